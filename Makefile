@@ -1,0 +1,44 @@
+# Everything a user or a reviewer types. Each target sets up what it needs first.
+.PHONY: help demo test lab check wasm setup-build setup-test
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+WASM := node js/scripts/toolchain.mjs
+JS   := js/dist/.built
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: setup-build $(JS) ## start a relay, a native peer and the demo page on this machine
+	cargo build --locked
+	cargo run --quiet --locked -- demo --www www --npm js
+
+wasm: setup-build $(JS) ## build the npm package into js/
+
+test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
+	cargo test --locked
+	node --test js/test/*.test.mjs
+	node --test --test-concurrency=1 tests/browser/*.test.mjs
+	node --test --test-concurrency=1 tests/interop/*.test.mjs
+	cargo test --locked -p throughline-lab
+
+lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the connectivity matrix behind real NATs (needs root; LAB="--full --repeat 3" for more)
+	cargo build --locked
+	cargo run --quiet --locked -p throughline-lab -- matrix --json target/matrix.json --markdown target/matrix.md $(LAB)
+
+check: setup-build js/node_modules/.package-lock.json ## format, lints on both targets, documentation
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-features --all-targets -- -D warnings
+	$(WASM) cargo clippy --locked --target wasm32-unknown-unknown --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps
+
+setup-build setup-test: setup-%:
+	@scripts/setup $*
+
+$(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/node_modules/.package-lock.json
+	node js/scripts/build.mjs
+	@touch $@
+
+%/node_modules/.package-lock.json: %/package-lock.json
+	cd $* && npm ci --no-audit --no-fund
+	@touch $@

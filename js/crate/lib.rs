@@ -1,0 +1,3 @@
+//! Exports what `throughline::wasm` binds; there is nothing here to call from Rust.
+
+extern crate throughline as _;

@@ -1,0 +1,50 @@
+// Builds the npm package as ../wasm-pack.toml records it: the wasm and its bindings into pkg/, the
+// TypeScript into dist/, then holds the result against the record's budget and checks.
+import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { brotliCompressSync, gzipSync } from "node:zlib";
+import { parse } from "smol-toml";
+import { environment, run } from "./toolchain.mjs";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+const js = join(root, "js");
+const record = parse(readFileSync(join(root, "wasm-pack.toml"), "utf8"));
+
+run(
+  "wasm-pack",
+  [
+    ...["build", join(root, record.crate), "--mode", "no-install", "--no-pack", "--no-gitignore"],
+    ...["--target", record.target, "--profile", record["cargo-profile"]],
+    ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]],
+    ...["--", "--locked"],
+  ],
+  { cwd: root, env: { ...environment(), CARGO_ENCODED_RUSTFLAGS: withoutPaths().join("\x1f") } },
+);
+run("tsc", [], { cwd: js });
+for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));
+
+const wasm = readFileSync(join(root, record["out-dir"], `${record["out-name"]}_bg.wasm`));
+const sizes = {
+  raw: wasm.byteLength,
+  gzip: gzipSync(wasm, { level: 9 }).byteLength,
+  brotli: brotliCompressSync(wasm).byteLength,
+};
+console.log(`wasm: ${Object.entries(sizes).map(([form, size]) => `${size} bytes ${form}`).join(", ")}`);
+
+const faults = Object.entries(record.budget)
+  .filter(([form, most]) => sizes[form] > most)
+  .map(([form, most]) => `${sizes[form]} bytes ${form} is above the budget of ${most}`);
+for (const { module, name } of WebAssembly.Module.imports(new WebAssembly.Module(wasm))) {
+  if (record.check["forbid-imports"].includes(module)) faults.push(`the module imports ${name} from "${module}"`);
+}
+for (const fault of faults) console.error(`build: ${fault}`);
+process.exitCode = faults.length ? 1 : 0;
+
+/** Flags that keep this machine's folders, and their length, out of the panic messages in the wasm. */
+function withoutPaths() {
+  const registry = join(process.env.CARGO_HOME || join(homedir(), ".cargo"), "registry/src");
+  const sources = existsSync(registry) ? readdirSync(registry).map((name) => join(registry, name)) : [];
+  return [...sources, root].map((folder) => `--remap-path-prefix=${folder.replace(/\/$/, "")}/=`);
+}

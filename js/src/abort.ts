@@ -1,0 +1,20 @@
+import { toError } from "./errors.js";
+
+export interface AbortOptions {
+  /** Cancels the operation, which then rejects with `signal.reason`. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Runs work of the bindings that takes a signal. */
+export async function cancellable<T>(
+  signal: AbortSignal | undefined,
+  work: (signal: AbortSignal | undefined) => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  try {
+    return await work(signal);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw toError(error);
+  }
+}

@@ -1,0 +1,28 @@
+/**
+ * What Node.js and server-side rendering import: the same names, so that importing works, and
+ * `unsupported_platform` on use, since Node.js has no WebRTC.
+ */
+import { ThroughlineError } from "./errors.js";
+
+export { errorCodes, ThroughlineError } from "./errors.js";
+
+function unsupported(): Promise<never> {
+  return Promise.reject(
+    new ThroughlineError(
+      "unsupported_platform",
+      "throughline on npm is for web pages: Node.js has no WebRTC; use the `throughline` program or the Rust crate",
+    ),
+  );
+}
+
+export class Connector {
+  private constructor() {}
+  static readonly create = unsupported;
+}
+
+export class Connection {
+  private constructor() {}
+}
+
+export const generateIdentity = unsupported;
+export const load = unsupported;

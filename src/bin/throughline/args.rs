@@ -1,0 +1,210 @@
+//! The command line.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Connect two peers behind NATs and firewalls.
+#[derive(Debug, Parser)]
+#[command(name = "throughline", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print one JSON object a line on stdout and nothing else there.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Log more to stderr: -v what happens, -vv every detail, with addresses. RUST_LOG overrides.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a relay with STUN, WebSocket, webrtc-direct and HTTP.
+    Serve(ServeArgs),
+    /// Wait for peers: echo, receive files, or chat on stdin and stdout.
+    Listen(ListenArgs),
+    /// Connect to the peer that a ticket names.
+    Connect(ConnectArgs),
+    /// Measure round trips to the peer that a ticket names.
+    Ping(PingArgs),
+    /// Say what this network lets through: relays, STUN, addresses.
+    Netcheck(PeerArgs),
+    /// Run a relay and a demo peer on this machine and print the URL of a page to try them.
+    Demo(DemoArgs),
+}
+
+/// `throughline serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// IP address to bind and announce; repeat it for several [default: 0.0.0.0].
+    #[arg(long, value_name = "IP")]
+    pub(crate) host: Vec<IpAddr>,
+    /// First of four ports, 0 for any [default: 4001]: QUIC and TCP, then WebSocket and
+    /// webrtc-direct, then HTTP and STUN, then STUN again.
+    #[arg(long, value_name = "N")]
+    pub(crate) port: Option<u16>,
+    /// Directory of the identity and the certificate, made on first use. Without it both are new at
+    /// each start.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Multiaddress to announce besides the bound ones; repeatable.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) announce: Vec<String>,
+    /// Folder of the page to serve at `/`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) www: Option<PathBuf>,
+    /// Folder of the npm package (with dist/ and pkg/) to serve at `/npm/`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) npm: Option<PathBuf>,
+    /// Circuits open at once, all peers together [default: 1024].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_circuits: Option<std::num::NonZeroUsize>,
+    /// Circuits open at once from one peer [default: 16].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_circuits_per_peer: Option<std::num::NonZeroUsize>,
+    /// TOML file with these and all other settings; the command line wins.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// What every command that is a peer takes.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PeerArgs {
+    /// Relay to be reached through, a multiaddress ending in /p2p/ID; repeatable.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) relay: Vec<String>,
+    /// STUN server, stun:HOST[:PORT]; repeatable.
+    #[arg(long, value_name = "URL")]
+    pub(crate) stun: Vec<String>,
+    /// TURN server, turn:HOST[:PORT] or turns:.
+    #[arg(long, value_name = "URL", requires_all = ["turn_user", "turn_pass"])]
+    pub(crate) turn: Option<String>,
+    /// User name at the TURN server.
+    #[arg(long, value_name = "U", requires = "turn")]
+    pub(crate) turn_user: Option<String>,
+    /// Password at the TURN server.
+    #[arg(long, value_name = "P", requires = "turn")]
+    pub(crate) turn_pass: Option<String>,
+    /// Address to listen on, a multiaddress; repeatable [default: any port, QUIC and TCP].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) bind: Vec<String>,
+    /// Identity file, made on first use [default: a fresh identity].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Stay on the relay: keeps the addresses of this machine from the other side.
+    #[arg(long)]
+    pub(crate) relay_only: bool,
+    /// TOML file with these and all other settings of the connector; the command line adds to it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `throughline listen`.
+#[derive(Debug, Args)]
+pub(crate) struct ListenArgs {
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// Answer echo and bench streams only, and leave stdin alone.
+    #[arg(long, conflicts_with = "recv")]
+    pub(crate) echo: bool,
+    /// Receive files into this directory, made if it is missing; nothing in it is overwritten.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) recv: Option<PathBuf>,
+    /// Refuse files of more bytes than this.
+    #[arg(long, value_name = "BYTES", default_value_t = 16 << 30)]
+    pub(crate) max_size: u64,
+}
+
+/// `throughline connect`.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// The ticket that the other peer printed.
+    pub(crate) ticket: String,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// Wait up to this long for a direct path; without one fail with the code `timeout`.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait_direct: Option<Seconds>,
+    /// Send this file.
+    #[arg(long, value_name = "FILE", group = "action")]
+    pub(crate) send: Option<PathBuf>,
+    /// Measure throughput to the peer for this long, 0.1 to 60.
+    #[arg(long, value_name = "SECONDS", group = "action")]
+    pub(crate) bench: Option<Seconds>,
+    /// With --bench: from the peer to here.
+    #[arg(long, requires = "bench")]
+    pub(crate) download: bool,
+    /// Measure this many round trips.
+    #[arg(long, value_name = "N", group = "action")]
+    pub(crate) ping: Option<u32>,
+}
+
+/// `throughline ping`.
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    /// The ticket that the other peer printed.
+    pub(crate) ticket: String,
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+    /// How many round trips to measure.
+    #[arg(short, long, value_name = "N", default_value_t = 4)]
+    pub(crate) count: u32,
+}
+
+/// `throughline demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    /// Where the demo peer stores the files it receives [default: a temporary directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) recv: Option<PathBuf>,
+}
+
+/// A duration on the command line: seconds with a fraction, 0 to a day.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seconds(pub(crate) std::time::Duration);
+
+impl std::str::FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds: f64 = text.parse().map_err(|_| String::from("not a number"))?;
+        if !(0.0..=86_400.0).contains(&seconds) {
+            return Err(String::from("not within 0 to 86400 seconds"));
+        }
+        Ok(Self(std::time::Duration::from_secs_f64(seconds)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_have_a_range() {
+        assert_eq!("0.5".parse::<Seconds>().unwrap().0.as_millis(), 500);
+        for bad in ["", "x", "-1", "NaN", "inf", "86401"] {
+            assert!(bad.parse::<Seconds>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn actions_exclude_each_other_and_turn_needs_its_credentials() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        parse("throughline connect T --send f --wait-direct 5").unwrap();
+        parse("throughline connect T --send f --ping 5").unwrap_err();
+        parse("throughline connect T --download").unwrap_err();
+        parse("throughline listen --turn turn:h").unwrap_err();
+        parse("throughline listen --turn turn:h --turn-user u --turn-pass p").unwrap();
+        parse("throughline listen --echo --recv d").unwrap_err();
+    }
+}

@@ -1,0 +1,176 @@
+//! `throughline connect`.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::json;
+use throughline::{Connection, Connector, Error, ErrorKind, Ticket};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    task::JoinHandle,
+};
+
+use crate::{
+    args::ConnectArgs,
+    output::{Output, human_bytes, millis},
+    peer, ping,
+    protocols::{self, bench, chat, file},
+    signal,
+    watch::PathWatch,
+};
+
+/// How long the first echoed byte is waited for once all else is done.
+const FIRST_BYTE: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(args: ConnectArgs, output: Output) -> Result<(), Error> {
+    let stopped = signal::stopped()?;
+    if let Some(time) = &args.bench
+        && !(Duration::from_millis(100)..=bench::MAX_TIME).contains(&time.0)
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidConfig,
+            "--bench: must be 0.1 to 60 seconds",
+        ));
+    }
+    let ticket: Ticket = args.ticket.parse()?;
+    let connector = peer::bind(&args.peer, false).await?;
+    let result = tokio::select! {
+        result = connected(&connector, &ticket, &args, output) => result,
+        () = stopped => Err(Error::new(ErrorKind::Aborted, "stopped by a signal")),
+    };
+    connector.close().await;
+    result
+}
+
+async fn connected(
+    connector: &Connector,
+    ticket: &Ticket,
+    args: &ConnectArgs,
+    output: Output,
+) -> Result<(), Error> {
+    let start = Instant::now();
+    let connection = connector.connect(ticket).await?;
+    let mut paths = PathWatch::start(&connection, start, output);
+    // In a terminal chat nobody asked for it.
+    let measured = output.is_json() || args.wait_direct.is_some();
+    let first_byte = measured.then(|| spawn_first_byte(&connection, start, output));
+    if let Some(time) = args.wait_direct {
+        paths.direct(time.0).await?;
+    }
+    if let Some(path) = &args.send {
+        send(&connection, path, output).await?;
+    } else if let Some(time) = args.bench {
+        measure(&connection, time.0, args.download, output).await?;
+    } else if let Some(count) = args.ping {
+        ping::measure(&connection, &paths, count, output).await?;
+    } else if args.wait_direct.is_none() {
+        converse(&connection, output).await?;
+    }
+    if let Some(first_byte) = first_byte {
+        // Its event belongs before the end of the output, if it comes at all.
+        let _ = tokio::time::timeout(FIRST_BYTE, first_byte).await;
+    }
+    Ok(())
+}
+
+/// Tells when the first byte has come back; a peer that echoes nothing is no failure.
+fn spawn_first_byte(connection: &Connection, start: Instant, output: Output) -> JoinHandle<()> {
+    let connection = connection.clone();
+    tokio::spawn(async move {
+        let echoed = async {
+            let mut stream = connection.open(protocols::ECHO).await?;
+            stream.write_all(&[0]).await?;
+            stream.flush().await?;
+            stream.read_exact(&mut [0]).await?;
+            let ms = millis(start.elapsed());
+            output.event("first_byte", json!({ "ms": ms }), || {
+                format!("first byte after {ms:.0} ms")
+            });
+            stream.close().await?;
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = echoed.await {
+            tracing::info!(%error, "nothing is echoed");
+        }
+    })
+}
+
+async fn send(connection: &Connection, path: &Path, output: Output) -> Result<(), Error> {
+    let start = Instant::now();
+    let (writer, reader) = connection.open(file::PROTOCOL).await?.split();
+    let progress = |done, size| output.progress(done, size);
+    let sent = file::send(reader, writer, path, progress).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    let fields = json!({
+        "bytes": sent.bytes,
+        "sha256": sent.sha256,
+        "seconds": seconds,
+        "mbit_s": sent.bytes as f64 * 8.0 / 1e6 / seconds,
+    });
+    output.result("sent", fields, || {
+        let size = human_bytes(sent.bytes);
+        format!("sent {size} in {seconds:.2} s, SHA-256 {}", sent.sha256)
+    });
+    Ok(())
+}
+
+async fn measure(
+    connection: &Connection,
+    time: Duration,
+    download: bool,
+    output: Output,
+) -> Result<(), Error> {
+    let (writer, reader) = connection.open(bench::PROTOCOL).await?.split();
+    let (measured, direction) = if download {
+        (bench::download(reader, writer, time).await?, "download")
+    } else {
+        (bench::upload(reader, writer, time).await?, "upload")
+    };
+    let rate = measured.mbit_per_second();
+    let fields = json!({
+        "mbit_s": rate,
+        "bytes": measured.bytes,
+        "seconds": measured.elapsed.as_secs_f64(),
+        "direction": direction,
+        "path": connection.path().map(|path| path.kind),
+    });
+    output.result("bench", fields, || format!("{direction}: {rate:.1} Mbit/s"));
+    Ok(())
+}
+
+/// Without an action: stdin and stdout are the other side's.
+async fn converse(connection: &Connection, output: Output) -> Result<(), Error> {
+    if !output.is_json() {
+        let (writer, reader) = connection.open(chat::PROTOCOL).await?.split();
+        return Ok(chat::pipe(reader, writer).await?);
+    }
+    // Stdout is taken by events: lines of stdin are sent, the other side's become events.
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let Some(mut line) = lines.next_line().await? else {
+        return Ok(());
+    };
+    let (mut writer, reader) = connection.open(chat::PROTOCOL).await?.split();
+    let send = async {
+        loop {
+            line.push('\n');
+            writer.write_all(line.as_bytes()).await?;
+            match lines.next_line().await? {
+                Some(next) => line = next,
+                None => break,
+            }
+        }
+        writer.close().await?;
+        Ok::<_, Error>(())
+    };
+    let peer = connection.peer_id().to_string();
+    let receive = chat::answer_lines(reader, futures::io::sink(), |text| {
+        let fields = json!({ "peer_id": peer, "text": text });
+        output.event("message", fields, String::new);
+        None
+    });
+    futures::future::try_join(send, receive).await?;
+    Ok(())
+}

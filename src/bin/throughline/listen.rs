@@ -1,0 +1,58 @@
+//! `throughline listen`.
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use serde_json::json;
+use throughline::{Connector, Error};
+use tokio::sync::mpsc;
+
+use crate::{
+    args::ListenArgs,
+    output::{Output, io_error},
+    peer,
+    service::{Chat, Service},
+    signal,
+};
+
+pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
+    let stopped = signal::stopped()?;
+    if let Some(directory) = &args.recv {
+        // Now rather than with the first file.
+        std::fs::create_dir_all(directory)
+            .map_err(|error| io_error(format_args!("--recv {}", directory.display()), error))?;
+    }
+    let (ended, mut chat_ended) = mpsc::channel(1);
+    let chat = match (args.echo || args.recv.is_some(), output.is_json()) {
+        (true, _) => Chat::Off,
+        (false, true) => Chat::Events,
+        (false, false) => Chat::Terminal {
+            taken: AtomicBool::new(false),
+            ended: ended.clone(),
+        },
+    };
+    let service = Service {
+        output,
+        inbox: args.recv.map(|directory| (directory, args.max_size)),
+        chat,
+    };
+    let connector = peer::bind(&args.peer, true).await?;
+    announce(&connector, output);
+    tokio::spawn(Arc::new(service).run(connector.clone()));
+    let result = tokio::select! {
+        () = stopped => Ok(()),
+        // `ended` above keeps the channel open where there is no terminal chat.
+        Some(result) = chat_ended.recv() => result,
+    };
+    connector.close().await;
+    result
+}
+
+/// Prints the ticket; it goes to stdout alone, so that a script without JSON can read it.
+fn announce(connector: &Connector, output: Output) {
+    let (peer, ticket) = (
+        connector.peer_id().to_string(),
+        connector.ticket().to_string(),
+    );
+    let fields = json!({ "peer_id": peer, "ticket": ticket });
+    output.result("ready", fields, || ticket);
+}

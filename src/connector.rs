@@ -1,0 +1,213 @@
+//! The one entry: a peer that connects to others and can be connected to.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::{
+    config::{Config, TurnServer},
+    connection::Connection,
+    error::{Error, ErrorKind},
+    identity::{Identity, PeerId},
+    node::{self, Command, Shared},
+    report::Report,
+    ticket::Ticket,
+};
+
+/// One peer: an identity, its listeners and reservations, and its connections.
+///
+/// Cheap to clone; every clone is the same peer.
+///
+/// # Drop
+/// When the last clone and the last [`Connection`] are dropped, the peer stops: its reservations
+/// end and its sockets close. [`Connector::close`] does so at once and tells the peers.
+#[derive(Clone)]
+pub struct Connector {
+    commands: mpsc::Sender<Command>,
+    incoming: Arc<Mutex<mpsc::Receiver<Connection>>>,
+    shared: Arc<Shared>,
+}
+
+impl Connector {
+    /// Starts the configuration of a new peer.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Who this peer is.
+    pub fn peer_id(&self) -> PeerId {
+        self.shared.peer_id
+    }
+
+    /// How to reach this peer as of now: the relays that hold a reservation for it, and its own
+    /// addresses. Ask anew after the network changed.
+    pub fn ticket(&self) -> Ticket {
+        self.shared.ticket()
+    }
+
+    /// Connects to the peer that `ticket` names and returns on the first authenticated path.
+    ///
+    /// Every relay and address in the ticket that the configuration allows is tried at once. The
+    /// first path usually is a relay circuit; a better one is sought in the background and
+    /// reported by [`Connection::path_events`]. If there is a connection to the peer already, it
+    /// is returned.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreachable`] with every attempt when nothing came up within
+    /// [`Config::connect_timeout`]; [`ErrorKind::WrongPeer`] when somebody else answered;
+    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`];
+    /// [`ErrorKind::ConnectorClosed`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the connect; its attempts are cancelled unless another connect
+    /// to the same peer waits for them.
+    pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Connect {
+            ticket: ticket.clone(),
+            reply,
+        })
+        .await?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// The next connection that another peer made to this one; `None` once the connector is
+    /// closed. Clones share one queue; when 64 connections wait, further ones are refused.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no connection is lost.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.incoming.lock().await.recv().await
+    }
+
+    /// What this peer knows about its relays, addresses and connections.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ConnectorClosed`].
+    pub async fn report(&self) -> Result<Report, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Report { reply }).await?;
+        answer.await.map_err(|_| closed())
+    }
+
+    /// Counters and gauges in the OpenMetrics text format. Labels hold names only, never an
+    /// address or a peer id.
+    pub fn metrics(&self) -> String {
+        self.shared.metrics.encode()
+    }
+
+    /// Closes every connection, tells the peers, and stops. Idempotent. Bytes that a stream has
+    /// not sent are lost: finish streams first.
+    pub async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.command(Command::Shutdown { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| closed())
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector")
+            .field("peer_id", &self.shared.peer_id)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::ConnectorClosed, "the connector is closed")
+}
+
+/// Configures a [`Connector`]. Every setter has its meaning, unit, range and default at the field
+/// of [`Config`] that it sets.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Builder {
+    identity: Option<Identity>,
+    config: Config,
+}
+
+impl Builder {
+    /// Who to be. Defaults to a fresh identity.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Replaces the whole configuration.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Adds one address of a relay; see [`Config::relays`].
+    pub fn relay(mut self, address: impl Into<String>) -> Self {
+        self.config.relays.push(address.into());
+        self
+    }
+
+    /// Adds a STUN server; see [`Config::stun`].
+    pub fn stun(mut self, url: impl Into<String>) -> Self {
+        self.config.stun.push(url.into());
+        self
+    }
+
+    /// Adds a TURN server; see [`Config::turn`].
+    pub fn turn(mut self, server: TurnServer) -> Self {
+        self.config.turn.push(server);
+        self
+    }
+
+    /// Adds an address to listen on; see [`Config::listen`].
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.config.listen.push(address.into());
+        self
+    }
+
+    /// Adds a protocol that stock libp2p peers may open; see [`Config::protocols`].
+    pub fn protocol(mut self, name: impl Into<String>) -> Self {
+        self.config.protocols.push(name.into());
+        self
+    }
+
+    /// Whether to hold reservations; see [`Config::reserve`].
+    pub fn reserve(mut self, reserve: bool) -> Self {
+        self.config.reserve = reserve;
+        self
+    }
+
+    /// Starts the peer. With relays configured and [`Config::reserve`] set, returns once the first
+    /// of them holds a reservation, so that [`Connector::ticket`] is complete; the others follow
+    /// in the background, and are kept, renewed and replaced from then on.
+    ///
+    /// On native targets it must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Before anything is sent: [`ErrorKind::InvalidConfig`], [`ErrorKind::InvalidAddress`],
+    /// [`ErrorKind::UnsupportedPlatform`]. Then [`ErrorKind::Io`] if a socket cannot be had, and
+    /// [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the peer.
+    pub async fn bind(self) -> Result<Connector, Error> {
+        self.config.validate()?;
+        let identity = self.identity.unwrap_or_else(Identity::generate);
+        let wait = self.config.reserve && !self.config.relays.is_empty();
+        let (commands, incoming, shared) = node::start(identity, self.config)?;
+        let connector = Connector {
+            commands,
+            incoming: Arc::new(Mutex::new(incoming)),
+            shared,
+        };
+        if wait {
+            let (reply, answer) = oneshot::channel();
+            connector.command(Command::Online { reply }).await?;
+            answer.await.map_err(|_| closed())??;
+        }
+        Ok(connector)
+    }
+}

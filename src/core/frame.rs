@@ -1,0 +1,545 @@
+//! Frames on a data channel, and the life of the libp2p stream they carry.
+//!
+//! Each frame is an unsigned varint length and a proto2 `Message { flag, message }`, at most
+//! 16 KiB with its prefix; one frame is sent per channel message, and received frames are read
+//! as a byte stream because some peers split or join them (libp2p specification
+//! `webrtc/README.md`, "Multiplexing").
+
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Largest frame with its length prefix, in bytes.
+pub(crate) const MAX_FRAME_LEN: usize = 16 * 1024;
+
+/// Largest payload of one frame: what is left after the frame's length (2 bytes), the payload's
+/// tag and length (3) and a flag (2), which js-libp2p, too, keeps room for.
+pub(crate) const MAX_PAYLOAD_LEN: usize = MAX_FRAME_LEN - 7;
+
+/// A control flag of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flag {
+    /// The sender will send no more data.
+    Fin,
+    /// The sender will read no more data.
+    StopSending,
+    /// The sender abandons both directions.
+    Reset,
+    /// Answer to [`Flag::Fin`].
+    FinAck,
+}
+
+impl Flag {
+    fn from_wire(value: u64) -> Option<Self> {
+        match value {
+            0 => Some(Self::Fin),
+            1 => Some(Self::StopSending),
+            2 => Some(Self::Reset),
+            3 => Some(Self::FinAck),
+            _ => None,
+        }
+    }
+
+    fn wire(self) -> u8 {
+        match self {
+            Self::Fin => 0,
+            Self::StopSending => 1,
+            Self::Reset => 2,
+            Self::FinAck => 3,
+        }
+    }
+}
+
+/// One frame. `message` is applied before `flag`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// The flag, if any. A value that no version of the specification knows counts as none.
+    pub flag: Option<Flag>,
+    /// The payload, possibly empty.
+    pub message: Bytes,
+}
+
+/// Why received bytes are not frames; the stream is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub(crate) enum FrameError {
+    /// Longer than [`MAX_FRAME_LEN`].
+    TooLong(u64),
+    /// Not the protobuf message; names the field.
+    Malformed(&'static str),
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong(len) => write!(f, "frame of {len} bytes, {MAX_FRAME_LEN} at most"),
+            Self::Malformed(field) => write!(f, "malformed frame: {field}"),
+        }
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+const FIELD_FLAG: u64 = 1 << 3;
+const FIELD_MESSAGE: u64 = 2 << 3 | 2;
+
+/// Appends a frame with up to [`MAX_PAYLOAD_LEN`] bytes of `payload`; more is cut off.
+/// Returns how many were taken.
+pub(crate) fn encode_data(payload: &[u8], out: &mut BytesMut) -> usize {
+    let payload = &payload[..payload.len().min(MAX_PAYLOAD_LEN)];
+    let mut len = unsigned_varint::encode::usize_buffer();
+    let len = unsigned_varint::encode::usize(payload.len(), &mut len);
+    let mut frame = unsigned_varint::encode::usize_buffer();
+    let frame = unsigned_varint::encode::usize(1 + len.len() + payload.len(), &mut frame);
+    out.reserve(frame.len() + 1 + len.len() + payload.len());
+    out.put_slice(frame);
+    out.put_u8(FIELD_MESSAGE as u8);
+    out.put_slice(len);
+    out.put_slice(payload);
+    payload.len()
+}
+
+/// The frame that carries nothing but `flag`.
+pub(crate) fn encode_flag(flag: Flag) -> [u8; 3] {
+    [2, FIELD_FLAG as u8, flag.wire()]
+}
+
+/// Cuts a received byte stream into frames.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    buffer: BytesMut,
+}
+
+impl Decoder {
+    /// Adds received bytes, without copying them where frames and messages coincide. Holds no
+    /// more than one unfinished frame besides `bytes`.
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if self.buffer.is_empty() {
+            self.buffer = bytes.into();
+        } else {
+            self.buffer.extend_from_slice(&bytes);
+        }
+    }
+
+    /// The next whole frame, `None` until more bytes come.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let mut rest = &self.buffer[..];
+        let before = rest.len();
+        let Some(len) = take_varint(&mut rest) else {
+            // Three bytes hold every length allowed, so a longer prefix is never waited for.
+            return match self.buffer.len() {
+                0..=3 => Ok(None),
+                _ => Err(FrameError::Malformed("length")),
+            };
+        };
+        let prefix = before - rest.len();
+        if len > (MAX_FRAME_LEN - prefix.min(3)) as u64 {
+            return Err(FrameError::TooLong(len));
+        }
+        let len = len as usize;
+        if rest.len() < len {
+            return Ok(None);
+        }
+        self.buffer.advance(prefix);
+        let body = self.buffer.split_to(len).freeze();
+        Self::decode(body).map(Some)
+    }
+
+    fn decode(body: Bytes) -> Result<Frame, FrameError> {
+        use FrameError::Malformed;
+
+        let mut frame = Frame::default();
+        let mut rest = &body[..];
+        while !rest.is_empty() {
+            let tag = take_varint(&mut rest).ok_or(Malformed("tag"))?;
+            match tag {
+                FIELD_FLAG => {
+                    let value = take_varint(&mut rest).ok_or(Malformed("flag"))?;
+                    frame.flag = Flag::from_wire(value);
+                }
+                FIELD_MESSAGE => {
+                    let message = take_bytes(&mut rest).ok_or(Malformed("message"))?;
+                    frame.message = body.slice_ref(message);
+                }
+                tag => skip_field(tag, &mut rest).ok_or(Malformed("unknown field"))?,
+            }
+        }
+        Ok(frame)
+    }
+}
+
+/// Takes an unsigned varint off the front; `None` when it is cut off or overlong.
+pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let (value, rest) = unsigned_varint::decode::u64(bytes).ok()?;
+    *bytes = rest;
+    Some(value)
+}
+
+/// Takes a length-delimited protobuf value off the front.
+pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = usize::try_from(take_varint(bytes)?).ok()?;
+    let (value, rest) = bytes.split_at_checked(len)?;
+    *bytes = rest;
+    Some(value)
+}
+
+/// Skips the value of a protobuf field that we do not know.
+pub(crate) fn skip_field(tag: u64, bytes: &mut &[u8]) -> Option<()> {
+    let fixed = match tag & 7 {
+        0 => return take_varint(bytes).map(drop),
+        2 => return take_bytes(bytes).map(drop),
+        1 => 8,
+        5 => 4,
+        _ => return None,
+    };
+    *bytes = bytes.split_at_checked(fixed)?.1;
+    Some(())
+}
+
+/// The state of one direction of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Half {
+    Open,
+    /// Ended in order: FIN sent or received.
+    Finished,
+    /// Given up: STOP_SENDING, RESET, or the channel closed before FIN.
+    Reset,
+}
+
+/// The flags of one stream: which halves are open, what must be sent, when it is done.
+///
+/// Pure: the caller sends what [`poll_flag`](Self::poll_flag) gives, tells what arrives, and
+/// closes the channel when [`is_done`](Self::is_done), or [`FIN_ACK_TIMEOUT`] after it wanted to.
+///
+/// [`FIN_ACK_TIMEOUT`]: crate::rtc::FIN_ACK_TIMEOUT
+#[derive(Debug)]
+pub(crate) struct StreamState {
+    read: Half,
+    write: Half,
+    /// We sent FIN and the peer has acknowledged it, or never will.
+    fin_acked: bool,
+    /// Whether FIN_ACK is sent, and waited for.
+    fin_ack: bool,
+    /// Both directions were abandoned; nothing is said any more except our own RESET.
+    aborted: bool,
+    /// Flags to be sent, a set with one bit each, sent in the order of [`SEND_ORDER`].
+    pending: u8,
+}
+
+/// RESET alone matters after a reset; FIN_ACK goes first so that the peer is not kept waiting.
+const SEND_ORDER: [Flag; 4] = [Flag::Reset, Flag::FinAck, Flag::Fin, Flag::StopSending];
+
+impl Default for StreamState {
+    fn default() -> Self {
+        Self {
+            read: Half::Open,
+            write: Half::Open,
+            fin_acked: false,
+            fin_ack: true,
+            aborted: false,
+            pending: 0,
+        }
+    }
+}
+
+impl StreamState {
+    /// For a peer of before FIN_ACK, which takes one for a malformed frame.
+    pub(crate) fn without_fin_ack() -> Self {
+        Self {
+            fin_acked: true,
+            fin_ack: false,
+            ..Self::default()
+        }
+    }
+
+    /// Whether data may be sent.
+    pub(crate) fn can_write(&self) -> bool {
+        self.write == Half::Open
+    }
+
+    /// Whether data may still arrive.
+    pub(crate) fn can_read(&self) -> bool {
+        self.read == Half::Open
+    }
+
+    /// Whether reading ended in order: what was received is all there is.
+    pub(crate) fn read_finished(&self) -> bool {
+        self.read == Half::Finished
+    }
+
+    /// Whether the peer, or we, abandoned the writing direction.
+    pub(crate) fn write_reset(&self) -> bool {
+        self.write == Half::Reset
+    }
+
+    /// Ends writing in order; the FIN goes after all data handed out before.
+    pub(crate) fn close_write(&mut self) {
+        if self.write == Half::Open {
+            self.write = Half::Finished;
+            self.queue(Flag::Fin);
+        }
+    }
+
+    /// Gives up reading: what still arrives is thrown away.
+    pub(crate) fn stop_reading(&mut self) {
+        if self.read == Half::Open {
+            self.read = Half::Reset;
+            self.queue(Flag::StopSending);
+        }
+    }
+
+    /// Abandons both directions.
+    pub(crate) fn reset(&mut self) {
+        if !self.aborted && !self.is_done() {
+            self.abandon();
+            self.write = Half::Reset;
+            self.queue(Flag::Reset);
+        }
+    }
+
+    /// A flag arrived, after the data of its frame.
+    pub(crate) fn received(&mut self, flag: Flag) {
+        match flag {
+            Flag::Fin => {
+                if self.read == Half::Open {
+                    self.read = Half::Finished;
+                }
+                // Also for a FIN that comes again or after STOP_SENDING: the peer waits.
+                if !self.aborted && self.fin_ack {
+                    self.queue(Flag::FinAck);
+                }
+            }
+            Flag::FinAck => {
+                if self.write == Half::Finished {
+                    self.fin_acked = true;
+                }
+            }
+            Flag::StopSending => {
+                // The specification wants no RESET in reply, but the peer will not
+                // acknowledge a FIN either, so none is waited for.
+                if self.write == Half::Open {
+                    self.write = Half::Reset;
+                    self.fin_acked = true;
+                }
+            }
+            Flag::Reset => self.abandon(),
+        }
+    }
+
+    /// The channel closed under us. Without a FIN before, data may be missing: a reset.
+    pub(crate) fn channel_closed(&mut self) {
+        self.abandon();
+    }
+
+    /// The next flag to send.
+    pub(crate) fn poll_flag(&mut self) -> Option<Flag> {
+        let flag = SEND_ORDER
+            .into_iter()
+            .find(|flag| self.pending & bit(*flag) != 0)?;
+        self.pending &= !bit(flag);
+        Some(flag)
+    }
+
+    /// Whether a flag waits to be sent.
+    pub(crate) fn has_flags(&self) -> bool {
+        self.pending != 0
+    }
+
+    /// Whether both directions are over and nothing is left to say or to hear: the channel can
+    /// be closed, and its id used again once the close has completed.
+    pub(crate) fn is_done(&self) -> bool {
+        self.read != Half::Open && self.write != Half::Open && self.fin_acked && self.pending == 0
+    }
+
+    fn abandon(&mut self) {
+        if self.read == Half::Open {
+            self.read = Half::Reset;
+        }
+        if self.write == Half::Open {
+            self.write = Half::Reset;
+        }
+        self.fin_acked = true;
+        self.aborted = true;
+        self.pending = 0;
+    }
+
+    fn queue(&mut self, flag: Flag) {
+        self.pending |= bit(flag);
+    }
+}
+
+fn bit(flag: Flag) -> u8 {
+    1 << flag.wire()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames(bytes: &[u8]) -> Vec<Frame> {
+        let mut decoder = Decoder::default();
+        decoder.push(Bytes::copy_from_slice(bytes));
+        std::iter::from_fn(|| decoder.next_frame().unwrap()).collect()
+    }
+
+    fn flags(state: &mut StreamState) -> Vec<Flag> {
+        std::iter::from_fn(|| state.poll_flag()).collect()
+    }
+
+    #[test]
+    fn the_largest_frame_fits_16_kib() {
+        let mut out = BytesMut::new();
+        let taken = encode_data(&[7; 20_000], &mut out);
+        assert_eq!(taken, MAX_PAYLOAD_LEN);
+        assert!(out.len() + 2 <= MAX_FRAME_LEN);
+        assert_eq!(frames(&out)[0].message.len(), MAX_PAYLOAD_LEN);
+    }
+
+    #[test]
+    fn unknown_fields_and_flags_are_skipped() {
+        // errorCode = 3 as go-libp2p sends it, and a flag of the future.
+        let frame = &frames(&[6, 0x08, 9, 0x18, 1, 0x12, 0])[0];
+        assert_eq!(*frame, Frame::default());
+    }
+
+    #[test]
+    fn oversized_and_garbled_frames_are_refused() {
+        let mut decoder = Decoder::default();
+        decoder.push(Bytes::from_static(&[0xff, 0xff, 0x7f]));
+        assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong(_))));
+        let mut decoder = Decoder::default();
+        decoder.push(Bytes::from_static(&[0xff; 4]));
+        assert_eq!(decoder.next_frame(), Err(FrameError::Malformed("length")));
+        let mut decoder = Decoder::default();
+        decoder.push(Bytes::from_static(&[2, 0x12, 9]));
+        assert_eq!(decoder.next_frame(), Err(FrameError::Malformed("message")));
+    }
+
+    #[test]
+    fn a_stream_closed_by_both_waits_for_both_acknowledgements() {
+        let mut state = StreamState::default();
+        state.close_write();
+        assert_eq!(flags(&mut state), [Flag::Fin]);
+        assert!(state.can_read() && !state.can_write());
+        state.received(Flag::Fin);
+        assert!(state.read_finished());
+        assert!(!state.is_done());
+        assert_eq!(flags(&mut state), [Flag::FinAck]);
+        assert!(!state.is_done());
+        state.received(Flag::FinAck);
+        assert!(state.is_done());
+    }
+
+    #[test]
+    fn without_fin_ack_none_is_sent_or_awaited() {
+        let mut state = StreamState::without_fin_ack();
+        state.received(Flag::Fin);
+        assert_eq!(flags(&mut state), []);
+        assert!(!state.is_done());
+        state.close_write();
+        assert_eq!(flags(&mut state), [Flag::Fin]);
+        assert!(state.is_done());
+    }
+
+    #[test]
+    fn stop_sending_gets_no_reset() {
+        let mut state = StreamState::default();
+        state.received(Flag::StopSending);
+        assert!(state.write_reset() && state.can_read());
+        assert_eq!(flags(&mut state), []);
+        state.received(Flag::Fin);
+        assert_eq!(flags(&mut state), [Flag::FinAck]);
+        assert!(state.is_done());
+    }
+
+    #[test]
+    fn a_reset_drops_everything_at_once() {
+        let mut state = StreamState::default();
+        state.received(Flag::Reset);
+        assert!(state.is_done() && !state.read_finished());
+        let mut state = StreamState::default();
+        state.close_write();
+        state.reset();
+        assert_eq!(flags(&mut state), [Flag::Reset]);
+        assert!(state.is_done());
+    }
+
+    #[test]
+    fn a_close_after_fin_is_an_end_and_without_it_a_reset() {
+        let mut state = StreamState::default();
+        state.received(Flag::Fin);
+        state.channel_closed();
+        assert!(state.read_finished());
+        let mut state = StreamState::default();
+        state.channel_closed();
+        assert!(!state.read_finished() && !state.can_read());
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(chunks in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
+            let mut decoder = Decoder::default();
+            for chunk in chunks {
+                decoder.push(chunk.into());
+                while let Ok(Some(_)) = decoder.next_frame() {}
+            }
+        }
+
+        #[test]
+        fn frames_survive_any_cut(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..400), 1..8),
+            cut in 1usize..50,
+        ) {
+            let mut wire = BytesMut::new();
+            for payload in &payloads {
+                encode_data(payload, &mut wire);
+                wire.extend_from_slice(&encode_flag(Flag::FinAck));
+            }
+            let mut decoder = Decoder::default();
+            let mut seen = Vec::new();
+            for part in wire.chunks(cut) {
+                decoder.push(Bytes::copy_from_slice(part));
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    match frame.flag {
+                        Some(flag) => prop_assert_eq!(flag, Flag::FinAck),
+                        None => seen.push(frame.message.to_vec()),
+                    }
+                }
+            }
+            prop_assert_eq!(seen, payloads);
+        }
+
+        /// Two ends that exchange flags in order always finish when both close or reset.
+        #[test]
+        fn both_ends_finish(steps in proptest::collection::vec((any::<bool>(), 0u8..4), 0..20)) {
+            let mut ends = [StreamState::default(), StreamState::default()];
+            let exchange = |ends: &mut [StreamState; 2]| {
+                while ends.iter().any(StreamState::has_flags) {
+                    for from in 0..2 {
+                        if let Some(flag) = ends[from].poll_flag() {
+                            ends[1 - from].received(flag);
+                        }
+                    }
+                }
+            };
+            for (end, step) in steps {
+                let end = &mut ends[usize::from(end)];
+                match step {
+                    0 => end.close_write(),
+                    1 => end.stop_reading(),
+                    2 => end.reset(),
+                    _ => {}
+                }
+                exchange(&mut ends);
+            }
+            for end in &mut ends {
+                end.close_write();
+                end.stop_reading();
+            }
+            exchange(&mut ends);
+            prop_assert!(ends.iter().all(StreamState::is_done), "{:?}", ends);
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Session descriptions of data channels: what a peer's says, and how ours is written.
+//!
+//! Only what `/webrtc` needs of RFC 8866, 8839, 8842 and 8841: one `m=application` section
+//! with ICE credentials, a certificate fingerprint, the DTLS role and candidates.
+
+use std::fmt;
+
+use super::candidate::Candidate;
+
+/// Longest description read, in bytes.
+pub(crate) const MAX_SDP_LEN: usize = 16 * 1024;
+
+/// Most candidates read from one description.
+pub(crate) const MAX_CANDIDATES: usize = 64;
+
+/// The message size a peer accepts when it does not say (RFC 8841 section 6.1).
+pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: u32 = 64 * 1024;
+
+/// The `setup` attribute (RFC 8842 section 5.2): who is the DTLS client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setup {
+    /// The answerer chooses.
+    ActPass,
+    /// The writer is the client.
+    Active,
+    /// The writer is the server.
+    Passive,
+}
+
+impl Setup {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::ActPass => "actpass",
+            Self::Active => "active",
+            Self::Passive => "passive",
+        }
+    }
+}
+
+/// The digest of a certificate (RFC 8122 section 5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    /// Hash function by its SDP name, in lower case.
+    pub hash: String,
+    /// The digest.
+    pub digest: Vec<u8>,
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hash)?;
+        for (i, byte) in self.digest.iter().enumerate() {
+            let separator = if i == 0 { ' ' } else { ':' };
+            write!(f, "{separator}{byte:02X}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What a session description says about its one data section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Description {
+    /// `ice-ufrag`, 4 to 256 characters.
+    pub ufrag: String,
+    /// `ice-pwd`, 22 to 256 characters.
+    pub pwd: String,
+    /// `ice-lite`: the writer answers checks and sends none.
+    pub ice_lite: bool,
+    /// Digest of the writer's certificate.
+    pub fingerprint: Fingerprint,
+    /// DTLS role.
+    pub setup: Setup,
+    /// Name of the section.
+    pub mid: String,
+    /// Largest message the writer accepts, in bytes; 0 means any.
+    pub max_message_size: u32,
+    /// Candidates known when it was written. Ones we cannot read are left out.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Why a description was refused; names the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SdpError {
+    /// Longer than [`MAX_SDP_LEN`].
+    TooLong,
+    /// The field is missing.
+    Missing(&'static str),
+    /// The field is there and wrong.
+    Invalid(&'static str),
+}
+
+impl fmt::Display for SdpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong => write!(f, "longer than {MAX_SDP_LEN} bytes"),
+            Self::Missing(field) => write!(f, "{field} is missing"),
+            Self::Invalid(field) => write!(f, "{field} is invalid"),
+        }
+    }
+}
+
+impl std::error::Error for SdpError {}
+
+/// Attributes as they are met; the section's replace the session's.
+#[derive(Default)]
+struct Attributes<'a> {
+    ufrag: Option<&'a str>,
+    pwd: Option<&'a str>,
+    setup: Option<&'a str>,
+    mid: Option<&'a str>,
+    max_message_size: Option<&'a str>,
+    fingerprint: Option<&'a str>,
+    candidates: Vec<&'a str>,
+}
+
+impl Description {
+    /// Reads an offer or an answer.
+    ///
+    /// # Errors
+    /// [`SdpError`] names the first field that is missing or wrong. Candidate lines are never
+    /// an error: `.local` names and unknown transports are normal there.
+    pub(crate) fn parse(sdp: &str) -> Result<Self, SdpError> {
+        use SdpError::{Invalid, Missing};
+
+        if sdp.len() > MAX_SDP_LEN {
+            return Err(SdpError::TooLong);
+        }
+        if !sdp.starts_with("v=0") {
+            return Err(Missing("v"));
+        }
+        let mut ice_lite = false;
+        let mut sections = 0;
+        let mut found = Attributes::default();
+        for line in sdp.lines().map(str::trim_end) {
+            if let Some(media) = line.strip_prefix("m=") {
+                sections += 1;
+                let mut parts = media.split_ascii_whitespace();
+                let kind = parts.next();
+                let (_port, protocol) = (parts.next(), parts.next());
+                if kind != Some("application") || !protocol.is_some_and(|p| p.ends_with("SCTP")) {
+                    return Err(Invalid("m"));
+                }
+                continue;
+            }
+            let Some(attribute) = line.strip_prefix("a=") else {
+                continue;
+            };
+            let (name, value) = attribute.split_once(':').unwrap_or((attribute, ""));
+            match name {
+                "ice-lite" => ice_lite = true,
+                "ice-ufrag" => found.ufrag = Some(value),
+                "ice-pwd" => found.pwd = Some(value),
+                "setup" => found.setup = Some(value),
+                "mid" => found.mid = Some(value),
+                "max-message-size" => found.max_message_size = Some(value),
+                // Several may be given for one certificate; sha-256 is the one all can compute.
+                "fingerprint" if found.fingerprint.is_none() || is_sha256(value) => {
+                    found.fingerprint = Some(value);
+                }
+                "candidate" if found.candidates.len() < MAX_CANDIDATES => {
+                    found.candidates.push(value);
+                }
+                _ => {}
+            }
+        }
+        match sections {
+            0 => return Err(Missing("m")),
+            1 => {}
+            _ => return Err(Invalid("m")),
+        }
+
+        let ufrag = found.ufrag.ok_or(Missing("ice-ufrag"))?;
+        let pwd = found.pwd.ok_or(Missing("ice-pwd"))?;
+        Ok(Self {
+            ufrag: ice_chars(ufrag, 4).ok_or(Invalid("ice-ufrag"))?,
+            pwd: ice_chars(pwd, 22).ok_or(Invalid("ice-pwd"))?,
+            ice_lite,
+            fingerprint: parse_fingerprint(found.fingerprint.ok_or(Missing("fingerprint"))?)
+                .ok_or(Invalid("fingerprint"))?,
+            setup: match found.setup.ok_or(Missing("setup"))? {
+                "actpass" => Setup::ActPass,
+                "active" => Setup::Active,
+                "passive" => Setup::Passive,
+                _ => return Err(Invalid("setup")),
+            },
+            mid: match found.mid.unwrap_or("0") {
+                mid if mid.len() <= 16 && mid.bytes().all(|b| b.is_ascii_graphic()) => {
+                    mid.to_owned()
+                }
+                _ => return Err(Invalid("mid")),
+            },
+            max_message_size: match found.max_message_size {
+                None => DEFAULT_MAX_MESSAGE_SIZE,
+                Some(size) => size.parse().map_err(|_| Invalid("max-message-size"))?,
+            },
+            candidates: found
+                .candidates
+                .into_iter()
+                .filter_map(|line| line.parse().ok())
+                .collect(),
+        })
+    }
+
+    /// Writes the description; `session` makes the `o=` line unique.
+    pub(crate) fn to_sdp(&self, session: u64) -> String {
+        use fmt::Write;
+
+        // RFC 8866 section 5.2: the session id fits a signed 64-bit number.
+        let session = session >> 1;
+        let mut sdp = format!(
+            "v=0\r\n\
+             o=- {session} 2 IN IP4 127.0.0.1\r\n\
+             s=-\r\n\
+             t=0 0\r\n\
+             a=group:BUNDLE {mid}\r\n\
+             m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\n\
+             c=IN IP4 0.0.0.0\r\n\
+             a=mid:{mid}\r\n\
+             a=ice-ufrag:{ufrag}\r\n\
+             a=ice-pwd:{pwd}\r\n\
+             a=ice-options:trickle\r\n\
+             a=fingerprint:{fingerprint}\r\n\
+             a=setup:{setup}\r\n\
+             a=sctp-port:5000\r\n\
+             a=max-message-size:{size}\r\n",
+            mid = self.mid,
+            ufrag = self.ufrag,
+            pwd = self.pwd,
+            fingerprint = self.fingerprint,
+            setup = self.setup.as_str(),
+            size = self.max_message_size,
+        );
+        for candidate in &self.candidates {
+            // Writing to a String cannot fail.
+            let _ = write!(sdp, "a={candidate}\r\n");
+        }
+        sdp
+    }
+}
+
+fn is_sha256(fingerprint: &str) -> bool {
+    fingerprint
+        .get(..7)
+        .is_some_and(|hash| hash.eq_ignore_ascii_case("sha-256"))
+}
+
+/// Between `min` and 256 characters of the `ice-char` set (RFC 8839 section 5.4). The hyphen,
+/// underscore and equals sign are not in it, but some peers use them.
+fn ice_chars(value: &str, min: usize) -> Option<String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"+/-_=".contains(&b);
+    ((min..=256).contains(&value.len()) && value.bytes().all(allowed)).then(|| value.to_owned())
+}
+
+fn parse_fingerprint(value: &str) -> Option<Fingerprint> {
+    let (hash, digest) = value.split_once(' ')?;
+    let digest = digest
+        .trim()
+        .split(':')
+        .map(|byte| match byte.len() {
+            2 => u8::from_str_radix(byte, 16).ok(),
+            _ => None,
+        })
+        .collect::<Option<Vec<u8>>>()?;
+    let hash = hash.to_ascii_lowercase();
+    let expected = match hash.as_str() {
+        "sha-1" => 20,
+        "sha-224" => 28,
+        "sha-256" => 32,
+        "sha-384" => 48,
+        "sha-512" => 64,
+        _ => return None,
+    };
+    (digest.len() == expected).then_some(Fingerprint { hash, digest })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) const CHROMIUM_OFFER: &str = "v=0\r\no=- 4215775240449105457 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\na=extmap-allow-mixed\r\na=msid-semantic: WMS\r\nm=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=candidate:1 1 udp 2113937151 0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local 51000 typ host generation 0\r\na=ice-ufrag:EsAw\r\na=ice-pwd:P2uYro0UCOQ4zxjKXaWCBui1\r\na=ice-options:trickle\r\na=fingerprint:sha-256 D2:FA:0E:C3:22:59:5E:14:95:69:92:3D:13:B4:84:24:2C:C2:A2:C0:3E:FD:34:8E:5E:EA:6F:AF:52:CE:E6:0F\r\na=setup:actpass\r\na=mid:0\r\na=sctp-port:5000\r\na=max-message-size:262144\r\n";
+
+    #[test]
+    fn reads_what_chromium_writes() {
+        let description = Description::parse(CHROMIUM_OFFER).unwrap();
+        assert_eq!(description.ufrag, "EsAw");
+        assert_eq!(description.setup, Setup::ActPass);
+        assert_eq!(description.mid, "0");
+        assert_eq!(description.max_message_size, 262_144);
+        assert_eq!(description.fingerprint.digest[..2], [0xd2, 0xfa]);
+        assert_eq!(description.candidates.len(), 1);
+        assert_eq!(description.candidates[0].socket_addr(), None);
+    }
+
+    #[test]
+    fn a_session_level_fingerprint_counts() {
+        // Firefox writes it above the section.
+        let line = CHROMIUM_OFFER
+            .lines()
+            .find(|line| line.starts_with("a=fingerprint"))
+            .unwrap();
+        let moved = CHROMIUM_OFFER
+            .replace(&format!("{line}\r\n"), "")
+            .replace("t=0 0\r\n", &format!("t=0 0\r\n{line}\r\n"));
+        assert_eq!(
+            Description::parse(&moved).unwrap(),
+            Description::parse(CHROMIUM_OFFER).unwrap()
+        );
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let without = |start: &str| {
+            let sdp: String = CHROMIUM_OFFER
+                .split_inclusive("\r\n")
+                .filter(|line| !line.starts_with(start))
+                .collect();
+            Description::parse(&sdp).unwrap_err()
+        };
+        assert_eq!(without("v="), SdpError::Missing("v"));
+        assert_eq!(without("m="), SdpError::Missing("m"));
+        for field in ["ice-ufrag", "ice-pwd", "fingerprint", "setup"] {
+            assert_eq!(without(&format!("a={field}")), SdpError::Missing(field));
+        }
+        let replaced = |from: &str, to: &str| {
+            Description::parse(&CHROMIUM_OFFER.replace(from, to)).unwrap_err()
+        };
+        assert_eq!(replaced("EsAw", "x"), SdpError::Invalid("ice-ufrag"));
+        assert_eq!(replaced("actpass", "maybe"), SdpError::Invalid("setup"));
+        assert_eq!(replaced("D2:FA", "D2FA"), SdpError::Invalid("fingerprint"));
+        assert_eq!(replaced("m=application", "m=audio"), SdpError::Invalid("m"));
+        assert_eq!(
+            replaced("262144", "many"),
+            SdpError::Invalid("max-message-size")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "(v=0\r\n)?([am]=[ -~]{0,60}\r?\n){0,12}") {
+            let _ = Description::parse(&text);
+        }
+
+        #[test]
+        fn prints_what_it_reads(
+            ufrag in "[a-zA-Z0-9+/]{4,32}",
+            pwd in "[a-zA-Z0-9+/]{22,64}",
+            digest in proptest::collection::vec(any::<u8>(), 32),
+            session in any::<u64>(),
+        ) {
+            let description = Description {
+                ufrag,
+                pwd,
+                ..Description::parse(CHROMIUM_OFFER).unwrap()
+            };
+            let description = Description {
+                fingerprint: Fingerprint { hash: "sha-256".into(), digest },
+                ..description
+            };
+            prop_assert_eq!(Description::parse(&description.to_sdp(session)).unwrap(), description);
+        }
+    }
+}

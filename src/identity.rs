@@ -1,0 +1,109 @@
+//! Who a peer is: an ed25519 key pair, and the peer id that names its public half.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE64URL_NOPAD;
+use libp2p::identity::Keypair;
+
+use crate::error::{Error, ErrorKind};
+
+/// An ed25519 key pair. Every path of a connection is authenticated against it.
+///
+/// `Debug` prints the peer id only; the secret leaves through [`Identity::to_secret`] alone.
+#[derive(Clone)]
+pub struct Identity(Keypair);
+
+impl Identity {
+    /// A fresh identity from the system's randomness.
+    pub fn generate() -> Self {
+        Self(Keypair::generate_ed25519())
+    }
+
+    /// The id that peers know this identity by.
+    pub fn peer_id(&self) -> PeerId {
+        PeerId(self.0.public().to_peer_id())
+    }
+
+    /// The secret in a form to store: libp2p's protobuf key encoding, base64url without padding.
+    pub fn to_secret(&self) -> Result<String, Error> {
+        let bytes = self.0.to_protobuf_encoding().map_err(|e| {
+            Error::new(ErrorKind::InvalidIdentity, "the key has no encoding").with_source(e)
+        })?;
+        Ok(BASE64URL_NOPAD.encode(&bytes))
+    }
+
+    /// Reads what [`to_secret`](Self::to_secret) gave.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidIdentity`] if the text is not such a key.
+    pub fn from_secret(secret: &str) -> Result<Self, Error> {
+        let invalid = |m: &str| Error::new(ErrorKind::InvalidIdentity, m);
+        let bytes = BASE64URL_NOPAD
+            .decode(secret.trim().as_bytes())
+            .map_err(|_| invalid("the identity is not base64url"))?;
+        Keypair::from_protobuf_encoding(&bytes)
+            .map(Self)
+            .map_err(|_| invalid("the identity is not a libp2p private key"))
+    }
+
+    pub(crate) fn keypair(&self) -> &Keypair {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Identity").field(&self.peer_id()).finish()
+    }
+}
+
+/// The name of a peer: the hash, or the whole, of its public key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub(crate) libp2p::PeerId);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerId({})", self.0)
+    }
+}
+
+impl FromStr for PeerId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        text.parse().map(Self).map_err(|_| {
+            Error::new(
+                ErrorKind::InvalidAddress,
+                "not a peer id (base58 multihash or CID)",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_round_trip_keeps_the_peer_id_and_debug_hides_the_secret() {
+        let identity = Identity::generate();
+        let secret = identity.to_secret().unwrap();
+        let back = Identity::from_secret(&secret).unwrap();
+        assert_eq!(back.peer_id(), identity.peer_id());
+        assert!(!format!("{identity:?}").contains(&secret));
+    }
+
+    #[test]
+    fn malformed_secrets_are_typed_errors() {
+        for text in ["", "%%%", "AAAA", &"A".repeat(5000)] {
+            let error = Identity::from_secret(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidIdentity);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Counters and gauges, moved where the thing happens, the same on both targets.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use crate::event::{PathKind, Strategy};
+
+/// Label values carry names only: addresses and peer ids are personal data and unbounded.
+///
+/// One type for all families, since each type brings its own tables into the wasm.
+type Labels = Vec<(&'static str, &'static str)>;
+
+fn by_strategy(strategy: Strategy) -> Labels {
+    vec![("strategy", strategy.as_str())]
+}
+
+pub(crate) struct Metrics {
+    registry: Registry,
+    attempts: Family<Labels, Counter>,
+    successes: Family<Labels, Counter>,
+    failures: Family<Labels, Counter>,
+    connect_seconds: Family<Labels, Histogram>,
+    current: Family<Labels, Gauge>,
+    moves: Family<Labels, Counter>,
+    pub(crate) connections: Gauge,
+    pub(crate) streams: Gauge,
+    pub(crate) reservations: Gauge,
+}
+
+/// From loopback (1 ms) to a user giving up (30 s).
+const CONNECT_BUCKETS: [f64; 13] = [
+    0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 10.0, 30.0,
+];
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
+        let connect_seconds =
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(CONNECT_BUCKETS));
+        let metrics = Self {
+            attempts: Family::default(),
+            successes: Family::default(),
+            failures: Family::default(),
+            connect_seconds,
+            current: Family::default(),
+            moves: Family::default(),
+            connections: Gauge::default(),
+            streams: Gauge::default(),
+            reservations: Gauge::default(),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "nat_traversal_attempts",
+            "Attempts started, by strategy",
+            metrics.attempts.clone(),
+        );
+        registry.register(
+            "nat_traversal_successes",
+            "Attempts that gave an authenticated path, by strategy",
+            metrics.successes.clone(),
+        );
+        registry.register(
+            "nat_traversal_failures",
+            "Attempts that failed or were cancelled, by strategy and reason",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "nat_traversal_connect_seconds",
+            "Time from the start of a successful attempt to its path, by strategy",
+            metrics.connect_seconds.clone(),
+        );
+        registry.register(
+            "nat_traversal_current_method",
+            "Connections that use a path of this strategy now",
+            metrics.current.clone(),
+        );
+        registry.register(
+            "throughline_path_moves",
+            "Moves of a connection's traffic to a path of this kind",
+            metrics.moves.clone(),
+        );
+        registry.register(
+            "throughline_connections",
+            "Connections to peers that are open now",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "throughline_streams",
+            "Resumable streams that are open now",
+            metrics.streams.clone(),
+        );
+        registry.register(
+            "throughline_reservations",
+            "Relays that hold a reservation for us now",
+            metrics.reservations.clone(),
+        );
+        Self {
+            registry,
+            ..metrics
+        }
+    }
+
+    pub(crate) fn attempt_started(&self, strategy: Strategy) {
+        self.attempts.get_or_create(&by_strategy(strategy)).inc();
+    }
+
+    pub(crate) fn attempt_succeeded(&self, strategy: Strategy, took: Duration) {
+        self.successes.get_or_create(&by_strategy(strategy)).inc();
+        self.connect_seconds
+            .get_or_create(&by_strategy(strategy))
+            .observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn attempt_failed(&self, strategy: Strategy, reason: &'static str) {
+        let labels = vec![("strategy", strategy.as_str()), ("reason", reason)];
+        self.failures.get_or_create(&labels).inc();
+    }
+
+    /// Traffic of one connection moved from the path of `from` to that of `to`.
+    pub(crate) fn path_changed(&self, from: Option<Strategy>, to: Option<(PathKind, Strategy)>) {
+        if let Some(strategy) = from {
+            self.current.get_or_create(&by_strategy(strategy)).dec();
+        }
+        if let Some((path, strategy)) = to {
+            self.current.get_or_create(&by_strategy(strategy)).inc();
+            self.moves
+                .get_or_create(&vec![("path", path.as_str())])
+                .inc();
+        }
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing into a `String` cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promised_names_are_there_once_moved() {
+        let metrics = Metrics::new();
+        metrics.attempt_started(Strategy::Stun);
+        metrics.attempt_succeeded(Strategy::Stun, Duration::from_millis(120));
+        metrics.attempt_failed(Strategy::Turn, "timeout");
+        metrics.path_changed(None, Some((PathKind::Direct, Strategy::Stun)));
+        let text = metrics.encode();
+        for line in [
+            "nat_traversal_attempts_total{strategy=\"stun\"} 1",
+            "nat_traversal_successes_total{strategy=\"stun\"} 1",
+            "nat_traversal_failures_total{strategy=\"turn\",reason=\"timeout\"} 1",
+            "nat_traversal_current_method{strategy=\"stun\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+}

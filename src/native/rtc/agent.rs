@@ -1,0 +1,94 @@
+//! The ICE agent: how it is tuned, and how candidates get in and pairs come out.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use str0m::{Candidate, IceCreds, crypto::Sha1HmacProvider, ice::IceAgent};
+
+use crate::{
+    core::candidate::CandidateKind,
+    native::gather::LocalCandidate,
+    rtc::backend::{CandidatePair, Endpoint},
+};
+
+/// Time between two connectivity checks (Ta): the least that RFC 8445 section 14.2 allows. The
+/// default of 50 ms is for agents that share a narrow link with media; here it would be most of
+/// the time it takes to connect.
+const TIMING_ADVANCE: Duration = Duration::from_millis(5);
+
+/// First retransmission of a check, its greatest interval, and how many there are: a hole is
+/// punched by whichever check comes second, so the second one is sent soon, and after 9.5 s a
+/// pair is dead.
+const CHECK_RTO: Duration = Duration::from_millis(100);
+const CHECK_RTO_MAX: Duration = Duration::from_secs(1);
+const CHECK_RETRANSMITS: usize = 11;
+
+/// Pairs checked at most, highest priority first (RFC 8445 section 6.1.2.5).
+pub(super) const MAX_PAIRS: usize = 100;
+
+/// An agent with fresh credentials.
+pub(super) fn new(hmac: &'static dyn Sha1HmacProvider, now: Instant) -> IceAgent {
+    let mut ice = IceAgent::with_hmac(IceCreds::new(), hmac);
+    ice.set_timing_advance(TIMING_ADVANCE);
+    ice.set_initial_stun_rto(CHECK_RTO);
+    ice.set_max_stun_rto(CHECK_RTO_MAX);
+    ice.set_max_stun_retransmits(CHECK_RETRANSMITS);
+    ice.set_max_candidate_pairs(MAX_PAIRS);
+    // It has no clock, and no timeout to poll for, before this.
+    ice.handle_timeout(now);
+    ice
+}
+
+/// A local candidate as the agent has it; `None` for addresses it refuses.
+pub(super) fn candidate(candidate: &LocalCandidate) -> Option<Candidate> {
+    let made = match candidate.kind {
+        CandidateKind::ServerReflexive => {
+            Candidate::server_reflexive(candidate.addr, candidate.base, "udp")
+        }
+        CandidateKind::Relayed => Candidate::relayed(candidate.addr, candidate.base, "udp"),
+        CandidateKind::Host | CandidateKind::PeerReflexive => {
+            Candidate::host(candidate.addr, "udp")
+        }
+    };
+    made.ok()
+}
+
+/// The nominated pair, from its two addresses.
+pub(super) fn pair(
+    ice: &IceAgent,
+    local: &[LocalCandidate],
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> CandidatePair {
+    let found = ice.remote_candidates().find(|c| c.addr() == destination);
+    let remote = match found.map(|candidate| candidate.kind()) {
+        Some(str0m::CandidateKind::Host) => CandidateKind::Host,
+        Some(str0m::CandidateKind::ServerReflexive) => CandidateKind::ServerReflexive,
+        Some(str0m::CandidateKind::Relayed) => CandidateKind::Relayed,
+        Some(str0m::CandidateKind::PeerReflexive) | None => CandidateKind::PeerReflexive,
+    };
+    // The agent checks from the base, so what the peer sees of us is looked up: behind a NAT a
+    // peer that is not on our own network sees the mapped address.
+    let mapped = local.iter().find(|local| {
+        local.base == source && local.kind != CandidateKind::Host && remote != CandidateKind::Host
+    });
+    let local = match mapped {
+        Some(mapped) => Endpoint {
+            kind: mapped.kind,
+            addr: Some(mapped.addr),
+        },
+        None => Endpoint {
+            kind: CandidateKind::Host,
+            addr: Some(source),
+        },
+    };
+    let remote = Endpoint {
+        kind: remote,
+        addr: Some(destination),
+    };
+    let mut pair = CandidatePair::new(local, remote);
+    pair.rtt = ice.nominated_pair_rtt();
+    pair
+}

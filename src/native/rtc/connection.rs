@@ -1,0 +1,350 @@
+//! A [`Session`] with its driver, and the handles on it.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use str0m::ice::StunMessage;
+use tokio::{
+    sync::{Notify, watch},
+    time,
+};
+
+use super::{
+    association::Association,
+    session::{Outgoing, Session, SessionEvent},
+};
+use crate::{
+    core::signalling::IceCandidate,
+    native::{
+        gather::Gathered,
+        socket::{Receiver, Sockets},
+    },
+    rtc::backend::{self, BackendError, PeerEvent},
+};
+
+/// How long the driver sleeps when nothing is due; it is woken when something is.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What the handles, the driver and the socket share.
+struct Shared {
+    session: Mutex<Session>,
+    /// Wakes the driver.
+    work: Notify,
+    /// Waits for the driver's end.
+    ended: Mutex<Ended>,
+}
+
+#[derive(Default)]
+struct Ended {
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to the association, and wakes the driver if that made work for it.
+    fn with_association<T>(
+        &self,
+        act: impl FnOnce(&mut Association) -> T,
+    ) -> Result<T, BackendError> {
+        let mut session = self.session();
+        let association = session.association.as_mut().ok_or(BackendError::Closed)?;
+        let result = act(association);
+        let work = association.is_dirty();
+        drop(session);
+        if work {
+            self.work.notify_one();
+        }
+        Ok(result)
+    }
+}
+
+impl Receiver for Shared {
+    fn receive(&self, now: Instant, source: SocketAddr, destination: SocketAddr, data: &[u8]) {
+        self.session().receive(now, source, destination, data);
+    }
+
+    fn received_all(&self) {
+        self.work.notify_one();
+    }
+
+    fn accepts(&self, message: &StunMessage<'_>) -> bool {
+        self.session().accepts(message)
+    }
+}
+
+/// One peer connection.
+pub struct PeerConnection(Arc<Shared>);
+
+impl fmt::Debug for PeerConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PeerConnection").finish()
+    }
+}
+
+impl PeerConnection {
+    /// Starts the driver of a session. Needs a Tokio runtime.
+    pub(super) fn start(
+        session: Session,
+        sockets: Sockets,
+        candidates: watch::Receiver<Gathered>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            session: Mutex::new(session),
+            work: Notify::new(),
+            ended: Mutex::default(),
+        });
+        tokio::spawn(drive(shared.clone(), sockets, candidates));
+        Self(shared)
+    }
+
+    fn act(&self, act: impl FnOnce(&mut Session)) {
+        act(&mut self.0.session());
+        self.0.work.notify_one();
+    }
+}
+
+impl Drop for PeerConnection {
+    fn drop(&mut self) {
+        self.act(Session::close);
+    }
+}
+
+impl backend::PeerConnection for PeerConnection {
+    type Channel = Channel;
+
+    fn create_offer(&mut self) {
+        self.act(Session::create_offer);
+    }
+
+    fn accept_offer(&mut self, sdp: &str) {
+        self.act(|session| session.accept_offer(sdp));
+    }
+
+    fn accept_answer(&mut self, sdp: &str) {
+        self.act(|session| session.accept_answer(sdp));
+    }
+
+    fn add_remote_candidate(&mut self, candidate: Option<&IceCandidate>) {
+        if let Some(candidate) = candidate {
+            self.act(|session| session.add_remote_candidate(candidate));
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<Channel>> {
+        let event = self.0.session().poll_event(cx.waker());
+        match event {
+            None => Poll::Pending,
+            Some(event) => Poll::Ready(match event {
+                SessionEvent::Description(sdp) => PeerEvent::Description(sdp),
+                SessionEvent::Candidate(candidate) => PeerEvent::Candidate(candidate),
+                SessionEvent::Connected => PeerEvent::Connected,
+                SessionEvent::Path(pair) => PeerEvent::Path(pair),
+                SessionEvent::Channel(id) => PeerEvent::Channel(Channel {
+                    shared: self.0.clone(),
+                    id,
+                }),
+                SessionEvent::Failed(error) => PeerEvent::Failed(error),
+            }),
+        }
+    }
+
+    fn open_channel(&mut self) -> Result<Channel, BackendError> {
+        let id = self.0.with_association(Association::open)??;
+        Ok(Channel {
+            shared: self.0.clone(),
+            id,
+        })
+    }
+
+    fn close(&mut self) {
+        self.act(|session| session.shutdown(Instant::now()));
+    }
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut ended = self.0.ended();
+        if ended.ended {
+            return Poll::Ready(());
+        }
+        ended.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// One data channel.
+pub struct Channel {
+    shared: Arc<Shared>,
+    id: u16,
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("id", &self.id).finish()
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // Without an association there is nothing left to close.
+        let _ = self.shared.with_association(|all| all.detach(self.id));
+    }
+}
+
+impl backend::DataChannel for Channel {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendError>> {
+        match self
+            .shared
+            .with_association(|all| all.poll_ready(self.id, cx))
+        {
+            Ok(ready) => ready,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn send(&mut self, message: &[u8]) -> Result<(), BackendError> {
+        self.shared
+            .with_association(|all| all.send(self.id, message))?
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BackendError>>> {
+        match self
+            .shared
+            .with_association(|all| all.poll_next(self.id, cx))
+        {
+            Ok(next) => next.map(|message| message.map(Ok)),
+            Err(_) => Poll::Ready(None),
+        }
+    }
+
+    fn close(&mut self) {
+        let _ = self.shared.with_association(|all| all.close(self.id));
+    }
+}
+
+/// Datagrams collected under the session's lock, sent without it.
+#[derive(Default)]
+struct Batch {
+    data: Vec<u8>,
+    runs: Vec<Run>,
+}
+
+/// Datagrams of equal length, but for a shorter last one, between the same addresses.
+struct Run {
+    source: SocketAddr,
+    destination: SocketAddr,
+    segment: usize,
+    end: usize,
+    complete: bool,
+}
+
+impl Batch {
+    fn push(&mut self, datagram: Outgoing<'_>) {
+        let len = datagram.data.len();
+        self.data.extend_from_slice(datagram.data);
+        let end = self.data.len();
+        match self.runs.last_mut() {
+            Some(run)
+                if !run.complete
+                    && len <= run.segment
+                    && run.source == datagram.source
+                    && run.destination == datagram.destination =>
+            {
+                run.end = end;
+                run.complete = len < run.segment;
+            }
+            _ => self.runs.push(Run {
+                source: datagram.source,
+                destination: datagram.destination,
+                segment: len,
+                end,
+                complete: false,
+            }),
+        }
+    }
+
+    async fn send(&mut self, sockets: &Sockets) {
+        let mut start = 0;
+        for run in self.runs.drain(..) {
+            let data = &self.data[start..run.end];
+            start = run.end;
+            sockets
+                .send(run.source.ip(), run.destination, data, run.segment)
+                .await;
+        }
+        self.data.clear();
+    }
+}
+
+/// Drives a session until it is closed: sends what it has to send, keeps its timers, tells it of
+/// local candidates, and routes datagrams to it.
+async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Receiver<Gathered>) {
+    let receiver: Arc<dyn Receiver> = shared.clone();
+    let fragment = shared.session().fragment();
+    sockets.route_fragment(&fragment, &receiver);
+    let mut batch = Batch::default();
+    let sleep = time::sleep(IDLE);
+    tokio::pin!(sleep);
+    let mut gathered = true;
+    loop {
+        let now = Instant::now();
+        let (sources, timeout, closed) = {
+            let mut session = shared.session();
+            if session.poll_timeout().is_some_and(|timeout| timeout <= now) {
+                session.handle_timeout(now);
+            }
+            if gathered || session.wants_candidates() {
+                let known = candidates.borrow_and_update();
+                if known.ready {
+                    session.set_local_candidates(&known.candidates);
+                }
+                gathered = false;
+            }
+            session.poll_transmit(now, |datagram| batch.push(datagram));
+            let timeout = session.poll_timeout();
+            (session.take_new_sources(), timeout, session.is_closed())
+        };
+        for source in sources {
+            sockets.route_source(source, &receiver);
+        }
+        batch.send(&sockets).await;
+        if closed {
+            break;
+        }
+        let deadline = timeout.unwrap_or(now + IDLE);
+        sleep.as_mut().reset(deadline.into());
+        tokio::select! {
+            () = shared.work.notified() => {}
+            () = &mut sleep => {}
+            changed = candidates.changed() => {
+                if changed.is_err() {
+                    // The backend is gone; its sockets live as long as we do.
+                    shared.session().close();
+                }
+                gathered = true;
+            }
+        }
+    }
+    let sources = shared.session().sources();
+    sockets.unroute(&fragment, sources, &receiver);
+    let waker = {
+        let mut ended = shared.ended();
+        ended.ended = true;
+        ended.waker.take()
+    };
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

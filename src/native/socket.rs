@@ -1,0 +1,343 @@
+//! One UDP socket per address family, shared by everything that speaks over UDP.
+//!
+//! One socket is one NAT mapping to learn, to map and to keep alive. Datagrams are told apart by
+//! their first byte (RFC 7983, RFC 9443) and their source: STUN requests by the username fragment
+//! they are addressed to, STUN responses by transaction, DTLS by the address it comes from.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    io::IoSliceMut,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Instant,
+};
+
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use str0m::ice::StunMessage;
+use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
+
+/// Kernel buffers asked for, both ways: a burst of several receive windows. The kernel may grant
+/// less.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Room for one received datagram, or a run of them joined by the kernel.
+const RECEIVE_LEN: usize = 64 * 1024;
+
+/// The most that the kernel takes in one call, however many datagrams it becomes.
+const MAX_DATAGRAM: usize = 65_000;
+
+/// A receiver of datagrams.
+pub(crate) trait Receiver: Send + Sync + 'static {
+    /// A datagram from `source` arrived at the local address `destination`.
+    fn receive(&self, now: Instant, source: SocketAddr, destination: SocketAddr, data: &[u8]);
+
+    /// All datagrams that arrived together were handed over: act on them.
+    fn received_all(&self);
+
+    /// Whether a STUN response with this content answers a request of the receiver.
+    fn accepts(&self, message: &StunMessage<'_>) -> bool;
+}
+
+type Handle = Arc<dyn Receiver>;
+
+/// The shared sockets. Cheap to clone; the sockets close with the last clone.
+#[derive(Clone)]
+pub(crate) struct Sockets(Arc<Inner>);
+
+struct Inner {
+    v4: Option<Arc<Port>>,
+    v6: Option<Arc<Port>>,
+    routes: Arc<Mutex<Routes>>,
+    readers: Vec<AbortHandle>,
+}
+
+/// One bound socket.
+struct Port {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+}
+
+/// Who gets what.
+#[derive(Default)]
+struct Routes {
+    /// STUN requests, by the local username fragment they name.
+    by_fragment: HashMap<String, Weak<dyn Receiver>>,
+    /// Everything else, by source. Several receivers may wait for the same one.
+    by_source: HashMap<SocketAddr, Vec<Weak<dyn Receiver>>>,
+    /// STUN responses that no candidate pair waits for.
+    stun_client: Option<Weak<dyn Receiver>>,
+}
+
+impl fmt::Debug for Sockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sockets")
+            .field("v4", &self.0.v4.as_ref().map(|port| port.local.port()))
+            .field("v6", &self.0.v6.as_ref().map(|port| port.local.port()))
+            .finish()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for reader in &self.readers {
+            reader.abort();
+        }
+    }
+}
+
+impl Sockets {
+    /// Binds a socket for each address family that the machine has, on `port` or, if 0, on a
+    /// port of the system's choice. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When neither family can be bound.
+    pub(crate) fn bind(port: u16) -> io::Result<Self> {
+        let v4 = Port::bind((Ipv4Addr::UNSPECIFIED, port).into());
+        let v6 = Port::bind((Ipv6Addr::UNSPECIFIED, port).into());
+        if let (Err(error), Err(_)) = (&v4, &v6) {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        }
+        let (v4, v6) = (v4.ok().map(Arc::new), v6.ok().map(Arc::new));
+        let routes = Arc::<Mutex<Routes>>::default();
+        let readers = v4
+            .iter()
+            .chain(&v6)
+            .map(|port| tokio::spawn(read(port.clone(), routes.clone())).abort_handle())
+            .collect();
+        Ok(Self(Arc::new(Inner {
+            v4,
+            v6,
+            routes,
+            readers,
+        })))
+    }
+
+    /// The local port for addresses of the family of `ip`.
+    pub(crate) fn port(&self, ip: IpAddr) -> Option<u16> {
+        self.of(ip).map(|port| port.local.port())
+    }
+
+    fn of(&self, ip: IpAddr) -> Option<&Arc<Port>> {
+        match ip {
+            IpAddr::V4(_) => self.0.v4.as_ref(),
+            IpAddr::V6(_) => self.0.v6.as_ref(),
+        }
+    }
+
+    /// Sends datagrams from the local address `source` to `destination`: `data` cut into pieces
+    /// of `segment` bytes, the last one possibly shorter. Waits while the socket's buffer is
+    /// full; a datagram the network refuses is lost, as any datagram may be.
+    pub(crate) async fn send(
+        &self,
+        source: IpAddr,
+        destination: SocketAddr,
+        data: &[u8],
+        segment: usize,
+    ) {
+        let Some(port) = self.of(destination.ip()) else {
+            return;
+        };
+        let segment = segment.max(1);
+        let joined = port.state.max_gso_segments().min(MAX_DATAGRAM / segment);
+        let most = joined.max(1) * segment;
+        for run in data.chunks(most) {
+            let transmit = Transmit {
+                destination,
+                ecn: None,
+                contents: run,
+                segment_size: (run.len() > segment).then_some(segment),
+                src_ip: (!source.is_unspecified()).then_some(source),
+            };
+            loop {
+                let socket = &port.socket;
+                let sent = socket.try_io(Interest::WRITABLE, || {
+                    port.state.try_send(UdpSockRef::from(socket), &transmit)
+                });
+                match sent {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        if socket.writable().await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::trace!(%error, "datagram not sent");
+                        break;
+                    }
+                    Ok(()) => break,
+                }
+            }
+        }
+    }
+
+    /// Routes STUN requests for the local username fragment.
+    pub(crate) fn route_fragment(&self, fragment: &str, to: &Handle) {
+        let to = Arc::downgrade(to);
+        self.routes().by_fragment.insert(fragment.to_owned(), to);
+    }
+
+    /// Routes what comes from `source`.
+    pub(crate) fn route_source(&self, source: SocketAddr, to: &Handle) {
+        let mut routes = self.routes();
+        let all = routes.by_source.entry(source).or_default();
+        all.retain(|weak| weak.strong_count() > 0);
+        all.push(Arc::downgrade(to));
+    }
+
+    /// Routes STUN responses that no other receiver accepts.
+    pub(crate) fn route_stun_client(&self, to: &Handle) {
+        self.routes().stun_client = Some(Arc::downgrade(to));
+    }
+
+    /// Undoes the routes of a receiver.
+    pub(crate) fn unroute(
+        &self,
+        fragment: &str,
+        sources: impl IntoIterator<Item = SocketAddr>,
+        receiver: &Handle,
+    ) {
+        let receiver = Arc::downgrade(receiver);
+        let mut routes = self.routes();
+        routes.by_fragment.remove(fragment);
+        for source in sources {
+            if let Some(all) = routes.by_source.get_mut(&source) {
+                all.retain(|weak| !weak.ptr_eq(&receiver) && weak.strong_count() > 0);
+                if all.is_empty() {
+                    routes.by_source.remove(&source);
+                }
+            }
+        }
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        lock(&self.0.routes)
+    }
+}
+
+fn lock(routes: &Mutex<Routes>) -> MutexGuard<'_, Routes> {
+    routes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Port {
+    fn bind(addr: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        if addr.is_ipv6() {
+            // The IPv4 socket has the same port.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        // Less is slower, not wrong.
+        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let socket = UdpSocket::from_std(socket.into())?;
+        let local = socket.local_addr()?;
+        Ok(Self {
+            socket,
+            state,
+            local,
+        })
+    }
+}
+
+/// Receives until the socket fails, which it does not, or the task is aborted.
+async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
+    let mut memory = vec![0; BATCH_SIZE * RECEIVE_LEN];
+    let mut touched: Vec<Handle> = Vec::new();
+    loop {
+        if let Err(error) = port.socket.readable().await {
+            tracing::warn!(%error, "UDP socket failed");
+            return;
+        }
+        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut slices = memory.chunks_mut(RECEIVE_LEN);
+        let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
+        let received = port.socket.try_io(Interest::READABLE, || {
+            let socket = UdpSockRef::from(&port.socket);
+            port.state.recv(socket, &mut buffers, &mut metas)
+        });
+        let count = match received {
+            Ok(count) => count,
+            // An ICMP error of an earlier datagram, or nothing there after all.
+            Err(_) => continue,
+        };
+        let now = Instant::now();
+        for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
+            let ip = meta.dst_ip.unwrap_or(port.local.ip());
+            let destination = SocketAddr::new(ip, port.local.port());
+            for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+                deliver(&routes, now, meta.addr, destination, datagram, &mut touched);
+            }
+        }
+        for receiver in touched.drain(..) {
+            receiver.received_all();
+        }
+        // A flood must not starve the tasks that work on what came.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Finds who waits for a datagram. What nobody waits for is dropped.
+fn deliver(
+    routes: &Mutex<Routes>,
+    now: Instant,
+    source: SocketAddr,
+    destination: SocketAddr,
+    datagram: &[u8],
+    touched: &mut Vec<Handle>,
+) {
+    // The receivers are called without the lock: they may change routes.
+    let mut found: [Option<Handle>; 4] = Default::default();
+    match datagram.first() {
+        // STUN
+        Some(0..=3) => {
+            let parsed = StunMessage::parse(datagram);
+            let routes = lock(routes);
+            let Ok(message) = parsed else {
+                // Servers that ask for no credentials do not sign their answers, which the ICE
+                // agent's parser refuses. The client knows its own transactions.
+                let client = routes.stun_client.as_ref().and_then(Weak::upgrade);
+                drop(routes);
+                if let Some(client) = client {
+                    client.receive(now, source, destination, datagram);
+                }
+                return;
+            };
+            if message.is_binding_request() {
+                let fragment = message.split_username().map(|(ours, _)| ours);
+                found[0] = fragment
+                    .and_then(|fragment| routes.by_fragment.get(fragment))
+                    .and_then(Weak::upgrade);
+            } else {
+                let waiting = routes.by_source.get(&source).into_iter().flatten();
+                let client = routes.stun_client.iter();
+                let waiting: Vec<_> = waiting.chain(client).filter_map(Weak::upgrade).collect();
+                drop(routes);
+                found[0] = waiting
+                    .into_iter()
+                    .find(|receiver| receiver.accepts(&message));
+            }
+        }
+        // DTLS. Two connections over one pair of addresses cannot be told apart, but each
+        // discards the records it cannot decrypt.
+        Some(20..=63) => {
+            let routes = lock(routes);
+            let waiting = routes.by_source.get(&source).into_iter().flatten();
+            for (slot, receiver) in found.iter_mut().zip(waiting.filter_map(Weak::upgrade)) {
+                *slot = Some(receiver);
+            }
+        }
+        _ => {}
+    }
+    for receiver in found.into_iter().flatten() {
+        receiver.receive(now, source, destination, datagram);
+        let last = touched.last();
+        if !last.is_some_and(|last| Arc::ptr_eq(last, &receiver)) {
+            touched.push(receiver);
+        }
+    }
+}

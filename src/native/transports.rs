@@ -1,0 +1,115 @@
+//! The chain of stock libp2p transports, in the one order that works.
+//!
+//! `libp2p::SwarmBuilder` puts the relay client first, where it would swallow the
+//! `…/p2p-circuit/webrtc` addresses of our own transport; so the chain is built by hand:
+//! ours, circuits, then everything with an IP address or a domain name.
+
+use std::{io, time::Duration};
+
+use libp2p::{
+    Multiaddr, PeerId, Transport as _,
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, timeout::TransportTimeout},
+        upgrade::Version,
+    },
+    dns, identity,
+    multiaddr::multiaddr,
+    noise, quic, relay, tcp, websocket, yamux,
+};
+
+/// A transport whose connections are authenticated and multiplexed.
+pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// How long one dial or one inbound upgrade may take, DNS and handshakes included.
+///
+/// Equal to the per-strategy budget of [`crate::Config`]: a transport that is slower than
+/// the strategy that waits for it helps nobody.
+pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Builds the transports of a peer.
+///
+/// `first` is asked before all others (our `/webrtc` and `/webrtc-direct`), `circuits` next.
+/// A dial of an address that a transport does not know falls through to the next.
+pub(crate) fn peer(
+    keypair: &identity::Keypair,
+    first: BoxedTransport,
+    circuits: relay::client::Transport,
+    timeout: Duration,
+) -> io::Result<BoxedTransport> {
+    let circuits = circuits
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise_config(keypair)?)
+        .multiplex(yamux::Config::default())
+        .timeout(timeout)
+        .boxed();
+    let direct = internet(keypair, timeout)?;
+    Ok(join(join(first, circuits), direct))
+}
+
+/// QUIC, WebSocket (`ws` and, dialling only, `wss`) and TCP, over IP addresses and names.
+pub(crate) fn internet(
+    keypair: &identity::Keypair,
+    timeout: Duration,
+) -> io::Result<BoxedTransport> {
+    let noise = noise_config(keypair)?;
+    // TCP port reuse and the reuse of the QUIC listener's socket are what makes a hole
+    // punch possible; libp2p does both unless a dial forbids it.
+    let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+    // A WebSocket needs the name for TLS and the Host header, so it resolves below itself,
+    // and stands first: the resolver outside of QUIC and TCP takes every name for its own.
+    let websocket = websocket::Config::new(with_dns(tcp))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise.clone())
+        .multiplex(yamux::Config::default())
+        .boxed();
+    let quic_and_tcp = with_dns(|| {
+        let quic = quic::tokio::Transport::new(quic::Config::new(keypair))
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed();
+        let tcp = tcp()
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise.clone())
+            .multiplex(yamux::Config::default())
+            .boxed();
+        join(quic, tcp)
+    })
+    .boxed();
+    Ok(TransportTimeout::new(join(websocket, quic_and_tcp), timeout).boxed())
+}
+
+/// Tries `left` first, `right` with what `left` does not know.
+pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTransport {
+    left.or_transport(right)
+        .map(|either, _| either.into_inner())
+        .boxed()
+}
+
+/// The addresses a peer listens on unless it is told otherwise: QUIC and TCP on every
+/// interface and both families, on ports the system chooses.
+pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    vec![
+        multiaddr!(Ip4(Ipv4Addr::UNSPECIFIED), Udp(0u16), QuicV1),
+        multiaddr!(Ip6(Ipv6Addr::UNSPECIFIED), Udp(0u16), QuicV1),
+        multiaddr!(Ip4(Ipv4Addr::UNSPECIFIED), Tcp(0u16)),
+        multiaddr!(Ip6(Ipv6Addr::UNSPECIFIED), Tcp(0u16)),
+    ]
+}
+
+fn noise_config(keypair: &identity::Keypair) -> io::Result<noise::Config> {
+    noise::Config::new(keypair).map_err(io::Error::other)
+}
+
+/// Resolves names with the system's servers, or, where there are none (a network namespace,
+/// a container without DNS), with `/etc/hosts` alone instead of refusing to start.
+fn with_dns<T>(inner: impl Fn() -> T) -> dns::tokio::Transport<T> {
+    dns::tokio::Transport::system(inner()).unwrap_or_else(|error| {
+        tracing::info!(%error, "no DNS servers are configured, names resolve by the hosts file only");
+        dns::tokio::Transport::custom(
+            inner(),
+            dns::ResolverConfig::default(),
+            dns::ResolverOpts::default(),
+        )
+    })
+}

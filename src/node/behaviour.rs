@@ -1,0 +1,47 @@
+//! The protocols that a peer speaks, put together.
+
+use std::time::Duration;
+
+use libp2p::{StreamProtocol, identify, identity::Keypair, ping, relay, swarm::NetworkBehaviour};
+
+use super::streams;
+use crate::rtc;
+
+/// What identify tells other peers.
+const IDENTIFY_PROTOCOL: &str = "/throughline/1";
+/// A path that is dead without a close is noticed within two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Beyond any usable round trip.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    pub(crate) rtc: rtc::Behaviour,
+    pub(crate) relay: relay::client::Behaviour,
+    pub(crate) identify: identify::Behaviour,
+    pub(crate) ping: ping::Behaviour,
+    pub(crate) streams: streams::Behaviour,
+}
+
+impl Behaviour {
+    pub(crate) fn new(
+        keypair: &Keypair,
+        rtc: rtc::Behaviour,
+        relay: relay::client::Behaviour,
+        protocols: impl IntoIterator<Item = StreamProtocol>,
+    ) -> Self {
+        let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
+            .with_agent_version(concat!("throughline/", env!("CARGO_PKG_VERSION")).to_owned());
+        Self {
+            rtc,
+            relay,
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(
+                ping::Config::new()
+                    .with_interval(PING_INTERVAL)
+                    .with_timeout(PING_TIMEOUT),
+            ),
+            streams: streams::Behaviour::new(protocols),
+        }
+    }
+}

@@ -1,0 +1,562 @@
+//! The loop itself.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, channel::mpsc as futures_mpsc};
+use libp2p::{
+    Multiaddr, PeerId, Stream as Substream, StreamProtocol, Swarm, Transport as _,
+    core::{muxing::StreamMuxerBox, transport::ListenerId},
+    multiaddr::Protocol,
+    relay,
+    swarm::{self, ConnectionId, SwarmEvent},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Command, Shared,
+    behaviour::{Behaviour, BehaviourEvent},
+    opening::{CLOSE_PROTOCOL, Purpose},
+    relays::Relays,
+    resumable::PumpEvent,
+    session::{AttemptId, Session},
+    streams::{self, OpenId},
+    timers::Timers,
+};
+use crate::{
+    Config, backend,
+    connection::Connection,
+    core::{
+        address,
+        resume::{self, Header},
+    },
+    error::{Error, ErrorKind},
+    event::Strategy,
+    identity::{Identity, PeerId as PublicPeerId},
+    metrics::Metrics,
+    report::Report,
+    rtc,
+    ticket::Ticket,
+};
+
+/// Commands that may wait; senders wait beyond.
+const COMMANDS: usize = 256;
+/// Connections that may wait to be accepted; more are refused.
+const INCOMING: usize = 64;
+/// Reports of pumps and of tasks of the node's own that may wait; senders wait beyond.
+const REPORTS: usize = 256;
+/// Direct addresses in a ticket.
+const TICKET_DIRECT: usize = 8;
+/// How long closing connections may take to say so.
+pub(super) const FAREWELL: Duration = Duration::from_millis(500);
+
+type Started = (
+    mpsc::Sender<Command>,
+    mpsc::Receiver<Connection>,
+    Arc<Shared>,
+);
+
+/// Starts a peer; on native targets within a tokio runtime.
+pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error> {
+    backend::check(&config)?;
+    let relay_addrs = config.relay_addrs()?;
+    let keypair = identity.keypair();
+    let local = keypair.public().to_peer_id();
+    let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
+
+    let (webrtc, webrtc_behaviour) = rtc::new(local, rtc_config(&config)).map_err(|e| match e {
+        rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
+        other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
+    })?;
+    let webrtc = webrtc
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed();
+    let (circuits, relay_behaviour) = relay::client::new(local);
+    let transport =
+        backend::transports::peer(keypair, webrtc, circuits, config.connect_timeout).map_err(io)?;
+
+    let raw: HashMap<StreamProtocol, String> = config
+        .protocols
+        .iter()
+        .map(|name| Ok((raw_protocol(name)?, name.clone())))
+        .collect::<Result<_, Error>>()?;
+    let inbound = [resume::PROTOCOL, CLOSE_PROTOCOL]
+        .map(StreamProtocol::new)
+        .into_iter()
+        .chain(raw.keys().cloned());
+    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, inbound);
+    // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
+    // browser's timers end at 2^31 ms, which is a little over 24 days.
+    let swarm_config =
+        swarm::Config::with_executor(|task: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            backend::runtime::spawn(task);
+        })
+        .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy)
+        .with_idle_connection_timeout(Duration::from_secs(24 * 86_400))
+        .with_smart_dial();
+    let swarm = Swarm::new(transport, behaviour, local, swarm_config);
+
+    let (commands, command_rx) = mpsc::channel(COMMANDS);
+    let (incoming, incoming_rx) = mpsc::channel(INCOMING);
+    let (pump_tx, pump_rx) = futures_mpsc::channel(REPORTS);
+    let (internal_tx, internal_rx) = mpsc::channel(REPORTS);
+    let shared = Arc::new(Shared {
+        peer_id: PublicPeerId(local),
+        metrics: Metrics::new(),
+        ticket: Mutex::new(Ticket::checked(PublicPeerId(local), true, vec![], vec![])?),
+    });
+    let mut node = Node {
+        relays: Relays::new(&relay_addrs, config.relay_reservations),
+        swarm,
+        shared: shared.clone(),
+        commands: commands.downgrade(),
+        command_rx,
+        incoming,
+        pump_tx,
+        pump_rx,
+        internal_tx,
+        internal_rx,
+        timers: Timers::new(),
+        sessions: HashMap::new(),
+        by_peer: HashMap::new(),
+        next_session: 1,
+        dials: HashMap::new(),
+        opening: HashMap::new(),
+        farewells: HashMap::new(),
+        raw,
+        online: Vec::new(),
+        settling: false,
+        listening: HashMap::new(),
+        observed: Vec::new(),
+        shutdown: Vec::new(),
+        stopping: false,
+        config,
+    };
+    node.listen()?;
+    node.pursue_reservations();
+    backend::runtime::spawn(node.run());
+    Ok((commands, incoming_rx, shared))
+}
+
+fn rtc_config(config: &Config) -> rtc::Config {
+    let stun = config.stun.iter().map(|url| rtc::IceServer {
+        urls: vec![url.clone()],
+        ..Default::default()
+    });
+    let turn = config.turn.iter().map(|server| rtc::IceServer {
+        urls: vec![server.url.clone()],
+        username: Some(server.username.clone()),
+        credential: Some(server.credential.clone()),
+    });
+    rtc::Config {
+        ice_servers: stun.chain(turn).collect(),
+        timeout: config.connect_timeout,
+        stun_timeout: config.stun_timeout,
+        ..rtc::Config::default()
+    }
+}
+
+/// The name on the wire of a protocol that stock peers speak; libp2p's begin with a slash.
+pub(super) fn raw_protocol(name: &str) -> Result<StreamProtocol, Error> {
+    let wire = if name.starts_with('/') {
+        name.to_owned()
+    } else {
+        format!("/{name}")
+    };
+    StreamProtocol::try_from_owned(wire)
+        .map_err(|_| Error::new(ErrorKind::InvalidProtocol, "not a libp2p protocol name"))
+}
+
+pub(super) struct Node {
+    pub(super) config: Config,
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) shared: Arc<Shared>,
+    /// Weak, so that the loop ends when all handles are gone.
+    pub(super) commands: mpsc::WeakSender<Command>,
+    command_rx: mpsc::Receiver<Command>,
+    pub(super) incoming: mpsc::Sender<Connection>,
+    pub(super) pump_tx: futures_mpsc::Sender<PumpEvent>,
+    pump_rx: futures_mpsc::Receiver<PumpEvent>,
+    pub(super) internal_tx: mpsc::Sender<Internal>,
+    internal_rx: mpsc::Receiver<Internal>,
+    pub(super) timers: Timers<Timer>,
+    pub(super) sessions: HashMap<u64, Session>,
+    pub(super) by_peer: HashMap<PeerId, u64>,
+    pub(super) next_session: u64,
+    pub(super) dials: HashMap<ConnectionId, Dial>,
+    pub(super) opening: HashMap<OpenId, Purpose>,
+    /// Peers that are being told of a close, and who waits for it.
+    pub(super) farewells: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
+    pub(super) raw: HashMap<StreamProtocol, String>,
+    pub(super) relays: Relays,
+    pub(super) online: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// A reservation is complete as soon as libp2p has nothing more to report at the moment.
+    pub(super) settling: bool,
+    listening: HashMap<ListenerId, Vec<Multiaddr>>,
+    observed: Vec<Multiaddr>,
+    shutdown: Vec<oneshot::Sender<()>>,
+    stopping: bool,
+}
+
+/// What a dial of ours is for.
+pub(super) enum Dial {
+    Relay(PeerId),
+    Attempt(u64, AttemptId),
+}
+
+pub(super) enum Timer {
+    /// Connects of a session that still wait have waited long enough.
+    ConnectDeadline(u64),
+    /// The peer has had time to say by identify whether it speaks resumable streams.
+    OpenDeadline(u64),
+    /// Another try at a better path.
+    Upgrade(u64),
+    /// Another try at a circuit.
+    Redial(u64),
+    /// No path came back in time.
+    ResumeDeadline(u64),
+    /// ICE has not told its pair.
+    Pair(u64, ConnectionId),
+    /// Time to see whether somebody still needs the session.
+    Idle(u64),
+    /// A stream's substream failed on a path that still stands.
+    Reattach(u64, resume::StreamId),
+    /// The pause after a relay's failure is over.
+    RelayRested(PeerId),
+    /// A relay has had long enough to grant a reservation.
+    ReservationDeadline(ListenerId),
+    OnlineDeadline,
+    ShutdownDeadline,
+}
+
+/// What tasks of the node's own report.
+pub(super) enum Internal {
+    /// The header of a substream that a peer opened.
+    Header {
+        peer: PeerId,
+        connection: ConnectionId,
+        header: Header,
+        substream: Substream,
+    },
+    /// The peer knows that the connection is closed.
+    FarewellDone(PeerId),
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, on the loop's own stack"
+)]
+enum Input {
+    Swarm(SwarmEvent<BehaviourEvent>),
+    Settled,
+    Pump(PumpEvent),
+    Internal(Internal),
+    Timer(Timer),
+    Command(Command),
+    HandlesGone,
+}
+
+impl Node {
+    async fn run(mut self) {
+        while !self.stopping {
+            let input = poll_fn(|cx| self.poll_input(cx)).await;
+            match input {
+                Input::Swarm(event) => self.on_swarm(event),
+                Input::Settled => self.on_settled(),
+                Input::Pump(event) => self.on_pump(event),
+                Input::Internal(event) => self.on_internal(event),
+                Input::Timer(timer) => self.on_timer(timer),
+                Input::Command(command) => self.on_command(command),
+                Input::HandlesGone => self.begin_shutdown(),
+            }
+        }
+        for reply in self.shutdown {
+            let _ = reply.send(());
+        }
+    }
+
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<Input> {
+        if let Poll::Ready(Some(event)) = self.swarm.poll_next_unpin(cx) {
+            return Poll::Ready(Input::Swarm(event));
+        }
+        if std::mem::take(&mut self.settling) {
+            return Poll::Ready(Input::Settled);
+        }
+        if let Poll::Ready(Some(event)) = self.pump_rx.poll_next_unpin(cx) {
+            return Poll::Ready(Input::Pump(event));
+        }
+        if let Poll::Ready(Some(event)) = self.internal_rx.poll_recv(cx) {
+            return Poll::Ready(Input::Internal(event));
+        }
+        if let Poll::Ready(timer) = self.timers.poll(cx) {
+            return Poll::Ready(Input::Timer(timer));
+        }
+        if self.shutdown.is_empty() {
+            return self.command_rx.poll_recv(cx).map(|command| match command {
+                Some(command) => Input::Command(command),
+                None => Input::HandlesGone,
+            });
+        }
+        Poll::Pending
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { ticket, reply } => self.connect(&ticket, reply),
+            Command::Open {
+                session,
+                protocol,
+                reply,
+            } => self.open(session, protocol, reply),
+            Command::CloseSession { session, reply } => self.close_session(session, Some(reply)),
+            Command::Online { reply } => self.wait_online(reply),
+            Command::Report { reply } => {
+                let _ = reply.send(self.report());
+            }
+            Command::Shutdown { reply } => {
+                self.shutdown.push(reply);
+                self.begin_shutdown();
+            }
+        }
+    }
+
+    fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.on_established(peer_id, connection_id, &endpoint),
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                cause,
+                ..
+            } => {
+                let cause = cause.map(|c| c.to_string());
+                self.on_link_closed(peer_id, connection_id, cause.as_deref());
+                self.on_conn_closed(peer_id, connection_id);
+            }
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                error,
+                ..
+            } => self.on_dial_error(connection_id, &error),
+            SwarmEvent::NewListenAddr {
+                listener_id,
+                address,
+            } => {
+                self.on_listen_addr(listener_id, &address);
+                let known = self.listening.entry(listener_id).or_default();
+                known.push(address);
+                self.refresh_ticket();
+            }
+            SwarmEvent::ExpiredListenAddr {
+                listener_id,
+                address,
+            } => {
+                if let Some(known) = self.listening.get_mut(&listener_id) {
+                    known.retain(|a| *a != address);
+                }
+                self.refresh_ticket();
+            }
+            SwarmEvent::ListenerClosed {
+                listener_id,
+                reason,
+                ..
+            } => {
+                self.listening.remove(&listener_id);
+                let reason = reason.err().map(|e| e.to_string());
+                self.on_reservation_ended(listener_id, reason.as_deref());
+                self.refresh_ticket();
+            }
+            SwarmEvent::NewExternalAddrCandidate { address } => self.observe(address),
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            _ => {}
+        }
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Streams(streams::Event::Opened { id, result }) => {
+                self.on_opened(id, result);
+            }
+            BehaviourEvent::Streams(streams::Event::Inbound {
+                peer,
+                connection,
+                protocol,
+                stream,
+            }) => self.on_inbound(peer, connection, protocol, stream),
+            BehaviourEvent::Rtc(rtc::Event::Path {
+                peer,
+                connection,
+                pair,
+            }) => self.on_pair(peer, connection, &pair),
+            BehaviourEvent::Ping(event) => {
+                self.on_ping(event.peer, event.connection, event.result);
+            }
+            BehaviourEvent::Identify(libp2p::identify::Event::Received {
+                peer_id, info, ..
+            }) => {
+                let protocols = info.protocols.iter().map(ToString::to_string).collect();
+                self.on_identified(peer_id, protocols);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_internal(&mut self, event: Internal) {
+        match event {
+            Internal::Header {
+                peer,
+                connection,
+                header,
+                substream,
+            } => self.on_header(peer, connection, header, substream),
+            Internal::FarewellDone(peer) => self.finish_farewell(peer),
+        }
+    }
+
+    fn on_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::ConnectDeadline(session) => self.on_connect_deadline(session),
+            Timer::OpenDeadline(session) => self.on_open_deadline(session),
+            Timer::Upgrade(session) => self.upgrade(session),
+            Timer::Redial(session) => self.redial(session),
+            Timer::ResumeDeadline(session) => self.on_resume_deadline(session),
+            Timer::Pair(session, conn) => self.on_pair_unknown(session, conn),
+            Timer::Idle(session) => self.on_idle(session),
+            Timer::Reattach(session, stream) => self.attach(session, stream),
+            Timer::RelayRested(relay) => self.on_relay_rested(relay),
+            Timer::ReservationDeadline(listener) => self.on_reservation_deadline(listener),
+            Timer::OnlineDeadline => self.on_online_deadline(),
+            Timer::ShutdownDeadline => self.stopping = true,
+        }
+    }
+
+    fn listen(&mut self) -> Result<(), Error> {
+        let given = self.config.listen_addrs()?;
+        let defaults = given.is_empty();
+        let addrs = if defaults {
+            backend::transports::default_listen_addresses()
+        } else {
+            given
+        };
+        for addr in addrs {
+            if let Err(error) = self.swarm.listen_on(addr.clone()) {
+                // A machine without IPv6 is not an error; an address that the user gave is.
+                if !defaults {
+                    return Err(Error::new(
+                        ErrorKind::Io,
+                        format!("listen: cannot listen on {addr}"),
+                    )
+                    .with_source(error));
+                }
+                tracing::debug!(%addr, %error, "not listening");
+            }
+        }
+        if self.config.direct {
+            let webrtc = Multiaddr::from(Protocol::WebRTC);
+            self.swarm.listen_on(webrtc).map_err(|e| {
+                Error::new(ErrorKind::Internal, "no /webrtc listener").with_source(e)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Our own addresses that somebody else could dial. Loopback is of use on the same machine
+    /// only, and then only when there is nothing else.
+    fn direct_addresses(&self) -> Vec<Multiaddr> {
+        let all = || {
+            self.listening.values().flatten().filter(|a| {
+                address::route(a) == address::Route::Direct && !address::is_link_local(a)
+            })
+        };
+        let usable: Vec<_> = all()
+            .filter(|a| !address::is_loopback(a))
+            .cloned()
+            .collect();
+        let usable = if usable.is_empty() {
+            all().cloned().collect()
+        } else {
+            usable
+        };
+        usable.into_iter().take(TICKET_DIRECT).collect()
+    }
+
+    pub(super) fn refresh_ticket(&self) {
+        let direct = if self.config.direct {
+            self.direct_addresses()
+        } else {
+            Vec::new()
+        };
+        let mut relays = self.relays.for_ticket();
+        relays.truncate(24);
+        match Ticket::checked(self.shared.peer_id, true, relays, direct) {
+            Ok(ticket) => self.shared.set_ticket(ticket),
+            Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
+        }
+    }
+
+    fn observe(&mut self, address: Multiaddr) {
+        const OBSERVED: usize = 16;
+        if !self.observed.contains(&address) {
+            self.observed.truncate(OBSERVED - 1);
+            self.observed.insert(0, address);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let listening = self.listening.values().flatten();
+        let mut strategies = vec![Strategy::Direct, Strategy::CircuitRelay];
+        if self.config.direct {
+            strategies.push(Strategy::Stun);
+            if !self.config.turn.is_empty() {
+                strategies.push(Strategy::Turn);
+            }
+        }
+        Report {
+            peer_id: self.shared.peer_id.to_string(),
+            relays: self.relays.report(),
+            listening: listening.map(ToString::to_string).collect(),
+            observed: self.observed.iter().map(ToString::to_string).collect(),
+            connections: self.sessions.len(),
+            strategies,
+        }
+    }
+
+    fn begin_shutdown(&mut self) {
+        if self.shutdown.is_empty() {
+            // Nobody waits, but the loop's end is marked by somebody waiting.
+            self.shutdown.push(oneshot::channel().0);
+        }
+        self.command_rx.close();
+        for session in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.close_session(session, None);
+        }
+        self.timers.after(FAREWELL * 2, Timer::ShutdownDeadline);
+        self.stop_if_done();
+    }
+
+    /// A shutdown is done when the last peer knows of it.
+    pub(super) fn stop_if_done(&mut self) {
+        if !self.shutdown.is_empty() && self.farewells.is_empty() {
+            self.stopping = true;
+        }
+    }
+}
+
+/// Uniform in `0.0..1.0`, for jitter.
+pub(super) fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness there is no jitter, which is no harm.
+    let _ = getrandom::fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+}

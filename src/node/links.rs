@@ -1,0 +1,269 @@
+//! Keeps links to relays and the reservations on them: renewed by libp2p while the link stands,
+//! made anew when it breaks, moved to a standby when a relay stays away.
+
+use std::collections::HashSet;
+
+use libp2p::{
+    Multiaddr, PeerId,
+    core::transport::ListenerId,
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use tokio::sync::oneshot;
+
+use super::{
+    engine::{Dial, Node, Timer, random},
+    relays::{Link, Relays, Reservation},
+    session::AttemptId,
+};
+use crate::{
+    core::address,
+    error::{Error, ErrorKind},
+};
+
+impl Node {
+    /// Starts as many reservations as are wanted and missing.
+    pub(super) fn pursue_reservations(&mut self) {
+        if !self.config.reserve {
+            return;
+        }
+        for peer in self.relays.to_pursue() {
+            match self.relays.get(&peer).map(|r| r.link.clone()) {
+                Some(Link::Up(..)) => self.reserve(peer),
+                Some(Link::Down) => self.dial_relay(peer),
+                _ => {}
+            }
+        }
+    }
+
+    fn dial_relay(&mut self, peer: PeerId) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        let opts = DialOpts::peer_id(peer)
+            .addresses(relay.addresses.clone())
+            .condition(PeerCondition::Always)
+            .build();
+        let conn = opts.connection_id();
+        relay.link = Link::Dialling(conn);
+        self.dials.insert(conn, Dial::Relay(peer));
+        if let Err(error) = self.swarm.dial(opts) {
+            self.on_dial_error(conn, &error);
+        }
+    }
+
+    /// Brings up the link to `relay` for the circuit of a session.
+    pub(super) fn link_for(&mut self, session: u64, relay: PeerId) {
+        let Some(entry) = self.relays.get_mut(&relay) else {
+            return;
+        };
+        match entry.link {
+            Link::Up(..) => self.dial_over(session, relay),
+            Link::Dialling(_) => entry.waiting.push(session),
+            Link::Down => {
+                entry.waiting.push(session);
+                self.dial_relay(relay);
+            }
+        }
+    }
+
+    pub(super) fn on_link_up(&mut self, peer: PeerId, conn: ConnectionId, remote: &Multiaddr) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        if let Link::Up(..) = relay.link {
+            return;
+        }
+        let Some(addr) = address::with_peer(remote, peer) else {
+            return;
+        };
+        relay.link = Link::Up(conn, addr);
+        relay.last_error = None;
+        let waiting = std::mem::take(&mut relay.waiting);
+        let reserve = self.config.reserve
+            && relay.configured
+            && relay.reservation == Reservation::None
+            && self.relays.wants_more();
+        if reserve {
+            self.reserve(peer);
+        }
+        for session in waiting {
+            self.dial_over(session, peer);
+        }
+    }
+
+    pub(super) fn on_link_failed(&mut self, peer: PeerId, reason: &str) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        relay.link = Link::Down;
+        let waiting = std::mem::take(&mut relay.waiting);
+        for session in waiting {
+            let reason = format!("relay not reached: {reason}");
+            self.attempt_failed(session, AttemptId::Circuit(peer), "relay", &reason);
+        }
+        self.rest(peer, reason);
+    }
+
+    /// Lets a configured relay that failed rest, and turns to a standby.
+    fn rest(&mut self, peer: PeerId, reason: &str) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        relay.last_error = Some(reason.to_owned());
+        if relay.configured && !relay.resting {
+            relay.resting = true;
+            let pause = relay.backoff.fail(random());
+            self.timers.after(pause, Timer::RelayRested(peer));
+        }
+        self.pursue_reservations();
+        if self.relays.all_failed() {
+            let error = self.no_relay();
+            self.answer_online(|| Err(Error::new(ErrorKind::NoRelay, error.clone())));
+        }
+    }
+
+    pub(super) fn on_relay_rested(&mut self, peer: PeerId) {
+        if let Some(relay) = self.relays.get_mut(&peer) {
+            relay.resting = false;
+        }
+        self.pursue_reservations();
+    }
+
+    fn reserve(&mut self, peer: PeerId) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        let Link::Up(_, addr) = &relay.link else {
+            return;
+        };
+        match self.swarm.listen_on(address::reservation(addr)) {
+            Ok(listener) => {
+                relay.reservation = Reservation::Requested(listener);
+                relay.announced.clear();
+                let timeout = self.config.relay_timeout;
+                self.timers
+                    .after(timeout, Timer::ReservationDeadline(listener));
+            }
+            Err(error) => self.rest(peer, &error.to_string()),
+        }
+    }
+
+    pub(super) fn on_reservation_deadline(&mut self, listener: ListenerId) {
+        let pending = self
+            .relays
+            .by_listener(listener)
+            .is_some_and(|(_, relay)| relay.reservation == Reservation::Requested(listener));
+        if pending {
+            self.swarm.remove_listener(listener);
+            self.on_reservation_ended(listener, Some("no reservation granted in time"));
+        }
+    }
+
+    /// A listener has an address: of a reservation, or of our own.
+    pub(super) fn on_listen_addr(&mut self, listener: ListenerId, addr: &Multiaddr) {
+        let Some((_, relay)) = self.relays.by_listener(listener) else {
+            return;
+        };
+        if let Some(announced) = Relays::announced(addr)
+            && !relay.announced.contains(&announced)
+        {
+            relay.announced.push(announced);
+        }
+        relay.reservation = Reservation::Held(listener);
+        relay.backoff.reset();
+        let held = self.relays.held();
+        self.shared.metrics.reservations.set(held as i64);
+        self.settling = true;
+    }
+
+    /// libp2p has reported all addresses that came with a reservation.
+    pub(super) fn on_settled(&mut self) {
+        self.refresh_ticket();
+        self.answer_online(|| Ok(()));
+    }
+
+    pub(super) fn on_reservation_ended(&mut self, listener: ListenerId, reason: Option<&str>) {
+        let Some((peer, relay)) = self.relays.by_listener(listener) else {
+            return;
+        };
+        relay.reservation = Reservation::None;
+        relay.announced.clear();
+        let held = self.relays.held();
+        self.shared.metrics.reservations.set(held as i64);
+        self.rest(peer, reason.unwrap_or("the relay ended the reservation"));
+    }
+
+    pub(super) fn on_link_closed(&mut self, peer: PeerId, conn: ConnectionId, cause: Option<&str>) {
+        let Some(relay) = self.relays.get_mut(&peer) else {
+            return;
+        };
+        if !matches!(&relay.link, Link::Up(id, _) if *id == conn) {
+            return;
+        }
+        relay.link = Link::Down;
+        if let Some(listener) = relay.listener() {
+            self.swarm.remove_listener(listener);
+            self.on_reservation_ended(listener, Some(cause.unwrap_or("the relay closed the link")));
+            self.refresh_ticket();
+        }
+    }
+
+    /// Closes links that only ended sessions needed. While a close is being told, a link may be
+    /// what carries it.
+    pub(super) fn release_relays(&mut self) {
+        if !self.farewells.is_empty() {
+            return;
+        }
+        let used: HashSet<PeerId> = self
+            .sessions
+            .values()
+            .filter_map(|session| session.targets.as_ref())
+            .flat_map(|targets| targets.relays.iter().copied())
+            .collect();
+        for peer in self.relays.foreign() {
+            if !used.contains(&peer) {
+                self.relays.forget(&peer);
+                // Not being connected is what is wanted.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
+    }
+
+    pub(super) fn wait_online(&mut self, reply: oneshot::Sender<Result<(), Error>>) {
+        if self.relays.held() > 0 && !self.settling {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        self.online.push(reply);
+        if self.relays.all_failed() {
+            let error = self.no_relay();
+            self.answer_online(|| Err(Error::new(ErrorKind::NoRelay, error.clone())));
+        } else {
+            let timeout = self.config.relay_timeout;
+            self.timers.after(timeout, Timer::OnlineDeadline);
+        }
+    }
+
+    pub(super) fn on_online_deadline(&mut self) {
+        let error = self.no_relay();
+        self.answer_online(|| Err(Error::new(ErrorKind::NoRelay, error.clone())));
+    }
+
+    fn answer_online(&mut self, answer: impl Fn() -> Result<(), Error>) {
+        for reply in std::mem::take(&mut self.online) {
+            let _ = reply.send(answer());
+        }
+    }
+
+    fn no_relay(&self) -> String {
+        let mut message = "no relay granted a reservation".to_owned();
+        for error in self.relays.errors() {
+            message.push_str("; ");
+            message.push_str(&error);
+        }
+        message
+    }
+}

@@ -1,0 +1,77 @@
+//! The one event loop, compiled for both targets: it moves what libp2p reports to relays, sessions
+//! and streams, and what handles ask for to libp2p.
+//!
+//! `connect` dials and chooses paths, `links` keeps relays and reservations, `opening` brings
+//! streams to the path in use; their state is in `session`, `relays` and `resumable`.
+
+mod behaviour;
+mod connect;
+mod engine;
+mod links;
+mod opening;
+mod relays;
+mod session;
+mod streams;
+mod timers;
+
+pub(crate) mod junction;
+pub(crate) mod pump;
+pub(crate) mod resumable;
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+pub(crate) use self::engine::start;
+use crate::{
+    connection::Connection, error::Error, identity::PeerId, metrics::Metrics, report::Report,
+    stream::Stream, ticket::Ticket,
+};
+
+/// What handles ask of the loop.
+pub(crate) enum Command {
+    Connect {
+        ticket: Ticket,
+        reply: oneshot::Sender<Result<Connection, Error>>,
+    },
+    Open {
+        session: u64,
+        protocol: String,
+        reply: oneshot::Sender<Result<Stream, Error>>,
+    },
+    CloseSession {
+        session: u64,
+        reply: oneshot::Sender<()>,
+    },
+    /// Waits for the first reservation.
+    Online {
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Report {
+        reply: oneshot::Sender<Report>,
+    },
+    Shutdown {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// What handles read without asking.
+pub(crate) struct Shared {
+    pub(crate) peer_id: PeerId,
+    pub(crate) metrics: Metrics,
+    ticket: Mutex<Ticket>,
+}
+
+impl Shared {
+    pub(crate) fn ticket(&self) -> Ticket {
+        // The value is replaced whole, so a panic elsewhere cannot have left half of one.
+        self.ticket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_ticket(&self, ticket: Ticket) {
+        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
+    }
+}

@@ -1,0 +1,442 @@
+//! Brings streams to the path in use, and takes in those that peers open.
+
+use std::time::Duration;
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::select};
+use futures_timer::Delay;
+use libp2p::{PeerId, Stream as Substream, StreamProtocol, swarm::ConnectionId};
+use tokio::sync::oneshot;
+
+use super::{
+    connect::Conns,
+    engine::{FAREWELL, Internal, Node, Timer, raw_protocol},
+    resumable::{self, PumpEvent, StreamConfig},
+    session::Pump,
+    streams::OpenError,
+};
+use crate::{
+    backend,
+    core::resume::{self, Header, Refusal, Request, StreamId},
+    error::{Error, ErrorKind},
+    stream::Stream,
+};
+
+/// Opening a substream for this says that the connection is being closed on purpose, so that the
+/// other end does not wait for it to come back.
+pub(super) const CLOSE_PROTOCOL: &str = "/throughline/close/1";
+
+/// How long the header of a substream may take; a peer sends it at once.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long identify may take before a peer counts as a stock one.
+const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before a substream is opened anew on a path that still stands.
+const REATTACH_PAUSE: Duration = Duration::from_millis(200);
+
+type OpenReply = oneshot::Sender<Result<Stream, Error>>;
+
+/// What a substream is opened for.
+pub(super) enum Purpose {
+    /// To carry a resumable stream.
+    Carry {
+        session: u64,
+        stream: StreamId,
+        connection: ConnectionId,
+    },
+    /// To be a stock peer's stream.
+    Raw { protocol: String, reply: OpenReply },
+    /// To say goodbye.
+    Farewell(PeerId),
+}
+
+impl Node {
+    pub(super) fn open(&mut self, id: u64, protocol: String, reply: OpenReply) {
+        let max_streams = self.config.max_streams;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            let closed = Error::new(ErrorKind::ConnectionClosed, "the connection is closed");
+            let _ = reply.send(Err(closed));
+            return;
+        };
+        if session.pumps.len() + session.opens.len() >= max_streams {
+            let limit = format!("max_streams: {max_streams} are open on this connection");
+            let _ = reply.send(Err(Error::new(ErrorKind::LimitExceeded, limit)));
+            return;
+        }
+        match session.resumable {
+            Some(true) => {
+                let _ = reply.send(self.open_resumable(id, &protocol));
+            }
+            Some(false) => self.open_raw(id, protocol, reply),
+            None => {
+                if session.opens.is_empty() {
+                    self.timers.after(IDENTIFY_TIMEOUT, Timer::OpenDeadline(id));
+                }
+                session.opens.push((protocol, reply));
+            }
+        }
+    }
+
+    fn stream_config(&self) -> StreamConfig {
+        StreamConfig {
+            window: self.config.stream_window,
+            resume_timeout: self.config.resume_timeout,
+        }
+    }
+
+    fn open_resumable(&mut self, id: u64, protocol: &str) -> Result<Stream, Error> {
+        let (stream, handle, pump) =
+            resumable::open(protocol, self.stream_config(), self.pump_tx.clone())?;
+        backend::runtime::spawn(pump);
+        let stream_id = handle.id();
+        self.keep(id, handle, true);
+        self.attach(id, stream_id);
+        Ok(stream)
+    }
+
+    fn keep(&mut self, id: u64, handle: resumable::PumpHandle<Substream>, opener: bool) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            self.shared.metrics.streams.inc();
+            session.pumps.insert(handle.id(), Pump { handle, opener });
+        }
+    }
+
+    /// Opens a substream for one of our streams on the path in use. Without a path, the stream
+    /// waits for the next one.
+    pub(super) fn attach(&mut self, id: u64, stream: StreamId) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let (Some(connection), Some(_)) = (session.active, session.pumps.get(&stream)) else {
+            return;
+        };
+        let protocol = StreamProtocol::new(resume::PROTOCOL);
+        let streams = &mut self.swarm.behaviour_mut().streams;
+        let open = streams.open(session.peer, connection, protocol);
+        let purpose = Purpose::Carry {
+            session: id,
+            stream,
+            connection,
+        };
+        self.opening.insert(open, purpose);
+    }
+
+    /// The path has changed: streams that we opened move; the peer moves its own.
+    pub(super) fn move_streams(&mut self, id: u64) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let ours = session.pumps.iter().filter(|(_, pump)| pump.opener);
+        for stream in ours.map(|(stream, _)| *stream).collect::<Vec<_>>() {
+            self.attach(id, stream);
+        }
+    }
+
+    fn open_raw(&mut self, id: u64, protocol: String, reply: OpenReply) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let wire = match raw_protocol(&protocol) {
+            Ok(wire) => wire,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        // Identify lists what the peer serves. Asking anyway would let the refusal come at some
+        // later read, because negotiation is lazy.
+        if !session.protocols.is_empty() && !session.protocols.contains(wire.as_ref()) {
+            let refused = format!("the peer does not serve `{protocol}`");
+            let _ = reply.send(Err(Error::new(ErrorKind::ProtocolRefused, refused)));
+            return;
+        }
+        let Some(connection) = session.active else {
+            let lost = Error::new(ErrorKind::ConnectionLost, "there is no path to the peer");
+            let _ = reply.send(Err(lost));
+            return;
+        };
+        let streams = &mut self.swarm.behaviour_mut().streams;
+        let open = streams.open(session.peer, connection, wire);
+        self.opening.insert(open, Purpose::Raw { protocol, reply });
+    }
+
+    /// It is known what the peer speaks: opens what had to wait for that.
+    pub(super) fn release_opens(&mut self, id: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        for (protocol, reply) in std::mem::take(&mut session.opens) {
+            if !reply.is_closed() {
+                self.open(id, protocol, reply);
+            }
+        }
+    }
+
+    pub(super) fn on_open_deadline(&mut self, id: u64) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.resumable.get_or_insert(false);
+            self.release_opens(id);
+        }
+    }
+
+    pub(super) fn on_opened(
+        &mut self,
+        open: super::streams::OpenId,
+        result: Result<Substream, OpenError>,
+    ) {
+        match self.opening.remove(&open) {
+            Some(Purpose::Carry {
+                session,
+                stream,
+                connection,
+            }) => self.on_carrier(session, stream, connection, result),
+            Some(Purpose::Raw { protocol, reply }) => {
+                let result = result
+                    .map(|substream| Stream::plain(&protocol, substream))
+                    .map_err(|error| match error {
+                        OpenError::Unsupported => Error::new(
+                            ErrorKind::ProtocolRefused,
+                            format!("the peer does not serve `{protocol}`"),
+                        ),
+                        _ => Error::new(ErrorKind::ConnectionLost, "the path broke while opening"),
+                    });
+                let _ = reply.send(result);
+            }
+            Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
+            None => {}
+        }
+    }
+
+    fn on_carrier(
+        &mut self,
+        id: u64,
+        stream: StreamId,
+        connection: ConnectionId,
+        result: Result<Substream, OpenError>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let Some(pump) = session.pumps.get(&stream) else {
+            return;
+        };
+        match result {
+            // A slow open must not bring the stream back to a path that was left meanwhile.
+            Ok(substream) if session.active == Some(connection) => {
+                pump.handle.attach(substream, connection);
+            }
+            Err(OpenError::Unsupported) => pump.handle.fail(Error::new(
+                ErrorKind::ProtocolRefused,
+                "the peer does not speak resumable streams",
+            )),
+            // If the path is gone, the next one brings another substream.
+            Err(_) if session.active == Some(connection) => {
+                self.timers
+                    .after(REATTACH_PAUSE, Timer::Reattach(id, stream));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    pub(super) fn on_pump(&mut self, event: PumpEvent) {
+        match event {
+            PumpEvent::Lost { id, connection } => {
+                let owner = self.sessions.iter().find_map(|(session_id, session)| {
+                    let pump = session.pumps.get(&id)?;
+                    Some((*session_id, pump.opener, session.active))
+                });
+                match owner {
+                    Some((session, true, Some(active))) if active == connection => {
+                        self.timers
+                            .after(REATTACH_PAUSE, Timer::Reattach(session, id));
+                    }
+                    Some((session, true, Some(_))) => self.attach(session, id),
+                    _ => {}
+                }
+            }
+            PumpEvent::Done { id } => {
+                for session in self.sessions.values_mut() {
+                    if session.pumps.remove(&id).is_some() {
+                        self.shared.metrics.streams.dec();
+                    }
+                }
+            }
+        }
+    }
+
+    /// A peer opened a substream.
+    pub(super) fn on_inbound(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        protocol: StreamProtocol,
+        mut substream: Substream,
+    ) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        if protocol.as_ref() == CLOSE_PROTOCOL {
+            self.end_session(id, ErrorKind::ConnectionClosed, Conns::Close);
+            return;
+        }
+        if protocol.as_ref() == resume::PROTOCOL {
+            let report = self.internal_tx.clone();
+            backend::runtime::spawn(async move {
+                let header = resumable::read_header(&mut substream).boxed();
+                let header = match select(header, Delay::new(HEADER_TIMEOUT)).await {
+                    futures::future::Either::Left((header, _)) => header,
+                    futures::future::Either::Right(_) => return,
+                };
+                match header {
+                    Ok(header) => {
+                        let event = Internal::Header {
+                            peer,
+                            connection,
+                            header,
+                            substream,
+                        };
+                        let _ = report.send(event).await;
+                    }
+                    Err(error) => tracing::debug!(%error, "a substream is dropped"),
+                }
+            });
+            return;
+        }
+        let Some(name) = self.raw.get(&protocol).cloned() else {
+            return;
+        };
+        if let Some(session) = self.sessions.get(&id) {
+            let stream = Stream::plain(&name, substream);
+            if session.incoming.try_send((name, stream)).is_err() {
+                tracing::debug!("nobody accepts, an incoming stream is refused");
+            }
+        }
+    }
+
+    pub(super) fn on_header(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        header: Header,
+        substream: Substream,
+    ) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        let max_streams = self.config.max_streams;
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.resumable = Some(true);
+        let refusal = match (session.pumps.get(&header.id), &header.request) {
+            (Some(pump), _) if !pump.opener => {
+                pump.handle.resume(header, substream, connection);
+                return self.release_opens(id);
+            }
+            (None, Request::Open { .. }) if session.pumps.len() >= max_streams => {
+                Refusal::TooManyStreams
+            }
+            (None, Request::Open { protocol, .. }) => {
+                match session.incoming.clone().try_reserve_owned() {
+                    Ok(place) => {
+                        let protocol = protocol.clone();
+                        self.take_in(id, header, substream, connection, |stream| {
+                            place.send((protocol, stream));
+                        });
+                        return self.release_opens(id);
+                    }
+                    Err(_) => Refusal::TooManyStreams,
+                }
+            }
+            _ => Refusal::UnknownStream,
+        };
+        self.release_opens(id);
+        backend::runtime::spawn(async move {
+            let refuse = resumable::refuse(substream, &header, refusal).boxed();
+            select(refuse, Delay::new(HEADER_TIMEOUT)).await;
+        });
+    }
+
+    fn take_in(
+        &mut self,
+        id: u64,
+        header: Header,
+        substream: Substream,
+        connection: ConnectionId,
+        deliver: impl FnOnce(Stream),
+    ) {
+        let accepted = resumable::accept(
+            header,
+            substream,
+            connection,
+            self.stream_config(),
+            self.pump_tx.clone(),
+        );
+        match accepted {
+            Ok((stream, handle, pump)) => {
+                backend::runtime::spawn(pump);
+                self.keep(id, handle, false);
+                deliver(stream);
+            }
+            Err(error) => tracing::debug!(%error, "an incoming stream is refused"),
+        }
+    }
+
+    /// Closes a connection and tells the peer. `reply` is answered when the peer knows, or has had
+    /// its time.
+    pub(super) fn close_session(&mut self, id: u64, reply: Option<oneshot::Sender<()>>) {
+        let Some(session) = self.sessions.get(&id) else {
+            if let Some(reply) = reply {
+                let _ = reply.send(());
+            }
+            return;
+        };
+        let peer = session.peer;
+        let farewell = session.active.filter(|_| session.resumable == Some(true));
+        let waiting = self.farewells.entry(peer).or_default();
+        waiting.extend(reply);
+        match farewell {
+            Some(connection) => {
+                let protocol = StreamProtocol::new(CLOSE_PROTOCOL);
+                let streams = &mut self.swarm.behaviour_mut().streams;
+                let open = streams.open(peer, connection, protocol);
+                self.opening.insert(open, Purpose::Farewell(peer));
+                self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
+            }
+            None => {
+                self.end_session(id, ErrorKind::ConnectionClosed, Conns::Close);
+                self.finish_farewell(peer);
+            }
+        }
+    }
+
+    fn say_farewell(&mut self, peer: PeerId, result: Result<Substream, OpenError>) {
+        let Ok(mut substream) = result else {
+            self.finish_farewell(peer);
+            return;
+        };
+        let report = self.internal_tx.clone();
+        backend::runtime::spawn(async move {
+            // Lazy negotiation sends the protocol with the close; the peer's end of stream tells
+            // that it has come.
+            let told = async {
+                let _ = substream.close().await;
+                let _ = substream.read(&mut [0]).await;
+            };
+            select(told.boxed(), Delay::new(FAREWELL)).await;
+            let _ = report.send(Internal::FarewellDone(peer)).await;
+        });
+    }
+
+    pub(super) fn finish_farewell(&mut self, peer: PeerId) {
+        if let Some(waiting) = self.farewells.remove(&peer) {
+            // Not being connected is what is wanted. A new session with the peer is left alone.
+            if !self.by_peer.contains_key(&peer) {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+            for reply in waiting {
+                let _ = reply.send(());
+            }
+            self.release_relays();
+            self.stop_if_done();
+        }
+    }
+}

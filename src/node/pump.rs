@@ -1,0 +1,503 @@
+//! The task that moves bytes between a resumable stream and the substream that carries it.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures::channel::mpsc::Sender;
+use futures_timer::Delay;
+use libp2p::swarm::ConnectionId;
+
+use super::{
+    junction::{Junction, keep},
+    resumable::{Attachment, Mailbox, PumpEvent, StreamConfig, Substream, violation},
+};
+use crate::{
+    core::resume::{Decoder, MAX_FRAME, ProtocolError, Refusal, StreamId},
+    error::{Error, ErrorKind},
+};
+
+/// How much is read at a time: what the longest frame brings.
+const READ_SIZE: usize = MAX_FRAME;
+
+/// Rounds of reading and writing before other tasks get their turn: about 1 MiB each way.
+const ROUNDS: usize = 16;
+
+/// How long a stream waits for its first substream, and how long one that the application has let go
+/// of waits for each sign that the peer still takes its bytes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Drives one stream to its end. Spawn it.
+///
+/// # Drop
+/// The stream fails with [`ErrorKind::ConnectionClosed`].
+pub(crate) struct Pump<S> {
+    id: StreamId,
+    config: StreamConfig,
+    junction: Arc<Junction>,
+    mailbox: Arc<Mailbox<S>>,
+    events: Sender<PumpEvent>,
+    /// An event that the node has not had room for yet.
+    event: Option<PumpEvent>,
+    /// The substream in use, read and written.
+    current: Option<Link<S>>,
+    /// The one before, read until the current one has caught up.
+    old: Option<Link<S>>,
+    began: bool,
+    output: Output,
+    timer: Option<(Wait, Delay)>,
+    ended: bool,
+}
+
+/// A substream and what has been read from it.
+struct Link<S> {
+    substream: S,
+    connection: ConnectionId,
+    decoder: Decoder,
+    /// Allocated while bytes come in; its first `filled` bytes are the beginning of a frame.
+    input: Vec<u8>,
+    filled: usize,
+    read_ended: bool,
+    write_closed: bool,
+}
+
+/// Frames on their way to the current substream.
+#[derive(Default)]
+struct Output {
+    bytes: Vec<u8>,
+    written: usize,
+    unflushed: bool,
+}
+
+/// What a timer runs for. It starts again when this changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// A substream.
+    Substream,
+    /// The peer's taking of the last bytes.
+    Acknowledgement { acked: u64 },
+}
+
+/// How a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// There may be more to do at once.
+    Moved,
+    /// Nothing to do until the waker is called.
+    Waiting,
+    /// The substream is no longer of use.
+    Lost,
+}
+
+impl<S: Substream> Pump<S> {
+    pub(super) fn new(
+        id: StreamId,
+        junction: Arc<Junction>,
+        mailbox: Arc<Mailbox<S>>,
+        config: StreamConfig,
+        events: Sender<PumpEvent>,
+    ) -> Self {
+        Self {
+            id,
+            config,
+            junction,
+            mailbox,
+            events,
+            event: None,
+            current: None,
+            old: None,
+            began: false,
+            output: Output::default(),
+            timer: None,
+            ended: false,
+        }
+    }
+
+    /// One turn. `Err`: the stream has failed; `Ok(Ready)`: it is complete.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.junction.lock().keep_pump(cx);
+        self.take_letters(cx)?;
+        self.read_old(cx)?;
+        let (mut read, mut written) = (Step::Moved, Step::Moved);
+        for _ in 0..ROUNDS {
+            if read == Step::Moved {
+                read = self.read_current(cx)?;
+            }
+            // What has been read may have to be answered.
+            written = self.write_current(cx);
+            if read != Step::Moved && written != Step::Moved {
+                break;
+            }
+        }
+        if read == Step::Moved || written == Step::Moved {
+            cx.waker().wake_by_ref();
+        }
+        if self.poll_complete(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        self.close_old(cx);
+        self.poll_event(cx);
+        self.poll_timer(cx)
+    }
+
+    fn take_letters(&mut self, cx: &Context<'_>) -> Result<(), Error> {
+        let (fail, attach) = {
+            let mut letters = self.mailbox.lock();
+            keep(&mut letters.pump, cx);
+            (letters.fail.take(), letters.attach.take())
+        };
+        if let Some(error) = fail {
+            return Err(error);
+        }
+        match attach {
+            Some(attachment) => self.attach(attachment).map_err(violation),
+            None => Ok(()),
+        }
+    }
+
+    fn attach(&mut self, attachment: Attachment<S>) -> Result<(), ProtocolError> {
+        let is_stale = {
+            let resume = &mut self.junction.lock().resume;
+            match &attachment.header {
+                None => {
+                    resume.attach();
+                    false
+                }
+                Some(header) => !resume.attach_from(header)?,
+            }
+        };
+        if is_stale {
+            return Ok(());
+        }
+        let link = Link::new(attachment.substream, attachment.connection);
+        if let Some(previous) = self.current.replace(link) {
+            self.old = Some(previous);
+        }
+        self.output = Output::default();
+        // If the node has not been told yet, it has seen by itself.
+        self.event = None;
+        self.began = true;
+        Ok(())
+    }
+
+    fn read_old(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        for _ in 0..ROUNDS {
+            let Some(link) = &mut self.old else {
+                return Ok(());
+            };
+            match link.read(&self.junction, cx)? {
+                Step::Moved => {}
+                Step::Waiting => return Ok(()),
+                Step::Lost => self.old = None,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn read_current(&mut self, cx: &mut Context<'_>) -> Result<Step, Error> {
+        let Some(link) = &mut self.current else {
+            return Ok(Step::Waiting);
+        };
+        let received = || self.junction.lock().resume.received();
+        let before = if self.old.is_some() { received() } else { 0 };
+        let step = link.read(&self.junction, cx)?;
+        if self.old.is_some() && received() > before {
+            // The new substream has caught up with the old one.
+            self.old = None;
+        }
+        if step == Step::Lost {
+            self.lose_current();
+        }
+        Ok(step)
+    }
+
+    fn write_current(&mut self, cx: &mut Context<'_>) -> Step {
+        let Some(link) = &mut self.current else {
+            return Step::Waiting;
+        };
+        let step = self
+            .output
+            .write(&self.junction, &mut link.substream, cx)
+            .unwrap_or(Step::Lost);
+        if step == Step::Lost {
+            self.lose_current();
+        }
+        step
+    }
+
+    fn lose_current(&mut self) {
+        if let Some(link) = self.current.take() {
+            self.junction.lock().resume.detach();
+            self.output = Output::default();
+            self.event = Some(PumpEvent::Lost {
+                id: self.id,
+                connection: link.connection,
+            });
+        }
+    }
+
+    /// Once both ends have everything, closes the substream and waits for the peer to do the same:
+    /// only then has the last acknowledgement arrived for certain.
+    fn poll_complete(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.junction.lock().resume.is_complete() {
+            return Poll::Pending;
+        }
+        let Some(link) = &mut self.current else {
+            return if self.began {
+                Poll::Pending
+            } else {
+                // Reset before the peer has heard of it.
+                Poll::Ready(())
+            };
+        };
+        if !self.output.is_empty() {
+            return Poll::Pending;
+        }
+        ready!(link.poll_close(cx));
+        if link.read_ended {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Lets the peer's reading of the old substream end, but not before the peer has stopped writing
+    /// there: it might take a closed substream for a dead one.
+    fn close_old(&mut self, cx: &mut Context<'_>) {
+        if let Some(link) = &mut self.old
+            && self.junction.lock().resume.is_answered()
+        {
+            let _ = link.poll_close(cx);
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) {
+        if self.event.is_some()
+            && let Poll::Ready(room) = self.events.poll_ready(cx)
+            && let Some(event) = self.event.take()
+            && room.is_ok()
+        {
+            // There is room. A node that is gone has dropped the handle as well.
+            let _ = self.events.start_send(event);
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let (complete, wait) = {
+            let state = self.junction.lock();
+            let complete = state.resume.is_complete();
+            let acked = state.resume.acked();
+            let wait = if self.current.is_none() {
+                Some(Wait::Substream)
+            } else if complete || state.is_abandoned() {
+                Some(Wait::Acknowledgement { acked })
+            } else {
+                None
+            };
+            (complete, wait)
+        };
+        let Some(wait) = wait else {
+            self.timer = None;
+            return Poll::Pending;
+        };
+        let patience = match wait {
+            Wait::Substream if self.began => self.config.resume_timeout,
+            _ => PATIENCE,
+        };
+        let (_, timer) = match &mut self.timer {
+            Some(timer) if timer.0 == wait => timer,
+            timer => timer.insert((wait, Delay::new(patience))),
+        };
+        ready!(Pin::new(timer).poll(cx));
+        if complete {
+            return Poll::Ready(Ok(()));
+        }
+        let seconds = patience.as_secs_f32();
+        Poll::Ready(Err(match wait {
+            Wait::Substream => Error::new(
+                ErrorKind::ConnectionLost,
+                format!("no path came back within {seconds} s"),
+            ),
+            Wait::Acknowledgement { .. } => Error::new(
+                ErrorKind::Timeout,
+                format!("the peer has acknowledged nothing for {seconds} s"),
+            ),
+        }))
+    }
+}
+
+impl<S: Substream> Future for Pump<S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if !this.ended {
+            let result = ready!(this.turn(cx));
+            if let Err(error) = result {
+                tracing::debug!(stream = ?this.id, %error, "stream failed");
+                this.junction.lock().fail(&error);
+            }
+            this.ended = true;
+            this.current = None;
+            this.old = None;
+            this.event = Some(PumpEvent::Done { id: this.id });
+        }
+        this.poll_event(cx);
+        if this.event.is_some() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
+
+impl<S> Drop for Pump<S> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let error = Error::new(ErrorKind::ConnectionClosed, "the connection was closed");
+            self.junction.lock().fail(&error);
+        }
+    }
+}
+
+impl<S: Substream> Link<S> {
+    fn new(substream: S, connection: ConnectionId) -> Self {
+        Self {
+            substream,
+            connection,
+            decoder: Decoder::default(),
+            input: Vec::new(),
+            filled: 0,
+            read_ended: false,
+            write_closed: false,
+        }
+    }
+
+    /// Reads once and hands the frames on.
+    fn read(&mut self, junction: &Junction, cx: &mut Context<'_>) -> Result<Step, Error> {
+        if self.read_ended {
+            return Ok(Step::Waiting);
+        }
+        if self.input.is_empty() {
+            self.input = vec![0; READ_SIZE];
+        }
+        let free = &mut self.input[self.filled..];
+        let count = match Pin::new(&mut self.substream).poll_read(cx, free) {
+            Poll::Ready(Ok(count)) => count,
+            Poll::Ready(Err(_)) => return Ok(Step::Lost),
+            Poll::Pending => {
+                if self.filled == 0 {
+                    // An idle stream holds no memory.
+                    self.input = Vec::new();
+                }
+                return Ok(Step::Waiting);
+            }
+        };
+        let mut state = junction.lock();
+        if count == 0 {
+            self.read_ended = state.resume.is_complete();
+            return Ok(if self.read_ended {
+                Step::Waiting
+            } else {
+                Step::Lost
+            });
+        }
+        let filled = self.filled + count;
+        let mut input = &self.input[..filled];
+        while let Some(frame) = self.decoder.decode(&mut input).map_err(violation)? {
+            state.resume.handle_frame(frame).map_err(violation)?;
+        }
+        state.wake_ready();
+        if let Some(refusal) = state.resume.refusal()
+            && !state.resume.is_complete()
+        {
+            return Err(refused(refusal));
+        }
+        drop(state);
+        self.filled = input.len();
+        self.input.copy_within(filled - self.filled..filled, 0);
+        Ok(Step::Moved)
+    }
+
+    /// Closes the writing half. An error is as good: nobody reads there any more.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.write_closed {
+            let _ = ready!(Pin::new(&mut self.substream).poll_close(cx));
+            self.write_closed = true;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Output {
+    fn is_empty(&self) -> bool {
+        self.written == self.bytes.len() && !self.unflushed
+    }
+
+    /// Writes one batch, or flushes if there is nothing to write.
+    fn write<S: Substream>(
+        &mut self,
+        junction: &Junction,
+        substream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Step> {
+        let mut substream = Pin::new(substream);
+        if self.written == self.bytes.len() {
+            self.bytes.clear();
+            self.written = 0;
+            junction.lock().poll_transmit(&mut self.bytes);
+        }
+        while self.written < self.bytes.len() {
+            match substream
+                .as_mut()
+                .poll_write(cx, &self.bytes[self.written..])?
+            {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(count) => self.written += count,
+                Poll::Pending => return Ok(Step::Waiting),
+            }
+            self.unflushed = true;
+        }
+        if !self.bytes.is_empty() {
+            return Ok(Step::Moved);
+        }
+        // An idle stream holds no memory.
+        self.bytes = Vec::new();
+        if self.unflushed && substream.poll_flush(cx)?.is_ready() {
+            self.unflushed = false;
+        }
+        Ok(Step::Waiting)
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::UnknownProtocol => Error::new(
+            ErrorKind::ProtocolRefused,
+            "the peer does not serve this protocol",
+        ),
+        Refusal::TooManyStreams => Error::new(
+            ErrorKind::LimitExceeded,
+            "the peer holds as many streams as it is willing to",
+        ),
+        Refusal::UnknownStream => Error::new(
+            ErrorKind::ConnectionLost,
+            "the peer has given the stream up",
+        ),
+        Refusal::Other(code) => Error::new(
+            ErrorKind::ProtocolRefused,
+            format!("the peer refused the stream, code {code}"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod duplex;
+#[cfg(test)]
+mod tests;

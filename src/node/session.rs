@@ -1,0 +1,382 @@
+//! One connection to one peer as the node sees it: its paths, its attempts and its streams.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use libp2p::{Multiaddr, PeerId, Stream as Substream, swarm::ConnectionId};
+use tokio::sync::{mpsc, oneshot};
+use web_time::Instant;
+
+use super::resumable::PumpHandle;
+use crate::{
+    Config,
+    connection::{Connection, SessionState, WeakConnection},
+    core::{
+        backoff::Backoff,
+        path::{self, Candidate},
+        resume::StreamId,
+    },
+    error::Error,
+    event::{Attempt, Outcome, Path, PathEvent, PathKind, Strategy},
+    metrics::Metrics,
+    rtc::{CandidateKind, CandidatePair, Endpoint},
+    stream::Stream,
+};
+
+/// Streams opened by the peer that may wait to be accepted.
+pub(crate) const INCOMING_STREAMS: usize = 64;
+/// A lost circuit is made anew within this.
+const REDIAL_MOST: Duration = Duration::from_secs(30);
+
+pub(crate) type Incoming = (String, Stream);
+pub(crate) type Waiting = oneshot::Sender<Result<Connection, Error>>;
+
+pub(crate) struct Session {
+    pub(crate) peer: PeerId,
+    pub(crate) state: Arc<SessionState>,
+    pub(crate) started: Instant,
+    pub(crate) handle: WeakConnection,
+    pub(crate) incoming: mpsc::Sender<Incoming>,
+    /// Connects that wait for the first path.
+    pub(crate) waiting: Vec<Waiting>,
+    /// Where the peer can be dialled; `None` on the accepting side, which leaves dialling to the
+    /// other.
+    pub(crate) targets: Option<Targets>,
+    pub(crate) attempts: HashMap<AttemptId, Running>,
+    pub(crate) failed: Vec<Attempt>,
+    pub(crate) wrong_peer: bool,
+    pub(crate) conns: HashMap<ConnectionId, Conn>,
+    pub(crate) active: Option<ConnectionId>,
+    next_conn: u64,
+    pub(crate) lost_since: Option<Instant>,
+    pub(crate) idle_since: Option<Instant>,
+    pub(crate) upgrade: Backoff,
+    pub(crate) redial: Backoff,
+    /// Whether the peer speaks resumable streams; `None` until it is known.
+    pub(crate) resumable: Option<bool>,
+    /// Protocols that identify told of.
+    pub(crate) protocols: HashSet<String>,
+    /// Opens that wait for `resumable` to be known.
+    pub(crate) opens: Vec<(String, oneshot::Sender<Result<Stream, Error>>)>,
+    pub(crate) pumps: HashMap<StreamId, Pump>,
+}
+
+/// Where a peer can be dialled.
+#[derive(Default)]
+pub(crate) struct Targets {
+    pub(crate) relays: Vec<PeerId>,
+    pub(crate) direct: Vec<Multiaddr>,
+}
+
+/// What a running attempt is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AttemptId {
+    /// A circuit through this relay, whose link may still be coming up.
+    Circuit(PeerId),
+    /// The peer's own addresses.
+    Direct,
+    /// ICE over a circuit.
+    Ice,
+}
+
+/// An attempt under way. ICE is several strategies at once.
+pub(crate) struct Running {
+    pub(crate) strategies: Vec<Strategy>,
+    pub(crate) started: Instant,
+}
+
+/// One libp2p connection to the peer.
+pub(crate) struct Conn {
+    /// `None` while ICE has not said which pair it nominated.
+    pub(crate) path: Option<Path>,
+    pub(crate) attempt: Option<AttemptId>,
+    /// The relay's address, on a circuit.
+    pub(crate) relay: Option<Multiaddr>,
+    pub(crate) suspect: bool,
+    order: u64,
+}
+
+/// The task that moves one stream's bytes.
+pub(crate) struct Pump {
+    pub(crate) handle: PumpHandle<Substream>,
+    pub(crate) opener: bool,
+}
+
+impl Session {
+    pub(crate) fn new(
+        peer: PeerId,
+        state: Arc<SessionState>,
+        handle: WeakConnection,
+        incoming: mpsc::Sender<Incoming>,
+        config: &Config,
+    ) -> Self {
+        Self {
+            peer,
+            state,
+            started: Instant::now(),
+            handle,
+            incoming,
+            waiting: Vec::new(),
+            targets: None,
+            attempts: HashMap::new(),
+            failed: Vec::new(),
+            wrong_peer: false,
+            conns: HashMap::new(),
+            active: None,
+            next_conn: 0,
+            lost_since: None,
+            idle_since: None,
+            upgrade: Backoff::new(config.upgrade_backoff, config.upgrade_backoff * 64),
+            redial: Backoff::new(config.upgrade_backoff / 4, REDIAL_MOST),
+            resumable: None,
+            protocols: HashSet::new(),
+            opens: Vec::new(),
+            pumps: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, id: ConnectionId, mut conn: Conn) {
+        conn.order = self.next_conn;
+        self.next_conn += 1;
+        self.conns.insert(id, conn);
+    }
+
+    pub(crate) fn has_circuit(&self) -> bool {
+        self.conns.values().any(|c| c.relay.is_some())
+    }
+
+    /// A path that is better than a circuit, or is about to become one.
+    pub(crate) fn has_better(&self) -> bool {
+        self.conns.values().any(|c| c.relay.is_none())
+    }
+
+    /// The circuit that ICE is signalled over.
+    pub(crate) fn circuit(&self) -> Option<&Multiaddr> {
+        self.conns.values().find_map(|c| c.relay.as_ref())
+    }
+
+    pub(crate) fn begin(&mut self, id: AttemptId, strategies: Vec<Strategy>, metrics: &Metrics) {
+        for strategy in &strategies {
+            metrics.attempt_started(*strategy);
+        }
+        let started = Instant::now();
+        self.attempts.insert(
+            id,
+            Running {
+                strategies,
+                started,
+            },
+        );
+    }
+
+    /// Notes that `id` gave a path by `strategy`; its other strategies are beaten.
+    pub(crate) fn succeed(&mut self, id: AttemptId, strategy: Strategy, metrics: &Metrics) {
+        let Some(running) = self.attempts.remove(&id) else {
+            return;
+        };
+        metrics.attempt_succeeded(strategy, running.started.elapsed());
+        self.note(&running, strategy, Outcome::Succeeded, None);
+        for loser in running.strategies.iter().filter(|s| **s != strategy) {
+            metrics.attempt_failed(*loser, "cancelled");
+            let reason = format!("{strategy} was better");
+            self.note(&running, *loser, Outcome::Cancelled, Some(reason));
+        }
+    }
+
+    /// Notes that nothing came of `id`. `label` is the metrics label of `reason`.
+    pub(crate) fn fail(
+        &mut self,
+        id: AttemptId,
+        outcome: Outcome,
+        label: &'static str,
+        reason: &str,
+        metrics: &Metrics,
+    ) {
+        let Some(running) = self.attempts.remove(&id) else {
+            return;
+        };
+        for strategy in &running.strategies {
+            metrics.attempt_failed(*strategy, label);
+            self.note(&running, *strategy, outcome, Some(reason.to_owned()));
+        }
+    }
+
+    fn note(
+        &mut self,
+        running: &Running,
+        strategy: Strategy,
+        outcome: Outcome,
+        reason: Option<String>,
+    ) {
+        let attempt = Attempt {
+            strategy,
+            outcome,
+            started: running.started.saturating_duration_since(self.started),
+            ended: self.started.elapsed(),
+            reason,
+        };
+        if outcome == Outcome::Failed {
+            self.failed.push(attempt.clone());
+        }
+        self.state.emit(PathEvent::Attempt(attempt));
+    }
+
+    /// Chooses the path anew. Returns whether traffic has to move.
+    pub(crate) fn reselect(&mut self, metrics: &Metrics) -> bool {
+        let mut ordered: Vec<_> = self.conns.iter().collect();
+        ordered.sort_by_key(|(_, conn)| conn.order);
+        let candidates: Vec<_> = ordered
+            .iter()
+            .filter_map(|(id, conn)| {
+                let path = conn.path.as_ref()?;
+                Some(Candidate {
+                    id: **id,
+                    kind: path.kind,
+                    rtt: path.rtt,
+                    suspect: conn.suspect,
+                })
+            })
+            .collect();
+        let chosen = path::select(&candidates, self.active);
+        let before = self.state.path();
+        let after = chosen.and_then(|id| self.conns.get(&id)?.path.clone());
+        let moved = chosen != self.active;
+        let same = |a: &Path, b: &Path| a.kind == b.kind && a.strategy == b.strategy;
+        let told = match (&before, &after) {
+            (Some(b), Some(a)) => moved || !same(b, a),
+            (None, None) => false,
+            _ => true,
+        };
+        if told {
+            metrics.path_changed(
+                before.as_ref().map(|p| p.strategy),
+                after.as_ref().map(|p| (p.kind, p.strategy)),
+            );
+        }
+        let at = self.started.elapsed();
+        let lost = self.active.is_some_and(|id| !self.conns.contains_key(&id));
+        let reason = match (&before, &after) {
+            (None, _) if self.lost_since.is_some() => "resumed",
+            (None, _) => "first",
+            (Some(b), Some(a)) if lost || b.kind < a.kind => "lost",
+            _ => "better",
+        };
+        self.active = chosen;
+        self.state.set_path(after.clone());
+        match after {
+            Some(path) => {
+                self.lost_since = None;
+                if told {
+                    self.state.emit(PathEvent::Changed {
+                        path,
+                        at,
+                        reason: reason.to_owned(),
+                    });
+                }
+            }
+            None if told => {
+                self.lost_since = Some(Instant::now());
+                self.state.emit(PathEvent::Lost { at });
+            }
+            None => {}
+        }
+        moved
+    }
+}
+
+impl Conn {
+    /// A circuit through the relay at `relay`.
+    pub(crate) fn circuit(relay: Multiaddr, attempt: Option<AttemptId>) -> Self {
+        let mut path = Path::new(PathKind::Relayed, Strategy::CircuitRelay);
+        path.remote = Some(relay.to_string());
+        Self::new(Some(path), Some(relay), attempt)
+    }
+
+    /// A connection to the peer's own address.
+    pub(crate) fn direct(remote: &Multiaddr, attempt: Option<AttemptId>) -> Self {
+        let mut path = Path::new(PathKind::Direct, Strategy::Direct);
+        path.remote = Some(remote.to_string());
+        Self::new(Some(path), None, attempt)
+    }
+
+    /// A WebRTC connection whose pair is not known yet.
+    pub(crate) fn webrtc(attempt: Option<AttemptId>) -> Self {
+        Self::new(None, None, attempt)
+    }
+
+    fn new(path: Option<Path>, relay: Option<Multiaddr>, attempt: Option<AttemptId>) -> Self {
+        Self {
+            path,
+            attempt,
+            relay,
+            suspect: false,
+            order: 0,
+        }
+    }
+}
+
+/// The path that a nominated pair is.
+pub(crate) fn path_of(pair: &CandidatePair) -> Path {
+    let mut path = if pair.is_relayed() {
+        Path::new(PathKind::Turn, Strategy::Turn)
+    } else if is_host(&pair.local) && is_host(&pair.remote) {
+        Path::new(PathKind::Direct, Strategy::Direct)
+    } else {
+        Path::new(PathKind::Direct, Strategy::Stun)
+    };
+    path.local = pair.local.addr.map(|a| a.to_string());
+    path.remote = pair.remote.addr.map(|a| a.to_string());
+    path.rtt = pair.rtt;
+    path
+}
+
+/// Whether no NAT stands before this end. Browsers hide their host addresses behind mDNS names, so
+/// that the other side learns them as peer-reflexive; an address of the local network gives them
+/// away.
+fn is_host(end: &Endpoint) -> bool {
+    match (end.kind, end.addr.map(|a| a.ip())) {
+        (CandidateKind::Host, _) => true,
+        (CandidateKind::PeerReflexive, Some(IpAddr::V4(ip))) => {
+            ip.is_private() || ip.is_loopback() || ip.is_link_local()
+        }
+        (CandidateKind::PeerReflexive, Some(IpAddr::V6(ip))) => {
+            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(kind: CandidateKind, addr: &str) -> Endpoint {
+        Endpoint {
+            kind,
+            addr: Some(addr.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn the_pair_tells_the_strategy() {
+        use CandidateKind::{Host, PeerReflexive, Relayed, ServerReflexive};
+        let host = end(Host, "192.168.1.2:1");
+        let cases = [
+            (end(Host, "192.168.1.3:1"), Strategy::Direct),
+            (end(PeerReflexive, "192.168.1.3:1"), Strategy::Direct),
+            (end(PeerReflexive, "198.51.100.3:1"), Strategy::Stun),
+            (end(ServerReflexive, "198.51.100.3:1"), Strategy::Stun),
+            (end(Relayed, "198.51.100.3:1"), Strategy::Turn),
+        ];
+        for (remote, strategy) in cases {
+            assert_eq!(
+                path_of(&CandidatePair::new(host, remote)).strategy,
+                strategy
+            );
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! One dial: our own offer, unless the peer's offer is the better way to the same connection.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures::{
+    StreamExt,
+    channel::{mpsc, oneshot},
+};
+use futures_timer::Delay;
+use libp2p::{PeerId, Stream as SwarmStream};
+use web_time::Instant;
+
+use super::{
+    backend::Backend,
+    error::{Error, Phase},
+    negotiation::{Established, Negotiating, Signalling},
+};
+use crate::core::signalling::{MAX_MESSAGES, Message};
+
+/// A signalling stream of the peer that nobody answers yet, and what came over it.
+pub(crate) struct Offered {
+    pub(crate) signalling: Signalling<SwarmStream>,
+    pub(crate) messages: Vec<Message>,
+}
+
+impl Offered {
+    pub(crate) fn new(stream: SwarmStream) -> Self {
+        Self {
+            signalling: Signalling::new(stream),
+            messages: Vec::new(),
+        }
+    }
+
+    /// Takes in what the peer sends; ready when the peer has given up or misbehaves.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.messages.len() < MAX_MESSAGES {
+            match ready!(self.signalling.poll_receive(cx)) {
+                Ok(Some(message)) => self.messages.push(message),
+                Ok(None) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn has_offer(&self) -> bool {
+        matches!(self.messages.first(), Some(Message::Offer(_)))
+    }
+}
+
+enum Own<B: Backend> {
+    Requesting(oneshot::Receiver<Result<SwarmStream, Error>>),
+    Offering(Negotiating<SwarmStream, B::Connection>),
+    /// Taken over by the peer's offer: there is no way back.
+    Answering(Negotiating<SwarmStream, B::Connection>),
+    Failed(Error),
+}
+
+/// One dial to one peer.
+///
+/// When both peers dial each other at once, the peer with the lower id goes on offering, and the
+/// other drops its own offer and answers. The lower one neither answers nor refuses the other's
+/// offer until its own came to an end: a peer that has this rule takes its offer back, and one
+/// that has no such rule (js-libp2p) is answered then, so that its dial succeeds as well.
+pub(crate) struct Attempt<B: Backend> {
+    backend: B,
+    local: PeerId,
+    remote: PeerId,
+    deadline: Instant,
+    timeout: Delay,
+    own: Own<B>,
+    offers: mpsc::Receiver<SwarmStream>,
+    offered: Option<Offered>,
+}
+
+/// A successful dial, and the peer's own offer if it still stands.
+pub(crate) struct Won<B: Backend> {
+    pub(crate) established: Established<SwarmStream, B::Connection>,
+    pub(crate) offered: Option<Offered>,
+}
+
+impl<B: Backend> Attempt<B> {
+    pub(crate) fn new(
+        backend: B,
+        (local, remote): (PeerId, PeerId),
+        deadline: Instant,
+        request: oneshot::Receiver<Result<SwarmStream, Error>>,
+        offers: mpsc::Receiver<SwarmStream>,
+    ) -> Self {
+        Self {
+            backend,
+            local,
+            remote,
+            deadline,
+            timeout: until(deadline),
+            own: Own::Requesting(request),
+            offers,
+            offered: None,
+        }
+    }
+
+    /// Whether the peer's offer, which has arrived, is to be answered now.
+    fn yields(&self) -> bool {
+        match self.own {
+            // Nothing of ours was said yet, or nothing came of it.
+            Own::Requesting(_) | Own::Failed(_) => true,
+            Own::Offering(_) => self.remote < self.local,
+            Own::Answering(_) => false,
+        }
+    }
+
+    fn answer(&mut self, offered: Offered) -> Own<B> {
+        let answer = self.backend.connect().map_err(Error::from).and_then(|c| {
+            Negotiating::answer(
+                c,
+                offered.signalling,
+                offered.messages,
+                until(self.deadline),
+            )
+        });
+        answer.map_or_else(Own::Failed, Own::Answering)
+    }
+
+    fn offer(&mut self, stream: SwarmStream) -> Own<B> {
+        match self.backend.connect() {
+            Ok(connection) => Own::Offering(Negotiating::offer(
+                connection,
+                Signalling::new(stream),
+                until(self.deadline),
+            )),
+            Err(error) => Own::Failed(error.into()),
+        }
+    }
+}
+
+/// A timer for what is left until `deadline`.
+pub(crate) fn until(deadline: Instant) -> Delay {
+    Delay::new(deadline.saturating_duration_since(Instant::now()))
+}
+
+impl<B: Backend> Future for Attempt<B> {
+    type Output = Result<Won<B>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            if this.offered.is_none()
+                && let Poll::Ready(Some(stream)) = this.offers.poll_next_unpin(cx)
+            {
+                this.offered = Some(Offered::new(stream));
+            }
+            if let Some(offered) = &mut this.offered
+                && offered.poll_ended(cx).is_ready()
+            {
+                this.offered = None;
+                continue;
+            }
+            if this.yields()
+                && let Some(offered) = this.offered.take_if(|offered| offered.has_offer())
+            {
+                // Assigning drops our own offer, and with it its stream and peer connection.
+                this.own = this.answer(offered);
+            }
+            let error = match &mut this.own {
+                Own::Requesting(request) => match Pin::new(request).poll(cx) {
+                    Poll::Ready(Ok(Ok(stream))) => {
+                        this.own = this.offer(stream);
+                        continue;
+                    }
+                    Poll::Ready(Ok(Err(error))) => error,
+                    Poll::Ready(Err(oneshot::Canceled)) => {
+                        Error::SignallingLost("connection closed".into())
+                    }
+                    Poll::Pending => {
+                        ready!(Pin::new(&mut this.timeout).poll(cx));
+                        Error::Timeout(Phase::Signalling)
+                    }
+                },
+                Own::Offering(negotiating) | Own::Answering(negotiating) => {
+                    match ready!(Pin::new(negotiating).poll(cx)) {
+                        Ok(established) => {
+                            let offered = this.offered.take().filter(Offered::has_offer);
+                            return Poll::Ready(Ok(Won {
+                                established,
+                                offered,
+                            }));
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Own::Failed(error) => return Poll::Ready(Err(error.clone())),
+            };
+            this.own = Own::Failed(error);
+        }
+    }
+}

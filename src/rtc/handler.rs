@@ -1,0 +1,127 @@
+//! Opens and accepts signalling streams on one connection.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    task::{Context, Poll, Waker},
+};
+
+use futures::channel::oneshot;
+use libp2p::{
+    Stream, StreamProtocol,
+    core::upgrade::ReadyUpgrade,
+    swarm::{
+        ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError, SubstreamProtocol,
+        handler::{
+            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+        },
+    },
+};
+
+use super::error::Error;
+use crate::core::signalling;
+
+const PROTOCOL: StreamProtocol = StreamProtocol::new(signalling::PROTOCOL);
+
+/// Where the signalling stream that a dial asked for goes.
+pub(crate) type Reply = oneshot::Sender<Result<Stream, Error>>;
+
+/// Opens and accepts signalling streams on one connection.
+///
+/// The streams themselves keep the connection alive for as long as somebody signals; between
+/// negotiations nothing does.
+#[derive(Debug, Default)]
+pub struct Handler {
+    requested: VecDeque<Reply>,
+    accepted: VecDeque<Stream>,
+    waker: Option<Waker>,
+}
+
+/// Signalling streams accepted and not yet taken by the behaviour; more are reset.
+const MAX_ACCEPTED: usize = 8;
+
+/// Asks for a signalling stream.
+#[derive(Debug)]
+pub struct OpenSignalling(pub(crate) Reply);
+
+/// A signalling stream that the peer opened.
+#[derive(Debug)]
+pub struct SignallingOpened(pub(crate) Stream);
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = OpenSignalling;
+    type ToBehaviour = SignallingOpened;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = Reply;
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
+        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), ())
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        !self.requested.is_empty() || !self.accepted.is_empty()
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Reply, SignallingOpened>> {
+        if let Some(stream) = self.accepted.pop_front() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(SignallingOpened(
+                stream,
+            )));
+        }
+        // A dial that was given up has dropped its receiver.
+        while let Some(reply) = self.requested.pop_front() {
+            if !reply.is_canceled() {
+                return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                    protocol: SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL), reply),
+                });
+            }
+        }
+        self.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn on_behaviour_event(&mut self, OpenSignalling(reply): OpenSignalling) {
+        self.requested.push_back(reply);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol, (), Reply>,
+    ) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: stream,
+                ..
+            }) if self.accepted.len() < MAX_ACCEPTED => self.accepted.push_back(stream),
+            // A dial given up meanwhile drops the stream, which resets it.
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: stream,
+                info: reply,
+            }) => drop(reply.send(Ok(stream))),
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { info: reply, error }) => {
+                let error = match error {
+                    StreamUpgradeError::NegotiationFailed => Error::Unsupported,
+                    StreamUpgradeError::Timeout => {
+                        Error::SignallingLost("negotiating it took too long".into())
+                    }
+                    StreamUpgradeError::Io(error) => Error::SignallingLost(error.to_string()),
+                    StreamUpgradeError::Apply(never) => unreachable(never),
+                };
+                let _ = reply.send(Err(error));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn unreachable(never: Infallible) -> Error {
+    match never {}
+}

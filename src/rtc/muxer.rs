@@ -1,0 +1,249 @@
+//! The stream muxer: data channels of one peer connection as libp2p streams.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use futures::{StreamExt, channel::mpsc, stream::FuturesUnordered};
+use futures_timer::Delay;
+use libp2p::{
+    PeerId, Stream as SwarmStream,
+    core::muxing::{StreamMuxer, StreamMuxerEvent},
+    multiaddr::{Multiaddr, Protocol},
+};
+
+use super::{
+    backend::{BackendError, CandidatePair, PeerConnection, PeerEvent},
+    negotiation::{Conversation, Established},
+    stream::{Stream, WindUp},
+};
+
+/// Channels the peer opened that nobody has accepted yet; more are reset. libp2p negotiates at
+/// most 128 inbound streams at a time.
+const MAX_UNACCEPTED: usize = 256;
+
+/// How long an offerer keeps the signalling stream after connecting: js-libp2p stops waiting for
+/// its own side when the stream ends, so it must have had time to connect too.
+const OFFERER_LINGER: Duration = Duration::from_secs(1);
+
+/// How long an answerer waits for the offerer to end the signalling stream.
+const ANSWERER_LINGER: Duration = Duration::from_secs(5);
+
+/// A change of the path under a connection, on its way from the muxer to the behaviour.
+#[derive(Debug)]
+pub(crate) struct PathUpdate {
+    pub(crate) peer: PeerId,
+    /// The address that the swarm reports for the same change.
+    pub(crate) address: Multiaddr,
+    pub(crate) pair: CandidatePair,
+}
+
+/// A `/webrtc` connection: every libp2p stream is a data channel.
+///
+/// Dropping it closes the peer connection at once, with all its streams.
+pub struct Muxer<P: PeerConnection> {
+    peer: PeerId,
+    /// What reported addresses begin with: the circuit that was dialled, if one was.
+    circuit: Multiaddr,
+    connection: P,
+    /// Events that came before the muxer was there.
+    early: VecDeque<PeerEvent<P::Channel>>,
+    linger: Option<(Conversation<SwarmStream>, Delay)>,
+    /// Whether the peer acknowledges FIN and takes acknowledgements.
+    fin_ack: bool,
+    unaccepted: VecDeque<P::Channel>,
+    winding_up: FuturesUnordered<WindUp<P::Channel>>,
+    dropped: mpsc::UnboundedReceiver<WindUp<P::Channel>>,
+    on_drop: mpsc::UnboundedSender<WindUp<P::Channel>>,
+    /// `None` where nobody asks for the path.
+    paths: Option<mpsc::Sender<PathUpdate>>,
+    /// Waits for a free stream id.
+    blocked: Option<Waker>,
+    closing: bool,
+}
+
+impl<P: PeerConnection> Muxer<P> {
+    pub(crate) fn new(
+        peer: PeerId,
+        established: Established<SwarmStream, P>,
+        paths: mpsc::Sender<PathUpdate>,
+    ) -> Self {
+        let Established {
+            connection,
+            events,
+            conversation,
+        } = established;
+        let linger = match conversation.is_offerer() {
+            true => OFFERER_LINGER,
+            false => ANSWERER_LINGER,
+        };
+        Self {
+            linger: Some((conversation, Delay::new(linger))),
+            paths: Some(paths),
+            fin_ack: true,
+            ..Self::direct(peer, connection, events)
+        }
+    }
+
+    /// Over a connection of `/webrtc-direct`, which needs no signalling. Its servers in Rust do not
+    /// know FIN_ACK: they take it for an error of the stream.
+    pub(crate) fn direct(
+        peer: PeerId,
+        connection: P,
+        early: VecDeque<PeerEvent<P::Channel>>,
+    ) -> Self {
+        let (on_drop, dropped) = mpsc::unbounded();
+        Self {
+            peer,
+            circuit: Multiaddr::empty(),
+            connection,
+            early,
+            linger: None,
+            fin_ack: false,
+            unaccepted: VecDeque::new(),
+            winding_up: FuturesUnordered::new(),
+            dropped,
+            on_drop,
+            paths: None,
+            blocked: None,
+            closing: false,
+        }
+    }
+
+    fn stream(&self, channel: P::Channel) -> Stream<P::Channel> {
+        Stream::new(channel, self.fin_ack, self.on_drop.clone())
+    }
+
+    /// Tells that it was dialled through `circuit`.
+    ///
+    /// The relay client keeps count of connections by whether their address has a circuit in it,
+    /// and panics when a connection that had one is closed without.
+    pub(crate) fn dialled_through(mut self, circuit: Option<Multiaddr>) -> Self {
+        if let Some(mut circuit) = circuit {
+            if let Some(Protocol::P2p(_)) = circuit.iter().last() {
+                circuit.pop();
+            }
+            self.circuit = circuit;
+        }
+        self
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<P::Channel>> {
+        match self.early.pop_front() {
+            Some(event) => Poll::Ready(event),
+            None => self.connection.poll_event(cx),
+        }
+    }
+
+    /// Drives the streams that were dropped.
+    fn poll_wind_up(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(stream)) = self.dropped.poll_next_unpin(cx) {
+            self.winding_up.push(stream);
+        }
+        while let Poll::Ready(Some(())) = self.winding_up.poll_next_unpin(cx) {
+            if let Some(waker) = self.blocked.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    fn address(&self, pair: &CandidatePair) -> Multiaddr {
+        let mut address = self.circuit.clone();
+        if let Some(addr) = pair.remote.addr {
+            address.push(addr.ip().into());
+            address.push(Protocol::Udp(addr.port()));
+        }
+        address
+            .with(Protocol::WebRTC)
+            .with(Protocol::P2p(self.peer))
+    }
+}
+
+impl<P: PeerConnection> StreamMuxer for Muxer<P> {
+    type Substream = Stream<P::Channel>;
+    type Error = BackendError;
+
+    fn poll_inbound(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Result<Self::Substream, Self::Error>> {
+        // Filled by `poll`, which is always polled by the same task.
+        let this = self.get_mut();
+        match this.unaccepted.pop_front() {
+            Some(channel) => Poll::Ready(Ok(this.stream(channel))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_outbound(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self::Substream, Self::Error>> {
+        let this = self.get_mut();
+        match this.connection.open_channel() {
+            Ok(channel) => Poll::Ready(Ok(this.stream(channel))),
+            Err(BackendError::TooManyChannels) => {
+                this.blocked = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let this = self.get_mut();
+        if !this.closing {
+            this.closing = true;
+            this.connection.close();
+        }
+        ready!(this.connection.poll_closed(cx));
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
+        let this = self.get_mut();
+        this.poll_wind_up(cx);
+        if let Some((conversation, timeout)) = &mut this.linger
+            && conversation
+                .poll_linger(&mut this.connection, cx, timeout)
+                .is_ready()
+        {
+            this.linger = None;
+        }
+        loop {
+            match ready!(this.poll_event(cx)) {
+                PeerEvent::Channel(channel) if this.unaccepted.len() < MAX_UNACCEPTED => {
+                    this.unaccepted.push_back(channel);
+                    // `poll_inbound` takes it in the same turn of the swarm's loop.
+                }
+                PeerEvent::Channel(_) => tracing::debug!("too many unaccepted channels, reset"),
+                PeerEvent::Path(pair) => {
+                    let address = this.address(&pair);
+                    let Some(paths) = &mut this.paths else {
+                        continue;
+                    };
+                    let update = PathUpdate {
+                        peer: this.peer,
+                        address: address.clone(),
+                        pair,
+                    };
+                    // A full queue loses one update of a path that is about to get another.
+                    if paths.try_send(update).is_err() {
+                        tracing::debug!("path update dropped");
+                        continue;
+                    }
+                    return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
+                }
+                PeerEvent::Failed(error) => return Poll::Ready(Err(error)),
+                // Both belong to the negotiation, which is over.
+                PeerEvent::Description(_) | PeerEvent::Candidate(_) | PeerEvent::Connected => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The transport: dials and listeners for `/webrtc` addresses.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{
+    FutureExt, SinkExt, StreamExt,
+    channel::{mpsc, oneshot},
+    future::BoxFuture,
+};
+use libp2p::{
+    Multiaddr, PeerId,
+    core::transport::{self, DialOpts, ListenerId, TransportError, TransportEvent},
+    multiaddr::Protocol,
+};
+use web_time::Instant;
+
+use super::{
+    Config,
+    address::{self, NotATarget, Target},
+    attempt::{Attempt, Offered, until},
+    backend::Backend,
+    behaviour::{Notice, Request},
+    dials::Dials,
+    error::Error,
+    muxer::{Muxer, PathUpdate},
+    negotiation::Negotiating,
+};
+
+type Output<B> = (PeerId, Muxer<<B as Backend>::Connection>);
+type Upgrade<B> = BoxFuture<'static, Result<Output<B>, Error>>;
+
+/// Dials `<relay>/p2p/R/p2p-circuit/webrtc/p2p/B` and `/webrtc/p2p/B`, listens on `/webrtc`
+/// (every circuit) and `<circuit>/webrtc` (that one).
+///
+/// Put it before the relay client in the `or_transport` chain: the relay client takes
+/// `/p2p-circuit/webrtc` addresses for its own. There is no security or muxer upgrade to apply:
+/// the peer is who the signalling connection says, and the certificate is bound to it by the
+/// fingerprint in its session description.
+///
+/// Dropping a dial's future takes everything back that it began.
+pub struct Transport<B: Backend> {
+    shared: Shared<B>,
+    notices: mpsc::Receiver<Notice>,
+    /// Offers that lost against a dial which then succeeded.
+    handed_back: mpsc::Receiver<(PeerId, Offered)>,
+    listeners: Vec<Listener>,
+    circuits: Vec<Multiaddr>,
+    events: VecDeque<TransportEvent<Upgrade<B>, Error>>,
+    /// One clone per answer under way.
+    answers: Arc<()>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    id: ListenerId,
+    /// `None` for all circuits.
+    only: Option<Multiaddr>,
+}
+
+impl Listener {
+    fn covers(&self, advertised: &Multiaddr) -> bool {
+        self.only
+            .as_ref()
+            .is_none_or(|only| only.clone().with(Protocol::WebRTC) == *advertised)
+    }
+}
+
+/// What dials and answers need.
+struct Shared<B: Backend> {
+    local: PeerId,
+    config: Config,
+    backend: B,
+    dials: Dials<Output<B>>,
+    requests: mpsc::Sender<Request>,
+    paths: mpsc::Sender<PathUpdate>,
+    hand_back: mpsc::Sender<(PeerId, Offered)>,
+}
+
+impl<B: Backend> Clone for Shared<B> {
+    fn clone(&self) -> Self {
+        Self {
+            local: self.local,
+            config: self.config.clone(),
+            backend: self.backend.clone(),
+            dials: self.dials.clone(),
+            requests: self.requests.clone(),
+            paths: self.paths.clone(),
+            hand_back: self.hand_back.clone(),
+        }
+    }
+}
+
+impl<B: Backend> Transport<B> {
+    pub(crate) fn new(
+        local: PeerId,
+        config: Config,
+        backend: B,
+        requests: mpsc::Sender<Request>,
+        paths: mpsc::Sender<PathUpdate>,
+        notices: mpsc::Receiver<Notice>,
+    ) -> Self {
+        let (hand_back, handed_back) = mpsc::channel(1);
+        Self {
+            shared: Shared {
+                local,
+                config,
+                backend,
+                dials: Dials::default(),
+                requests,
+                paths,
+                hand_back,
+            },
+            notices,
+            handed_back,
+            listeners: Vec::new(),
+            circuits: Vec::new(),
+            events: VecDeque::new(),
+            answers: Arc::new(()),
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Signalling(peer, stream) => {
+                if let Some(stream) = self.shared.dials.hand_to_dial(peer, stream) {
+                    self.offered(peer, Offered::new(stream));
+                }
+            }
+            Notice::CircuitAdded(listen_addr) => {
+                if !self.circuits.contains(&listen_addr) {
+                    self.circuits.push(listen_addr.clone());
+                    for listener in self.listeners.iter().filter(|l| l.covers(&listen_addr)) {
+                        self.events.push_back(TransportEvent::NewAddress {
+                            listener_id: listener.id,
+                            listen_addr: listen_addr.clone(),
+                        });
+                    }
+                }
+            }
+            Notice::CircuitRemoved(listen_addr) => {
+                self.circuits.retain(|circuit| *circuit != listen_addr);
+                for listener in self.listeners.iter().filter(|l| l.covers(&listen_addr)) {
+                    self.events.push_back(TransportEvent::AddressExpired {
+                        listener_id: listener.id,
+                        listen_addr: listen_addr.clone(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// An offer that no dial takes in. Dropping it resets its stream.
+    fn offered(&mut self, peer: PeerId, offered: Offered) {
+        let Some(listener) = self.listeners.first() else {
+            tracing::debug!(%peer, "offer refused: not listening");
+            return;
+        };
+        if Arc::strong_count(&self.answers) > self.shared.config.max_inbound {
+            tracing::debug!(%peer, "offer refused: too many under way");
+            return;
+        }
+        self.events.push_back(TransportEvent::Incoming {
+            listener_id: listener.id,
+            upgrade: answer(self.shared.clone(), self.answers.clone(), peer, offered).boxed(),
+            local_addr: Multiaddr::empty().with(Protocol::WebRTC),
+            send_back_addr: address::label(peer),
+        });
+    }
+}
+
+async fn dial<B: Backend>(mut shared: Shared<B>, target: Target) -> Result<Output<B>, Error> {
+    let deadline = Instant::now() + shared.config.timeout;
+    let peer = target.peer;
+    let circuit = target.circuit.clone();
+    let (_dialling, offers) = shared.dials.dialling(peer);
+    if let Some(answer) = shared.dials.wait_for_answer(peer)
+        && let Ok((peer, muxer)) = answer.await
+    {
+        return Ok((peer, muxer.dialled_through(circuit)));
+    }
+    let (reply, stream) = oneshot::channel();
+    let request = Request { target, reply };
+    let sent = shared.requests.send(request).await;
+    sent.map_err(|_| Error::Closed)?;
+
+    let ids = (shared.local, peer);
+    let won = Attempt::new(shared.backend.clone(), ids, deadline, stream, offers).await?;
+    if let Some(offered) = won.offered {
+        // Full only when another is being handed back at this moment; that one will do.
+        let _ = shared.hand_back.try_send((peer, offered));
+    }
+    let muxer = Muxer::new(peer, won.established, shared.paths);
+    Ok((peer, muxer.dialled_through(circuit)))
+}
+
+async fn answer<B: Backend>(
+    shared: Shared<B>,
+    _permit: Arc<()>,
+    peer: PeerId,
+    offered: Offered,
+) -> Result<Output<B>, Error> {
+    let deadline = Instant::now() + shared.config.timeout;
+    let answering = shared.dials.answering(peer);
+    let connection = shared.backend.connect()?;
+    let established = Negotiating::answer(
+        connection,
+        offered.signalling,
+        offered.messages,
+        until(deadline),
+    )?
+    .await?;
+    let muxer = Muxer::new(peer, established, shared.paths);
+    answering.finish((peer, muxer)).ok_or(Error::Superseded)
+}
+
+impl<B: Backend> transport::Transport for Transport<B> {
+    type Output = Output<B>;
+    type Error = Error;
+    type ListenerUpgrade = Upgrade<B>;
+    type Dial = Upgrade<B>;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<Self::Error>> {
+        let Some(only) = address::parse_listener(&addr) else {
+            return Err(TransportError::MultiaddrNotSupported(addr));
+        };
+        let listener = Listener { id, only };
+        for circuit in self.circuits.iter().filter(|c| listener.covers(c)) {
+            self.events.push_back(TransportEvent::NewAddress {
+                listener_id: id,
+                listen_addr: circuit.clone(),
+            });
+        }
+        self.listeners.push(listener);
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        let before = self.listeners.len();
+        self.listeners.retain(|listener| listener.id != id);
+        let removed = self.listeners.len() < before;
+        if removed {
+            self.events.push_back(TransportEvent::ListenerClosed {
+                listener_id: id,
+                reason: Ok(()),
+            });
+        }
+        removed
+    }
+
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<Self::Error>> {
+        let target = match address::parse_target(&addr) {
+            Ok(target) if !opts.role.is_listener() => target,
+            Ok(_) | Err(NotATarget::Foreign) => {
+                return Err(TransportError::MultiaddrNotSupported(addr));
+            }
+            Err(NotATarget::NoPeer) => return Err(TransportError::Other(Error::NoPeer)),
+        };
+        Ok(dial(self.shared.clone(), target).boxed())
+    }
+
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(event) = this.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            if let Poll::Ready(Some(notice)) = this.notices.poll_next_unpin(cx) {
+                this.notice(notice);
+                continue;
+            }
+            if let Poll::Ready(Some((peer, offered))) = this.handed_back.poll_next_unpin(cx) {
+                this.offered(peer, offered);
+                continue;
+            }
+            return Poll::Pending;
+        }
+    }
+}

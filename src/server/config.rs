@@ -1,0 +1,316 @@
+//! What a server is told at its start.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
+
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+
+/// Settings of a [`Server`](crate::server::Server).
+///
+/// Every field has a default, so an empty TOML file is a valid configuration. Unknown names
+/// are refused, so a mistyped one is not silently without effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// The addresses that every listener binds, 1 to 16 of them. Default `["0.0.0.0"]`: all
+    /// IPv4 interfaces. Add `"::"` for IPv6.
+    ///
+    /// A specific address is announced as it is. For `0.0.0.0` and `::` the addresses of the
+    /// interfaces are, loopback and link-local ones only where there are no others.
+    pub hosts: Vec<IpAddr>,
+    /// First of the ports, default 4001, the port libp2p nodes are used to.
+    ///
+    /// With base N: QUIC on UDP N, TCP on TCP N, WebSocket on TCP N+1, `/webrtc-direct` on
+    /// UDP N+1, HTTP on TCP N+2, STUN on UDP N+2 and, so that a client can tell how its NAT
+    /// maps, once more on UDP N+3. Range 1 to 65532; 0 lets the system choose each.
+    pub port: u16,
+    /// Where the identity and the `/webrtc-direct` certificate live. Default none: both are
+    /// made afresh at each start, so tickets and certificate hashes change.
+    pub data: Option<PathBuf>,
+    /// Multiaddresses to announce besides those that were bound, for example
+    /// `/dns4/relay.example.org/tcp/443/wss` of a reverse proxy. At most 16. Default none.
+    pub announce: Vec<String>,
+    /// What the relay grants.
+    pub relay: RelayLimits,
+    /// What one source may ask of the STUN responder.
+    pub stun: StunLimits,
+    /// How many connections are held.
+    pub connections: ConnectionLimits,
+    /// What HTTP serves.
+    pub http: HttpConfig,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            hosts: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
+            port: DEFAULT_PORT,
+            data: None,
+            announce: Vec::new(),
+            relay: RelayLimits::default(),
+            stun: StunLimits::default(),
+            connections: ConnectionLimits::default(),
+            http: HttpConfig::default(),
+        }
+    }
+}
+
+/// First port of a server that is told none.
+pub const DEFAULT_PORT: u16 = 4001;
+/// Highest first port: four ports are used from there on.
+pub const MAX_PORT: u16 = u16::MAX - 3;
+
+impl ServerConfig {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] naming the first field that is out of its range.
+    pub fn validate(&self) -> Result<(), Error> {
+        let check = |holds: bool, field: &str, range: &str| {
+            if holds {
+                return Ok(());
+            }
+            let message = format!("{field}: must be {range}");
+            Err(Error::new(ErrorKind::InvalidConfig, message))
+        };
+        check(
+            (1..=16).contains(&self.hosts.len()),
+            "hosts",
+            "1 to 16 addresses",
+        )?;
+        check(self.port <= MAX_PORT, "port", "0 to 65532")?;
+        check(
+            self.announce.len() <= 16,
+            "announce",
+            "at most 16 addresses",
+        )?;
+        self.announced()?;
+        check(
+            self.relay.circuit_seconds <= MAX_CIRCUIT_SECONDS,
+            "relay.circuit_seconds",
+            "0 to 4294967295",
+        )?;
+        check(
+            (60..=MAX_RESERVATION_SECONDS).contains(&self.relay.reservation_seconds),
+            "relay.reservation_seconds",
+            "60 to 86400",
+        )
+    }
+
+    pub(crate) fn announced(&self) -> Result<Vec<Multiaddr>, Error> {
+        let parse = |text: &String| {
+            text.parse().map_err(|error| {
+                Error::new(
+                    ErrorKind::InvalidAddress,
+                    format!("announce: `{text}` is not a multiaddress: {error}"),
+                )
+            })
+        };
+        self.announce.iter().map(parse).collect()
+    }
+}
+
+/// Limits of the circuit relay v2.
+///
+/// A stock relay lets 128 KiB through in two minutes, enough for signalling only. These
+/// defaults carry data: a circuit is the path that always works, so it must be usable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RelayLimits {
+    /// Peers that hold a reservation at once. Default 4096; one costs a connection.
+    pub reservations: NonZeroUsize,
+    /// Reservations held at once by one peer. Default 4: a few networks of one machine.
+    pub reservations_per_peer: NonZeroUsize,
+    /// Term of a reservation in seconds, 60 to 86400; clients renew at three quarters of it.
+    /// Default 3600, the value of the relay specification.
+    pub reservation_seconds: u64,
+    /// Circuits open at once, all peers together. Default 1024.
+    pub circuits: NonZeroUsize,
+    /// Circuits open at once from one dialling peer. Default 16.
+    pub circuits_per_peer: NonZeroUsize,
+    /// Longest life of a circuit in seconds, 0 to 4294967295. Default 86400, so that a
+    /// forgotten circuit ends some day; 0 means as long as the protocol can say, 136 years.
+    pub circuit_seconds: u64,
+    /// Bytes that one circuit may carry, both directions together. Default 0: no limit.
+    pub circuit_bytes: u64,
+    /// Reservations one peer, and twice as many one IP address, may ask for in a burst;
+    /// each comes back after two seconds. Default 60.
+    pub reservation_burst: NonZeroU32,
+    /// Circuits one peer, and four times as many one IP address, may ask for in a burst; one
+    /// comes back after a second. Default 120: a page reloaded again and again stays below.
+    pub circuit_burst: NonZeroU32,
+}
+
+const MAX_CIRCUIT_SECONDS: u64 = u32::MAX as u64;
+const MAX_RESERVATION_SECONDS: u64 = 24 * 60 * 60;
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            reservations: nonzero_usize(4096),
+            reservations_per_peer: nonzero_usize(4),
+            reservation_seconds: 60 * 60,
+            circuits: nonzero_usize(1024),
+            circuits_per_peer: nonzero_usize(16),
+            circuit_seconds: 24 * 60 * 60,
+            circuit_bytes: 0,
+            reservation_burst: nonzero_u32(60),
+            circuit_burst: nonzero_u32(120),
+        }
+    }
+}
+
+impl RelayLimits {
+    /// The longest life of a circuit.
+    pub fn circuit_duration(&self) -> Duration {
+        Duration::from_secs(match self.circuit_seconds {
+            0 => MAX_CIRCUIT_SECONDS,
+            seconds => seconds,
+        })
+    }
+}
+
+/// Limits of the STUN responder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct StunLimits {
+    /// Answers per second that one IPv4 address, or one IPv6 /64, gets on average, and twice
+    /// as many in a burst. Default 50: an office behind one address gathers candidates, a
+    /// forged source gets no flood.
+    pub per_source: NonZeroU32,
+    /// Answers per second to all sources together. Default 20000, about 10 Mbit/s.
+    pub total: NonZeroU32,
+}
+
+impl Default for StunLimits {
+    fn default() -> Self {
+        Self {
+            per_source: nonzero_u32(50),
+            total: nonzero_u32(20_000),
+        }
+    }
+}
+
+/// Limits of connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ConnectionLimits {
+    /// Peers' connections held at once. Default 8192.
+    pub established: u32,
+    /// Connections of one peer. Default 8.
+    pub per_peer: u32,
+    /// Connections whose handshake is under way. Default 512.
+    pub pending: u32,
+    /// Seconds after which a connection without reservation, circuit or stream is closed.
+    /// Default 30.
+    pub idle_seconds: u64,
+    /// HTTP connections held at once; more wait to be accepted. Default 256.
+    pub http: NonZeroUsize,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            established: 8192,
+            per_peer: 8,
+            pending: 512,
+            idle_seconds: 30,
+            http: nonzero_usize(256),
+        }
+    }
+}
+
+/// What the HTTP listener serves besides `/metrics`, `/health` and `/config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct HttpConfig {
+    /// Folder of the page at `/`. Default none: a built-in page that names the addresses.
+    pub www: Option<PathBuf>,
+    /// Folder of the npm package, served under `/npm/`. Default none.
+    pub npm: Option<PathBuf>,
+}
+
+// Literals above zero only; a zero would become a one and not a panic.
+const fn nonzero_u32(value: u32) -> NonZeroU32 {
+    match NonZeroU32::new(value) {
+        Some(value) => value,
+        None => NonZeroU32::MIN,
+    }
+}
+
+const fn nonzero_usize(value: usize) -> NonZeroUsize {
+    match NonZeroUsize::new(value) {
+        Some(value) => value,
+        None => NonZeroUsize::MIN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults() {
+        let config: ServerConfig = serde_json::from_str("{}").unwrap();
+        assert_eq!(config, ServerConfig::default());
+        assert_eq!(config.port, 4001);
+        assert_eq!(config.relay.circuits_per_peer.get(), 16);
+        assert_eq!(config.relay.circuit_bytes, 0);
+        assert_eq!(config.connections.idle_seconds, 30);
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn a_mistyped_name_is_refused_by_name() {
+        let error = serde_json::from_str::<ServerConfig>(r#"{"relay":{"circuit":1}}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`circuit`"), "{error}");
+    }
+
+    #[test]
+    fn ranges_are_checked_at_their_edges() {
+        let with = |edit: fn(&mut ServerConfig)| {
+            let mut config = ServerConfig::default();
+            edit(&mut config);
+            config.validate()
+        };
+        let refused = |field: &str, edit: fn(&mut ServerConfig)| {
+            let error = with(edit).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+            assert!(error.message().starts_with(field), "{error}");
+        };
+        refused("hosts", |c| c.hosts.clear());
+        with(|c| c.port = 65532).unwrap();
+        refused("port", |c| c.port = 65533);
+        with(|c| c.relay.reservation_seconds = 60).unwrap();
+        refused("relay.reservation_seconds", |c| {
+            c.relay.reservation_seconds = 59
+        });
+        with(|c| c.relay.circuit_seconds = 0).unwrap();
+        refused("relay.circuit_seconds", |c| {
+            c.relay.circuit_seconds = 1 << 32
+        });
+    }
+
+    #[test]
+    fn no_circuit_duration_is_the_longest() {
+        let limits = RelayLimits {
+            circuit_seconds: 0,
+            ..RelayLimits::default()
+        };
+        assert_eq!(limits.circuit_duration().as_secs(), u64::from(u32::MAX));
+    }
+}

@@ -1,0 +1,204 @@
+//! What a server counts, in Prometheus' text format.
+//!
+//! No label ever holds an address or a peer id: those are personal data.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+use super::config::ServerConfig;
+
+/// The counters of one server. A clone counts on the same.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Arc<Mutex<Registry>>,
+    reservations: Gauge,
+    reservation_requests: Family<Outcome, Counter>,
+    circuits: Gauge,
+    circuit_requests: Family<Outcome, Counter>,
+    connections: Gauge,
+    connection_attempts: Family<Outcome, Counter>,
+    stun: Family<Outcome, Counter>,
+    http: Family<Outcome, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Resource {
+    resource: &'static str,
+}
+
+impl Metrics {
+    /// Metrics of a server that holds itself to `config`.
+    pub(crate) fn new(config: &ServerConfig) -> Self {
+        let mut registry = Registry::with_prefix("throughline");
+        let metrics = Self {
+            reservations: Gauge::default(),
+            reservation_requests: Family::default(),
+            circuits: Gauge::default(),
+            circuit_requests: Family::default(),
+            connections: Gauge::default(),
+            connection_attempts: Family::default(),
+            stun: Family::default(),
+            http: Family::default(),
+            registry: Arc::default(),
+        };
+        registry.register(
+            "relay_reservations",
+            "Peers that hold a reservation now",
+            metrics.reservations.clone(),
+        );
+        registry.register(
+            "relay_reservation_requests",
+            "Reservation requests by outcome",
+            metrics.reservation_requests.clone(),
+        );
+        registry.register(
+            "relay_circuits",
+            "Circuits open now",
+            metrics.circuits.clone(),
+        );
+        registry.register(
+            "relay_circuit_requests",
+            "Circuit requests by outcome",
+            metrics.circuit_requests.clone(),
+        );
+        registry.register(
+            "connections",
+            "Connections of peers held now",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "connection_attempts",
+            "Incoming connections by outcome",
+            metrics.connection_attempts.clone(),
+        );
+        registry.register(
+            "stun_requests",
+            "Datagrams at the STUN ports by outcome",
+            metrics.stun.clone(),
+        );
+        registry.register(
+            "http_requests",
+            "HTTP requests by outcome",
+            metrics.http.clone(),
+        );
+        let limits = Family::<Resource, Gauge>::default();
+        for (resource, limit) in [
+            ("reservations", config.relay.reservations.get() as i64),
+            ("circuits", config.relay.circuits.get() as i64),
+            (
+                "circuits_per_peer",
+                config.relay.circuits_per_peer.get() as i64,
+            ),
+            ("connections", i64::from(config.connections.established)),
+        ] {
+            limits.get_or_create(&Resource { resource }).set(limit);
+        }
+        registry.register("limit", "Configured limits by resource", limits);
+        let limits_bytes = Gauge::<i64>::default();
+        limits_bytes.set(i64::try_from(config.relay.circuit_bytes).unwrap_or(i64::MAX));
+        registry.register_with_unit(
+            "relay_circuit_limit",
+            "What one circuit may carry; 0 is no limit",
+            Unit::Bytes,
+            limits_bytes,
+        );
+        *metrics.lock() = registry;
+        metrics
+    }
+
+    /// Where other parts (the transports' byte counters) register theirs.
+    pub(crate) fn with_registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+        register(&mut self.lock())
+    }
+
+    /// Everything, in the text format of OpenMetrics 1.0.
+    pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.lock())?;
+        Ok(out)
+    }
+
+    pub(crate) fn reservation(&self, outcome: &'static str) {
+        count(&self.reservation_requests, outcome);
+    }
+
+    pub(crate) fn reservations(&self, now: usize) {
+        self.reservations.set(now as i64);
+    }
+
+    pub(crate) fn circuit(&self, outcome: &'static str) {
+        count(&self.circuit_requests, outcome);
+    }
+
+    pub(crate) fn circuits(&self, now: usize) {
+        self.circuits.set(now as i64);
+    }
+
+    pub(crate) fn connection(&self, outcome: &'static str) {
+        count(&self.connection_attempts, outcome);
+    }
+
+    pub(crate) fn connections(&self, now: u32) {
+        self.connections.set(i64::from(now));
+    }
+
+    pub(crate) fn stun(&self, outcome: &'static str) {
+        count(&self.stun, outcome);
+    }
+
+    pub(crate) fn http(&self, outcome: &'static str) {
+        count(&self.http, outcome);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+        // A registry is whole after every call; a panic elsewhere does not spoil it.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count(family: &Family<Outcome, Counter>, outcome: &'static str) {
+    family.get_or_create(&Outcome { outcome }).inc();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_values_as_users_read_them() {
+        let metrics = Metrics::new(&ServerConfig::default());
+        metrics.reservations(3);
+        metrics.circuit("accepted");
+        metrics.circuit("denied");
+        metrics.clone().circuit("accepted");
+        metrics.stun("answered");
+        let text = metrics.encode().unwrap();
+        for line in [
+            "throughline_relay_reservations 3",
+            "throughline_relay_circuits 0",
+            "throughline_relay_circuit_requests_total{outcome=\"accepted\"} 2",
+            "throughline_relay_circuit_requests_total{outcome=\"denied\"} 1",
+            "throughline_stun_requests_total{outcome=\"answered\"} 1",
+            "throughline_limit{resource=\"circuits\"} 1024",
+            "throughline_relay_circuit_limit_bytes 0",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+}

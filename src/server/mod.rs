@@ -1,0 +1,333 @@
+//! The server behind `throughline serve`: a circuit relay v2, a STUN responder, listeners
+//! that native programs and browsers can reach, and HTTP, on one machine.
+//!
+//! A peer behind a NAT keeps a reservation here; others reach it through a circuit, which
+//! carries signalling first and data for as long as no direct path is found. Browsers come
+//! in by WebSocket, or, where neither domain nor certificate exists, by `/webrtc-direct`.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use throughline::server::{Server, ServerConfig};
+//!
+//! let server = Server::start(ServerConfig::default()).await?;
+//! for address in server.addresses() {
+//!     println!("{address}");
+//! }
+//! server.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod assets;
+mod certificate;
+mod config;
+mod http;
+mod metrics;
+mod rate;
+mod stun;
+mod swarm;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use libp2p::Multiaddr;
+use tokio::{sync::oneshot, task::JoinHandle};
+
+pub use self::config::{
+    ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig, StunLimits,
+};
+use self::{
+    http::{DemoPeer, PageConfig, Site},
+    metrics::Metrics,
+    swarm::Relay,
+};
+use crate::{
+    error::{Error, ErrorKind},
+    identity::{Identity, PeerId},
+    ticket::Ticket,
+};
+
+/// File of the identity in the data directory.
+const IDENTITY_FILE: &str = "identity";
+
+/// A running server. Dropping it stops it at once; [`shutdown`](Self::shutdown) lets it tell
+/// its peers.
+#[derive(Debug)]
+pub struct Server {
+    peer_id: PeerId,
+    addresses: Vec<String>,
+    stun: Vec<String>,
+    http: String,
+    page: Arc<RwLock<PageConfig>>,
+    metrics: Metrics,
+    stop: Option<oneshot::Sender<()>>,
+    relay: JoinHandle<()>,
+    services: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Opens all listeners and starts to serve.
+    ///
+    /// Must be called within a tokio runtime. Needs no DNS and no default route. Cancelling
+    /// the future closes what was opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] when a setting is out of range, [`ErrorKind::InvalidIdentity`]
+    /// when the identity file cannot be used, [`ErrorKind::Io`] when the certificate cannot be
+    /// used or an address is taken.
+    pub async fn start(config: ServerConfig) -> Result<Self, Error> {
+        config.validate()?;
+        let identity = match &config.data {
+            Some(directory) => Identity::load_or_create(directory.join(IDENTITY_FILE))?,
+            None => Identity::generate(),
+        };
+        let metrics = Metrics::new(&config);
+        // Sockets that fail at once come first: nothing has to be undone then.
+        let http_listeners = bind_http(&config)?;
+        let stun_sockets = bind_stun(&config)?;
+        let relay = Relay::start(&config, identity.keypair(), metrics.clone()).await?;
+
+        let addresses = relay.addresses();
+        let ips = announced_ips(&config.hosts, &addresses);
+        let stun = stun_urls(&stun_sockets, &ips)?;
+        let http = http_url(&http_listeners, &ips)?;
+        let peer_id = identity.peer_id();
+        let page = Arc::new(RwLock::new(PageConfig {
+            peer_id: peer_id.to_string(),
+            relays: addresses.iter().map(Multiaddr::to_string).collect(),
+            stun: stun.clone(),
+            turn: Vec::new(),
+            demo: None,
+        }));
+
+        let site = Site {
+            page: Arc::clone(&page),
+            metrics: metrics.clone(),
+            www: config.http.www.clone().map(Arc::new),
+            npm: config.http.npm.clone().map(Arc::new),
+        };
+        let mut services = Vec::new();
+        for (address, listener) in http_listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .map_err(|source| bind_error("http", address, source))?;
+            let connections = config.connections.http.get();
+            services.push(tokio::spawn(http::serve(
+                listener,
+                site.clone(),
+                connections,
+            )));
+        }
+        let mut sockets = Vec::new();
+        for (address, socket) in stun_sockets {
+            sockets.push(
+                tokio::net::UdpSocket::from_std(socket)
+                    .map_err(|source| bind_error("stun", address, source))?,
+            );
+        }
+        services.push(tokio::spawn(stun::serve(
+            sockets,
+            config.stun.clone(),
+            metrics.clone(),
+        )));
+        let (stop, stopped) = oneshot::channel();
+        Ok(Self {
+            peer_id,
+            addresses: addresses.iter().map(Multiaddr::to_string).collect(),
+            stun,
+            http,
+            page,
+            metrics,
+            stop: Some(stop),
+            relay: tokio::spawn(relay.run(stopped)),
+            services,
+        })
+    }
+
+    /// The peer id of this relay.
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// The announced addresses, each ending in `/p2p/` and the peer id, best first.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// URLs of the STUN responder (RFC 7064), two ports of each announced IP address.
+    pub fn stun_urls(&self) -> &[String] {
+        &self.stun
+    }
+
+    /// URL of the page.
+    pub fn http_url(&self) -> &str {
+        &self.http
+    }
+
+    /// Everything that the server counts, as `/metrics` shows it.
+    pub fn metrics(&self) -> String {
+        // Writing to a string does not fail.
+        self.metrics.encode().unwrap_or_default()
+    }
+
+    /// Names the peer that the demo page connects to, in `/config.json`, and what starts a native
+    /// `program` in a terminal beside the page.
+    pub fn set_demo_peer(&self, ticket: &Ticket, program: impl Into<String>) {
+        self.page
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .demo = Some(DemoPeer {
+            ticket: ticket.to_string(),
+            peer_id: ticket.peer_id().to_string(),
+            program: program.into(),
+        });
+    }
+
+    /// Closes the listeners and every connection; takes a second at most.
+    pub async fn shutdown(mut self) {
+        if let Some(stop) = self.stop.take() {
+            // Err means that the relay has stopped by itself.
+            let _ = stop.send(());
+        }
+        let _ = (&mut self.relay).await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.relay.abort();
+        for service in &self.services {
+            service.abort();
+        }
+    }
+}
+
+/// The page on the third port of each host.
+fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+    config
+        .hosts
+        .iter()
+        .map(|host| {
+            let address = SocketAddr::new(*host, offset(config.port, 2));
+            let socket = bind(address, socket2::Type::STREAM)
+                .and_then(|socket| socket.listen(1024).map(|()| socket))
+                .map_err(|source| bind_error("http", address, source))?;
+            Ok((address, socket.into()))
+        })
+        .collect()
+}
+
+/// STUN on the third and the fourth port of each host: the two mappings of one NAT show
+/// whether it maps by destination port.
+fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    config
+        .hosts
+        .iter()
+        .flat_map(|host| [2, 3].map(|n| SocketAddr::new(*host, offset(config.port, n))))
+        .map(|address| {
+            let socket = bind(address, socket2::Type::DGRAM)
+                .map_err(|source| bind_error("stun", address, source))?;
+            Ok((address, socket.into()))
+        })
+        .collect()
+}
+
+fn offset(port: u16, n: u16) -> u16 {
+    if port == 0 { 0 } else { port.saturating_add(n) }
+}
+
+fn bind(address: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        // `0.0.0.0` and `::` may stand side by side.
+        socket.set_only_v6(true)?;
+    }
+    if kind == socket2::Type::STREAM {
+        // A restart must not wait for the TIME-WAIT of old connections.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn bind_error(service: &str, address: SocketAddr, error: io::Error) -> Error {
+    Error::new(
+        ErrorKind::Io,
+        format!("cannot bind {service} to {address}: {error}"),
+    )
+    .with_source(error)
+}
+
+/// The IP addresses that others are told: of wildcard hosts those of the interfaces.
+fn announced_ips(hosts: &[IpAddr], addresses: &[Multiaddr]) -> Vec<IpAddr> {
+    let specific = hosts.iter().filter(|host| !host.is_unspecified()).copied();
+    let mut ips: Vec<IpAddr> = specific
+        .chain(addresses.iter().filter_map(swarm::ip_of))
+        .collect();
+    ips.sort();
+    ips.dedup();
+    ips
+}
+
+fn stun_urls(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> Result<Vec<String>, Error> {
+    let mut urls = Vec::new();
+    for (address, socket) in sockets {
+        let bound = socket
+            .local_addr()
+            .map_err(|source| bind_error("stun", *address, source))?;
+        urls.extend(reachable(bound, ips).map(|address| format!("stun:{address}")));
+    }
+    Ok(urls)
+}
+
+fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<String, Error> {
+    for (address, listener) in listeners {
+        let bound = listener
+            .local_addr()
+            .map_err(|source| bind_error("http", *address, source))?;
+        if let Some(address) = reachable(bound, ips).next() {
+            return Ok(format!("http://{address}"));
+        }
+    }
+    Ok(String::new())
+}
+
+/// The addresses at which a socket bound to `bound` is reached.
+fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAddr> {
+    ips.iter()
+        .filter(move |ip| {
+            if bound.ip().is_unspecified() {
+                ip.is_ipv4() == bound.is_ipv4()
+            } else {
+                **ip == bound.ip()
+            }
+        })
+        .map(move |ip| SocketAddr::new(*ip, bound.port()))
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_are_reached_at_the_interfaces_of_their_family() {
+        let ips = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let at = |bound: &str| -> Vec<String> {
+            reachable(bound.parse().unwrap(), &ips)
+                .map(|address| address.to_string())
+                .collect()
+        };
+        assert_eq!(at("0.0.0.0:7"), ["192.0.2.1:7"]);
+        assert_eq!(at("[::]:7"), ["[2001:db8::1]:7"]);
+        assert_eq!(at("192.0.2.1:7"), ["192.0.2.1:7"]);
+    }
+}

@@ -1,0 +1,541 @@
+//! The libp2p side of the server: its behaviours and the task that drives them.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    io,
+    net::IpAddr,
+    num::NonZeroU32,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, Transport as _, autonat, connection_limits,
+    core::{muxing::StreamMuxerBox, transport::ListenerId, upgrade::Version},
+    identify, identity,
+    multiaddr::Protocol,
+    ping, relay,
+    swarm::{self, NetworkBehaviour, SwarmEvent},
+};
+use libp2p_metrics::BandwidthTransport;
+use tokio::sync::oneshot;
+
+use super::{
+    certificate,
+    config::{ConnectionLimits, RelayLimits, ServerConfig},
+    metrics::Metrics,
+};
+use crate::{
+    error::{Error, ErrorKind},
+    native::transports,
+};
+
+/// Longest wait for peers to be told of a shutdown.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// File of the `/webrtc-direct` certificate in the data directory.
+const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    // First, so that it refuses before others make room for a connection.
+    limits: connection_limits::Behaviour,
+    relay: relay::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    autonat: autonat::v2::server::Behaviour,
+}
+
+/// A relay whose listeners are open.
+pub(crate) struct Relay {
+    swarm: Swarm<Behaviour>,
+    announce: Announcements,
+    metrics: Metrics,
+    reserved: Reserved,
+    circuits: usize,
+}
+
+impl Relay {
+    /// Opens every listener that `config` asks for and waits until their addresses are known.
+    pub(crate) async fn start(
+        config: &ServerConfig,
+        keypair: &identity::Keypair,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let reserved = Reserved::default();
+        let behaviour = behaviour(config, keypair, &reserved);
+        let transport = transport(config.data.as_deref(), keypair, &metrics)?;
+        let swarm_config = swarm::Config::with_tokio_executor()
+            .with_substream_upgrade_protocol_override(Version::V1Lazy)
+            .with_idle_connection_timeout(Duration::from_secs(config.connections.idle_seconds));
+        let peer = keypair.public().to_peer_id();
+        let mut relay = Self {
+            swarm: Swarm::new(transport, behaviour, peer, swarm_config),
+            announce: Announcements::new(config.announced()?),
+            metrics,
+            reserved,
+            circuits: 0,
+        };
+        relay.listen(config).await?;
+        Ok(relay)
+    }
+
+    /// Opens the listeners; returns once each has an address.
+    async fn listen(&mut self, config: &ServerConfig) -> Result<(), Error> {
+        let mut pending = HashMap::new();
+        for address in listen_addresses(&config.hosts, config.port) {
+            let listener = self
+                .swarm
+                .listen_on(address.clone())
+                .map_err(|error| listen_error(&address, io::Error::other(error)))?;
+            pending.insert(listener, address);
+        }
+        while !pending.is_empty() {
+            let event = self.swarm.select_next_some().await;
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => {
+                    pending.remove(listener_id);
+                }
+                SwarmEvent::ListenerClosed {
+                    listener_id,
+                    reason,
+                    ..
+                } => fail(&pending, listener_id, reason.as_ref().err())?,
+                SwarmEvent::ListenerError { listener_id, error } => {
+                    fail(&pending, listener_id, Some(error))?;
+                }
+                _ => {}
+            }
+            self.on_event(event);
+        }
+        // A wildcard listener tells one interface after the other: take what is there.
+        while let Some(Some(event)) = self.swarm.next().now_or_never() {
+            self.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// The announced addresses, each ending in the peer id.
+    pub(crate) fn addresses(&self) -> Vec<Multiaddr> {
+        let peer = *self.swarm.local_peer_id();
+        let mut addresses: Vec<_> = self
+            .announce
+            .current()
+            .into_iter()
+            .map(|address| address.with_p2p(peer).unwrap_or_else(|address| address))
+            .collect();
+        addresses.sort_by_key(preference);
+        addresses
+    }
+
+    /// Serves until `stop` is sent or dropped, then says goodbye to everybody.
+    pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event),
+                _ = &mut stop => break,
+            }
+        }
+        let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            // Err means that it has gone by itself.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let goodbye = async {
+            while self.swarm.connected_peers().next().is_some() {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, goodbye).await;
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.announce.bound.insert(address);
+                self.announce();
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.announce.bound.remove(&address);
+                self.announce();
+            }
+            SwarmEvent::ListenerClosed {
+                addresses, reason, ..
+            } => {
+                tracing::error!(?reason, "a listener closed");
+                for address in &addresses {
+                    self.announce.bound.remove(address);
+                }
+                self.announce();
+            }
+            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener"),
+            SwarmEvent::ConnectionEstablished { .. } => {
+                self.metrics.connection("established");
+                self.count_connections();
+            }
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                num_established,
+                ..
+            } => {
+                if num_established == 0 {
+                    self.release(&peer_id);
+                }
+                self.count_connections();
+            }
+            SwarmEvent::IncomingConnectionError { error, .. } => {
+                tracing::debug!(%error, "incoming connection failed");
+                self.metrics.connection(match error {
+                    swarm::ListenError::Denied { .. } => "denied",
+                    _ => "failed",
+                });
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relay_event(event),
+            _ => {}
+        }
+    }
+
+    #[expect(
+        deprecated,
+        reason = "the failures are counted, whatever libp2p logs of them"
+    )]
+    fn on_relay_event(&mut self, event: relay::Event) {
+        use relay::Event;
+        match event {
+            Event::ReservationReqAccepted { renewed, .. } => {
+                self.metrics
+                    .reservation(if renewed { "renewed" } else { "accepted" });
+                self.metrics.reservations(self.reserved.len());
+            }
+            Event::ReservationReqDenied { .. } => self.metrics.reservation("denied"),
+            Event::ReservationReqAcceptFailed { src_peer_id, .. } => {
+                self.metrics.reservation("failed");
+                self.release(&src_peer_id);
+            }
+            Event::ReservationReqDenyFailed { .. } => self.metrics.reservation("failed"),
+            Event::ReservationTimedOut { src_peer_id } => self.release(&src_peer_id),
+            Event::CircuitReqAccepted { .. } => {
+                self.metrics.circuit("accepted");
+                self.circuits += 1;
+                self.metrics.circuits(self.circuits);
+            }
+            Event::CircuitClosed { .. } => {
+                self.circuits = self.circuits.saturating_sub(1);
+                self.metrics.circuits(self.circuits);
+            }
+            Event::CircuitReqDenied { status, .. } => self.metrics.circuit(match status {
+                relay::StatusCode::ReservationRefused
+                | relay::StatusCode::ResourceLimitExceeded => "limit",
+                relay::StatusCode::NoReservation => "no_reservation",
+                _ => "denied",
+            }),
+            Event::CircuitReqOutboundConnectFailed { .. }
+            | Event::CircuitReqAcceptFailed { .. }
+            | Event::CircuitReqDenyFailed { .. } => self.metrics.circuit("failed"),
+            // Said of every closed connection, reserved or not; see `ConnectionClosed`.
+            Event::ReservationClosed { .. } | Event::StatusChanged { .. } => {}
+        }
+    }
+
+    fn release(&self, peer: &PeerId) {
+        let held = self.reserved.remove(peer);
+        self.metrics.reservations(held);
+    }
+
+    fn count_connections(&self) {
+        let counters = self.swarm.network_info();
+        self.metrics
+            .connections(counters.connection_counters().num_established());
+    }
+
+    /// Makes the external addresses those that are to be announced: a reservation carries
+    /// exactly these, and a browser can dial a peer only by its WebSocket and WebRTC ones.
+    fn announce(&mut self) {
+        let wanted = self.announce.current();
+        let known: BTreeSet<Multiaddr> = self.swarm.external_addresses().cloned().collect();
+        for address in known.difference(&wanted) {
+            self.swarm.remove_external_address(address);
+        }
+        for address in wanted.difference(&known) {
+            self.swarm.add_external_address(address.clone());
+        }
+    }
+}
+
+fn behaviour(config: &ServerConfig, keypair: &identity::Keypair, reserved: &Reserved) -> Behaviour {
+    let peer = keypair.public().to_peer_id();
+    let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
+    Behaviour {
+        limits: connection_limits::Behaviour::new(connection_limits(&config.connections)),
+        relay: relay::Behaviour::new(peer, relay_config(&config.relay, reserved)),
+        identify: identify::Behaviour::new(
+            identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
+                .with_agent_version(agent.to_owned())
+                // The interfaces of a server are nobody's business, its announced addresses are.
+                .with_hide_listen_addrs(true),
+        ),
+        ping: ping::Behaviour::default(),
+        autonat: autonat::v2::server::Behaviour::default(),
+    }
+}
+
+fn connection_limits(limits: &ConnectionLimits) -> connection_limits::ConnectionLimits {
+    connection_limits::ConnectionLimits::default()
+        .with_max_established(Some(limits.established))
+        .with_max_established_per_peer(Some(limits.per_peer))
+        .with_max_pending_incoming(Some(limits.pending))
+        .with_max_pending_outgoing(Some(limits.pending))
+}
+
+fn relay_config(limits: &RelayLimits, reserved: &Reserved) -> relay::Config {
+    let per_peer = limits.reservations_per_peer.get();
+    let mut config = relay::Config {
+        // libp2p counts a renewal against its limit, so that a full relay would lose one
+        // peer after the other. `Reserved` below lets renewals through.
+        max_reservations: limits.reservations.get().saturating_mul(per_peer),
+        // libp2p refuses above these numbers, not at them.
+        max_reservations_per_peer: per_peer - 1,
+        reservation_duration: Duration::from_secs(limits.reservation_seconds),
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: limits.circuits.get(),
+        max_circuits_per_peer: limits.circuits_per_peer.get() - 1,
+        max_circuit_duration: limits.circuit_duration(),
+        max_circuit_bytes: limits.circuit_bytes,
+        circuit_src_rate_limiters: Vec::new(),
+    };
+    let several = |burst: NonZeroU32, times| burst.saturating_mul(times);
+    let two = NonZeroU32::MIN.saturating_add(1);
+    let four = NonZeroU32::MIN.saturating_add(3);
+    config = config
+        .reservation_rate_per_peer(limits.reservation_burst, Duration::from_secs(2))
+        .reservation_rate_per_ip(
+            several(limits.reservation_burst, two),
+            Duration::from_secs(1),
+        )
+        .circuit_src_per_peer(limits.circuit_burst, Duration::from_secs(1));
+    config = config.circuit_src_per_ip(
+        several(limits.circuit_burst, four),
+        Duration::from_millis(250),
+    );
+    // Last, so that it counts only what nothing else refuses.
+    config
+        .reservation_rate_limiters
+        .push(reserved.limiter(limits.reservations.get()));
+    config
+}
+
+fn transport(
+    data: Option<&Path>,
+    keypair: &identity::Keypair,
+    metrics: &Metrics,
+) -> Result<transports::BoxedTransport, Error> {
+    let certificate = match data {
+        Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
+        None => certificate::generate().map_err(|e| io_error("cannot set up the transports", e))?,
+    };
+    // The DTLS of webrtc-rs panics at the first handshake where rustls is built with more than one
+    // cryptography and none is chosen. Err means that the program has chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .boxed();
+    let internet = transports::internet(keypair, transports::DEFAULT_CONNECT_TIMEOUT)
+        .map_err(|e| io_error("cannot set up the transports", e))?;
+    let all = transports::join(webrtc, internet);
+    let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));
+    Ok(counted
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed())
+}
+
+/// QUIC and TCP on the base port, WebSocket and `/webrtc-direct` on the next.
+fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
+    let next = if port == 0 { 0 } else { port.saturating_add(1) };
+    hosts
+        .iter()
+        .flat_map(|host| {
+            let host = Multiaddr::from(*host);
+            [
+                host.clone()
+                    .with(Protocol::Udp(port))
+                    .with(Protocol::QuicV1),
+                host.clone().with(Protocol::Tcp(port)),
+                host.clone()
+                    .with(Protocol::Tcp(next))
+                    .with(Protocol::Ws("/".into())),
+                host.with(Protocol::Udp(next)).with(Protocol::WebRTCDirect),
+            ]
+        })
+        .collect()
+}
+
+/// Fails if `listener` is one of those that must open.
+fn fail(
+    pending: &HashMap<ListenerId, Multiaddr>,
+    listener: &ListenerId,
+    reason: Option<&io::Error>,
+) -> Result<(), Error> {
+    let Some(address) = pending.get(listener) else {
+        return Ok(());
+    };
+    let source = reason.map_or_else(
+        || io::Error::other("the listener closed"),
+        |error| io::Error::new(error.kind(), error.to_string()),
+    );
+    Err(listen_error(address, source))
+}
+
+fn listen_error(address: &Multiaddr, error: io::Error) -> Error {
+    io_error(&format!("cannot listen on {address}"), error)
+}
+
+fn io_error(what: &str, error: io::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("{what}: {error}")).with_source(error)
+}
+
+/// Which addresses are announced: the configured ones, and of the bound ones those that
+/// others can reach.
+struct Announcements {
+    configured: Vec<Multiaddr>,
+    bound: BTreeSet<Multiaddr>,
+}
+
+impl Announcements {
+    fn new(configured: Vec<Multiaddr>) -> Self {
+        Self {
+            configured,
+            bound: BTreeSet::new(),
+        }
+    }
+
+    fn current(&self) -> BTreeSet<Multiaddr> {
+        let is_local = |address: &&Multiaddr| ip_of(address).is_none_or(is_local);
+        let reachable: BTreeSet<_> = self.bound.iter().filter(|a| !is_local(a)).collect();
+        let bound = if reachable.is_empty() {
+            self.bound.iter().collect()
+        } else {
+            reachable
+        };
+        bound.into_iter().chain(&self.configured).cloned().collect()
+    }
+}
+
+/// The first IP address of `address`.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    address.iter().find_map(|protocol| match protocol {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    })
+}
+
+/// Loopback and link-local addresses mean nothing to other machines.
+fn is_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    }
+}
+
+/// Order of the printed addresses: QUIC is the quickest to connect, then TCP.
+fn preference(address: &Multiaddr) -> u8 {
+    match address.iter().nth(2) {
+        Some(Protocol::QuicV1) => 0,
+        Some(Protocol::P2p(_)) | None => 1,
+        Some(Protocol::Ws(_)) => 2,
+        _ => 3,
+    }
+}
+
+/// The peers that hold a reservation, shared with the relay behaviour's admission.
+#[derive(Clone, Default)]
+struct Reserved(Arc<Mutex<HashSet<PeerId>>>);
+
+impl Reserved {
+    fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn remove(&self, peer: &PeerId) -> usize {
+        let mut peers = self.lock();
+        peers.remove(peer);
+        peers.len()
+    }
+
+    /// Admits those who have a reservation, and others while fewer than `limit` have.
+    fn limiter(&self, limit: usize) -> Box<dyn relay::RateLimiter> {
+        let reserved = self.clone();
+        Box::new(move |peer: PeerId, _: &Multiaddr, _| {
+            let mut peers = reserved.lock();
+            peers.contains(&peer) || (peers.len() < limit && peers.insert(peer))
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<PeerId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> BTreeSet<Multiaddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn ports_follow_the_base() {
+        let texts: Vec<_> = listen_addresses(&["127.0.0.1".parse().unwrap()], 4001)
+            .iter()
+            .map(Multiaddr::to_string)
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "/ip4/127.0.0.1/udp/4001/quic-v1",
+                "/ip4/127.0.0.1/tcp/4001",
+                "/ip4/127.0.0.1/tcp/4002/ws",
+                "/ip4/127.0.0.1/udp/4002/webrtc-direct",
+            ]
+        );
+        let ephemeral = listen_addresses(&["::".parse().unwrap()], 0);
+        assert!(ephemeral.iter().all(|a| a.to_string().contains("/0")));
+    }
+
+    #[test]
+    fn loopback_is_announced_only_where_nothing_else_is_there() {
+        let mut announce = Announcements::new(vec!["/dns4/r.example/tcp/443/wss".parse().unwrap()]);
+        announce.bound = addresses(&["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"]);
+        assert_eq!(
+            announce.current(),
+            addresses(&[
+                "/ip4/127.0.0.1/tcp/1",
+                "/ip6/::1/tcp/1",
+                "/dns4/r.example/tcp/443/wss"
+            ])
+        );
+        announce
+            .bound
+            .extend(addresses(&["/ip4/192.0.2.1/tcp/1", "/ip6/fe80::1/tcp/1"]));
+        assert_eq!(
+            announce.current(),
+            addresses(&["/ip4/192.0.2.1/tcp/1", "/dns4/r.example/tcp/443/wss"])
+        );
+    }
+
+    #[test]
+    fn a_full_relay_still_renews() {
+        let reserved = Reserved::default();
+        let mut limiter = reserved.limiter(1);
+        let address = Multiaddr::empty();
+        let now = web_time::Instant::now();
+        let (first, second) = (PeerId::random(), PeerId::random());
+        assert!(limiter.try_next(first, &address, now));
+        assert!(!limiter.try_next(second, &address, now));
+        assert!(limiter.try_next(first, &address, now));
+        reserved.remove(&first);
+        assert!(limiter.try_next(second, &address, now));
+    }
+}

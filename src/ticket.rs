@@ -1,0 +1,317 @@
+//! What one peer hands to another so that it can be reached.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE64URL_NOPAD;
+use multiaddr::{Multiaddr, Protocol};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{Error, ErrorKind},
+    identity::PeerId,
+};
+
+/// Printed first, so that a ticket is recognised and its form can change.
+const PREFIX: &str = "tl1";
+/// Enough for two relays with every transport each, and some hosts; bounds what a ticket makes us dial.
+const MAX_ADDRESSES: usize = 32;
+/// The longest multiaddress in use (`/webrtc-direct` with certificate hash and name) has about 200.
+const MAX_ADDRESS_BYTES: usize = 512;
+/// A bound for what is looked at: 32 addresses of ordinary length are below 4 KiB.
+const MAX_TEXT: usize = 8192;
+
+/// How to reach a peer: its id, addresses of relays where it holds a reservation, and addresses of
+/// its own.
+///
+/// Printable and URL-safe: `tl1` followed by base64url. The id in it is what a connection is
+/// authenticated against, so whoever can change a ticket can only make a connect fail.
+/// Tickets are compared, hashed and printed whole; print them only where the peer wants to be
+/// reached from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    peer: PeerId,
+    /// The peer speaks this library's stream protocol, so that opening a stream needs no asking.
+    resumable: bool,
+    relays: Vec<Multiaddr>,
+    addresses: Vec<Multiaddr>,
+}
+
+impl Ticket {
+    /// The peer that this ticket leads to.
+    pub fn peer_id(&self) -> PeerId {
+        self.peer
+    }
+
+    /// The relays' addresses, each ending in `/p2p/<relay>`, as multiaddress text.
+    pub fn relays(&self) -> Vec<String> {
+        self.relays.iter().map(ToString::to_string).collect()
+    }
+
+    /// The peer's own addresses, as multiaddress text.
+    pub fn addresses(&self) -> Vec<String> {
+        self.addresses.iter().map(ToString::to_string).collect()
+    }
+
+    /// A ticket from its parts, as multiaddress text, for a peer that has none of its own, such as
+    /// a stock libp2p node. Relay addresses must end in `/p2p/<relay>`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTicket`] naming the address at fault, or the limit that is exceeded
+    /// (32 addresses in all).
+    pub fn from_parts<S: AsRef<str>>(
+        peer: PeerId,
+        relays: impl IntoIterator<Item = S>,
+        addresses: impl IntoIterator<Item = S>,
+    ) -> Result<Self, Error> {
+        let parse = |text: S| {
+            let text = text.as_ref();
+            text.parse::<Multiaddr>()
+                .map_err(|e| invalid(format!("`{text}` is not a multiaddress: {e}")))
+        };
+        let relays = relays.into_iter().map(parse).collect::<Result<_, _>>()?;
+        let addresses = addresses.into_iter().map(parse).collect::<Result<_, _>>()?;
+        Self::checked(peer, false, relays, addresses)
+    }
+
+    /// The same ticket without the peer's own addresses: it leads through relays only.
+    #[must_use]
+    pub fn without_addresses(mut self) -> Self {
+        self.addresses.clear();
+        self
+    }
+
+    pub(crate) fn checked(
+        peer: PeerId,
+        resumable: bool,
+        relays: Vec<Multiaddr>,
+        addresses: Vec<Multiaddr>,
+    ) -> Result<Self, Error> {
+        if relays.len() + addresses.len() > MAX_ADDRESSES {
+            return Err(invalid(format!("more than {MAX_ADDRESSES} addresses")));
+        }
+        for (index, relay) in relays.iter().enumerate() {
+            if relay.iter().any(|p| p == Protocol::P2pCircuit) {
+                return Err(invalid(format!(
+                    "relay {index} leads through another relay"
+                )));
+            }
+            if relay_id(relay).is_none() {
+                return Err(invalid(format!("relay {index} does not end in /p2p/<id>")));
+            }
+        }
+        for address in relays.iter().chain(&addresses) {
+            if address.len() > MAX_ADDRESS_BYTES {
+                return Err(invalid(format!(
+                    "an address is over {MAX_ADDRESS_BYTES} bytes"
+                )));
+            }
+        }
+        Ok(Self {
+            peer,
+            resumable,
+            relays,
+            addresses,
+        })
+    }
+
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.resumable
+    }
+
+    pub(crate) fn relay_addrs(&self) -> &[Multiaddr] {
+        &self.relays
+    }
+
+    pub(crate) fn direct_addrs(&self) -> &[Multiaddr] {
+        &self.addresses
+    }
+}
+
+/// The relay that `address` ends at, if it ends in `/p2p/<relay>`.
+pub(crate) fn relay_id(address: &Multiaddr) -> Option<libp2p::PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidTicket, message)
+}
+
+/// Layout before base64url: a byte that is 1 for a peer with resumable streams, else 0; the peer id;
+/// relays; addresses. Each list is a count byte, each item a two-byte big-endian length and the
+/// item's binary form.
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.push(self.resumable.into());
+        // Lengths fit: `checked` bounds the addresses, a peer id has at most 42 bytes.
+        let item = |bytes: &mut Vec<u8>, part: &[u8]| {
+            bytes.extend_from_slice(&(part.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(part);
+        };
+        item(&mut bytes, &self.peer.0.to_bytes());
+        for list in [&self.relays, &self.addresses] {
+            bytes.push(list.len() as u8);
+            for address in list {
+                item(&mut bytes, address.as_ref());
+            }
+        }
+        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("peer", &self.peer)
+            .field("resumable", &self.resumable)
+            .field("relays", &self.relays.len())
+            .field("addresses", &self.addresses.len())
+            .finish()
+    }
+}
+
+impl FromStr for Ticket {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let text = text.trim();
+        if text.len() > MAX_TEXT {
+            return Err(invalid(format!("longer than {MAX_TEXT} characters")));
+        }
+        let encoded = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| invalid(format!("does not start with `{PREFIX}`")))?;
+        let bytes = BASE64URL_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|e| invalid(format!("not base64url at character {}", e.position)))?;
+        let mut reader = Reader(&bytes);
+        let resumable = match reader.take(1, "kind")? {
+            [0] => false,
+            [1] => true,
+            _ => return Err(invalid("a kind of peer that this version does not know")),
+        };
+        let peer = libp2p::PeerId::from_bytes(reader.item("peer id")?)
+            .map_err(|_| invalid("the peer id is malformed"))?;
+        let relays = reader.addresses("relay")?;
+        let addresses = reader.addresses("address")?;
+        if !reader.0.is_empty() {
+            return Err(invalid("bytes left over at the end"));
+        }
+        Self::checked(PeerId(peer), resumable, relays, addresses)
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], Error> {
+        let (head, tail) = self
+            .0
+            .split_at_checked(n)
+            .ok_or_else(|| invalid(format!("ends within the {what}")))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn item(&mut self, what: &str) -> Result<&'a [u8], Error> {
+        let length = self.take(2, what)?;
+        self.take(
+            usize::from(u16::from_be_bytes([length[0], length[1]])),
+            what,
+        )
+    }
+
+    fn addresses(&mut self, what: &str) -> Result<Vec<Multiaddr>, Error> {
+        let count = usize::from(self.take(1, what)?[0]);
+        if count > MAX_ADDRESSES {
+            return Err(invalid(format!("more than {MAX_ADDRESSES} of {what}")));
+        }
+        (0..count)
+            .map(|index| {
+                Multiaddr::try_from(self.item(what)?.to_vec())
+                    .map_err(|_| invalid(format!("{what} {index} is malformed")))
+            })
+            .collect()
+    }
+}
+
+impl Serialize for Ticket {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ticket {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Identity;
+
+    fn sample() -> Ticket {
+        let relay = Identity::generate().peer_id();
+        Ticket::from_parts(
+            Identity::generate().peer_id(),
+            [format!("/ip4/192.0.2.1/udp/4001/quic-v1/p2p/{relay}")],
+            ["/ip4/192.0.2.7/udp/9/quic-v1".to_owned()],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn prints_url_safe_and_parses_back() {
+        let ticket = sample();
+        let text = ticket.to_string();
+        assert!(
+            text.chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        );
+        assert_eq!(text.parse::<Ticket>().unwrap(), ticket);
+    }
+
+    #[test]
+    fn errors_name_the_part() {
+        let cases = [
+            ("xyz", "tl1"),
+            ("tl1!!", "base64url"),
+            ("tl1AAAA", "peer id"),
+        ];
+        for (text, part) in cases {
+            let error = text.parse::<Ticket>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTicket);
+            assert!(error.message().contains(part), "{error}");
+        }
+        let peer = Identity::generate().peer_id();
+        let error = Ticket::from_parts(peer, ["/ip4/192.0.2.1/tcp/1"], []).unwrap_err();
+        assert!(error.message().contains("relay 0"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_on_text(text in "\\PC{0,300}") {
+            let _ = text.parse::<Ticket>();
+        }
+
+        #[test]
+        fn never_panics_on_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes)).parse::<Ticket>();
+        }
+
+        #[test]
+        fn a_cut_ticket_is_refused(cut in 0usize..200) {
+            let text = sample().to_string();
+            prop_assume!(cut < text.len());
+            prop_assert!(text[..cut].parse::<Ticket>().is_err());
+        }
+    }
+}

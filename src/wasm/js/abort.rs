@@ -1,0 +1,43 @@
+//! `AbortSignal` as the end of a future.
+
+use std::future::Future;
+
+use futures::{
+    channel::oneshot,
+    future::{Either, select},
+};
+use wasm_bindgen::{JsCast, JsValue};
+use web_sys::{Event, EventTarget};
+
+use crate::{
+    Error, ErrorKind,
+    wasm::{listener::Listener, value},
+};
+
+/// Runs `work` until `signal`, an `AbortSignal` or nothing, fires.
+///
+/// # Errors
+/// Those of `work`, and [`ErrorKind::Aborted`].
+pub(super) async fn until_aborted<T>(
+    signal: JsValue,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let aborted = || Error::new(ErrorKind::Aborted, "the caller's AbortSignal fired");
+    if value::is_true(&signal, "aborted") {
+        return Err(aborted());
+    }
+    let Ok(signal) = signal.dyn_into::<EventTarget>() else {
+        return work.await;
+    };
+    let (fire, fired) = oneshot::channel();
+    let mut fire = Some(fire);
+    let _listener = Listener::new(&signal, "abort", move |_: Event| {
+        if let Some(fire) = fire.take() {
+            let _ = fire.send(());
+        }
+    });
+    match select(Box::pin(work), fired).await {
+        Either::Left((result, _)) => result,
+        Either::Right(_) => Err(aborted()),
+    }
+}

@@ -1,0 +1,110 @@
+//! [`Connection`] and its events in JavaScript.
+
+use std::rc::Rc;
+
+use futures::{StreamExt, lock::Mutex};
+use js_sys::{Array, Promise};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use super::{abort::until_aborted, convert, stream::RawStream};
+use crate::{Connection, PathEvents};
+
+/// A connection to one peer.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct RawConnection(Connection);
+
+impl RawConnection {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self(connection)
+    }
+}
+
+#[wasm_bindgen]
+impl RawConnection {
+    /// The peer at the other end.
+    #[wasm_bindgen(js_name = peerId)]
+    pub fn peer_id(&self) -> String {
+        self.0.peer_id().to_string()
+    }
+
+    /// The path in use; `undefined` while there is none.
+    #[wasm_bindgen(unchecked_return_type = "object | undefined")]
+    pub fn path(&self) -> JsValue {
+        self.0
+            .path()
+            .map_or(JsValue::UNDEFINED, |path| convert::to_js(&path))
+    }
+
+    /// What was tried so far.
+    #[wasm_bindgen(unchecked_return_type = "object[]")]
+    pub fn attempts(&self) -> Array {
+        self.0.attempts().iter().map(convert::to_js).collect()
+    }
+
+    /// Every change of path and every attempt from now on.
+    #[wasm_bindgen(js_name = pathEvents)]
+    pub fn path_events(&self) -> RawEvents {
+        RawEvents(Rc::new(Mutex::new(self.0.path_events())))
+    }
+
+    /// Opens a stream.
+    #[wasm_bindgen(unchecked_return_type = "Promise<RawStream>")]
+    pub fn open(
+        &self,
+        protocol: String,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move {
+            let stream = until_aborted(signal, connection.open(&protocol)).await;
+            let stream = stream.map_err(convert::error)?;
+            Ok(RawStream::new(stream).into())
+        })
+    }
+
+    /// The next stream of the peer; `undefined` once the connection is closed.
+    #[wasm_bindgen(js_name = acceptStream, unchecked_return_type = "Promise<RawStream | undefined>")]
+    pub fn accept_stream(&self) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move {
+            let accepted = connection.accept_stream().await;
+            Ok(accepted.map(|(_, stream)| RawStream::new(stream)).into())
+        })
+    }
+
+    /// The code of the reason, once the connection is closed. Never rejects.
+    #[wasm_bindgen(unchecked_return_type = "Promise<string>")]
+    pub fn closed(&self) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move { Ok(connection.closed().await.code().into()) })
+    }
+
+    /// Closes the connection and tells the peer.
+    #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
+    pub fn close(&self) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move {
+            connection.close().await;
+            Ok(JsValue::UNDEFINED)
+        })
+    }
+}
+
+/// The events of a connection's path.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct RawEvents(Rc<Mutex<PathEvents>>);
+
+#[wasm_bindgen]
+impl RawEvents {
+    /// The next event; `undefined` when there are no more.
+    #[wasm_bindgen(unchecked_return_type = "Promise<object | undefined>")]
+    pub fn next(&self) -> Promise {
+        let events = self.0.clone();
+        convert::promise(async move {
+            let event = events.lock().await.next().await;
+            Ok(event.map_or(JsValue::UNDEFINED, |event| convert::to_js(&event)))
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! [`Connector`] in JavaScript.
+
+use js_sys::Promise;
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use super::{abort::until_aborted, connection::RawConnection, convert};
+use crate::{Connector, Identity, Ticket};
+
+/// A fresh identity in the form that `RawConnector.create` takes. It is a secret.
+#[wasm_bindgen(js_name = generateIdentity)]
+pub fn generate_identity() -> Result<String, JsValue> {
+    Identity::generate().to_secret().map_err(convert::error)
+}
+
+/// A peer.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct RawConnector(Connector);
+
+#[wasm_bindgen]
+impl RawConnector {
+    /// Starts a peer. `identity` is a secret of `generateIdentity`, or nothing for a fresh one;
+    /// `signal` an `AbortSignal` or nothing.
+    #[wasm_bindgen(unchecked_return_type = "Promise<RawConnector>")]
+    pub fn create(
+        #[wasm_bindgen(unchecked_param_type = "object | undefined")] options: JsValue,
+        identity: Option<String>,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        convert::promise(async move {
+            let work = async {
+                let mut builder = Connector::builder().config(convert::config(&options)?);
+                if let Some(secret) = identity {
+                    builder = builder.identity(Identity::from_secret(&secret)?);
+                }
+                builder.bind().await
+            };
+            let connector = until_aborted(signal, work).await.map_err(convert::error)?;
+            Ok(Self(connector).into())
+        })
+    }
+
+    /// This peer's id.
+    #[wasm_bindgen(js_name = peerId)]
+    pub fn peer_id(&self) -> String {
+        self.0.peer_id().to_string()
+    }
+
+    /// How to reach this peer as of now.
+    pub fn ticket(&self) -> String {
+        self.0.ticket().to_string()
+    }
+
+    /// Connects to the peer of a ticket.
+    #[wasm_bindgen(unchecked_return_type = "Promise<RawConnection>")]
+    pub fn connect(
+        &self,
+        ticket: String,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            let work = async {
+                let ticket = ticket.parse::<Ticket>()?;
+                connector.connect(&ticket).await
+            };
+            let connection = until_aborted(signal, work).await.map_err(convert::error)?;
+            Ok(RawConnection::new(connection).into())
+        })
+    }
+
+    /// The next connection of another peer; `undefined` once the connector is closed.
+    #[wasm_bindgen(unchecked_return_type = "Promise<RawConnection | undefined>")]
+    pub fn accept(&self) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            let connection = connector.accept().await;
+            Ok(connection.map(RawConnection::new).into())
+        })
+    }
+
+    /// What this peer knows about its network position.
+    #[wasm_bindgen(unchecked_return_type = "Promise<object>")]
+    pub fn report(&self) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            let report = connector.report().await.map_err(convert::error)?;
+            Ok(convert::to_js(&report))
+        })
+    }
+
+    /// Counters and gauges in the OpenMetrics text format.
+    pub fn metrics(&self) -> String {
+        self.0.metrics()
+    }
+
+    /// Closes every connection and stops.
+    #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
+    pub fn close(&self) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            connector.close().await;
+            Ok(JsValue::UNDEFINED)
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Values on their way between Rust and JavaScript. They cross as JSON, which keeps the names and
+//! forms of the command line's output and refuses unknown options.
+
+use std::{future::Future, pin::Pin};
+
+use js_sys::{Array, Error as JsError, JSON, Object, Promise, Reflect};
+use serde::Serialize;
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::future_to_promise;
+
+use crate::{Config, Error, ErrorKind, wasm::value};
+
+/// `work` as a promise. Boxed, because each type of future would bring its own task.
+pub(super) fn promise(work: impl Future<Output = Result<JsValue, JsValue>> + 'static) -> Promise {
+    let work: Pin<Box<dyn Future<Output = Result<JsValue, JsValue>>>> = Box::pin(work);
+    future_to_promise(work)
+}
+
+/// The plain object that `value` serialises to.
+pub(super) fn to_js(value: &impl Serialize) -> JsValue {
+    serde_json::to_string(value)
+        .ok()
+        .and_then(|json| JSON::parse(&json).ok())
+        .unwrap_or(JsValue::UNDEFINED)
+}
+
+/// Reads a configuration, everything left out or `undefined` being the default.
+///
+/// # Errors
+/// [`ErrorKind::InvalidConfig`] names the option that is unknown or of the wrong type.
+pub(super) fn config(options: &JsValue) -> Result<Config, Error> {
+    let invalid = |message| Error::new(ErrorKind::InvalidConfig, message);
+    if options.is_undefined() {
+        return Ok(Config::default());
+    }
+    let Some(object) = options.dyn_ref::<Object>() else {
+        return Err(invalid("options: not an object".to_owned()));
+    };
+    // One by one first: the parser tells the place of an error, but not always its option.
+    for entry in Object::entries(object).iter() {
+        let option = Object::from_entries(&Array::of1(&entry));
+        let parsed = option.map_err(|error| value::describe_error(&error));
+        if let Err(why) = parsed.and_then(|option| parse(&option)) {
+            let name = Array::from(&entry).get(0).as_string();
+            return Err(invalid(format!("{}: {why}", name.unwrap_or_default())));
+        }
+    }
+    parse(object).map_err(invalid)
+}
+
+fn parse(options: &Object) -> Result<Config, String> {
+    let json = JSON::stringify(options).map_err(|error| value::describe_error(&error))?;
+    let json = String::from(json);
+    serde_json::from_str(&json).map_err(|error| error.to_string())
+}
+
+/// An `Error` with `code`, `attempts`, and `cause` where there is one.
+pub(super) fn error(error: Error) -> JsValue {
+    let thrown = JsError::new(error.message());
+    thrown.set_name("ThroughlineError");
+    let attempts = error.attempts().iter().map(to_js).collect::<Array>();
+    set(&thrown, "code", &error.code().into());
+    set(&thrown, "attempts", &attempts);
+    if let Some(cause) = cause(&error) {
+        thrown.set_cause(&cause);
+    }
+    thrown.into()
+}
+
+/// The sources of `error`, each the cause of the one before.
+fn cause(error: &dyn std::error::Error) -> Option<JsValue> {
+    let source = error.source()?;
+    let thrown = JsError::new(&source.to_string());
+    if let Some(cause) = cause(source) {
+        thrown.set_cause(&cause);
+    }
+    Some(thrown.unchecked_into())
+}
+
+fn set(object: &JsValue, name: &str, value: &JsValue) {
+    // Cannot fail: a fresh Error is not frozen.
+    let _ = Reflect::set(object, &name.into(), value);
+}

@@ -1,0 +1,23 @@
+//! What JavaScript sees: the public API, one class a handle.
+//!
+//! The package's TypeScript gives these their final shape (events, streams, `AbortSignal`
+//! defaults), so names start with `Raw`. Every method takes `&self` and returns at once with a
+//! value or a promise; no borrow lasts until a promise settles, so calls may overlap.
+
+mod abort;
+mod connection;
+mod connector;
+mod convert;
+mod stream;
+
+use wasm_bindgen::prelude::wasm_bindgen;
+
+/// Makes the message of a panic, which ends this wasm instance, visible.
+#[wasm_bindgen(start)]
+fn start() {
+    std::panic::set_hook(Box::new(|panic| {
+        let version = env!("CARGO_PKG_VERSION");
+        let message = format!("throughline {version} has a bug and stops; please report: {panic}");
+        web_sys::console::error_1(&message.into());
+    }));
+}

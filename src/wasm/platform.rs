@@ -1,0 +1,55 @@
+//! What this JavaScript environment has, and what to say where something is missing.
+
+use js_sys::global;
+use wasm_bindgen::JsValue;
+
+use super::value;
+use crate::{Error, ErrorKind};
+
+/// Why there is no WebRTC here, for the person who has to change it.
+pub(crate) fn without_webrtc() -> Error {
+    let global = JsValue::from(global());
+    let why = if value::get(&global, "WorkerGlobalScope").is_some() {
+        "browsers have no RTCPeerConnection in workers: make the Connector in the page itself, \
+         or set `direct: false` to use relays only"
+    } else if value::get(&global, "document").is_none() {
+        return without_browser();
+    } else if !value::is_true(&global, "isSecureContext") {
+        "this browser has no RTCPeerConnection in an insecure context: serve the page over https \
+         or from localhost"
+    } else {
+        "this browser has no RTCPeerConnection, or it is switched off: allow WebRTC, or set \
+         `direct: false` to use relays only"
+    };
+    Error::new(ErrorKind::UnsupportedPlatform, why)
+}
+
+fn without_browser() -> Error {
+    Error::new(
+        ErrorKind::UnsupportedPlatform,
+        "this is neither a page nor a worker: outside of browsers (Node.js, Deno, Bun) use the \
+         native program or crate",
+    )
+}
+
+/// Checks what even a connection through a relay needs.
+///
+/// # Errors
+/// [`ErrorKind::UnsupportedPlatform`] names what is missing.
+pub(crate) fn check() -> Result<(), Error> {
+    let global = JsValue::from(global());
+    let has = |name| value::get(&global, name).is_some();
+    if !has("document") && !has("WorkerGlobalScope") {
+        return Err(without_browser());
+    }
+    let crypto = value::get(&global, "crypto");
+    let missing = if !has("WebSocket") {
+        "WebSocket"
+    } else if crypto.is_none_or(|crypto| value::get(&crypto, "getRandomValues").is_none()) {
+        "crypto.getRandomValues"
+    } else {
+        return Ok(());
+    };
+    let message = format!("there is no {missing} here; use a current browser");
+    Err(Error::new(ErrorKind::UnsupportedPlatform, message))
+}

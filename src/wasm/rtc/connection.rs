@@ -1,0 +1,496 @@
+//! `RTCPeerConnection`, polled.
+//!
+//! The browser runs its operations one after the other (RTCPeerConnection's operations chain),
+//! so each method here starts its operation at once and leaves only the waiting to
+//! [`poll_event`](PeerConnectionTrait::poll_event).
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_timer::Delay;
+use js_sys::{Function, JSON, Promise, Reflect};
+use send_wrapper::SendWrapper;
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::JsFuture;
+use web_sys::{
+    Event, EventTarget, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit, RtcIceCandidate,
+    RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionIceEvent, RtcPeerConnectionState,
+    RtcSdpType, RtcSessionDescriptionInit,
+};
+
+use super::{
+    channel::{Channel, Inbound},
+    stats,
+};
+use crate::{
+    core::{
+        sdp::{Description, Fingerprint},
+        signalling::IceCandidate,
+    },
+    rtc::backend::{
+        BackendError, CandidatePair, INIT_LABEL, PeerConnection as PeerConnectionTrait, PeerEvent,
+    },
+    wasm::{listener::Listener, value},
+};
+
+/// Channels the peer opened that nobody has taken yet; more are closed.
+const MAX_WAITING_CHANNELS: usize = 64;
+
+/// How long ICE may be without an answer before the connection is over.
+///
+/// Browsers say `disconnected` after some 5 s and `failed` after 15 to 30 s. There is another
+/// path to fall back to, so waiting for the latter would only keep data from moving.
+const DISCONNECTED_GRACE: Duration = Duration::from_secs(5);
+
+/// How often the selected pair is read: there is no event for it in all browsers.
+const STATS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What an operation ends with.
+type Operation = Pin<Box<dyn Future<Output = Result<(), BackendError>>>>;
+
+/// A peer connection of a page.
+pub struct PeerConnection(SendWrapper<Inner>);
+
+struct Inner {
+    connection: RtcPeerConnection,
+    shared: Rc<RefCell<Shared>>,
+    operations: FuturesUnordered<Operation>,
+    inbound: Inbound,
+    init: Option<(RtcDataChannel, Listener)>,
+    disconnected: Option<Delay>,
+    path: Option<PathWatch>,
+    ended: bool,
+    listeners: Vec<Listener>,
+}
+
+/// What the listeners share with the poller.
+#[derive(Default)]
+struct Shared {
+    events: VecDeque<PeerEvent<Channel>>,
+    channels: usize,
+    disconnected: bool,
+    connected: bool,
+    waker: Option<Waker>,
+}
+
+impl Shared {
+    fn emit(&mut self, event: PeerEvent<Channel>) {
+        self.events.push_back(event);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn change_state(&mut self, state: RtcPeerConnectionState, ice: RtcIceConnectionState) {
+        use RtcIceConnectionState as Ice;
+        use RtcPeerConnectionState as State;
+
+        self.disconnected = state == State::Disconnected;
+        match (state, ice) {
+            (State::Connected, _) if !self.connected => {
+                self.connected = true;
+                self.emit(PeerEvent::Connected);
+            }
+            (State::Failed, Ice::Connected | Ice::Completed) => {
+                let why = "handshake failed, or the certificate has another fingerprint";
+                self.emit(PeerEvent::Failed(BackendError::Dtls(why.to_owned())));
+            }
+            (State::Failed, _) => self.emit(PeerEvent::Failed(BackendError::Ice)),
+            (State::Closed, _) => self.emit(PeerEvent::Failed(BackendError::Closed)),
+            _ => self.wake(),
+        }
+    }
+}
+
+/// Reads the selected pair now and then.
+struct PathWatch {
+    reading: Option<Pin<Box<dyn Future<Output = Option<CandidatePair>>>>>,
+    pause: Delay,
+    last: Option<CandidatePair>,
+}
+
+impl PeerConnection {
+    pub(super) fn new(connection: RtcPeerConnection) -> Self {
+        let shared = Rc::<RefCell<Shared>>::default();
+        let inbound = Inbound::default();
+        let listeners = vec![
+            on_candidate(&connection, shared.clone()),
+            on_state(&connection, shared.clone()),
+            on_channel(&connection, shared.clone(), inbound.clone()),
+        ];
+        Self(SendWrapper::new(Inner {
+            connection,
+            shared,
+            operations: FuturesUnordered::new(),
+            inbound,
+            init: None,
+            disconnected: None,
+            path: None,
+            ended: false,
+            listeners,
+        }))
+    }
+}
+
+impl PeerConnection {
+    /// Connects to a server whose `answer` is known beforehand, with an offer changed by `munge`.
+    /// Returns the channel with id 0, which exists on both sides without being announced.
+    ///
+    /// # Errors
+    /// [`BackendError::Closed`] when the connection is closed. A browser that refuses to have its
+    /// offer changed fails the connection with [`BackendError::Description`].
+    pub(crate) fn connect_to(
+        &mut self,
+        answer: &str,
+        munge: impl FnOnce(&str) -> String + 'static,
+    ) -> Result<Channel, BackendError> {
+        let inner = &mut *self.0;
+        let channel = inner.create_channel("", Some(0));
+        let channel = channel.map_err(|_| BackendError::Closed)?;
+        let connection = inner.connection.clone();
+        let offer = connection.create_offer();
+        let answer = description(RtcSdpType::Answer, answer);
+        inner.run(async move {
+            let offer = wait(offer).await.map_err(BackendError::Io)?;
+            let offer: RtcSessionDescriptionInit = offer.unchecked_into();
+            offer.set_sdp(&munge(&offer.get_sdp().unwrap_or_default()));
+            wait(connection.set_local_description(&offer))
+                .await
+                .map_err(|why| {
+                    let why = format!("this browser lets no page choose ICE credentials: {why}");
+                    BackendError::Description(why)
+                })?;
+            wait(connection.set_remote_description(&answer))
+                .await
+                .map_err(BackendError::Description)?;
+            Ok(())
+        });
+        Ok(Channel::new(channel, inner.inbound.clone()))
+    }
+
+    /// The fingerprint of the local certificate, once there is a local description.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        let local = self.0.connection.local_description()?;
+        let local = Description::parse(&local.sdp()).ok()?;
+        Some(local.fingerprint)
+    }
+}
+
+fn on_candidate(connection: &RtcPeerConnection, shared: Rc<RefCell<Shared>>) -> Listener {
+    Listener::new(
+        connection,
+        "icecandidate",
+        move |event: RtcPeerConnectionIceEvent| {
+            if let Some(candidate) = event.candidate().as_ref().and_then(read_candidate) {
+                shared.borrow_mut().emit(PeerEvent::Candidate(candidate));
+            }
+        },
+    )
+}
+
+/// The candidate as it is sent, or `None` for the end of a generation of candidates.
+fn read_candidate(candidate: &RtcIceCandidate) -> Option<IceCandidate> {
+    let json = JSON::stringify(candidate).ok()?.as_string()?;
+    IceCandidate::from_json(&json).ok().flatten()
+}
+
+fn on_state(connection: &RtcPeerConnection, shared: Rc<RefCell<Shared>>) -> Listener {
+    let source = connection.clone();
+    Listener::new(connection, "connectionstatechange", move |_: Event| {
+        shared
+            .borrow_mut()
+            .change_state(source.connection_state(), source.ice_connection_state());
+    })
+}
+
+fn on_channel(
+    connection: &RtcPeerConnection,
+    shared: Rc<RefCell<Shared>>,
+    inbound: Inbound,
+) -> Listener {
+    Listener::new(
+        connection,
+        "datachannel",
+        move |event: RtcDataChannelEvent| {
+            let channel = event.channel();
+            let mut shared = shared.borrow_mut();
+            if channel.label() == INIT_LABEL || shared.channels >= MAX_WAITING_CHANNELS {
+                return channel.close();
+            }
+            shared.channels += 1;
+            // Listens from here on: messages follow this event at once.
+            let channel = Channel::new(channel, inbound.clone());
+            shared.emit(PeerEvent::Channel(channel));
+        },
+    )
+}
+
+impl Inner {
+    /// Runs `operation`, whose failure is the failure of the connection.
+    fn run(&mut self, operation: impl Future<Output = Result<(), BackendError>> + 'static) {
+        self.operations.push(Box::pin(operation));
+        self.shared.borrow_mut().wake();
+    }
+
+    /// Creates a channel, announced to the peer unless it has a `negotiated` id.
+    fn create_channel(
+        &self,
+        label: &str,
+        negotiated: Option<u16>,
+    ) -> Result<RtcDataChannel, JsValue> {
+        let options = RtcDataChannelInit::new();
+        if let Some(id) = negotiated {
+            options.set_negotiated(true);
+            options.set_id(id);
+        }
+        // Called by name because the generated binding does not catch what it throws.
+        let create: Function = Reflect::get(&self.connection, &"createDataChannel".into())?.into();
+        create
+            .call2(&self.connection, &label.into(), &options)
+            .map(JsCast::unchecked_into)
+    }
+
+    /// Called once ICE and DTLS are up.
+    fn connected(&mut self) {
+        self.path = Some(PathWatch {
+            reading: None,
+            pause: Delay::new(Duration::ZERO),
+            last: None,
+        });
+        self.watch_for_goodbye();
+    }
+
+    /// Notices at once when the peer closes the connection: for the browser only the transports
+    /// are closed then, and the connection stays `connected` until ICE gives up.
+    fn watch_for_goodbye(&mut self) {
+        let sctp = value::get(&self.connection, "sctp");
+        let dtls = sctp.as_ref().and_then(|sctp| value::get(sctp, "transport"));
+        for transport in [sctp, dtls].into_iter().flatten() {
+            let Ok(target) = transport.dyn_into::<EventTarget>() else {
+                continue;
+            };
+            let shared = self.shared.clone();
+            let source = target.clone();
+            let on_change = move |_: Event| {
+                let state = value::string(&source, "state");
+                if matches!(state.as_deref(), Some("closed" | "failed")) {
+                    shared
+                        .borrow_mut()
+                        .emit(PeerEvent::Failed(BackendError::Closed));
+                }
+            };
+            self.listeners
+                .push(Listener::new(&target, "statechange", on_change));
+        }
+    }
+
+    fn poll_path(&mut self, cx: &mut Context<'_>) -> Poll<CandidatePair> {
+        let Some(watch) = &mut self.path else {
+            return Poll::Pending;
+        };
+        loop {
+            if let Some(reading) = &mut watch.reading {
+                let Poll::Ready(pair) = reading.poll_unpin(cx) else {
+                    return Poll::Pending;
+                };
+                watch.reading = None;
+                watch.pause.reset(STATS_INTERVAL);
+                if let Some(pair) = pair
+                    && watch.last.as_ref().is_none_or(|last| differs(last, &pair))
+                {
+                    watch.last = Some(pair.clone());
+                    return Poll::Ready(pair);
+                }
+            }
+            if watch.pause.poll_unpin(cx).is_pending() {
+                return Poll::Pending;
+            }
+            watch.reading = Some(Box::pin(stats::selected_pair(self.connection.clone())));
+        }
+    }
+
+    fn poll_disconnected(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.shared.borrow().disconnected {
+            self.disconnected = None;
+            return Poll::Pending;
+        }
+        self.disconnected
+            .get_or_insert_with(|| Delay::new(DISCONNECTED_GRACE))
+            .poll_unpin(cx)
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<Channel>> {
+        while let Poll::Ready(Some(result)) = self.operations.poll_next_unpin(cx) {
+            if let Err(error) = result {
+                return Poll::Ready(PeerEvent::Failed(error));
+            }
+        }
+        let event = self.shared.borrow_mut().events.pop_front();
+        if let Some(event) = event {
+            match event {
+                PeerEvent::Connected => self.connected(),
+                PeerEvent::Channel(_) => self.shared.borrow_mut().channels -= 1,
+                _ => {}
+            }
+            return Poll::Ready(event);
+        }
+        if self.poll_disconnected(cx).is_ready() {
+            return Poll::Ready(PeerEvent::Failed(BackendError::Ice));
+        }
+        if let Poll::Ready(pair) = self.poll_path(cx) {
+            return Poll::Ready(PeerEvent::Path(pair));
+        }
+        self.shared.borrow_mut().waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Whether the pair is another one, or its round-trip time has become known.
+fn differs(last: &CandidatePair, pair: &CandidatePair) -> bool {
+    last.local != pair.local
+        || last.remote != pair.remote
+        || last.rtt.is_some() != pair.rtt.is_some()
+}
+
+impl PeerConnectionTrait for PeerConnection {
+    type Channel = Channel;
+
+    fn create_offer(&mut self) {
+        let inner = &mut *self.0;
+        match inner.create_channel(INIT_LABEL, None) {
+            Ok(init) => {
+                let channel = init.clone();
+                let close = Listener::new(&init, "open", move |_: Event| channel.close());
+                inner.init = Some((init, close));
+            }
+            Err(error) => {
+                let error = BackendError::Io(value::describe_error(&error));
+                return inner.run(async { Err(error) });
+            }
+        }
+        let connection = inner.connection.clone();
+        let shared = inner.shared.clone();
+        let offer = connection.create_offer();
+        inner.run(describe(connection, shared, offer));
+    }
+
+    fn accept_offer(&mut self, sdp: &str) {
+        let inner = &mut *self.0;
+        let connection = inner.connection.clone();
+        let shared = inner.shared.clone();
+        let accepted = connection.set_remote_description(&description(RtcSdpType::Offer, sdp));
+        inner.run(async move {
+            wait(accepted).await.map_err(BackendError::Description)?;
+            let answer = connection.create_answer();
+            describe(connection, shared, answer).await
+        });
+    }
+
+    fn accept_answer(&mut self, sdp: &str) {
+        let inner = &mut *self.0;
+        let answer = description(RtcSdpType::Answer, sdp);
+        let accepted = inner.connection.set_remote_description(&answer);
+        inner.run(async {
+            let accepted = wait(accepted).await;
+            accepted.map(drop).map_err(BackendError::Description)
+        });
+    }
+
+    fn add_remote_candidate(&mut self, candidate: Option<&IceCandidate>) {
+        let inner = &mut *self.0;
+        let candidate = candidate.and_then(|candidate| JSON::parse(&candidate.to_json()).ok());
+        let candidate = candidate.as_ref().map(JsCast::unchecked_ref);
+        let added = inner
+            .connection
+            .add_ice_candidate_with_opt_rtc_ice_candidate_init(candidate);
+        inner.run(async {
+            // The browser refuses what it cannot use; there are others.
+            let _ = wait(added).await;
+            Ok(())
+        });
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<Channel>> {
+        if self.0.ended {
+            return Poll::Pending;
+        }
+        let event = self.0.poll_event(cx);
+        if let Poll::Ready(PeerEvent::Failed(_)) = event {
+            self.0.ended = true;
+        }
+        event
+    }
+
+    fn open_channel(&mut self) -> Result<Channel, BackendError> {
+        let inner = &mut *self.0;
+        if inner.ended {
+            return Err(BackendError::Closed);
+        }
+        match inner.create_channel("", None) {
+            Ok(channel) => Ok(Channel::new(channel, inner.inbound.clone())),
+            Err(error) if value::string(&error, "name").as_deref() == Some("OperationError") => {
+                Err(BackendError::TooManyChannels)
+            }
+            Err(_) => Err(BackendError::Closed),
+        }
+    }
+
+    fn close(&mut self) {
+        self.0.ended = true;
+        self.0.connection.close();
+    }
+
+    fn poll_closed(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        // The browser tells the peer by itself.
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.connection.close();
+    }
+}
+
+/// Waits for the local description in `made`, reports it and puts it into force, in this order:
+/// candidates follow it.
+async fn describe(
+    connection: RtcPeerConnection,
+    shared: Rc<RefCell<Shared>>,
+    made: Promise,
+) -> Result<(), BackendError> {
+    let made: RtcSessionDescriptionInit =
+        wait(made).await.map_err(BackendError::Io)?.unchecked_into();
+    let sdp = made
+        .get_sdp()
+        .ok_or_else(|| BackendError::Io("the browser made no description".to_owned()))?;
+    shared.borrow_mut().emit(PeerEvent::Description(sdp));
+    wait(connection.set_local_description(&made))
+        .await
+        .map_err(BackendError::Io)?;
+    Ok(())
+}
+
+async fn wait(promise: Promise) -> Result<JsValue, String> {
+    JsFuture::from(promise)
+        .await
+        .map_err(|error| value::describe_error(&error))
+}
+
+fn description(kind: RtcSdpType, sdp: &str) -> RtcSessionDescriptionInit {
+    let description = RtcSessionDescriptionInit::new(kind);
+    description.set_sdp(sdp);
+    description
+}

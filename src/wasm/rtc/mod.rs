@@ -1,0 +1,94 @@
+//! The [`Backend`](crate::rtc::backend::Backend) over the browser's `RTCPeerConnection`.
+
+mod channel;
+mod connection;
+mod stats;
+
+use js_sys::Array;
+use wasm_bindgen::JsValue;
+use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
+
+pub(crate) use self::{channel::Channel, connection::PeerConnection};
+use super::{platform, value};
+use crate::{
+    Config, Error, ErrorKind,
+    rtc::{
+        self, IceServer,
+        backend::{Backend, BackendError},
+    },
+};
+
+/// Makes peer connections of one configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Rtc {
+    servers: Vec<IceServer>,
+}
+
+impl Rtc {
+    /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
+    pub(crate) fn new(config: &rtc::Config) -> Result<Self, BackendError> {
+        Ok(Self {
+            servers: config.ice_servers.clone(),
+        })
+    }
+}
+
+impl Backend for Rtc {
+    type Connection = PeerConnection;
+
+    fn connect(&self) -> Result<PeerConnection, BackendError> {
+        RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
+            .map(PeerConnection::new)
+            .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+    }
+}
+
+/// Whether the browser makes connections with the servers of `config`.
+///
+/// # Errors
+/// [`ErrorKind::UnsupportedPlatform`] where there is no WebRTC, [`ErrorKind::InvalidConfig`] when
+/// the browser refuses a server, with its words.
+pub(crate) fn check(config: &Config) -> Result<(), Error> {
+    if value::get(&js_sys::global(), "RTCPeerConnection").is_none() {
+        return Err(platform::without_webrtc());
+    }
+    let stun = config.stun.iter().map(|url| IceServer {
+        urls: vec![url.clone()],
+        ..IceServer::default()
+    });
+    let turn = config.turn.iter().map(|server| IceServer {
+        urls: vec![server.url.clone()],
+        username: Some(server.username.clone()),
+        credential: Some(server.credential.clone()),
+    });
+    let servers: Vec<_> = stun.chain(turn).collect();
+    match RtcPeerConnection::new_with_configuration(&configuration(&servers)) {
+        Ok(connection) => {
+            connection.close();
+            Ok(())
+        }
+        Err(error) => {
+            let message = format!("stun, turn: {}", value::describe_error(&error));
+            Err(Error::new(ErrorKind::InvalidConfig, message))
+        }
+    }
+}
+
+fn configuration(servers: &[IceServer]) -> RtcConfiguration {
+    let entries = Array::new();
+    for server in servers {
+        let entry = RtcIceServer::new();
+        let urls = server.urls.iter().map(|url| JsValue::from_str(url));
+        entry.set_urls(&urls.collect::<Array>());
+        if let Some(username) = &server.username {
+            entry.set_username(username);
+        }
+        if let Some(credential) = &server.credential {
+            entry.set_credential(credential);
+        }
+        entries.push(&entry);
+    }
+    let configuration = RtcConfiguration::new();
+    configuration.set_ice_servers(&entries);
+    configuration
+}

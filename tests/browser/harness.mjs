@@ -1,0 +1,114 @@
+// What the browser and interop tests share: the program, Chromium, and pages.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+export const root = fileURLToPath(new URL("../..", import.meta.url));
+const program =
+  process.env.THROUGHLINE ?? `${process.env.CARGO_TARGET_DIR ?? `${root}target`}/debug/throughline`;
+const browser = process.env.CHROMIUM ?? "/usr/bin/chromium";
+
+for (const [path, remedy] of [
+  [program, "cargo build"],
+  [browser, "scripts/setup test"],
+  [`${root}js/dist/index.js`, "make wasm"],
+]) {
+  // Not a skip: these tests are the point, and each part is one command away.
+  if (!existsSync(path)) throw new Error(`${path} is missing; run: ${remedy}`);
+}
+
+/** The `throughline` program, as its JSON lines. */
+export class Program {
+  #child;
+  #events = [];
+  #waiting = new Set();
+  #errors = "";
+
+  constructor(...args) {
+    this.#child = spawn(program, [...args, "--json"], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+    this.#child.stderr.on("data", (text) => (this.#errors = (this.#errors + text).slice(-8000)));
+    createInterface({ input: this.#child.stdout }).on("line", (line) => {
+      this.#events.push(JSON.parse(line));
+      for (const check of this.#waiting) check();
+    });
+    this.exited = once(this.#child, "exit").then(([code]) => code);
+    this.exited.then(() => this.#waiting.forEach((check) => check()));
+  }
+
+  /** The first event named `name` that `matches`, past or future. */
+  event(name, matches = () => true) {
+    return new Promise((resolve, reject) => {
+      const check = () => {
+        const found = this.#events.find((event) => event.event === name && matches(event));
+        if (!found && this.#child.exitCode === null) return;
+        this.#waiting.delete(check);
+        if (found) resolve(found);
+        else reject(new Error(`exited with ${this.#child.exitCode} before "${name}":\n${JSON.stringify(this.#events)}\n${this.#errors}`));
+      };
+      this.#waiting.add(check);
+      check();
+    });
+  }
+
+  async stop() {
+    if (this.#child.exitCode === null) this.#child.kill("SIGTERM");
+    await this.exited;
+  }
+}
+
+/** A folder that lives as long as the test. */
+export function temporary(t) {
+  const folder = mkdtempSync(join(tmpdir(), "throughline-"));
+  t.after(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+/** A relay on loopback that serves `www` and the npm package. */
+export async function serve(t, www = `${root}tests/browser/site`) {
+  const data = temporary(t);
+  const args = ["serve", "--host", "127.0.0.1", "--port", "0", "--data", data, "--www", www, "--npm", `${root}js`];
+  const server = new Program(...args);
+  t.after(() => server.stop());
+  const { addresses, http, stun, peer_id } = await server.event("ready");
+  const relay = addresses.find((address) => address.includes("/ws"));
+  return { http, relay, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
+}
+
+/** A native peer that `relay` reaches. */
+export async function listen(t, { relay, stun }, ...more) {
+  const peer = new Program("listen", "--relay", relay, "--stun", stun, ...more);
+  t.after(() => peer.stop());
+  const ready = await peer.event("ready");
+  return { ticket: ready.ticket, peerId: ready.peer_id, event: (...args) => peer.event(...args), stop: () => peer.stop() };
+}
+
+/** `throughline connect`, to its end. */
+export async function connect(t, { relay, stun }, ticket, ...more) {
+  const peer = new Program("connect", ticket, "--relay", relay, "--stun", stun, ...more);
+  t.after(() => peer.stop());
+  return { event: (...args) => peer.event(...args), exited: peer.exited };
+}
+
+/** A fresh Chromium; `args` are added to the flags it needs without a display, a GPU and a user. */
+export async function launch(t, ...args) {
+  const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
+  const instance = await chromium.launch({ executablePath: browser, args: [...flags, ...args] });
+  t.after(() => instance.close());
+  return instance;
+}
+
+/** A page at `url` in a context of its own. What goes wrong in it is shown when the test fails. */
+export async function open(t, instance, url, ready = "peer") {
+  const context = await instance.newContext();
+  const page = await context.newPage();
+  page.on("pageerror", (error) => t.diagnostic(`page: ${error.message}`));
+  page.on("console", (message) => message.type() === "error" && t.diagnostic(`console: ${message.text()}`));
+  await page.goto(url);
+  if (ready) await page.waitForFunction((name) => name in window, ready);
+  return page;
+}

@@ -1,0 +1,77 @@
+// A page and a native program: each connects to the other, directly in the end.
+import assert from "node:assert/strict";
+import { randomFillSync, createHash } from "node:crypto";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { connect, launch, listen, open, serve, temporary } from "./harness.mjs";
+
+const MIB = 1 << 20;
+const limit = { timeout: 120_000 };
+
+test("a page connects to a native peer, over the relay at once and directly soon", limit, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers });
+
+  const connected = await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+  assert.equal(connected.peerId, native.peerId);
+  t.diagnostic(`connected ${connected.path.path} after ${Math.round(connected.ms)} ms`);
+  const direct = await page.evaluate(() => peer.path("direct"));
+  t.diagnostic(`direct after ${Math.round(direct.ms ?? 0)} ms by ${direct.strategy}`);
+
+  const { bytes, sent, received } = await page.evaluate((size) => peer.echoed("echo/1", size), 10 * MIB);
+  assert.equal(bytes, 10 * MIB);
+  assert.equal(received, sent);
+});
+
+test("a stream that a page resets leaves the others and the connection unharmed", limit, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers });
+  await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+  const outcome = await page.evaluate(async () => {
+    const { readable, writable } = await peer.held.connection.open("echo/1");
+    const writer = writable.getWriter();
+    await writer.write(new Uint8Array(1000));
+    await writer.abort(new Error("on purpose"));
+    return peer.outcome(() => peer.drain(readable));
+  });
+  assert.equal(outcome.error?.code, "stream_reset");
+  const { sent, received } = await page.evaluate(() => peer.echoed("echo/1", 100_000));
+  assert.equal(received, sent);
+});
+
+test("a native program connects to a page", limit, async (t) => {
+  const relay = await serve(t);
+  const browser = await launch(t);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  const { ticket, peerId } = await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers });
+  page.evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
+
+  const native = await connect(t, relay, ticket, "--ping", "3", "--wait-direct", "20");
+  const connected = await native.event("connected");
+  t.diagnostic(`connected ${connected.path} after ${Math.round(connected.ms)} ms, to ${peerId}`);
+  await native.event("first_byte");
+  const direct = await native.event("path", ({ path }) => path === "direct");
+  t.diagnostic(`direct after ${Math.round(direct.ms)} ms by ${direct.strategy}`);
+  assert.equal(await native.exited, 0);
+});
+
+test("a file that a native program sends arrives in the demo page with the same hash", limit, async (t) => {
+  const relay = await serve(t, new URL("../../www", import.meta.url).pathname);
+  const browser = await launch(t);
+  const page = await open(t, browser, relay.http, false);
+  await page.waitForSelector('#status[data-state="ready"]');
+  const bytes = randomFillSync(Buffer.alloc(5 * MIB));
+  const file = join(temporary(t), "data.bin");
+  writeFileSync(file, bytes);
+  const native = await connect(t, relay, await page.textContent("#ticket"), "--send", file);
+  const sent = await native.event("sent");
+  assert.equal(sent.sha256, createHash("sha256").update(bytes).digest("hex"));
+  const row = await page.waitForSelector('.transfers [data-state="done"] .verdict');
+  assert.match(await row.textContent(), new RegExp(sent.sha256));
+  assert.equal(await native.exited, 0);
+});

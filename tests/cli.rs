@@ -1,0 +1,590 @@
+//! The contract of the `throughline` program: what scripts, tests and benchmarks rely on.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use sha2::Digest as _;
+
+/// Long enough for a loaded machine; everything awaited is an event.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `throughline --json`. Dropping it kills it.
+struct Program {
+    child: Child,
+    lines: Receiver<Value>,
+}
+
+fn throughline(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
+    command.args(arguments).env_remove("RUST_LOG");
+    command
+}
+
+impl Program {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = throughline(arguments)
+            .arg("--json")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines() {
+                let line = line.unwrap();
+                let value = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("no JSON on stdout: {line}: {error}"));
+                if sender.send(value).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next event of this name; those before it are skipped.
+    fn event(&self, name: &str) -> Value {
+        self.find(|event| event["event"] == name)
+            .unwrap_or_else(|seen| panic!("no `{name}`, only {seen:#?}"))
+    }
+
+    fn find(&self, pick: impl Fn(&Value) -> bool) -> Result<Value, Vec<Value>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(event) if pick(&event) => return Ok(event),
+                Ok(event) => seen.push(event),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    return Err(seen);
+                }
+            }
+        }
+    }
+
+    /// Everything up to the end of the output, and how the program ended.
+    fn finish(mut self) -> (Vec<Value>, ExitStatus) {
+        drop(self.child.stdin.take());
+        let Err(events) = self.find(|_| false) else {
+            unreachable!("nothing is picked");
+        };
+        (events, self.child.wait().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let killed = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(killed.success());
+    }
+
+    fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve() -> (Program, Value) {
+    let server = Program::start(&["serve", "--host", "127.0.0.1", "--port", "0"]);
+    let ready = server.event("ready");
+    (server, ready)
+}
+
+/// The relay's first address of the kind, as `--relay` takes it.
+fn relay<'a>(ready: &'a Value, kind: &str) -> &'a str {
+    let addresses = ready["addresses"].as_array().unwrap();
+    let mut texts = addresses.iter().map(|address| address.as_str().unwrap());
+    texts.find(|text| text.contains(kind)).unwrap()
+}
+
+/// A relay, and a listener behind it.
+fn listening(arguments: &[&str]) -> (Program, Program, String) {
+    let (server, ready) = serve();
+    let mut line = vec![
+        "listen",
+        "--relay",
+        relay(&ready, "quic-v1"),
+        "--stun",
+        ready["stun"][0].as_str().unwrap(),
+        "--bind",
+        "/ip4/127.0.0.1/udp/0/quic-v1",
+    ];
+    line.extend_from_slice(arguments);
+    let listener = Program::start(&line);
+    let ready = listener.event("ready");
+    let ticket = ready["ticket"].as_str().unwrap().to_owned();
+    (server, listener, ticket)
+}
+
+fn fields(event: &Value) -> BTreeSet<&str> {
+    event
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[track_caller]
+fn has_fields(event: &Value, names: &[&str]) {
+    for name in names {
+        assert!(fields(event).contains(name), "no `{name}` in {event}");
+    }
+}
+
+#[track_caller]
+fn is_millis(value: &Value) {
+    let ms = value
+        .as_f64()
+        .unwrap_or_else(|| panic!("{value} is no number"));
+    assert!((0.0..60_000.0).contains(&ms), "{ms}");
+}
+
+/// Runs to the end; gives the error event.
+#[track_caller]
+fn failure(arguments: &[&str]) -> Value {
+    let (events, status) = Program::start(arguments).finish();
+    assert_eq!(status.code(), Some(1), "{arguments:?}: {events:?}");
+    let error = events.last().expect("an error event").clone();
+    assert_eq!(error["event"], "error");
+    has_fields(&error, &["code", "message"]);
+    error
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], code: &str, named: &str) {
+    let error = failure(arguments);
+    assert_eq!(error["code"], code, "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains(named),
+        "{error}"
+    );
+}
+
+#[test]
+fn serve_prints_where_it_is_and_stops_in_good_order() {
+    for signal in ["-TERM", "-INT"] {
+        let (server, ready) = serve();
+        has_fields(&ready, &["peer_id", "addresses", "stun", "turn", "http"]);
+        let peer = ready["peer_id"].as_str().unwrap();
+        for kind in ["/quic-v1/", "/tcp/", "/ws/", "/webrtc-direct/certhash/"] {
+            assert!(relay(&ready, kind).ends_with(&format!("/p2p/{peer}")));
+        }
+        assert!(
+            ready["stun"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("stun:127.0.0.1:")
+        );
+        assert!(ready["turn"].is_array());
+        assert!(
+            ready["http"]
+                .as_str()
+                .unwrap()
+                .starts_with("http://127.0.0.1:")
+        );
+        server.signal(signal);
+        let (rest, status) = server.finish();
+        assert!(status.success(), "{status}");
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[test]
+fn serve_keeps_its_name_in_the_data_directory() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let start = || {
+        let data = data.to_str().unwrap();
+        let server = Program::start(&[
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--data",
+            data,
+        ]);
+        let ready = server.event("ready");
+        let peer = ready["peer_id"].clone();
+        server.signal("-TERM");
+        assert!(server.finish().1.success());
+        peer
+    };
+    assert_eq!(start(), start());
+}
+
+#[test]
+fn bad_input_is_an_error_that_names_the_field() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bad_server = file("server.toml", "[relay]\ncircuitz = 1\n");
+    let bad_peer = file("peer.toml", "connect_timeout_ms = \"soon\"\n");
+    let open_key = file("identity", "secret");
+    for (arguments, code, named) in [
+        (&["serve", "--port", "x"][..], "invalid_config", "--port"),
+        (&["serve", "--port", "65533"], "invalid_config", "port"),
+        (
+            &["serve", "--host", "localhost"],
+            "invalid_config",
+            "--host",
+        ),
+        (
+            &["serve", "--announce", "x", "--port", "0"],
+            "invalid_address",
+            "announce",
+        ),
+        (
+            &["serve", "--config", &bad_server],
+            "invalid_config",
+            "circuitz",
+        ),
+        (&["serve", "--config", "/no/such"], "io", "/no/such"),
+        (&["serve", "--nonsense"], "invalid_config", "--nonsense"),
+        (&["listen", "--relay", "x"], "invalid_address", "relays"),
+        (
+            &["listen", "--relay", "/ip4/127.0.0.1/tcp/1"],
+            "invalid_address",
+            "relays",
+        ),
+        (&["listen", "--stun", "127.0.0.1"], "invalid_config", "stun"),
+        (&["listen", "--bind", "x"], "invalid_address", "listen"),
+        (
+            &["listen", "--config", &bad_peer],
+            "invalid_config",
+            "connect_timeout_ms",
+        ),
+        (
+            &["listen", "--identity", &open_key],
+            "invalid_identity",
+            "chmod 600",
+        ),
+        (&["listen", "--recv", "/dev/null/x"], "io", "--recv"),
+        (&["connect"], "invalid_config", "arguments"),
+        (&["connect", "nonsense"], "invalid_ticket", "tl1"),
+        (&["connect", "tl1AAAA"], "invalid_ticket", "peer id"),
+        (
+            &["connect", "T", "--bench", "61"],
+            "invalid_config",
+            "--bench",
+        ),
+        (&["connect", "T", "--ping", "x"], "invalid_config", "--ping"),
+        (
+            &["connect", "T", "--wait-direct", "86401"],
+            "invalid_config",
+            "--wait-direct",
+        ),
+        (&["ping", "nonsense"], "invalid_ticket", "tl1"),
+        (&["netcheck", "--relay", "x"], "invalid_address", "relays"),
+    ] {
+        refused(arguments, code, named);
+    }
+}
+
+#[test]
+fn help_is_for_people() {
+    let output = throughline(&["connect", "--help"]).output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for option in [
+        "--relay",
+        "--stun",
+        "--turn",
+        "--wait-direct",
+        "--send",
+        "--bench",
+        "--ping",
+    ] {
+        assert!(text.contains(option), "{option}");
+    }
+    let output = throughline(&["connect"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty(), "errors go to stderr");
+}
+
+#[test]
+fn a_relay_that_is_not_there_is_an_error() {
+    let (server, ready) = serve();
+    let address = relay(&ready, "/tcp/").to_owned();
+    drop(server);
+    refused(&["listen", "--relay", &address], "no_relay", "");
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_unreachable_with_every_attempt() {
+    let (_server, listener, ticket) = listening(&["--echo"]);
+    drop(listener);
+    let error = failure(&["connect", &ticket, "--ping", "1"]);
+    assert_eq!(error["code"], "unreachable", "{error}");
+    let attempts = error["attempts"].as_array().unwrap();
+    assert!(!attempts.is_empty());
+    for attempt in attempts {
+        has_fields(attempt, &["strategy", "outcome", "reason"]);
+    }
+}
+
+#[test]
+fn ping_over_the_relay_says_every_step() {
+    let (_server, listener, ticket) = listening(&["--echo"]);
+    let arguments = ["connect", &ticket, "--ping", "3", "--relay-only"];
+    let (events, status) = Program::start(&arguments).finish();
+    assert!(status.success(), "{events:#?}");
+    let named = |name: &str| -> Vec<&Value> {
+        events
+            .iter()
+            .filter(|event| event["event"] == name)
+            .collect()
+    };
+    let connected = named("connected")[0];
+    assert_eq!(connected["path"], "relayed");
+    assert_eq!(connected["strategy"], "circuit_relay");
+    is_millis(&connected["ms"]);
+    is_millis(&named("first_byte")[0]["ms"]);
+    has_fields(
+        named("path")[0],
+        &["path", "strategy", "ms", "local", "remote"],
+    );
+    let attempt = named("attempt")[0];
+    has_fields(attempt, &["strategy", "outcome", "ms", "reason"]);
+    is_millis(&attempt["ms"]);
+    let pongs = named("pong");
+    assert_eq!(pongs.len(), 3);
+    for (index, pong) in pongs.iter().enumerate() {
+        assert_eq!(pong["seq"], index + 1);
+        is_millis(&pong["rtt_ms"]);
+        assert_eq!(pong["path"], "relayed");
+    }
+    has_fields(named("ping")[0], &["count", "min_ms", "mean_ms", "max_ms"]);
+    let connection = listener.event("connection");
+    has_fields(&connection, &["peer_id", "path"]);
+    assert_eq!(connection["path"], "relayed");
+    has_fields(&listener.event("disconnected"), &["peer_id", "code"]);
+}
+
+#[test]
+fn a_direct_path_is_reported() {
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let (events, status) = Program::start(&[
+        "connect",
+        &ticket,
+        "--wait-direct",
+        "20",
+        "--bind",
+        "/ip4/127.0.0.1/udp/0/quic-v1",
+    ])
+    .finish();
+    assert!(status.success(), "{events:#?}");
+    let direct = events
+        .iter()
+        .find(|event| event["event"] == "path" && event["path"] == "direct")
+        .expect("a direct path");
+    has_fields(direct, &["strategy", "ms", "local", "remote"]);
+    is_millis(&direct["ms"]);
+}
+
+#[test]
+fn no_direct_path_in_time_is_an_error() {
+    let (_server, _listener, ticket) = listening(&["--echo", "--relay-only"]);
+    let arguments = ["connect", &ticket, "--wait-direct", "0.5", "--relay-only"];
+    refused(&arguments, "timeout", "--wait-direct");
+}
+
+#[test]
+fn files_arrive_with_the_same_hash_and_under_safe_names() {
+    let home = tempfile::tempdir().unwrap();
+    let inbox = home.path().join("inbox");
+    let source = home.path().join("data.bin");
+    let bytes: Vec<u8> = (0..3_000_000u32)
+        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+        .collect();
+    std::fs::write(&source, &bytes).unwrap();
+    let hash = data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(&bytes));
+    let (_server, listener, ticket) = listening(&["--recv", inbox.to_str().unwrap()]);
+
+    let send = |path: &Path| {
+        Program::start(&["connect", &ticket, "--send", path.to_str().unwrap()]).finish()
+    };
+    let (events, status) = send(&source);
+    assert!(status.success(), "{events:#?}");
+    let sent = events
+        .iter()
+        .find(|event| event["event"] == "sent")
+        .unwrap();
+    assert_eq!(sent["bytes"], bytes.len());
+    assert_eq!(sent["sha256"], hash);
+    assert!(sent["seconds"].as_f64().unwrap() > 0.0);
+
+    let file = listener.event("file");
+    has_fields(&file, &["peer_id", "name", "path", "bytes", "sha256"]);
+    assert_eq!(file["sha256"], hash);
+    assert_eq!(file["name"], "data.bin");
+    assert_eq!(std::fs::read(inbox.join("data.bin")).unwrap(), bytes);
+
+    refused(
+        &["connect", &ticket, "--send", "/no/such"],
+        "io",
+        "/no/such",
+    );
+    let names: Vec<_> = std::fs::read_dir(&inbox)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["data.bin"], "nothing else is left");
+}
+
+#[test]
+fn a_file_above_the_limit_is_refused_on_both_sides() {
+    let home = tempfile::tempdir().unwrap();
+    let inbox = home.path().join("inbox");
+    let source = home.path().join("big");
+    std::fs::write(&source, [0; 1001]).unwrap();
+    let arguments = ["--recv", inbox.to_str().unwrap(), "--max-size", "1000"];
+    let (_server, listener, ticket) = listening(&arguments);
+    let arguments = ["connect", &ticket, "--send", source.to_str().unwrap()];
+    refused(&arguments, "limit_exceeded", "too_large");
+    let failed = listener.event("file_failed");
+    has_fields(&failed, &["peer_id", "code", "message"]);
+}
+
+#[test]
+fn throughput_is_measured_both_ways() {
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    for (option, direction) in [(None, "upload"), (Some("--download"), "download")] {
+        let mut arguments = vec!["connect", &ticket, "--bench", "0.3"];
+        arguments.extend(option);
+        let (events, status) = Program::start(&arguments).finish();
+        assert!(status.success(), "{events:#?}");
+        let bench = events
+            .iter()
+            .find(|event| event["event"] == "bench")
+            .unwrap();
+        assert!(bench["mbit_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(bench["direction"], direction);
+        has_fields(bench, &["bytes", "seconds", "path"]);
+    }
+}
+
+#[test]
+fn ping_and_netcheck() {
+    let (_server, ready) = serve();
+    let address = relay(&ready, "/ws/");
+    let (events, status) = Program::start(&["netcheck", "--relay", address]).finish();
+    assert!(status.success(), "{events:#?}");
+    let report = &events[0];
+    assert_eq!(report["event"], "report");
+    has_fields(
+        report,
+        &["peer_id", "relays", "listening", "observed", "strategies"],
+    );
+    assert_eq!(report["relays"][0]["reserved"], true);
+
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let (events, status) = Program::start(&["ping", &ticket, "--count", "2"]).finish();
+    assert!(status.success(), "{events:#?}");
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| event["event"] == "pong")
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn chat_lines_are_events_for_scripts() {
+    let (_server, listener, ticket) = listening(&[]);
+    let mut connect = Program::start(&["connect", &ticket]);
+    let mut stdin = connect.stdin();
+    writeln!(stdin, "hello").unwrap();
+    let message = listener.event("message");
+    assert_eq!(message["text"], "hello");
+    has_fields(&message, &["peer_id"]);
+    drop(stdin);
+    let (events, status) = connect.finish();
+    assert!(status.success(), "{events:#?}");
+}
+
+#[test]
+fn terminals_are_piped_for_people() {
+    let (_server, ready) = serve();
+    let mut listener = throughline(&["listen", "--relay", relay(&ready, "quic-v1")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut heard = BufReader::new(listener.stdout.take().unwrap());
+    let mut ticket = String::new();
+    heard.read_line(&mut ticket).unwrap();
+    let mut connect = throughline(&["connect", ticket.trim()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut answers = connect.stdout.take().unwrap();
+    connect.stdin.take().unwrap().write_all(b"ping\n").unwrap();
+    let mut line = String::new();
+    heard.read_line(&mut line).unwrap();
+    assert_eq!(line, "ping\n");
+    listener
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"pong\xff")
+        .unwrap();
+    let mut answer = Vec::new();
+    answers.read_to_end(&mut answer).unwrap();
+    assert_eq!(
+        answer, b"pong\xff",
+        "stdout carries what the peer says and nothing else"
+    );
+    assert!(connect.wait().unwrap().success());
+    assert!(listener.wait().unwrap().success());
+}
+
+#[test]
+fn the_demo_is_one_command() {
+    let demo = Program::start(&["demo", "--port", "0"]);
+    has_fields(
+        &demo.event("ready"),
+        &["peer_id", "addresses", "stun", "turn", "http"],
+    );
+    let ready = demo.event("demo");
+    has_fields(&ready, &["url", "peer_id", "ticket", "inbox"]);
+    let ticket = ready["ticket"].as_str().unwrap();
+    let mut connect = Program::start(&["connect", ticket]);
+    let mut stdin = connect.stdin();
+    writeln!(stdin, "hello").unwrap();
+    let answer = connect.event("message");
+    assert!(
+        answer["text"].as_str().unwrap().contains("hello"),
+        "{answer}"
+    );
+    drop(stdin);
+    assert!(connect.finish().1.success());
+    demo.signal("-TERM");
+    assert!(demo.finish().1.success());
+}

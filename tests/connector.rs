@@ -1,0 +1,277 @@
+//! Two peers and a relay on loopback, through the public API alone.
+#![cfg(feature = "server")]
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use throughline::{
+    Config, Connection, Connector, ErrorKind, PathEvent, PathKind, Stream, Ticket,
+    server::{Server, ServerConfig},
+};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn relay() -> Server {
+    let mut config = ServerConfig::default();
+    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    config.port = 0;
+    Server::start(config).await.unwrap()
+}
+
+fn config(relays: &[&Server]) -> Config {
+    let mut config = Config::default();
+    config.relays = relays.iter().flat_map(|r| r.addresses().to_vec()).collect();
+    config.listen = vec![
+        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
+        "/ip4/127.0.0.1/tcp/0".into(),
+    ];
+    config
+}
+
+async fn peer(config: Config) -> Connector {
+    Connector::builder().config(config).bind().await.unwrap()
+}
+
+/// A ticket that leads through relays only.
+fn through_relays(me: &Connector) -> Ticket {
+    me.ticket().without_addresses()
+}
+
+/// Accepts connections and echoes every stream until the connector closes.
+fn echo(me: &Connector) {
+    let me = me.clone();
+    tokio::spawn(async move {
+        while let Some(conn) = me.accept().await {
+            tokio::spawn(async move {
+                while let Some((_, stream)) = conn.accept_stream().await {
+                    tokio::spawn(async move {
+                        let (mut send, mut recv) = stream.split();
+                        futures::io::copy(&mut recv, &mut send).await.unwrap();
+                        send.close().await.unwrap();
+                    });
+                }
+            });
+        }
+    });
+}
+
+async fn echoed(conn: &Connection, bytes: &[u8]) {
+    let mut stream = conn.open("echo/1").await.unwrap();
+    exchange(&mut stream, bytes).await;
+    stream.close().await.unwrap();
+}
+
+async fn exchange(stream: &mut Stream, bytes: &[u8]) {
+    stream.write_all(bytes).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut back = vec![0; bytes.len()];
+    timeout(PATIENCE, stream.read_exact(&mut back))
+        .await
+        .expect("the echo comes back")
+        .unwrap();
+    assert!(back == bytes);
+}
+
+async fn until_path(conn: &Connection, kind: PathKind) {
+    let mut events = conn.path_events();
+    if conn.path().is_some_and(|p| p.kind == kind) {
+        return;
+    }
+    timeout(PATIENCE, async {
+        while let Some(event) = events.next().await {
+            if matches!(&event, PathEvent::Changed { path, .. } if path.kind == kind) {
+                return;
+            }
+        }
+        panic!("the connection closed before its path was {kind}");
+    })
+    .await
+    .expect("the path changes");
+}
+
+#[tokio::test]
+async fn a_circuit_is_usable_at_once_and_carries_both_directions() {
+    let relay = relay().await;
+    let mut relayed = config(&[&relay]);
+    relayed.direct = false;
+    let bob = peer(relayed.clone()).await;
+    echo(&bob);
+    relayed.reserve = false;
+    let alice = peer(relayed).await;
+    let conn = alice.connect(&bob.ticket()).await.unwrap();
+    assert_eq!(conn.path().unwrap().kind, PathKind::Relayed);
+    assert_eq!(conn.peer_id(), bob.peer_id());
+    echoed(&conn, b"over the relay").await;
+    // Beyond the 128 KiB of a stock relay.
+    echoed(&conn, &vec![7; 1 << 20]).await;
+    alice.close().await;
+    bob.close().await;
+}
+
+#[tokio::test]
+async fn a_direct_address_is_used_without_a_relay() {
+    let bob = peer(config(&[])).await;
+    echo(&bob);
+    let alice = peer(config(&[])).await;
+    // The listeners report their ports as soon as they are polled.
+    until(|| !bob.ticket().addresses().is_empty()).await;
+    let ticket = bob.ticket();
+    let conn = alice.connect(&ticket).await.unwrap();
+    assert_eq!(conn.path().unwrap().kind, PathKind::Direct);
+    echoed(&conn, b"straight").await;
+}
+
+#[tokio::test]
+async fn a_stream_opened_on_the_circuit_moves_to_the_direct_path() {
+    let relay = relay().await;
+    let bob = peer(config(&[&relay])).await;
+    echo(&bob);
+    let mut dialler = config(&[&relay]);
+    dialler.reserve = false;
+    let alice = peer(dialler).await;
+    let conn = alice.connect(&through_relays(&bob)).await.unwrap();
+    let mut stream = conn.open("echo/1").await.unwrap();
+    exchange(&mut stream, b"before").await;
+    until_path(&conn, PathKind::Direct).await;
+    exchange(&mut stream, b"after").await;
+    exchange(&mut stream, &vec![3; 300_000]).await;
+    let metrics = alice.metrics();
+    assert!(
+        metrics.contains("nat_traversal_current_method{strategy=\"direct\"} 1"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("nat_traversal_successes_total{strategy=\"circuit_relay\"} 1"));
+}
+
+#[tokio::test]
+async fn an_unreachable_peer_is_an_error_that_lists_what_was_tried() {
+    let relay = relay().await;
+    let mut dialler = config(&[&relay]);
+    dialler.reserve = false;
+    let alice = peer(dialler).await;
+    let bob = peer(config(&[&relay])).await;
+    let ticket = through_relays(&bob);
+    bob.close().await;
+    let error = timeout(PATIENCE, alice.connect(&ticket))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    assert!(!error.attempts().is_empty(), "{error}");
+}
+
+#[tokio::test]
+async fn closing_tells_the_peer() {
+    let relay = relay().await;
+    close_is_told(config(&[&relay]), config(&[&relay])).await;
+}
+
+#[tokio::test]
+async fn closing_tells_the_peer_over_a_relay_that_only_the_ticket_names() {
+    let relay = relay().await;
+    let mut listener = config(&[&relay]);
+    listener.direct = false;
+    let mut dialler = config(&[]);
+    dialler.direct = false;
+    close_is_told(dialler, listener).await;
+}
+
+async fn close_is_told(dialler: Config, listener: Config) {
+    let (alice, bob) = (peer(dialler).await, peer(listener).await);
+    let ticket = bob.ticket();
+    let (accepted, conn) = tokio::join!(bob.accept(), alice.connect(&ticket));
+    let (accepted, conn) = (accepted.unwrap(), conn.unwrap());
+    let mut stream = conn.open("chat/1").await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    let (protocol, _kept) = accepted.accept_stream().await.unwrap();
+    assert_eq!(protocol, "chat/1");
+    conn.close().await;
+    let reason = timeout(PATIENCE, accepted.closed()).await.unwrap();
+    assert_eq!(reason, ErrorKind::ConnectionClosed);
+    assert!(accepted.accept_stream().await.is_none());
+    assert_eq!(
+        accepted.open("x").await.unwrap_err().kind(),
+        ErrorKind::ConnectionClosed
+    );
+}
+
+#[tokio::test]
+async fn a_reservation_comes_back_on_another_relay() {
+    let (first, second) = (relay().await, relay().await);
+    let mut listener = config(&[&first, &second]);
+    listener.relay_reservations = 1;
+    listener.direct = false;
+    let bob = peer(listener).await;
+    echo(&bob);
+    let before = bob.ticket();
+    first.shutdown().await;
+    until(|| bob.ticket() != before && !bob.ticket().relays().is_empty()).await;
+    let after = bob.ticket();
+    let mut dialler = config(&[]);
+    dialler.direct = false;
+    let alice = peer(dialler).await;
+    let conn = alice.connect(&after).await.unwrap();
+    echoed(&conn, b"moved").await;
+}
+
+#[tokio::test]
+async fn a_reservation_comes_back_when_its_relay_does() {
+    let data = tempfile::tempdir().unwrap();
+    let mut server = ServerConfig::default();
+    server.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    server.data = Some(data.path().to_owned());
+    // A port that was free a moment ago, so that the second server is found where the first was.
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    server.port = probe.local_addr().unwrap().port().min(65_000);
+    drop(probe);
+    let first = Server::start(server.clone()).await.unwrap();
+    let mut listener = config(&[&first]);
+    listener.direct = false;
+    let bob = peer(listener).await;
+    echo(&bob);
+    first.shutdown().await;
+    until(|| bob.ticket().relays().is_empty()).await;
+    // QUIC keeps its socket until the peers have had time to hear of the close.
+    let _second = timeout(PATIENCE, async {
+        loop {
+            match Server::start(server.clone()).await {
+                Ok(server) => return server,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    })
+    .await
+    .expect("the port becomes free");
+    until(|| !bob.ticket().relays().is_empty()).await;
+    let mut dialler = config(&[]);
+    dialler.direct = false;
+    let alice = peer(dialler).await;
+    let conn = alice.connect(&bob.ticket()).await.unwrap();
+    echoed(&conn, b"back").await;
+}
+
+/// Waits for what only a snapshot tells.
+async fn until(condition: impl Fn() -> bool) {
+    timeout(PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("the condition comes true");
+}
+
+#[tokio::test]
+async fn no_relay_is_an_error_that_names_it() {
+    let mut config = Config::default();
+    let id = Connector::builder().bind().await.unwrap().peer_id();
+    config.relays = vec![format!("/ip4/127.0.0.1/tcp/1/p2p/{id}")];
+    let error = Connector::builder()
+        .config(config)
+        .bind()
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoRelay);
+    assert!(error.message().contains(&id.to_string()), "{error}");
+}

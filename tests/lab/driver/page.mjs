@@ -1,0 +1,114 @@
+// What runs inside the page. Each function is sent there as text, so it may use nothing but its argument,
+// the page's globals and the npm package.
+
+/** Starts a peer that echoes, and resolves with its ticket. */
+export async function listen({ options }) {
+  const { Connector } = await import("/npm/dist/index.js");
+  const me = (globalThis.me = await Connector.create(options));
+  const echo = async (connection) => {
+    for await (const stream of connection.incomingStreams()) {
+      stream.readable.pipeTo(stream.writable).catch(() => {});
+    }
+  };
+  (async () => {
+    for await (const connection of me.incoming()) echo(connection).catch((error) => console.warn(error));
+  })().catch((error) => console.warn(error));
+  return { ticket: me.ticket, peerId: me.peerId };
+}
+
+/** Connects, echoes a byte, waits for a direct path and echoes another; resolves with the events in order. */
+export async function connect({ options, ticket, waitDirectMs }) {
+  const { Connector } = await import("/npm/dist/index.js");
+  const events = [];
+  const me = (globalThis.me = await Connector.create(options));
+  const start = performance.now();
+  const ms = () => performance.now() - start;
+  const deadline = start + waitDirectMs;
+  const within = (promise, limit) =>
+    Promise.race([promise, new Promise((_, reject) => setTimeout(() => reject(new Error("timeout")), limit))]);
+  try {
+    const connection = await me.connect(ticket);
+    events.push({ event: "connected", ...connection.path, ms: ms() });
+    const paths = connection.paths();
+    const stream = await connection.open("echo/1");
+    const writer = stream.writable.getWriter();
+    const reader = stream.readable.getReader();
+    const echo = async (byte) => {
+      await writer.write(new Uint8Array([byte]));
+      const { value } = await within(reader.read(), 10_000);
+      if (value?.[0] !== byte) throw new Error(`the echo of ${byte} is ${value}`);
+    };
+    await echo(1);
+    events.push({ event: "first_byte", ms: ms() });
+    if (connection.path?.path === "direct") {
+      events.push({ event: "path", ...connection.path, ms: ms() });
+    } else {
+      while (performance.now() < deadline) {
+        const next = await within(paths.next(), deadline - performance.now()).catch(() => ({ done: true }));
+        if (next.done) break;
+        events.push(next.value);
+        if (next.value.event === "path" && next.value.path === "direct") break;
+      }
+    }
+    // The stream has moved along and lost nothing.
+    await echo(2);
+    events.push({ event: "final", ...connection.path, ms: ms() });
+    await writer.close();
+  } catch (error) {
+    events.push({ event: "error", code: error.code ?? error.name, message: String(error.message ?? error) });
+  }
+  return { events };
+}
+
+/** Connects, waits for a direct path, sends `bytes` as a file and resolves with both ends' hashes. */
+export async function send({ options, ticket, waitDirectMs, bytes }) {
+  const { Connector } = await import("/npm/dist/index.js");
+  const me = (globalThis.me = await Connector.create(options));
+  const start = performance.now();
+  const connection = await me.connect(ticket);
+  const connectedMs = performance.now() - start;
+  const first = connection.path;
+  const until = start + waitDirectMs;
+  const paths = connection.paths();
+  while (connection.path?.path !== "direct" && performance.now() < until) {
+    const timer = new Promise((resolve) => setTimeout(resolve, until - performance.now(), { done: true }));
+    if ((await Promise.race([paths.next(), timer])).done) break;
+  }
+  const directMs = performance.now() - start;
+
+  // A pattern that no shifted or repeated block can imitate.
+  const data = new Uint8Array(bytes);
+  const words = new Uint32Array(data.buffer, 0, bytes >> 2);
+  for (let i = 0, x = 0x9e3779b9; i < words.length; i++) {
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    words[i] = x;
+  }
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
+  const hex = (hash) => Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const framed = (object) => {
+    const text = new TextEncoder().encode(JSON.stringify(object));
+    const frame = new Uint8Array(4 + text.length);
+    new DataView(frame.buffer).setUint32(0, text.length);
+    frame.set(text, 4);
+    return frame;
+  };
+  const stream = await connection.open("file/1");
+  const writer = stream.writable.getWriter();
+  const sent = performance.now();
+  await writer.write(framed({ name: "lab.bin", size: bytes }));
+  for (let at = 0; at < bytes; at += 256 * 1024) await writer.write(data.subarray(at, at + 256 * 1024));
+  await writer.write(digest);
+  await writer.close();
+  const answer = new Uint8Array(await new Response(stream.readable).arrayBuffer());
+  const seconds = (performance.now() - sent) / 1000;
+  const receipt = JSON.parse(new TextDecoder().decode(answer.subarray(4)));
+  return { first, connectedMs, directMs, path: connection.path, sha256: hex(digest), receipt, seconds };
+}
+
+/** Closes the page's peer. */
+export async function close() {
+  await globalThis.me?.close();
+  globalThis.me = undefined;
+}

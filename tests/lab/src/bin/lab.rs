@@ -1,0 +1,269 @@
+//! `lab`: the NAT lab for people.
+
+use std::{
+    fs,
+    io::{IsTerminal, stdout},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    str::FromStr,
+};
+
+use clap::{Args, Parser, Subcommand};
+use throughline_lab::{
+    Browsers, Coturn, Lab, LabError, Matrix, NatKind, Pairing, Parts, Peer, Plan, Result, Spec,
+    Verdict, classify::classify, matrix,
+};
+
+/// Real kernel NATs in network namespaces.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Say whether a lab can run here, and if not, what to install.
+    Check,
+    /// Let peers meet behind every NAT and print what became of it beside what theory allows.
+    ///
+    /// Exits with 1 when a cell is not connected, or relayed where it could be direct.
+    Matrix(MatrixArguments),
+    /// Build a lab and open a shell on one of its hosts.
+    Shell {
+        #[command(flatten)]
+        lab: Description,
+    },
+    /// Build a lab and run a command on one of its hosts.
+    Run {
+        #[command(flatten)]
+        lab: Description,
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Say what a host's NAT does, as an RFC 5780 client behind it finds out from coturn.
+    Classify {
+        #[command(flatten)]
+        lab: Description,
+    },
+}
+
+#[derive(Args)]
+struct Description {
+    /// NAT of site a.
+    #[arg(long, default_value_t = NatKind::PortRestricted)]
+    a: NatKind,
+    /// NAT of site b.
+    #[arg(long, default_value_t = NatKind::PortRestricted)]
+    b: NatKind,
+    /// Delay the links: 50 ms round trip to the relay, 80 ms between the peers.
+    #[arg(long)]
+    figures: bool,
+    /// A JSON description of the whole lab instead of two sites.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["a", "b", "figures"])]
+    spec: Option<PathBuf>,
+    /// The host: a, b, a-router, b-router, relay, other, internet or a name of the description.
+    #[arg(long, default_value = "a")]
+    host: String,
+}
+
+impl Description {
+    fn up(&self) -> Result<Lab> {
+        let spec = match &self.spec {
+            None => Spec::pair(self.a, self.b),
+            Some(file) => {
+                let text = fs::read_to_string(file)
+                    .map_err(|e| LabError::Spec(format!("{}: {e}", file.display())))?;
+                serde_json::from_str(&text)
+                    .map_err(|e| LabError::Spec(format!("{}: {e}", file.display())))?
+            }
+        };
+        Lab::up(if self.figures {
+            spec.figure_delays()
+        } else {
+            spec
+        })
+    }
+}
+
+#[derive(Args)]
+struct MatrixArguments {
+    /// Every kind with every kind; takes long.
+    #[arg(long, conflicts_with = "short")]
+    full: bool,
+    /// The telling cells only; the default.
+    #[arg(long)]
+    short: bool,
+    /// How often to try each cell; with more than one, median and worst are shown and flaky cells named.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    repeat: usize,
+    /// Native cells tried at the same time; 1 for figures.
+    #[arg(long, value_name = "N", default_value_t = Plan::default().jobs)]
+    jobs: usize,
+    /// Pairings, dialler first: native/native, browser/native, native/browser, browser/browser. Default: all four,
+    /// or only the native one where no browser can be driven.
+    #[arg(long, value_name = "PAIRING", value_delimiter = ',')]
+    pairing: Vec<PairingName>,
+    /// Only cells whose NAT names contain this text.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// The program to try [default: $THROUGHLINE, or what cargo build made].
+    #[arg(long, value_name = "FILE")]
+    throughline: Option<PathBuf>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the results as Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy)]
+struct PairingName(Pairing);
+
+impl FromStr for PairingName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Pairing::ALL
+            .into_iter()
+            .find(|pairing| pairing.to_string() == text);
+        known.map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is none of native/native, browser/native, native/browser, browser/browser"
+            )
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Check => {
+            Lab::available().map_err(LabError::Missing)?;
+            println!("a lab can run here");
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Matrix(arguments) => print_matrix(arguments),
+        Task::Shell { lab } => {
+            let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
+            let running = lab.up()?;
+            let names: Vec<_> = running
+                .names()
+                .map(|name| describe(&running, name))
+                .collect();
+            eprintln!(
+                "lab up in {:?}; you are on {}\n{}",
+                running.setup_time(),
+                lab.host,
+                names.join("\n")
+            );
+            status(running.host(&lab.host)?.command(shell))
+        }
+        Task::Run { lab, command } => {
+            let running = lab.up()?;
+            let mut program = running.host(&lab.host)?.command(&command[0]);
+            program.args(&command[1..]);
+            status(program)
+        }
+        Task::Classify { lab } => {
+            let running = lab.up()?;
+            let coturn = Coturn::start(&running)?;
+            let host = running.host(&lab.host)?;
+            let server = if host.ipv4().is_some() {
+                coturn.address()
+            } else {
+                coturn.address6()
+            };
+            match host.run(async move || classify(server).await)? {
+                Ok(Some(report)) => println!("{report:#?}"),
+                Ok(None) => println!("no UDP passes"),
+                Err(error) => return Err(LabError::Program(error.to_string())),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn describe(lab: &Lab, name: &str) -> String {
+    let host = lab.host(name).ok();
+    let addresses = host.map(|host| {
+        [
+            host.ipv4().map(|ip| ip.to_string()),
+            host.ipv6().map(|ip| ip.to_string()),
+        ]
+    });
+    let addresses: Vec<_> = addresses.into_iter().flatten().flatten().collect();
+    format!("  {name:<12} {}", addresses.join(" "))
+}
+
+fn status(mut program: Command) -> Result<ExitCode> {
+    let status = program
+        .status()
+        .map_err(|e| LabError::Program(format!("{}: {e}", program.get_program().display())))?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
+    Lab::available().map_err(LabError::Missing)?;
+    let parts = Parts::find(arguments.throughline)?;
+    let mut pairings: Vec<_> = arguments.pairing.iter().map(|name| name.0).collect();
+    if pairings.is_empty() {
+        pairings = Pairing::ALL.to_vec();
+        if let Err(missing) = Browsers::available(&parts.repository) {
+            eprintln!("lab: SKIPPED the pairings with a browser: {missing}");
+            pairings.retain(|pairing| {
+                pairing.dialler == Peer::Native && pairing.listener == Peer::Native
+            });
+        }
+    }
+    let plan = Plan {
+        pairings,
+        full: arguments.full,
+        repeat: arguments.repeat,
+        jobs: arguments.jobs,
+        only: arguments.only,
+    };
+    let colours = stdout().is_terminal();
+    println!("{}", Matrix::heading());
+    let results = matrix(&plan, &parts, |cell| println!("{}", cell.line(colours)))?;
+    println!("{}", results.summary());
+    if let Some(file) = arguments.json {
+        let text =
+            serde_json::to_string_pretty(&results).map_err(|e| LabError::Program(e.to_string()))?;
+        write(&file, &text)?;
+    }
+    if let Some(file) = arguments.markdown {
+        write(&file, &results.markdown())?;
+    }
+    let red = results
+        .cells
+        .iter()
+        .any(|cell| cell.verdict >= Verdict::Worse);
+    Ok(if red {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).map_err(|source| LabError::Io {
+        what: format!("write {}", file.display()),
+        source,
+    })
+}

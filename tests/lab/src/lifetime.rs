@@ -1,0 +1,65 @@
+//! Routers that forget their mappings: once, or again and again.
+
+use std::{
+    sync::mpsc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{
+    conntrack,
+    error::{Context, Result},
+    host::Host,
+    namespace::feed,
+};
+
+/// A timer in a router that forgets every mapping again and again.
+pub(crate) struct Lifetime {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lifetime {
+    /// Starts the timer on `router`, whose rules keep maps of their own if `maps`.
+    pub(crate) fn start(router: Host, period: Duration, maps: bool) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let thread = thread::Builder::new()
+            .name(format!("lab-{}-lifetime", router.name))
+            .spawn(move || {
+                if router.namespace.enter().is_err() {
+                    return;
+                }
+                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(period) {
+                    if let Err(error) = forget(maps) {
+                        eprintln!("lab: {}: {error}", router.name);
+                    }
+                }
+            })
+            .context("start a lifetime timer")?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Lifetime {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Forgets every mapping of the calling thread's namespace.
+pub(crate) fn forget(maps: bool) -> Result<()> {
+    if maps {
+        feed(
+            "nft",
+            &["-f", "-"],
+            "flush map ip lab out\nflush map ip lab owner\nflush set ip lab sent\n",
+        )?;
+    }
+    conntrack::flush().context("forget tracked flows")
+}

@@ -1,0 +1,179 @@
+//! Programs that report as one JSON object a line, such as `throughline --json`.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::error::{Context, LabError, Result};
+
+/// Lines of standard error that are kept for the day something fails.
+const LOG_LINES: usize = 60;
+
+/// With this variable set, what programs print on standard error appears on ours too.
+const ECHO_LOG: &str = "LAB_LOG";
+
+/// A running program. Dropping it kills it.
+pub struct Program {
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    events: mpsc::Receiver<Value>,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Program {
+    /// Starts `command` with its streams connected to this handle. `name` stands in errors.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when it cannot be started.
+    pub fn start(name: impl Into<String>, mut command: Command) -> Result<Self> {
+        let name = name.into();
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context(format!(
+                "start {name} ({})",
+                command.get_program().display()
+            ))?;
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let (sender, events) = mpsc::channel();
+        if let Some(stdout) = child.stdout.take() {
+            let (log, name) = (Arc::clone(&log), name.clone());
+            thread::spawn(move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    match serde_json::from_str::<Value>(&line) {
+                        Ok(event) if event.is_object() => {
+                            if sender.send(event).is_err() {
+                                return;
+                            }
+                        }
+                        _ => keep(&log, &name, format!("not JSON on stdout: {line}")),
+                    }
+                }
+            });
+        }
+        if let Some(stderr) = child.stderr.take() {
+            let (log, name) = (Arc::clone(&log), name.clone());
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    keep(&log, &name, line);
+                }
+            });
+        }
+        let stdin = child.stdin.take();
+        Ok(Self {
+            name,
+            child,
+            stdin,
+            events,
+            log,
+        })
+    }
+
+    /// The next event, or `None` when none came by `deadline` or the program ended.
+    pub fn next(&self, deadline: Instant) -> Option<Value> {
+        self.events
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .ok()
+    }
+
+    /// Waits for an event of this name and drops those before it.
+    ///
+    /// # Errors
+    /// [`LabError::Program`] when the program reports an error of its own or ends, [`LabError::Timeout`].
+    pub fn wait(&self, event: &str, within: Duration) -> Result<Value> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self
+                .events
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(value) if value["event"] == event => return Ok(value),
+                Ok(value) if value["event"] == "error" => {
+                    return Err(LabError::Program(format!(
+                        "{} says {value}\n{}",
+                        self.name,
+                        self.log()
+                    )));
+                }
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let what = format!("{event:?} from {}", self.name);
+                    return Err(LabError::Timeout {
+                        what,
+                        after: within,
+                        log: self.log(),
+                    });
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(LabError::Program(format!(
+                        "{} ended before {event:?}:\n{}",
+                        self.name,
+                        self.log()
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Writes one JSON line to the program's standard input.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when it has closed it.
+    pub fn send(&mut self, value: &Value) -> Result<()> {
+        let Some(stdin) = &mut self.stdin else {
+            return Ok(());
+        };
+        writeln!(stdin, "{value}")
+            .and_then(|()| stdin.flush())
+            .context(format!("write to {}", self.name))
+    }
+
+    /// The last lines of its standard error.
+    pub fn log(&self) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().map(|line| format!("  {line}\n")).collect()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+fn keep(log: &Mutex<VecDeque<String>>, name: &str, line: String) {
+    if std::env::var_os(ECHO_LOG).is_some() {
+        eprintln!("[{name}] {line}");
+    }
+    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    if log.len() == LOG_LINES {
+        log.pop_front();
+    }
+    log.push_back(line);
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("name", &self.name)
+            .field("id", &self.child.id())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,177 @@
+//! One attempt of two peers to meet: what became of it, read from the events they print.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::theory::Theory;
+
+/// What one `connect` came to. Times count from the call to `connect`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Whether a byte went there and came back.
+    pub connected: bool,
+    /// The last path in use: `direct`, `relayed` or `turn`.
+    pub path: Option<String>,
+    /// The strategy that brought that path about.
+    pub strategy: Option<String>,
+    /// Milliseconds until `connect` returned.
+    pub connected_ms: Option<f64>,
+    /// Milliseconds until the first byte had been echoed.
+    pub first_byte_ms: Option<f64>,
+    /// Milliseconds until the first direct path carried the connection.
+    pub direct_ms: Option<f64>,
+    /// What went wrong, if anything did.
+    pub error: Option<String>,
+    /// Every attempt at a path, as the dialler tells it.
+    #[serde(default)]
+    pub attempts: Vec<Value>,
+}
+
+impl Run {
+    /// Reads the events of the dialling side, in order (the program's `--json` contract).
+    pub fn from_events(events: &[Value]) -> Self {
+        let mut run = Self::default();
+        for event in events {
+            let ms = event["ms"].as_f64();
+            let text = |field: &str| event[field].as_str().map(str::to_owned);
+            match event["event"].as_str() {
+                Some("connected") => run.connected_ms = ms,
+                Some("first_byte") => {
+                    run.connected = true;
+                    run.first_byte_ms = ms;
+                }
+                Some("attempt") => run.attempts.push(event.clone()),
+                // Connected, but not directly within the wait: that is a result, not a failure.
+                Some("error") if run.connected && event["code"] == "timeout" => {}
+                Some("error") => {
+                    run.error = Some(format!(
+                        "{}: {}",
+                        text("code").unwrap_or_default(),
+                        text("message").unwrap_or_default()
+                    ));
+                }
+                _ => {}
+            }
+            if matches!(
+                event["event"].as_str(),
+                Some("connected" | "path" | "final")
+            ) && let Some(path) = text("path")
+            {
+                if path == "direct" && run.direct_ms.is_none() {
+                    run.direct_ms = ms;
+                }
+                run.path = Some(path);
+                run.strategy = text("strategy").or(run.strategy);
+            }
+        }
+        run
+    }
+
+    /// A run that did not get as far as dialling.
+    pub fn failed(error: impl ToString) -> Self {
+        Self {
+            error: Some(error.to_string()),
+            ..Self::default()
+        }
+    }
+
+    /// Why it is not better: the error, or the reason of the last attempt that failed.
+    pub fn reason(&self) -> Option<String> {
+        let failed = self
+            .attempts
+            .iter()
+            .rev()
+            .find(|attempt| attempt["outcome"] == "failed");
+        let reason = failed.map(|attempt| {
+            let text = |field: &str| attempt[field].as_str().unwrap_or("?").to_owned();
+            format!("{}: {}", text("strategy"), text("reason"))
+        });
+        self.error.clone().or(reason)
+    }
+
+    /// How it compares with what theory allows.
+    pub fn verdict(&self, theory: Theory) -> Verdict {
+        match (self.connected, self.path.as_deref(), theory) {
+            (false, ..) => Verdict::Dead,
+            (true, Some("direct"), _) | (true, _, Theory::Relay) => Verdict::AsTheory,
+            (true, _, Theory::Guess) => Verdict::Unguessed,
+            (true, _, Theory::Direct) => Verdict::Worse,
+        }
+    }
+}
+
+/// A result beside its theory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As good as theory allows, or better.
+    AsTheory,
+    /// Relayed, where guessing ports might have made it direct.
+    Unguessed,
+    /// Relayed, where it could have been direct.
+    Worse,
+    /// Not connected at all.
+    Dead,
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::AsTheory => "as theory",
+            Self::Unguessed => "not guessed",
+            Self::Worse => "WORSE",
+            Self::Dead => "DEAD",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_events_of_an_upgrade_read_as_one() {
+        let run = Run::from_events(&[
+            json!({"event":"connected","path":"relayed","strategy":"circuit_relay","ms":210}),
+            json!({"event":"first_byte","ms":262.5}),
+            json!({"event":"attempt","strategy":"upnp","outcome":"failed","ms":300,"reason":"no gateway"}),
+            json!({"event":"path","path":"direct","strategy":"stun","ms":420}),
+        ]);
+        let expected = Run {
+            connected: true,
+            path: Some("direct".into()),
+            strategy: Some("stun".into()),
+            connected_ms: Some(210.0),
+            first_byte_ms: Some(262.5),
+            direct_ms: Some(420.0),
+            error: None,
+            attempts: run.attempts.clone(),
+        };
+        assert_eq!(run, expected);
+        assert_eq!(run.reason().unwrap(), "upnp: no gateway");
+        assert_eq!(run.verdict(Theory::Relay), Verdict::AsTheory);
+    }
+
+    #[test]
+    fn falling_back_counts_as_relayed() {
+        let run = Run::from_events(&[
+            json!({"event":"connected","path":"direct","strategy":"direct","ms":90}),
+            json!({"event":"first_byte","ms":95}),
+            json!({"event":"path","path":"relayed","strategy":"circuit_relay","ms":4_000}),
+        ]);
+        assert_eq!(run.verdict(Theory::Direct), Verdict::Worse);
+        assert_eq!(run.verdict(Theory::Guess), Verdict::Unguessed);
+        assert_eq!(run.direct_ms, Some(90.0));
+    }
+
+    #[test]
+    fn an_error_before_the_first_byte_is_no_connection() {
+        let run = Run::from_events(&[
+            json!({"event":"error","code":"unreachable","message":"nothing worked"}),
+        ]);
+        assert_eq!(run.verdict(Theory::Relay), Verdict::Dead);
+        assert_eq!(run.error.unwrap(), "unreachable: nothing worked");
+    }
+}

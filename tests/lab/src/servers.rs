@@ -1,0 +1,228 @@
+//! Servers on the lab's internet: our own, and coturn as an independent judge of STUN and TURN.
+
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    available,
+    classify::{STUN_PORT, external},
+    error::{Context, LabError, Result},
+    lab::Lab,
+    program::Program,
+    topology::{RELAY, RELAY6},
+};
+
+const READY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Debian's coturn on the `relay` host: STUN with RFC 5780, and TURN over UDP and TCP. Ends when dropped.
+pub struct Coturn {
+    child: Child,
+    port: u16,
+}
+
+impl Coturn {
+    /// The user that may allocate.
+    pub const USER: &'static str = "lab";
+    /// That user's password.
+    pub const PASSWORD: &'static str = "lab-password";
+
+    /// Starts it on STUN's port, with its alternate port one above, and waits until it answers.
+    ///
+    /// # Errors
+    /// [`LabError::Missing`] when it is not installed, [`LabError::Timeout`] with its log when it does not come up.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_at(lab, STUN_PORT)
+    }
+
+    /// Like [`start`](Self::start), on another port; 443 is what a `tcp443` site can reach over TCP.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(lab: &Lab, port: u16) -> Result<Self> {
+        available::check(&[available::COTURN]).map_err(LabError::Missing)?;
+        let host = lab.host("relay")?;
+        let file = |kind: &str| lab.directory().join(format!("coturn-{port}.{kind}"));
+        let mut command = host.command("turnserver");
+        command
+            .args([
+                "-n",
+                "--no-cli",
+                "--no-tls",
+                "--no-dtls",
+                "--no-dynamic-ip-list",
+                "--no-dynamic-realms",
+                "--fingerprint",
+            ])
+            .args([
+                "--simple-log",
+                "--lt-cred-mech",
+                "--realm=lab.example",
+                "-m",
+                "1",
+            ])
+            .arg(format!("--listening-port={port}"))
+            .arg(format!("--user={}:{}", Self::USER, Self::PASSWORD))
+            .arg(format!("--pidfile={}", file("pid").display()))
+            .arg(format!("--log-file={}", file("log").display()))
+            .arg(format!("--userdb={}", file("db").display()));
+        for ip in RELAY {
+            command.arg("-L").arg(ip.to_string());
+        }
+        for ip in RELAY6 {
+            command.arg("-L").arg(ip.to_string());
+        }
+        command
+            .arg("-E")
+            .arg(RELAY[0].to_string())
+            .arg("-E")
+            .arg(RELAY6[0].to_string());
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start turnserver")?;
+        let coturn = Self { child, port };
+        for ip in RELAY {
+            let answered =
+                host.run(async move || wait_for_stun(SocketAddr::new(ip.into(), port)).await)?;
+            if !answered {
+                let log = fs::read_to_string(file("log")).unwrap_or_default();
+                return Err(LabError::Timeout {
+                    what: "coturn to answer".into(),
+                    after: READY_WITHIN,
+                    log,
+                });
+            }
+        }
+        Ok(coturn)
+    }
+
+    /// Where it answers STUN over IPv4.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(RELAY[0].into(), self.port)
+    }
+
+    /// Where it answers STUN over IPv6.
+    pub fn address6(&self) -> SocketAddr {
+        SocketAddr::new(RELAY6[0].into(), self.port)
+    }
+
+    /// `stun:` URL (RFC 7064).
+    pub fn stun_url(&self) -> String {
+        format!("stun:{}", self.address())
+    }
+
+    /// `turn:` URL (RFC 7065) with the given transport, `udp` or `tcp`.
+    pub fn turn_url(&self, transport: &str) -> String {
+        format!("turn:{}?transport={transport}", self.address())
+    }
+}
+
+async fn wait_for_stun(server: SocketAddr) -> bool {
+    let deadline = Instant::now() + READY_WITHIN;
+    while Instant::now() < deadline {
+        // A socket each time: a refusal sticks to the old one.
+        if let Ok(socket) = tokio::net::UdpSocket::bind(("0.0.0.0", 0)).await
+            && let Ok(Some(_)) = external(&socket, server).await
+        {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+impl Drop for Coturn {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl fmt::Debug for Coturn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coturn")
+            .field("port", &self.port)
+            .finish_non_exhaustive()
+    }
+}
+
+/// First port of our server in the lab: its WebSocket listener is then on 443, which strict firewalls let out.
+const SERVE_PORT: u16 = 442;
+
+/// Our own server, `throughline serve`, on the `relay` host. Ends when dropped.
+#[derive(Debug)]
+pub struct Serve {
+    /// Keeps it running.
+    pub program: Program,
+    /// Its `ready` event.
+    pub ready: Value,
+}
+
+impl Serve {
+    /// Starts `throughline serve` from the executable at `path`, with the npm package in the folder `npm`, and waits
+    /// until it is ready. It listens on IPv6 too when a site of the lab has it.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when there is no such program, [`LabError::Timeout`] or [`LabError::Program`] with its log.
+    pub fn start(lab: &Lab, path: &Path, npm: &Path) -> Result<Self> {
+        let mut command = lab.host("relay")?.command(path);
+        command
+            .args(["serve", "--json", "--port"])
+            .arg(SERVE_PORT.to_string());
+        command.arg("--data").arg(lab.directory().join("serve"));
+        command.arg("--host").arg(RELAY[0].to_string());
+        if lab.spec().sites.iter().any(|site| site.ipv6) {
+            command.arg("--host").arg(RELAY6[0].to_string());
+        }
+        if npm.is_dir() {
+            command.arg("--npm").arg(npm);
+        }
+        let program = Program::start("throughline serve", command)?;
+        let ready = program.wait("ready", READY_WITHIN)?;
+        Ok(Self { program, ready })
+    }
+
+    /// Addresses at which it can be reserved on and dialled.
+    pub fn addresses(&self) -> Vec<String> {
+        strings(&self.ready["addresses"])
+    }
+
+    /// Its `stun:` URLs.
+    pub fn stun(&self) -> Vec<String> {
+        strings(&self.ready["stun"])
+    }
+
+    /// The root of its HTTP service, by its IPv6 address if asked.
+    ///
+    /// # Errors
+    /// [`LabError::Program`] when it has none.
+    pub fn http(&self, ipv6: bool) -> Result<String> {
+        let url = self.ready["http"]
+            .as_str()
+            .ok_or_else(|| LabError::Program(format!("no http in {}", self.ready)))?;
+        let url = url.trim_end_matches('/');
+        Ok(if ipv6 {
+            url.replace(&RELAY[0].to_string(), &format!("[{}]", RELAY6[0]))
+        } else {
+            url.to_owned()
+        })
+    }
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|v| v.as_str().map(str::to_owned))
+        .collect()
+}

@@ -1,0 +1,368 @@
+//! What a lab consists of, as data.
+
+use std::{collections::HashSet, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{LabError, Result},
+    link::{Link, PEER_ROUND_TRIP, RELAY_ROUND_TRIP},
+    nat::{Nat, NatKind},
+};
+
+/// Most sites or carriers of a lab: each takes the third byte of an address.
+const MOST: usize = 200;
+
+/// Names the lab gives itself.
+const RESERVED: [&str; 3] = ["internet", "relay", "other"];
+
+/// A whole lab: an internet with two servers, and the sites around it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Networks of end users.
+    #[serde(default)]
+    pub sites: Vec<Site>,
+    /// Carrier NATs that sites can stand behind.
+    #[serde(default)]
+    pub carriers: Vec<CarrierNat>,
+    /// The links of the two servers. Default: as fast as the kernel.
+    #[serde(default)]
+    pub server_link: Option<Link>,
+}
+
+/// One user's network: hosts on a LAN behind a router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Site {
+    /// Name of its first host; the others are called `name2`, `name3`, the router `name-router`.
+    pub name: String,
+    /// The router's policy.
+    pub nat: Nat,
+    /// Hosts on the LAN, 1 to 100. Default 1.
+    #[serde(default = "one")]
+    pub hosts: usize,
+    /// Whether hosts have IPv4. Default `true`.
+    #[serde(default = "yes")]
+    pub ipv4: bool,
+    /// Whether hosts have IPv6, behind a stateful firewall unless the NAT kind is `none`. Default `false`.
+    #[serde(default)]
+    pub ipv6: bool,
+    /// The carrier NAT it stands behind, by name. Default: none, the router is on the internet.
+    #[serde(default)]
+    pub carrier: Option<String>,
+    /// Protocols by which hosts may ask the router for a mapping. Default: none.
+    #[serde(default)]
+    pub port_mapping: Option<PortMapping>,
+    /// The link between router and internet. Default: as fast as the kernel; such a link cannot be changed later.
+    #[serde(default)]
+    pub link: Option<Link>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Site {
+    /// A site with one IPv4 host behind the given NAT.
+    pub fn new(name: impl Into<String>, nat: impl Into<Nat>) -> Self {
+        Self {
+            name: name.into(),
+            nat: nat.into(),
+            hosts: 1,
+            ipv4: true,
+            ipv6: false,
+            carrier: None,
+            port_mapping: None,
+            link: None,
+        }
+    }
+
+    /// Puts `hosts` hosts on the LAN.
+    pub fn hosts(self, hosts: usize) -> Self {
+        Self { hosts, ..self }
+    }
+
+    /// Gives the hosts IPv6 beside IPv4.
+    pub fn dual_stack(self) -> Self {
+        Self { ipv6: true, ..self }
+    }
+
+    /// Gives the hosts IPv6 and no IPv4.
+    pub fn ipv6_only(self) -> Self {
+        Self {
+            ipv4: false,
+            ipv6: true,
+            ..self
+        }
+    }
+
+    /// Puts the site behind a carrier NAT of the lab.
+    pub fn behind(self, carrier: impl Into<String>) -> Self {
+        Self {
+            carrier: Some(carrier.into()),
+            ..self
+        }
+    }
+
+    /// Lets hosts ask the router for mappings.
+    pub fn port_mapping(self, port_mapping: PortMapping) -> Self {
+        Self {
+            port_mapping: Some(port_mapping),
+            ..self
+        }
+    }
+
+    /// Gives the site's uplink these conditions, which can be changed while the lab runs.
+    pub fn link(self, link: Link) -> Self {
+        Self {
+            link: Some(link),
+            ..self
+        }
+    }
+
+    /// The name of host number `index`, counted from 0.
+    pub(crate) fn host_name(&self, index: usize) -> String {
+        if index == 0 {
+            self.name.clone()
+        } else {
+            format!("{}{}", self.name, index + 1)
+        }
+    }
+
+    /// The name of the router.
+    pub(crate) fn router_name(&self) -> String {
+        format!("{}-router", self.name)
+    }
+}
+
+/// A carrier's NAT in front of home routers, with addresses of RFC 6598 between them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarrierNat {
+    /// Its name.
+    pub name: String,
+    /// Its policy.
+    pub nat: Nat,
+}
+
+/// Port-mapping protocols a router speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortMapping {
+    /// UPnP-IGD with SSDP discovery.
+    pub upnp: bool,
+    /// NAT-PMP (RFC 6886) and PCP (RFC 6887).
+    pub pcp: bool,
+    /// Grants every mapping and forwards none.
+    #[serde(default)]
+    pub lies: bool,
+}
+
+impl PortMapping {
+    /// All three protocols, honestly.
+    pub const ALL: Self = Self {
+        upnp: true,
+        pcp: true,
+        lies: false,
+    };
+    /// UPnP-IGD alone.
+    pub const UPNP: Self = Self {
+        upnp: true,
+        pcp: false,
+        lies: false,
+    };
+    /// NAT-PMP and PCP alone.
+    pub const PCP: Self = Self {
+        upnp: false,
+        pcp: true,
+        lies: false,
+    };
+    /// All three protocols by a router that grants mappings and forwards nothing.
+    pub const LYING: Self = Self {
+        upnp: true,
+        pcp: true,
+        lies: true,
+    };
+}
+
+impl Spec {
+    /// Two peers, `a` and `b`, each behind a router of its own.
+    pub fn pair(a: impl Into<Nat>, b: impl Into<Nat>) -> Self {
+        Self {
+            sites: vec![Site::new("a", a), Site::new("b", b)],
+            ..Self::default()
+        }
+    }
+
+    /// Adds a site.
+    pub fn site(mut self, site: Site) -> Self {
+        self.sites.push(site);
+        self
+    }
+
+    /// Adds a carrier NAT.
+    pub fn carrier(mut self, name: impl Into<String>, nat: impl Into<Nat>) -> Self {
+        self.carriers.push(CarrierNat {
+            name: name.into(),
+            nat: nat.into(),
+        });
+        self
+    }
+
+    /// Delays for figures: [`RELAY_ROUND_TRIP`] from each peer to the relay, [`PEER_ROUND_TRIP`] between peers.
+    pub fn figure_delays(self) -> Self {
+        self.round_trips(RELAY_ROUND_TRIP, PEER_ROUND_TRIP)
+    }
+
+    /// Spreads delay over the links so that both round trips hold: a quarter of `peers` on each site's link, the
+    /// rest of half of `relay` on the servers' links. `peers` counts as at most twice `relay`.
+    pub fn round_trips(mut self, relay: Duration, peers: Duration) -> Self {
+        let site = peers / 4;
+        for s in &mut self.sites {
+            s.link = Some(Link {
+                delay: site,
+                ..s.link.unwrap_or_default()
+            });
+        }
+        self.server_link = Some(Link {
+            delay: (relay / 2).saturating_sub(site),
+            ..self.server_link.unwrap_or_default()
+        });
+        self
+    }
+
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// [`LabError::Spec`] that names the field.
+    pub fn check(&self) -> Result<()> {
+        let bad = |text: String| Err(LabError::Spec(text));
+        if self.sites.len() > MOST || self.carriers.len() > MOST {
+            return bad(format!("more than {MOST} sites or carriers"));
+        }
+        let mut names: HashSet<String> = RESERVED.map(str::to_owned).into();
+        let mut taken = |name: String| !names.insert(name);
+        for carrier in &self.carriers {
+            check_nat(&carrier.name, &carrier.nat)?;
+            if carrier.nat.kind == NatKind::None {
+                return bad(format!(
+                    "carrier {}: without NAT its private addresses would lead nowhere",
+                    carrier.name
+                ));
+            }
+            if carrier.name.is_empty() || taken(carrier.name.clone()) {
+                return bad(format!("carrier name {:?} is empty or taken", carrier.name));
+            }
+        }
+        for site in &self.sites {
+            check_nat(&site.name, &site.nat)?;
+            if site.name.is_empty()
+                || taken(site.router_name())
+                || (0..site.hosts).any(|i| taken(site.host_name(i)))
+            {
+                return bad(format!("site name {:?} is empty or taken", site.name));
+            }
+            if !(1..=100).contains(&site.hosts) {
+                return bad(format!("site {}: hosts must be 1 to 100", site.name));
+            }
+            if !site.ipv4 && !site.ipv6 {
+                return bad(format!("site {}: neither ipv4 nor ipv6", site.name));
+            }
+            if let Some(carrier) = &site.carrier {
+                if !self.carriers.iter().any(|c| c.name == *carrier) {
+                    return bad(format!(
+                        "site {}: there is no carrier {carrier:?}",
+                        site.name
+                    ));
+                }
+                if site.nat.kind.is_public() {
+                    return bad(format!(
+                        "site {}: public addresses cannot stand behind a carrier NAT",
+                        site.name
+                    ));
+                }
+                if site.link.is_some() {
+                    return bad(format!(
+                        "site {}: a link behind a carrier cannot be shaped",
+                        site.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_nat(name: &str, nat: &Nat) -> Result<()> {
+    let bad = |text: &str| Err(LabError::Spec(format!("{name}: {text}")));
+    if nat.hairpin && !nat.kind.can_hairpin() {
+        return bad("hairpin needs endpoint-independent mappings kept in maps");
+    }
+    if nat.idle_timeout < Duration::from_secs(1) {
+        return bad("idle_timeout_s must be at least 1");
+    }
+    if nat
+        .lifetime
+        .is_some_and(|lifetime| lifetime < Duration::from_millis(100))
+    {
+        return bad("lifetime_s must be at least 0.1");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contradictions_are_named() {
+        let reject = |spec: Spec, word: &str| {
+            let error = spec.check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        };
+        let kind = NatKind::PortRestricted;
+        reject(Spec::pair(kind, kind).site(Site::new("a", kind)), "taken");
+        reject(Spec::default().site(Site::new("relay", kind)), "taken");
+        reject(
+            Spec::default().site(Site::new("a", kind).behind("isp")),
+            "no carrier",
+        );
+        reject(
+            Spec::default().site(Site::new(
+                "a",
+                Nat::from(NatKind::SymmetricRandom).with_hairpin(),
+            )),
+            "hairpin",
+        );
+        reject(Spec::default().site(Site::new("a", kind).hosts(0)), "hosts");
+        reject(
+            Spec::default().carrier("isp", NatKind::None),
+            "lead nowhere",
+        );
+        Spec::pair(kind, NatKind::None).check().unwrap();
+    }
+
+    #[test]
+    fn figure_delays_add_up() {
+        let spec = Spec::pair(NatKind::None, NatKind::None).figure_delays();
+        let site = spec.sites[0].link.unwrap().delay;
+        let server = spec.server_link.unwrap().delay;
+        assert_eq!(4 * site, PEER_ROUND_TRIP);
+        assert_eq!(2 * (site + server), RELAY_ROUND_TRIP);
+    }
+
+    #[test]
+    fn a_short_description_in_json_suffices() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"sites":[{"name":"a","nat":{"kind":"port-restricted"},"link":{"delay_ms":20,"loss":0.01}}]}"#,
+        )
+        .unwrap();
+        assert_eq!(spec.sites[0].link.unwrap().delay, Duration::from_millis(20));
+        assert!(serde_json::from_str::<Spec>(r#"{"sights":[]}"#).is_err());
+    }
+}

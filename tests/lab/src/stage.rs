@@ -1,0 +1,305 @@
+//! A lab with our server in it, on which peers of both kinds meet.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    browser::Browsers,
+    error::{LabError, Result},
+    lab::Lab,
+    program::Program,
+    run::Run,
+    scenario::Pairing,
+    servers::Serve,
+    spec::Spec,
+    theory::Peer,
+};
+
+/// How long a peer may take to be reachable.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// What a program may take beyond the wait for a direct path.
+const GRACE: Duration = Duration::from_secs(25);
+
+/// Where the parts under test are.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The `throughline` program.
+    pub program: PathBuf,
+    /// The root of the project's clone, for the npm package and the browser driver.
+    pub repository: PathBuf,
+}
+
+impl Parts {
+    /// The program as `cargo build` leaves it, unless `program` or the variable `THROUGHLINE` names another.
+    ///
+    /// # Errors
+    /// [`LabError::Missing`] when it is not there.
+    pub fn find(program: Option<PathBuf>) -> Result<Self> {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let repository = repository.canonicalize().unwrap_or(repository);
+        // A relative one counts from the root of the clone, where cargo is called.
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+        let target = repository.join(target);
+        let program = program
+            .or_else(|| std::env::var_os("THROUGHLINE").map(PathBuf::from))
+            .unwrap_or_else(|| target.join("debug/throughline"));
+        if !program.is_file() {
+            return Err(LabError::Missing(format!(
+                "there is no program {} (cargo build)",
+                program.display()
+            )));
+        }
+        Ok(Self {
+            program,
+            repository,
+        })
+    }
+}
+
+/// A lab, `throughline serve` on its relay host, and browsers that stay open from case to case.
+#[derive(Debug)]
+pub struct Stage {
+    // Fields drop in this order: programs before the lab they run in.
+    browsers: Option<Browsers>,
+    serve: Serve,
+    parts: Parts,
+    launched: HashSet<String>,
+    /// The lab; its NATs and links may be changed between cases.
+    pub lab: Lab,
+}
+
+impl Stage {
+    /// Builds the lab and starts the server.
+    ///
+    /// # Errors
+    /// Whatever [`Lab::up`] and [`Serve::start`] say.
+    pub fn up(spec: Spec, parts: &Parts) -> Result<Self> {
+        let lab = Lab::up(spec)?;
+        let serve = Serve::start(&lab, &parts.program, &parts.repository.join("js"))?;
+        Ok(Self {
+            browsers: None,
+            serve,
+            parts: parts.clone(),
+            launched: HashSet::new(),
+            lab,
+        })
+    }
+
+    /// Launches Chromium on those of `hosts` where none runs yet. The page comes from the server, so the hosts' NATs
+    /// must let HTTP through at this moment.
+    ///
+    /// # Errors
+    /// Whatever [`Browsers::start`] and [`Browsers::launch`] say.
+    pub fn launch(&mut self, hosts: &[&str]) -> Result<()> {
+        let mut missing = Vec::new();
+        for host in hosts.iter().filter(|host| !self.launched.contains(**host)) {
+            let ipv6_only = self.lab.host(host)?.ipv4().is_none();
+            missing.push((*host, self.serve.http(ipv6_only)?));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let browsers = match &mut self.browsers {
+            Some(browsers) => browsers,
+            none => none.insert(Browsers::start(&self.parts.repository)?),
+        };
+        browsers.launch(&self.lab, &missing)?;
+        self.launched
+            .extend(missing.into_iter().map(|(host, _)| host.to_owned()));
+        Ok(())
+    }
+
+    /// Those of the two hosts where `pairing` needs a browser.
+    pub fn browser_hosts<'a>(pairing: Pairing, a: &'a str, b: &'a str) -> Vec<&'a str> {
+        let ends = [(pairing.dialler, a), (pairing.listener, b)];
+        ends.into_iter()
+            .filter(|(peer, _)| *peer == Peer::Browser)
+            .map(|(_, host)| host)
+            .collect()
+    }
+
+    /// Whether browsers run on all of `hosts`.
+    pub fn is_launched(&self, hosts: &[&str]) -> bool {
+        hosts.iter().all(|host| self.launched.contains(*host))
+    }
+
+    /// Lets the peer on host `a` connect to the peer on host `b`, and waits up to `wait_direct` for a direct path.
+    ///
+    /// # Errors
+    /// Only what is the lab's own fault; that peers do not meet is a [`Run`] like another.
+    pub fn meet(
+        &mut self,
+        pairing: Pairing,
+        a: &str,
+        b: &str,
+        wait_direct: Duration,
+    ) -> Result<Run> {
+        let browser_hosts = Self::browser_hosts(pairing, a, b);
+        self.launch(&browser_hosts)?;
+        let listener = match self.listen(pairing.listener, b) {
+            Ok(listener) => listener,
+            Err(error) => return Ok(Run::failed(format!("the listener: {error}"))),
+        };
+        let events = match pairing.dialler {
+            Peer::Native => self.connect_native(a, &listener.ticket, wait_direct),
+            Peer::Browser => self.connect_browser(a, &listener.ticket, wait_direct),
+        };
+        let run = match events {
+            Ok(events) => Run::from_events(&events),
+            Err(error) => Run::failed(format!("the dialler: {error}")),
+        };
+        drop(listener);
+        for host in browser_hosts {
+            if let Some(browsers) = &mut self.browsers {
+                browsers.close(host)?;
+            }
+        }
+        Ok(run)
+    }
+
+    /// Starts an echoing peer on a host.
+    ///
+    /// # Errors
+    /// [`LabError::Timeout`] or [`LabError::Program`] when it does not become reachable.
+    pub fn listen(&mut self, peer: Peer, host: &str) -> Result<Listener> {
+        match peer {
+            Peer::Native => self.listen_native(host, &["--echo"]),
+            Peer::Browser => {
+                let options = self.browser_options();
+                let browsers = self
+                    .browsers
+                    .as_mut()
+                    .ok_or_else(|| LabError::Spec(format!("no browser on {host}")))?;
+                let reply = browsers.listen(host, &options, READY_WITHIN)?;
+                Listener::new(None, &reply)
+            }
+        }
+    }
+
+    /// Starts a native peer on a host that receives files into `directory`.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen).
+    pub fn receive(&mut self, host: &str, directory: &Path) -> Result<Listener> {
+        let directory = directory.to_string_lossy();
+        self.listen_native(host, &["--recv", &directory])
+    }
+
+    /// Sends `bytes` as a file from the page on a host; the reply has both ends' hashes and paths.
+    ///
+    /// # Errors
+    /// [`LabError::Program`] with the page's error, [`LabError::Timeout`].
+    pub fn send_file(
+        &mut self,
+        host: &str,
+        ticket: &str,
+        bytes: u64,
+        within: Duration,
+    ) -> Result<Value> {
+        let options = self.browser_options();
+        let browsers = self
+            .browsers
+            .as_mut()
+            .ok_or_else(|| LabError::Spec(format!("no browser on {host}")))?;
+        browsers.send_file(host, &options, ticket, bytes, within)
+    }
+
+    fn listen_native(&self, host: &str, mode: &[&str]) -> Result<Listener> {
+        let mut command = self.lab.host(host)?.command(&self.parts.program);
+        command
+            .args(["listen", "--json"])
+            .args(mode)
+            .args(self.peer_arguments());
+        let program = Program::start(format!("throughline listen on {host}"), command)?;
+        let ready = program.wait("ready", READY_WITHIN)?;
+        Listener::new(Some(program), &ready)
+    }
+
+    fn connect_native(
+        &self,
+        host: &str,
+        ticket: &str,
+        wait_direct: Duration,
+    ) -> Result<Vec<Value>> {
+        let mut command = self.lab.host(host)?.command(&self.parts.program);
+        command
+            .args(["connect", ticket, "--json", "--ping", "1", "--wait-direct"])
+            .arg(wait_direct.as_secs_f64().to_string())
+            .args(self.peer_arguments());
+        let program = Program::start(format!("throughline connect on {host}"), command)?;
+        let deadline = Instant::now() + wait_direct + GRACE;
+        let events: Vec<_> = std::iter::from_fn(|| program.next(deadline)).collect();
+        if events.is_empty() {
+            return Err(LabError::Program(format!(
+                "it said nothing; its log:\n{}",
+                program.log()
+            )));
+        }
+        Ok(events)
+    }
+
+    fn connect_browser(
+        &mut self,
+        host: &str,
+        ticket: &str,
+        wait_direct: Duration,
+    ) -> Result<Vec<Value>> {
+        let options = self.browser_options();
+        let browsers = self
+            .browsers
+            .as_mut()
+            .ok_or_else(|| LabError::Spec(format!("no browser on {host}")))?;
+        browsers.connect(host, &options, ticket, wait_direct)
+    }
+
+    fn peer_arguments(&self) -> Vec<String> {
+        let relays = self
+            .serve
+            .addresses()
+            .into_iter()
+            .filter(|a| a.contains("/p2p/") && !a.contains("/webrtc-direct"));
+        let relays = relays.flat_map(|address| ["--relay".to_owned(), address]);
+        relays
+            .chain(
+                self.serve
+                    .stun()
+                    .into_iter()
+                    .flat_map(|url| ["--stun".to_owned(), url]),
+            )
+            .collect()
+    }
+
+    fn browser_options(&self) -> Value {
+        let relays: Vec<_> = self
+            .serve
+            .addresses()
+            .into_iter()
+            .filter(|a| a.contains("/ws/p2p/"))
+            .collect();
+        json!({ "relays": relays, "iceServers": [{ "urls": self.serve.stun() }] })
+    }
+}
+
+/// A peer that waits to be connected to. Dropping a native one ends it.
+#[derive(Debug)]
+pub struct Listener {
+    /// What to give to `connect`.
+    pub ticket: String,
+    /// The program, when it is native.
+    pub program: Option<Program>,
+}
+
+impl Listener {
+    fn new(program: Option<Program>, ready: &Value) -> Result<Self> {
+        let ticket = ready["ticket"]
+            .as_str()
+            .ok_or_else(|| LabError::Program(format!("no ticket in {ready}")))?
+            .to_owned();
+        Ok(Self { ticket, program })
+    }
+}

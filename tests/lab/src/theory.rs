@@ -1,0 +1,199 @@
+//! What the kinds of two NATs allow, whatever the software.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::nat::{Behaviour, Filtering, Mapping, NatKind, Ports};
+
+/// The best path that two peers can hope for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Theory {
+    /// Through a relay or a TURN server only.
+    Relay,
+    /// Direct, but only by guessing ports: prediction of a sequence, or the birthday method.
+    Guess,
+    /// Direct.
+    Direct,
+}
+
+impl fmt::Display for Theory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Relay => "relay only",
+            Self::Guess => "direct by guessing ports",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// What runs at one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// The `throughline` program.
+    Native,
+    /// The npm package in Chromium.
+    Browser,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Browser => "browser",
+        })
+    }
+}
+
+/// One end as the other sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// What runs there.
+    pub peer: Peer,
+    /// The NAT it is behind.
+    pub nat: NatKind,
+    /// The carrier NAT in front of that, if any.
+    pub carrier: Option<NatKind>,
+    /// Whether the router honours port mappings, which a native peer asks for.
+    pub mapped: bool,
+}
+
+impl End {
+    /// The UDP behaviour seen from the internet; `None` when no UDP passes.
+    fn behaviour(self) -> Option<Behaviour> {
+        let home = self.nat.behaviour()?;
+        // A mapped port is open to everybody and the same for everybody, unless a carrier's NAT hides the router.
+        if self.mapped && self.peer == Peer::Native && self.carrier.is_none() {
+            return NatKind::FullCone.behaviour();
+        }
+        match self.carrier {
+            None => Some(home),
+            Some(carrier) => Some(home.behind(carrier.behaviour()?)),
+        }
+    }
+
+    /// Whether others can open TCP connections to it.
+    fn accepts_tcp(self) -> bool {
+        self.peer == Peer::Native && self.nat == NatKind::None && self.carrier.is_none()
+    }
+
+    /// Whether it can open TCP connections to any port.
+    fn dials_tcp(self) -> bool {
+        self.nat != NatKind::Tcp443 && self.carrier != Some(NatKind::Tcp443)
+    }
+}
+
+/// The best that `a` and `b` can do across the internet.
+///
+/// The rules are those of RFC 5128 section 3.3 and of the birthday method: an endpoint-independent mapping is known
+/// in advance, others must be guessed unless the far filter does not look at ports. A browser has one socket and
+/// tries few candidates, so it can follow a sequence but not win by many guesses.
+pub fn theory(a: End, b: End) -> Theory {
+    let (Some(x), Some(y)) = (a.behaviour(), b.behaviour()) else {
+        let tcp = (a.accepts_tcp() && b.dials_tcp()) || (b.accepts_tcp() && a.dials_tcp());
+        return if tcp { Theory::Direct } else { Theory::Relay };
+    };
+    let known = |end: Behaviour| end.mapping == Mapping::EndpointIndependent;
+    // The one whose port is known must let the other in from a port that is not.
+    let guess = |ports: Ports| match ports {
+        Ports::Sequential => Theory::Guess,
+        _ if a.peer == Peer::Native && b.peer == Peer::Native => Theory::Guess,
+        _ => Theory::Relay,
+    };
+    match (known(x), known(y)) {
+        (true, true) => Theory::Direct,
+        (true, false) if x.filtering != Filtering::AddressAndPortDependent => Theory::Direct,
+        (false, true) if y.filtering != Filtering::AddressAndPortDependent => Theory::Direct,
+        (true, false) => guess(y.ports),
+        (false, true) => guess(x.ports),
+        // Both must guess right at once: only two sequences leave so few choices.
+        (false, false) if x.ports == Ports::Sequential && y.ports == Ports::Sequential => {
+            Theory::Guess
+        }
+        (false, false) => Theory::Relay,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(nat: NatKind) -> End {
+        End {
+            peer: Peer::Native,
+            nat,
+            carrier: None,
+            mapped: false,
+        }
+    }
+
+    #[test]
+    fn the_table_of_the_field() {
+        use NatKind::*;
+        for (a, b, expected) in [
+            (FullCone, SymmetricRandom, Theory::Direct),
+            (AddressRestricted, SymmetricRandom, Theory::Direct),
+            (PortRestricted, PortRestricted, Theory::Direct),
+            (PortRestricted, SymmetricSequential, Theory::Guess),
+            (PortRestricted, SymmetricRandom, Theory::Guess),
+            (Firewall, SymmetricRandom, Theory::Guess),
+            (SymmetricSequential, SymmetricSequential, Theory::Guess),
+            (SymmetricSequential, SymmetricRandom, Theory::Relay),
+            (SymmetricRandom, SymmetricRandom, Theory::Relay),
+            (UdpBlocked, PortRestricted, Theory::Relay),
+            (UdpBlocked, None, Theory::Direct),
+            (Tcp443, None, Theory::Relay),
+        ] {
+            assert_eq!(theory(end(a), end(b)), expected, "{a} and {b}");
+            assert_eq!(theory(end(b), end(a)), expected, "{b} and {a}");
+        }
+    }
+
+    #[test]
+    fn browsers_follow_a_sequence_but_do_not_win_by_many_guesses() {
+        let browser = |nat| End {
+            peer: Peer::Browser,
+            ..end(nat)
+        };
+        let restricted = end(NatKind::PortRestricted);
+        assert_eq!(
+            theory(browser(NatKind::SymmetricSequential), restricted),
+            Theory::Guess
+        );
+        assert_eq!(
+            theory(browser(NatKind::SymmetricRandom), restricted),
+            Theory::Relay
+        );
+        assert_eq!(
+            theory(browser(NatKind::None), end(NatKind::UdpBlocked)),
+            Theory::Relay
+        );
+    }
+
+    #[test]
+    fn a_mapping_opens_a_symmetric_nat_but_not_behind_a_carrier() {
+        let mapped = End {
+            mapped: true,
+            ..end(NatKind::SymmetricRandom)
+        };
+        let other = end(NatKind::SymmetricRandom);
+        assert_eq!(theory(mapped, other), Theory::Direct);
+        let behind = End {
+            carrier: Some(NatKind::SymmetricRandom),
+            ..mapped
+        };
+        assert_eq!(theory(behind, other), Theory::Relay);
+        assert_eq!(
+            theory(
+                End {
+                    peer: Peer::Browser,
+                    ..mapped
+                },
+                other
+            ),
+            Theory::Relay
+        );
+    }
+}

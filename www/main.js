@@ -1,0 +1,93 @@
+// The page: one Connector, what reaches it, and what it reaches.
+import { Connector } from "/npm/dist/index.js";
+import { ConnectionView } from "./connection.js";
+import { copyButtons, find, shortId, showFault, size } from "./dom.js";
+import { log, saveLog } from "./log.js";
+import { settings, showSettings } from "./settings.js";
+
+const restart = () => location.reload();
+let connector;
+
+async function main() {
+  copyButtons(document);
+  find("#log-save").addEventListener("click", saveLog);
+  find("#hide-addresses").addEventListener("change", ({ target }) => document.body.classList.toggle("hide-addresses", target.checked));
+  find("#diagnosis").addEventListener("toggle", report);
+  find("#report-refresh").addEventListener("click", report);
+
+  const site = await (await fetch("/config.json")).json();
+  showSettings(site, restart);
+  const start = performance.now();
+  connector = await Connector.create(settings(site));
+  log("ready", { peer: connector.peerId, ms: Math.round(performance.now() - start) });
+  showReady(site);
+  serve();
+  addEventListener("pagehide", () => connector.close());
+
+  const invited = new URLSearchParams(location.hash.slice(1)).get("connect");
+  if (invited) {
+    history.replaceState(null, "", location.pathname);
+    await connect(invited, "Tab");
+  }
+}
+
+function showReady(site) {
+  const { ticket, peerId } = connector;
+  status("ready", "Reachable");
+  find("#peer-id").textContent = peerId;
+  find("#ticket").textContent = ticket;
+  const wasm = performance.getEntriesByType("resource").find(({ name }) => name.endsWith("_bg.wasm"));
+  if (wasm) find("#build").textContent = `WebAssembly: ${size(wasm.decodedBodySize)}`;
+  find("#terminal").textContent = `${site.demo?.program ?? "throughline"} connect ${ticket}`;
+  const second = find("#second-tab");
+  second.href = `#connect=${ticket}`;
+  second.removeAttribute("aria-disabled");
+  find("#connect-submit").disabled = false;
+  find("#connect-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    connect(find("#connect-ticket").value.trim(), "Peer");
+  });
+  const native = find("#connect-native");
+  native.disabled = !site.demo;
+  native.addEventListener("click", () => connect(site.demo.ticket, "Native peer"));
+}
+
+async function connect(ticket, title) {
+  find("#fault").hidden = true;
+  const start = performance.now();
+  try {
+    const connection = await connector.connect(ticket);
+    log("connected", { peer: shortId(connection.peerId), path: connection.path?.path, ms: Math.round(performance.now() - start) });
+    new ConnectionView(connection, title);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function serve() {
+  for await (const connection of connector.incoming()) {
+    log("incoming", { peer: shortId(connection.peerId) });
+    new ConnectionView(connection, "From");
+  }
+  status("bad", "Stopped");
+}
+
+async function report() {
+  if (connector) find("#report").textContent = JSON.stringify(await connector.report(), null, 2);
+}
+
+function status(state, text) {
+  const pill = find("#status");
+  pill.dataset.state = state;
+  pill.textContent = text;
+}
+
+function fail(error) {
+  log("error", { code: error.code, message: error.message, attempts: error.attempts });
+  showFault(find("#fault"), error);
+}
+
+main().catch((error) => {
+  status("bad", "Not started");
+  fail(error);
+});
