@@ -2,9 +2,11 @@
 
 pub(crate) mod address;
 pub(crate) mod backoff;
+pub(crate) mod birthday;
 pub(crate) mod candidate;
 pub(crate) mod frame;
 pub(crate) mod path;
+pub(crate) mod quic;
 pub(crate) mod resume;
 pub(crate) mod sdp;
 pub(crate) mod signalling;

@@ -249,10 +249,11 @@ impl StunClient {
         let _cleanup = Forget { client: self, id };
         let mut rto = STUN_RTO;
         loop {
-            let source = match server.ip() {
+            let any: IpAddr = match server.ip() {
                 IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
             };
+            let source = SocketAddr::new(any, 0);
             sockets.send(source, server, &request, request.len()).await;
             match time::timeout(rto, &mut receiver).await {
                 Ok(answer) => return answer.ok(),

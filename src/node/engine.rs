@@ -70,16 +70,19 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let local = keypair.public().to_peer_id();
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
-    let (webrtc, webrtc_behaviour) = rtc::new(local, rtc_config(&config)).map_err(|e| match e {
+    let rtc_config = rtc_config(&config);
+    let net = backend::Net::open(&config, &rtc_config, keypair).map_err(|e| match e {
         rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
         other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
     })?;
+    let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, net.rtc.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
     let (circuits, relay_behaviour) = relay::client::new(local);
     let transport =
-        backend::transports::peer(keypair, webrtc, circuits, config.connect_timeout).map_err(io)?;
+        backend::transports::peer(keypair, webrtc, circuits, &net, config.connect_timeout)
+            .map_err(io)?;
 
     let raw: HashMap<StreamProtocol, String> = config
         .protocols

@@ -16,7 +16,7 @@ use libp2p::{
 };
 use multiaddr::Multiaddr;
 
-use super::{direct, websocket};
+use super::{Net, direct, websocket};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -37,6 +37,7 @@ pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
     circuits: relay::client::Transport,
+    _: &Net,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let noise = noise::Config::new(keypair).map_err(io::Error::other)?;

@@ -3,6 +3,7 @@
 
 mod agent;
 mod association;
+mod burst;
 mod connection;
 mod dcep;
 mod identity;
@@ -10,8 +11,14 @@ mod session;
 
 use std::{fmt, sync::Arc, time::Instant};
 
-use self::{identity::Identity, session::Session};
-use super::{gather::Gatherer, socket::Sockets};
+use libp2p::PeerId;
+
+use self::{connection::Handshake, identity::Identity, session::Session};
+use super::{
+    gather::Gatherer,
+    quic::{Link, Quic, Route},
+    socket::{Addresses, Sockets},
+};
 use crate::rtc::{
     Config,
     backend::{self, BackendError},
@@ -30,6 +37,8 @@ struct Inner {
     sockets: Sockets,
     gatherer: Gatherer,
     identity: Arc<Identity>,
+    /// Where peers of our own kind are spoken to in QUIC.
+    quic: Option<Quic>,
 }
 
 impl fmt::Debug for Backend {
@@ -45,32 +54,58 @@ impl Backend {
     /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when no socket
     /// can be bound or a server's URL is not one.
     pub(crate) fn new(config: &Config) -> Result<Self, BackendError> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            let why = "no Tokio runtime here".to_owned();
-            return Err(BackendError::Unavailable(why));
-        }
+        Self::over(config, bind(Addresses::default())?, None)
+    }
+
+    /// Over `sockets`, and with QUIC where that is given and the peer speaks it.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`] when a server's URL is not one.
+    pub(crate) fn over(
+        config: &Config,
+        sockets: Sockets,
+        quic: Option<Quic>,
+    ) -> Result<Self, BackendError> {
         let urls = config.ice_servers.iter().flat_map(|server| &server.urls);
         let stun = urls.filter(|url| url.starts_with("stun:"));
         let stun = stun.map(|url| parse_stun(url)).collect::<Result<_, _>>()?;
-        let sockets = Sockets::bind(0).map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self(Arc::new(Inner {
             gatherer: Gatherer::start(sockets.clone(), stun, config.stun_timeout),
             sockets,
             identity: Arc::new(Identity::generate()?),
+            quic,
         })))
     }
+}
+
+/// Binds the shared sockets.
+///
+/// # Errors
+/// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when an address
+/// cannot be bound.
+pub(crate) fn bind(addresses: Addresses) -> Result<Sockets, BackendError> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        let why = "no Tokio runtime here".to_owned();
+        return Err(BackendError::Unavailable(why));
+    }
+    Sockets::bind(addresses).map_err(|error| BackendError::Io(error.to_string()))
 }
 
 impl backend::Backend for Backend {
     type Connection = PeerConnection;
 
-    fn connect(&self) -> Result<PeerConnection, BackendError> {
-        let session = Session::new(self.0.identity.clone(), Instant::now());
+    fn connect(&self, peer: PeerId) -> Result<PeerConnection, BackendError> {
         let sockets = self.0.sockets.clone();
+        let handshake = self.0.quic.clone().map(|quic| Handshake {
+            link: Link::new(sockets.clone(), Route::Pair(None)),
+            quic,
+            peer,
+        });
+        let link = handshake.as_ref().map(|quic| quic.link.clone());
+        let session = Session::new(self.0.identity.clone(), link, Instant::now());
+        let candidates = self.0.gatherer.watch();
         Ok(PeerConnection::start(
-            session,
-            sockets,
-            self.0.gatherer.watch(),
+            session, sockets, candidates, handshake,
         ))
     }
 }

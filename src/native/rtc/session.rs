@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -12,22 +12,24 @@ use str0m::{
     Candidate as IceAgentCandidate, IceConnectionState, IceCreds,
     config::DtlsVersion,
     crypto::dtls::{DtlsInstance, DtlsOutput},
-    ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket},
+    ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket, TransId},
     net::Protocol,
 };
 
 use super::{
     agent,
     association::{Association, Change, MAX_MESSAGE_SIZE},
+    burst::Burst,
     identity::Identity,
 };
 use crate::{
     core::{
-        candidate::{Candidate, CandidateTransport},
+        birthday::{Effort, Prober, Side},
+        candidate::{Candidate, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::gather::LocalCandidate,
+    native::{gather::LocalCandidate, quic::Link},
     rtc::backend::{BackendError, CandidatePair},
 };
 
@@ -44,6 +46,17 @@ const MTU: usize = 1200;
 /// The largest DTLS record with its header (RFC 6347 section 4.1).
 const MAX_RECORD: usize = (16 << 10) + 512;
 
+/// How long ordinary checks have before ports are guessed: where one of the NATs filters less
+/// strictly than most, they succeed within two round trips.
+const GUESS_DELAY: Duration = Duration::from_millis(700);
+
+/// How long connecting may take after the last probe.
+const GUESS_GRACE: Duration = Duration::from_secs(3);
+
+/// The priority of a candidate that is discovered by a check (RFC 8445 section 5.1.2.1), for checks
+/// that the agent does not know of.
+const GUESS_PRIORITY: u32 = (110 << 24) | (0xffff << 8) | 255;
+
 /// What a [`Session`] reports.
 #[derive(Debug)]
 pub(super) enum SessionEvent {
@@ -52,7 +65,24 @@ pub(super) enum SessionEvent {
     Connected,
     Path(CandidatePair),
     Channel(u16),
+    /// It may take this long from now.
+    MoreTime(Duration),
     Failed(BackendError),
+}
+
+/// Guessing a port, by the birthday method.
+enum Guess {
+    /// Not until then.
+    At(Instant, Side),
+    /// We probe this address, from that one.
+    Probing {
+        since: Instant,
+        prober: Prober,
+        target: IpAddr,
+        base: SocketAddr,
+    },
+    /// Sockets are opened, here or when the driver takes this.
+    Opening(Option<Burst>),
 }
 
 /// A datagram to send.
@@ -74,11 +104,33 @@ enum Phase {
     Described,
 }
 
+/// What is spoken over the nominated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Secure {
+    /// The answer will tell.
+    Undecided,
+    /// DTLS and SCTP, which is all that browsers speak.
+    Dtls,
+    /// QUIC, between two of us.
+    Quic,
+}
+
 /// One connection.
 pub(super) struct Session {
     identity: Arc<Identity>,
     ice: IceAgent,
     phase: Phase,
+    secure: Secure,
+    /// Below the QUIC endpoint, where this side speaks QUIC.
+    link: Option<Arc<Link>>,
+    /// A QUIC handshake was begun.
+    quic_begun: bool,
+    /// How it ended, until the answer says that it counts.
+    quic_ended: Option<Result<(), BackendError>>,
+    /// How much may be guessed, and our part in it.
+    effort: Option<Effort>,
+    side: Option<Side>,
+    guess: Option<Guess>,
     mid: String,
     setup: Setup,
     remote: Option<Description>,
@@ -106,11 +158,22 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(identity: Arc<Identity>, now: Instant) -> Self {
+    /// `link` is below the QUIC endpoint of this connection, if it is to have one.
+    pub(super) fn new(identity: Arc<Identity>, link: Option<Arc<Link>>, now: Instant) -> Self {
         Self {
             ice: agent::new(identity.crypto.sha1_hmac_provider, now),
             identity,
             phase: Phase::New,
+            secure: match link {
+                Some(_) => Secure::Undecided,
+                None => Secure::Dtls,
+            },
+            link,
+            quic_begun: false,
+            quic_ended: None,
+            effort: None,
+            side: None,
+            guess: None,
             mid: "0".into(),
             setup: Setup::ActPass,
             remote: None,
@@ -158,6 +221,7 @@ impl Session {
                     Setup::ActPass | Setup::Passive => Setup::Active,
                 };
                 self.phase = Phase::Answering;
+                self.decide(remote.quic);
                 self.describe_remote(remote);
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
@@ -175,9 +239,170 @@ impl Session {
                         return self.fail(BackendError::Description(what));
                     }
                 };
+                self.decide(remote.quic);
                 self.describe_remote(remote);
+                self.settle_quic();
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
+        }
+    }
+
+    /// Both sides know what both speak.
+    fn decide(&mut self, remote_quic: bool) {
+        self.secure = match self.link {
+            Some(_) if remote_quic => Secure::Quic,
+            _ => Secure::Dtls,
+        };
+    }
+
+    /// Whether a QUIC handshake is to begin now, and on which side of it: the offerer is the
+    /// client. Said once.
+    pub(super) fn take_handshake(&mut self) -> Option<bool> {
+        let client = self.ice.controlling();
+        let due = match self.secure {
+            _ if self.quic_begun || self.closed => false,
+            Secure::Quic if !client => true,
+            // A check of the peer is authenticated by a password that only the peer has been told,
+            // so the handshake may begin before the answer has come.
+            Secure::Quic | Secure::Undecided => {
+                self.link.as_ref().is_some_and(|link| link.pair().is_some())
+            }
+            Secure::Dtls => false,
+        };
+        self.quic_begun |= due;
+        due.then_some(client)
+    }
+
+    /// The QUIC handshake has ended.
+    pub(super) fn quic_ended(&mut self, result: Result<(), BackendError>) {
+        self.quic_ended = Some(result);
+        self.settle_quic();
+    }
+
+    fn settle_quic(&mut self) {
+        if self.secure != Secure::Quic {
+            return;
+        }
+        match self.quic_ended.take() {
+            Some(Ok(())) => {
+                self.connected = true;
+                self.event(SessionEvent::Connected);
+            }
+            Some(Err(error)) => self.fail(error),
+            None => {}
+        }
+    }
+
+    /// Datagrams that begin a QUIC connection have arrived. Returns whether they are for us.
+    pub(super) fn receive_quic(
+        &mut self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        data: &[u8],
+        segment: usize,
+    ) -> bool {
+        let Some(link) = self.link.as_ref().filter(|_| self.secure == Secure::Quic) else {
+            return false;
+        };
+        if self.ice.controlling() || self.connected {
+            return false;
+        }
+        if link.pair().is_none() {
+            link.set_pair(destination, source);
+        }
+        link.push(source, destination, data, segment);
+        true
+    }
+
+    /// Allows to guess ports, and tells our part in it as far as it is known.
+    pub(super) fn may_guess(&mut self, effort: Option<Effort>, side: Option<Side>) {
+        self.effort = effort;
+        self.side = side;
+    }
+
+    /// Both sides know how both NATs map.
+    fn plan_guess(&mut self) {
+        let remote = self.remote.as_ref().and_then(|remote| remote.side);
+        if let (Some(_), Some(ours), Some(theirs), None) =
+            (self.effort, self.side, remote, &self.guess)
+            && ours != theirs
+        {
+            self.guess = Some(Guess::At(self.now + GUESS_DELAY, ours));
+        }
+    }
+
+    fn begin_guess(&mut self, side: Side) {
+        self.guess = None;
+        let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
+        let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
+        let mut theirs = candidates
+            .filter(reflexive)
+            .filter_map(Candidate::socket_addr);
+        let target = theirs.find(SocketAddr::is_ipv4);
+        let bases = self.local.iter().map(|local| local.base);
+        let base = bases
+            .filter(SocketAddr::is_ipv4)
+            .find(|base| !base.ip().is_loopback());
+        let (Some(effort), Some(target), Some(base)) = (self.effort, target, base) else {
+            return;
+        };
+        tracing::debug!(?side, "guessing ports");
+        self.guess = Some(match side {
+            Side::Easy => Guess::Probing {
+                since: self.now,
+                prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
+                target: target.ip(),
+                base,
+            },
+            Side::Hard => Guess::Opening(Some(Burst { target, effort })),
+        });
+        self.event(SessionEvent::MoreTime(effort.duration() + GUESS_GRACE));
+    }
+
+    /// The sockets that are to be opened now. Said once.
+    pub(super) fn take_burst(&mut self) -> Option<Burst> {
+        match &mut self.guess {
+            Some(Guess::Opening(burst)) => burst.take(),
+            _ => None,
+        }
+    }
+
+    /// A check that the agent does not know of; `None` once a pair is nominated.
+    pub(super) fn guess_check(&self) -> Option<Vec<u8>> {
+        if self.nominated.is_some() || self.closed {
+            return None;
+        }
+        let remote = self.remote.as_ref()?;
+        let username = format!("{}:{}", remote.ufrag, self.ice.local_credentials().ufrag);
+        let tie_breaker = getrandom::u64().unwrap_or_default();
+        let check = StunMessage::binding_request(
+            &username,
+            TransId::new(),
+            self.ice.controlling(),
+            tie_breaker,
+            GUESS_PRIORITY,
+            false,
+        );
+        let hmac = self.identity.crypto.sha1_hmac_provider;
+        let mut bytes = vec![0; MTU];
+        let len = check
+            .to_bytes(Some(remote.pwd.as_bytes()), &mut bytes, |key, parts| {
+                hmac.sha1_hmac(key, parts)
+            })
+            .ok()?;
+        bytes.truncate(len);
+        Some(bytes)
+    }
+
+    /// A socket of ours has been met by the peer.
+    pub(super) fn adopt(&mut self, local: SocketAddr) {
+        let found = LocalCandidate {
+            kind: CandidateKind::Host,
+            addr: local,
+            base: local,
+        };
+        if let Some(candidate) = agent::candidate(&found) {
+            self.ice.add_local_candidate(candidate);
         }
     }
 
@@ -193,6 +418,17 @@ impl Session {
             ufrag: remote.ufrag.clone(),
             pass: remote.pwd.clone(),
         });
+        for candidate in &remote.candidates {
+            self.add_remote(candidate);
+        }
+        self.remote = Some(remote);
+        self.plan_guess();
+        if self.secure == Secure::Dtls {
+            self.make_dtls();
+        }
+    }
+
+    fn make_dtls(&mut self) {
         let dtls = self.identity.crypto.dtls_provider.new_dtls(
             &self.identity.certificate,
             self.now,
@@ -207,12 +443,8 @@ impl Session {
                     self.start_dtls();
                 }
             }
-            Err(error) => return self.fail(BackendError::Dtls(error.to_string())),
+            Err(error) => self.fail(BackendError::Dtls(error.to_string())),
         }
-        for candidate in &remote.candidates {
-            self.add_remote(candidate);
-        }
-        self.remote = Some(remote);
     }
 
     pub(super) fn add_remote_candidate(&mut self, candidate: &IceCandidate) {
@@ -317,6 +549,8 @@ impl Session {
             setup: self.setup,
             mid: self.mid.clone(),
             max_message_size: MAX_MESSAGE_SIZE,
+            quic: self.secure != Secure::Dtls,
+            side: self.side.filter(|_| self.effort.is_some()),
             candidates,
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())
@@ -334,13 +568,21 @@ impl Session {
         match data.first() {
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
+                    let is_request = message.is_binding_request();
                     let packet = StunPacket {
                         proto: Protocol::Udp,
                         source,
                         destination,
                         message,
                     };
-                    self.ice.handle_packet(self.now, packet);
+                    let authentic = self.ice.handle_packet(self.now, packet);
+                    if let Some(link) = &self.link
+                        && authentic
+                        && is_request
+                        && link.pair().is_none()
+                    {
+                        link.set_pair(destination, source);
+                    }
                     self.ice.handle_timeout(self.now);
                     self.ice_events();
                 }
@@ -376,6 +618,11 @@ impl Session {
         {
             return self.fail(BackendError::Ice);
         }
+        if let Some(Guess::At(at, side)) = self.guess
+            && now >= at
+        {
+            self.begin_guess(side);
+        }
         if let Some(dtls) = &mut self.dtls
             && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
         {
@@ -400,8 +647,14 @@ impl Session {
             .association
             .as_ref()
             .and_then(Association::poll_timeout);
+        let guess = match &self.guess {
+            Some(Guess::At(at, _)) => Some(*at),
+            Some(Guess::Probing { since, prober, .. }) => prober.next_at().map(|at| *since + at),
+            Some(Guess::Opening(_)) | None => None,
+        };
         [
             self.ice.poll_timeout(),
+            guess,
             disconnected,
             self.dtls_timeout,
             sctp,
@@ -430,6 +683,10 @@ impl Session {
                 } => {
                     let first = self.nominated.is_none();
                     self.nominated = Some((source, destination));
+                    self.guess = None;
+                    if let Some(link) = &self.link {
+                        link.set_pair(source, destination);
+                    }
                     self.expect(destination);
                     let pair = agent::pair(&self.ice, &self.local, source, destination);
                     self.event(SessionEvent::Path(pair));
@@ -462,6 +719,7 @@ impl Session {
                 data: &transmit.contents,
             });
         }
+        self.probe(&mut send);
         let Some((source, destination)) = self.nominated else {
             return;
         };
@@ -491,6 +749,33 @@ impl Session {
         self.finish_shutdown();
         if self.shutdown.is_some() {
             self.poll_dtls(&mut send);
+        }
+    }
+
+    /// Sends the probes that are due.
+    fn probe(&mut self, send: &mut impl FnMut(Outgoing<'_>)) {
+        let now = self.now;
+        loop {
+            let Some(Guess::Probing {
+                since,
+                prober,
+                target,
+                base,
+            }) = &mut self.guess
+            else {
+                return;
+            };
+            let Some(port) = prober.poll(now.saturating_duration_since(*since)) else {
+                return;
+            };
+            let (source, destination) = (*base, SocketAddr::new(*target, port));
+            if let Some(check) = self.guess_check() {
+                send(Outgoing {
+                    source,
+                    destination,
+                    data: &check,
+                });
+            }
         }
     }
 
@@ -671,7 +956,7 @@ mod tests {
     impl Net {
         fn new() -> Self {
             let now = Instant::now();
-            let end = || Session::new(Arc::new(Identity::generate().unwrap()), now);
+            let end = || Session::new(Arc::new(Identity::generate().unwrap()), None, now);
             Self {
                 now,
                 ends: [end(), end()],

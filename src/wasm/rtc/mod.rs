@@ -5,6 +5,7 @@ mod connection;
 mod stats;
 
 use js_sys::Array;
+use libp2p::PeerId;
 use wasm_bindgen::JsValue;
 use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 
@@ -36,7 +37,7 @@ impl Rtc {
 impl Backend for Rtc {
     type Connection = PeerConnection;
 
-    fn connect(&self) -> Result<PeerConnection, BackendError> {
+    fn connect(&self, _: PeerId) -> Result<PeerConnection, BackendError> {
         RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
