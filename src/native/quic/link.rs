@@ -109,7 +109,7 @@ impl Link {
         stride: usize,
     ) {
         let source = match *lock(&self.route) {
-            Route::Any => source,
+            Route::Any => mapped(source),
             Route::Pair(_) => PEER,
         };
         let mut inbox = lock(&self.inbox);
@@ -267,6 +267,15 @@ impl UdpPoller for Writable {
         this.waiting = None;
         Poll::Ready(ready)
     }
+}
+
+/// As an IPv6 endpoint, which speaks IPv4 as well, has it (RFC 4291 section 2.5.5.2).
+fn mapped(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    SocketAddr::new(ip.into(), address.port())
 }
 
 /// No particular address of our own, to reach `destination` from.
