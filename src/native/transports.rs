@@ -15,8 +15,10 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, relay, tcp, websocket, yamux,
+    noise, quic, tcp, websocket, yamux,
 };
+
+use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -34,7 +36,7 @@ pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
-    circuits: relay::client::Transport,
+    circuits: Boxed<Duplex>,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let circuits = circuits
