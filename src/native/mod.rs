@@ -1,10 +1,12 @@
 //! The native backend.
 
+mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod socket;
+pub(crate) mod stock;
 pub(crate) mod transports;
 
 use crate::{Config, Error, ErrorKind};

@@ -235,6 +235,19 @@ impl Node {
         }
     }
 
+    /// libp2p dials by itself: where there is a circuit already, to punch a hole.
+    pub(super) fn on_dialling(&mut self, peer: PeerId, conn: ConnectionId) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&id).filter(|s| s.has_circuit()) else {
+            return;
+        };
+        let attempt = AttemptId::Punch;
+        session.begin(attempt, vec![Strategy::Stun], &self.shared.metrics);
+        self.dials.insert(conn, Dial::Attempt(id, attempt));
+    }
+
     pub(super) fn on_dial_error(&mut self, conn: ConnectionId, error: &DialError) {
         match self.dials.remove(&conn) {
             Some(Dial::Relay(relay)) => self.on_link_failed(relay, &dial_reason(error)),

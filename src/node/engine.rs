@@ -92,7 +92,8 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .map(StreamProtocol::new)
         .into_iter()
         .chain(raw.keys().cloned());
-    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, inbound);
+    let stock = backend::stock::behaviour(local, &config);
+    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, stock, inbound);
     // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
     // browser's timers end at 2^31 ms, which is a little over 24 days.
     let swarm_config =
@@ -353,6 +354,10 @@ impl Node {
                 self.on_link_closed(peer_id, connection_id, cause.as_deref());
                 self.on_conn_closed(peer_id, connection_id);
             }
+            SwarmEvent::Dialing {
+                peer_id: Some(peer),
+                connection_id,
+            } => self.on_dialling(peer, connection_id),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 error,
