@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod backoff;
 pub(crate) mod birthday;
 pub(crate) mod candidate;
+pub(crate) mod circuit;
 pub(crate) mod frame;
 pub(crate) mod path;
 pub(crate) mod quic;

@@ -1,11 +1,13 @@
 //! The native backend.
 
+mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
 pub(crate) mod quic;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod socket;
+pub(crate) mod stock;
 pub(crate) mod transports;
 
 use std::net::SocketAddr;

@@ -15,10 +15,11 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, relay, tcp, websocket, yamux,
+    noise, quic, tcp, websocket, yamux,
 };
 
 use super::{Net, quic as own_quic};
+use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -36,7 +37,7 @@ pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
-    circuits: relay::client::Transport,
+    circuits: Boxed<Duplex>,
     net: &Net,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {

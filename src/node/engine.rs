@@ -30,7 +30,7 @@ use super::{
     timers::Timers,
 };
 use crate::{
-    Config, backend,
+    Config, backend, circuit,
     connection::Connection,
     core::{
         address,
@@ -79,7 +79,9 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
-    let (circuits, relay_behaviour) = relay::client::new(local);
+    let (circuits, circuit_requests) = circuit::new();
+    let (circuits_in, relay_behaviour) = relay::client::new(local);
+    let circuits = circuit::join(circuits, circuits_in);
     let transport =
         backend::transports::peer(keypair, webrtc, circuits, &net, config.connect_timeout)
             .map_err(io)?;
@@ -93,7 +95,8 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .map(StreamProtocol::new)
         .into_iter()
         .chain(raw.keys().cloned());
-    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, inbound);
+    let stock = backend::stock::behaviour(local, &config);
+    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, stock, inbound);
     // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
     // browser's timers end at 2^31 ms, which is a little over 24 days.
     let swarm_config =
@@ -125,6 +128,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         pump_rx,
         internal_tx,
         internal_rx,
+        circuit_requests,
         timers: Timers::new(),
         sessions: HashMap::new(),
         by_peer: HashMap::new(),
@@ -188,6 +192,7 @@ pub(super) struct Node {
     pump_rx: futures_mpsc::Receiver<PumpEvent>,
     pub(super) internal_tx: mpsc::Sender<Internal>,
     internal_rx: mpsc::Receiver<Internal>,
+    circuit_requests: futures_mpsc::Receiver<circuit::Request<Substream>>,
     pub(super) timers: Timers<Timer>,
     pub(super) sessions: HashMap<u64, Session>,
     pub(super) by_peer: HashMap<PeerId, u64>,
@@ -260,6 +265,7 @@ enum Input {
     Settled,
     Pump(PumpEvent),
     Internal(Internal),
+    Circuit(circuit::Request<Substream>),
     Timer(Timer),
     Command(Command),
     HandlesGone,
@@ -274,6 +280,7 @@ impl Node {
                 Input::Settled => self.on_settled(),
                 Input::Pump(event) => self.on_pump(event),
                 Input::Internal(event) => self.on_internal(event),
+                Input::Circuit(request) => self.on_circuit_request(request),
                 Input::Timer(timer) => self.on_timer(timer),
                 Input::Command(command) => self.on_command(command),
                 Input::HandlesGone => self.begin_shutdown(),
@@ -296,6 +303,9 @@ impl Node {
         }
         if let Poll::Ready(Some(event)) = self.internal_rx.poll_recv(cx) {
             return Poll::Ready(Input::Internal(event));
+        }
+        if let Poll::Ready(Some(request)) = self.circuit_requests.poll_next_unpin(cx) {
+            return Poll::Ready(Input::Circuit(request));
         }
         if let Poll::Ready(timer) = self.timers.poll(cx) {
             return Poll::Ready(Input::Timer(timer));
@@ -347,6 +357,10 @@ impl Node {
                 self.on_link_closed(peer_id, connection_id, cause.as_deref());
                 self.on_conn_closed(peer_id, connection_id);
             }
+            SwarmEvent::Dialing {
+                peer_id: Some(peer),
+                connection_id,
+            } => self.on_dialling(peer, connection_id),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 error,

@@ -81,6 +81,8 @@ pub(crate) enum AttemptId {
     Direct,
     /// ICE over a circuit.
     Ice,
+    /// Hole punching with a stock peer, agreed on over a circuit (DCUtR).
+    Punch,
 }
 
 /// An attempt under way. ICE is several strategies at once.
@@ -298,7 +300,11 @@ impl Conn {
 
     /// A connection to the peer's own address.
     pub(crate) fn direct(remote: &Multiaddr, attempt: Option<AttemptId>) -> Self {
-        let mut path = Path::new(PathKind::Direct, Strategy::Direct);
+        let strategy = match attempt {
+            Some(AttemptId::Punch) => Strategy::Stun,
+            _ => Strategy::Direct,
+        };
+        let mut path = Path::new(PathKind::Direct, strategy);
         path.remote = Some(remote.to_string());
         Self::new(Some(path), None, attempt)
     }

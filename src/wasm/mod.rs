@@ -9,6 +9,7 @@ mod listener;
 mod platform;
 mod rtc;
 pub(crate) mod runtime;
+pub(crate) mod stock;
 pub(crate) mod transports;
 mod value;
 mod websocket;

@@ -123,6 +123,10 @@ pub(crate) struct ConnectArgs {
     pub(crate) ticket: String,
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
+    /// First have the relays of --relay hold a reservation, as a program does that has run for a
+    /// while; times count from the connect after it.
+    #[arg(long)]
+    pub(crate) warm: bool,
     /// Wait up to this long for a direct path; without one fail with the code `timeout`.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait_direct: Option<Seconds>,
