@@ -1,8 +1,13 @@
-//! ICE, DTLS and SCTP of one connection as one state machine: no IO, time as an argument.
+//! ICE of one connection, and DTLS with SCTP or QUIC above it, as one state machine: no IO, time as
+//! an argument.
+
+mod dtls;
+mod guess;
+mod quic;
 
 use std::{
     collections::{HashSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -10,22 +15,21 @@ use std::{
 
 use str0m::{
     Candidate as IceAgentCandidate, IceConnectionState, IceCreds,
-    config::DtlsVersion,
-    crypto::dtls::{DtlsInstance, DtlsOutput},
-    ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket, TransId},
+    crypto::dtls::DtlsInstance,
+    ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket},
     net::Protocol,
 };
 
+use self::guess::Guess;
 use super::{
     agent,
     association::{Association, Change, MAX_MESSAGE_SIZE},
-    burst::Burst,
     identity::Identity,
 };
 use crate::{
     core::{
-        birthday::{Effort, Prober, Side},
-        candidate::{Candidate, CandidateKind, CandidateTransport},
+        birthday::{Effort, Side},
+        candidate::{Candidate, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -46,17 +50,6 @@ const MTU: usize = 1200;
 /// The largest DTLS record with its header (RFC 6347 section 4.1).
 const MAX_RECORD: usize = (16 << 10) + 512;
 
-/// How long ordinary checks have before ports are guessed: where one of the NATs filters less
-/// strictly than most, they succeed within two round trips.
-const GUESS_DELAY: Duration = Duration::from_millis(700);
-
-/// How long connecting may take after the last probe.
-const GUESS_GRACE: Duration = Duration::from_secs(3);
-
-/// The priority of a candidate that is discovered by a check (RFC 8445 section 5.1.2.1), for checks
-/// that the agent does not know of.
-const GUESS_PRIORITY: u32 = (110 << 24) | (0xffff << 8) | 255;
-
 /// What a [`Session`] reports.
 #[derive(Debug)]
 pub(super) enum SessionEvent {
@@ -68,21 +61,6 @@ pub(super) enum SessionEvent {
     /// It may take this long from now.
     MoreTime(Duration),
     Failed(BackendError),
-}
-
-/// Guessing a port, by the birthday method.
-enum Guess {
-    /// Not until then.
-    At(Instant, Side),
-    /// We probe this address, from that one.
-    Probing {
-        since: Instant,
-        prober: Prober,
-        target: IpAddr,
-        base: SocketAddr,
-    },
-    /// Sockets are opened, here or when the driver takes this.
-    Opening(Option<Burst>),
 }
 
 /// A datagram to send.
@@ -247,165 +225,6 @@ impl Session {
         }
     }
 
-    /// Both sides know what both speak.
-    fn decide(&mut self, remote_quic: bool) {
-        self.secure = match self.link {
-            Some(_) if remote_quic => Secure::Quic,
-            _ => Secure::Dtls,
-        };
-    }
-
-    /// Whether a QUIC handshake is to begin now, and on which side of it: the offerer is the
-    /// client. Said once.
-    pub(super) fn take_handshake(&mut self) -> Option<bool> {
-        let client = self.ice.controlling();
-        let due = match self.secure {
-            _ if self.quic_begun || self.closed => false,
-            Secure::Quic if !client => true,
-            // A check of the peer is authenticated by a password that only the peer has been told,
-            // so the handshake may begin before the answer has come.
-            Secure::Quic | Secure::Undecided => {
-                self.link.as_ref().is_some_and(|link| link.pair().is_some())
-            }
-            Secure::Dtls => false,
-        };
-        self.quic_begun |= due;
-        due.then_some(client)
-    }
-
-    /// The QUIC handshake has ended.
-    pub(super) fn quic_ended(&mut self, result: Result<(), BackendError>) {
-        self.quic_ended = Some(result);
-        self.settle_quic();
-    }
-
-    fn settle_quic(&mut self) {
-        if self.secure != Secure::Quic {
-            return;
-        }
-        match self.quic_ended.take() {
-            Some(Ok(())) => {
-                self.connected = true;
-                self.event(SessionEvent::Connected);
-            }
-            Some(Err(error)) => self.fail(error),
-            None => {}
-        }
-    }
-
-    /// Datagrams that begin a QUIC connection have arrived. Returns whether they are for us.
-    pub(super) fn receive_quic(
-        &mut self,
-        source: SocketAddr,
-        destination: SocketAddr,
-        data: &[u8],
-        segment: usize,
-    ) -> bool {
-        let Some(link) = self.link.as_ref().filter(|_| self.secure == Secure::Quic) else {
-            return false;
-        };
-        if self.ice.controlling() || self.connected {
-            return false;
-        }
-        if link.pair().is_none() {
-            link.set_pair(destination, source);
-        }
-        link.push(source, destination, data, segment);
-        true
-    }
-
-    /// Allows to guess ports, and tells our part in it as far as it is known.
-    pub(super) fn may_guess(&mut self, effort: Option<Effort>, side: Option<Side>) {
-        self.effort = effort;
-        self.side = side;
-    }
-
-    /// Both sides know how both NATs map.
-    fn plan_guess(&mut self) {
-        let remote = self.remote.as_ref().and_then(|remote| remote.side);
-        if let (Some(_), Some(ours), Some(theirs), None) =
-            (self.effort, self.side, remote, &self.guess)
-            && ours != theirs
-        {
-            self.guess = Some(Guess::At(self.now + GUESS_DELAY, ours));
-        }
-    }
-
-    fn begin_guess(&mut self, side: Side) {
-        self.guess = None;
-        let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
-        let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
-        let mut theirs = candidates
-            .filter(reflexive)
-            .filter_map(Candidate::socket_addr);
-        let target = theirs.find(SocketAddr::is_ipv4);
-        let bases = self.local.iter().map(|local| local.base);
-        let base = bases
-            .filter(SocketAddr::is_ipv4)
-            .find(|base| !base.ip().is_loopback());
-        let (Some(effort), Some(target), Some(base)) = (self.effort, target, base) else {
-            return;
-        };
-        tracing::debug!(?side, "guessing ports");
-        self.guess = Some(match side {
-            Side::Easy => Guess::Probing {
-                since: self.now,
-                prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
-                target: target.ip(),
-                base,
-            },
-            Side::Hard => Guess::Opening(Some(Burst { target, effort })),
-        });
-        self.event(SessionEvent::MoreTime(effort.duration() + GUESS_GRACE));
-    }
-
-    /// The sockets that are to be opened now. Said once.
-    pub(super) fn take_burst(&mut self) -> Option<Burst> {
-        match &mut self.guess {
-            Some(Guess::Opening(burst)) => burst.take(),
-            _ => None,
-        }
-    }
-
-    /// A check that the agent does not know of; `None` once a pair is nominated.
-    pub(super) fn guess_check(&self) -> Option<Vec<u8>> {
-        if self.nominated.is_some() || self.closed {
-            return None;
-        }
-        let remote = self.remote.as_ref()?;
-        let username = format!("{}:{}", remote.ufrag, self.ice.local_credentials().ufrag);
-        let tie_breaker = getrandom::u64().unwrap_or_default();
-        let check = StunMessage::binding_request(
-            &username,
-            TransId::new(),
-            self.ice.controlling(),
-            tie_breaker,
-            GUESS_PRIORITY,
-            false,
-        );
-        let hmac = self.identity.crypto.sha1_hmac_provider;
-        let mut bytes = vec![0; MTU];
-        let len = check
-            .to_bytes(Some(remote.pwd.as_bytes()), &mut bytes, |key, parts| {
-                hmac.sha1_hmac(key, parts)
-            })
-            .ok()?;
-        bytes.truncate(len);
-        Some(bytes)
-    }
-
-    /// A socket of ours has been met by the peer.
-    pub(super) fn adopt(&mut self, local: SocketAddr) {
-        let found = LocalCandidate {
-            kind: CandidateKind::Host,
-            addr: local,
-            base: local,
-        };
-        if let Some(candidate) = agent::candidate(&found) {
-            self.ice.add_local_candidate(candidate);
-        }
-    }
-
     fn describe_remote(&mut self, remote: Description) {
         if remote.fingerprint.hash != "sha-256" {
             let what = format!(
@@ -425,25 +244,6 @@ impl Session {
         self.plan_guess();
         if self.secure == Secure::Dtls {
             self.make_dtls();
-        }
-    }
-
-    fn make_dtls(&mut self) {
-        let dtls = self.identity.crypto.dtls_provider.new_dtls(
-            &self.identity.certificate,
-            self.now,
-            DtlsVersion::Dtls12,
-            Some(MTU),
-        );
-        match dtls {
-            Ok(mut dtls) => {
-                dtls.set_active(self.setup == Setup::Active);
-                self.dtls = Some(dtls);
-                if self.setup != Setup::Active || self.nominated.is_some() {
-                    self.start_dtls();
-                }
-            }
-            Err(error) => self.fail(BackendError::Dtls(error.to_string())),
         }
     }
 
@@ -647,14 +447,9 @@ impl Session {
             .association
             .as_ref()
             .and_then(Association::poll_timeout);
-        let guess = match &self.guess {
-            Some(Guess::At(at, _)) => Some(*at),
-            Some(Guess::Probing { since, prober, .. }) => prober.next_at().map(|at| *since + at),
-            Some(Guess::Opening(_)) | None => None,
-        };
         [
             self.ice.poll_timeout(),
-            guess,
+            self.guess.as_ref().and_then(Guess::next_at),
             disconnected,
             self.dtls_timeout,
             sctp,
@@ -699,15 +494,6 @@ impl Session {
         }
     }
 
-    fn start_dtls(&mut self) {
-        if let Some(dtls) = &mut self.dtls
-            && !std::mem::replace(&mut self.dtls_started, true)
-            && let Err(error) = dtls.handle_timeout(self.now)
-        {
-            self.fail(BackendError::Dtls(error.to_string()));
-        }
-    }
-
     /// Sends what is to be sent: calls `send` for each datagram.
     pub(super) fn poll_transmit(&mut self, now: Instant, mut send: impl FnMut(Outgoing<'_>)) {
         self.now = self.now.max(now);
@@ -749,97 +535,6 @@ impl Session {
         self.finish_shutdown();
         if self.shutdown.is_some() {
             self.poll_dtls(&mut send);
-        }
-    }
-
-    /// Sends the probes that are due.
-    fn probe(&mut self, send: &mut impl FnMut(Outgoing<'_>)) {
-        let now = self.now;
-        loop {
-            let Some(Guess::Probing {
-                since,
-                prober,
-                target,
-                base,
-            }) = &mut self.guess
-            else {
-                return;
-            };
-            let Some(port) = prober.poll(now.saturating_duration_since(*since)) else {
-                return;
-            };
-            let (source, destination) = (*base, SocketAddr::new(*target, port));
-            if let Some(check) = self.guess_check() {
-                send(Outgoing {
-                    source,
-                    destination,
-                    data: &check,
-                });
-            }
-        }
-    }
-
-    fn poll_dtls(&mut self, send: &mut impl FnMut(&[u8])) {
-        loop {
-            let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) else {
-                return;
-            };
-            match dtls.poll_output(&mut self.scratch) {
-                DtlsOutput::Packet(packet) => send(packet),
-                DtlsOutput::Timeout(timeout) => {
-                    self.dtls_timeout = Some(timeout);
-                    return;
-                }
-                DtlsOutput::PeerCert(certificate) => {
-                    let actual = self.identity.fingerprint(certificate);
-                    self.verified = self
-                        .remote
-                        .as_ref()
-                        .is_some_and(|remote| remote.fingerprint == actual);
-                    if !self.verified {
-                        let what = "certificate does not fit the fingerprint".to_owned();
-                        return self.fail(BackendError::Dtls(what));
-                    }
-                }
-                DtlsOutput::Connected if self.verified => self.dtls_connected(),
-                DtlsOutput::Connected => {
-                    let what = "peer showed no certificate".to_owned();
-                    return self.fail(BackendError::Dtls(what));
-                }
-                DtlsOutput::ApplicationData(data) => {
-                    if let Some(association) = &mut self.association {
-                        association.receive(self.now, data);
-                    }
-                }
-                DtlsOutput::CloseNotify => {
-                    self.fail(BackendError::Closed);
-                    return;
-                }
-                DtlsOutput::BufferTooSmall { needed } => {
-                    let what = format!("record of {needed} bytes");
-                    return self.fail(BackendError::Dtls(what));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn dtls_connected(&mut self) {
-        if self.connected {
-            return;
-        }
-        self.connected = true;
-        let client = self.setup == Setup::Active;
-        let size = match self.remote.as_ref().map(|remote| remote.max_message_size) {
-            Some(0) | None => u32::MAX,
-            Some(size) => size,
-        };
-        match Association::start(client, size, self.now) {
-            Ok(association) => {
-                self.association = Some(association);
-                self.event(SessionEvent::Connected);
-            }
-            Err(error) => self.fail(error),
         }
     }
 
@@ -926,212 +621,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::{candidate::CandidateKind, signalling::IceCandidate};
-    use futures::task::noop_waker;
-    use std::task::{Context, Poll};
-
-    /// Two sessions, a network that takes 10 ms, and a clock.
-    struct Net {
-        now: Instant,
-        ends: [Session; 2],
-        seen: [Vec<SessionEvent>; 2],
-        flying: VecDeque<(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)>,
-        cut: bool,
-    }
-
-    fn addr(end: usize) -> SocketAddr {
-        ([192, 0, 2, end as u8 + 1], 1000).into()
-    }
-
-    fn host(end: usize) -> [LocalCandidate; 1] {
-        [LocalCandidate {
-            kind: CandidateKind::Host,
-            addr: addr(end),
-            base: addr(end),
-        }]
-    }
-
-    impl Net {
-        fn new() -> Self {
-            let now = Instant::now();
-            let end = || Session::new(Arc::new(Identity::generate().unwrap()), None, now);
-            Self {
-                now,
-                ends: [end(), end()],
-                seen: [Vec::new(), Vec::new()],
-                flying: VecDeque::new(),
-                cut: false,
-            }
-        }
-
-        fn description(&mut self, end: usize) -> String {
-            self.ends[end].set_local_candidates(&host(end));
-            match self.ends[end].poll_event(&noop_waker()) {
-                Some(SessionEvent::Description(sdp)) => sdp,
-                other => panic!("{other:?}"),
-            }
-        }
-
-        fn negotiate(&mut self, change: impl Fn(String) -> String) {
-            self.ends[0].create_offer();
-            let offer = self.description(0);
-            self.ends[1].accept_offer(&offer);
-            let answer = self.description(1);
-            self.ends[0].accept_answer(&change(answer));
-        }
-
-        /// One millisecond of everything.
-        fn step(&mut self) {
-            self.now += Duration::from_millis(1);
-            while self.flying.front().is_some_and(|(at, ..)| *at <= self.now) {
-                let (_, to, source, destination, data) = self.flying.pop_front().unwrap();
-                self.ends[to].receive(self.now, source, destination, &data);
-            }
-            for end in 0..2 {
-                let session = &mut self.ends[end];
-                if session.poll_timeout().is_some_and(|at| at <= self.now) {
-                    session.handle_timeout(self.now);
-                }
-                let (flying, at) = (&mut self.flying, self.now + Duration::from_millis(10));
-                let cut = self.cut;
-                session.poll_transmit(self.now, |out| {
-                    if !cut {
-                        let data = out.data.to_vec();
-                        flying.push_back((at, 1 - end, out.source, out.destination, data));
-                    }
-                });
-                while let Some(event) = session.poll_event(&noop_waker()) {
-                    self.seen[end].push(event);
-                }
-            }
-        }
-
-        fn run(&mut self, millis: usize) {
-            for _ in 0..millis {
-                self.step();
-            }
-        }
-
-        fn saw(&self, end: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
-            self.seen[end].iter().any(wanted)
-        }
-
-        fn association(&mut self, end: usize) -> &mut Association {
-            self.ends[end].association.as_mut().unwrap()
-        }
-    }
-
-    fn connected(event: &SessionEvent) -> bool {
-        matches!(event, SessionEvent::Connected)
-    }
-
-    #[test]
-    fn two_sessions_connect_within_five_round_trips() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(100);
-        assert!(net.saw(0, connected) && net.saw(1, connected));
-        assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
-    }
-
-    #[test]
-    fn another_certificate_is_refused() {
-        let mut net = Net::new();
-        net.negotiate(|answer| {
-            let at = answer.find("sha-256 ").unwrap() + 8;
-            let flipped = if &answer[at..at + 1] == "0" { "1" } else { "0" };
-            format!("{}{flipped}{}", &answer[..at], &answer[at + 1..])
-        });
-        net.run(500);
-        let refused = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Dtls(_)));
-        assert!(net.saw(0, refused));
-        assert!(!net.saw(0, connected) && net.ends[0].is_closed());
-    }
-
-    #[test]
-    fn a_dead_path_fails_in_time() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        net.cut = true;
-        net.run(30_000);
-        let failed = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Ice));
-        assert!(net.saw(0, failed) && net.saw(1, failed));
-    }
-
-    #[test]
-    fn stream_ids_come_back_after_their_reset() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        for _ in 0..3 {
-            // More than there are, were they not freed.
-            let ids: Vec<u16> = (0..200)
-                .map(|_| net.association(0).open().unwrap())
-                .collect();
-            net.run(100);
-            for id in ids {
-                net.association(0).detach(id);
-            }
-            net.run(100);
-            let opened: Vec<u16> = net.seen[1]
-                .drain(..)
-                .filter_map(|e| match e {
-                    SessionEvent::Channel(id) => Some(id),
-                    _ => None,
-                })
-                .collect();
-            assert_eq!(opened.len(), 200);
-            for id in opened {
-                net.association(1).detach(id);
-            }
-            net.run(300);
-            assert_eq!((net.association(0).len(), net.association(1).len()), (0, 0));
-        }
-    }
-
-    /// A sender stopped by a full window hears of it as soon as the reader has made room.
-    #[test]
-    fn a_reader_that_goes_on_opens_the_window() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        let waker = noop_waker();
-        let mut cx = Context::from_waker(&waker);
-        let id = net.association(0).open().unwrap();
-        let mut sent = 0;
-        for _ in 0..1500 {
-            while net.association(0).poll_ready(id, &mut cx).is_ready() {
-                net.association(0).send(id, &[7; 16_000]).unwrap();
-                sent += 16_000;
-            }
-            net.step();
-        }
-        assert!(sent >= super::super::association::RECEIVE_WINDOW as usize);
-        // The next window probe is more than a second away.
-        let window = super::super::association::RECEIVE_WINDOW as usize;
-        let mut read = 0;
-        for millis in 0..5_000 {
-            while let Poll::Ready(Some(data)) = net.association(1).poll_next(id, &mut cx) {
-                read += data.len();
-            }
-            assert!(millis < 200 || read > window + 20_000, "{read} bytes");
-            net.step();
-        }
-        assert_eq!(read, sent);
-    }
-
-    #[test]
-    fn a_candidate_with_a_name_is_skipped() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.ends[0].add_remote_candidate(&IceCandidate {
-            candidate: "candidate:1 1 udp 1 aa.local 9 typ host".into(),
-            ..IceCandidate::default()
-        });
-        net.run(100);
-        assert!(net.saw(0, connected));
-    }
-}
+mod tests;
