@@ -4,6 +4,8 @@ pub(crate) mod address;
 pub(crate) mod backoff;
 pub(crate) mod candidate;
 pub(crate) mod frame;
+#[allow(dead_code, reason = "a browser does not tell what it sees")]
+pub(crate) mod nat;
 pub(crate) mod path;
 pub(crate) mod resume;
 pub(crate) mod sdp;

@@ -2,9 +2,11 @@
 
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod portmap;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod socket;
+pub(crate) mod stun;
 pub(crate) mod transports;
 
 use crate::{Config, Error, ErrorKind};

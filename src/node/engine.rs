@@ -40,7 +40,7 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
-    report::Report,
+    report::{NatReport, Report},
     rtc,
     ticket::Ticket,
 };
@@ -70,10 +70,12 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let local = keypair.public().to_peer_id();
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
-    let (webrtc, webrtc_behaviour) = rtc::new(local, rtc_config(&config)).map_err(|e| match e {
+    let rtc_config = rtc_config(&config);
+    let network = backend::Rtc::new(&rtc_config).map_err(|e| match e {
         rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
         other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
     })?;
+    let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, network.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
@@ -114,6 +116,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         swarm,
+        network,
         shared: shared.clone(),
         commands: commands.downgrade(),
         command_rx,
@@ -158,6 +161,8 @@ fn rtc_config(config: &Config) -> rtc::Config {
         ice_servers: stun.chain(turn).collect(),
         timeout: config.connect_timeout,
         stun_timeout: config.stun_timeout,
+        port_mapping: config.port_mapping && config.direct,
+        port_mapping_timeout: config.port_mapping_timeout,
         ..rtc::Config::default()
     }
 }
@@ -176,6 +181,8 @@ pub(super) fn raw_protocol(name: &str) -> Result<StreamProtocol, Error> {
 pub(super) struct Node {
     pub(super) config: Config,
     pub(super) swarm: Swarm<Behaviour>,
+    /// The sockets, and what is known of the network they are in.
+    network: backend::Rtc,
     pub(super) shared: Arc<Shared>,
     /// Weak, so that the loop ends when all handles are gone.
     pub(super) commands: mpsc::WeakSender<Command>,
@@ -276,6 +283,7 @@ impl Node {
                 Input::HandlesGone => self.begin_shutdown(),
             }
         }
+        self.network.close().await;
         for reply in self.shutdown {
             let _ = reply.send(());
         }
@@ -515,9 +523,14 @@ impl Node {
 
     fn report(&self) -> Report {
         let listening = self.listening.values().flatten();
+        let nat = self.network.nat();
+        let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());
         let mut strategies = vec![Strategy::Direct, Strategy::CircuitRelay];
         if self.config.direct {
             strategies.push(Strategy::Stun);
+            if nat.mapped.is_some() {
+                strategies.push(Strategy::Upnp);
+            }
             if !self.config.turn.is_empty() {
                 strategies.push(Strategy::Turn);
             }
@@ -527,6 +540,7 @@ impl Node {
             relays: self.relays.report(),
             listening: listening.map(ToString::to_string).collect(),
             observed: self.observed.iter().map(ToString::to_string).collect(),
+            nat,
             connections: self.sessions.len(),
             strategies,
         }

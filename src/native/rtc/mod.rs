@@ -10,11 +10,19 @@ mod session;
 
 use std::{fmt, sync::Arc, time::Instant};
 
+use tokio::sync::watch;
+
 use self::{identity::Identity, session::Session};
-use super::{gather::Gatherer, socket::Sockets};
-use crate::rtc::{
-    Config,
-    backend::{self, BackendError},
+use super::{
+    gather::{Gatherer, Settings},
+    socket::Sockets,
+};
+use crate::{
+    report::NatReport,
+    rtc::{
+        Config,
+        backend::{self, BackendError},
+    },
 };
 
 use self::connection::PeerConnection;
@@ -50,14 +58,31 @@ impl Backend {
             return Err(BackendError::Unavailable(why));
         }
         let urls = config.ice_servers.iter().flat_map(|server| &server.urls);
-        let stun = urls.filter(|url| url.starts_with("stun:"));
+        let stun = urls.filter(|url| !url.starts_with("turn"));
         let stun = stun.map(|url| parse_stun(url)).collect::<Result<_, _>>()?;
+        let settings = Settings {
+            stun,
+            stun_timeout: config.stun_timeout,
+            port_mapping: config.port_mapping.then_some(config.port_mapping_timeout),
+        };
         let sockets = Sockets::bind(0).map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self(Arc::new(Inner {
-            gatherer: Gatherer::start(sockets.clone(), stun, config.stun_timeout),
+            gatherer: Gatherer::start(&sockets, settings),
             sockets,
             identity: Arc::new(Identity::generate()?),
         })))
+    }
+}
+
+impl Backend {
+    /// What is known of the NAT, now and as it changes.
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        Some(self.0.gatherer.nat())
+    }
+
+    /// Takes back what was asked of the router; takes half a second at most.
+    pub(crate) async fn close(&self) {
+        self.0.gatherer.close().await;
     }
 }
 
@@ -65,6 +90,7 @@ impl backend::Backend for Backend {
     type Connection = PeerConnection;
 
     fn connect(&self) -> Result<PeerConnection, BackendError> {
+        self.0.gatherer.attempt_begins();
         let session = Session::new(self.0.identity.clone(), Instant::now());
         let sockets = self.0.sockets.clone();
         Ok(PeerConnection::start(
@@ -78,6 +104,10 @@ impl backend::Backend for Backend {
 /// `host:port` of a `stun:` URL (RFC 7064).
 pub(crate) fn parse_stun(url: &str) -> Result<String, BackendError> {
     let invalid = || BackendError::Io(format!("not a STUN server: {url}"));
+    if url.starts_with("stuns:") {
+        let why = "STUN over TLS finds no address that a peer can send to";
+        return Err(BackendError::Io(format!("{url}: {why}")));
+    }
     let rest = url.strip_prefix("stun:").ok_or_else(invalid)?;
     let bare_v6 = rest.starts_with('[') && rest.ends_with(']');
     let (host, port) = match rest.rsplit_once(':') {
@@ -102,7 +132,9 @@ mod tests {
         assert_eq!(parse("stun:192.0.2.1:99").as_deref(), Some("192.0.2.1:99"));
         assert_eq!(parse("stun:[::1]").as_deref(), Some("[::1]:3478"));
         assert_eq!(parse("stun:[::1]:9").as_deref(), Some("[::1]:9"));
-        for url in ["turn:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0"] {
+        for url in [
+            "turn:a", "stuns:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0",
+        ] {
             assert!(parse_stun(url).is_err(), "{url}");
         }
     }

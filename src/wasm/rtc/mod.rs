@@ -5,6 +5,7 @@ mod connection;
 mod stats;
 
 use js_sys::Array;
+use tokio::sync::watch;
 use wasm_bindgen::JsValue;
 use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 
@@ -12,6 +13,7 @@ pub(crate) use self::{channel::Channel, connection::PeerConnection};
 use super::{platform, value};
 use crate::{
     Config, Error, ErrorKind,
+    report::NatReport,
     rtc::{
         self, IceServer,
         backend::{Backend, BackendError},
@@ -31,6 +33,22 @@ impl Rtc {
             servers: config.ice_servers.clone(),
         })
     }
+}
+
+impl Rtc {
+    /// A browser tells nothing of the NAT.
+    #[expect(clippy::unused_self, reason = "native targets have something to tell")]
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        None
+    }
+
+    /// There is nothing to take back.
+    #[expect(
+        clippy::unused_self,
+        clippy::unused_async,
+        reason = "as on native targets"
+    )]
+    pub(crate) async fn close(&self) {}
 }
 
 impl Backend for Rtc {
