@@ -72,6 +72,9 @@ pub use connector::{Builder, Connector};
 pub use error::{Error, ErrorKind};
 pub use event::{Attempt, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy};
 pub use identity::{Identity, PeerId};
-pub use report::{RelayReport, Report};
+pub use report::{
+    MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
+    Report, StunReport,
+};
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;

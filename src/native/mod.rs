@@ -3,11 +3,13 @@
 mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod portmap;
 pub(crate) mod quic;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod socket;
 pub(crate) mod stock;
+pub(crate) mod stun;
 pub(crate) mod transports;
 
 use std::net::SocketAddr;

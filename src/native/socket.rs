@@ -104,6 +104,15 @@ impl Default for Addresses {
     }
 }
 
+/// No particular address of our own, to send to `destination` from.
+pub(crate) fn any_source(destination: SocketAddr) -> SocketAddr {
+    let any: IpAddr = match destination {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, 0)
+}
+
 /// One bound socket.
 struct Port {
     socket: UdpSocket,

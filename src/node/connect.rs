@@ -622,6 +622,9 @@ impl Node {
             .condition(PeerCondition::Always)
             .build();
         let mut strategies = vec![Strategy::Direct, Strategy::Stun];
+        if self.config.port_mapping {
+            strategies.push(Strategy::Upnp);
+        }
         if !self.config.turn.is_empty() {
             strategies.push(Strategy::Turn);
         }

@@ -40,7 +40,7 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
-    report::Report,
+    report::{NatReport, Report},
     rtc,
     ticket::Ticket,
 };
@@ -120,6 +120,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         swarm,
+        net,
         shared: shared.clone(),
         commands: commands.downgrade(),
         command_rx,
@@ -165,6 +166,8 @@ fn rtc_config(config: &Config) -> rtc::Config {
         ice_servers: stun.chain(turn).collect(),
         timeout: config.connect_timeout,
         stun_timeout: config.stun_timeout,
+        port_mapping: config.port_mapping && config.direct,
+        port_mapping_timeout: config.port_mapping_timeout,
         ..rtc::Config::default()
     }
 }
@@ -183,6 +186,8 @@ pub(super) fn raw_protocol(name: &str) -> Result<StreamProtocol, Error> {
 pub(super) struct Node {
     pub(super) config: Config,
     pub(super) swarm: Swarm<Behaviour>,
+    /// The sockets, and what is known of the network they are in.
+    pub(super) net: backend::Net,
     pub(super) shared: Arc<Shared>,
     /// Weak, so that the loop ends when all handles are gone.
     pub(super) commands: mpsc::WeakSender<Command>,
@@ -286,6 +291,7 @@ impl Node {
                 Input::HandlesGone => self.begin_shutdown(),
             }
         }
+        self.net.rtc.close().await;
         for reply in self.shutdown {
             let _ = reply.send(());
         }
@@ -532,9 +538,14 @@ impl Node {
 
     fn report(&self) -> Report {
         let listening = self.listening.values().flatten();
+        let nat = self.net.rtc.nat();
+        let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());
         let mut strategies = vec![Strategy::Direct, Strategy::CircuitRelay];
         if self.config.direct {
             strategies.push(Strategy::Stun);
+            if nat.mapped.is_some() {
+                strategies.push(Strategy::Upnp);
+            }
             if !self.config.turn.is_empty() {
                 strategies.push(Strategy::Turn);
             }
@@ -544,6 +555,7 @@ impl Node {
             relays: self.relays.report(),
             listening: listening.map(ToString::to_string).collect(),
             observed: self.observed.iter().map(ToString::to_string).collect(),
+            nat,
             connections: self.sessions.len(),
             strategies,
         }

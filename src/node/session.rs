@@ -331,6 +331,8 @@ pub(crate) fn path_of(pair: &CandidatePair) -> Path {
         Path::new(PathKind::Turn, Strategy::Turn)
     } else if is_host(&pair.local) && is_host(&pair.remote) {
         Path::new(PathKind::Direct, Strategy::Direct)
+    } else if pair.local.mapped || pair.remote.mapped {
+        Path::new(PathKind::Direct, Strategy::Upnp)
     } else {
         Path::new(PathKind::Direct, Strategy::Stun)
     };
@@ -364,6 +366,7 @@ mod tests {
         Endpoint {
             kind,
             addr: Some(addr.parse().unwrap()),
+            mapped: false,
         }
     }
 
@@ -377,6 +380,13 @@ mod tests {
             (end(PeerReflexive, "198.51.100.3:1"), Strategy::Stun),
             (end(ServerReflexive, "198.51.100.3:1"), Strategy::Stun),
             (end(Relayed, "198.51.100.3:1"), Strategy::Turn),
+            (
+                Endpoint {
+                    mapped: true,
+                    ..end(ServerReflexive, "198.51.100.3:1")
+                },
+                Strategy::Upnp,
+            ),
         ];
         for (remote, strategy) in cases {
             assert_eq!(

@@ -165,6 +165,9 @@ pub struct Endpoint {
     pub kind: CandidateKind,
     /// The candidate's address; a browser does not always tell it.
     pub addr: Option<SocketAddr>,
+    /// Whether a router forwards it by request (UPnP-IGD, NAT-PMP, PCP). Known of our own end and
+    /// of peers that use this library.
+    pub mapped: bool,
 }
 
 /// Why a backend failed.

@@ -77,6 +77,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// comes late is offered late.
 pub const DEFAULT_STUN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Default of [`Config::port_mapping_timeout`]: the promised value. Nothing waits for it either.
+pub const DEFAULT_PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Default of [`Config::max_inbound`]: each answer costs sockets, timers and a DTLS handshake,
 /// and a peer that floods must not starve the rest.
 pub const DEFAULT_MAX_INBOUND: usize = 32;
@@ -97,6 +100,11 @@ pub struct Config {
     /// Time a STUN server has to answer, where we ask it ourselves (not in a browser). Default:
     /// [`DEFAULT_STUN_TIMEOUT`].
     pub stun_timeout: Duration,
+    /// Whether to ask the router to forward a port to us, by PCP, NAT-PMP or UPnP-IGD (not in a
+    /// browser). Default: `true`.
+    pub port_mapping: bool,
+    /// Time the router has to answer that. Default: [`DEFAULT_PORT_MAPPING_TIMEOUT`].
+    pub port_mapping_timeout: Duration,
     /// Offers answered at the same time; more are refused. Default: [`DEFAULT_MAX_INBOUND`].
     pub max_inbound: usize,
 }
@@ -107,6 +115,8 @@ impl Default for Config {
             ice_servers: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
             stun_timeout: DEFAULT_STUN_TIMEOUT,
+            port_mapping: true,
+            port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
             max_inbound: DEFAULT_MAX_INBOUND,
         }
     }

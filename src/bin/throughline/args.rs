@@ -95,6 +95,9 @@ pub(crate) struct PeerArgs {
     /// Stay on the relay: keeps the addresses of this machine from the other side.
     #[arg(long)]
     pub(crate) relay_only: bool,
+    /// Do not ask the router to forward a port.
+    #[arg(long)]
+    pub(crate) no_port_mapping: bool,
     /// TOML file with these and all other settings of the connector; the command line adds to it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

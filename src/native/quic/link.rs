@@ -277,12 +277,3 @@ fn mapped(address: SocketAddr) -> SocketAddr {
     };
     SocketAddr::new(ip.into(), address.port())
 }
-
-/// No particular address of our own, to reach `destination` from.
-pub(super) fn unspecified(destination: SocketAddr) -> SocketAddr {
-    let any: IpAddr = match destination.is_ipv4() {
-        true => Ipv4Addr::UNSPECIFIED.into(),
-        false => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(any, 0)
-}

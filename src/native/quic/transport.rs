@@ -24,7 +24,7 @@ use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
 use super::{Connection, Error, Link, Quic, Route, SERVER_NAME, authenticated};
-use crate::native::socket::Receiver;
+use crate::native::socket::{Receiver, any_source};
 
 /// How often a peer that is to dial us is sent a datagram, so that our NAT lets it in: at random
 /// between these, so that two that punch do not keep step (libp2p's DCUtR over QUIC).
@@ -149,7 +149,7 @@ impl Transport {
                 let mut datagram = [0; PUNCH_LEN];
                 // Zeros open a NAT as well.
                 let _ = getrandom::fill(&mut datagram);
-                let any = super::link::unspecified(remote);
+                let any = any_source(remote);
                 sockets.send(any, remote, &datagram, PUNCH_LEN).await;
                 let (least, most) = PUNCH_PAUSE;
                 let random = getrandom::u64().unwrap_or_default() % (most - least);

@@ -12,16 +12,20 @@ mod session;
 use std::{fmt, sync::Arc, time::Instant};
 
 use libp2p::PeerId;
+use tokio::sync::watch;
 
 use self::{connection::Handshake, identity::Identity, session::Session};
 use super::{
-    gather::Gatherer,
+    gather::{Gatherer, Settings},
     quic::{Link, Quic, Route},
     socket::{Addresses, Sockets},
 };
-use crate::rtc::{
-    Config,
-    backend::{self, BackendError},
+use crate::{
+    report::NatReport,
+    rtc::{
+        Config,
+        backend::{self, BackendError},
+    },
 };
 
 use self::connection::PeerConnection;
@@ -67,14 +71,31 @@ impl Backend {
         quic: Option<Quic>,
     ) -> Result<Self, BackendError> {
         let urls = config.ice_servers.iter().flat_map(|server| &server.urls);
-        let stun = urls.filter(|url| url.starts_with("stun:"));
+        let stun = urls.filter(|url| !url.starts_with("turn"));
         let stun = stun.map(|url| parse_stun(url)).collect::<Result<_, _>>()?;
+        let settings = Settings {
+            stun,
+            stun_timeout: config.stun_timeout,
+            port_mapping: config.port_mapping.then_some(config.port_mapping_timeout),
+        };
         Ok(Self(Arc::new(Inner {
-            gatherer: Gatherer::start(sockets.clone(), stun, config.stun_timeout),
+            gatherer: Gatherer::start(&sockets, settings),
             sockets,
             identity: Arc::new(Identity::generate()?),
             quic,
         })))
+    }
+}
+
+impl Backend {
+    /// What is known of the NAT, now and as it changes.
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        Some(self.0.gatherer.nat())
+    }
+
+    /// Takes back what was asked of the router; takes half a second at most.
+    pub(crate) async fn close(&self) {
+        self.0.gatherer.close().await;
     }
 }
 
@@ -95,6 +116,7 @@ impl backend::Backend for Backend {
     type Connection = PeerConnection;
 
     fn connect(&self, peer: PeerId) -> Result<PeerConnection, BackendError> {
+        self.0.gatherer.attempt_begins();
         let sockets = self.0.sockets.clone();
         let handshake = self.0.quic.clone().map(|quic| Handshake {
             link: Link::new(sockets.clone(), Route::Pair(None)),
@@ -113,6 +135,10 @@ impl backend::Backend for Backend {
 /// `host:port` of a `stun:` URL (RFC 7064).
 pub(crate) fn parse_stun(url: &str) -> Result<String, BackendError> {
     let invalid = || BackendError::Io(format!("not a STUN server: {url}"));
+    if url.starts_with("stuns:") {
+        let why = "STUN over TLS finds no address that a peer can send to";
+        return Err(BackendError::Io(format!("{url}: {why}")));
+    }
     let rest = url.strip_prefix("stun:").ok_or_else(invalid)?;
     let bare_v6 = rest.starts_with('[') && rest.ends_with(']');
     let (host, port) = match rest.rsplit_once(':') {
@@ -137,7 +163,9 @@ mod tests {
         assert_eq!(parse("stun:192.0.2.1:99").as_deref(), Some("192.0.2.1:99"));
         assert_eq!(parse("stun:[::1]").as_deref(), Some("[::1]:3478"));
         assert_eq!(parse("stun:[::1]:9").as_deref(), Some("[::1]:9"));
-        for url in ["turn:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0"] {
+        for url in [
+            "turn:a", "stuns:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0",
+        ] {
             assert!(parse_stun(url).is_err(), "{url}");
         }
     }

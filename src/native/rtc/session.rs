@@ -6,7 +6,7 @@ mod guess;
 mod quic;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     sync::Arc,
     task::Waker,
@@ -33,13 +33,20 @@ use crate::{
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::{gather::LocalCandidate, quic::Link},
+    native::{
+        gather::{LocalCandidate, Origin},
+        quic::Link,
+    },
     rtc::backend::{BackendError, CandidatePair},
 };
 
 /// How long all pairs may be dead before the connection is: a candidate that is still on its way,
 /// or a path that comes back, revives it.
 const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
+
+/// Most candidates told after the description: half of what a peer takes in all. Guessed ports
+/// are guessed anew whenever some connection begins, however many do.
+const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
 
 /// How long a shutdown may take to send what is queued.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -116,6 +123,12 @@ pub(super) struct Session {
     /// The addresses that datagrams of this connection may come from.
     sources: HashSet<SocketAddr>,
     new_sources: Vec<SocketAddr>,
+    /// Candidates told after the description.
+    trickled: usize,
+    /// Where peers' addresses see us come from.
+    seen: HashMap<SocketAddr, SocketAddr>,
+    /// Addresses that the peer calls port mappings.
+    mapped: HashSet<SocketAddr>,
     nominated: Option<(SocketAddr, SocketAddr)>,
     disconnected: Option<Instant>,
     dtls: Option<Box<dyn DtlsInstance>>,
@@ -158,6 +171,9 @@ impl Session {
             local: Vec::new(),
             sources: HashSet::new(),
             new_sources: Vec::new(),
+            trickled: 0,
+            seen: HashMap::new(),
+            mapped: HashSet::new(),
             nominated: None,
             disconnected: None,
             dtls: None,
@@ -261,6 +277,9 @@ impl Session {
         };
         if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
             self.expect(addr);
+            if candidate.mapped && self.sources.contains(&addr) {
+                self.mapped.insert(addr);
+            }
             self.ice.add_remote_candidate(remote);
         }
     }
@@ -305,8 +324,9 @@ impl Session {
             let added =
                 agent::candidate(candidate).and_then(|c| self.ice.add_local_candidate(c).cloned());
             if let Some(added) = added
-                && let Ok(line) = added.to_sdp_string().parse::<Candidate>()
+                && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
             {
+                line.mapped = candidate.origin == Origin::PortMapping;
                 written.push(line);
             }
         }
@@ -317,6 +337,9 @@ impl Session {
                 self.event(SessionEvent::Description(sdp));
             }
             Phase::Described if !self.connected => {
+                let room = MAX_TRICKLED.saturating_sub(self.trickled);
+                written.truncate(room);
+                self.trickled += written.len();
                 for line in written {
                     let candidate = IceCandidate {
                         candidate: line.to_string(),
@@ -369,6 +392,13 @@ impl Session {
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
                     let is_request = message.is_binding_request();
+                    // The agent keeps to itself what the peer sees of us.
+                    if self.sources.contains(&source)
+                        && self.ice.accepts_message(&message)
+                        && let Some(mapped) = message.mapped_address()
+                    {
+                        self.seen.insert(source, mapped);
+                    }
                     let packet = StunPacket {
                         proto: Protocol::Udp,
                         source,
@@ -483,7 +513,12 @@ impl Session {
                         link.set_pair(source, destination);
                     }
                     self.expect(destination);
-                    let pair = agent::pair(&self.ice, &self.local, source, destination);
+                    let known = agent::Known {
+                        local: &self.local,
+                        seen: self.seen.get(&destination).copied(),
+                        remote_mapped: self.mapped.contains(&destination),
+                    };
+                    let pair = agent::pair(&self.ice, &known, source, destination);
                     self.event(SessionEvent::Path(pair));
                     if first {
                         self.start_dtls();

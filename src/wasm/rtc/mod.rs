@@ -6,6 +6,7 @@ mod stats;
 
 use js_sys::Array;
 use libp2p::PeerId;
+use tokio::sync::watch;
 use wasm_bindgen::JsValue;
 use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 
@@ -13,6 +14,7 @@ pub(crate) use self::{channel::Channel, connection::PeerConnection};
 use super::{platform, value};
 use crate::{
     Config, Error, ErrorKind,
+    report::NatReport,
     rtc::{
         self, IceServer,
         backend::{Backend, BackendError},
@@ -32,6 +34,22 @@ impl Rtc {
             servers: config.ice_servers.clone(),
         })
     }
+}
+
+impl Rtc {
+    /// A browser tells nothing of the NAT.
+    #[expect(clippy::unused_self, reason = "native targets have something to tell")]
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        None
+    }
+
+    /// There is nothing to take back.
+    #[expect(
+        clippy::unused_self,
+        clippy::unused_async,
+        reason = "as on native targets"
+    )]
+    pub(crate) async fn close(&self) {}
 }
 
 impl Backend for Rtc {

@@ -14,7 +14,7 @@ use crate::{
         candidate::{Candidate, CandidateKind},
     },
     native::{
-        gather::LocalCandidate,
+        gather::{LocalCandidate, Origin},
         rtc::{agent, burst::Burst},
     },
 };
@@ -140,7 +140,7 @@ impl Session {
     /// A socket of ours has been met by the peer.
     pub(in crate::native::rtc) fn adopt(&mut self, local: SocketAddr) {
         let found = LocalCandidate {
-            kind: CandidateKind::Host,
+            origin: Origin::Birthday,
             addr: local,
             base: local,
         };

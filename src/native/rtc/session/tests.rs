@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::{candidate::CandidateKind, signalling::IceCandidate};
+use crate::core::signalling::IceCandidate;
 use futures::task::noop_waker;
 use std::task::{Context, Poll};
 
@@ -18,7 +18,7 @@ fn addr(end: usize) -> SocketAddr {
 
 fn host(end: usize) -> [LocalCandidate; 1] {
     [LocalCandidate {
-        kind: CandidateKind::Host,
+        origin: Origin::Interface,
         addr: addr(end),
         base: addr(end),
     }]
