@@ -149,6 +149,8 @@ impl Node {
             }
         }
         if direct {
+            // The peer's checks come as soon as it has our offer, and ours later than that.
+            self.net.rtc.open_nat(ticket.mapped_addrs());
             for addr in ticket.direct_addrs() {
                 if address::route(addr) == Route::Direct && !targets.direct.contains(addr) {
                     targets.direct.push(addr.clone());

@@ -3,13 +3,18 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures::{StreamExt as _, channel::mpsc as futures_mpsc};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    channel::mpsc as futures_mpsc,
+    future::{BoxFuture, pending},
+};
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol, Swarm, Transport as _,
     core::{muxing::StreamMuxerBox, transport::ListenerId},
@@ -40,7 +45,7 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
-    report::{NatReport, Report},
+    report::{NatMapping, NatReport, Report},
     rtc,
     ticket::Ticket,
 };
@@ -120,6 +125,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         swarm,
+        nat_changed: nat_changed(&net),
         net,
         shared: shared.clone(),
         commands: commands.downgrade(),
@@ -188,6 +194,8 @@ pub(super) struct Node {
     pub(super) swarm: Swarm<Behaviour>,
     /// The sockets, and what is known of the network they are in.
     pub(super) net: backend::Net,
+    /// Resolves when more is known of the NAT.
+    nat_changed: BoxFuture<'static, ()>,
     pub(super) shared: Arc<Shared>,
     /// Weak, so that the loop ends when all handles are gone.
     pub(super) commands: mpsc::WeakSender<Command>,
@@ -273,7 +281,21 @@ enum Input {
     Circuit(circuit::Request<Substream>),
     Timer(Timer),
     Command(Command),
+    NatChanged,
     HandlesGone,
+}
+
+/// Resolves when more is known of the NAT.
+fn nat_changed(net: &backend::Net) -> BoxFuture<'static, ()> {
+    let Some(mut nat) = net.rtc.nat() else {
+        return pending().boxed();
+    };
+    async move {
+        if nat.changed().await.is_err() {
+            pending::<()>().await;
+        }
+    }
+    .boxed()
 }
 
 impl Node {
@@ -288,6 +310,10 @@ impl Node {
                 Input::Circuit(request) => self.on_circuit_request(request),
                 Input::Timer(timer) => self.on_timer(timer),
                 Input::Command(command) => self.on_command(command),
+                Input::NatChanged => {
+                    self.nat_changed = nat_changed(&self.net);
+                    self.refresh_ticket();
+                }
                 Input::HandlesGone => self.begin_shutdown(),
             }
         }
@@ -312,6 +338,9 @@ impl Node {
         }
         if let Poll::Ready(Some(request)) = self.circuit_requests.poll_next_unpin(cx) {
             return Poll::Ready(Input::Circuit(request));
+        }
+        if self.nat_changed.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Input::NatChanged);
         }
         if let Poll::Ready(timer) = self.timers.poll(cx) {
             return Poll::Ready(Input::Timer(timer));
@@ -514,6 +543,23 @@ impl Node {
         usable.into_iter().take(TICKET_DIRECT).collect()
     }
 
+    /// What NATs give our socket, where that is the same for everybody.
+    fn mapped_addresses(&self) -> Vec<SocketAddr> {
+        let Some(nat) = self.net.rtc.nat().filter(|_| self.config.direct) else {
+            return Vec::new();
+        };
+        let nat = nat.borrow();
+        match nat.mapping {
+            NatMapping::AddressDependent | NatMapping::AddressAndPortDependent => Vec::new(),
+            _ => {
+                let seen = nat.stun.iter().filter_map(|server| server.mapped.as_ref());
+                let mut seen: Vec<_> = seen.filter_map(|mapped| mapped.parse().ok()).collect();
+                seen.dedup();
+                seen
+            }
+        }
+    }
+
     pub(super) fn refresh_ticket(&self) {
         let direct = if self.config.direct {
             self.direct_addresses()
@@ -523,7 +569,10 @@ impl Node {
         let mut relays = self.relays.for_ticket();
         relays.truncate(24);
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {
-            Ok(ticket) => self.shared.set_ticket(ticket),
+            Ok(ticket) => {
+                let mapped = self.mapped_addresses();
+                self.shared.set_ticket(ticket.with_mapped(mapped));
+            }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }
     }

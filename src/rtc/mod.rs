@@ -60,6 +60,7 @@ pub use self::{
     stream::Stream,
 };
 pub use crate::core::{
+    birthday::Effort,
     candidate::CandidateKind,
     sdp::SdpError,
     signalling::{MAX_MESSAGE_LEN, SignallingError},
@@ -105,6 +106,9 @@ pub struct Config {
     pub port_mapping: bool,
     /// Time the router has to answer that. Default: [`DEFAULT_PORT_MAPPING_TIMEOUT`].
     pub port_mapping_timeout: Duration,
+    /// How much may be tried to guess the port of a NAT that gives each destination another one;
+    /// `None` guesses none. Native only. Default: [`Effort::default`].
+    pub birthday: Option<Effort>,
     /// Offers answered at the same time; more are refused. Default: [`DEFAULT_MAX_INBOUND`].
     pub max_inbound: usize,
 }
@@ -117,6 +121,7 @@ impl Default for Config {
             stun_timeout: DEFAULT_STUN_TIMEOUT,
             port_mapping: true,
             port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
+            birthday: Some(Effort::default()),
             max_inbound: DEFAULT_MAX_INBOUND,
         }
     }

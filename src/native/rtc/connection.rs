@@ -23,12 +23,13 @@ use super::{
     session::{Outgoing, Session, SessionEvent},
 };
 use crate::{
-    core::signalling::IceCandidate,
+    core::{birthday::Side, signalling::IceCandidate},
     native::{
         gather::Gathered,
         quic::{Connection, Link, Quic},
         socket::{Adopted, Receiver, Sockets},
     },
+    report::NatReport,
     rtc::backend::{self, BackendError, PeerEvent},
 };
 
@@ -118,6 +119,9 @@ impl Receiver for Shared {
     }
 }
 
+/// What is known of the network, now and as it changes.
+pub(super) type Network = (watch::Receiver<Gathered>, watch::Receiver<NatReport>);
+
 /// What a QUIC handshake needs.
 pub(super) struct Handshake {
     pub(super) quic: Quic,
@@ -156,7 +160,7 @@ impl PeerConnection {
     pub(super) fn start(
         session: Session,
         sockets: Sockets,
-        candidates: watch::Receiver<Gathered>,
+        network: Network,
         quic: Option<Handshake>,
     ) -> Self {
         let shared = Arc::new(Shared {
@@ -166,7 +170,7 @@ impl PeerConnection {
             work: Notify::new(),
             ended: Mutex::default(),
         });
-        tokio::spawn(drive(shared.clone(), sockets, candidates, quic));
+        tokio::spawn(drive(shared.clone(), sockets, network, quic));
         Self(shared)
     }
 
@@ -367,7 +371,7 @@ impl Batch {
 async fn drive(
     shared: Arc<Shared>,
     sockets: Sockets,
-    mut candidates: watch::Receiver<Gathered>,
+    (mut candidates, nat): Network,
     mut quic: Option<Handshake>,
 ) {
     let receiver: Arc<dyn Receiver> = shared.clone();
@@ -388,6 +392,7 @@ async fn drive(
             }
             if gathered || session.wants_candidates() {
                 let known = candidates.borrow_and_update();
+                session.set_side(Side::of(nat.borrow().mapping));
                 if known.ready {
                     session.set_local_candidates(&known.candidates);
                 }

@@ -9,7 +9,7 @@ mod dcep;
 mod identity;
 mod session;
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use libp2p::PeerId;
 use tokio::sync::watch;
@@ -18,12 +18,13 @@ use self::{connection::Handshake, identity::Identity, session::Session};
 use super::{
     gather::{Gatherer, Settings},
     quic::{Link, Quic, Route},
-    socket::{Addresses, Sockets},
+    socket::{Addresses, Sockets, any_source},
+    stun,
 };
 use crate::{
     report::NatReport,
     rtc::{
-        Config,
+        Config, Effort,
         backend::{self, BackendError},
     },
 };
@@ -41,6 +42,7 @@ struct Inner {
     sockets: Sockets,
     gatherer: Gatherer,
     identity: Arc<Identity>,
+    birthday: Option<Effort>,
     /// Where peers of our own kind are spoken to in QUIC.
     quic: Option<Quic>,
 }
@@ -82,6 +84,7 @@ impl Backend {
             gatherer: Gatherer::start(&sockets, settings),
             sockets,
             identity: Arc::new(Identity::generate()?),
+            birthday: config.birthday,
             quic,
         })))
     }
@@ -91,6 +94,19 @@ impl Backend {
     /// What is known of the NAT, now and as it changes.
     pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
         Some(self.0.gatherer.nat())
+    }
+
+    /// Opens our NAT for what comes from `addresses`, before anybody there has heard of us.
+    pub(crate) fn open_nat(&self, addresses: &[SocketAddr]) {
+        let indication = stun::message::indication();
+        for address in addresses {
+            // An address that cannot be reached needs no opening.
+            let source = any_source(*address);
+            let _ = self
+                .0
+                .sockets
+                .try_send(source, *address, &indication, indication.len());
+        }
     }
 
     /// Takes back what was asked of the router; takes half a second at most.
@@ -124,11 +140,10 @@ impl backend::Backend for Backend {
             peer,
         });
         let link = handshake.as_ref().map(|quic| quic.link.clone());
-        let session = Session::new(self.0.identity.clone(), link, Instant::now());
-        let candidates = self.0.gatherer.watch();
-        Ok(PeerConnection::start(
-            session, sockets, candidates, handshake,
-        ))
+        let mut session = Session::new(self.0.identity.clone(), link, Instant::now());
+        session.may_guess(self.0.birthday);
+        let network = (self.0.gatherer.watch(), self.0.gatherer.nat());
+        Ok(PeerConnection::start(session, sockets, network, handshake))
     }
 }
 

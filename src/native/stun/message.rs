@@ -59,6 +59,12 @@ pub(crate) fn request(change: Change) -> (TransactionId, Vec<u8>) {
     (id, request.finish())
 }
 
+/// A Binding indication: it asks for nothing, and whoever gets it ignores it (RFC 8489 section 6.3.2).
+pub(crate) fn indication() -> Vec<u8> {
+    let kind = MessageType::from_class_method(MessageClass::Indication, BINDING);
+    Message::builder(kind, TransactionId::generate(), MessageWriteVec::new()).finish()
+}
+
 /// What a server answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Response {

@@ -4,6 +4,8 @@ mod channel;
 mod connection;
 mod stats;
 
+use std::net::SocketAddr;
+
 use js_sys::Array;
 use libp2p::PeerId;
 use tokio::sync::watch;
@@ -28,6 +30,9 @@ pub struct Rtc {
 }
 
 impl Rtc {
+    /// Nothing: a page has no socket to send from.
+    pub(crate) fn open_nat(&self, _: &[SocketAddr]) {}
+
     /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
     pub(crate) fn new(config: &rtc::Config) -> Result<Self, BackendError> {
         Ok(Self {

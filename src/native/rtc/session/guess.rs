@@ -57,9 +57,13 @@ impl Guess {
 }
 
 impl Session {
-    /// Allows to guess ports, and tells our part in it as far as it is known.
-    pub(in crate::native::rtc) fn may_guess(&mut self, effort: Option<Effort>, side: Option<Side>) {
+    /// Allows to guess ports.
+    pub(in crate::native::rtc) fn may_guess(&mut self, effort: Option<Effort>) {
         self.effort = effort;
+    }
+
+    /// Says our part in it, as far as it is known; in time for the description.
+    pub(in crate::native::rtc) fn set_side(&mut self, side: Option<Side>) {
         self.side = side;
     }
 
