@@ -7,4 +7,5 @@ pub(crate) mod frame;
 pub(crate) mod path;
 pub(crate) mod resume;
 pub(crate) mod sdp;
+pub(crate) mod server_url;
 pub(crate) mod signalling;

@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,7 +21,10 @@ use stun_types::{
 };
 use tokio::{sync::watch, task::AbortHandle, time};
 
-use super::socket::{Receiver, Sockets};
+use super::{
+    socket::{Receiver, Sockets},
+    turn::{Hold, LINGER, Relays, Roots, Server},
+};
 use crate::core::candidate::CandidateKind;
 
 /// How often each STUN server is asked again: the shortest NAT mapping timeouts in the field are
@@ -57,6 +60,7 @@ pub(crate) struct Gatherer {
     current: Arc<watch::Sender<Gathered>>,
     /// Kept: the routes know it only weakly.
     _client: Arc<StunClient>,
+    relays: Relays,
     tasks: [AbortHandle; 2],
 }
 
@@ -75,22 +79,35 @@ impl Drop for Gatherer {
 }
 
 impl Gatherer {
-    /// Starts to gather. `servers` are `host:port`. Needs a Tokio runtime.
-    pub(crate) fn start(sockets: Sockets, servers: Vec<String>, timeout: Duration) -> Self {
+    /// Starts to gather. `servers` are `host:port` of STUN servers. Needs a Tokio runtime.
+    pub(crate) fn start(
+        sockets: Sockets,
+        servers: Vec<String>,
+        timeout: Duration,
+        (turn, roots): (Vec<Server>, &Roots),
+    ) -> Self {
         let sender = Arc::new(watch::Sender::new(Gathered::default()));
         let client = Arc::<StunClient>::default();
         let handle: Arc<dyn Receiver> = client.clone();
         sockets.route_stun_client(&handle);
+        let relays = Relays::start(&sockets, turn, roots, LINGER, &sender);
         let hosts = watch_interfaces(sockets.clone(), sender.clone());
         let ask = ask_servers(sockets, servers, timeout, client.clone(), sender.clone());
         Self {
             current: sender,
             _client: client,
+            relays,
             tasks: [
                 tokio::spawn(hosts).abort_handle(),
                 tokio::spawn(ask).abort_handle(),
             ],
         }
+    }
+
+    /// Asks for relayed candidates, which cost a server something, for as long as it lives. A
+    /// connection holds one until it has a path that does without.
+    pub(crate) fn relays(&self) -> Hold {
+        self.relays.hold()
     }
 
     /// The candidates, now and as they change.
@@ -144,10 +161,12 @@ fn publish_hosts(sockets: &Sockets, sender: &watch::Sender<Gathered>, ips: &[IpA
     sender.send_if_modified(|gathered| {
         let mut candidates: Vec<_> = hosts.collect();
         let bases: Vec<_> = candidates.iter().map(|host| host.base).collect();
-        let reflexive = gathered.candidates.iter().filter(|candidate| {
-            candidate.kind == CandidateKind::ServerReflexive && bases.contains(&candidate.base)
+        let others = gathered.candidates.iter().filter(|other| match other.kind {
+            CandidateKind::Host => false,
+            CandidateKind::Relayed => true,
+            _ => bases.contains(&other.base),
         });
-        candidates.extend(reflexive.copied());
+        candidates.extend(others.copied());
         let next = Gathered {
             ready: true,
             candidates,
@@ -249,9 +268,9 @@ impl StunClient {
         let _cleanup = Forget { client: self, id };
         let mut rto = STUN_RTO;
         loop {
-            let source = match server.ip() {
-                IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            let source = match server {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
             };
             sockets.send(source, server, &request, request.len()).await;
             match time::timeout(rto, &mut receiver).await {

@@ -158,6 +158,7 @@ fn rtc_config(config: &Config) -> rtc::Config {
         ice_servers: stun.chain(turn).collect(),
         timeout: config.connect_timeout,
         stun_timeout: config.stun_timeout,
+        turn_ca: config.turn_ca.clone(),
         ..rtc::Config::default()
     }
 }

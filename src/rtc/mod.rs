@@ -47,7 +47,7 @@ mod negotiation;
 mod stream;
 mod transport;
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use futures::channel::mpsc;
 use libp2p::PeerId;
@@ -97,6 +97,9 @@ pub struct Config {
     /// Time a STUN server has to answer, where we ask it ourselves (not in a browser). Default:
     /// [`DEFAULT_STUN_TIMEOUT`].
     pub stun_timeout: Duration,
+    /// A PEM file of certificate authorities to trust for `turns:` besides the public ones, where
+    /// we connect ourselves (not in a browser). Default: none.
+    pub turn_ca: Option<PathBuf>,
     /// Offers answered at the same time; more are refused. Default: [`DEFAULT_MAX_INBOUND`].
     pub max_inbound: usize,
 }
@@ -107,6 +110,7 @@ impl Default for Config {
             ice_servers: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
             stun_timeout: DEFAULT_STUN_TIMEOUT,
+            turn_ca: None,
             max_inbound: DEFAULT_MAX_INBOUND,
         }
     }

@@ -35,14 +35,13 @@ fn config(args: &PeerArgs) -> Result<Config, Error> {
     config.stun.extend_from_slice(&args.stun);
     config.listen.extend_from_slice(&args.bind);
     config.direct &= !args.relay_only;
-    if let (Some(url), Some(username), Some(credential)) =
-        (&args.turn, &args.turn_user, &args.turn_pass)
-    {
-        config.turn.push(TurnServer {
+    config.turn_ca = args.turn_ca.clone().or(config.turn_ca);
+    if let (Some(username), Some(credential)) = (&args.turn_user, &args.turn_pass) {
+        config.turn.extend(args.turn.iter().map(|url| TurnServer {
             url: url.clone(),
             username: username.clone(),
             credential: credential.clone(),
-        });
+        }));
     }
     Ok(config)
 }

@@ -72,7 +72,8 @@ pub(super) fn pair(
     // The agent checks from the base, so what the peer sees of us is looked up: behind a NAT a
     // peer that is not on our own network sees the mapped address.
     let mapped = local.iter().find(|local| {
-        local.base == source && local.kind != CandidateKind::Host && remote != CandidateKind::Host
+        let mapped = local.kind != CandidateKind::Host && remote != CandidateKind::Host;
+        local.base == source && (mapped || local.kind == CandidateKind::Relayed)
     });
     let local = match mapped {
         Some(mapped) => Endpoint {

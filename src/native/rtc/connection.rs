@@ -24,6 +24,7 @@ use crate::{
     native::{
         gather::Gathered,
         socket::{Receiver, Sockets},
+        turn::Hold,
     },
     rtc::backend::{self, BackendError, PeerEvent},
 };
@@ -101,13 +102,14 @@ impl PeerConnection {
         session: Session,
         sockets: Sockets,
         candidates: watch::Receiver<Gathered>,
+        relays: Hold,
     ) -> Self {
         let shared = Arc::new(Shared {
             session: Mutex::new(session),
             work: Notify::new(),
             ended: Mutex::default(),
         });
-        tokio::spawn(drive(shared.clone(), sockets, candidates));
+        tokio::spawn(drive(shared.clone(), sockets, candidates, relays));
         Self(shared)
     }
 
@@ -281,7 +283,7 @@ impl Batch {
             let data = &self.data[start..run.end];
             start = run.end;
             sockets
-                .send(run.source.ip(), run.destination, data, run.segment)
+                .send(run.source, run.destination, data, run.segment)
                 .await;
         }
         self.data.clear();
@@ -290,7 +292,13 @@ impl Batch {
 
 /// Drives a session until it is closed: sends what it has to send, keeps its timers, tells it of
 /// local candidates, and routes datagrams to it.
-async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Receiver<Gathered>) {
+async fn drive(
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    mut candidates: watch::Receiver<Gathered>,
+    relays: Hold,
+) {
+    let mut relays = Some(relays);
     let receiver: Arc<dyn Receiver> = shared.clone();
     let fragment = shared.session().fragment();
     sockets.route_fragment(&fragment, &receiver);
@@ -313,6 +321,9 @@ async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Rec
                 gathered = false;
             }
             session.poll_transmit(now, |datagram| batch.push(datagram));
+            if !session.needs_relay() {
+                drop(relays.take());
+            }
             let timeout = session.poll_timeout();
             (session.take_new_sources(), timeout, session.is_closed())
         };

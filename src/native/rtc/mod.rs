@@ -11,15 +11,20 @@ mod session;
 use std::{fmt, sync::Arc, time::Instant};
 
 use self::{identity::Identity, session::Session};
-use super::{gather::Gatherer, socket::Sockets};
-use crate::rtc::{
-    Config,
-    backend::{self, BackendError},
+use super::{
+    gather::Gatherer,
+    socket::Sockets,
+    turn::{Roots, Server},
+};
+use crate::{
+    core::server_url::{ServerUrl, Service, Transport},
+    rtc::{
+        Config,
+        backend::{self, BackendError},
+    },
 };
 
 use self::connection::PeerConnection;
-
-const STUN_PORT: u16 = 3478;
 
 /// Makes peer connections on one pair of UDP sockets. Public as a parameter of a public type, and
 /// nameable by nobody.
@@ -49,12 +54,13 @@ impl Backend {
             let why = "no Tokio runtime here".to_owned();
             return Err(BackendError::Unavailable(why));
         }
-        let urls = config.ice_servers.iter().flat_map(|server| &server.urls);
-        let stun = urls.filter(|url| url.starts_with("stun:"));
-        let stun = stun.map(|url| parse_stun(url)).collect::<Result<_, _>>()?;
-        let sockets = Sockets::bind(0).map_err(|error| BackendError::Io(error.to_string()))?;
+        let io = |error: std::io::Error| BackendError::Io(error.to_string());
+        let (stun, turn) = servers(config)?;
+        let roots = Roots::load(config.turn_ca.as_deref()).map_err(io)?;
+        let sockets = Sockets::bind(0).map_err(io)?;
+        let gatherer = Gatherer::start(sockets.clone(), stun, config.stun_timeout, (turn, &roots));
         Ok(Self(Arc::new(Inner {
-            gatherer: Gatherer::start(sockets.clone(), stun, config.stun_timeout),
+            gatherer,
             sockets,
             identity: Arc::new(Identity::generate()?),
         })))
@@ -71,39 +77,33 @@ impl backend::Backend for Backend {
             session,
             sockets,
             self.0.gatherer.watch(),
+            self.0.gatherer.relays(),
         ))
     }
 }
 
-/// `host:port` of a `stun:` URL (RFC 7064).
-pub(crate) fn parse_stun(url: &str) -> Result<String, BackendError> {
-    let invalid = || BackendError::Io(format!("not a STUN server: {url}"));
-    let rest = url.strip_prefix("stun:").ok_or_else(invalid)?;
-    let bare_v6 = rest.starts_with('[') && rest.ends_with(']');
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !bare_v6 => (host, port.parse().map_err(|_| invalid())?),
-        _ => (rest, STUN_PORT),
-    };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || port == 0 || (host.contains(':') && !bracketed) {
-        return Err(invalid());
-    }
-    Ok(format!("{host}:{port}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stun_urls() {
-        let parse = |url| parse_stun(url).ok();
-        assert_eq!(parse("stun:a.example").as_deref(), Some("a.example:3478"));
-        assert_eq!(parse("stun:192.0.2.1:99").as_deref(), Some("192.0.2.1:99"));
-        assert_eq!(parse("stun:[::1]").as_deref(), Some("[::1]:3478"));
-        assert_eq!(parse("stun:[::1]:9").as_deref(), Some("[::1]:9"));
-        for url in ["turn:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0"] {
-            assert!(parse_stun(url).is_err(), "{url}");
+/// The servers of `config` that are of use here: STUN ones as `host:port`, and TURN ones.
+fn servers(config: &Config) -> Result<(Vec<String>, Vec<Server>), BackendError> {
+    let (mut stun, mut turn) = (Vec::new(), Vec::new());
+    for server in &config.ice_servers {
+        for text in &server.urls {
+            let invalid = |why: &dyn fmt::Display| BackendError::Io(format!("{text}: {why}"));
+            let url: ServerUrl = text.parse().map_err(|error| invalid(&error))?;
+            match url.service {
+                Service::Stun if url.host.contains(':') => {
+                    stun.push(format!("[{}]:{}", url.host, url.port));
+                }
+                Service::Stun => stun.push(format!("{}:{}", url.host, url.port)),
+                Service::Stuns | Service::Turn(Transport::Dtls) => {
+                    return Err(invalid(&"cannot be used on this target"));
+                }
+                Service::Turn(_) => turn.push(Server {
+                    url,
+                    username: server.username.clone().unwrap_or_default(),
+                    credential: server.credential.clone().unwrap_or_default(),
+                }),
+            }
         }
     }
+    Ok((stun, turn))
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     core::{
-        candidate::{Candidate, CandidateTransport},
+        candidate::{Candidate, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -303,6 +303,17 @@ impl Session {
     /// Whether a description waits for local candidates.
     pub(super) fn wants_candidates(&self) -> bool {
         matches!(self.phase, Phase::Offering | Phase::Answering)
+    }
+
+    /// Whether a relayed address of ours carries the connection, or may yet be what makes it.
+    pub(super) fn needs_relay(&self) -> bool {
+        match self.nominated {
+            Some((source, _)) if self.connected => self
+                .local
+                .iter()
+                .any(|local| local.kind == CandidateKind::Relayed && local.base == source),
+            _ => true,
+        }
     }
 
     fn describe(&self, candidates: Vec<Candidate>) -> String {
@@ -643,7 +654,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{candidate::CandidateKind, signalling::IceCandidate};
+    use crate::core::signalling::IceCandidate;
     use futures::task::noop_waker;
     use std::task::{Context, Poll};
 
