@@ -1,11 +1,12 @@
 //! Every number and address a user can set, the same in Rust, TOML, JSON and JavaScript.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::server_url::{ServerUrl, Service},
     error::{Error, ErrorKind},
     ticket::relay_id,
 };
@@ -63,8 +64,13 @@ pub struct Config {
     /// TCP connection, which no peer can send to. Defaults to none; a relay started by
     /// `throughline serve` is two.
     pub stun: Vec<String>,
-    /// TURN servers (RFC 8656). At most 16. Used by browsers; defaults to none.
+    /// TURN servers (RFC 8656), asked for a relayed address when a connection is tried and no
+    /// sooner. At most 16. Defaults to none; `throughline serve` can be one.
     pub turn: Vec<TurnServer>,
+    /// A PEM file of certificate authorities to trust for `turns:`, besides the public ones of the
+    /// web. Native only; ignored in a browser, which has its own. Defaults to none.
+    #[serde(alias = "turnCa")]
+    pub turn_ca: Option<PathBuf>,
     /// Addresses to listen on, native only; ignored in a browser. Defaults to an ephemeral port of
     /// every interface over QUIC and TCP.
     pub listen: Vec<String>,
@@ -147,6 +153,7 @@ impl Default for Config {
             relay_reservations: RELAY_RESERVATIONS,
             stun: Vec::new(),
             turn: Vec::new(),
+            turn_ca: None,
             listen: Vec::new(),
             protocols: Vec::new(),
             direct: true,
@@ -203,28 +210,13 @@ impl Config {
         for protocol in &self.protocols {
             check_protocol(protocol)?;
         }
-        for (field, urls, schemes) in [
-            ("stun", self.stun.iter().collect::<Vec<_>>(), &["stun:"][..]),
-            (
-                "turn",
-                self.turn.iter().map(|t| &t.url).collect(),
-                &["turn:", "turns:"][..],
-            ),
-        ] {
-            for url in urls {
-                if !schemes
-                    .iter()
-                    .any(|s| url.starts_with(s) && url.len() > s.len())
-                {
-                    return Err(Error::new(
-                        ErrorKind::InvalidConfig,
-                        format!(
-                            "{field}: `{url}` is not of the form {}host[:port]",
-                            schemes[0]
-                        ),
-                    ));
-                }
-            }
+        for url in &self.stun {
+            server_url("stun", url, |service| service == Service::Stun)?;
+        }
+        for server in &self.turn {
+            server_url("turn", &server.url, |service| {
+                matches!(service, Service::Turn(_))
+            })?;
         }
         let millis = |name, d: Duration, least, most| {
             in_range(
@@ -282,6 +274,25 @@ pub(crate) fn check_protocol(name: &str) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// The URL of a server that offers what `is_fit` asks for.
+pub(crate) fn server_url(
+    field: &str,
+    url: &str,
+    is_fit: impl Fn(Service) -> bool,
+) -> Result<ServerUrl, Error> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        let message = format!("{field}: `{url}` {why}");
+        Err(Error::new(ErrorKind::InvalidConfig, message))
+    };
+    match url.parse::<ServerUrl>() {
+        Ok(parsed) if is_fit(parsed.service) => Ok(parsed),
+        Ok(_) => refuse(&format_args!(
+            "is not the URL of a server that can be used for {field}"
+        )),
+        Err(error) => refuse(&error),
+    }
 }
 
 fn parse_all(field: &str, texts: &[String]) -> Result<Vec<Multiaddr>, Error> {

@@ -12,4 +12,5 @@ pub(crate) mod path;
 pub(crate) mod quic;
 pub(crate) mod resume;
 pub(crate) mod sdp;
+pub(crate) mod server_url;
 pub(crate) mod signalling;

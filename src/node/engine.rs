@@ -174,6 +174,7 @@ fn rtc_config(config: &Config) -> rtc::Config {
         stun_timeout: config.stun_timeout,
         port_mapping: config.port_mapping && config.direct,
         port_mapping_timeout: config.port_mapping_timeout,
+        turn_ca: config.turn_ca.clone(),
         ..rtc::Config::default()
     }
 }

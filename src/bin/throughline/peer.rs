@@ -36,14 +36,13 @@ fn config(args: &PeerArgs) -> Result<Config, Error> {
     config.listen.extend_from_slice(&args.bind);
     config.direct &= !args.relay_only;
     config.port_mapping &= !args.no_port_mapping;
-    if let (Some(url), Some(username), Some(credential)) =
-        (&args.turn, &args.turn_user, &args.turn_pass)
-    {
-        config.turn.push(TurnServer {
+    config.turn_ca = args.turn_ca.clone().or(config.turn_ca);
+    if let (Some(username), Some(credential)) = (&args.turn_user, &args.turn_pass) {
+        config.turn.extend(args.turn.iter().map(|url| TurnServer {
             url: url.clone(),
             username: username.clone(),
             credential: credential.clone(),
-        });
+        }));
     }
     Ok(config)
 }

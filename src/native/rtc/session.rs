@@ -29,7 +29,7 @@ use super::{
 use crate::{
     core::{
         birthday::{Effort, Side},
-        candidate::{Candidate, CandidateTransport},
+        candidate::{Candidate, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -358,6 +358,17 @@ impl Session {
     /// Whether a description waits for local candidates.
     pub(super) fn wants_candidates(&self) -> bool {
         matches!(self.phase, Phase::Offering | Phase::Answering)
+    }
+
+    /// Whether a relayed address of ours carries the connection, or may yet be what makes it.
+    pub(super) fn needs_relay(&self) -> bool {
+        match self.nominated {
+            Some((source, _)) if self.connected => self
+                .local
+                .iter()
+                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
+            _ => true,
+        }
     }
 
     fn describe(&self, candidates: Vec<Candidate>) -> String {
