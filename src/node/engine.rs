@@ -277,6 +277,8 @@ impl Node {
                 Input::HandlesGone => self.begin_shutdown(),
             }
         }
+        // First: what ends with it says so to servers, and the program may end with the reply.
+        drop(self.swarm);
         for reply in self.shutdown {
             let _ = reply.send(());
         }
