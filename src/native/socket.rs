@@ -3,7 +3,8 @@
 //! One socket is one NAT mapping to learn, to map and to keep alive. Datagrams are told apart by
 //! their first byte (RFC 7983, RFC 9443) and their source: STUN requests by the username fragment
 //! they are addressed to, STUN responses by transaction, DTLS by the address it comes from, QUIC by
-//! the connection id it goes to.
+//! the connection id it goes to. What TURN servers send and relay goes through their clients, and so
+//! does what is sent from a relayed address.
 
 use std::{
     collections::HashMap,

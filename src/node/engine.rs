@@ -319,6 +319,9 @@ impl Node {
             }
         }
         self.net.rtc.close().await;
+        // First: what ends with it says so to servers, and the program may end with the reply.
+        drop(self.swarm);
+        drop(self.net);
         for reply in self.shutdown {
             let _ = reply.send(());
         }

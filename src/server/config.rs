@@ -233,7 +233,8 @@ impl Default for StunLimits {
 pub struct TurnConfig {
     /// What credentials are made from: user names are `expiry:id`, passwords the HMAC-SHA1 of them
     /// in base64, as other TURN servers have it. Never printed by `Debug`. Default none: there is
-    /// no TURN server. The program makes one, see [`turn_secret`](super::turn_secret).
+    /// no TURN server. The program makes one, see [`turn_secret`](super::turn_secret). Pages get
+    /// credentials from `/config.json`: whoever reaches that may use the server.
     pub secret: Option<String>,
     /// The realm of the credentials, 1 to 128 bytes. Default `throughline`.
     pub realm: String,

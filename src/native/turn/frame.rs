@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn what_is_not_turn_ends_the_stream() {
-        assert_eq!(first(b"HTTP/1.1 400 Bad Request"), Err(NotTurn));
+        assert_eq!(first(b"SSH-2.0-OpenSSH_9.2"), Err(NotTurn));
         assert_eq!(first(&[0x50, 0, 0, 0]), Err(NotTurn));
         let mut message = stun(8);
         message[4] = 0;

@@ -12,6 +12,7 @@ mod tls;
 use std::{
     fmt, io,
     net::SocketAddr,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -184,7 +185,7 @@ impl Task {
 
     /// Holds an allocation until nobody needs it; tries an address of each family.
     async fn allocate(&self) -> Result<(), Failure> {
-        let mut released = std::pin::pin!(released(self.demand.clone(), self.linger));
+        let mut released = pin!(released(self.demand.clone(), self.linger));
         let host = (self.server.url.host.as_str(), self.server.url.port);
         let found = tokio::select! {
             () = &mut released => return Ok(()),
@@ -200,45 +201,53 @@ impl Task {
         let mut result = Err(Failure::Name);
         for addr in first.into_iter().chain(found.iter().find(other).copied()) {
             result = match self.server.url.service {
-                Service::Turn(Transport::Udp) => {
-                    if self.sockets.port(addr.ip()).is_none() {
-                        continue;
-                    }
-                    let allocation = Allocation::over_udp(&self.server, addr, &self.sockets);
-                    let offer = self.offer(&allocation);
-                    if !self.sockets.route_server(addr, &offer.carrier) {
-                        return Err(Failure::Duplicate);
-                    }
-                    allocation.drive(OPEN_TIMEOUT, &mut released, &offer).await
-                }
-                Service::Turn(transport) => {
-                    let tls = (transport == Transport::Tls).then_some(&self.roots);
-                    let opened = stream::open(addr, &self.server.url.host, tls);
-                    let stream = tokio::select! {
-                        () = &mut released => return Ok(()),
-                        opened = time::timeout(OPEN_TIMEOUT, opened) => opened,
-                    };
-                    match stream {
-                        Ok(Ok(stream)) => {
-                            let allocation =
-                                Allocation::over_stream(&self.server, addr, &self.sockets);
-                            let offer = self.offer(&allocation);
-                            tokio::select! {
-                                ended = allocation.drive(OPEN_TIMEOUT, &mut released, &offer) => ended,
-                                failure = stream::carry(stream, &allocation) => Err(failure),
-                            }
-                        }
-                        Ok(Err(error)) => Err(Failure::Connect(error)),
-                        Err(_) => Err(Failure::Timeout),
-                    }
-                }
-                Service::Stun | Service::Stuns => return Err(Failure::Name),
+                Service::Turn(Transport::Udp) => self.over_udp(addr, &mut released).await,
+                _ => self.over_stream(addr, &mut released).await,
             };
             if result.is_ok() {
                 break;
             }
         }
         result
+    }
+
+    async fn over_udp(
+        &self,
+        addr: SocketAddr,
+        released: &mut Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Failure> {
+        if self.sockets.port(addr.ip()).is_none() {
+            return Err(Failure::Name);
+        }
+        let allocation = Allocation::over_udp(&self.server, addr, &self.sockets);
+        let offer = self.offer(&allocation);
+        if !self.sockets.route_server(addr, &offer.carrier) {
+            return Err(Failure::Duplicate);
+        }
+        allocation.drive(OPEN_TIMEOUT, released, &offer).await
+    }
+
+    async fn over_stream(
+        &self,
+        addr: SocketAddr,
+        released: &mut Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Failure> {
+        let over_tls = self.server.url.service == Service::Turn(Transport::Tls);
+        let tls = over_tls.then_some(&self.roots);
+        let opened = stream::open(addr, &self.server.url.host, tls);
+        let stream = tokio::select! {
+            () = &mut *released => return Ok(()),
+            opened = time::timeout(OPEN_TIMEOUT, opened) => opened,
+        };
+        let stream = stream
+            .map_err(|_| Failure::Timeout)?
+            .map_err(Failure::Connect)?;
+        let allocation = Allocation::over_stream(&self.server, addr, &self.sockets);
+        let offer = self.offer(&allocation);
+        tokio::select! {
+            ended = allocation.drive(OPEN_TIMEOUT, released, &offer) => ended,
+            failure = stream::carry(stream, &allocation) => Err(failure),
+        }
     }
 
     fn offer(&self, allocation: &Arc<Allocation>) -> Offer {
