@@ -4,7 +4,7 @@
 mod agent;
 mod association;
 mod connection;
-mod dcep;
+pub(crate) mod dcep;
 mod identity;
 mod session;
 
