@@ -15,6 +15,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// RFC 8489 section 6.2.1 gives up after 39.5 s; an answer later than this is of no use to ICE.
 const STUN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Routers answer within 1 s or not at all; a mapping that comes later is taken all the same.
+const PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A relay that takes longer than this to be reached is worse than the next one.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Three tries: in field studies 97.6 % of hole punches that succeed do so at the first.
@@ -56,8 +58,10 @@ pub struct Config {
     /// to 2: one relay may die unnoticed.
     #[serde(alias = "relayReservations")]
     pub relay_reservations: usize,
-    /// STUN servers, as `stun:host[:port]` (RFC 7064), all asked at once. At most 16. Defaults to
-    /// none; a relay started by `throughline serve` is one.
+    /// STUN servers, as `stun:host[:port]` (RFC 7064), all asked at once. At most 16. Two tell what
+    /// kind of NAT there is. STUN over TLS (`stuns:`) is refused: it would tell the address of a
+    /// TCP connection, which no peer can send to. Defaults to none; a relay started by
+    /// `throughline serve` is two.
     pub stun: Vec<String>,
     /// TURN servers (RFC 8656). At most 16. Used by browsers; defaults to none.
     pub turn: Vec<TurnServer>,
@@ -86,6 +90,19 @@ pub struct Config {
     /// Defaults to 5 s; an offer never waits for it.
     #[serde(rename = "stun_timeout_ms", alias = "stunTimeoutMs", with = "millis")]
     pub stun_timeout: Duration,
+    /// Whether to ask the router to forward a UDP port to this machine, by PCP, NAT-PMP or
+    /// UPnP-IGD; native only. The mapping is renewed while the connector lives and removed when it
+    /// is closed. Defaults to `true`: behind a NAT that nothing else opens, it is what connects.
+    #[serde(alias = "portMapping")]
+    pub port_mapping: bool,
+    /// How long the router may take to answer that. 100 ms to 1 min. Defaults to 5 s; nothing
+    /// waits for it.
+    #[serde(
+        rename = "port_mapping_timeout_ms",
+        alias = "portMappingTimeoutMs",
+        with = "millis"
+    )]
+    pub port_mapping_timeout: Duration,
     /// How often a direct path is tried for in the background after a failure. 0 to 100; 0 tries
     /// once. Defaults to 3.
     #[serde(alias = "upgradeTries")]
@@ -136,6 +153,8 @@ impl Default for Config {
             connect_timeout: CONNECT_TIMEOUT,
             relay_timeout: RELAY_TIMEOUT,
             stun_timeout: STUN_TIMEOUT,
+            port_mapping: true,
+            port_mapping_timeout: PORT_MAPPING_TIMEOUT,
             upgrade_tries: UPGRADE_TRIES,
             upgrade_backoff: UPGRADE_BACKOFF,
             resume_timeout: RESUME_TIMEOUT,
@@ -185,15 +204,11 @@ impl Config {
             check_protocol(protocol)?;
         }
         for (field, urls, schemes) in [
-            (
-                "stun",
-                self.stun.iter().collect::<Vec<_>>(),
-                ["stun:", "stuns:"],
-            ),
+            ("stun", self.stun.iter().collect::<Vec<_>>(), &["stun:"][..]),
             (
                 "turn",
                 self.turn.iter().map(|t| &t.url).collect(),
-                ["turn:", "turns:"],
+                &["turn:", "turns:"][..],
             ),
         ] {
             for url in urls {
@@ -222,6 +237,8 @@ impl Config {
         millis("connect_timeout_ms", self.connect_timeout, 100, 600_000)?;
         millis("relay_timeout_ms", self.relay_timeout, 100, 600_000)?;
         millis("stun_timeout_ms", self.stun_timeout, 100, 60_000)?;
+        let mapping = self.port_mapping_timeout;
+        millis("port_mapping_timeout_ms", mapping, 100, 60_000)?;
         millis("upgrade_backoff_ms", self.upgrade_backoff, 10, 600_000)?;
         millis("resume_timeout_ms", self.resume_timeout, 0, 3_600_000)?;
         millis("idle_timeout_ms", self.idle_timeout, 0, 3_600_000)?;
@@ -341,6 +358,9 @@ mod tests {
         let error = with(|c| c.relays = vec!["/ip4/192.0.2.1/tcp/1".into()]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidAddress);
         with(|c| c.stun = vec!["192.0.2.1".into()]).unwrap_err();
+        with(|c| c.stun = vec!["stuns:192.0.2.1".into()]).unwrap_err();
+        with(|c| c.port_mapping_timeout = Duration::from_secs(60)).unwrap();
+        with(|c| c.port_mapping_timeout = Duration::from_secs(61)).unwrap_err();
         with(|c| c.protocols = vec![String::new()]).unwrap_err();
     }
 

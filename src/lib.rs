@@ -31,12 +31,14 @@
 //!
 //! # Inside
 //! Arrows only point down this list: the public types at the crate root; `node`, the event loop;
-//! [`rtc`], libp2p's `/webrtc` as a transport and behaviour; `native` and `wasm`, the thin
+//! [`rtc`], libp2p's `/webrtc` as a transport and behaviour, and `circuit`, the dialler of relay
+//! circuits; `native` and `wasm`, the thin
 //! backends; `core`, pure policy without IO.
 
 #![warn(missing_docs, unreachable_pub, unused_qualifications)]
 #![forbid(unsafe_code)]
 
+mod circuit;
 mod config;
 mod connection;
 mod connector;
@@ -73,6 +75,9 @@ pub use connector::{Builder, Connector};
 pub use error::{Error, ErrorKind};
 pub use event::{Attempt, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy};
 pub use identity::{Identity, PeerId};
-pub use report::{RelayReport, Report};
+pub use report::{
+    MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
+    Report, StunReport,
+};
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;

@@ -1,6 +1,10 @@
 //! What one peer hands to another so that it can be reached.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use data_encoding::BASE64URL_NOPAD;
 use multiaddr::{Multiaddr, Protocol};
@@ -15,6 +19,9 @@ use crate::{
 const PREFIX: &str = "tl1";
 /// Enough for two relays with every transport each, and some hosts; bounds what a ticket makes us dial.
 const MAX_ADDRESSES: usize = 32;
+/// One for each address family and NAT that a peer may be behind; also how many datagrams a ticket
+/// makes us send unasked.
+const MAX_MAPPED: usize = 4;
 /// The longest multiaddress in use (`/webrtc-direct` with certificate hash and name) has about 200.
 const MAX_ADDRESS_BYTES: usize = 512;
 /// A bound for what is looked at: 32 addresses of ordinary length are below 4 KiB.
@@ -34,6 +41,9 @@ pub struct Ticket {
     resumable: bool,
     relays: Vec<Multiaddr>,
     addresses: Vec<Multiaddr>,
+    /// What STUN servers see of the peer's UDP socket: not to be dialled, but a datagram from us
+    /// there opens our NAT for the peer, before it has heard of us.
+    mapped: Vec<SocketAddr>,
 }
 
 impl Ticket {
@@ -77,6 +87,7 @@ impl Ticket {
     #[must_use]
     pub fn without_addresses(mut self) -> Self {
         self.addresses.clear();
+        self.mapped.clear();
         self
     }
 
@@ -111,7 +122,19 @@ impl Ticket {
             resumable,
             relays,
             addresses,
+            mapped: Vec::new(),
         })
+    }
+
+    /// With the addresses that NATs give the peer's socket; the first few count.
+    pub(crate) fn with_mapped(mut self, mapped: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.mapped = mapped.into_iter().take(MAX_MAPPED).collect();
+        self
+    }
+
+    /// The addresses that NATs give the peer's socket.
+    pub(crate) fn mapped_addrs(&self) -> &[SocketAddr] {
+        &self.mapped
     }
 
     pub(crate) fn is_resumable(&self) -> bool {
@@ -140,8 +163,8 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 /// Layout before base64url: a byte that is 1 for a peer with resumable streams, else 0; the peer id;
-/// relays; addresses. Each list is a count byte, each item a two-byte big-endian length and the
-/// item's binary form.
+/// relays; addresses; mapped addresses. Each list is a count byte, each item a two-byte big-endian
+/// length and the item's binary form, which for a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(256);
@@ -158,6 +181,15 @@ impl fmt::Display for Ticket {
                 item(&mut bytes, address.as_ref());
             }
         }
+        bytes.push(self.mapped.len() as u8);
+        for address in &self.mapped {
+            let mut part = match address.ip() {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            part.extend_from_slice(&address.port().to_be_bytes());
+            item(&mut bytes, &part);
+        }
         write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
     }
 }
@@ -169,6 +201,7 @@ impl fmt::Debug for Ticket {
             .field("resumable", &self.resumable)
             .field("relays", &self.relays.len())
             .field("addresses", &self.addresses.len())
+            .field("mapped", &self.mapped.len())
             .finish()
     }
 }
@@ -197,10 +230,12 @@ impl FromStr for Ticket {
             .map_err(|_| invalid("the peer id is malformed"))?;
         let relays = reader.addresses("relay")?;
         let addresses = reader.addresses("address")?;
+        let mapped = reader.mapped()?;
         if !reader.0.is_empty() {
             return Err(invalid("bytes left over at the end"));
         }
-        Self::checked(PeerId(peer), resumable, relays, addresses)
+        let ticket = Self::checked(PeerId(peer), resumable, relays, addresses)?;
+        Ok(ticket.with_mapped(mapped))
     }
 }
 
@@ -224,6 +259,20 @@ impl<'a> Reader<'a> {
         )
     }
 
+    fn mapped(&mut self) -> Result<Vec<SocketAddr>, Error> {
+        const WHAT: &str = "mapped address";
+        let count = usize::from(self.take(1, WHAT)?[0]);
+        if count > MAX_MAPPED {
+            return Err(invalid(format!("more than {MAX_MAPPED} of {WHAT}")));
+        }
+        (0..count)
+            .map(|index| {
+                let item = self.item(WHAT)?;
+                socket_addr(item).ok_or_else(|| invalid(format!("{WHAT} {index} is malformed")))
+            })
+            .collect()
+    }
+
     fn addresses(&mut self, what: &str) -> Result<Vec<Multiaddr>, Error> {
         let count = usize::from(self.take(1, what)?[0]);
         if count > MAX_ADDRESSES {
@@ -236,6 +285,16 @@ impl<'a> Reader<'a> {
             })
             .collect()
     }
+}
+
+/// An IP address and a port, in network byte order.
+fn socket_addr(bytes: &[u8]) -> Option<SocketAddr> {
+    let (ip, port) = bytes.split_last_chunk()?;
+    let ip = match ip.len() {
+        4 => <[u8; 4]>::try_from(ip).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(ip).ok().map(IpAddr::from),
+    };
+    Some(SocketAddr::new(ip?, u16::from_be_bytes(*port)))
 }
 
 impl Serialize for Ticket {
@@ -266,6 +325,7 @@ mod tests {
             ["/ip4/192.0.2.7/udp/9/quic-v1".to_owned()],
         )
         .unwrap()
+        .with_mapped(["203.0.113.5:7", "[2001:db8::1]:8"].map(|a| a.parse().unwrap()))
     }
 
     #[test]

@@ -24,6 +24,11 @@ struct Program {
 fn throughline(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
     command.args(arguments).env_remove("RUST_LOG");
+    let is_peer = |command: &&str| ["listen", "connect", "ping", "netcheck"].contains(command);
+    if arguments.first().is_some_and(is_peer) {
+        // No router is asked from here.
+        command.arg("--no-port-mapping");
+    }
     command
 }
 
@@ -490,7 +495,17 @@ fn throughput_is_measured_both_ways() {
 fn ping_and_netcheck() {
     let (_server, ready) = serve();
     let address = relay(&ready, "/ws/");
-    let (events, status) = Program::start(&["netcheck", "--relay", address]).finish();
+    let stun = |i: usize| ready["stun"][i].as_str().unwrap();
+    let line = [
+        "netcheck",
+        "--relay",
+        address,
+        "--stun",
+        stun(0),
+        "--stun",
+        stun(1),
+    ];
+    let (events, status) = Program::start(&line).finish();
     assert!(status.success(), "{events:#?}");
     let report = &events[0];
     assert_eq!(report["event"], "report");
@@ -499,6 +514,17 @@ fn ping_and_netcheck() {
         &["peer_id", "relays", "listening", "observed", "strategies"],
     );
     assert_eq!(report["relays"][0]["reserved"], true);
+    assert!(report["relays"][0]["rtt_ms"].as_f64().is_some());
+    let nat = &report["nat"];
+    has_fields(nat, &["external", "mapped", "port_step", "protocols"]);
+    assert_eq!(nat["mapping"], "none");
+    assert_eq!(nat["ports"], "preserved");
+    // The server's two ports have one address.
+    assert_eq!(nat["filtering"], "address_dependent");
+    assert_eq!(nat["port_mapping"], "off");
+    for server in nat["stun"].as_array().unwrap() {
+        assert!(server["rtt_ms"].as_f64().is_some(), "{server}");
+    }
 
     let (_server, _listener, ticket) = listening(&["--echo"]);
     let (events, status) = Program::start(&["ping", &ticket, "--count", "2"]).finish();

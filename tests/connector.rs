@@ -26,6 +26,7 @@ fn config(relays: &[&Server]) -> Config {
         "/ip4/127.0.0.1/udp/0/quic-v1".into(),
         "/ip4/127.0.0.1/tcp/0".into(),
     ];
+    config.port_mapping = false;
     config
 }
 
@@ -264,8 +265,8 @@ async fn until(condition: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn no_relay_is_an_error_that_names_it() {
-    let mut config = Config::default();
-    let id = Connector::builder().bind().await.unwrap().peer_id();
+    let mut config = config(&[]);
+    let id = peer(config.clone()).await.peer_id();
     config.relays = vec![format!("/ip4/127.0.0.1/tcp/1/p2p/{id}")];
     let error = Connector::builder()
         .config(config)

@@ -15,7 +15,10 @@ export interface IceServer {
 export interface Config {
   /** Relays to be reached through: multiaddresses ending in `/p2p/<id>`. Defaults to none. */
   readonly relays?: readonly string[];
-  /** STUN and TURN servers. Defaults to none, so that nobody is asked without your knowledge. */
+  /**
+   * STUN and TURN servers. Defaults to none, so that nobody is asked without your knowledge. STUN over
+   * TLS (`stuns:`) is refused, as on native targets, where it finds no address that a peer can send to.
+   */
   readonly iceServers?: readonly IceServer[];
   /** Protocol names that stock libp2p peers may open streams with. Defaults to none. */
   readonly protocols?: readonly string[];
@@ -33,6 +36,10 @@ export interface Config {
   readonly relayTimeoutMs?: number;
   /** How long a STUN server may take to answer. Defaults to 5,000 ms; nothing waits for it. */
   readonly stunTimeoutMs?: number;
+  /** Whether a native peer asks its router to forward a port; without effect in a browser. */
+  readonly portMapping?: boolean;
+  /** How long the router may take to answer that. Defaults to 5,000 ms. */
+  readonly portMappingTimeoutMs?: number;
   /** How often a direct path is tried for after a failure. 0 to 100, defaults to 3. */
   readonly upgradeTries?: number;
   /** The pause before the first of those tries; it doubles each time. Defaults to 2,000 ms. */

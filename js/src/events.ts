@@ -51,12 +51,37 @@ export interface RelayReport {
   readonly rttMs?: number | null;
 }
 
+/** One STUN server in a {@link NatReport}. */
+export interface StunReport {
+  readonly server: string;
+  readonly mapped?: string | null;
+  readonly rttMs?: number | null;
+  readonly error?: string | null;
+}
+
+/** The NAT before a connector, as far as it is known; a browser does not tell. */
+export interface NatReport {
+  /** When it reuses a mapping. */
+  readonly mapping: "unknown" | "none" | "endpoint_independent" | "address_dependent" | "address_and_port_dependent";
+  /** Whom it lets in. */
+  readonly filtering: "unknown" | "endpoint_independent" | "address_dependent" | "address_and_port_dependent";
+  /** How it picks ports. */
+  readonly ports: "unknown" | "preserved" | "contiguous" | "random";
+  readonly portStep?: number | null;
+  readonly external: readonly string[];
+  readonly stun: readonly StunReport[];
+  readonly portMapping: "off" | "searching" | "unavailable" | "useless" | "mapped";
+  readonly mapped?: string | null;
+  readonly protocols: { readonly upnp: boolean; readonly natPmp: boolean; readonly pcp: boolean };
+}
+
 /** What a connector knows about its own network position now. */
 export interface Report {
   readonly peerId: string;
   readonly relays: readonly RelayReport[];
   readonly listening: readonly string[];
   readonly observed: readonly string[];
+  readonly nat: NatReport;
   readonly connections: number;
   readonly strategies: readonly Strategy[];
 }

@@ -3,6 +3,16 @@ export type { Config, CreateOptions, IceServer } from "./config.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";
 export { errorCodes, ThroughlineError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
-export type { Attempt, Path, PathEvent, PathKind, RelayReport, Report, Strategy } from "./events.js";
+export type {
+  Attempt,
+  NatReport,
+  Path,
+  PathEvent,
+  PathKind,
+  RelayReport,
+  Report,
+  Strategy,
+  StunReport,
+} from "./events.js";
 export { load, type WasmSource } from "./load.js";
 export type { DuplexStream, IncomingStream } from "./streams.js";

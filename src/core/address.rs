@@ -30,6 +30,21 @@ pub(crate) fn relay_part(address: &Multiaddr) -> Option<Multiaddr> {
     Some(address.iter().take(at).collect())
 }
 
+/// The relay and the peer of `…/p2p/<relay>/p2p-circuit/p2p/<peer>`.
+pub(crate) fn circuit_ends(address: &Multiaddr) -> Option<(PeerId, PeerId)> {
+    let mut parts = address.iter().skip_while(|p| *p != Protocol::P2pCircuit);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(_), Some(Protocol::P2p(peer)), None) => {
+            let relay = relay_part(address)?;
+            match relay.iter().last() {
+                Some(Protocol::P2p(relay)) => Some((relay, peer)),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
 /// `<relay>/p2p-circuit`, to reserve on a relay whose address ends in `/p2p/<relay>`.
 pub(crate) fn reservation(relay: &Multiaddr) -> Multiaddr {
     relay.clone().with(Protocol::P2pCircuit)
@@ -82,12 +97,19 @@ mod tests {
     fn puts_together_what_it_takes_apart() {
         let relay: Multiaddr = RELAY.parse().unwrap();
         let peer: PeerId = PEER.parse().unwrap();
+        let Some(Protocol::P2p(relay_id)) = relay.iter().last() else {
+            panic!("{relay} has no peer id");
+        };
         let circuit = circuit(&relay, peer);
         assert_eq!(
             circuit.to_string(),
             format!("{RELAY}/p2p-circuit/p2p/{PEER}")
         );
         assert_eq!(route(&circuit), Route::Circuit(relay.clone()));
+        assert_eq!(circuit_ends(&circuit), Some((relay_id, peer)));
+        assert_eq!(circuit_ends(&reservation(&relay)), None);
+        assert_eq!(circuit_ends(&webrtc(&relay, peer)), None);
+        assert_eq!(circuit_ends(&relay), None);
         assert_eq!(route(&webrtc(&relay, peer)), Route::WebRtc);
         assert_eq!(route(&relay), Route::Direct);
         assert_eq!(with_peer(&relay, peer), None);

@@ -41,6 +41,11 @@ impl fmt::Display for CandidateKind {
     }
 }
 
+/// The extension attribute and its value that tell a peer of ours that a candidate is a port
+/// mapping; others skip it (RFC 8839 section 5.1).
+const ORIGIN_ATTRIBUTE: &str = "tl-origin";
+const ORIGIN_MAPPING: &str = "upnp";
+
 /// Where a candidate is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CandidateAddr {
@@ -77,6 +82,8 @@ pub(crate) struct Candidate {
     pub kind: CandidateKind,
     /// The base of a reflexive or relayed candidate, when the peer tells it.
     pub related: Option<SocketAddr>,
+    /// Whether the peer says that its router forwards the address to it.
+    pub mapped: bool,
 }
 
 /// Why a candidate line was refused; names the part that is wrong.
@@ -133,6 +140,9 @@ impl fmt::Display for Candidate {
         if let Some(related) = self.related {
             write!(f, " raddr {} rport {}", related.ip(), related.port())?;
         }
+        if self.mapped {
+            write!(f, " {ORIGIN_ATTRIBUTE} {ORIGIN_MAPPING}")?;
+        }
         Ok(())
     }
 }
@@ -188,11 +198,13 @@ impl FromStr for Candidate {
 
         let mut related_ip = None;
         let mut related_port = None;
+        let mut mapped = false;
         while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
             match name {
                 // A browser that hides its addresses writes 0.0.0.0 or a name here.
                 "raddr" => related_ip = value.parse::<IpAddr>().ok(),
                 "rport" => related_port = value.parse::<u16>().ok(),
+                ORIGIN_ATTRIBUTE => mapped = value == ORIGIN_MAPPING,
                 _ => {}
             }
         }
@@ -208,6 +220,7 @@ impl FromStr for Candidate {
             addr,
             kind,
             related,
+            mapped,
         })
     }
 }
@@ -243,6 +256,20 @@ mod tests {
         let line = "candidate:1 1 udp 2113937151 0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local 51000 typ host generation 0";
         let candidate: Candidate = line.parse().unwrap();
         assert_eq!(candidate.socket_addr(), None);
+    }
+
+    #[test]
+    fn a_port_mapping_is_told_by_an_extension_attribute() {
+        let line =
+            "candidate:1 1 udp 1677729535 203.0.113.7 46154 typ srflx raddr 10.0.0.2 rport 5";
+        assert!(!line.parse::<Candidate>().unwrap().mapped);
+        let mapped: Candidate = format!("{line} generation 0 tl-origin upnp ufrag x")
+            .parse()
+            .unwrap();
+        assert!(mapped.mapped);
+        assert!(mapped.to_string().ends_with(" tl-origin upnp"));
+        let other: Candidate = format!("{line} tl-origin moon").parse().unwrap();
+        assert!(!other.mapped);
     }
 
     #[test]
@@ -286,6 +313,7 @@ mod tests {
                 Just(CandidateKind::Relayed),
             ],
             related in proptest::option::of(any::<std::net::SocketAddrV4>()),
+            mapped in any::<bool>(),
         ) {
             let candidate = Candidate {
                 foundation: "7".into(),
@@ -295,6 +323,7 @@ mod tests {
                 addr: CandidateAddr::Ip(SocketAddr::new(ip, port)),
                 kind,
                 related: related.map(SocketAddr::V4),
+                mapped,
             };
             prop_assert_eq!(candidate.to_string().parse::<Candidate>().unwrap(), candidate);
         }

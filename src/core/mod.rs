@@ -2,9 +2,14 @@
 
 pub(crate) mod address;
 pub(crate) mod backoff;
+pub(crate) mod birthday;
 pub(crate) mod candidate;
+pub(crate) mod circuit;
 pub(crate) mod frame;
+#[allow(dead_code, reason = "a browser does not tell what it sees")]
+pub(crate) mod nat;
 pub(crate) mod path;
+pub(crate) mod quic;
 pub(crate) mod resume;
 pub(crate) mod sdp;
 pub(crate) mod signalling;

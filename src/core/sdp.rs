@@ -5,13 +5,20 @@
 
 use std::fmt;
 
-use super::candidate::Candidate;
+use super::{birthday::Side, candidate::Candidate};
 
 /// Longest description read, in bytes.
 pub(crate) const MAX_SDP_LEN: usize = 16 * 1024;
 
 /// Most candidates read from one description.
 pub(crate) const MAX_CANDIDATES: usize = 64;
+
+/// Says that the writer speaks QUIC over the candidate pair as well, and in an answer that it does.
+/// It is an attribute of ours; others skip it (RFC 8866 section 5.13).
+const QUIC: &str = "x-throughline-quic";
+
+/// Says how the writer's NAT maps, for the birthday method; likewise.
+const NAT: &str = "x-throughline-nat";
 
 /// The message size a peer accepts when it does not say (RFC 8841 section 6.1).
 pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: u32 = 64 * 1024;
@@ -74,6 +81,10 @@ pub(crate) struct Description {
     pub mid: String,
     /// Largest message the writer accepts, in bytes; 0 means any.
     pub max_message_size: u32,
+    /// Whether QUIC may be spoken instead of DTLS and SCTP; in an answer, that it is.
+    pub quic: bool,
+    /// The writer's part if ports have to be guessed.
+    pub side: Option<Side>,
     /// Candidates known when it was written. Ones we cannot read are left out.
     pub candidates: Vec<Candidate>,
 }
@@ -130,6 +141,8 @@ impl Description {
             return Err(Missing("v"));
         }
         let mut ice_lite = false;
+        let mut quic = false;
+        let mut side = None;
         let mut sections = 0;
         let mut found = Attributes::default();
         for line in sdp.lines().map(str::trim_end) {
@@ -149,6 +162,8 @@ impl Description {
             let (name, value) = attribute.split_once(':').unwrap_or((attribute, ""));
             match name {
                 "ice-lite" => ice_lite = true,
+                QUIC => quic = true,
+                NAT => side = Side::parse(value),
                 "ice-ufrag" => found.ufrag = Some(value),
                 "ice-pwd" => found.pwd = Some(value),
                 "setup" => found.setup = Some(value),
@@ -194,6 +209,8 @@ impl Description {
                 None => DEFAULT_MAX_MESSAGE_SIZE,
                 Some(size) => size.parse().map_err(|_| Invalid("max-message-size"))?,
             },
+            quic,
+            side,
             candidates: found
                 .candidates
                 .into_iter()
@@ -231,8 +248,14 @@ impl Description {
             setup = self.setup.as_str(),
             size = self.max_message_size,
         );
+        // Writing to a String cannot fail.
+        if self.quic {
+            let _ = write!(sdp, "a={QUIC}\r\n");
+        }
+        if let Some(side) = self.side {
+            let _ = write!(sdp, "a={NAT}:{}\r\n", side.as_str());
+        }
         for candidate in &self.candidates {
-            // Writing to a String cannot fail.
             let _ = write!(sdp, "a={candidate}\r\n");
         }
         sdp
@@ -348,6 +371,8 @@ pub(crate) mod tests {
             pwd in "[a-zA-Z0-9+/]{22,64}",
             digest in proptest::collection::vec(any::<u8>(), 32),
             session in any::<u64>(),
+            quic in any::<bool>(),
+            side in prop_oneof![Just(None), Just(Some(Side::Easy)), Just(Some(Side::Hard))],
         ) {
             let description = Description {
                 ufrag,
@@ -356,6 +381,8 @@ pub(crate) mod tests {
             };
             let description = Description {
                 fingerprint: Fingerprint { hash: "sha-256".into(), digest },
+                quic,
+                side,
                 ..description
             };
             prop_assert_eq!(Description::parse(&description.to_sdp(session)).unwrap(), description);

@@ -1,22 +1,93 @@
 //! The native backend.
 
+mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod portmap;
+pub(crate) mod quic;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod socket;
+pub(crate) mod stock;
+pub(crate) mod stun;
 pub(crate) mod transports;
 
-use crate::{Config, Error, ErrorKind};
+use std::net::SocketAddr;
+
+use libp2p::identity::Keypair;
+
+use self::{quic::Quic, socket::Addresses};
+use crate::{
+    Config, Error, ErrorKind,
+    rtc::{BackendError, Config as RtcConfig},
+};
 
 /// What makes WebRTC connections on this target.
 pub(crate) type Rtc = rtc::Backend;
+
+/// What the transports of one peer share: the UDP sockets, and what speaks over them.
+#[derive(Debug)]
+pub(crate) struct Net {
+    pub(crate) rtc: Rtc,
+    pub(crate) quic: Quic,
+}
+
+impl Net {
+    /// Binds the sockets.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when an address
+    /// is taken.
+    pub(crate) fn open(
+        config: &Config,
+        rtc_config: &RtcConfig,
+        keypair: &Keypair,
+    ) -> Result<Self, BackendError> {
+        let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
+        let sockets = rtc::bind(addresses)?;
+        let quic = Quic::new(keypair, sockets.clone())
+            .map_err(|error| BackendError::Io(error.to_string()))?;
+        Ok(Self {
+            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()))?,
+            quic,
+        })
+    }
+}
+
+/// Where the sockets are bound: at the QUIC addresses that the configuration names.
+fn addresses(config: &Config) -> Result<Addresses, Error> {
+    let mut addresses = Addresses::default();
+    let (mut v4, mut v6) = (None, None);
+    for listen in config.listen_addrs()? {
+        let Some((address, _)) = quic::socket_addr(&listen) else {
+            continue;
+        };
+        let again = match address {
+            SocketAddr::V4(address) => {
+                addresses.v4 = address;
+                v4.replace(address).is_some()
+            }
+            SocketAddr::V6(address) => {
+                addresses.v6 = address;
+                v6.replace(address).is_some()
+            }
+        };
+        if again {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                "listen: QUIC has one address of each family, because all UDP goes over one socket",
+            ));
+        }
+    }
+    Ok(addresses)
+}
 
 /// Checks that the servers in `config` are ones this target can use.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidConfig`] naming the server that is not.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
+    addresses(config)?;
     for url in &config.stun {
         rtc::parse_stun(url)
             .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.to_string()))?;

@@ -2,14 +2,15 @@
 //!
 //! One socket is one NAT mapping to learn, to map and to keep alive. Datagrams are told apart by
 //! their first byte (RFC 7983, RFC 9443) and their source: STUN requests by the username fragment
-//! they are addressed to, STUN responses by transaction, DTLS by the address it comes from.
+//! they are addressed to, STUN responses by transaction, DTLS by the address it comes from, QUIC by
+//! the connection id it goes to.
 
 use std::{
     collections::HashMap,
     fmt, io,
     io::IoSliceMut,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::Instant,
 };
 
@@ -17,6 +18,8 @@ use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use str0m::ice::StunMessage;
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
+
+use crate::core::quic::{Destination, FIRST_BYTE, Tag};
 
 /// Kernel buffers asked for, both ways: a burst of several receive windows. The kernel may grant
 /// less.
@@ -38,6 +41,12 @@ pub(crate) trait Receiver: Send + Sync + 'static {
 
     /// Whether a STUN response with this content answers a request of the receiver.
     fn accepts(&self, message: &StunMessage<'_>) -> bool;
+
+    /// A run of QUIC datagrams of `segment` bytes, the last one possibly shorter, that begins a
+    /// connection. Returns whether the receiver takes connections from `source`.
+    fn receive_quic(&self, _: SocketAddr, _: SocketAddr, _data: &[u8], _segment: usize) -> bool {
+        false
+    }
 }
 
 type Handle = Arc<dyn Receiver>;
@@ -49,8 +58,59 @@ pub(crate) struct Sockets(Arc<Inner>);
 struct Inner {
     v4: Option<Arc<Port>>,
     v6: Option<Arc<Port>>,
+    /// Sockets besides the two, by their address.
+    adopted: RwLock<HashMap<SocketAddr, Arc<Port>>>,
     routes: Arc<Mutex<Routes>>,
     readers: Vec<AbortHandle>,
+}
+
+/// A socket besides the shared ones. Dropping it closes it.
+pub(crate) struct Adopted {
+    sockets: Sockets,
+    local: SocketAddr,
+    reader: AbortHandle,
+}
+
+impl Adopted {
+    /// Its address.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        self.reader.abort();
+        let mut adopted = self.sockets.0.adopted.write();
+        let adopted = adopted.as_mut().unwrap_or_else(|error| error.get_mut());
+        adopted.remove(&self.local);
+    }
+}
+
+/// Where the sockets are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) v4: SocketAddrV4,
+    pub(crate) v6: SocketAddrV6,
+}
+
+impl Default for Addresses {
+    /// All interfaces, on ports of the system's choice.
+    fn default() -> Self {
+        Self {
+            v4: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            v6: SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0),
+        }
+    }
+}
+
+/// No particular address of our own, to send to `destination` from.
+pub(crate) fn any_source(destination: SocketAddr) -> SocketAddr {
+    let any: IpAddr = match destination {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(any, 0)
 }
 
 /// One bound socket.
@@ -69,6 +129,10 @@ struct Routes {
     by_source: HashMap<SocketAddr, Vec<Weak<dyn Receiver>>>,
     /// STUN responses that no candidate pair waits for.
     stun_client: Option<Weak<dyn Receiver>>,
+    /// QUIC, by the mark of its endpoint in the connection ids that it chose.
+    by_tag: HashMap<Tag, Weak<dyn Receiver>>,
+    /// QUIC connections that begin and are of no other receiver.
+    quic_listener: Option<Weak<dyn Receiver>>,
 }
 
 impl fmt::Debug for Sockets {
@@ -89,18 +153,20 @@ impl Drop for Inner {
 }
 
 impl Sockets {
-    /// Binds a socket for each address family that the machine has, on `port` or, if 0, on a
-    /// port of the system's choice. Needs a Tokio runtime.
+    /// Binds a socket for each address family that the machine has, at `addresses`, on a port of
+    /// the system's choice where that is 0. Needs a Tokio runtime.
     ///
     /// # Errors
-    /// When neither family can be bound.
-    pub(crate) fn bind(port: u16) -> io::Result<Self> {
-        let v4 = Port::bind((Ipv4Addr::UNSPECIFIED, port).into());
-        let v6 = Port::bind((Ipv6Addr::UNSPECIFIED, port).into());
-        if let (Err(error), Err(_)) = (&v4, &v6) {
-            return Err(io::Error::new(error.kind(), error.to_string()));
-        }
-        let (v4, v6) = (v4.ok().map(Arc::new), v6.ok().map(Arc::new));
+    /// When neither family can be bound, or not the port that was asked for.
+    pub(crate) fn bind(addresses: Addresses) -> io::Result<Self> {
+        let v4 = Port::bind(addresses.v4.into());
+        let v6 = Port::bind(addresses.v6.into());
+        let (v4, v6) = match (v4, v6) {
+            (Err(error), _) if addresses.v4.port() != 0 => return Err(error),
+            (_, Err(error)) if addresses.v6.port() != 0 => return Err(error),
+            (Err(error), Err(_)) => return Err(error),
+            (v4, v6) => (v4.ok().map(Arc::new), v6.ok().map(Arc::new)),
+        };
         let routes = Arc::<Mutex<Routes>>::default();
         let readers = v4
             .iter()
@@ -110,6 +176,7 @@ impl Sockets {
         Ok(Self(Arc::new(Inner {
             v4,
             v6,
+            adopted: RwLock::default(),
             routes,
             readers,
         })))
@@ -120,6 +187,11 @@ impl Sockets {
         self.of(ip).map(|port| port.local.port())
     }
 
+    /// The address that the socket of the family of `ip` is bound to.
+    pub(crate) fn local(&self, ip: IpAddr) -> Option<SocketAddr> {
+        self.of(ip).map(|port| port.local)
+    }
+
     fn of(&self, ip: IpAddr) -> Option<&Arc<Port>> {
         match ip {
             IpAddr::V4(_) => self.0.v4.as_ref(),
@@ -127,49 +199,132 @@ impl Sockets {
         }
     }
 
+    /// The socket that sends from `source` to `destination`.
+    fn sender(&self, source: SocketAddr, destination: SocketAddr) -> Option<Arc<Port>> {
+        let adopted = self.0.adopted.read();
+        let adopted = adopted.unwrap_or_else(PoisonError::into_inner);
+        let own = adopted.get(&source);
+        own.or_else(|| self.of(destination.ip())).cloned()
+    }
+
+    /// Takes a connected socket in, to send from its address and receive at it as at the shared
+    /// ones.
+    ///
+    /// # Errors
+    /// When the system refuses what the shared sockets need.
+    pub(crate) fn adopt(&self, socket: UdpSocket) -> io::Result<Adopted> {
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let local = socket.local_addr()?;
+        let port = Arc::new(Port {
+            socket,
+            state,
+            local,
+        });
+        let reader = tokio::spawn(read(port.clone(), self.0.routes.clone())).abort_handle();
+        let mut adopted = self.0.adopted.write();
+        let adopted = adopted.as_mut().unwrap_or_else(|error| error.get_mut());
+        adopted.insert(local, port);
+        Ok(Adopted {
+            sockets: self.clone(),
+            local,
+            reader,
+        })
+    }
+
     /// Sends datagrams from the local address `source` to `destination`: `data` cut into pieces
     /// of `segment` bytes, the last one possibly shorter. Waits while the socket's buffer is
     /// full; a datagram the network refuses is lost, as any datagram may be.
     pub(crate) async fn send(
         &self,
-        source: IpAddr,
+        source: SocketAddr,
         destination: SocketAddr,
         data: &[u8],
         segment: usize,
     ) {
-        let Some(port) = self.of(destination.ip()) else {
+        let Some(port) = self.sender(source, destination) else {
             return;
         };
         let segment = segment.max(1);
         let joined = port.state.max_gso_segments().min(MAX_DATAGRAM / segment);
         let most = joined.max(1) * segment;
         for run in data.chunks(most) {
-            let transmit = Transmit {
-                destination,
-                ecn: None,
-                contents: run,
-                segment_size: (run.len() > segment).then_some(segment),
-                src_ip: (!source.is_unspecified()).then_some(source),
-            };
-            loop {
-                let socket = &port.socket;
-                let sent = socket.try_io(Interest::WRITABLE, || {
-                    port.state.try_send(UdpSockRef::from(socket), &transmit)
-                });
-                match sent {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        if socket.writable().await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::trace!(%error, "datagram not sent");
-                        break;
-                    }
-                    Ok(()) => break,
+            while let Err(error) = self.try_send(source, destination, run, segment) {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::trace!(%error, "datagram not sent");
+                    break;
+                }
+                if port.socket.writable().await.is_err() {
+                    return;
                 }
             }
         }
+    }
+
+    /// [`send`](Self::send), of what the kernel takes in one call and without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` while the socket's buffer is full, and whatever the network says.
+    pub(crate) fn try_send(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        data: &[u8],
+        segment: usize,
+    ) -> io::Result<()> {
+        let port = self
+            .sender(source, destination)
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let transmit = Transmit {
+            destination,
+            ecn: None,
+            contents: data,
+            segment_size: (data.len() > segment).then_some(segment),
+            src_ip: (!source.ip().is_unspecified()).then_some(source.ip()),
+        };
+        port.socket.try_io(Interest::WRITABLE, || {
+            port.state
+                .try_send(UdpSockRef::from(&port.socket), &transmit)
+        })
+    }
+
+    /// Waits until a datagram for the family of `ip` can be sent.
+    pub(crate) fn writable(
+        &self,
+        ip: IpAddr,
+    ) -> impl Future<Output = io::Result<()>> + Send + Sync + use<> {
+        let port = self.of(ip).cloned();
+        async move {
+            match port {
+                Some(port) => port.socket.writable().await,
+                None => Ok(()),
+            }
+        }
+    }
+
+    /// How many datagrams the kernel takes in one call.
+    pub(crate) fn max_segments(&self) -> usize {
+        let all = [&self.0.v4, &self.0.v6].into_iter().flatten();
+        all.map(|port| port.state.max_gso_segments())
+            .min()
+            .unwrap_or(1)
+    }
+
+    /// Whether the system may cut datagrams into fragments.
+    pub(crate) fn may_fragment(&self) -> bool {
+        let mut all = [&self.0.v4, &self.0.v6].into_iter().flatten();
+        all.any(|port| port.state.may_fragment())
+    }
+
+    /// Routes QUIC to connection ids with this mark.
+    pub(crate) fn route_tag(&self, tag: Tag, to: &Handle) {
+        let mut routes = self.routes();
+        routes.by_tag.retain(|_, weak| weak.strong_count() > 0);
+        routes.by_tag.insert(tag, Arc::downgrade(to));
+    }
+
+    /// Routes QUIC connections that begin and that nobody else takes.
+    pub(crate) fn route_quic_listener(&self, to: &Handle) {
+        self.routes().quic_listener = Some(Arc::downgrade(to));
     }
 
     /// Routes STUN requests for the local username fragment.
@@ -269,7 +424,12 @@ async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let ip = meta.dst_ip.unwrap_or(port.local.ip());
             let destination = SocketAddr::new(ip, port.local.port());
-            for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+            let run = &buffer[..meta.len];
+            if run.first().is_some_and(|first| *first >= FIRST_BYTE) {
+                deliver_quic(&routes, meta.addr, destination, run, meta.stride.max(1));
+                continue;
+            }
+            for datagram in run.chunks(meta.stride.max(1)) {
                 deliver(&routes, now, meta.addr, destination, datagram, &mut touched);
             }
         }
@@ -338,6 +498,45 @@ fn deliver(
         let last = touched.last();
         if !last.is_some_and(|last| Arc::ptr_eq(last, &receiver)) {
             touched.push(receiver);
+        }
+    }
+}
+
+/// Hands a run of QUIC datagrams over, in as few pieces as there are endpoints in it.
+fn deliver_quic(
+    routes: &Mutex<Routes>,
+    source: SocketAddr,
+    destination: SocketAddr,
+    run: &[u8],
+    stride: usize,
+) {
+    let mut rest = run;
+    while let Some(first) = rest.chunks(stride).next() {
+        let to = Destination::of(first);
+        let same = rest
+            .chunks(stride)
+            .take_while(|datagram| Destination::of(datagram) == to);
+        let (piece, after) = rest.split_at(same.map(<[u8]>::len).sum());
+        rest = after;
+        let Some(to) = to else {
+            continue;
+        };
+        let routes = lock(routes);
+        let tagged = to.tag.and_then(|tag| routes.by_tag.get(&tag)?.upgrade());
+        let mut receivers: Vec<Handle> = Vec::from_iter(tagged);
+        if receivers.is_empty() {
+            if to.may_begin {
+                let waiting = routes.by_source.get(&source).into_iter().flatten();
+                receivers.extend(waiting.filter_map(Weak::upgrade));
+            }
+            receivers.extend(routes.quic_listener.as_ref().and_then(Weak::upgrade));
+        }
+        // The receivers are called without the lock: they may change routes.
+        drop(routes);
+        for receiver in receivers {
+            if receiver.receive_quic(source, destination, piece, stride) {
+                break;
+            }
         }
     }
 }

@@ -15,8 +15,11 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, relay, tcp, websocket, yamux,
+    noise, quic, tcp, websocket, yamux,
 };
+
+use super::{Net, quic as own_quic};
+use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -34,7 +37,8 @@ pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
-    circuits: relay::client::Transport,
+    circuits: Boxed<Duplex>,
+    net: &Net,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let circuits = circuits
@@ -43,37 +47,49 @@ pub(crate) fn peer(
         .multiplex(yamux::Config::default())
         .timeout(timeout)
         .boxed();
-    let direct = internet(keypair, timeout)?;
+    let direct = internet(keypair, timeout, || {
+        Ok(own_quic::Transport::new(net.quic.clone(), timeout)?
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed())
+    })?;
     Ok(join(join(first, circuits), direct))
 }
 
+/// Builds the transports of a server, which has the QUIC of libp2p on sockets of its own.
+pub(crate) fn server(keypair: &identity::Keypair, timeout: Duration) -> io::Result<BoxedTransport> {
+    internet(keypair, timeout, || {
+        Ok(quic::tokio::Transport::new(quic::Config::new(keypair))
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed())
+    })
+}
+
 /// QUIC, WebSocket (`ws` and, dialling only, `wss`) and TCP, over IP addresses and names.
-pub(crate) fn internet(
+fn internet(
     keypair: &identity::Keypair,
     timeout: Duration,
+    quic: impl Fn() -> io::Result<BoxedTransport>,
 ) -> io::Result<BoxedTransport> {
     let noise = noise_config(keypair)?;
     // TCP port reuse and the reuse of the QUIC listener's socket are what makes a hole
     // punch possible; libp2p does both unless a dial forbids it.
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+    let tcp_only = || Ok(tcp());
     // A WebSocket needs the name for TLS and the Host header, so it resolves below itself,
     // and stands first: the resolver outside of QUIC and TCP takes every name for its own.
-    let websocket = websocket::Config::new(with_dns(tcp))
+    let websocket = websocket::Config::new(with_dns(tcp_only)?)
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
         .multiplex(yamux::Config::default())
         .boxed();
     let quic_and_tcp = with_dns(|| {
-        let quic = quic::tokio::Transport::new(quic::Config::new(keypair))
-            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-            .boxed();
         let tcp = tcp()
             .upgrade(Version::V1Lazy)
             .authenticate(noise.clone())
             .multiplex(yamux::Config::default())
             .boxed();
-        join(quic, tcp)
-    })
+        Ok(join(quic()?, tcp))
+    })?
     .boxed();
     Ok(TransportTimeout::new(join(websocket, quic_and_tcp), timeout).boxed())
 }
@@ -103,13 +119,13 @@ fn noise_config(keypair: &identity::Keypair) -> io::Result<noise::Config> {
 
 /// Resolves names with the system's servers, or, where there are none (a network namespace,
 /// a container without DNS), with `/etc/hosts` alone instead of refusing to start.
-fn with_dns<T>(inner: impl Fn() -> T) -> dns::tokio::Transport<T> {
-    dns::tokio::Transport::system(inner()).unwrap_or_else(|error| {
+fn with_dns<T>(inner: impl Fn() -> io::Result<T>) -> io::Result<dns::tokio::Transport<T>> {
+    dns::tokio::Transport::system(inner()?).or_else(|error| {
         tracing::info!(%error, "no DNS servers are configured, names resolve by the hosts file only");
-        dns::tokio::Transport::custom(
-            inner(),
+        Ok(dns::tokio::Transport::custom(
+            inner()?,
             dns::ResolverConfig::default(),
             dns::ResolverOpts::default(),
-        )
+        ))
     })
 }

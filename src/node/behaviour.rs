@@ -5,7 +5,7 @@ use std::time::Duration;
 use libp2p::{StreamProtocol, identify, identity::Keypair, ping, relay, swarm::NetworkBehaviour};
 
 use super::streams;
-use crate::rtc;
+use crate::{backend, rtc};
 
 /// What identify tells other peers.
 const IDENTIFY_PROTOCOL: &str = "/throughline/1";
@@ -21,6 +21,7 @@ pub(crate) struct Behaviour {
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
     pub(crate) streams: streams::Behaviour,
+    pub(crate) stock: backend::stock::Behaviour,
 }
 
 impl Behaviour {
@@ -28,6 +29,7 @@ impl Behaviour {
         keypair: &Keypair,
         rtc: rtc::Behaviour,
         relay: relay::client::Behaviour,
+        stock: backend::stock::Behaviour,
         protocols: impl IntoIterator<Item = StreamProtocol>,
     ) -> Self {
         let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), keypair.public())
@@ -42,6 +44,7 @@ impl Behaviour {
                     .with_timeout(PING_TIMEOUT),
             ),
             streams: streams::Behaviour::new(protocols),
+            stock,
         }
     }
 }

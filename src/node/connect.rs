@@ -1,10 +1,10 @@
 //! Dials peers, takes in what comes up, and keeps each session on its best path.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, io, sync::Arc, time::Duration};
 
 use libp2p::{
-    PeerId,
-    core::ConnectedPoint,
+    Multiaddr, PeerId,
+    core::{ConnectedPoint, transport::TransportError},
     ping,
     swarm::{
         ConnectionId, DialError,
@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     connection::{Connection, SessionState},
-    core::address::{self, Route},
+    core::{
+        address::{self, Route},
+        circuit::CircuitError,
+    },
     error::{Error, ErrorKind},
     event::{Outcome, Path, PathKind, Strategy},
     identity::PeerId as PublicPeerId,
@@ -146,6 +149,8 @@ impl Node {
             }
         }
         if direct {
+            // The peer's checks come as soon as it has our offer, and ours later than that.
+            self.net.rtc.open_nat(ticket.mapped_addrs());
             for addr in ticket.direct_addrs() {
                 if address::route(addr) == Route::Direct && !targets.direct.contains(addr) {
                     targets.direct.push(addr.clone());
@@ -178,7 +183,7 @@ impl Node {
         self.fail_if_nothing_runs(id);
     }
 
-    fn dial_direct(&mut self, id: u64, addresses: Vec<libp2p::Multiaddr>) {
+    fn dial_direct(&mut self, id: u64, addresses: Vec<Multiaddr>) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -232,6 +237,19 @@ impl Node {
         }
     }
 
+    /// libp2p dials by itself: where there is a circuit already, to punch a hole.
+    pub(super) fn on_dialling(&mut self, peer: PeerId, conn: ConnectionId) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&id).filter(|s| s.has_circuit()) else {
+            return;
+        };
+        let attempt = AttemptId::Punch;
+        session.begin(attempt, vec![Strategy::Stun], &self.shared.metrics);
+        self.dials.insert(conn, Dial::Attempt(id, attempt));
+    }
+
     pub(super) fn on_dial_error(&mut self, conn: ConnectionId, error: &DialError) {
         match self.dials.remove(&conn) {
             Some(Dial::Relay(relay)) => self.on_link_failed(relay, &dial_reason(error)),
@@ -243,7 +261,9 @@ impl Node {
                 }
                 let label = match error {
                     DialError::WrongPeerId { .. } => "wrong_peer",
-                    DialError::Transport(_) => "transport",
+                    DialError::Transport(errors) => {
+                        circuit_error(errors).map_or("transport", CircuitError::label)
+                    }
                     DialError::Denied { .. } => "denied",
                     _ => "other",
                 };
@@ -604,6 +624,9 @@ impl Node {
             .condition(PeerCondition::Always)
             .build();
         let mut strategies = vec![Strategy::Direct, Strategy::Stun];
+        if self.config.port_mapping {
+            strategies.push(Strategy::Upnp);
+        }
         if !self.config.turn.is_empty() {
             strategies.push(Strategy::Turn);
         }
@@ -687,6 +710,27 @@ impl Node {
         }
         self.release_relays();
     }
+}
+
+/// What a relay said against a circuit, if that is what a dial failed of.
+fn circuit_error(errors: &[(Multiaddr, TransportError<io::Error>)]) -> Option<CircuitError> {
+    errors.iter().find_map(|(_, error)| {
+        let mut next: Option<&dyn std::error::Error> = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(*found);
+            }
+            // The source of an I/O error is not what is in it, but the source of that.
+            let inside = error
+                .downcast_ref::<io::Error>()
+                .and_then(io::Error::get_ref);
+            next = match inside {
+                Some(inside) => Some(inside),
+                None => error.source(),
+            };
+        }
+        None
+    })
 }
 
 /// What a dial's error says, without libp2p's nesting.

@@ -3,13 +3,18 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures::{StreamExt as _, channel::mpsc as futures_mpsc};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    channel::mpsc as futures_mpsc,
+    future::{BoxFuture, pending},
+};
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol, Swarm, Transport as _,
     core::{muxing::StreamMuxerBox, transport::ListenerId},
@@ -30,7 +35,7 @@ use super::{
     timers::Timers,
 };
 use crate::{
-    Config, backend,
+    Config, backend, circuit,
     connection::Connection,
     core::{
         address,
@@ -40,7 +45,7 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
-    report::Report,
+    report::{NatMapping, NatReport, Report},
     rtc,
     ticket::Ticket,
 };
@@ -70,16 +75,21 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let local = keypair.public().to_peer_id();
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
-    let (webrtc, webrtc_behaviour) = rtc::new(local, rtc_config(&config)).map_err(|e| match e {
+    let rtc_config = rtc_config(&config);
+    let net = backend::Net::open(&config, &rtc_config, keypair).map_err(|e| match e {
         rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
         other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
     })?;
+    let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, net.rtc.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
-    let (circuits, relay_behaviour) = relay::client::new(local);
+    let (circuits, circuit_requests) = circuit::new();
+    let (circuits_in, relay_behaviour) = relay::client::new(local);
+    let circuits = circuit::join(circuits, circuits_in);
     let transport =
-        backend::transports::peer(keypair, webrtc, circuits, config.connect_timeout).map_err(io)?;
+        backend::transports::peer(keypair, webrtc, circuits, &net, config.connect_timeout)
+            .map_err(io)?;
 
     let raw: HashMap<StreamProtocol, String> = config
         .protocols
@@ -90,7 +100,8 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .map(StreamProtocol::new)
         .into_iter()
         .chain(raw.keys().cloned());
-    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, inbound);
+    let stock = backend::stock::behaviour(local, &config);
+    let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, stock, inbound);
     // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
     // browser's timers end at 2^31 ms, which is a little over 24 days.
     let swarm_config =
@@ -114,6 +125,8 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         swarm,
+        nat_changed: nat_changed(&net),
+        net,
         shared: shared.clone(),
         commands: commands.downgrade(),
         command_rx,
@@ -122,6 +135,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         pump_rx,
         internal_tx,
         internal_rx,
+        circuit_requests,
         timers: Timers::new(),
         sessions: HashMap::new(),
         by_peer: HashMap::new(),
@@ -158,6 +172,8 @@ fn rtc_config(config: &Config) -> rtc::Config {
         ice_servers: stun.chain(turn).collect(),
         timeout: config.connect_timeout,
         stun_timeout: config.stun_timeout,
+        port_mapping: config.port_mapping && config.direct,
+        port_mapping_timeout: config.port_mapping_timeout,
         ..rtc::Config::default()
     }
 }
@@ -176,6 +192,10 @@ pub(super) fn raw_protocol(name: &str) -> Result<StreamProtocol, Error> {
 pub(super) struct Node {
     pub(super) config: Config,
     pub(super) swarm: Swarm<Behaviour>,
+    /// The sockets, and what is known of the network they are in.
+    pub(super) net: backend::Net,
+    /// Resolves when more is known of the NAT.
+    nat_changed: BoxFuture<'static, ()>,
     pub(super) shared: Arc<Shared>,
     /// Weak, so that the loop ends when all handles are gone.
     pub(super) commands: mpsc::WeakSender<Command>,
@@ -185,6 +205,7 @@ pub(super) struct Node {
     pump_rx: futures_mpsc::Receiver<PumpEvent>,
     pub(super) internal_tx: mpsc::Sender<Internal>,
     internal_rx: mpsc::Receiver<Internal>,
+    circuit_requests: futures_mpsc::Receiver<circuit::Request<Substream>>,
     pub(super) timers: Timers<Timer>,
     pub(super) sessions: HashMap<u64, Session>,
     pub(super) by_peer: HashMap<PeerId, u64>,
@@ -257,9 +278,24 @@ enum Input {
     Settled,
     Pump(PumpEvent),
     Internal(Internal),
+    Circuit(circuit::Request<Substream>),
     Timer(Timer),
     Command(Command),
+    NatChanged,
     HandlesGone,
+}
+
+/// Resolves when more is known of the NAT.
+fn nat_changed(net: &backend::Net) -> BoxFuture<'static, ()> {
+    let Some(mut nat) = net.rtc.nat() else {
+        return pending().boxed();
+    };
+    async move {
+        if nat.changed().await.is_err() {
+            pending::<()>().await;
+        }
+    }
+    .boxed()
 }
 
 impl Node {
@@ -271,11 +307,17 @@ impl Node {
                 Input::Settled => self.on_settled(),
                 Input::Pump(event) => self.on_pump(event),
                 Input::Internal(event) => self.on_internal(event),
+                Input::Circuit(request) => self.on_circuit_request(request),
                 Input::Timer(timer) => self.on_timer(timer),
                 Input::Command(command) => self.on_command(command),
+                Input::NatChanged => {
+                    self.nat_changed = nat_changed(&self.net);
+                    self.refresh_ticket();
+                }
                 Input::HandlesGone => self.begin_shutdown(),
             }
         }
+        self.net.rtc.close().await;
         for reply in self.shutdown {
             let _ = reply.send(());
         }
@@ -293,6 +335,12 @@ impl Node {
         }
         if let Poll::Ready(Some(event)) = self.internal_rx.poll_recv(cx) {
             return Poll::Ready(Input::Internal(event));
+        }
+        if let Poll::Ready(Some(request)) = self.circuit_requests.poll_next_unpin(cx) {
+            return Poll::Ready(Input::Circuit(request));
+        }
+        if self.nat_changed.poll_unpin(cx).is_ready() {
+            return Poll::Ready(Input::NatChanged);
         }
         if let Poll::Ready(timer) = self.timers.poll(cx) {
             return Poll::Ready(Input::Timer(timer));
@@ -344,6 +392,10 @@ impl Node {
                 self.on_link_closed(peer_id, connection_id, cause.as_deref());
                 self.on_conn_closed(peer_id, connection_id);
             }
+            SwarmEvent::Dialing {
+                peer_id: Some(peer),
+                connection_id,
+            } => self.on_dialling(peer, connection_id),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
                 error,
@@ -491,6 +543,23 @@ impl Node {
         usable.into_iter().take(TICKET_DIRECT).collect()
     }
 
+    /// What NATs give our socket, where that is the same for everybody.
+    fn mapped_addresses(&self) -> Vec<SocketAddr> {
+        let Some(nat) = self.net.rtc.nat().filter(|_| self.config.direct) else {
+            return Vec::new();
+        };
+        let nat = nat.borrow();
+        match nat.mapping {
+            NatMapping::AddressDependent | NatMapping::AddressAndPortDependent => Vec::new(),
+            _ => {
+                let seen = nat.stun.iter().filter_map(|server| server.mapped.as_ref());
+                let mut seen: Vec<_> = seen.filter_map(|mapped| mapped.parse().ok()).collect();
+                seen.dedup();
+                seen
+            }
+        }
+    }
+
     pub(super) fn refresh_ticket(&self) {
         let direct = if self.config.direct {
             self.direct_addresses()
@@ -500,7 +569,10 @@ impl Node {
         let mut relays = self.relays.for_ticket();
         relays.truncate(24);
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {
-            Ok(ticket) => self.shared.set_ticket(ticket),
+            Ok(ticket) => {
+                let mapped = self.mapped_addresses();
+                self.shared.set_ticket(ticket.with_mapped(mapped));
+            }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }
     }
@@ -515,9 +587,14 @@ impl Node {
 
     fn report(&self) -> Report {
         let listening = self.listening.values().flatten();
+        let nat = self.net.rtc.nat();
+        let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());
         let mut strategies = vec![Strategy::Direct, Strategy::CircuitRelay];
         if self.config.direct {
             strategies.push(Strategy::Stun);
+            if nat.mapped.is_some() {
+                strategies.push(Strategy::Upnp);
+            }
             if !self.config.turn.is_empty() {
                 strategies.push(Strategy::Turn);
             }
@@ -527,6 +604,7 @@ impl Node {
             relays: self.relays.report(),
             listening: listening.map(ToString::to_string).collect(),
             observed: self.observed.iter().map(ToString::to_string).collect(),
+            nat,
             connections: self.sessions.len(),
             strategies,
         }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use libp2p::{
-    Multiaddr, PeerId,
+    Multiaddr, PeerId, Stream as Substream, StreamProtocol,
     core::transport::ListenerId,
     swarm::{
         ConnectionId,
@@ -15,11 +15,16 @@ use tokio::sync::oneshot;
 
 use super::{
     engine::{Dial, Node, Timer, random},
+    opening::Purpose,
     relays::{Link, Relays, Reservation},
     session::AttemptId,
 };
 use crate::{
-    core::address,
+    circuit,
+    core::{
+        address,
+        circuit::{CircuitError, HOP_PROTOCOL},
+    },
     error::{Error, ErrorKind},
 };
 
@@ -209,6 +214,19 @@ impl Node {
             self.on_reservation_ended(listener, Some(cause.unwrap_or("the relay closed the link")));
             self.refresh_ticket();
         }
+    }
+
+    /// A circuit is being dialled: opens the stream to its relay, if the link is up.
+    pub(super) fn on_circuit_request(&mut self, request: circuit::Request<Substream>) {
+        let circuit::Request { relay, reply } = request;
+        let Some(Link::Up(conn, _)) = self.relays.get(&relay).map(|r| &r.link) else {
+            let _ = reply.send(Err(CircuitError::NoLink));
+            return;
+        };
+        let protocol = StreamProtocol::new(HOP_PROTOCOL);
+        let streams = &mut self.swarm.behaviour_mut().streams;
+        let open = streams.open(relay, *conn, protocol);
+        self.opening.insert(open, Purpose::Circuit(reply));
     }
 
     /// Closes links that only ended sessions needed. While a close is being told, a link may be

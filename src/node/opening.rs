@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     backend,
-    core::resume::{self, Header, Refusal, Request, StreamId},
+    core::{
+        circuit::CircuitError,
+        resume::{self, Header, Refusal, Request, StreamId},
+    },
     error::{Error, ErrorKind},
     stream::Stream,
 };
@@ -33,6 +36,7 @@ const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 
 type OpenReply = oneshot::Sender<Result<Stream, Error>>;
+type CircuitReply = futures::channel::oneshot::Sender<Result<Substream, CircuitError>>;
 
 /// What a substream is opened for.
 pub(super) enum Purpose {
@@ -44,6 +48,8 @@ pub(super) enum Purpose {
     },
     /// To be a stock peer's stream.
     Raw { protocol: String, reply: OpenReply },
+    /// To ask a relay for a circuit.
+    Circuit(CircuitReply),
     /// To say goodbye.
     Farewell(PeerId),
 }
@@ -199,6 +205,9 @@ impl Node {
                         _ => Error::new(ErrorKind::ConnectionLost, "the path broke while opening"),
                     });
                 let _ = reply.send(result);
+            }
+            Some(Purpose::Circuit(reply)) => {
+                let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
             Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
             None => {}

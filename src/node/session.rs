@@ -81,6 +81,8 @@ pub(crate) enum AttemptId {
     Direct,
     /// ICE over a circuit.
     Ice,
+    /// Hole punching with a stock peer, agreed on over a circuit (DCUtR).
+    Punch,
 }
 
 /// An attempt under way. ICE is several strategies at once.
@@ -298,7 +300,11 @@ impl Conn {
 
     /// A connection to the peer's own address.
     pub(crate) fn direct(remote: &Multiaddr, attempt: Option<AttemptId>) -> Self {
-        let mut path = Path::new(PathKind::Direct, Strategy::Direct);
+        let strategy = match attempt {
+            Some(AttemptId::Punch) => Strategy::Stun,
+            _ => Strategy::Direct,
+        };
+        let mut path = Path::new(PathKind::Direct, strategy);
         path.remote = Some(remote.to_string());
         Self::new(Some(path), None, attempt)
     }
@@ -325,6 +331,8 @@ pub(crate) fn path_of(pair: &CandidatePair) -> Path {
         Path::new(PathKind::Turn, Strategy::Turn)
     } else if is_host(&pair.local) && is_host(&pair.remote) {
         Path::new(PathKind::Direct, Strategy::Direct)
+    } else if pair.local.mapped || pair.remote.mapped {
+        Path::new(PathKind::Direct, Strategy::Upnp)
     } else {
         Path::new(PathKind::Direct, Strategy::Stun)
     };
@@ -358,6 +366,7 @@ mod tests {
         Endpoint {
             kind,
             addr: Some(addr.parse().unwrap()),
+            mapped: false,
         }
     }
 
@@ -371,6 +380,13 @@ mod tests {
             (end(PeerReflexive, "198.51.100.3:1"), Strategy::Stun),
             (end(ServerReflexive, "198.51.100.3:1"), Strategy::Stun),
             (end(Relayed, "198.51.100.3:1"), Strategy::Turn),
+            (
+                Endpoint {
+                    mapped: true,
+                    ..end(ServerReflexive, "198.51.100.3:1")
+                },
+                Strategy::Upnp,
+            ),
         ];
         for (remote, strategy) in cases {
             assert_eq!(

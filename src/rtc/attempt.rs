@@ -113,19 +113,23 @@ impl<B: Backend> Attempt<B> {
     }
 
     fn answer(&mut self, offered: Offered) -> Own<B> {
-        let answer = self.backend.connect().map_err(Error::from).and_then(|c| {
-            Negotiating::answer(
-                c,
-                offered.signalling,
-                offered.messages,
-                until(self.deadline),
-            )
-        });
+        let answer = self
+            .backend
+            .connect(self.remote)
+            .map_err(Error::from)
+            .and_then(|c| {
+                Negotiating::answer(
+                    c,
+                    offered.signalling,
+                    offered.messages,
+                    until(self.deadline),
+                )
+            });
         answer.map_or_else(Own::Failed, Own::Answering)
     }
 
     fn offer(&mut self, stream: SwarmStream) -> Own<B> {
-        match self.backend.connect() {
+        match self.backend.connect(self.remote) {
             Ok(connection) => Own::Offering(Negotiating::offer(
                 connection,
                 Signalling::new(stream),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use libp2p::{PeerId, core::muxing::StreamMuxerBox};
 
 use crate::core::{candidate::CandidateKind, signalling::IceCandidate};
 
@@ -24,12 +25,12 @@ pub trait Backend: Clone + Send + Unpin + 'static {
     /// The peer connections it makes.
     type Connection: PeerConnection;
 
-    /// A new peer connection that has not done anything yet.
+    /// A new peer connection to `peer` that has not done anything yet.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where the platform has no WebRTC (a worker, an insecure
     /// context, Node.js) or refuses another connection.
-    fn connect(&self) -> Result<Self::Connection, BackendError>;
+    fn connect(&self, peer: PeerId) -> Result<Self::Connection, BackendError>;
 }
 
 /// One peer connection: ICE, DTLS and SCTP to one peer.
@@ -69,6 +70,12 @@ pub trait PeerConnection: Send + Unpin + 'static {
     /// at the limit of stream ids.
     fn open_channel(&mut self) -> Result<Self::Channel, BackendError>;
 
+    /// The streams of a connection that has streams of its own instead of channels. Asked once,
+    /// after [`PeerEvent::Connected`]; closing them comes before [`close`](Self::close).
+    fn take_streams(&mut self) -> Option<StreamMuxerBox> {
+        None
+    }
+
     /// Closes every channel and the connection. Idempotent.
     fn close(&mut self);
 
@@ -91,6 +98,8 @@ pub enum PeerEvent<C> {
     Path(CandidatePair),
     /// The peer opened a channel. Never the [`INIT_LABEL`] one, which the backend closes.
     Channel(C),
+    /// Connecting may take this long from now, whatever the limit was: ports are being guessed.
+    MoreTime(Duration),
     /// The connection is over: refused input, ICE or DTLS failure, or closed by the peer.
     Failed(BackendError),
 }
@@ -156,6 +165,9 @@ pub struct Endpoint {
     pub kind: CandidateKind,
     /// The candidate's address; a browser does not always tell it.
     pub addr: Option<SocketAddr>,
+    /// Whether a router forwards it by request (UPnP-IGD, NAT-PMP, PCP). Known of our own end and
+    /// of peers that use this library.
+    pub mapped: bool,
 }
 
 /// Why a backend failed.
@@ -170,6 +182,8 @@ pub enum BackendError {
     Ice,
     /// The DTLS handshake failed, or the certificate does not fit the fingerprint.
     Dtls(String),
+    /// The QUIC handshake or connection failed.
+    Quic(String),
     /// The SCTP association was lost.
     Sctp(String),
     /// The connection or channel is closed.
@@ -189,6 +203,7 @@ impl fmt::Display for BackendError {
             Self::Description(what) => write!(f, "session description refused: {what}"),
             Self::Ice => f.write_str("no candidate pair works"),
             Self::Dtls(what) => write!(f, "DTLS failed: {what}"),
+            Self::Quic(what) => write!(f, "QUIC failed: {what}"),
             Self::Sctp(what) => write!(f, "SCTP failed: {what}"),
             Self::Closed => f.write_str("closed"),
             Self::TooManyChannels => f.write_str("no free data channel id"),

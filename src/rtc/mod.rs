@@ -60,6 +60,7 @@ pub use self::{
     stream::Stream,
 };
 pub use crate::core::{
+    birthday::Effort,
     candidate::CandidateKind,
     sdp::SdpError,
     signalling::{MAX_MESSAGE_LEN, SignallingError},
@@ -76,6 +77,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default of [`Config::stun_timeout`]: the promised value. Nothing waits for it; an answer that
 /// comes late is offered late.
 pub const DEFAULT_STUN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Default of [`Config::port_mapping_timeout`]: the promised value. Nothing waits for it either.
+pub const DEFAULT_PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default of [`Config::max_inbound`]: each answer costs sockets, timers and a DTLS handshake,
 /// and a peer that floods must not starve the rest.
@@ -97,6 +101,14 @@ pub struct Config {
     /// Time a STUN server has to answer, where we ask it ourselves (not in a browser). Default:
     /// [`DEFAULT_STUN_TIMEOUT`].
     pub stun_timeout: Duration,
+    /// Whether to ask the router to forward a port to us, by PCP, NAT-PMP or UPnP-IGD (not in a
+    /// browser). Default: `true`.
+    pub port_mapping: bool,
+    /// Time the router has to answer that. Default: [`DEFAULT_PORT_MAPPING_TIMEOUT`].
+    pub port_mapping_timeout: Duration,
+    /// How much may be tried to guess the port of a NAT that gives each destination another one;
+    /// `None` guesses none. Native only. Default: [`Effort::default`].
+    pub birthday: Option<Effort>,
     /// Offers answered at the same time; more are refused. Default: [`DEFAULT_MAX_INBOUND`].
     pub max_inbound: usize,
 }
@@ -107,6 +119,9 @@ impl Default for Config {
             ice_servers: Vec::new(),
             timeout: DEFAULT_TIMEOUT,
             stun_timeout: DEFAULT_STUN_TIMEOUT,
+            port_mapping: true,
+            port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
+            birthday: Some(Effort::default()),
             max_inbound: DEFAULT_MAX_INBOUND,
         }
     }

@@ -1,17 +1,19 @@
-//! The stream muxer: data channels of one peer connection as libp2p streams.
+//! The stream muxer: the data channels, or the QUIC streams, of one peer connection as libp2p
+//! streams.
 
 use std::{
     collections::VecDeque,
+    io,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use futures::{StreamExt, channel::mpsc, stream::FuturesUnordered};
+use futures::{StreamExt, channel::mpsc, future::Either, stream::FuturesUnordered};
 use futures_timer::Delay;
 use libp2p::{
     PeerId, Stream as SwarmStream,
-    core::muxing::{StreamMuxer, StreamMuxerEvent},
+    core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent, SubstreamBox},
     multiaddr::{Multiaddr, Protocol},
 };
 
@@ -41,7 +43,8 @@ pub(crate) struct PathUpdate {
     pub(crate) pair: CandidatePair,
 }
 
-/// A `/webrtc` connection: every libp2p stream is a data channel.
+/// A `/webrtc` connection: every libp2p stream is a data channel, or a QUIC stream where both peers
+/// offered that.
 ///
 /// Dropping it closes the peer connection at once, with all its streams.
 pub struct Muxer<P: PeerConnection> {
@@ -49,6 +52,8 @@ pub struct Muxer<P: PeerConnection> {
     /// What reported addresses begin with: the circuit that was dialled, if one was.
     circuit: Multiaddr,
     connection: P,
+    /// Streams of the connection's own, instead of data channels.
+    streams: Option<StreamMuxerBox>,
     /// Events that came before the muxer was there.
     early: VecDeque<PeerEvent<P::Channel>>,
     linger: Option<(Conversation<SwarmStream>, Delay)>,
@@ -72,7 +77,7 @@ impl<P: PeerConnection> Muxer<P> {
         paths: mpsc::Sender<PathUpdate>,
     ) -> Self {
         let Established {
-            connection,
+            mut connection,
             events,
             conversation,
         } = established;
@@ -80,7 +85,9 @@ impl<P: PeerConnection> Muxer<P> {
             true => OFFERER_LINGER,
             false => ANSWERER_LINGER,
         };
+        let streams = connection.take_streams();
         Self {
+            streams,
             linger: Some((conversation, Delay::new(linger))),
             paths: Some(paths),
             fin_ack: true,
@@ -100,6 +107,7 @@ impl<P: PeerConnection> Muxer<P> {
             peer,
             circuit: Multiaddr::empty(),
             connection,
+            streams: None,
             early,
             linger: None,
             fin_ack: false,
@@ -163,17 +171,21 @@ impl<P: PeerConnection> Muxer<P> {
 }
 
 impl<P: PeerConnection> StreamMuxer for Muxer<P> {
-    type Substream = Stream<P::Channel>;
+    type Substream = Either<Stream<P::Channel>, SubstreamBox>;
     type Error = BackendError;
 
     fn poll_inbound(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Result<Self::Substream, Self::Error>> {
-        // Filled by `poll`, which is always polled by the same task.
         let this = self.get_mut();
+        if let Some(streams) = &mut this.streams {
+            let stream = ready!(Pin::new(streams).poll_inbound(cx));
+            return Poll::Ready(stream.map(Either::Right).map_err(lost));
+        }
+        // Filled by `poll`, which is always polled by the same task.
         match this.unaccepted.pop_front() {
-            Some(channel) => Poll::Ready(Ok(this.stream(channel))),
+            Some(channel) => Poll::Ready(Ok(Either::Left(this.stream(channel)))),
             None => Poll::Pending,
         }
     }
@@ -183,8 +195,12 @@ impl<P: PeerConnection> StreamMuxer for Muxer<P> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Self::Substream, Self::Error>> {
         let this = self.get_mut();
+        if let Some(streams) = &mut this.streams {
+            let stream = ready!(Pin::new(streams).poll_outbound(cx));
+            return Poll::Ready(stream.map(Either::Right).map_err(lost));
+        }
         match this.connection.open_channel() {
-            Ok(channel) => Poll::Ready(Ok(this.stream(channel))),
+            Ok(channel) => Poll::Ready(Ok(Either::Left(this.stream(channel)))),
             Err(BackendError::TooManyChannels) => {
                 this.blocked = Some(cx.waker().clone());
                 Poll::Pending
@@ -195,6 +211,12 @@ impl<P: PeerConnection> StreamMuxer for Muxer<P> {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let this = self.get_mut();
+        if let Some(streams) = &mut this.streams
+            && !this.closing
+        {
+            // However that ends, the connection below is closed next.
+            let _ = ready!(Pin::new(streams).poll_close(cx));
+        }
         if !this.closing {
             this.closing = true;
             this.connection.close();
@@ -208,6 +230,11 @@ impl<P: PeerConnection> StreamMuxer for Muxer<P> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
         let this = self.get_mut();
+        if let Some(streams) = &mut this.streams
+            && let Poll::Ready(Err(error)) = Pin::new(streams).poll(cx)
+        {
+            return Poll::Ready(Err(lost(error)));
+        }
         this.poll_wind_up(cx);
         if let Some((conversation, timeout)) = &mut this.linger
             && conversation
@@ -241,9 +268,16 @@ impl<P: PeerConnection> StreamMuxer for Muxer<P> {
                     return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
                 }
                 PeerEvent::Failed(error) => return Poll::Ready(Err(error)),
-                // Both belong to the negotiation, which is over.
-                PeerEvent::Description(_) | PeerEvent::Candidate(_) | PeerEvent::Connected => {}
+                // They belong to the negotiation, which is over.
+                PeerEvent::Description(_)
+                | PeerEvent::Candidate(_)
+                | PeerEvent::MoreTime(_)
+                | PeerEvent::Connected => {}
             }
         }
     }
+}
+
+fn lost(error: io::Error) -> BackendError {
+    BackendError::Quic(error.to_string())
 }

@@ -236,6 +236,10 @@ where
                     inner.conversation.order.local_candidate(candidate);
                     continue;
                 }
+                Poll::Ready(PeerEvent::MoreTime(more)) => {
+                    this.timeout.reset(more);
+                    continue;
+                }
                 Poll::Ready(PeerEvent::Connected) => {
                     return Poll::Ready(this.inner.take().ok_or(Error::Closed));
                 }

@@ -206,7 +206,7 @@ async fn answer<B: Backend>(
 ) -> Result<Output<B>, Error> {
     let deadline = Instant::now() + shared.config.timeout;
     let answering = shared.dials.answering(peer);
-    let connection = shared.backend.connect()?;
+    let connection = shared.backend.connect(peer)?;
     let established = Negotiating::answer(
         connection,
         offered.signalling,

@@ -30,7 +30,8 @@ pub struct ServerConfig {
     ///
     /// With base N: QUIC on UDP N, TCP on TCP N, WebSocket on TCP N+1, `/webrtc-direct` on
     /// UDP N+1, HTTP on TCP N+2, STUN on UDP N+2 and, so that a client can tell how its NAT
-    /// maps, once more on UDP N+3. Range 1 to 65532; 0 lets the system choose each.
+    /// maps and whom it lets in (RFC 5780, in full where there are two hosts of a family), once
+    /// more on UDP N+3. Range 1 to 65532; 0 lets the system choose each.
     pub port: u16,
     /// Where the identity and the `/webrtc-direct` certificate live. Default none: both are
     /// made afresh at each start, so tickets and certificate hashes change.

@@ -93,6 +93,7 @@ impl Server {
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
         let stun = stun_urls(&stun_sockets, &ips)?;
+        let stun_layout = stun_layout(&stun_sockets, &ips);
         let http = http_url(&http_listeners, &ips)?;
         let peer_id = identity.peer_id();
         let page = Arc::new(RwLock::new(PageConfig {
@@ -129,6 +130,7 @@ impl Server {
         }
         services.push(tokio::spawn(stun::serve(
             sockets,
+            stun_layout,
             config.stun.clone(),
             metrics.clone(),
         )));
@@ -220,7 +222,7 @@ fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Er
 }
 
 /// STUN on the third and the fourth port of each host: the two mappings of one NAT show
-/// whether it maps by destination port.
+/// whether it maps by destination port, and an answer from the other one whether it lets it in.
 fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
     config
         .hosts
@@ -281,6 +283,15 @@ fn stun_urls(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> Result<Vec<
         urls.extend(reachable(bound, ips).map(|address| format!("stun:{address}")));
     }
     Ok(urls)
+}
+
+/// What each STUN socket says of itself: a wildcard its address if it has but one.
+fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Layout {
+    let address = |(_, socket): &(SocketAddr, UdpSocket)| {
+        let mut reached = reachable(socket.local_addr().ok()?, ips);
+        reached.next().filter(|_| reached.next().is_none())
+    };
+    stun::Layout(sockets.iter().map(address).collect())
 }
 
 fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<String, Error> {

@@ -1,8 +1,12 @@
-//! A STUN server (RFC 8489) that answers Binding requests and nothing else.
+//! A STUN server (RFC 8489) that answers Binding requests and nothing else, from another port or
+//! another of its addresses if asked, so that clients can tell what their NAT lets in (RFC 5780).
 //!
 //! It needs no authentication and keeps no state but the rate limit. An answer carries
-//! XOR-MAPPED-ADDRESS only: with a forged source it is at most 32 bytes longer than its
-//! request, and the [rate limit](super::config::StunLimits) bounds how many there are.
+//! XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS: with a forged source it is at most 36
+//! bytes longer than its request over IPv4 and 72 over IPv6, and the [rate
+//! limit](super::config::StunLimits) bounds how many there are. There is one answer to a request,
+//! it goes to the source and nowhere else (RESPONSE-PORT is refused), and it comes from one of
+//! this server's STUN ports.
 
 use std::{
     io,
@@ -13,8 +17,8 @@ use std::{
 use stun_types::{
     attribute::{
         Attribute as _, AttributeStaticType as _, AttributeType, ErrorCode, Fingerprint,
-        MessageIntegrity, MessageIntegritySha256, Software, UnknownAttributes, Username,
-        XorMappedAddress,
+        MappedSocketAddr, MessageIntegrity, MessageIntegritySha256, Software, UnknownAttributes,
+        Username, XorMappedAddress,
     },
     message::{
         BINDING, Message, MessageClass, MessageWrite as _, MessageWriteExt as _, MessageWriteVec,
@@ -23,6 +27,7 @@ use stun_types::{
 use tokio::net::UdpSocket;
 
 use super::{config::StunLimits, metrics::Metrics, rate::RateLimiter};
+use crate::native::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN};
 
 /// Largest request that is read. RFC 8489 section 6.1 keeps a message below the path MTU,
 /// 1280 bytes at the least that IPv6 allows; longer ones are cut and so malformed.
@@ -31,7 +36,8 @@ const MAX_REQUEST: usize = 1280;
 const MAX_UNKNOWN: usize = 8;
 /// Comprehension-required attributes (RFC 8489 section 14) that a request may carry. Without
 /// authentication the credentials among them mean nothing, but are no reason to refuse.
-const UNDERSTOOD: [AttributeType; 5] = [
+const UNDERSTOOD: [AttributeType; 6] = [
+    CHANGE_REQUEST,
     Username::TYPE,
     MessageIntegrity::TYPE,
     MessageIntegritySha256::TYPE,
@@ -42,16 +48,54 @@ const UNDERSTOOD: [AttributeType; 5] = [
 /// What becomes of a datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// A Binding request: this goes back.
-    Answer(Vec<u8>),
+    /// A Binding request: this goes back, from the socket with this number.
+    Answer(Vec<u8>, usize),
     /// A request that cannot be served: this error response goes back.
     Refuse(Vec<u8>),
     /// Not STUN, or not a request that a server answers. Nothing goes back.
     Ignore,
 }
 
-/// Answers `datagram`, which came from `source`.
-pub(crate) fn answer(datagram: &[u8], source: SocketAddr) -> Outcome {
+/// The addresses of the sockets, two for each host, in order; `None` for a wildcard that may be
+/// several addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout(pub(crate) Vec<Option<SocketAddr>>);
+
+impl Layout {
+    /// The socket that answers what socket `at` received; `None` if there is none such.
+    fn from(&self, at: usize, change: Change) -> Option<usize> {
+        let host = if change.ip { self.other_host(at)? } else { at };
+        // The two ports of a host stand side by side.
+        let socket = if change.port { host ^ 1 } else { host };
+        (socket < self.0.len()).then_some(socket)
+    }
+
+    /// The socket of the next host of the family, with the same rank.
+    fn other_host(&self, at: usize) -> Option<usize> {
+        let own = self.address(at)?;
+        let hosts = (2..self.0.len()).step_by(2);
+        hosts.map(|ahead| (at + ahead) % self.0.len()).find(|i| {
+            let address = self.address(*i);
+            address.is_some_and(|a| a.is_ipv4() == own.is_ipv4() && a.ip() != own.ip())
+        })
+    }
+
+    fn address(&self, at: usize) -> Option<SocketAddr> {
+        self.0.get(at).copied().flatten()
+    }
+
+    /// RFC 5780 section 7.4: it MUST NOT be told unless there is a second IP address.
+    fn other_address(&self, at: usize) -> Option<SocketAddr> {
+        let both = Change {
+            ip: true,
+            port: true,
+        };
+        self.address(self.from(at, both)?)
+    }
+}
+
+/// Answers `datagram`, which came from `source` to socket `at`.
+pub(crate) fn answer(datagram: &[u8], source: SocketAddr, at: usize, layout: &Layout) -> Outcome {
     // A wrong FINGERPRINT, length or magic cookie fails here (RFC 8489 section 6.3).
     let Ok(request) = Message::from_bytes(datagram) else {
         return Outcome::Ignore;
@@ -60,28 +104,56 @@ pub(crate) fn answer(datagram: &[u8], source: SocketAddr) -> Outcome {
     if !request.has_class(MessageClass::Request) || request.method() != BINDING {
         return Outcome::Ignore;
     }
-    // Section 6.3.1: unknown comprehension-required attributes get a 420. CHANGE-REQUEST is
-    // one of them, as RFC 5780 section 6.1 has it for servers with one address.
+    let change = match request.raw_attribute(CHANGE_REQUEST) {
+        None => Some(Change::default()),
+        Some(raw) => Change::from_bytes(&raw.value),
+    };
+    let Some(change) = change else {
+        return Outcome::Ignore;
+    };
+    let from = layout.from(at, change);
+    // Section 6.3.1: unknown comprehension-required attributes get a 420. A CHANGE-REQUEST that
+    // cannot be followed is one of them (RFC 5780 section 6.1).
     let unknown: Vec<AttributeType> = request
         .iter_attributes()
         .map(|(_, attribute)| attribute.get_type())
-        .filter(|kind| kind.comprehension_required() && !UNDERSTOOD.contains(kind))
+        .filter(|kind| {
+            let unmet = *kind == CHANGE_REQUEST && from.is_none();
+            kind.comprehension_required() && (unmet || !UNDERSTOOD.contains(kind))
+        })
         .take(MAX_UNKNOWN)
         .collect();
-    if unknown.is_empty() {
-        success(&request, source).map_or(Outcome::Ignore, Outcome::Answer)
-    } else {
-        unknown_attributes(&request, &unknown).map_or(Outcome::Ignore, Outcome::Refuse)
+    match from.filter(|_| unknown.is_empty()) {
+        Some(from) => success(
+            &request,
+            source,
+            layout.address(from),
+            layout.other_address(at),
+        )
+        .map_or(Outcome::Ignore, |response| Outcome::Answer(response, from)),
+        None => unknown_attributes(&request, &unknown).map_or(Outcome::Ignore, Outcome::Refuse),
     }
 }
 
-fn success(request: &Message<'_>, source: SocketAddr) -> Option<Vec<u8>> {
+fn success(
+    request: &Message<'_>,
+    source: SocketAddr,
+    origin: Option<SocketAddr>,
+    other: Option<SocketAddr>,
+) -> Option<Vec<u8>> {
     // A dual-stack socket shows IPv4 sources as mapped IPv6 addresses.
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
     let mut response = Message::builder_success(request, MessageWriteVec::new());
     response
         .add_attribute(&XorMappedAddress::new(source, request.transaction_id()))
         .ok()?;
+    // RFC 5780 section 6.1.
+    for (kind, address) in [(RESPONSE_ORIGIN, origin), (OTHER_ADDRESS, other)] {
+        if let Some(address) = address {
+            let address = MappedSocketAddr::new(address);
+            response.add_attribute(&address.to_raw(kind)).ok()?;
+        }
+    }
     finish(request, response)
 }
 
@@ -105,17 +177,29 @@ fn finish(request: &Message<'_>, mut response: MessageWriteVec) -> Option<Vec<u8
     Some(response.finish())
 }
 
-/// Serves `sockets` until the future is dropped.
-pub(crate) async fn serve(sockets: Vec<UdpSocket>, limits: StunLimits, metrics: Metrics) {
+/// Serves `sockets`, which `layout` describes, until the future is dropped.
+pub(crate) async fn serve(
+    sockets: Vec<UdpSocket>,
+    layout: Layout,
+    limits: StunLimits,
+    metrics: Metrics,
+) {
     futures::future::join_all(
-        sockets
-            .into_iter()
-            .map(|socket| serve_one(socket, &limits, &metrics)),
+        (0..sockets.len()).map(|at| serve_one(at, &sockets, &layout, &limits, &metrics)),
     )
     .await;
 }
 
-async fn serve_one(socket: UdpSocket, limits: &StunLimits, metrics: &Metrics) {
+async fn serve_one(
+    at: usize,
+    sockets: &[UdpSocket],
+    layout: &Layout,
+    limits: &StunLimits,
+    metrics: &Metrics,
+) {
+    let Some(socket) = sockets.get(at) else {
+        return;
+    };
     let mut limiter = RateLimiter::new(limits.per_source.get(), limits.total.get(), Instant::now());
     let mut buffer = [0; MAX_REQUEST];
     loop {
@@ -134,9 +218,9 @@ async fn serve_one(socket: UdpSocket, limits: &StunLimits, metrics: &Metrics) {
             metrics.stun("ignored");
             continue;
         }
-        let (datagram, outcome) = match answer(&buffer[..length], source) {
-            Outcome::Answer(datagram) => (datagram, "answered"),
-            Outcome::Refuse(datagram) => (datagram, "refused"),
+        let (datagram, from, outcome) = match answer(&buffer[..length], source, at, layout) {
+            Outcome::Answer(datagram, from) => (datagram, from, "answered"),
+            Outcome::Refuse(datagram) => (datagram, at, "refused"),
             Outcome::Ignore => {
                 metrics.stun("ignored");
                 continue;
@@ -148,7 +232,8 @@ async fn serve_one(socket: UdpSocket, limits: &StunLimits, metrics: &Metrics) {
         }
         metrics.stun(outcome);
         // Never waits: an answer that the full socket buffer refuses is lost as UDP may be.
-        if let Err(error) = socket.try_send_to(&datagram, source)
+        let from = sockets.get(from).unwrap_or(socket);
+        if let Err(error) = from.try_send_to(&datagram, source)
             && error.kind() != io::ErrorKind::WouldBlock
         {
             tracing::debug!(%error, "STUN answer");
@@ -174,6 +259,23 @@ mod tests {
         Message::builder_request(BINDING, MessageWriteVec::new())
     }
 
+    /// What a server with one address on two ports does with a datagram to the first.
+    fn answer(datagram: &[u8], source: SocketAddr) -> Outcome {
+        super::answer(datagram, source, 0, &layout(&["192.0.2.9"]))
+    }
+
+    /// Two ports, 2 and 3, of each host.
+    fn layout(hosts: &[&str]) -> Layout {
+        let sockets = hosts
+            .iter()
+            .flat_map(|host| [2, 3].map(|port| (host, port)));
+        let address = |(host, port): (&&str, u16)| {
+            let host: IpAddr = host.parse().unwrap();
+            (!host.is_unspecified()).then_some(SocketAddr::new(host, port))
+        };
+        Layout(sockets.map(address).collect())
+    }
+
     fn mapped(answer: &[u8]) -> SocketAddr {
         let message = Message::from_bytes(answer).unwrap();
         assert!(message.has_class(MessageClass::Success));
@@ -188,18 +290,18 @@ mod tests {
         for source in [SOURCE, "[2001:db8::1]:32853"] {
             let source = source.parse().unwrap();
             let request = request().finish();
-            let Outcome::Answer(response) = answer(&request, source) else {
+            let Outcome::Answer(response, 0) = answer(&request, source) else {
                 panic!("no answer");
             };
             assert_eq!(mapped(&response), source);
             assert_eq!(response[8..20], request[8..20], "same transaction");
-            assert!(response.len() <= request.len() + 24);
+            assert!(response.len() <= request.len() + 36);
         }
     }
 
     #[test]
     fn a_mapped_ipv4_source_is_told_as_ipv4() {
-        let Outcome::Answer(response) =
+        let Outcome::Answer(response, 0) =
             answer(&request().finish(), "[::ffff:192.0.2.1]:1".parse().unwrap())
         else {
             panic!("no answer");
@@ -211,11 +313,78 @@ mod tests {
     fn a_fingerprint_is_answered_with_one() {
         let mut request = request();
         request.add_fingerprint().unwrap();
-        let Outcome::Answer(response) = answer(&request.finish(), SOURCE.parse().unwrap()) else {
+        let Outcome::Answer(response, 0) = answer(&request.finish(), SOURCE.parse().unwrap())
+        else {
             panic!("no answer");
         };
         let response = Message::from_bytes(&response).unwrap();
         assert!(response.has_attribute(Fingerprint::TYPE));
+    }
+
+    /// The socket that answers a request to socket `at`, and the OTHER-ADDRESS in it.
+    fn changed(hosts: &[&str], at: usize, ip: bool, port: bool) -> Option<(usize, String)> {
+        let (_, request) = crate::native::stun::message::request(Change { ip, port });
+        let layout = layout(hosts);
+        match super::answer(&request, SOURCE.parse().unwrap(), at, &layout) {
+            Outcome::Answer(response, from) => {
+                let response = Message::from_bytes(&response).unwrap();
+                let told = |kind| {
+                    let raw = response.raw_attribute(kind)?;
+                    Some(MappedSocketAddr::from_raw(&raw).unwrap().addr())
+                };
+                assert_eq!(told(RESPONSE_ORIGIN), layout.address(from));
+                let other = told(OTHER_ADDRESS).map(|other| other.to_string());
+                Some((from, other.unwrap_or_default()))
+            }
+            Outcome::Refuse(response) => {
+                let response = Message::from_bytes(&response).unwrap();
+                let unknown = response.attribute::<UnknownAttributes>().unwrap();
+                assert!(unknown.has_attribute(CHANGE_REQUEST));
+                None
+            }
+            Outcome::Ignore => panic!("ignored"),
+        }
+    }
+
+    #[test]
+    fn answers_come_from_where_they_were_asked_to() {
+        let one = ["192.0.2.9"];
+        assert_eq!(changed(&one, 0, false, false), Some((0, String::new())));
+        assert_eq!(changed(&one, 0, false, true), Some((1, String::new())));
+        assert_eq!(changed(&one, 1, false, true), Some((0, String::new())));
+        assert_eq!(changed(&one, 0, true, false), None);
+        assert_eq!(changed(&one, 1, true, true), None);
+
+        let two = ["192.0.2.9", "2001:db8::1", "192.0.2.10"];
+        let other = |at: &str| at.to_owned();
+        assert_eq!(
+            changed(&two, 0, true, true),
+            Some((5, other("192.0.2.10:3")))
+        );
+        assert_eq!(
+            changed(&two, 0, true, false),
+            Some((4, other("192.0.2.10:3")))
+        );
+        assert_eq!(
+            changed(&two, 5, true, true),
+            Some((0, other("192.0.2.9:2")))
+        );
+        assert_eq!(changed(&two, 2, true, true), None);
+
+        assert_eq!(
+            changed(&["0.0.0.0"], 0, false, true),
+            Some((1, String::new()))
+        );
+        assert_eq!(changed(&["0.0.0.0", "192.0.2.9"], 0, true, true), None);
+    }
+
+    #[test]
+    fn a_malformed_change_request_is_ignored() {
+        let mut request = request();
+        let short = stun_types::attribute::RawAttribute::new(CHANGE_REQUEST, &[0; 3]);
+        request.add_attribute(&short).unwrap();
+        let outcome = answer(&request.finish(), SOURCE.parse().unwrap());
+        assert_eq!(outcome, Outcome::Ignore);
     }
 
     /// RFC 5769 section 2.1: a request with SOFTWARE, PRIORITY, ICE-CONTROLLED, USERNAME,
@@ -287,10 +456,14 @@ mod tests {
     }
 
     fn check_bounds(datagram: &[u8]) {
-        if let Outcome::Answer(response) | Outcome::Refuse(response) =
-            answer(datagram, "[2001:db8::1]:1".parse().unwrap())
-        {
-            assert!(response.len() <= datagram.len() + 32);
+        let v4 = layout(&["192.0.2.9", "192.0.2.10"]);
+        let v6 = layout(&["2001:db8::9", "2001:db8::10"]);
+        for (source, layout, more) in [(SOURCE, v4, 36), ("[2001:db8::1]:1", v6, 72)] {
+            if let Outcome::Answer(response, _) | Outcome::Refuse(response) =
+                super::answer(datagram, source.parse().unwrap(), 0, &layout)
+            {
+                assert!(response.len() <= datagram.len() + more);
+            }
         }
     }
 }

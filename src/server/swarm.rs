@@ -340,7 +340,7 @@ fn transport(
     let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
         .boxed();
-    let internet = transports::internet(keypair, transports::DEFAULT_CONNECT_TIMEOUT)
+    let internet = transports::server(keypair, transports::DEFAULT_CONNECT_TIMEOUT)
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let all = transports::join(webrtc, internet);
     let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));

@@ -9,14 +9,37 @@ mod listener;
 mod platform;
 mod rtc;
 pub(crate) mod runtime;
+pub(crate) mod stock;
 pub(crate) mod transports;
 mod value;
 mod websocket;
 mod websocket_address;
 
-use crate::{Config, Error};
+use libp2p::identity::Keypair;
+
+use crate::{
+    Config, Error,
+    rtc::{BackendError, Config as RtcConfig},
+};
 
 pub(crate) use self::rtc::Rtc;
+
+/// What the transports of one peer share.
+pub(crate) struct Net {
+    pub(crate) rtc: Rtc,
+}
+
+impl Net {
+    /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
+    pub(crate) fn open(
+        _: &Config,
+        rtc_config: &RtcConfig,
+        _: &Keypair,
+    ) -> Result<Self, BackendError> {
+        let rtc = Rtc::new(rtc_config)?;
+        Ok(Self { rtc })
+    }
+}
 
 /// Checks that this environment has what `config` asks for.
 ///

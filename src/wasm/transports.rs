@@ -2,9 +2,8 @@
 //!
 //! The order matters: the relay client would take `…/p2p-circuit/webrtc` for its own.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{io, time::Duration};
 
-use futures::{AsyncRead, AsyncWrite};
 use libp2p::{
     PeerId, Transport as _,
     core::{
@@ -12,22 +11,15 @@ use libp2p::{
         transport::{Boxed, timeout::TransportTimeout},
         upgrade::Version,
     },
-    identity, noise, relay, yamux,
+    identity, noise, yamux,
 };
 use multiaddr::Multiaddr;
 
-use super::{direct, websocket};
+use super::{Net, direct, websocket};
+use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
-
-/// Any stream. One type for all, because each type has its own copy of noise, yamux and
-/// multistream-select in the wasm, 30 KB once compressed.
-pub(super) type Duplex = Pin<Box<dyn AsyncReadWrite>>;
-
-pub(super) trait AsyncReadWrite: AsyncRead + AsyncWrite + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Send> AsyncReadWrite for S {}
 
 /// Builds the transports of a peer.
 ///
@@ -36,13 +28,11 @@ impl<S: AsyncRead + AsyncWrite + Send> AsyncReadWrite for S {}
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
-    circuits: relay::client::Transport,
+    circuits: Boxed<Duplex>,
+    _: &Net,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let noise = noise::Config::new(keypair).map_err(io::Error::other)?;
-    let circuits = circuits
-        .map(|circuit, _| Box::pin(circuit) as Duplex)
-        .boxed();
     let websocket = websocket::Transport::default()
         .map(|socket, _| Box::pin(socket) as Duplex)
         .boxed();

@@ -81,7 +81,7 @@ export async function serve(t, www = `${root}tests/browser/site`) {
 
 /** A native peer that `relay` reaches. */
 export async function listen(t, { relay, stun }, ...more) {
-  const peer = new Program("listen", "--relay", relay, "--stun", stun, ...more);
+  const peer = new Program("listen", "--no-port-mapping", "--relay", relay, "--stun", stun, ...more);
   t.after(() => peer.stop());
   const ready = await peer.event("ready");
   return { ticket: ready.ticket, peerId: ready.peer_id, event: (...args) => peer.event(...args), stop: () => peer.stop() };

@@ -65,7 +65,9 @@ pub struct Node {
 
 impl Node {
     /// A peer that is connected to nobody.
-    pub fn start(config: rtc::Config) -> Self {
+    pub fn start(mut config: rtc::Config) -> Self {
+        // No router is asked from here.
+        config.port_mapping = false;
         Self::run(Some(config))
     }
 

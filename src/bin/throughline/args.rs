@@ -95,6 +95,9 @@ pub(crate) struct PeerArgs {
     /// Stay on the relay: keeps the addresses of this machine from the other side.
     #[arg(long)]
     pub(crate) relay_only: bool,
+    /// Do not ask the router to forward a port.
+    #[arg(long)]
+    pub(crate) no_port_mapping: bool,
     /// TOML file with these and all other settings of the connector; the command line adds to it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -123,6 +126,10 @@ pub(crate) struct ConnectArgs {
     pub(crate) ticket: String,
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
+    /// First have the relays of --relay hold a reservation, as a program does that has run for a
+    /// while; times count from the connect after it.
+    #[arg(long)]
+    pub(crate) warm: bool,
     /// Wait up to this long for a direct path; without one fail with the code `timeout`.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait_direct: Option<Seconds>,

@@ -36,7 +36,7 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> Result<(), Error> 
         ));
     }
     let ticket: Ticket = args.ticket.parse()?;
-    let connector = peer::bind(&args.peer, false).await?;
+    let connector = peer::bind(&args.peer, args.warm).await?;
     let result = tokio::select! {
         result = connected(&connector, &ticket, &args, output) => result,
         () = stopped => Err(Error::new(ErrorKind::Aborted, "stopped by a signal")),

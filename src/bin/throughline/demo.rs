@@ -1,9 +1,12 @@
 //! `throughline demo`: a server and a peer to talk to, in one process.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use serde_json::json;
-use throughline::{Connector, Error, server::Server};
+use throughline::{Config, Connector, Error, server::Server};
 
 use crate::{
     args::DemoArgs,
@@ -24,6 +27,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         // A page may use WebRTC and the clipboard only on this machine or over https.
         config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
     }
+    let loopback = config.hosts.iter().all(IpAddr::is_loopback);
     // The usual port, so that a reload finds the page again, unless another program has it.
     let server = match Server::start(config.clone()).await {
         Err(_) if config.port == default.port => {
@@ -39,7 +43,10 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     std::fs::create_dir_all(&inbox)
         .map_err(|error| io_error(format_args!("--recv {}", inbox.display()), error))?;
 
-    let mut builder = Connector::builder();
+    let mut peer = Config::default();
+    // Whoever sees the page on this machine needs no router.
+    peer.port_mapping = !loopback;
+    let mut builder = Connector::builder().config(peer);
     for address in server.addresses() {
         builder = builder.relay(address);
     }

@@ -35,6 +35,7 @@ fn config(args: &PeerArgs) -> Result<Config, Error> {
     config.stun.extend_from_slice(&args.stun);
     config.listen.extend_from_slice(&args.bind);
     config.direct &= !args.relay_only;
+    config.port_mapping &= !args.no_port_mapping;
     if let (Some(url), Some(username), Some(credential)) =
         (&args.turn, &args.turn_user, &args.turn_pass)
     {

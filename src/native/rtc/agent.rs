@@ -9,7 +9,7 @@ use str0m::{Candidate, IceCreds, crypto::Sha1HmacProvider, ice::IceAgent};
 
 use crate::{
     core::candidate::CandidateKind,
-    native::gather::LocalCandidate,
+    native::gather::{LocalCandidate, Origin},
     rtc::backend::{CandidatePair, Endpoint},
 };
 
@@ -43,7 +43,7 @@ pub(super) fn new(hmac: &'static dyn Sha1HmacProvider, now: Instant) -> IceAgent
 
 /// A local candidate as the agent has it; `None` for addresses it refuses.
 pub(super) fn candidate(candidate: &LocalCandidate) -> Option<Candidate> {
-    let made = match candidate.kind {
+    let made = match candidate.kind() {
         CandidateKind::ServerReflexive => {
             Candidate::server_reflexive(candidate.addr, candidate.base, "udp")
         }
@@ -55,10 +55,20 @@ pub(super) fn candidate(candidate: &LocalCandidate) -> Option<Candidate> {
     made.ok()
 }
 
+/// What the agent does not know of a nominated pair.
+pub(super) struct Known<'a> {
+    /// What was offered.
+    pub(super) local: &'a [LocalCandidate],
+    /// Where the peer says that our checks come from.
+    pub(super) seen: Option<SocketAddr>,
+    /// Whether the peer called its address a port mapping.
+    pub(super) remote_mapped: bool,
+}
+
 /// The nominated pair, from its two addresses.
 pub(super) fn pair(
     ice: &IceAgent,
-    local: &[LocalCandidate],
+    known: &Known<'_>,
     source: SocketAddr,
     destination: SocketAddr,
 ) -> CandidatePair {
@@ -69,24 +79,22 @@ pub(super) fn pair(
         Some(str0m::CandidateKind::Relayed) => CandidateKind::Relayed,
         Some(str0m::CandidateKind::PeerReflexive) | None => CandidateKind::PeerReflexive,
     };
-    // The agent checks from the base, so what the peer sees of us is looked up: behind a NAT a
-    // peer that is not on our own network sees the mapped address.
-    let mapped = local.iter().find(|local| {
-        local.base == source && local.kind != CandidateKind::Host && remote != CandidateKind::Host
-    });
-    let local = match mapped {
-        Some(mapped) => Endpoint {
-            kind: mapped.kind,
-            addr: Some(mapped.addr),
+    // The agent checks from the base; of our candidates there, the one that the peer sees is in
+    // use. What it sees and we did not offer, a NAT made for it.
+    let offered = known.local.iter().find(|l| Some(l.addr) == known.seen);
+    let local = Endpoint {
+        kind: match (offered, known.seen) {
+            (Some(offered), _) => offered.kind(),
+            (None, Some(_)) => CandidateKind::PeerReflexive,
+            (None, None) => CandidateKind::Host,
         },
-        None => Endpoint {
-            kind: CandidateKind::Host,
-            addr: Some(source),
-        },
+        addr: known.seen.or(Some(source)),
+        mapped: offered.is_some_and(|offered| offered.origin == Origin::PortMapping),
     };
     let remote = Endpoint {
         kind: remote,
         addr: Some(destination),
+        mapped: known.remote_mapped,
     };
     let mut pair = CandidatePair::new(local, remote);
     pair.rtt = ice.nominated_pair_rtt();

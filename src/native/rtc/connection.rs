@@ -9,22 +9,27 @@ use std::{
 };
 
 use bytes::Bytes;
+use libp2p::{PeerId, core::muxing::StreamMuxerBox};
 use str0m::ice::StunMessage;
 use tokio::{
     sync::{Notify, watch},
+    task::AbortHandle,
     time,
 };
 
 use super::{
     association::Association,
+    burst,
     session::{Outgoing, Session, SessionEvent},
 };
 use crate::{
-    core::signalling::IceCandidate,
+    core::{birthday::Side, signalling::IceCandidate},
     native::{
         gather::Gathered,
-        socket::{Receiver, Sockets},
+        quic::{Connection, Link, Quic},
+        socket::{Adopted, Receiver, Sockets},
     },
+    report::NatReport,
     rtc::backend::{self, BackendError, PeerEvent},
 };
 
@@ -32,8 +37,12 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(60);
 
 /// What the handles, the driver and the socket share.
-struct Shared {
+pub(super) struct Shared {
     session: Mutex<Session>,
+    /// Sockets that the birthday method has won.
+    adopted: Mutex<Vec<Adopted>>,
+    /// The connection that the QUIC handshake gave.
+    quic: Mutex<Option<Connection>>,
     /// Wakes the driver.
     work: Notify,
     /// Waits for the driver's end.
@@ -49,6 +58,19 @@ struct Ended {
 impl Shared {
     fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A check for the peer, from a socket that the ICE agent does not know; `None` once none is
+    /// needed.
+    pub(super) fn guess_check(&self) -> Option<Vec<u8>> {
+        self.session().guess_check()
+    }
+
+    /// Makes a local candidate of a socket that the peer has met.
+    pub(super) fn adopt(&self, socket: Adopted) {
+        self.session().adopt(socket.local());
+        let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
+        adopted.push(socket);
     }
 
     fn ended(&self) -> MutexGuard<'_, Ended> {
@@ -84,6 +106,43 @@ impl Receiver for Shared {
     fn accepts(&self, message: &StunMessage<'_>) -> bool {
         self.session().accepts(message)
     }
+
+    fn receive_quic(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        data: &[u8],
+        segment: usize,
+    ) -> bool {
+        self.session()
+            .receive_quic(source, destination, data, segment)
+    }
+}
+
+/// What is known of the network, now and as it changes.
+pub(super) type Network = (watch::Receiver<Gathered>, watch::Receiver<NatReport>);
+
+/// What a QUIC handshake needs.
+pub(super) struct Handshake {
+    pub(super) quic: Quic,
+    pub(super) link: Arc<Link>,
+    pub(super) peer: PeerId,
+}
+
+impl Handshake {
+    async fn run(self, shared: Arc<Shared>, client: bool) {
+        let result = self.quic.over_pair(&self.link, self.peer, client).await;
+        let result = match result {
+            Ok(connection) => {
+                let mut quic = shared.quic.lock().unwrap_or_else(PoisonError::into_inner);
+                *quic = Some(connection);
+                Ok(())
+            }
+            Err(error) => Err(BackendError::Quic(error.to_string())),
+        };
+        shared.session().quic_ended(result);
+        shared.work.notify_one();
+    }
 }
 
 /// One peer connection.
@@ -96,18 +155,22 @@ impl fmt::Debug for PeerConnection {
 }
 
 impl PeerConnection {
-    /// Starts the driver of a session. Needs a Tokio runtime.
+    /// Starts the driver of a session, which may speak QUIC by means of `quic`. Needs a Tokio
+    /// runtime.
     pub(super) fn start(
         session: Session,
         sockets: Sockets,
-        candidates: watch::Receiver<Gathered>,
+        network: Network,
+        quic: Option<Handshake>,
     ) -> Self {
         let shared = Arc::new(Shared {
             session: Mutex::new(session),
+            adopted: Mutex::default(),
+            quic: Mutex::default(),
             work: Notify::new(),
             ended: Mutex::default(),
         });
-        tokio::spawn(drive(shared.clone(), sockets, candidates));
+        tokio::spawn(drive(shared.clone(), sockets, network, quic));
         Self(shared)
     }
 
@@ -157,6 +220,7 @@ impl backend::PeerConnection for PeerConnection {
                     shared: self.0.clone(),
                     id,
                 }),
+                SessionEvent::MoreTime(time) => PeerEvent::MoreTime(time),
                 SessionEvent::Failed(error) => PeerEvent::Failed(error),
             }),
         }
@@ -168,6 +232,11 @@ impl backend::PeerConnection for PeerConnection {
             shared: self.0.clone(),
             id,
         })
+    }
+
+    fn take_streams(&mut self) -> Option<StreamMuxerBox> {
+        let mut quic = self.0.quic.lock().unwrap_or_else(PoisonError::into_inner);
+        quic.take().map(StreamMuxerBox::new)
     }
 
     fn close(&mut self) {
@@ -234,6 +303,15 @@ impl backend::DataChannel for Channel {
     }
 }
 
+/// Ends a task with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Datagrams collected under the session's lock, sent without it.
 #[derive(Default)]
 struct Batch {
@@ -281,7 +359,7 @@ impl Batch {
             let data = &self.data[start..run.end];
             start = run.end;
             sockets
-                .send(run.source.ip(), run.destination, data, run.segment)
+                .send(run.source, run.destination, data, run.segment)
                 .await;
         }
         self.data.clear();
@@ -290,7 +368,12 @@ impl Batch {
 
 /// Drives a session until it is closed: sends what it has to send, keeps its timers, tells it of
 /// local candidates, and routes datagrams to it.
-async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Receiver<Gathered>) {
+async fn drive(
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    (mut candidates, nat): Network,
+    mut quic: Option<Handshake>,
+) {
     let receiver: Arc<dyn Receiver> = shared.clone();
     let fragment = shared.session().fragment();
     sockets.route_fragment(&fragment, &receiver);
@@ -298,15 +381,18 @@ async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Rec
     let sleep = time::sleep(IDLE);
     tokio::pin!(sleep);
     let mut gathered = true;
+    // Ended with this function.
+    let mut tasks = Vec::new();
     loop {
         let now = Instant::now();
-        let (sources, timeout, closed) = {
+        let (sources, timeout, closed, begin, burst) = {
             let mut session = shared.session();
             if session.poll_timeout().is_some_and(|timeout| timeout <= now) {
                 session.handle_timeout(now);
             }
             if gathered || session.wants_candidates() {
                 let known = candidates.borrow_and_update();
+                session.set_side(Side::of(nat.borrow().mapping));
                 if known.ready {
                     session.set_local_candidates(&known.candidates);
                 }
@@ -314,8 +400,21 @@ async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Rec
             }
             session.poll_transmit(now, |datagram| batch.push(datagram));
             let timeout = session.poll_timeout();
-            (session.take_new_sources(), timeout, session.is_closed())
+            let begin = session.take_handshake();
+            let sources = session.take_new_sources();
+            let burst = session.take_burst();
+            (sources, timeout, session.is_closed(), begin, burst)
         };
+        if let Some(client) = begin
+            && let Some(quic) = quic.take()
+        {
+            let task = tokio::spawn(quic.run(shared.clone(), client));
+            tasks.push(AbortOnDrop(task.abort_handle()));
+        }
+        if let Some(burst) = burst {
+            let task = tokio::spawn(burst::run(burst, shared.clone(), sockets.clone()));
+            tasks.push(AbortOnDrop(task.abort_handle()));
+        }
         for source in sources {
             sockets.route_source(source, &receiver);
         }
@@ -337,6 +436,14 @@ async fn drive(shared: Arc<Shared>, sockets: Sockets, mut candidates: watch::Rec
             }
         }
     }
+    drop(tasks);
+    let adopted = std::mem::take(
+        &mut *shared
+            .adopted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner),
+    );
+    drop(adopted);
     let sources = shared.session().sources();
     sockets.unroute(&fragment, sources, &receiver);
     let waker = {

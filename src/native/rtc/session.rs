@@ -1,7 +1,12 @@
-//! ICE, DTLS and SCTP of one connection as one state machine: no IO, time as an argument.
+//! ICE of one connection, and DTLS with SCTP or QUIC above it, as one state machine: no IO, time as
+//! an argument.
+
+mod dtls;
+mod guess;
+mod quic;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     sync::Arc,
     task::Waker,
@@ -10,12 +15,12 @@ use std::{
 
 use str0m::{
     Candidate as IceAgentCandidate, IceConnectionState, IceCreds,
-    config::DtlsVersion,
-    crypto::dtls::{DtlsInstance, DtlsOutput},
+    crypto::dtls::DtlsInstance,
     ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket},
     net::Protocol,
 };
 
+use self::guess::Guess;
 use super::{
     agent,
     association::{Association, Change, MAX_MESSAGE_SIZE},
@@ -23,17 +28,25 @@ use super::{
 };
 use crate::{
     core::{
+        birthday::{Effort, Side},
         candidate::{Candidate, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::gather::LocalCandidate,
+    native::{
+        gather::{LocalCandidate, Origin},
+        quic::Link,
+    },
     rtc::backend::{BackendError, CandidatePair},
 };
 
 /// How long all pairs may be dead before the connection is: a candidate that is still on its way,
 /// or a path that comes back, revives it.
 const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
+
+/// Most candidates told after the description: half of what a peer takes in all. Guessed ports
+/// are guessed anew whenever some connection begins, however many do.
+const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
 
 /// How long a shutdown may take to send what is queued.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -52,6 +65,8 @@ pub(super) enum SessionEvent {
     Connected,
     Path(CandidatePair),
     Channel(u16),
+    /// It may take this long from now.
+    MoreTime(Duration),
     Failed(BackendError),
 }
 
@@ -74,11 +89,33 @@ enum Phase {
     Described,
 }
 
+/// What is spoken over the nominated pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Secure {
+    /// The answer will tell.
+    Undecided,
+    /// DTLS and SCTP, which is all that browsers speak.
+    Dtls,
+    /// QUIC, between two of us.
+    Quic,
+}
+
 /// One connection.
 pub(super) struct Session {
     identity: Arc<Identity>,
     ice: IceAgent,
     phase: Phase,
+    secure: Secure,
+    /// Below the QUIC endpoint, where this side speaks QUIC.
+    link: Option<Arc<Link>>,
+    /// A QUIC handshake was begun.
+    quic_begun: bool,
+    /// How it ended, until the answer says that it counts.
+    quic_ended: Option<Result<(), BackendError>>,
+    /// How much may be guessed, and our part in it.
+    effort: Option<Effort>,
+    side: Option<Side>,
+    guess: Option<Guess>,
     mid: String,
     setup: Setup,
     remote: Option<Description>,
@@ -86,6 +123,12 @@ pub(super) struct Session {
     /// The addresses that datagrams of this connection may come from.
     sources: HashSet<SocketAddr>,
     new_sources: Vec<SocketAddr>,
+    /// Candidates told after the description.
+    trickled: usize,
+    /// Where peers' addresses see us come from.
+    seen: HashMap<SocketAddr, SocketAddr>,
+    /// Addresses that the peer calls port mappings.
+    mapped: HashSet<SocketAddr>,
     nominated: Option<(SocketAddr, SocketAddr)>,
     disconnected: Option<Instant>,
     dtls: Option<Box<dyn DtlsInstance>>,
@@ -106,17 +149,31 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(identity: Arc<Identity>, now: Instant) -> Self {
+    /// `link` is below the QUIC endpoint of this connection, if it is to have one.
+    pub(super) fn new(identity: Arc<Identity>, link: Option<Arc<Link>>, now: Instant) -> Self {
         Self {
             ice: agent::new(identity.crypto.sha1_hmac_provider, now),
             identity,
             phase: Phase::New,
+            secure: match link {
+                Some(_) => Secure::Undecided,
+                None => Secure::Dtls,
+            },
+            link,
+            quic_begun: false,
+            quic_ended: None,
+            effort: None,
+            side: None,
+            guess: None,
             mid: "0".into(),
             setup: Setup::ActPass,
             remote: None,
             local: Vec::new(),
             sources: HashSet::new(),
             new_sources: Vec::new(),
+            trickled: 0,
+            seen: HashMap::new(),
+            mapped: HashSet::new(),
             nominated: None,
             disconnected: None,
             dtls: None,
@@ -158,6 +215,7 @@ impl Session {
                     Setup::ActPass | Setup::Passive => Setup::Active,
                 };
                 self.phase = Phase::Answering;
+                self.decide(remote.quic);
                 self.describe_remote(remote);
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
@@ -175,7 +233,9 @@ impl Session {
                         return self.fail(BackendError::Description(what));
                     }
                 };
+                self.decide(remote.quic);
                 self.describe_remote(remote);
+                self.settle_quic();
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
         }
@@ -193,26 +253,14 @@ impl Session {
             ufrag: remote.ufrag.clone(),
             pass: remote.pwd.clone(),
         });
-        let dtls = self.identity.crypto.dtls_provider.new_dtls(
-            &self.identity.certificate,
-            self.now,
-            DtlsVersion::Dtls12,
-            Some(MTU),
-        );
-        match dtls {
-            Ok(mut dtls) => {
-                dtls.set_active(self.setup == Setup::Active);
-                self.dtls = Some(dtls);
-                if self.setup != Setup::Active || self.nominated.is_some() {
-                    self.start_dtls();
-                }
-            }
-            Err(error) => return self.fail(BackendError::Dtls(error.to_string())),
-        }
         for candidate in &remote.candidates {
             self.add_remote(candidate);
         }
         self.remote = Some(remote);
+        self.plan_guess();
+        if self.secure == Secure::Dtls {
+            self.make_dtls();
+        }
     }
 
     pub(super) fn add_remote_candidate(&mut self, candidate: &IceCandidate) {
@@ -229,6 +277,9 @@ impl Session {
         };
         if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
             self.expect(addr);
+            if candidate.mapped && self.sources.contains(&addr) {
+                self.mapped.insert(addr);
+            }
             self.ice.add_remote_candidate(remote);
         }
     }
@@ -273,8 +324,9 @@ impl Session {
             let added =
                 agent::candidate(candidate).and_then(|c| self.ice.add_local_candidate(c).cloned());
             if let Some(added) = added
-                && let Ok(line) = added.to_sdp_string().parse::<Candidate>()
+                && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
             {
+                line.mapped = candidate.origin == Origin::PortMapping;
                 written.push(line);
             }
         }
@@ -285,6 +337,9 @@ impl Session {
                 self.event(SessionEvent::Description(sdp));
             }
             Phase::Described if !self.connected => {
+                let room = MAX_TRICKLED.saturating_sub(self.trickled);
+                written.truncate(room);
+                self.trickled += written.len();
                 for line in written {
                     let candidate = IceCandidate {
                         candidate: line.to_string(),
@@ -317,6 +372,8 @@ impl Session {
             setup: self.setup,
             mid: self.mid.clone(),
             max_message_size: MAX_MESSAGE_SIZE,
+            quic: self.secure != Secure::Dtls,
+            side: self.side.filter(|_| self.effort.is_some()),
             candidates,
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())
@@ -334,13 +391,28 @@ impl Session {
         match data.first() {
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
+                    let is_request = message.is_binding_request();
+                    // The agent keeps to itself what the peer sees of us.
+                    if self.sources.contains(&source)
+                        && self.ice.accepts_message(&message)
+                        && let Some(mapped) = message.mapped_address()
+                    {
+                        self.seen.insert(source, mapped);
+                    }
                     let packet = StunPacket {
                         proto: Protocol::Udp,
                         source,
                         destination,
                         message,
                     };
-                    self.ice.handle_packet(self.now, packet);
+                    let authentic = self.ice.handle_packet(self.now, packet);
+                    if let Some(link) = &self.link
+                        && authentic
+                        && is_request
+                        && link.pair().is_none()
+                    {
+                        link.set_pair(destination, source);
+                    }
                     self.ice.handle_timeout(self.now);
                     self.ice_events();
                 }
@@ -376,6 +448,11 @@ impl Session {
         {
             return self.fail(BackendError::Ice);
         }
+        if let Some(Guess::At(at, side)) = self.guess
+            && now >= at
+        {
+            self.begin_guess(side);
+        }
         if let Some(dtls) = &mut self.dtls
             && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
         {
@@ -402,6 +479,7 @@ impl Session {
             .and_then(Association::poll_timeout);
         [
             self.ice.poll_timeout(),
+            self.guess.as_ref().and_then(Guess::next_at),
             disconnected,
             self.dtls_timeout,
             sctp,
@@ -430,8 +508,17 @@ impl Session {
                 } => {
                     let first = self.nominated.is_none();
                     self.nominated = Some((source, destination));
+                    self.guess = None;
+                    if let Some(link) = &self.link {
+                        link.set_pair(source, destination);
+                    }
                     self.expect(destination);
-                    let pair = agent::pair(&self.ice, &self.local, source, destination);
+                    let known = agent::Known {
+                        local: &self.local,
+                        seen: self.seen.get(&destination).copied(),
+                        remote_mapped: self.mapped.contains(&destination),
+                    };
+                    let pair = agent::pair(&self.ice, &known, source, destination);
                     self.event(SessionEvent::Path(pair));
                     if first {
                         self.start_dtls();
@@ -439,15 +526,6 @@ impl Session {
                 }
                 IceAgentEvent::IceRestart(_) => {}
             }
-        }
-    }
-
-    fn start_dtls(&mut self) {
-        if let Some(dtls) = &mut self.dtls
-            && !std::mem::replace(&mut self.dtls_started, true)
-            && let Err(error) = dtls.handle_timeout(self.now)
-        {
-            self.fail(BackendError::Dtls(error.to_string()));
         }
     }
 
@@ -462,6 +540,7 @@ impl Session {
                 data: &transmit.contents,
             });
         }
+        self.probe(&mut send);
         let Some((source, destination)) = self.nominated else {
             return;
         };
@@ -491,70 +570,6 @@ impl Session {
         self.finish_shutdown();
         if self.shutdown.is_some() {
             self.poll_dtls(&mut send);
-        }
-    }
-
-    fn poll_dtls(&mut self, send: &mut impl FnMut(&[u8])) {
-        loop {
-            let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) else {
-                return;
-            };
-            match dtls.poll_output(&mut self.scratch) {
-                DtlsOutput::Packet(packet) => send(packet),
-                DtlsOutput::Timeout(timeout) => {
-                    self.dtls_timeout = Some(timeout);
-                    return;
-                }
-                DtlsOutput::PeerCert(certificate) => {
-                    let actual = self.identity.fingerprint(certificate);
-                    self.verified = self
-                        .remote
-                        .as_ref()
-                        .is_some_and(|remote| remote.fingerprint == actual);
-                    if !self.verified {
-                        let what = "certificate does not fit the fingerprint".to_owned();
-                        return self.fail(BackendError::Dtls(what));
-                    }
-                }
-                DtlsOutput::Connected if self.verified => self.dtls_connected(),
-                DtlsOutput::Connected => {
-                    let what = "peer showed no certificate".to_owned();
-                    return self.fail(BackendError::Dtls(what));
-                }
-                DtlsOutput::ApplicationData(data) => {
-                    if let Some(association) = &mut self.association {
-                        association.receive(self.now, data);
-                    }
-                }
-                DtlsOutput::CloseNotify => {
-                    self.fail(BackendError::Closed);
-                    return;
-                }
-                DtlsOutput::BufferTooSmall { needed } => {
-                    let what = format!("record of {needed} bytes");
-                    return self.fail(BackendError::Dtls(what));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn dtls_connected(&mut self) {
-        if self.connected {
-            return;
-        }
-        self.connected = true;
-        let client = self.setup == Setup::Active;
-        let size = match self.remote.as_ref().map(|remote| remote.max_message_size) {
-            Some(0) | None => u32::MAX,
-            Some(size) => size,
-        };
-        match Association::start(client, size, self.now) {
-            Ok(association) => {
-                self.association = Some(association);
-                self.event(SessionEvent::Connected);
-            }
-            Err(error) => self.fail(error),
         }
     }
 
@@ -641,212 +656,4 @@ impl Session {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::{candidate::CandidateKind, signalling::IceCandidate};
-    use futures::task::noop_waker;
-    use std::task::{Context, Poll};
-
-    /// Two sessions, a network that takes 10 ms, and a clock.
-    struct Net {
-        now: Instant,
-        ends: [Session; 2],
-        seen: [Vec<SessionEvent>; 2],
-        flying: VecDeque<(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)>,
-        cut: bool,
-    }
-
-    fn addr(end: usize) -> SocketAddr {
-        ([192, 0, 2, end as u8 + 1], 1000).into()
-    }
-
-    fn host(end: usize) -> [LocalCandidate; 1] {
-        [LocalCandidate {
-            kind: CandidateKind::Host,
-            addr: addr(end),
-            base: addr(end),
-        }]
-    }
-
-    impl Net {
-        fn new() -> Self {
-            let now = Instant::now();
-            let end = || Session::new(Arc::new(Identity::generate().unwrap()), now);
-            Self {
-                now,
-                ends: [end(), end()],
-                seen: [Vec::new(), Vec::new()],
-                flying: VecDeque::new(),
-                cut: false,
-            }
-        }
-
-        fn description(&mut self, end: usize) -> String {
-            self.ends[end].set_local_candidates(&host(end));
-            match self.ends[end].poll_event(&noop_waker()) {
-                Some(SessionEvent::Description(sdp)) => sdp,
-                other => panic!("{other:?}"),
-            }
-        }
-
-        fn negotiate(&mut self, change: impl Fn(String) -> String) {
-            self.ends[0].create_offer();
-            let offer = self.description(0);
-            self.ends[1].accept_offer(&offer);
-            let answer = self.description(1);
-            self.ends[0].accept_answer(&change(answer));
-        }
-
-        /// One millisecond of everything.
-        fn step(&mut self) {
-            self.now += Duration::from_millis(1);
-            while self.flying.front().is_some_and(|(at, ..)| *at <= self.now) {
-                let (_, to, source, destination, data) = self.flying.pop_front().unwrap();
-                self.ends[to].receive(self.now, source, destination, &data);
-            }
-            for end in 0..2 {
-                let session = &mut self.ends[end];
-                if session.poll_timeout().is_some_and(|at| at <= self.now) {
-                    session.handle_timeout(self.now);
-                }
-                let (flying, at) = (&mut self.flying, self.now + Duration::from_millis(10));
-                let cut = self.cut;
-                session.poll_transmit(self.now, |out| {
-                    if !cut {
-                        let data = out.data.to_vec();
-                        flying.push_back((at, 1 - end, out.source, out.destination, data));
-                    }
-                });
-                while let Some(event) = session.poll_event(&noop_waker()) {
-                    self.seen[end].push(event);
-                }
-            }
-        }
-
-        fn run(&mut self, millis: usize) {
-            for _ in 0..millis {
-                self.step();
-            }
-        }
-
-        fn saw(&self, end: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
-            self.seen[end].iter().any(wanted)
-        }
-
-        fn association(&mut self, end: usize) -> &mut Association {
-            self.ends[end].association.as_mut().unwrap()
-        }
-    }
-
-    fn connected(event: &SessionEvent) -> bool {
-        matches!(event, SessionEvent::Connected)
-    }
-
-    #[test]
-    fn two_sessions_connect_within_five_round_trips() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(100);
-        assert!(net.saw(0, connected) && net.saw(1, connected));
-        assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
-    }
-
-    #[test]
-    fn another_certificate_is_refused() {
-        let mut net = Net::new();
-        net.negotiate(|answer| {
-            let at = answer.find("sha-256 ").unwrap() + 8;
-            let flipped = if &answer[at..at + 1] == "0" { "1" } else { "0" };
-            format!("{}{flipped}{}", &answer[..at], &answer[at + 1..])
-        });
-        net.run(500);
-        let refused = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Dtls(_)));
-        assert!(net.saw(0, refused));
-        assert!(!net.saw(0, connected) && net.ends[0].is_closed());
-    }
-
-    #[test]
-    fn a_dead_path_fails_in_time() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        net.cut = true;
-        net.run(30_000);
-        let failed = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Ice));
-        assert!(net.saw(0, failed) && net.saw(1, failed));
-    }
-
-    #[test]
-    fn stream_ids_come_back_after_their_reset() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        for _ in 0..3 {
-            // More than there are, were they not freed.
-            let ids: Vec<u16> = (0..200)
-                .map(|_| net.association(0).open().unwrap())
-                .collect();
-            net.run(100);
-            for id in ids {
-                net.association(0).detach(id);
-            }
-            net.run(100);
-            let opened: Vec<u16> = net.seen[1]
-                .drain(..)
-                .filter_map(|e| match e {
-                    SessionEvent::Channel(id) => Some(id),
-                    _ => None,
-                })
-                .collect();
-            assert_eq!(opened.len(), 200);
-            for id in opened {
-                net.association(1).detach(id);
-            }
-            net.run(300);
-            assert_eq!((net.association(0).len(), net.association(1).len()), (0, 0));
-        }
-    }
-
-    /// A sender stopped by a full window hears of it as soon as the reader has made room.
-    #[test]
-    fn a_reader_that_goes_on_opens_the_window() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.run(200);
-        let waker = noop_waker();
-        let mut cx = Context::from_waker(&waker);
-        let id = net.association(0).open().unwrap();
-        let mut sent = 0;
-        for _ in 0..1500 {
-            while net.association(0).poll_ready(id, &mut cx).is_ready() {
-                net.association(0).send(id, &[7; 16_000]).unwrap();
-                sent += 16_000;
-            }
-            net.step();
-        }
-        assert!(sent >= super::super::association::RECEIVE_WINDOW as usize);
-        // The next window probe is more than a second away.
-        let window = super::super::association::RECEIVE_WINDOW as usize;
-        let mut read = 0;
-        for millis in 0..5_000 {
-            while let Poll::Ready(Some(data)) = net.association(1).poll_next(id, &mut cx) {
-                read += data.len();
-            }
-            assert!(millis < 200 || read > window + 20_000, "{read} bytes");
-            net.step();
-        }
-        assert_eq!(read, sent);
-    }
-
-    #[test]
-    fn a_candidate_with_a_name_is_skipped() {
-        let mut net = Net::new();
-        net.negotiate(|answer| answer);
-        net.ends[0].add_remote_candidate(&IceCandidate {
-            candidate: "candidate:1 1 udp 1 aa.local 9 typ host".into(),
-            ..IceCandidate::default()
-        });
-        net.run(100);
-        assert!(net.saw(0, connected));
-    }
-}
+mod tests;

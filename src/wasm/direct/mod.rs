@@ -37,13 +37,13 @@ use multiaddr::Multiaddr;
 use send_wrapper::SendWrapper;
 
 use self::target::Target;
-use super::{
-    rtc::{Channel, PeerConnection, Rtc},
-    transports::Duplex,
-};
-use crate::rtc::{
-    Muxer, Stream,
-    backend::{Backend as _, BackendError, PeerConnection as _, PeerEvent},
+use super::rtc::{Channel, PeerConnection, Rtc};
+use crate::{
+    circuit::Duplex,
+    rtc::{
+        Muxer, Stream,
+        backend::{Backend as _, BackendError, PeerConnection as _, PeerEvent},
+    },
 };
 
 type Output = (PeerId, Connection);

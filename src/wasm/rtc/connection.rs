@@ -6,8 +6,9 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::{
     core::{
+        candidate::Candidate,
         sdp::{Description, Fingerprint},
         signalling::IceCandidate,
     },
@@ -50,6 +52,9 @@ const MAX_WAITING_CHANNELS: usize = 64;
 /// path to fall back to, so waiting for the latter would only keep data from moving.
 const DISCONNECTED_GRACE: Duration = Duration::from_secs(5);
 
+/// Most port mappings of a peer that are remembered; a real one has one.
+const MAX_MAPPED: usize = 16;
+
 /// How often the selected pair is read: there is no event for it in all browsers.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -67,6 +72,8 @@ struct Inner {
     init: Option<(RtcDataChannel, Listener)>,
     disconnected: Option<Delay>,
     path: Option<PathWatch>,
+    /// Addresses that the peer calls port mappings; the browser forgets that.
+    mapped: HashSet<SocketAddr>,
     ended: bool,
     listeners: Vec<Listener>,
 }
@@ -138,6 +145,7 @@ impl PeerConnection {
             init: None,
             disconnected: None,
             path: None,
+            mapped: HashSet::new(),
             ended: false,
             listeners,
         }))
@@ -307,6 +315,13 @@ impl Inner {
                 };
                 watch.reading = None;
                 watch.pause.reset(STATS_INTERVAL);
+                let pair = pair.map(|mut pair| {
+                    pair.remote.mapped = pair
+                        .remote
+                        .addr
+                        .is_some_and(|addr| self.mapped.contains(&addr));
+                    pair
+                });
                 if let Some(pair) = pair
                     && watch.last.as_ref().is_none_or(|last| differs(last, &pair))
                 {
@@ -355,6 +370,12 @@ impl Inner {
         self.shared.borrow_mut().waker = Some(cx.waker().clone());
         Poll::Pending
     }
+}
+
+/// The address of a candidate that the peer calls a port mapping.
+fn mapped_addr(candidate: &IceCandidate) -> Option<SocketAddr> {
+    let candidate: Candidate = candidate.candidate.parse().ok()?;
+    candidate.socket_addr().filter(|_| candidate.mapped)
 }
 
 /// Whether the pair is another one, or its round-trip time has become known.
@@ -410,6 +431,11 @@ impl PeerConnectionTrait for PeerConnection {
 
     fn add_remote_candidate(&mut self, candidate: Option<&IceCandidate>) {
         let inner = &mut *self.0;
+        if let Some(addr) = candidate.and_then(mapped_addr)
+            && inner.mapped.len() < MAX_MAPPED
+        {
+            inner.mapped.insert(addr);
+        }
         let candidate = candidate.and_then(|candidate| JSON::parse(&candidate.to_json()).ok());
         let candidate = candidate.as_ref().map(JsCast::unchecked_ref);
         let added = inner

@@ -4,7 +4,11 @@ mod channel;
 mod connection;
 mod stats;
 
+use std::net::SocketAddr;
+
 use js_sys::Array;
+use libp2p::PeerId;
+use tokio::sync::watch;
 use wasm_bindgen::JsValue;
 use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 
@@ -12,6 +16,7 @@ pub(crate) use self::{channel::Channel, connection::PeerConnection};
 use super::{platform, value};
 use crate::{
     Config, Error, ErrorKind,
+    report::NatReport,
     rtc::{
         self, IceServer,
         backend::{Backend, BackendError},
@@ -25,6 +30,9 @@ pub struct Rtc {
 }
 
 impl Rtc {
+    /// Nothing: a page has no socket to send from.
+    pub(crate) fn open_nat(&self, _: &[SocketAddr]) {}
+
     /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
     pub(crate) fn new(config: &rtc::Config) -> Result<Self, BackendError> {
         Ok(Self {
@@ -33,10 +41,26 @@ impl Rtc {
     }
 }
 
+impl Rtc {
+    /// A browser tells nothing of the NAT.
+    #[expect(clippy::unused_self, reason = "native targets have something to tell")]
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        None
+    }
+
+    /// There is nothing to take back.
+    #[expect(
+        clippy::unused_self,
+        clippy::unused_async,
+        reason = "as on native targets"
+    )]
+    pub(crate) async fn close(&self) {}
+}
+
 impl Backend for Rtc {
     type Connection = PeerConnection;
 
-    fn connect(&self) -> Result<PeerConnection, BackendError> {
+    fn connect(&self, _: PeerId) -> Result<PeerConnection, BackendError> {
         RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))

@@ -68,5 +68,6 @@ fn endpoint(candidate: &JsValue) -> Option<Endpoint> {
     let addr = ip
         .zip(port)
         .map(|(ip, port)| SocketAddr::new(ip, port as u16));
-    Some(Endpoint { kind, addr })
+    let mapped = false;
+    Some(Endpoint { kind, addr, mapped })
 }

@@ -35,6 +35,8 @@ pub struct Plan {
     /// Cells of native peers tried at the same time, each in a lab of its own. More than the machine has cores
     /// spoils the times, not the paths.
     pub jobs: usize,
+    /// Whether native diallers have their link to the relay before they connect.
+    pub warm: bool,
     /// Only cells whose two names contain this text.
     pub only: Option<String>,
 }
@@ -46,6 +48,7 @@ impl Default for Plan {
             full: false,
             repeat: 1,
             jobs: 3,
+            warm: false,
             only: None,
         }
     }
@@ -200,12 +203,9 @@ fn native(
             let wait = patience(scenario.theory(pairing));
             let runs = (0..plan.repeat.max(1))
                 .map(|_| {
-                    Stage::up(scenario.spec.clone(), parts)?.meet(
-                        pairing,
-                        &scenario.a_host,
-                        &scenario.b_host,
-                        wait,
-                    )
+                    let mut stage = Stage::up(scenario.spec.clone(), parts)?;
+                    stage.warm = plan.warm;
+                    stage.meet(pairing, &scenario.a_host, &scenario.b_host, wait)
                 })
                 .collect::<Result<Vec<_>>>()?;
             let cell = Cell::new(scenario, pairing, runs);

@@ -20,6 +20,9 @@ pub struct Run {
     pub first_byte_ms: Option<f64>,
     /// Milliseconds until the first direct path carried the connection.
     pub direct_ms: Option<f64>,
+    /// Whether the dialler's link to the relay was up before it called `connect`.
+    #[serde(default)]
+    pub warm: bool,
     /// What went wrong, if anything did.
     pub error: Option<String>,
     /// Every attempt at a path, as the dialler tells it.
@@ -146,6 +149,7 @@ mod tests {
             connected_ms: Some(210.0),
             first_byte_ms: Some(262.5),
             direct_ms: Some(420.0),
+            warm: false,
             error: None,
             attempts: run.attempts.clone(),
         };

@@ -88,6 +88,8 @@ pub struct Stage {
     serve: Serve,
     parts: Parts,
     launched: HashSet<String>,
+    /// Whether native diallers have their link to the relay before they connect.
+    pub warm: bool,
     /// The lab; its NATs and links may be changed between cases.
     pub lab: Lab,
 }
@@ -105,6 +107,7 @@ impl Stage {
             serve,
             parts: parts.clone(),
             launched: HashSet::new(),
+            warm: false,
             lab,
         })
     }
@@ -169,7 +172,10 @@ impl Stage {
             Peer::Browser => self.connect_browser(a, &listener.ticket, wait_direct),
         };
         let run = match events {
-            Ok(events) => Run::from_events(&events),
+            Ok(events) => Run {
+                warm: self.warm && pairing.dialler == Peer::Native,
+                ..Run::from_events(&events)
+            },
             Err(error) => Run::failed(format!("the dialler: {error}")),
         };
         drop(listener);
@@ -247,7 +253,9 @@ impl Stage {
     ) -> Result<Vec<Value>> {
         let mut command = self.lab.host(host)?.command(&self.parts.program);
         command
-            .args(["connect", ticket, "--json", "--ping", "1", "--wait-direct"])
+            .args(["connect", ticket, "--json", "--ping", "1"])
+            .args(self.warm.then_some("--warm"))
+            .arg("--wait-direct")
             .arg(wait_direct.as_secs_f64().to_string())
             .args(self.peer_arguments());
         let program = Program::start(format!("throughline connect on {host}"), command)?;

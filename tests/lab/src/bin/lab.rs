@@ -104,6 +104,9 @@ struct MatrixArguments {
     /// Native cells tried at the same time; 1 for figures.
     #[arg(long, value_name = "N", default_value_t = Plan::default().jobs)]
     jobs: usize,
+    /// Let native diallers have their link to the relay before they connect, as a program has that runs for a while.
+    #[arg(long)]
+    warm: bool,
     /// Pairings, dialler first: native/native, browser/native, native/browser, browser/browser. Default: all four,
     /// or only the native one where no browser can be driven.
     #[arg(long, value_name = "PAIRING", value_delimiter = ',')]
@@ -264,6 +267,7 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
         full: arguments.full,
         repeat: arguments.repeat,
         jobs: arguments.jobs,
+        warm: arguments.warm,
         only: arguments.only,
     };
     let colours = stdout().is_terminal();

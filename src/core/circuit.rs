@@ -1,0 +1,255 @@
+//! What a dialler says to a relay to get a circuit, and what the relay answers (libp2p
+//! specification `relay/circuit-v2.md`, "Hop Protocol").
+//!
+//! Each message is a proto3 message behind its length as an unsigned varint.
+
+use std::fmt;
+
+use multiaddr::PeerId;
+
+use super::frame::{skip_field, take_varint};
+
+/// The protocol a relay is asked with.
+pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
+
+/// Longest answer taken, as in libp2p's own implementations.
+const MAX_ANSWER: usize = 4096;
+
+// HopMessage { type = 1, peer = 2, reservation = 3, limit = 4, status = 5 }, Peer { id = 1 }
+const TYPE: u64 = 1 << 3;
+const PEER: u64 = 2 << 3 | 2;
+const STATUS: u64 = 5 << 3;
+const PEER_ID: u64 = 1 << 3 | 2;
+const TYPE_CONNECT: u8 = 1;
+const TYPE_STATUS: u64 = 2;
+
+/// Asks for a circuit to `peer`.
+pub(crate) fn connect(peer: &PeerId) -> Vec<u8> {
+    let id = field(PEER_ID, &peer.to_bytes());
+    let mut message = vec![TYPE as u8, TYPE_CONNECT];
+    message.extend(field(PEER, &id));
+    [length(&message), message].concat()
+}
+
+fn field(tag: u64, value: &[u8]) -> Vec<u8> {
+    [vec![tag as u8], length(value), value.to_vec()].concat()
+}
+
+fn length(value: &[u8]) -> Vec<u8> {
+    let mut buffer = unsigned_varint::encode::usize_buffer();
+    unsigned_varint::encode::usize(value.len(), &mut buffer).to_vec()
+}
+
+/// Why there is no circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CircuitError {
+    /// RESOURCE_LIMIT_EXCEEDED or RESERVATION_REFUSED: the relay has no room.
+    Limit,
+    /// PERMISSION_DENIED.
+    Denied,
+    /// CONNECTION_FAILED: the relay does not reach the peer, or the peer does not want us.
+    Unreachable,
+    /// NO_RESERVATION: the peer is not connected to the relay, or not to be reached through it.
+    NoReservation,
+    /// The relay takes what we say for wrong, or answers with a status that nobody knows.
+    Refused(u64),
+    /// The relay's answer is not the protobuf message; names the field.
+    Malformed(&'static str),
+    /// There is no connection to the relay.
+    NoLink,
+    /// Too many circuits wait for their relay's answer.
+    TooMany,
+}
+
+impl CircuitError {
+    fn from_status(status: u64) -> Result<(), Self> {
+        Err(match status {
+            100 => return Ok(()),
+            200 | 201 => Self::Limit,
+            202 => Self::Denied,
+            203 => Self::Unreachable,
+            204 => Self::NoReservation,
+            other => Self::Refused(other),
+        })
+    }
+
+    /// The metrics label.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Denied => "denied",
+            Self::Unreachable => "unreachable",
+            Self::NoReservation => "no_reservation",
+            Self::Refused(_) | Self::Malformed(_) => "protocol",
+            Self::NoLink => "relay",
+            Self::TooMany => "busy",
+        }
+    }
+}
+
+impl fmt::Display for CircuitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "the relay has no room for another circuit",
+            Self::Denied => "the relay does not let us connect to this peer",
+            Self::Unreachable => "the relay could not connect to the peer",
+            Self::NoReservation => "the peer holds no reservation on the relay",
+            Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
+            Self::Malformed(what) => return write!(f, "malformed answer of the relay: {what}"),
+            Self::NoLink => "there is no connection to the relay",
+            Self::TooMany => "too many circuits wait for their relay",
+        })
+    }
+}
+
+impl std::error::Error for CircuitError {}
+
+/// Takes a relay's answer off the front of a stream, and nothing that stands behind it.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    bytes: Vec<u8>,
+    /// Of the message, once its prefix is there.
+    length: Option<usize>,
+}
+
+impl Answer {
+    /// How many bytes to read next; never 0 before the answer is complete.
+    pub(crate) fn wanted(&self) -> usize {
+        match self.length {
+            // One byte after the other, since what comes behind a short message is the peer's.
+            None => 1,
+            Some(length) => length.saturating_sub(self.bytes.len()),
+        }
+    }
+
+    /// Takes in up to [`wanted`](Self::wanted) bytes. `Ok(true)` once there is a circuit.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<bool, CircuitError> {
+        self.bytes.extend_from_slice(bytes);
+        if self.length.is_none() {
+            let Ok((length, [])) = unsigned_varint::decode::usize(&self.bytes) else {
+                // Two bytes hold every length allowed.
+                return match self.bytes.len() {
+                    0 | 1 => Ok(false),
+                    _ => Err(CircuitError::Malformed("length")),
+                };
+            };
+            if length == 0 || length > MAX_ANSWER {
+                return Err(CircuitError::Malformed("length"));
+            }
+            self.length = Some(length);
+            self.bytes.clear();
+        }
+        if self.wanted() > 0 {
+            return Ok(false);
+        }
+        decode(&self.bytes)?;
+        Ok(true)
+    }
+}
+
+fn decode(mut rest: &[u8]) -> Result<(), CircuitError> {
+    use CircuitError::Malformed;
+
+    let (mut kind, mut status) = (0, None);
+    while !rest.is_empty() {
+        let tag = take_varint(&mut rest).ok_or(Malformed("tag"))?;
+        match tag {
+            TYPE => kind = take_varint(&mut rest).ok_or(Malformed("type"))?,
+            STATUS => status = Some(take_varint(&mut rest).ok_or(Malformed("status"))?),
+            tag => skip_field(tag, &mut rest).ok_or(Malformed("unknown field"))?,
+        }
+    }
+    if kind != TYPE_STATUS {
+        return Err(Malformed("type"));
+    }
+    CircuitError::from_status(status.ok_or(Malformed("no status"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn answer(status: u64) -> Vec<u8> {
+        let mut buffer = unsigned_varint::encode::u64_buffer();
+        let status = unsigned_varint::encode::u64(status, &mut buffer);
+        // type = STATUS, limit { duration = 60 }, status
+        let body = [&[8, 2, 4 << 3 | 2, 2, 8, 60, STATUS as u8], status].concat();
+        [length(&body), body].concat()
+    }
+
+    /// Feeds `stream` as wanted; gives the result and how much was taken.
+    fn read(stream: &[u8]) -> (Result<bool, CircuitError>, usize) {
+        let mut answer = Answer::default();
+        let mut taken = 0;
+        loop {
+            let next = answer.wanted().min(stream.len() - taken);
+            if next == 0 {
+                return (Ok(false), taken);
+            }
+            taken += next;
+            match answer.push(&stream[taken - next..taken]) {
+                Ok(false) => {}
+                done => return (done, taken),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_as_the_specification_has_it() {
+        let peer: PeerId = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+            .parse()
+            .unwrap();
+        let mut expected = vec![44, 8, 1, 0x12, 40, 0x0a, 38];
+        expected.extend(peer.to_bytes());
+        assert_eq!(connect(&peer), expected);
+    }
+
+    #[test]
+    fn each_refusal_is_told_apart() {
+        for (status, error) in [
+            (200, CircuitError::Limit),
+            (201, CircuitError::Limit),
+            (202, CircuitError::Denied),
+            (203, CircuitError::Unreachable),
+            (204, CircuitError::NoReservation),
+            (400, CircuitError::Refused(400)),
+            (7, CircuitError::Refused(7)),
+        ] {
+            assert_eq!(read(&answer(status)).0, Err(error));
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_is_named() {
+        let malformed = |what| Err(CircuitError::Malformed(what));
+        assert_eq!(read(&[0]).0, malformed("length"));
+        assert_eq!(read(&[0xff, 0xff, 1]).0, malformed("length"));
+        assert_eq!(read(&[0x81, 0x20]).0, malformed("length"));
+        assert_eq!(read(&[2, 8, 1]).0, malformed("type"));
+        assert_eq!(read(&[2, 8, 2]).0, malformed("no status"));
+        assert_eq!(read(&[2, 8, 0x80]).0, malformed("type"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_follows_an_answer_is_left(behind in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut stream = answer(100);
+            let length = stream.len();
+            stream.extend(behind);
+            prop_assert_eq!(read(&stream), (Ok(true), length));
+        }
+
+        #[test]
+        fn a_cut_answer_is_waited_for(cut in 0usize..9) {
+            let stream = answer(100);
+            prop_assert_eq!(read(&stream[..cut]), (Ok(false), cut));
+        }
+
+        #[test]
+        fn noise_never_panics(stream in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = read(&stream);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! What a NAT does, concluded from what was seen of it (RFC 4787, RFC 5780), and which ports it
+//! will use next.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::Serialize;
+
+/// Furthest apart that two ports of one sequence may be: others behind the NAT take ports too, and
+/// two of 64,000 random ports are this close once in 2,000 times.
+const MAX_STEP: i32 = 16;
+
+/// How many ports ahead are guessed: a peer's checks take one each, and so do those to our own
+/// candidates of this peer, its other traffic and its neighbours. Sixteen checks at 5 ms are one
+/// short round trip.
+pub(crate) const PREDICTIONS: usize = 16;
+
+/// Ports below are not given out by NATs (RFC 4787 section 4.2.2).
+const LOWEST_PORT: i32 = 1024;
+
+/// When a NAT reuses the mapping of an internal address and port (RFC 4787 section 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NatMapping {
+    /// Fewer than two STUN servers answered, or none was asked.
+    #[default]
+    Unknown,
+    /// There is no NAT: servers see the address of the interface.
+    None,
+    /// One external address for every destination: a hole can be punched. With servers at one IP
+    /// address only, a NAT that distinguishes addresses but not ports, which is rare, looks the
+    /// same.
+    EndpointIndependent,
+    /// One for each destination address.
+    AddressDependent,
+    /// One for each destination address and port, called symmetric: nobody knows the next one.
+    /// With servers at different IP addresses only, the kind above, which is rare, looks the same.
+    AddressAndPortDependent,
+}
+
+/// Whom a NAT lets in through a mapping (RFC 4787 section 5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NatFiltering {
+    /// No STUN server that can tell (RFC 5780) was asked, or the answer is not there yet.
+    #[default]
+    Unknown,
+    /// Everybody.
+    EndpointIndependent,
+    /// Addresses that something was sent to. A server with one IP address cannot tell this from
+    /// the kind above.
+    AddressDependent,
+    /// Addresses and ports that something was sent to.
+    AddressAndPortDependent,
+}
+
+/// How a NAT picks external ports (RFC 4787 section 4.2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NatPorts {
+    /// No STUN server answered.
+    #[default]
+    Unknown,
+    /// The internal port.
+    Preserved,
+    /// The next of a sequence: it can be guessed.
+    Contiguous,
+    /// Without a pattern that was seen.
+    Random,
+}
+
+/// What one STUN server saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Observation {
+    pub(crate) server: SocketAddr,
+    /// Where the request came from.
+    pub(crate) local: SocketAddr,
+    /// Where the server saw it come from.
+    pub(crate) mapped: SocketAddr,
+    /// Counts requests in the order in which they were first sent, which is that in which a NAT
+    /// made the mappings.
+    pub(crate) order: u64,
+}
+
+/// What observations of one local address add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) mapping: NatMapping,
+    pub(crate) ports: NatPorts,
+    /// From one port of a sequence to the next; 0 when there is no sequence.
+    pub(crate) step: i32,
+}
+
+/// Concludes what the NAT before a local address does. `seen` are observations of one address.
+pub(crate) fn classify(seen: &[Observation]) -> Verdict {
+    let mapping = mapping(seen);
+    let step = match mapping {
+        NatMapping::AddressDependent | NatMapping::AddressAndPortDependent => step(seen),
+        _ => 0,
+    };
+    let ports = if seen.is_empty() {
+        NatPorts::Unknown
+    } else if seen.iter().all(|o| o.mapped.port() == o.local.port()) {
+        NatPorts::Preserved
+    } else if step != 0 {
+        NatPorts::Contiguous
+    } else {
+        NatPorts::Random
+    };
+    Verdict {
+        mapping,
+        ports,
+        step,
+    }
+}
+
+/// RFC 5780 section 4.3, by whatever servers there are.
+fn mapping(seen: &[Observation]) -> NatMapping {
+    if seen.is_empty() {
+        return NatMapping::Unknown;
+    }
+    if seen.iter().all(|o| o.mapped == o.local) {
+        return NatMapping::None;
+    }
+    let pairs = || {
+        let later = |i: usize| seen.iter().skip(i + 1);
+        let pairs = seen.iter().enumerate();
+        pairs.flat_map(move |(i, a)| later(i).map(move |b| (a, b)))
+    };
+    // Two ports of one address tell whether the port matters.
+    let by_port = |(a, b): &(&Observation, &Observation)| {
+        a.server.ip() == b.server.ip() && a.server.port() != b.server.port()
+    };
+    let differ = |(a, b): (&Observation, &Observation)| a.mapped != b.mapped;
+    if pairs().filter(by_port).any(differ) {
+        return NatMapping::AddressAndPortDependent;
+    }
+    if pairs().any(differ) {
+        return match pairs().any(|pair| by_port(&pair)) {
+            true => NatMapping::AddressDependent,
+            false => NatMapping::AddressAndPortDependent,
+        };
+    }
+    match pairs().any(|(a, b)| a.server != b.server) {
+        true => NatMapping::EndpointIndependent,
+        false => NatMapping::Unknown,
+    }
+}
+
+/// The step of the sequence that the ports are in, 0 if in none: the greatest that explains every
+/// distance, since ports between were taken by others.
+fn step(seen: &[Observation]) -> i32 {
+    let mut ordered: Vec<_> = seen.iter().map(|o| (o.order, o.mapped)).collect();
+    ordered.sort_unstable_by_key(|(order, _)| *order);
+    ordered.dedup_by_key(|(_, mapped)| *mapped);
+    let one_ip = ordered.windows(2).all(|w| w[0].1.ip() == w[1].1.ip());
+    let distances = ordered
+        .windows(2)
+        .map(|w| i32::from(w[1].1.port()) - i32::from(w[0].1.port()));
+    let mut found: i32 = 0;
+    for distance in distances {
+        let same_way = found == 0 || distance.signum() == found.signum();
+        if !one_ip || distance.abs() > MAX_STEP || !same_way {
+            return 0;
+        }
+        found = distance.signum() * gcd(found.abs(), distance.abs());
+    }
+    found
+}
+
+fn gcd(a: i32, b: i32) -> i32 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
+}
+
+/// The external addresses that come after `newest` in a sequence.
+pub(crate) fn predict(newest: SocketAddr, step: i32) -> impl Iterator<Item = SocketAddr> {
+    let count = if step == 0 { 0 } else { PREDICTIONS as i32 };
+    (1..=count).filter_map(move |n| {
+        let port = i32::from(newest.port()) + n * step;
+        let port = u16::try_from(port).ok().filter(|_| port >= LOWEST_PORT)?;
+        Some(SocketAddr::new(newest.ip(), port))
+    })
+}
+
+/// What a server's answers to requests that ask for another source say (RFC 5780 section 4.4).
+/// `both` is whether the answer from another IP address and port came, `None` if the server has
+/// none; `port` whether that from another port of its address came.
+pub(crate) fn filtering(both: Option<bool>, port: Option<bool>) -> NatFiltering {
+    match (both, port) {
+        (Some(true), _) => NatFiltering::EndpointIndependent,
+        (_, Some(true)) => NatFiltering::AddressDependent,
+        (_, Some(false)) => NatFiltering::AddressAndPortDependent,
+        (_, None) => NatFiltering::Unknown,
+    }
+}
+
+/// Whether an address is one of the internet: a router that calls another its external one stands
+/// behind a NAT itself (RFC 1918, RFC 6598), and a port mapped there leads nowhere.
+pub(crate) fn is_public(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            let zero = ip.octets()[0] == 0;
+            !(ip.is_private()
+                || shared
+                || zero
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip == Ipv4Addr::BROADCAST)
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_unique_local()
+                || ip.is_unicast_link_local()
+                || ip.is_multicast())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LOCAL: &str = "192.168.1.2:5000";
+
+    /// Observations in the order of sending, as (server, mapped).
+    fn seen(all: &[(&str, &str)]) -> Vec<Observation> {
+        let observation = |(order, (server, mapped)): (usize, &(&str, &str))| Observation {
+            server: server.parse().unwrap(),
+            local: LOCAL.parse().unwrap(),
+            mapped: mapped.parse().unwrap(),
+            order: order as u64,
+        };
+        all.iter().enumerate().map(observation).collect()
+    }
+
+    fn verdict(all: &[(&str, &str)]) -> (NatMapping, NatPorts, i32) {
+        let verdict = classify(&seen(all));
+        (verdict.mapping, verdict.ports, verdict.step)
+    }
+
+    #[test]
+    fn mappings_at_every_edge() {
+        use NatMapping as M;
+        use NatPorts as P;
+        assert_eq!(verdict(&[]), (M::Unknown, P::Unknown, 0));
+        let no_nat = [("1.1.1.1:1", LOCAL)];
+        assert_eq!(verdict(&no_nat), (M::None, P::Preserved, 0));
+        let one = [("1.1.1.1:1", "9.9.9.9:5000")];
+        assert_eq!(verdict(&one), (M::Unknown, P::Preserved, 0));
+        let one_twice = [("1.1.1.1:1", "9.9.9.9:7"), ("1.1.1.1:1", "9.9.9.9:7")];
+        assert_eq!(verdict(&one_twice), (M::Unknown, P::Random, 0));
+        let cone = [("1.1.1.1:1", "9.9.9.9:7"), ("2.2.2.2:1", "9.9.9.9:7")];
+        assert_eq!(verdict(&cone), (M::EndpointIndependent, P::Random, 0));
+        let by_address = [
+            ("1.1.1.1:1", "9.9.9.9:700"),
+            ("1.1.1.1:2", "9.9.9.9:700"),
+            ("2.2.2.2:1", "9.9.9.9:60000"),
+        ];
+        assert_eq!(verdict(&by_address), (M::AddressDependent, P::Random, 0));
+        let by_port = [("1.1.1.1:1", "9.9.9.9:7"), ("1.1.1.1:2", "9.9.9.9:700")];
+        assert_eq!(
+            verdict(&by_port),
+            (M::AddressAndPortDependent, P::Random, 0)
+        );
+        let two_addresses = [("1.1.1.1:1", "9.9.9.9:7"), ("2.2.2.2:1", "9.9.9.9:700")];
+        assert_eq!(
+            verdict(&two_addresses),
+            (M::AddressAndPortDependent, P::Random, 0)
+        );
+    }
+
+    #[test]
+    fn sequences_at_every_edge() {
+        let step = |ports: &[u16]| {
+            let observation = |(i, port): (usize, &u16)| Observation {
+                server: SocketAddr::new([1, 1, 1, 1].into(), 1 + i as u16),
+                local: LOCAL.parse().unwrap(),
+                mapped: SocketAddr::new([9, 9, 9, 9].into(), *port),
+                order: i as u64,
+            };
+            let seen: Vec<_> = ports.iter().enumerate().map(observation).collect();
+            let verdict = classify(&seen);
+            assert_eq!(verdict.ports == NatPorts::Contiguous, verdict.step != 0);
+            verdict.step
+        };
+        assert_eq!(step(&[40000, 40001]), 1);
+        assert_eq!(step(&[40000, 40001, 40003]), 1);
+        assert_eq!(step(&[40000, 40002, 40006]), 2);
+        assert_eq!(step(&[40006, 40004, 40000]), -2);
+        assert_eq!(step(&[40000, 40016]), 16);
+        assert_eq!(step(&[40000, 40017]), 0);
+        assert_eq!(step(&[40000, 40001, 40000]), 0);
+        assert_eq!(step(&[65535, 1024]), 0);
+        let two_ips = [("1.1.1.1:1", "9.9.9.8:4000"), ("1.1.1.1:2", "9.9.9.9:4001")];
+        assert_eq!(verdict(&two_ips).2, 0);
+        // A cone whose port is one above its own is no sequence.
+        let cone = [("1.1.1.1:1", "9.9.9.9:5001"), ("2.2.2.2:1", "9.9.9.9:5001")];
+        assert_eq!(verdict(&cone).2, 0);
+    }
+
+    #[test]
+    fn predictions_go_on_in_the_direction_of_the_step_and_stay_ports() {
+        let ports = |newest: u16, step| -> Vec<u16> {
+            let newest = SocketAddr::new([9, 9, 9, 9].into(), newest);
+            predict(newest, step).map(|addr| addr.port()).collect()
+        };
+        assert_eq!(ports(40000, 1), (40001..=40016).collect::<Vec<_>>());
+        assert_eq!(ports(40000, -2)[..2], [39998, 39996]);
+        assert_eq!(ports(65533, 1), [65534, 65535]);
+        assert_eq!(ports(1026, -1), [1025, 1024]);
+        assert_eq!(ports(40000, 0), [0; 0]);
+    }
+
+    #[test]
+    fn filters_at_every_edge() {
+        use NatFiltering as F;
+        for (both, port, expected) in [
+            (Some(true), None, F::EndpointIndependent),
+            (Some(true), Some(true), F::EndpointIndependent),
+            (Some(false), Some(true), F::AddressDependent),
+            (Some(false), Some(false), F::AddressAndPortDependent),
+            (Some(false), None, F::Unknown),
+            (None, Some(true), F::AddressDependent),
+            (None, Some(false), F::AddressAndPortDependent),
+            (None, None, F::Unknown),
+        ] {
+            assert_eq!(filtering(both, port), expected, "{both:?} {port:?}");
+        }
+    }
+
+    #[test]
+    fn private_and_shared_addresses_are_not_public() {
+        for (ip, public) in [
+            ("10.0.0.1", false),
+            ("172.16.0.1", false),
+            ("172.32.0.1", true),
+            ("192.168.0.1", false),
+            ("100.63.255.255", true),
+            ("100.64.0.0", false),
+            ("100.127.255.255", false),
+            ("100.128.0.0", true),
+            ("0.0.0.0", false),
+            ("127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("255.255.255.255", false),
+            ("203.0.113.7", true),
+            ("fd00::1", false),
+            ("fe80::1", false),
+            ("2001:db8::1", true),
+        ] {
+            assert_eq!(is_public(ip.parse().unwrap()), public, "{ip}");
+        }
+    }
+
+    fn observation() -> impl Strategy<Value = Observation> {
+        (0..3u8, 0..3u16, 0..3u8, any::<u16>(), any::<u64>()).prop_map(
+            |(server, port, ip, mapped, order)| Observation {
+                server: SocketAddr::new([1, 1, 1, server].into(), 1 + port),
+                local: LOCAL.parse().unwrap(),
+                mapped: SocketAddr::new([9, 9, 9, ip].into(), mapped),
+                order,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_arrival_does_not_matter(
+            mut seen in proptest::collection::vec(observation(), 0..6),
+        ) {
+            // As the client numbers them: no two alike.
+            for (i, observation) in seen.iter_mut().enumerate() {
+                observation.order = i as u64;
+            }
+            let verdict = classify(&seen);
+            seen.reverse();
+            prop_assert_eq!(classify(&seen), verdict);
+        }
+
+        #[test]
+        fn a_sequence_is_found_and_continued(
+            first in 2000u16..60000, step in prop_oneof![-8i32..=-1, 1i32..=8], n in 2usize..6,
+        ) {
+            let port = |i: usize| (i32::from(first) + step * i as i32) as u16;
+            let seen: Vec<_> = (0..n).map(|i| Observation {
+                server: SocketAddr::new([1, 1, 1, 1].into(), 1 + i as u16),
+                local: LOCAL.parse().unwrap(),
+                mapped: SocketAddr::new([9, 9, 9, 9].into(), port(i)),
+                order: i as u64,
+            }).collect();
+            let verdict = classify(&seen);
+            prop_assert_eq!(verdict.step, step);
+            let next: Vec<_> = predict(seen[n - 1].mapped, verdict.step).collect();
+            prop_assert_eq!(next[0].port(), port(n));
+        }
+
+        #[test]
+        fn nothing_seen_breaks_it(seen in proptest::collection::vec(observation(), 0..8)) {
+            let verdict = classify(&seen);
+            for addr in seen.iter().flat_map(|o| predict(o.mapped, verdict.step)) {
+                prop_assert!(addr.port() >= 1024);
+            }
+        }
+    }
+}

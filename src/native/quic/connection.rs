@@ -1,0 +1,213 @@
+//! A QUIC connection as libp2p streams.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures::{AsyncRead, AsyncWrite, FutureExt as _, future::BoxFuture};
+use libp2p::{
+    PeerId,
+    core::muxing::{StreamMuxer, StreamMuxerEvent},
+};
+use quinn::{RecvStream, SendStream, VarInt};
+
+/// The application error code of a reset or a close; libp2p gives none a meaning.
+const NO_ERROR: VarInt = VarInt::from_u32(0);
+
+/// Why there is no connection, or none any more.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// The handshake or the connection failed.
+    Connection(quinn::ConnectionError),
+    /// It could not begin.
+    Connect(quinn::ConnectError),
+    /// The peer's certificate names no peer.
+    Certificate,
+    /// Another peer than the expected one answered.
+    WrongPeer(PeerId),
+    /// The handshake took too long.
+    Timeout,
+    /// The socket is gone, or has no such address.
+    Closed,
+    /// The system refused.
+    Io(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(error) => error.fmt(f),
+            Self::Connect(error) => error.fmt(f),
+            Self::Certificate => f.write_str("the certificate is not one of libp2p"),
+            Self::WrongPeer(peer) => write!(f, "another peer answered: {peer}"),
+            Self::Timeout => f.write_str("the QUIC handshake took too long"),
+            Self::Closed => f.write_str("closed"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<quinn::ConnectionError> for Error {
+    fn from(error: quinn::ConnectionError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<quinn::ConnectError> for Error {
+    fn from(error: quinn::ConnectError) -> Self {
+        Self::Connect(error)
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+type Streams = BoxFuture<'static, Result<(SendStream, RecvStream), quinn::ConnectionError>>;
+
+/// An authenticated connection. Dropping it closes it, with all its streams.
+pub(crate) struct Connection {
+    peer: PeerId,
+    connection: quinn::Connection,
+    incoming: Streams,
+    outgoing: Option<Streams>,
+    closed: BoxFuture<'static, quinn::ConnectionError>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connection").field(&self.peer).finish()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(peer: PeerId, connection: quinn::Connection) -> Self {
+        let closing = connection.clone();
+        Self {
+            peer,
+            incoming: accept(&connection),
+            outgoing: None,
+            closed: async move { closing.closed().await }.boxed(),
+            connection,
+        }
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> PeerId {
+        self.peer
+    }
+}
+
+fn accept(connection: &quinn::Connection) -> Streams {
+    let connection = connection.clone();
+    async move { connection.accept_bi().await }.boxed()
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.connection.close(NO_ERROR, &[]);
+    }
+}
+
+impl StreamMuxer for Connection {
+    type Substream = Stream;
+    type Error = Error;
+
+    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
+        let (send, recv) = ready!(self.incoming.poll_unpin(cx))?;
+        self.incoming = accept(&self.connection);
+        Poll::Ready(Ok(Stream::new(send, recv)))
+    }
+
+    fn poll_outbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Stream, Error>> {
+        let this = &mut *self;
+        let outgoing = this.outgoing.get_or_insert_with(|| {
+            let connection = this.connection.clone();
+            async move { connection.open_bi().await }.boxed()
+        });
+        let opened = ready!(outgoing.poll_unpin(cx));
+        this.outgoing = None;
+        let (send, recv) = opened?;
+        Poll::Ready(Ok(Stream::new(send, recv)))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.connection.close(NO_ERROR, &[]);
+        match ready!(self.closed.poll_unpin(cx)) {
+            quinn::ConnectionError::LocallyClosed => Poll::Ready(Ok(())),
+            error => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
+        Poll::Pending
+    }
+}
+
+/// One stream. Dropping it resets the half that is written unless it was closed, and asks the peer
+/// to stop writing the other.
+pub(crate) struct Stream {
+    send: SendStream,
+    recv: RecvStream,
+    finished: bool,
+}
+
+impl Stream {
+    fn new(send: SendStream, recv: RecvStream) -> Self {
+        Self {
+            send,
+            recv,
+            finished: false,
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.finished {
+            // An error says that there is nothing left to reset.
+            let _ = self.send.reset(NO_ERROR);
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        AsyncRead::poll_read(Pin::new(&mut self.recv), cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.finished, true) {
+            // An error says that the peer has stopped reading, or that it is finished.
+            let _ = self.send.finish();
+        }
+        Poll::Ready(Ok(()))
+    }
+}

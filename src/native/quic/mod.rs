@@ -1,0 +1,198 @@
+//! QUIC on the shared sockets, wire-compatible with libp2p's `/quic-v1`: as a transport of its own,
+//! and over the candidate pair of an ICE session.
+//!
+//! One endpoint listens and dials. An ICE session has one of its own, whose peer never changes
+//! address: when ICE nominates another pair, the [`Link`] below it sends there, and neither the
+//! connection nor its congestion controller is told.
+
+mod connection;
+mod link;
+mod transport;
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use libp2p::{PeerId, identity::Keypair};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime, VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+    rustls::pki_types::CertificateDer,
+};
+
+pub(crate) use self::{
+    connection::{Connection, Error},
+    link::{Link, Route},
+    transport::{Transport, socket_addr},
+};
+use super::socket::{Receiver, Sockets};
+use crate::core::quic::{CONNECTION_ID_LEN, Tag};
+
+/// Without a word from the peer for this long a connection is lost; the value of libp2p.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Keeps NAT mappings and the idle timeout away: the shortest mapping timeouts in use are above it.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Streams that the peer may have open; the value of libp2p.
+const MAX_STREAMS: u32 = 256;
+
+/// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
+/// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
+const STREAM_WINDOW: u32 = 10_000_000;
+const CONNECTION_WINDOW: u32 = 15_000_000;
+
+/// What the round trip is taken for before it is measured (RFC 9002 section 6.2.2 has 333 ms): the
+/// first packet of a hole punch is often lost, and its retransmission follows after three of these.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// rustls wants a server name, libp2p has none; its verifier looks at the peer id.
+const SERVER_NAME: &str = "l";
+
+/// What all endpoints of a peer have in common. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Quic(Arc<Inner>);
+
+struct Inner {
+    sockets: Sockets,
+    client: quinn::ClientConfig,
+    server: quinn::ServerConfig,
+}
+
+impl fmt::Debug for Quic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Quic").field(&self.0.sockets).finish()
+    }
+}
+
+impl Quic {
+    /// With a certificate for the peer id of `keypair`.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    pub(crate) fn new(keypair: &Keypair, sockets: Sockets) -> io::Result<Self> {
+        let client = libp2p_tls::make_client_config(keypair, None).map_err(io::Error::other)?;
+        let client = QuicClientConfig::try_from(client).map_err(io::Error::other)?;
+        let server = libp2p_tls::make_server_config(keypair).map_err(io::Error::other)?;
+        let server = QuicServerConfig::try_from(server).map_err(io::Error::other)?;
+
+        let mut transport = quinn::TransportConfig::default();
+        transport
+            .max_concurrent_uni_streams(0u32.into())
+            .max_concurrent_bidi_streams(MAX_STREAMS.into())
+            .datagram_receive_buffer_size(None)
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .max_idle_timeout(Some(
+                VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32).into(),
+            ))
+            .allow_spin(false)
+            .stream_receive_window(STREAM_WINDOW.into())
+            .receive_window(CONNECTION_WINDOW.into())
+            .initial_rtt(INITIAL_RTT);
+        let transport = Arc::new(transport);
+        let mut client = quinn::ClientConfig::new(Arc::new(client));
+        client.transport_config(transport.clone());
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
+        server.transport = transport;
+        // A path changes below a Link, where ICE has verified it, or not at all.
+        server.migration(false);
+        Ok(Self(Arc::new(Inner {
+            sockets,
+            client,
+            server,
+        })))
+    }
+
+    /// An endpoint that takes connections and makes them, over `link`. Needs a Tokio runtime.
+    fn endpoint(&self, link: &Arc<Link>) -> io::Result<Endpoint> {
+        let mut tag = Tag::default();
+        getrandom::fill(&mut tag).map_err(io::Error::other)?;
+        let receiver: Arc<dyn Receiver> = link.clone();
+        self.0.sockets.route_tag(tag, &receiver);
+        let mut config = EndpointConfig::default();
+        config
+            .supported_versions(vec![1])
+            // Cleared fixed bits would make datagrams look like those of other protocols here.
+            .grease_quic_bit(false)
+            .cid_generator(move || Box::new(TaggedIds(tag)));
+        Endpoint::new_with_abstract_socket(
+            config,
+            Some(self.0.server.clone()),
+            link.clone(),
+            Arc::new(TokioRuntime),
+        )
+    }
+
+    /// Takes one side of the handshake with `peer` over the candidate pair below `link`, and
+    /// resolves to the connection. Whoever else answers or comes is sent away.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the handshake up.
+    pub(crate) async fn over_pair(
+        &self,
+        link: &Arc<Link>,
+        peer: PeerId,
+        client: bool,
+    ) -> Result<Connection, Error> {
+        let endpoint = self.endpoint(link)?;
+        if client {
+            let connecting =
+                endpoint.connect_with(self.0.client.clone(), link::PEER, SERVER_NAME)?;
+            return authenticated(connecting.await?, Some(peer));
+        }
+        loop {
+            let incoming = endpoint.accept().await.ok_or(Error::Closed)?;
+            // A forged first packet must not end the wait for the real one.
+            let connecting = match incoming.accept() {
+                Ok(connecting) => connecting.await,
+                Err(error) => Err(error),
+            };
+            match connecting.map_err(Error::from) {
+                Ok(connection) => match authenticated(connection, Some(peer)) {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => tracing::debug!(%error, "a QUIC connection is refused"),
+                },
+                Err(error) => tracing::debug!(%error, "a QUIC handshake failed"),
+            }
+        }
+    }
+}
+
+/// Checks who is at the other end, which the handshake has proved.
+fn authenticated(
+    connection: quinn::Connection,
+    expected: Option<PeerId>,
+) -> Result<Connection, Error> {
+    let identity = connection.peer_identity().ok_or(Error::Certificate)?;
+    let chain = identity
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .map_err(|_| Error::Certificate)?;
+    let certificate = chain.first().ok_or(Error::Certificate)?;
+    let certificate =
+        libp2p_tls::certificate::parse(certificate).map_err(|_| Error::Certificate)?;
+    let peer = certificate.peer_id();
+    match expected {
+        Some(expected) if expected != peer => Err(Error::WrongPeer(peer)),
+        _ => Ok(Connection::new(peer, connection)),
+    }
+}
+
+/// Connection ids that begin with the mark of their endpoint. An observer could tell by it which
+/// connections share an endpoint, as it can by their addresses.
+struct TaggedIds(Tag);
+
+impl ConnectionIdGenerator for TaggedIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CONNECTION_ID_LEN];
+        // Without randomness, ids collide and quinn asks again; the handshake needs it anyway.
+        let _ = getrandom::fill(&mut id);
+        id[..self.0.len()].copy_from_slice(&self.0);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}

@@ -1,0 +1,407 @@
+//! The `/quic-v1` transport.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use if_watch::{IfEvent, tokio::IfWatcher};
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{
+        connection::Endpoint as Role,
+        transport::{self, DialOpts, ListenerId, PortUse, TransportError, TransportEvent},
+    },
+    multiaddr::Protocol,
+};
+use quinn::Endpoint;
+use tokio::{sync::oneshot, time};
+
+use super::{Connection, Error, Link, Quic, Route, SERVER_NAME, authenticated};
+use crate::native::socket::{Receiver, any_source};
+
+/// How often a peer that is to dial us is sent a datagram, so that our NAT lets it in: at random
+/// between these, so that two that punch do not keep step (libp2p's DCUtR over QUIC).
+const PUNCH_PAUSE: (u64, u64) = (10, 200);
+
+/// Length of such a datagram. What it holds is random and means nothing.
+const PUNCH_LEN: usize = 64;
+
+type Output = (PeerId, Connection);
+type Upgrade = BoxFuture<'static, Result<Output, Error>>;
+
+/// Dials and listens on the one endpoint of [`Quic`].
+///
+/// A dial as listener (DCUtR) waits for the peer's dial and sends datagrams meanwhile.
+pub(crate) struct Transport {
+    quic: Quic,
+    endpoint: Endpoint,
+    timeout: Duration,
+    accept: BoxFuture<'static, Option<quinn::Incoming>>,
+    listeners: Vec<Listener>,
+    events: VecDeque<TransportEvent<Upgrade, Error>>,
+    expected: Expected,
+    waker: Option<Waker>,
+}
+
+struct Listener {
+    id: ListenerId,
+    bound: SocketAddr,
+    /// Tells the addresses of the interfaces, where it listens on all.
+    interfaces: Option<IfWatcher>,
+}
+
+/// Peers whose dial is waited for, by the address it is expected from.
+#[derive(Clone, Default)]
+struct Expected(Arc<Mutex<HashMap<SocketAddr, oneshot::Sender<quinn::Connecting>>>>);
+
+impl Expected {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, oneshot::Sender<quinn::Connecting>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the wait for a dial, however it ends.
+struct Awaited(Expected, SocketAddr);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        let mut expected = self.0.lock();
+        expected.retain(|address, sender| *address != self.1 || !sender.is_closed());
+    }
+}
+
+impl Transport {
+    /// Gives one dial or one answer at most `timeout`. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be made.
+    pub(crate) fn new(quic: Quic, timeout: Duration) -> io::Result<Self> {
+        let link = Link::new(quic.0.sockets.clone(), Route::Any);
+        let endpoint = quic.endpoint(&link)?;
+        let listener: Arc<dyn Receiver> = link;
+        quic.0.sockets.route_quic_listener(&listener);
+        Ok(Self {
+            accept: accept(&endpoint),
+            quic,
+            endpoint,
+            timeout,
+            listeners: Vec::new(),
+            events: VecDeque::new(),
+            expected: Expected::default(),
+            waker: None,
+        })
+    }
+
+    /// A connection of a peer that has begun.
+    fn incoming(&mut self, incoming: quinn::Incoming) {
+        let remote = canonical(incoming.remote_address());
+        let local = incoming.local_ip().map(|ip| ip.to_canonical());
+        let takes = |listener: &&Listener| {
+            let bound = listener.bound;
+            let here = bound.ip().is_unspecified() || local.is_none_or(|ip| ip == bound.ip());
+            bound.is_ipv4() == remote.is_ipv4() && here
+        };
+        let listener = self.listeners.iter().find(takes).map(|l| (l.id, l.bound));
+        let expected = self.expected.lock().remove(&remote);
+        if listener.is_none() && expected.is_none() {
+            incoming.refuse();
+            return;
+        }
+        let mut connecting = match incoming.accept() {
+            Ok(connecting) => connecting,
+            Err(error) => {
+                tracing::debug!(%error, "a QUIC connection is refused");
+                return;
+            }
+        };
+        if let Some(dial) = expected {
+            match dial.send(connecting) {
+                Ok(()) => return,
+                Err(back) => connecting = back,
+            }
+        }
+        let Some((id, bound)) = listener else {
+            return;
+        };
+        self.events.push_back(TransportEvent::Incoming {
+            listener_id: id,
+            upgrade: within(self.timeout, handshake(connecting)).boxed(),
+            local_addr: multiaddr(bound),
+            send_back_addr: multiaddr(remote),
+        });
+    }
+
+    /// Waits for the peer to dial us, and opens our NAT for it meanwhile.
+    fn dial_as_listener(&self, remote: SocketAddr, peer: PeerId) -> Upgrade {
+        let (sender, receiver) = oneshot::channel();
+        self.expected.lock().insert(remote, sender);
+        let awaited = Awaited(self.expected.clone(), remote);
+        let sockets = self.quic.0.sockets.clone();
+        let punch = async move {
+            loop {
+                let mut datagram = [0; PUNCH_LEN];
+                // Zeros open a NAT as well.
+                let _ = getrandom::fill(&mut datagram);
+                let any = any_source(remote);
+                sockets.send(any, remote, &datagram, PUNCH_LEN).await;
+                let (least, most) = PUNCH_PAUSE;
+                let random = getrandom::u64().unwrap_or_default() % (most - least);
+                time::sleep(Duration::from_millis(least + random)).await;
+            }
+        };
+        within(self.timeout, async move {
+            let _awaited = awaited;
+            let connecting = tokio::select! {
+                connecting = receiver => connecting.map_err(|_| Error::Closed)?,
+                () = punch => return Err(Error::Closed),
+            };
+            let connection = authenticated(connecting.await?, Some(peer))?;
+            Ok((peer, connection))
+        })
+        .boxed()
+    }
+}
+
+fn accept(endpoint: &Endpoint) -> BoxFuture<'static, Option<quinn::Incoming>> {
+    let endpoint = endpoint.clone();
+    async move { endpoint.accept().await }.boxed()
+}
+
+async fn handshake(connecting: quinn::Connecting) -> Result<Output, Error> {
+    let connection = authenticated(connecting.await?, None)?;
+    Ok((connection.peer(), connection))
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    time::timeout(limit, what)
+        .await
+        .unwrap_or(Err(Error::Timeout))
+}
+
+impl transport::Transport for Transport {
+    type Output = Output;
+    type Error = Error;
+    type ListenerUpgrade = Upgrade;
+    type Dial = Upgrade;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<Self::Error>> {
+        let Some((wanted, _)) = socket_addr(&addr) else {
+            return Err(TransportError::MultiaddrNotSupported(addr));
+        };
+        // The sockets are bound already: at the addresses that the configuration names.
+        let Some(local) = self.quic.0.sockets.local(wanted.ip()) else {
+            return Err(TransportError::Other(Error::Closed));
+        };
+        let fits = (wanted.port() == 0 || wanted.port() == local.port())
+            && (wanted.ip() == local.ip() || local.ip().is_unspecified());
+        if !fits {
+            return Err(TransportError::Other(Error::Closed));
+        }
+        let bound = SocketAddr::new(wanted.ip(), local.port());
+        let interfaces = match bound.ip().is_unspecified() {
+            true => Some(IfWatcher::new().map_err(|error| TransportError::Other(error.into()))?),
+            false => None,
+        };
+        if interfaces.is_none() {
+            self.events.push_back(TransportEvent::NewAddress {
+                listener_id: id,
+                listen_addr: multiaddr(bound),
+            });
+        }
+        self.listeners.push(Listener {
+            id,
+            bound,
+            interfaces,
+        });
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        let before = self.listeners.len();
+        self.listeners.retain(|listener| listener.id != id);
+        let removed = self.listeners.len() < before;
+        if removed {
+            self.events.push_back(TransportEvent::ListenerClosed {
+                listener_id: id,
+                reason: Ok(()),
+            });
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+        removed
+    }
+
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<Self::Error>> {
+        let (remote, peer) = match socket_addr(&addr) {
+            Some((remote, peer)) if remote.port() != 0 && !remote.ip().is_unspecified() => {
+                (remote, peer)
+            }
+            _ => return Err(TransportError::MultiaddrNotSupported(addr)),
+        };
+        if self.quic.0.sockets.local(remote.ip()).is_none() {
+            return Err(TransportError::Other(Error::Closed));
+        }
+        if (opts.role, opts.port_use) == (Role::Listener, PortUse::New) {
+            let Some(peer) = peer else {
+                return Err(TransportError::MultiaddrNotSupported(addr));
+            };
+            return Ok(self.dial_as_listener(remote, peer));
+        }
+        let (endpoint, client) = (self.endpoint.clone(), self.quic.0.client.clone());
+        let dial = async move {
+            let connecting = endpoint.connect_with(client, remote, SERVER_NAME)?;
+            handshake(connecting).await
+        };
+        Ok(within(self.timeout, dial).boxed())
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+        let this = &mut *self;
+        loop {
+            if let Some(event) = this.events.pop_front() {
+                return Poll::Ready(event);
+            }
+            for listener in &mut this.listeners {
+                if let Poll::Ready(event) = listener.poll(cx) {
+                    return Poll::Ready(event);
+                }
+            }
+            match this.accept.poll_unpin(cx) {
+                Poll::Ready(Some(incoming)) => {
+                    this.accept = accept(&this.endpoint);
+                    this.incoming(incoming);
+                }
+                Poll::Ready(None) => {
+                    this.accept = futures::future::pending().boxed();
+                }
+                Poll::Pending => {
+                    this.waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl Listener {
+    /// The next address that has come or gone.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransportEvent<Upgrade, Error>> {
+        let Some(interfaces) = &mut self.interfaces else {
+            return Poll::Pending;
+        };
+        let listener_id = self.id;
+        while let Poll::Ready(event) = interfaces.poll_next_unpin(cx) {
+            let (ip, up) = match event {
+                Some(Ok(IfEvent::Up(net))) => (net.addr(), true),
+                Some(Ok(IfEvent::Down(net))) => (net.addr(), false),
+                Some(Err(error)) => {
+                    return Poll::Ready(TransportEvent::ListenerError {
+                        listener_id,
+                        error: error.into(),
+                    });
+                }
+                None => {
+                    self.interfaces = None;
+                    break;
+                }
+            };
+            if ip.is_ipv4() != self.bound.is_ipv4() {
+                continue;
+            }
+            let listen_addr = multiaddr(SocketAddr::new(ip, self.bound.port()));
+            return Poll::Ready(match up {
+                true => TransportEvent::NewAddress {
+                    listener_id,
+                    listen_addr,
+                },
+                false => TransportEvent::AddressExpired {
+                    listener_id,
+                    listen_addr,
+                },
+            });
+        }
+        Poll::Pending
+    }
+}
+
+/// An IPv4 address that is written as an IPv6 one, as it is.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn multiaddr(address: SocketAddr) -> Multiaddr {
+    Multiaddr::from(address.ip())
+        .with(Protocol::Udp(address.port()))
+        .with(Protocol::QuicV1)
+}
+
+/// Reads `/ip4|ip6/…/udp/…/quic-v1[/p2p/…]`.
+pub(crate) fn socket_addr(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let (Protocol::Udp(port), Protocol::QuicV1) = (parts.next()?, parts.next()?) else {
+        return None;
+    };
+    let peer = match parts.next() {
+        None => None,
+        Some(Protocol::P2p(peer)) => Some(peer),
+        Some(_) => return None,
+    };
+    parts
+        .next()
+        .is_none()
+        .then_some((SocketAddr::new(ip, port), peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written() {
+        let peer = PeerId::random();
+        let read = |text: &str| socket_addr(&text.parse().unwrap());
+        let v4 = "192.0.2.1:7".parse().unwrap();
+        assert_eq!(read("/ip4/192.0.2.1/udp/7/quic-v1"), Some((v4, None)));
+        let with_peer = format!("/ip4/192.0.2.1/udp/7/quic-v1/p2p/{peer}");
+        assert_eq!(read(&with_peer), Some((v4, Some(peer))));
+        for other in [
+            "/ip4/192.0.2.1/tcp/7",
+            "/ip4/192.0.2.1/udp/7",
+            "/ip4/192.0.2.1/udp/7/quic-v1/webtransport",
+            "/dns/a.example/udp/7/quic-v1",
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
+        assert_eq!(multiaddr(v4).to_string(), "/ip4/192.0.2.1/udp/7/quic-v1");
+    }
+}

@@ -1,0 +1,207 @@
+use super::*;
+use crate::core::signalling::IceCandidate;
+use futures::task::noop_waker;
+use std::task::{Context, Poll};
+
+/// Two sessions, a network that takes 10 ms, and a clock.
+struct Net {
+    now: Instant,
+    ends: [Session; 2],
+    seen: [Vec<SessionEvent>; 2],
+    flying: VecDeque<(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)>,
+    cut: bool,
+}
+
+fn addr(end: usize) -> SocketAddr {
+    ([192, 0, 2, end as u8 + 1], 1000).into()
+}
+
+fn host(end: usize) -> [LocalCandidate; 1] {
+    [LocalCandidate {
+        origin: Origin::Interface,
+        addr: addr(end),
+        base: addr(end),
+    }]
+}
+
+impl Net {
+    fn new() -> Self {
+        let now = Instant::now();
+        let end = || Session::new(Arc::new(Identity::generate().unwrap()), None, now);
+        Self {
+            now,
+            ends: [end(), end()],
+            seen: [Vec::new(), Vec::new()],
+            flying: VecDeque::new(),
+            cut: false,
+        }
+    }
+
+    fn description(&mut self, end: usize) -> String {
+        self.ends[end].set_local_candidates(&host(end));
+        match self.ends[end].poll_event(&noop_waker()) {
+            Some(SessionEvent::Description(sdp)) => sdp,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn negotiate(&mut self, change: impl Fn(String) -> String) {
+        self.ends[0].create_offer();
+        let offer = self.description(0);
+        self.ends[1].accept_offer(&offer);
+        let answer = self.description(1);
+        self.ends[0].accept_answer(&change(answer));
+    }
+
+    /// One millisecond of everything.
+    fn step(&mut self) {
+        self.now += Duration::from_millis(1);
+        while self.flying.front().is_some_and(|(at, ..)| *at <= self.now) {
+            let (_, to, source, destination, data) = self.flying.pop_front().unwrap();
+            self.ends[to].receive(self.now, source, destination, &data);
+        }
+        for end in 0..2 {
+            let session = &mut self.ends[end];
+            if session.poll_timeout().is_some_and(|at| at <= self.now) {
+                session.handle_timeout(self.now);
+            }
+            let (flying, at) = (&mut self.flying, self.now + Duration::from_millis(10));
+            let cut = self.cut;
+            session.poll_transmit(self.now, |out| {
+                if !cut {
+                    let data = out.data.to_vec();
+                    flying.push_back((at, 1 - end, out.source, out.destination, data));
+                }
+            });
+            while let Some(event) = session.poll_event(&noop_waker()) {
+                self.seen[end].push(event);
+            }
+        }
+    }
+
+    fn run(&mut self, millis: usize) {
+        for _ in 0..millis {
+            self.step();
+        }
+    }
+
+    fn saw(&self, end: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
+        self.seen[end].iter().any(wanted)
+    }
+
+    fn association(&mut self, end: usize) -> &mut Association {
+        self.ends[end].association.as_mut().unwrap()
+    }
+}
+
+fn connected(event: &SessionEvent) -> bool {
+    matches!(event, SessionEvent::Connected)
+}
+
+#[test]
+fn two_sessions_connect_within_five_round_trips() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.run(100);
+    assert!(net.saw(0, connected) && net.saw(1, connected));
+    assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
+}
+
+#[test]
+fn another_certificate_is_refused() {
+    let mut net = Net::new();
+    net.negotiate(|answer| {
+        let at = answer.find("sha-256 ").unwrap() + 8;
+        let flipped = if &answer[at..at + 1] == "0" { "1" } else { "0" };
+        format!("{}{flipped}{}", &answer[..at], &answer[at + 1..])
+    });
+    net.run(500);
+    let refused = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Dtls(_)));
+    assert!(net.saw(0, refused));
+    assert!(!net.saw(0, connected) && net.ends[0].is_closed());
+}
+
+#[test]
+fn a_dead_path_fails_in_time() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.run(200);
+    net.cut = true;
+    net.run(30_000);
+    let failed = |e: &SessionEvent| matches!(e, SessionEvent::Failed(BackendError::Ice));
+    assert!(net.saw(0, failed) && net.saw(1, failed));
+}
+
+#[test]
+fn stream_ids_come_back_after_their_reset() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.run(200);
+    for _ in 0..3 {
+        // More than there are, were they not freed.
+        let ids: Vec<u16> = (0..200)
+            .map(|_| net.association(0).open().unwrap())
+            .collect();
+        net.run(100);
+        for id in ids {
+            net.association(0).detach(id);
+        }
+        net.run(100);
+        let opened: Vec<u16> = net.seen[1]
+            .drain(..)
+            .filter_map(|e| match e {
+                SessionEvent::Channel(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(opened.len(), 200);
+        for id in opened {
+            net.association(1).detach(id);
+        }
+        net.run(300);
+        assert_eq!((net.association(0).len(), net.association(1).len()), (0, 0));
+    }
+}
+
+/// A sender stopped by a full window hears of it as soon as the reader has made room.
+#[test]
+fn a_reader_that_goes_on_opens_the_window() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.run(200);
+    let waker = noop_waker();
+    let mut cx = Context::from_waker(&waker);
+    let id = net.association(0).open().unwrap();
+    let mut sent = 0;
+    for _ in 0..1500 {
+        while net.association(0).poll_ready(id, &mut cx).is_ready() {
+            net.association(0).send(id, &[7; 16_000]).unwrap();
+            sent += 16_000;
+        }
+        net.step();
+    }
+    assert!(sent >= super::super::association::RECEIVE_WINDOW as usize);
+    // The next window probe is more than a second away.
+    let window = super::super::association::RECEIVE_WINDOW as usize;
+    let mut read = 0;
+    for millis in 0..5_000 {
+        while let Poll::Ready(Some(data)) = net.association(1).poll_next(id, &mut cx) {
+            read += data.len();
+        }
+        assert!(millis < 200 || read > window + 20_000, "{read} bytes");
+        net.step();
+    }
+    assert_eq!(read, sent);
+}
+
+#[test]
+fn a_candidate_with_a_name_is_skipped() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.ends[0].add_remote_candidate(&IceCandidate {
+        candidate: "candidate:1 1 udp 1 aa.local 9 typ host".into(),
+        ..IceCandidate::default()
+    });
+    net.run(100);
+    assert!(net.saw(0, connected));
+}

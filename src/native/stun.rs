@@ -1,0 +1,302 @@
+//! The STUN client: Binding requests (RFC 8489) on the shared sockets, and on sockets of their own
+//! where the question is what a NAT does with a stranger.
+
+pub(crate) mod discovery;
+pub(crate) mod message;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use str0m::ice::StunMessage;
+use stun_types::message::TransactionId;
+use tokio::{sync::oneshot, time};
+
+use self::message::{Change, Response};
+use super::socket::{Receiver, Sockets, any_source};
+use crate::core::nat::Observation;
+
+/// First retransmission of a request. RFC 8489 section 6.2.1 recommends 500 ms, which on a lost
+/// packet would be most of a connection's set-up; it allows less where the round trip is known to
+/// be less, and an answer that comes later is taken all the same.
+const RTO: Duration = Duration::from_millis(200);
+/// How often a request is sent at most (Rc), and how many RTOs to wait after the last time (Rm):
+/// the values of RFC 8489 section 6.2.1.
+const RC: u32 = 7;
+const RM: u32 = 16;
+
+/// The pauses after each sending of a request, the last one before giving up; each twice the one
+/// before it (RFC 8489 section 6.2.1).
+fn retransmissions() -> impl Iterator<Item = Duration> {
+    (0..RC).map(|n| match n + 1 {
+        RC => RTO * RM,
+        _ => RTO * (1 << n),
+    })
+}
+
+/// Why a server gave no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StunError {
+    /// No answer came.
+    Silent,
+    /// An error response with this code.
+    Refused(u16),
+}
+
+impl std::fmt::Display for StunError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Silent => f.write_str("no answer"),
+            Self::Refused(code) => write!(f, "refused with error {code}"),
+        }
+    }
+}
+
+/// A server's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) seen: Observation,
+    pub(crate) discovers: bool,
+    pub(crate) other: Option<SocketAddr>,
+    pub(crate) rtt: Duration,
+}
+
+/// Binding requests on the shared sockets.
+#[derive(Default)]
+pub(crate) struct StunClient {
+    pending: Mutex<HashMap<TransactionId, Pending>>,
+    /// Counts requests.
+    order: AtomicU64,
+}
+
+struct Pending {
+    /// Where the request went, and so where its answer comes from.
+    server: SocketAddr,
+    answer: oneshot::Sender<(Response, SocketAddr)>,
+}
+
+impl StunClient {
+    fn pending(&self) -> MutexGuard<'_, HashMap<TransactionId, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the server at an address, with retransmissions; takes [`RC`] and [`RM`] at most, which
+    /// is longer than most callers wait. Nothing is left of it when it ends or is dropped.
+    pub(crate) async fn ask(
+        &self,
+        sockets: &Sockets,
+        server: SocketAddr,
+    ) -> Result<Answer, StunError> {
+        let (id, request) = message::request(Change::default());
+        let (sender, mut receiver) = oneshot::channel();
+        let pending = Pending {
+            server,
+            answer: sender,
+        };
+        self.pending().insert(id, pending);
+        let _forget = Forget { client: self, id };
+        let order = self.order.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        for pause in retransmissions() {
+            sockets
+                .send(any_source(server), server, &request, request.len())
+                .await;
+            let Ok(answer) = time::timeout(pause, &mut receiver).await else {
+                continue;
+            };
+            return match answer.map_err(|_| StunError::Silent)? {
+                (
+                    Response::Success {
+                        mapped,
+                        discovers,
+                        other,
+                    },
+                    local,
+                ) => Ok(Answer {
+                    seen: Observation {
+                        server,
+                        local,
+                        mapped,
+                        order,
+                    },
+                    discovers,
+                    other,
+                    rtt: started.elapsed(),
+                }),
+                (Response::Error(code), _) => Err(StunError::Refused(code)),
+            };
+        }
+        Err(StunError::Silent)
+    }
+}
+
+/// Forgets a transaction when its request ends, however it ends.
+struct Forget<'a> {
+    client: &'a StunClient,
+    id: TransactionId,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        let mut pending = self.client.pending();
+        pending.remove(&self.id);
+        if pending.is_empty() {
+            // What a burst of questions took goes with it.
+            pending.shrink_to_fit();
+        }
+    }
+}
+
+impl Receiver for StunClient {
+    fn receive(&self, _: Instant, source: SocketAddr, destination: SocketAddr, data: &[u8]) {
+        let Some((id, response)) = message::response(data) else {
+            return;
+        };
+        let mut pending = self.pending();
+        // A forged answer must guess 96 bits and come from the server's address.
+        if pending.get(&id).is_some_and(|asked| asked.server == source)
+            && let Some(asked) = pending.remove(&id)
+        {
+            let _ = asked.answer.send((response, destination));
+        }
+    }
+
+    fn received_all(&self) {}
+
+    fn accepts(&self, _: &StunMessage<'_>) -> bool {
+        // Checked by transaction and source in `receive`.
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::StreamExt as _;
+    use stun_types::{
+        attribute::XorMappedAddress,
+        message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec},
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::native::socket::Addresses;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn client() -> (Arc<StunClient>, Sockets) {
+        let sockets = Sockets::bind(Addresses::default()).unwrap();
+        let client = Arc::<StunClient>::default();
+        let receiver: Arc<dyn Receiver> = client.clone();
+        sockets.route_stun_client(&receiver);
+        (client, sockets)
+    }
+
+    async fn server() -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = socket.local_addr().unwrap();
+        (socket, addr)
+    }
+
+    fn success(request: &[u8], mapped: SocketAddr) -> Vec<u8> {
+        let request = Message::from_bytes(request).unwrap();
+        let mut answer = Message::builder_success(&request, MessageWriteVec::new());
+        answer
+            .add_attribute(&XorMappedAddress::new(mapped, request.transaction_id()))
+            .unwrap();
+        answer.finish()
+    }
+
+    #[test]
+    fn requests_are_sent_as_rfc_8489_has_it() {
+        let pauses: Vec<_> = retransmissions().map(|p| p.as_millis()).collect();
+        assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 3200]);
+    }
+
+    #[tokio::test]
+    async fn only_the_server_that_was_asked_is_believed() {
+        let (client, sockets) = client();
+        let (server, addr) = server().await;
+        let (stranger, _) = self::server().await;
+        let wrong: SocketAddr = "192.0.2.66:6".parse().unwrap();
+        let right: SocketAddr = "192.0.2.7:7".parse().unwrap();
+        let serve = async {
+            let mut buffer = [0; 100];
+            let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+            let request = &buffer[..length];
+            // Another source, another transaction, garbage, an answer without its content.
+            let forged = success(request, wrong);
+            stranger.send_to(&forged, from).await.unwrap();
+            let mut other = forged.clone();
+            other[10] ^= 1;
+            server.send_to(&other, from).await.unwrap();
+            server.send_to(b"\x01\x01garbage", from).await.unwrap();
+            server.send_to(&forged[..20], from).await.unwrap();
+            // The second of two is late.
+            for mapped in [right, wrong] {
+                let answer = success(request, mapped);
+                server.send_to(&answer, from).await.unwrap();
+            }
+        };
+        let (answer, ()) = tokio::join!(client.ask(&sockets, addr), serve);
+        let seen = answer.unwrap().seen;
+        assert_eq!((seen.mapped, seen.server), (right, addr));
+        assert_eq!(seen.local.port(), sockets.port(addr.ip()).unwrap());
+        assert!(client.pending().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_lost_request_is_sent_again_and_its_answer_taken_late() {
+        let (client, sockets) = client();
+        let (server, addr) = server().await;
+        let mapped: SocketAddr = "192.0.2.7:7".parse().unwrap();
+        let serve = async {
+            let mut buffer = [0; 100];
+            let (_, _) = server.recv_from(&mut buffer).await.unwrap();
+            let first = buffer;
+            let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(first[..length], buffer[..length], "the same request");
+            let answer = success(&buffer[..length], mapped);
+            server.send_to(&answer, from).await.unwrap();
+        };
+        let asked = time::timeout(SOON, client.ask(&sockets, addr));
+        let (answer, ()) = tokio::join!(asked, serve);
+        assert_eq!(answer.unwrap().unwrap().seen.mapped, mapped);
+    }
+
+    fn descriptors() -> usize {
+        std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+    }
+
+    /// Half of the servers refuse (nothing is bound there), half are silent.
+    #[tokio::test]
+    async fn nothing_outlives_a_failed_attempt() {
+        let (client, sockets) = client();
+        let (silent, silent_addr) = server().await;
+        let (gone, refusing) = server().await;
+        drop(gone);
+        let metrics = tokio::runtime::Handle::current().metrics();
+        let before = (descriptors(), metrics.num_alive_tasks());
+        let attempts = futures::stream::iter(0..10_000).map(|i| {
+            let server = if i % 2 == 0 { silent_addr } else { refusing };
+            time::timeout(Duration::from_millis(2), client.ask(&sockets, server))
+        });
+        let failed = attempts
+            .buffer_unordered(100)
+            .filter(|outcome| std::future::ready(!matches!(outcome, Ok(Ok(_)))))
+            .count()
+            .await;
+        assert_eq!(failed, 10_000);
+        let after = (descriptors(), metrics.num_alive_tasks());
+        assert_eq!(after, before);
+        assert_eq!(client.pending().capacity(), 0);
+        drop(silent);
+    }
+}
