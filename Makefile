@@ -1,5 +1,5 @@
 # Everything a user or a reviewer types. Each target sets up what it needs first.
-.PHONY: help demo test lab check wasm setup-build setup-test
+.PHONY: help demo test lab bench load check wasm setup-build setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -25,6 +25,15 @@ test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/inter
 lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the connectivity matrix behind real NATs (needs root; LAB="--full --repeat 3" for more)
 	cargo build --locked
 	cargo run --quiet --locked -p throughline-lab -- matrix --json target/matrix.json --markdown target/matrix.md $(LAB)
+
+bench: setup-test ## measure ours beside iroh and libp2p behind real NATs (needs root; BENCH="--repeat 30" for more), then the decoders
+	cargo build --release --locked
+	cargo build --release --locked --manifest-path benches/peers/Cargo.toml
+	cargo run --quiet --locked -p throughline-lab -- compare --json target/compare.json --markdown target/compare.md $(BENCH)
+	cargo bench --locked --features fuzzing --bench decoders -- --warm-up-time 0.3 --measurement-time 1
+
+load: setup-test ## measure load and faults against what was promised, a quarter of an hour; also in docs/load.md
+	cargo test --release --locked --test load -- --long --markdown docs/load.md
 
 check: setup-build js/node_modules/.package-lock.json ## format, lints on both targets, documentation
 	cargo fmt --all --check

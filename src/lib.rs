@@ -45,6 +45,9 @@ mod connector;
 pub(crate) mod core;
 mod error;
 mod event;
+#[cfg(all(feature = "server", any(test, feature = "fuzzing")))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod metrics;
 mod node;

@@ -35,7 +35,7 @@
 //! its description carries the fingerprint that its DTLS certificate must have. A relay sees
 //! descriptions only if it breaks noise.
 
-mod address;
+pub(crate) mod address;
 mod attempt;
 pub(crate) mod backend;
 mod behaviour;

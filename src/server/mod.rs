@@ -24,7 +24,7 @@ mod config;
 mod http;
 mod metrics;
 mod rate;
-mod stun;
+pub(crate) mod stun;
 mod swarm;
 pub(crate) mod turn;
 

@@ -19,7 +19,7 @@ pub(super) fn open(label: &str) -> Vec<u8> {
 }
 
 /// The label of a `DATA_CHANNEL_OPEN` for a reliable, ordered channel; `None` for anything else.
-pub(super) fn parse_open(message: &[u8]) -> Option<&str> {
+pub(crate) fn parse_open(message: &[u8]) -> Option<&str> {
     let (header, rest) = message.split_at_checked(12)?;
     if header[0] != OPEN || header[1] != RELIABLE {
         return None;

@@ -5,7 +5,7 @@ mod agent;
 mod association;
 mod burst;
 mod connection;
-mod dcep;
+pub(crate) mod dcep;
 mod identity;
 mod session;
 

@@ -33,6 +33,7 @@
 mod available;
 mod browser;
 pub mod classify;
+mod compare;
 mod conntrack;
 mod directory;
 mod error;
@@ -59,6 +60,7 @@ mod topology;
 mod units;
 
 pub use browser::Browsers;
+pub use compare::{Comparison, Contender, Contest, Score, compare};
 pub use error::{LabError, Result};
 pub use host::Host;
 pub use lab::Lab;

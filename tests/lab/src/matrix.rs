@@ -102,7 +102,7 @@ pub struct Times {
 }
 
 impl Times {
-    fn of(times: impl Iterator<Item = f64>) -> Option<Self> {
+    pub(crate) fn of(times: impl Iterator<Item = f64>) -> Option<Self> {
         let mut times: Vec<_> = times.collect();
         times.sort_by(f64::total_cmp);
         Some(Self {

@@ -40,6 +40,25 @@ impl Parts {
     /// # Errors
     /// [`LabError::Missing`] when it is not there.
     pub fn find(program: Option<PathBuf>) -> Result<Self> {
+        Self::find_built("debug", program)
+    }
+
+    /// The same, as `cargo build --release` leaves it.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_release(program: Option<PathBuf>) -> Result<Self> {
+        Self::find_built("release", program)
+    }
+
+    /// Where `cargo build --release` in `benches/peers` puts the peers' programs.
+    pub fn peers(&self) -> PathBuf {
+        let target = std::env::var_os("CARGO_TARGET_DIR");
+        let target = target.unwrap_or_else(|| "benches/peers/target".into());
+        self.repository.join(target).join("release")
+    }
+
+    fn find_built(profile: &str, program: Option<PathBuf>) -> Result<Self> {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let repository = repository.canonicalize().unwrap_or(repository);
         // A relative one counts from the root of the clone, where cargo is called.
@@ -47,10 +66,10 @@ impl Parts {
         let target = repository.join(target);
         let program = program
             .or_else(|| std::env::var_os("THROUGHLINE").map(PathBuf::from))
-            .unwrap_or_else(|| target.join("debug/throughline"));
+            .unwrap_or_else(|| target.join(profile).join("throughline"));
         if !program.is_file() {
             return Err(LabError::Missing(format!(
-                "there is no program {} (cargo build)",
+                "there is no program {} (cargo build, for figures with --release)",
                 program.display()
             )));
         }
@@ -288,13 +307,15 @@ impl Stage {
         browsers.connect(host, &options, ticket, wait_direct)
     }
 
-    fn peer_arguments(&self) -> Vec<String> {
-        let relays = self
-            .serve
-            .addresses()
-            .into_iter()
-            .filter(|a| a.contains("/p2p/") && !a.contains("/webrtc-direct"));
-        let relays = relays.flat_map(|address| ["--relay".to_owned(), address]);
+    /// The server's addresses as a relay for native peers.
+    pub(crate) fn relays(&self) -> Vec<String> {
+        let mut relays = self.serve.addresses();
+        relays.retain(|a| a.contains("/p2p/") && !a.contains("/webrtc-direct"));
+        relays
+    }
+
+    pub(crate) fn peer_arguments(&self) -> Vec<String> {
+        let relays = self.relays().into_iter().flat_map(|address| ["--relay".to_owned(), address]);
         relays
             .chain(
                 self.serve

@@ -10,8 +10,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use throughline_lab::{
-    Browsers, Coturn, Lab, LabError, Matrix, NatKind, Pairing, Parts, Peer, Plan, Result, Spec,
-    Verdict, classify::classify, matrix,
+    Browsers, Contest, Coturn, Lab, LabError, Matrix, NatKind, Pairing, Parts, Peer, Plan, Result,
+    Spec, Verdict, classify::classify, compare, matrix,
 };
 
 /// Real kernel NATs in network namespaces.
@@ -30,6 +30,8 @@ enum Task {
     ///
     /// Exits with 1 when a cell is not connected, or relayed where it could be direct.
     Matrix(MatrixArguments),
+    /// Let our program and programs over other SDKs connect in turn, and print medians and ratios.
+    Compare(CompareArguments),
     /// Build a lab and open a shell on one of its hosts.
     Shell {
         #[command(flatten)]
@@ -123,6 +125,31 @@ struct MatrixArguments {
     markdown: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct CompareArguments {
+    /// How often each connects.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    repeat: usize,
+    /// How often the throughput of each is measured; 0 leaves it out.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    throughput: usize,
+    /// How long each of those measurements takes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    seconds: f64,
+    /// The program to try [default: $THROUGHLINE, or what cargo build --release made].
+    #[arg(long, value_name = "FILE")]
+    throughline: Option<PathBuf>,
+    /// The folder of the peers' programs [default: where cargo build --release puts them].
+    #[arg(long, value_name = "DIR")]
+    peers: Option<PathBuf>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the table as Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy)]
 struct PairingName(Pairing);
 
@@ -159,6 +186,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Matrix(arguments) => print_matrix(arguments),
+        Task::Compare(arguments) => print_comparison(arguments),
         Task::Shell { lab } => {
             let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
             let running = lab.up()?;
@@ -263,6 +291,34 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
+    Lab::available().map_err(LabError::Missing)?;
+    let parts = Parts::find_release(arguments.throughline)?;
+    let contest = Contest {
+        repeat: arguments.repeat,
+        throughput: arguments.throughput,
+        seconds: arguments.seconds,
+        peers: arguments.peers.unwrap_or_else(|| parts.peers()),
+    };
+    let results = compare(&contest, &parts, |contender, run| {
+        let ms = |time: Option<f64>| time.map_or("-".into(), |ms| format!("{ms:.0}"));
+        let (first_byte, direct) = (ms(run.first_byte_ms), ms(run.direct_ms));
+        let error = run.error.as_deref().and_then(|error| error.lines().next());
+        let error = error.unwrap_or_default();
+        eprintln!("{contender:<11} first byte {first_byte:>5} ms, direct {direct:>5} ms {error}");
+    })?;
+    print!("{}", results.table());
+    if let Some(file) = arguments.json {
+        let text =
+            serde_json::to_string_pretty(&results).map_err(|e| LabError::Program(e.to_string()))?;
+        write(&file, &text)?;
+    }
+    if let Some(file) = arguments.markdown {
+        write(&file, &results.table())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

@@ -1,0 +1,204 @@
+//! Stock rust-libp2p as a peer: QUIC, circuit relay and DCUtR, put together as its own example is.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Parser as _;
+use futures::{AsyncReadExt as _, FutureExt as _, StreamExt as _};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, Swarm, dcutr, identify, identity,
+    multiaddr::Protocol,
+    noise, ping, relay,
+    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
+    yamux,
+};
+use serde_json::json;
+use throughline_peers::{Cli, Command, Connect, Listen, Result, answer, event, ms};
+use tokio::sync::oneshot;
+
+const PROTOCOL: StreamProtocol = StreamProtocol::new("/bench/1");
+/// Longer than any measurement: a connection without streams must not end meanwhile.
+const IDLE: Duration = Duration::from_secs(600);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    throughline_peers::run(async {
+        match cli.command {
+            Command::Serve(_) => Err("there is none: use `throughline serve`".into()),
+            Command::Listen(args) => listen(args).await,
+            Command::Connect(args) => connect(args).await,
+        }
+    })
+}
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    relay: relay::client::Behaviour,
+    dcutr: dcutr::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    stream: libp2p_stream::Behaviour,
+}
+
+/// A swarm that listens on QUIC; with a relay its link is up and both ends know the addresses seen.
+async fn swarm(relay: Option<&Multiaddr>) -> Result<Swarm<Behaviour>> {
+    let key = identity::Keypair::generate_ed25519();
+    let mut swarm = libp2p::SwarmBuilder::with_existing_identity(key)
+        .with_tokio()
+        .with_quic()
+        .with_relay_client(noise::Config::new, yamux::Config::default)?
+        .with_behaviour(|key, relay| Behaviour {
+            relay,
+            dcutr: dcutr::Behaviour::new(key.public().to_peer_id()),
+            identify: identify::Behaviour::new(identify::Config::new(
+                "/bench".into(),
+                key.public(),
+            )),
+            ping: ping::Behaviour::default(),
+            stream: libp2p_stream::Behaviour::new(),
+        })?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .build();
+    let any = if relay.is_some() {
+        "0.0.0.0"
+    } else {
+        "127.0.0.1"
+    };
+    swarm.listen_on(format!("/ip4/{any}/udp/0/quic-v1").parse()?)?;
+    while !matches!(
+        swarm.select_next_some().await,
+        SwarmEvent::NewListenAddr { .. }
+    ) {}
+    if let Some(relay) = relay {
+        swarm.dial(relay.clone())?;
+        let (mut told, mut learnt) = (false, false);
+        while !(told && learnt) {
+            match swarm.select_next_some().await {
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Sent {
+                    ..
+                })) => {
+                    told = true;
+                }
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                    ..
+                })) => learnt = true,
+                SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
+                _ => {}
+            }
+        }
+    }
+    Ok(swarm)
+}
+
+async fn listen(args: Listen) -> Result<()> {
+    let relay = args
+        .relay
+        .map(|relay| relay.parse::<Multiaddr>())
+        .transpose()?;
+    let mut swarm = swarm(relay.as_ref()).await?;
+    let me = *swarm.local_peer_id();
+    let address = match relay {
+        None => swarm.listeners().next().cloned().ok_or("no address")?,
+        Some(relay) => {
+            let circuit = relay.with(Protocol::P2pCircuit);
+            swarm.listen_on(circuit.clone())?;
+            loop {
+                match swarm.select_next_some().await {
+                    SwarmEvent::Behaviour(BehaviourEvent::Relay(
+                        relay::client::Event::ReservationReqAccepted { .. },
+                    )) => break circuit,
+                    SwarmEvent::ListenerClosed { reason, .. } => reason?,
+                    _ => {}
+                }
+            }
+        }
+    };
+    let ticket = address.with(Protocol::P2p(me)).to_string();
+    event(json!({ "event": "ready", "peer_id": me.to_string(), "ticket": ticket }));
+    let mut incoming = swarm.behaviour().stream.new_control().accept(PROTOCOL)?;
+    loop {
+        tokio::select! {
+            _ = swarm.select_next_some() => {}
+            Some((_, stream)) = incoming.next() => {
+                let (reader, writer) = stream.split();
+                tokio::spawn(answer(reader, writer));
+            }
+        }
+    }
+}
+
+async fn connect(args: Connect) -> Result<()> {
+    let ticket: Multiaddr = args.ticket.parse()?;
+    let Some(Protocol::P2p(peer)) = ticket.iter().last() else {
+        return Err("a ticket without a peer id".into());
+    };
+    let relay = args.relay.as_deref().map(str::parse).transpose()?;
+    let mut swarm = swarm(relay.as_ref()).await?;
+    let mut control = swarm.behaviour().stream.new_control();
+    let start = Instant::now();
+    swarm.dial(ticket)?;
+    let (first, relayed) = established(&mut swarm, peer).await?;
+    let path = if relayed { "relayed" } else { "direct" };
+    event(json!({ "event": "connected", "path": path, "ms": ms(start) }));
+
+    let (upgraded, direct) = oneshot::channel();
+    let (leave_relay, left) = oneshot::channel();
+    tokio::spawn(async move {
+        if relayed {
+            while established(&mut swarm, peer).await?.1 {}
+            event(json!({ "event": "path", "path": "direct", "ms": ms(start) }));
+        }
+        // Nobody may be waiting for it.
+        let _ = upgraded.send(());
+        let mut left = left.fuse();
+        loop {
+            tokio::select! {
+                _ = swarm.select_next_some() => {}
+                // New streams would go through either connection.
+                Ok(()) = &mut left => {
+                    swarm.close_connection(first);
+                }
+            }
+        }
+        #[expect(unreachable_code, reason = "names the error type")]
+        Result::<()>::Ok(())
+    });
+    let (reader, writer) = control.open_stream(peer, PROTOCOL).await?.split();
+    throughline_peers::first_byte(reader, writer).await?;
+    event(json!({ "event": "first_byte", "ms": ms(start) }));
+    if let Some(seconds) = args.wait_direct {
+        tokio::time::timeout(Duration::from_secs_f64(seconds), direct).await??;
+        if relayed {
+            let _ = leave_relay.send(());
+        }
+    }
+    if let Some(seconds) = args.bench {
+        let (reader, writer) = control.open_stream(peer, PROTOCOL).await?.split();
+        throughline_peers::upload(reader, writer, seconds).await?;
+    }
+    Ok(())
+}
+
+/// Waits for the next connection to `peer`; tells which, and whether it goes through a relay.
+async fn established(swarm: &mut Swarm<Behaviour>, peer: PeerId) -> Result<(ConnectionId, bool)> {
+    loop {
+        match swarm.select_next_some().await {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                endpoint,
+                connection_id,
+                ..
+            } if peer_id == peer => {
+                return Ok((connection_id, endpoint.is_relayed()));
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, error, .. }
+                if peer_id == Some(peer) && !swarm.is_connected(&peer) =>
+            {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+}

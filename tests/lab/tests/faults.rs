@@ -1,0 +1,166 @@
+//! What must cost nothing, or as little as it can: gateways that do not help, and links that lose.
+
+use std::time::Duration;
+
+use throughline_lab::{Lab, Link, NatKind, Pairing, Parts, PortMapping, Run, Site, Spec, Stage};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, UdpSocket},
+};
+
+mod common;
+
+/// A lab with other work beside it is not exact; every timeout in question is longer than this.
+const NOTICEABLE_MS: f64 = 400.0;
+const WAIT: Duration = Duration::from_secs(16);
+
+/// A gateway, as the peers behind it find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gateway {
+    /// None at all.
+    None,
+    /// It answers the search, takes every connection, and then says nothing.
+    Hanging,
+    /// It grants mappings through which nothing comes.
+    Lying,
+}
+
+#[test]
+fn a_gateway_that_does_not_help_costs_nothing() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let kinds = [Gateway::None, Gateway::Hanging, Gateway::Lying];
+    // In turn, so that whatever else the machine does happens to all of them.
+    let runs: Vec<Vec<Run>> = (0..2)
+        .map(|_| kinds.iter().map(|kind| behind(*kind, &parts)).collect())
+        .collect();
+    let best = |index: usize, time: fn(&Run) -> Option<f64>| {
+        let times = runs.iter().filter_map(|round| time(&round[index]));
+        times.fold(f64::INFINITY, f64::min)
+    };
+    let times: [(&str, fn(&Run) -> Option<f64>); 2] = [
+        ("first byte", |run| run.first_byte_ms),
+        ("direct", |run| run.direct_ms),
+    ];
+    for (what, time) in times {
+        let without = best(0, time);
+        for (index, kind) in kinds.iter().enumerate().skip(1) {
+            let with = best(index, time);
+            println!("{what}: {without:.0} ms without a gateway, {with:.0} ms with a {kind:?} one");
+            assert!(
+                with < without * 1.5 + NOTICEABLE_MS,
+                "{what} behind {kind:?}"
+            );
+        }
+    }
+}
+
+fn behind(gateway: Gateway, parts: &Parts) -> Run {
+    let mut site = Site::new("a", NatKind::PortRestricted);
+    if gateway == Gateway::Lying {
+        site = site.port_mapping(PortMapping {
+            upnp: true,
+            pcp: true,
+            lies: true,
+        });
+    }
+    let mut spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
+    spec.sites[0] = site;
+    let mut stage = Stage::up(spec.figure_delays(), parts).unwrap();
+    if gateway == Gateway::Hanging {
+        hang(&stage.lab);
+    }
+    let run = stage.meet(Pairing::ALL[0], "a", "b", WAIT).unwrap();
+    assert!(run.connected, "{gateway:?}: {run:?}");
+    run
+}
+
+/// Answers UPnP's search at the gateway of `a` with the address of a server that takes connections and is silent;
+/// what comes for NAT-PMP and PCP is taken as silently.
+fn hang(lab: &Lab) {
+    let router = lab.host("a-router").unwrap();
+    let output = router
+        .command("ip")
+        .args(["-4", "-o", "address", "show", "lan"])
+        .output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    let lan = output
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .split('/')
+        .next()
+        .unwrap();
+    let lan: std::net::Ipv4Addr = lan.parse().unwrap();
+    let (ready, started) = std::sync::mpsc::channel();
+    router
+        .spawn(async move || {
+            let search = UdpSocket::bind("0.0.0.0:1900").await.unwrap();
+            search
+                .join_multicast_v4([239, 255, 255, 250].into(), lan)
+                .unwrap();
+            let _mapping = UdpSocket::bind("0.0.0.0:5351").await.unwrap();
+            let server = TcpListener::bind((lan, 5000)).await.unwrap();
+            ready.send(()).unwrap();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\n\
+                 ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\
+                 USN: uuid:1::urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\
+                 EXT:\r\nSERVER: silence\r\nLOCATION: http://{lan}:5000/rootDesc.xml\r\n\r\n"
+            );
+            let mut buffer = [0; 2048];
+            loop {
+                tokio::select! {
+                    Ok((_, from)) = search.recv_from(&mut buffer) => {
+                        let _ = search.send_to(answer.as_bytes(), from).await;
+                    }
+                    Ok((mut stream, _)) = server.accept() => {
+                        tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
+                    }
+                }
+            }
+        })
+        .unwrap();
+    started.recv().unwrap();
+}
+
+#[test]
+fn peers_meet_over_links_that_lose() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let lossy = |loss| Link {
+        loss,
+        ..Link::default()
+    };
+    // The loss is each way and at each end, so four times as much for a round trip.
+    let links = [
+        ("5 % lost", lossy(0.05)),
+        ("20 % lost", lossy(0.20)),
+        (
+            "nothing beyond 1280 bytes",
+            Link {
+                mtu: 1280,
+                ..Link::default()
+            },
+        ),
+    ];
+    for (name, link) in links {
+        let mut spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
+        for site in &mut spec.sites {
+            site.link = Some(link);
+        }
+        let mut stage = Stage::up(spec.figure_delays(), &parts).unwrap();
+        let run = stage.meet(Pairing::ALL[0], "a", "b", WAIT).unwrap();
+        println!(
+            "{name}: first byte after {:?} ms, direct after {:?} ms",
+            run.first_byte_ms, run.direct_ms
+        );
+        assert!(run.connected, "{name}: {run:?}");
+        assert!(
+            run.path.as_deref() == Some("direct") || link.loss > 0.1,
+            "{name}: {run:?}"
+        );
+    }
+}

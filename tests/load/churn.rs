@@ -1,0 +1,102 @@
+//! Peers that come and go, for as long as there is time.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use crate::{Form, Row, peers};
+
+/// How much of the time it takes until every pool, cache and heap has its size.
+const WARM_UP: f64 = 0.4;
+const PROMISED: i64 = 10 << 10;
+const AIM: i64 = 1 << 10;
+
+/// What this process holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    resident_kib: i64,
+    descriptors: i64,
+    tasks: i64,
+}
+
+impl Held {
+    fn now() -> Self {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.unwrap().trim().trim_end_matches(" kB");
+        Self {
+            resident_kib: resident.parse().unwrap(),
+            descriptors: fs::read_dir("/proc/self/fd").unwrap().count() as i64,
+            tasks: tokio::runtime::Handle::current()
+                .metrics()
+                .num_alive_tasks() as i64,
+        }
+    }
+}
+
+pub(crate) async fn run(form: Form) -> Vec<Row> {
+    let time = Duration::from_secs(form.pick(45, 600));
+    let relay = peers::relay(1024).await;
+    let mut config = peers::config(&relay);
+    config.idle_timeout = Duration::ZERO;
+    let listener = peers::listener(config.clone()).await;
+    let start = Instant::now();
+    let (mut rounds, mut at_warm, mut warm) = (0u32, 0, None);
+    while start.elapsed() < time {
+        round(&config, &listener, rounds).await;
+        rounds += 1;
+        if warm.is_none() && start.elapsed() > time.mul_f64(WARM_UP) {
+            warm = Some(settled().await);
+            at_warm = rounds;
+        }
+    }
+    let (warm, end) = (warm.unwrap(), settled().await);
+    let grown = end.resident_kib - warm.resident_kib;
+    let (descriptors, tasks) = (end.descriptors - warm.descriptors, end.tasks - warm.tasks);
+    vec![Row {
+        scenario: format!(
+            "{rounds} connections opened, upgraded and closed in {} s, both ends and the relay in one process",
+            time.as_secs()
+        ),
+        promised: "< 10 MiB growth in an hour",
+        aim: "< 1 MiB growth after warm-up, descriptors and tasks flat",
+        measured: format!(
+            "{grown:+} KiB resident to {} KiB in the last {} connections, descriptors {descriptors:+}, tasks {tasks:+}",
+            end.resident_kib,
+            rounds - at_warm,
+        ),
+        kept: grown < PROMISED && descriptors <= 2 && tasks <= 4,
+        reached: grown < AIM && descriptors <= 0 && tasks <= 0,
+    }]
+}
+
+/// A new peer comes, is upgraded to a direct path, and leaves in one way or the other.
+async fn round(config: &throughline::Config, listener: &throughline::Connector, number: u32) {
+    let dialler = peers::dialler(config.clone()).await;
+    let (connection, _) = peers::meet(&dialler, listener).await.unwrap();
+    if number % 4 != 0 {
+        assert!(peers::until_direct(&connection).await, "no direct path");
+        peers::round_trip(&connection).await.unwrap();
+    }
+    match number % 3 {
+        0 => connection.close().await,
+        1 => drop(connection),
+        // The whole peer goes, with its connection open.
+        _ => {}
+    }
+    dialler.close().await;
+}
+
+/// What is held once what is closed has gone: the least within some seconds.
+async fn settled() -> Held {
+    let mut least = Held::now();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = Held::now();
+        least.resident_kib = least.resident_kib.min(now.resident_kib);
+        least.descriptors = least.descriptors.min(now.descriptors);
+        least.tasks = least.tasks.min(now.tasks);
+    }
+    least
+}

@@ -1,0 +1,68 @@
+//! Load and faults on loopback, through the public API and the program: what was promised, what is
+//! aimed at, what is measured.
+//!
+//! `cargo test --test load` runs the short form and fails where a promise is broken; an aim that is
+//! missed is shown. `make load` runs the long form and writes the table to docs/load.md. An
+//! argument that is no option runs only the scenarios whose name contains it.
+
+mod churn;
+mod circuits;
+mod connects;
+mod peers;
+mod report;
+mod start;
+mod stun;
+
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+use report::{Form, Report, Row};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut form = Form::Short;
+    let (mut markdown, mut only) = (None, Vec::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--long" => form = Form::Long,
+            "--markdown" => markdown = arguments.next().map(PathBuf::from),
+            // What a test runner is told, such as --nocapture.
+            option if option.starts_with('-') => {}
+            _ => only.push(argument),
+        }
+    }
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
+    let mut report = Report::begin(form);
+    for name in ["start", "connects", "stun", "circuits", "churn"] {
+        if !wanted(name) {
+            continue;
+        }
+        let begun = Instant::now();
+        let rows = match name {
+            "start" => start::run(form).await,
+            "connects" => connects::run(form).await,
+            "stun" => stun::run(form).await,
+            "circuits" => circuits::run().await,
+            _ => churn::run(form).await,
+        };
+        for row in rows {
+            println!("{row}");
+            report.rows.push(row);
+        }
+        println!("  ({name} took {:.0} s)", begun.elapsed().as_secs_f64());
+    }
+    let text = report.end();
+    println!("\n{text}");
+    if let Some(path) = markdown
+        && let Err(error) = std::fs::write(&path, text)
+    {
+        eprintln!("{}: {error}", path.display());
+        return ExitCode::FAILURE;
+    }
+    let failed = report.rows.iter().filter(|row| !row.kept).count();
+    println!("{} passed, {failed} failed", report.rows.len() - failed);
+    match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,124 @@
+//! A relay and peers in this process.
+
+use std::{
+    net::Ipv4Addr,
+    num::{NonZeroU32, NonZeroUsize},
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use throughline::{
+    Config, Connection, Connector, Error, PathEvent, PathKind, Stream,
+    server::{Server, ServerConfig},
+};
+use tokio::time::timeout;
+
+/// Far beyond every promise; a loaded machine is slow, not broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+const PROTOCOL: &str = "echo/1";
+
+/// A relay whose limits are not what is measured, but for `circuits` from one peer.
+pub(crate) async fn relay(circuits: usize) -> Server {
+    let many = NonZeroU32::new(1_000_000).unwrap();
+    let mut config = ServerConfig::default();
+    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    config.port = 0;
+    config.relay.circuits_per_peer = NonZeroUsize::new(circuits).unwrap();
+    config.relay.circuits = NonZeroUsize::new(8192).unwrap();
+    config.relay.reservation_burst = many;
+    config.relay.circuit_burst = many;
+    config.stun.per_source = many;
+    config.connections.pending = 4096;
+    Server::start(config).await.unwrap()
+}
+
+/// Settings of a peer that reaches others through `relay` only, and then directly.
+pub(crate) fn config(relay: &Server) -> Config {
+    let mut config = Config::default();
+    config.relays = relay.addresses().to_vec();
+    config.relays.retain(|relay| relay.contains("/quic-v1/"));
+    config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
+    config.max_connections = 8192;
+    config
+}
+
+/// A peer that echoes.
+pub(crate) async fn listener(config: Config) -> Connector {
+    let me = peer(config).await;
+    let connector = me.clone();
+    tokio::spawn(async move {
+        while let Some(connection) = connector.accept().await {
+            tokio::spawn(async move {
+                while let Some((_, stream)) = connection.accept_stream().await {
+                    tokio::spawn(echo(stream));
+                }
+            });
+        }
+    });
+    me
+}
+
+async fn echo(stream: Stream) -> std::io::Result<()> {
+    let (mut send, mut recv) = stream.split();
+    futures::io::copy(&mut recv, &mut send).await?;
+    send.close().await
+}
+
+/// A peer that only dials.
+pub(crate) async fn dialler(mut config: Config) -> Connector {
+    config.reserve = false;
+    peer(config).await
+}
+
+async fn peer(config: Config) -> Connector {
+    Connector::builder().config(config).bind().await.unwrap()
+}
+
+/// Connects through the relay and waits for a first byte; gives the time that took.
+pub(crate) async fn meet(
+    from: &Connector,
+    to: &Connector,
+) -> Result<(Connection, Duration), Error> {
+    let start = Instant::now();
+    let connection = from.connect(&to.ticket().without_addresses()).await?;
+    round_trip(&connection).await?;
+    Ok((connection, start.elapsed()))
+}
+
+/// How long a byte takes there and back on a new stream.
+pub(crate) async fn round_trip(connection: &Connection) -> Result<Duration, Error> {
+    let start = Instant::now();
+    let mut stream = connection.open(PROTOCOL).await?;
+    let exchange = async {
+        stream.write_all(b"?").await?;
+        stream.flush().await?;
+        stream.read_exact(&mut [0]).await?;
+        stream.close().await
+    };
+    match timeout(PATIENCE, exchange).await {
+        Ok(result) => result?,
+        Err(_) => return Err(Error::new(throughline::ErrorKind::Timeout, "no echo")),
+    }
+    Ok(start.elapsed())
+}
+
+/// Waits until the path is direct; `false` if that does not happen.
+pub(crate) async fn until_direct(connection: &Connection) -> bool {
+    let direct = async {
+        let mut events = connection.path_events();
+        if connection
+            .path()
+            .is_some_and(|path| path.kind == PathKind::Direct)
+        {
+            return true;
+        }
+        while let Some(event) = events.next().await {
+            if matches!(&event, PathEvent::Changed { path, .. } if path.kind == PathKind::Direct) {
+                return true;
+            }
+        }
+        false
+    };
+    timeout(PATIENCE, direct).await.unwrap_or(false)
+}
