@@ -1,8 +1,8 @@
 export type { AbortOptions } from "./abort.js";
-export type { Config, CreateOptions, IceServer } from "./config.js";
+export type { Config, CreateOptions, IceServer, StartDelays } from "./config.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";
 export { errorCodes, ThroughlineError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
-export type { Attempt, Path, PathEvent, PathKind, RelayReport, Report, Strategy } from "./events.js";
+export type { Attempt, Cause, Path, PathEvent, PathKind, RelayReport, Report, Strategy } from "./events.js";
 export { load, type WasmSource } from "./load.js";
 export type { DuplexStream, IncomingStream } from "./streams.js";

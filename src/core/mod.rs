@@ -5,6 +5,8 @@ pub(crate) mod backoff;
 pub(crate) mod candidate;
 pub(crate) mod frame;
 pub(crate) mod path;
+pub(crate) mod plan;
+pub(crate) mod race;
 pub(crate) mod resume;
 pub(crate) mod sdp;
 pub(crate) mod signalling;
