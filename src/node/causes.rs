@@ -122,7 +122,11 @@ fn by_words(reason: &str) -> Cause {
     let reason = reason.to_lowercase();
     if reason.contains("timed out") || reason.contains("timeout") {
         Cause::Timeout
-    } else if reason.contains("multiaddr is not supported") {
+    } else if reason.contains("refused") {
+        Cause::Refused
+    } else if reason.contains("unreachable") {
+        Cause::Unreachable
+    } else if reason.contains("is not supported") {
         Cause::NoAddress
     } else {
         Cause::Transport

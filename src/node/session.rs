@@ -34,6 +34,9 @@ use crate::{
 /// Streams opened by the peer that may wait to be accepted.
 pub(crate) const INCOMING_STREAMS: usize = 64;
 
+/// Circuits that come up within this were dialled at the same time.
+const TOGETHER: Duration = Duration::from_secs(2);
+
 pub(crate) type Incoming = (String, Stream);
 pub(crate) type Waiting = oneshot::Sender<Result<Connection, Error>>;
 
@@ -80,6 +83,7 @@ pub(crate) struct Conn {
     pub(crate) attempt: Option<AttemptId>,
     /// By us, not by the peer.
     pub(crate) dialled: bool,
+    since: Instant,
     /// The relay's address, on a circuit.
     pub(crate) relay: Option<Multiaddr>,
     pub(crate) suspect: bool,
@@ -133,9 +137,9 @@ impl Session {
         self.conns.values().find_map(|c| c.relay.as_ref())
     }
 
-    /// The circuit to close when `new` is another one. Two are up when both peers dialled at the
-    /// same time, and then both keep the one that the lower id dialled; or when ours was taken back
-    /// too late, and then the dialler closes it.
+    /// The circuit to close when `new` is another one: two are up when both peers dialled at the
+    /// same time, and both keep the one that the lower id dialled; or when ours was taken back too
+    /// late, and its dialler closes it. A peer that dials later has lost the old one.
     pub(crate) fn surplus_circuit(
         &self,
         local: PeerId,
@@ -146,6 +150,7 @@ impl Session {
         match (old.dialled, new.dialled) {
             (true, true) => Some(id),
             (false, false) => None,
+            _ if old.since.elapsed() >= TOGETHER => None,
             (_, ours) if (local < self.peer) == ours => Some(*old_id),
             _ => Some(id),
         }
@@ -279,6 +284,7 @@ impl Conn {
             path,
             attempt,
             dialled: false,
+            since: Instant::now(),
             relay,
             suspect: false,
             order: 0,
