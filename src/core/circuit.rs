@@ -72,19 +72,6 @@ impl CircuitError {
             other => Self::Refused(other),
         })
     }
-
-    /// The metrics label.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::Denied => "denied",
-            Self::Unreachable => "unreachable",
-            Self::NoReservation => "no_reservation",
-            Self::Refused(_) | Self::Malformed(_) => "protocol",
-            Self::NoLink => "relay",
-            Self::TooMany => "busy",
-        }
-    }
 }
 
 impl fmt::Display for CircuitError {

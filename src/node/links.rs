@@ -14,18 +14,19 @@ use libp2p::{
 use tokio::sync::oneshot;
 
 use super::{
-    engine::{Dial, Node, Timer, random},
+    engine::{DialFor, Node, Timer, random},
     opening::Purpose,
     relays::{Link, Relays, Reservation},
-    session::AttemptId,
 };
 use crate::{
     circuit,
     core::{
         address,
         circuit::{CircuitError, HOP_PROTOCOL},
+        plan::AttemptId,
     },
     error::{Error, ErrorKind},
+    event::Cause,
 };
 
 impl Node {
@@ -51,12 +52,8 @@ impl Node {
             .addresses(relay.addresses.clone())
             .condition(PeerCondition::Always)
             .build();
-        let conn = opts.connection_id();
-        relay.link = Link::Dialling(conn);
-        self.dials.insert(conn, Dial::Relay(peer));
-        if let Err(error) = self.swarm.dial(opts) {
-            self.on_dial_error(conn, &error);
-        }
+        relay.link = Link::Dialling(opts.connection_id());
+        self.dial(DialFor::Relay(peer), opts);
     }
 
     /// Brings up the link to `relay` for the circuit of a session.
@@ -107,7 +104,8 @@ impl Node {
         let waiting = std::mem::take(&mut relay.waiting);
         for session in waiting {
             let reason = format!("relay not reached: {reason}");
-            self.attempt_failed(session, AttemptId::Circuit(peer), "relay", &reason);
+            let attempt = AttemptId::Circuit(peer);
+            self.attempt_failed(session, attempt, Cause::RelayUnreachable, reason);
         }
         self.rest(peer, reason);
     }

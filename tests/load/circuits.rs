@@ -44,7 +44,10 @@ pub(crate) async fn run() -> Vec<Row> {
     let said = match &outcome {
         Ok(_) => "was let in".into(),
         Err(error) => {
-            let reasons = error.attempts().iter().filter_map(|attempt| attempt.reason.as_deref());
+            let reasons = error
+                .attempts()
+                .iter()
+                .filter_map(|attempt| attempt.reason.as_deref());
             let reasons: Vec<_> = reasons.collect();
             format!("{}, {}", error.code(), reasons.join("; "))
         }

@@ -1,6 +1,9 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -107,6 +110,12 @@ pub(crate) struct PeerArgs {
     /// TOML file with these and all other settings of the connector; the command line adds to it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Any setting of that file, as in `--set strategy_timeout_ms=5000`; repeatable, wins over it.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Serve this peer's counters over HTTP at /metrics, in the OpenMetrics text format.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// `throughline listen`.

@@ -315,7 +315,10 @@ impl Stage {
     }
 
     pub(crate) fn peer_arguments(&self) -> Vec<String> {
-        let relays = self.relays().into_iter().flat_map(|address| ["--relay".to_owned(), address]);
+        let relays = self
+            .relays()
+            .into_iter()
+            .flat_map(|address| ["--relay".to_owned(), address]);
         relays
             .chain(
                 self.serve

@@ -19,10 +19,6 @@ use crate::{
     },
 };
 
-/// How long ordinary checks have before ports are guessed: where one of the NATs filters less
-/// strictly than most, they succeed within two round trips.
-const GUESS_DELAY: Duration = Duration::from_millis(700);
-
 /// How long connecting may take after the last probe.
 const GUESS_GRACE: Duration = Duration::from_secs(3);
 
@@ -70,11 +66,11 @@ impl Session {
     /// Both sides know how both NATs map.
     pub(super) fn plan_guess(&mut self) {
         let remote = self.remote.as_ref().and_then(|remote| remote.side);
-        if let (Some(_), Some(ours), Some(theirs), None) =
+        if let (Some(effort), Some(ours), Some(theirs), None) =
             (self.effort, self.side, remote, &self.guess)
             && ours != theirs
         {
-            self.guess = Some(Guess::At(self.now + GUESS_DELAY, ours));
+            self.guess = Some(Guess::At(self.now + effort.delay, ours));
         }
     }
 
