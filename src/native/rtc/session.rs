@@ -453,16 +453,14 @@ impl Session {
         let now = self.now;
         self.ice.handle_timeout(now);
         self.ice_events();
-        if self
-            .disconnected
-            .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
+        self.guess_timeout();
+        // Of the pairs that ports are guessed for the agent knows nothing yet.
+        if self.guess.is_none()
+            && self
+                .disconnected
+                .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
         {
             return self.fail(BackendError::Ice);
-        }
-        if let Some(Guess::At(at, side)) = self.guess
-            && now >= at
-        {
-            self.begin_guess(side);
         }
         if let Some(dtls) = &mut self.dtls
             && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
@@ -483,7 +481,8 @@ impl Session {
         if self.closed {
             return None;
         }
-        let disconnected = self.disconnected.map(|since| since + DISCONNECTED_GRACE);
+        let disconnected = self.disconnected.filter(|_| self.guess.is_none());
+        let disconnected = disconnected.map(|since| since + DISCONNECTED_GRACE);
         let sctp = self
             .association
             .as_ref()

@@ -36,9 +36,10 @@ pub(super) enum Guess {
         prober: Prober,
         target: IpAddr,
         base: SocketAddr,
+        end: Instant,
     },
-    /// Sockets are opened, here or when the driver takes this.
-    Opening(Option<Burst>),
+    /// Sockets are opened as soon as the driver takes this.
+    Opening { burst: Option<Burst>, end: Instant },
 }
 
 impl Guess {
@@ -46,8 +47,10 @@ impl Guess {
     pub(super) fn next_at(&self) -> Option<Instant> {
         match self {
             Self::At(at, _) => Some(*at),
-            Self::Probing { since, prober, .. } => prober.next_at().map(|at| *since + at),
-            Self::Opening(_) => None,
+            Self::Probing {
+                since, prober, end, ..
+            } => Some(prober.next_at().map_or(*end, |at| *since + at)),
+            Self::Opening { end, .. } => Some(*end),
         }
     }
 }
@@ -74,7 +77,18 @@ impl Session {
         }
     }
 
-    pub(super) fn begin_guess(&mut self, side: Side) {
+    /// Begins or ends what is due.
+    pub(super) fn guess_timeout(&mut self) {
+        match self.guess {
+            Some(Guess::At(at, side)) if self.now >= at => self.begin_guess(side),
+            Some(Guess::Probing { end, .. } | Guess::Opening { end, .. }) if self.now >= end => {
+                self.guess = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_guess(&mut self, side: Side) {
         self.guess = None;
         let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
         let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
@@ -90,14 +104,19 @@ impl Session {
             return;
         };
         tracing::debug!(?side, "guessing ports");
+        let end = self.now + effort.duration() + GUESS_GRACE;
         self.guess = Some(match side {
             Side::Easy => Guess::Probing {
                 since: self.now,
                 prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
                 target: target.ip(),
                 base,
+                end,
             },
-            Side::Hard => Guess::Opening(Some(Burst { target, effort })),
+            Side::Hard => Guess::Opening {
+                burst: Some(Burst { target, effort }),
+                end,
+            },
         });
         self.event(SessionEvent::MoreTime(effort.duration() + GUESS_GRACE));
     }
@@ -105,7 +124,7 @@ impl Session {
     /// The sockets that are to be opened now. Said once.
     pub(in crate::native::rtc) fn take_burst(&mut self) -> Option<Burst> {
         match &mut self.guess {
-            Some(Guess::Opening(burst)) => burst.take(),
+            Some(Guess::Opening { burst, .. }) => burst.take(),
             _ => None,
         }
     }
@@ -158,6 +177,7 @@ impl Session {
                 prober,
                 target,
                 base,
+                ..
             }) = &mut self.guess
             else {
                 return;
