@@ -22,7 +22,7 @@ use crate::{
     connection::{Connection, SessionState},
     core::{
         address::{self, Route},
-        circuit::CircuitError,
+        circuit::{CircuitError, EARLY_PROTOCOL},
     },
     error::{Error, ErrorKind},
     event::{Outcome, Path, PathKind, Strategy},
@@ -540,6 +540,9 @@ impl Node {
     }
 
     pub(super) fn on_identified(&mut self, peer: PeerId, protocols: HashSet<String>) {
+        if let Some(relay) = self.relays.get_mut(&peer) {
+            relay.early = protocols.contains(EARLY_PROTOCOL);
+        }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;
         };
@@ -715,14 +718,7 @@ fn circuit_error(errors: &[(Multiaddr, TransportError<io::Error>)]) -> Option<Ci
             if let Some(found) = error.downcast_ref() {
                 return Some(*found);
             }
-            // The source of an I/O error is not what is in it, but the source of that.
-            let inside = error
-                .downcast_ref::<io::Error>()
-                .and_then(io::Error::get_ref);
-            next = match inside {
-                Some(inside) => Some(inside),
-                None => error.source(),
-            };
+            next = error.source();
         }
         None
     })

@@ -11,7 +11,7 @@ mod links;
 mod opening;
 mod relays;
 mod session;
-mod streams;
+pub(crate) mod streams;
 mod timers;
 
 pub(crate) mod junction;
