@@ -14,6 +14,10 @@ pub struct Report {
     pub listening: Vec<String>,
     /// Our addresses as others see them (STUN, relays, peers). Personal data.
     pub observed: Vec<String>,
+    /// Those of our addresses that a relay, or another AutoNAT server, has dialled from an address
+    /// that we had not sent anything to: peers reach us there, and the ticket says so first. Empty
+    /// behind most NATs, with `direct` off and in browsers. Personal data.
+    pub confirmed: Vec<String>,
     /// Connections to peers, the relays' own not counted.
     pub connections: usize,
     /// Strategies that this target and configuration can use.

@@ -57,6 +57,8 @@ export interface Report {
   readonly relays: readonly RelayReport[];
   readonly listening: readonly string[];
   readonly observed: readonly string[];
+  /** Those of our addresses that others are known to reach. Always empty on a page. Personal data. */
+  readonly confirmed: readonly string[];
   readonly connections: number;
   readonly strategies: readonly Strategy[];
 }

@@ -28,6 +28,9 @@ pub(crate) async fn run(args: PeerArgs, output: Output) -> Result<(), Error> {
         for address in &report.observed {
             text += &format!("seen by others as {address}\n");
         }
+        for address in &report.confirmed {
+            text += &format!("reached by others at {address}\n");
+        }
         // The relays' own are above.
         let own = |address: &&String| !address.contains("/p2p-circuit");
         for address in report.listening.iter().filter(own) {
