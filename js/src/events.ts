@@ -100,6 +100,8 @@ export interface Report {
   readonly listening: readonly string[];
   readonly observed: readonly string[];
   readonly nat: NatReport;
+  /** Those of our addresses that others are known to reach. Always empty on a page. Personal data. */
+  readonly confirmed: readonly string[];
   readonly connections: number;
   readonly strategies: readonly Strategy[];
 }

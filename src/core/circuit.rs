@@ -12,6 +12,9 @@ use super::frame::{skip_field, take_varint};
 /// The protocol a relay is asked with.
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
 
+/// The same for a relay of ours, which forwards what follows before the peer has agreed.
+pub(crate) const EARLY_PROTOCOL: &str = "/throughline/circuit/1";
+
 /// Longest answer taken, as in libp2p's own implementations.
 const MAX_ANSWER: usize = 4096;
 

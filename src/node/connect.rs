@@ -14,6 +14,7 @@ use crate::{
     connection::{Connection, SessionState},
     core::{
         address::{self, Route},
+        circuit::EARLY_PROTOCOL,
         race::Event,
     },
     error::{Error, ErrorKind},
@@ -315,6 +316,9 @@ impl Node {
     }
 
     pub(super) fn on_identified(&mut self, peer: PeerId, protocols: HashSet<String>) {
+        if let Some(relay) = self.relays.get_mut(&peer) {
+            relay.early = protocols.contains(EARLY_PROTOCOL);
+        }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;
         };

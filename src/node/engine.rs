@@ -164,6 +164,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         settling: false,
         listening: HashMap::new(),
         observed: Vec::new(),
+        confirmed: Vec::new(),
         shutdown: Vec::new(),
         stopping: false,
         config,
@@ -279,6 +280,8 @@ pub(super) struct Node {
     pub(super) settling: bool,
     listening: HashMap<ListenerId, Vec<Multiaddr>>,
     observed: Vec<Multiaddr>,
+    /// Our addresses that others can dial, as AutoNAT servers have found.
+    confirmed: Vec<Multiaddr>,
     shutdown: Vec<oneshot::Sender<()>>,
     stopping: bool,
 }
@@ -476,6 +479,9 @@ impl Node {
                 if let Some(known) = self.listening.get_mut(&listener_id) {
                     known.retain(|a| *a != address);
                 }
+                if address::route(&address) == address::Route::Direct {
+                    self.on_network_changed();
+                }
                 self.refresh_ticket();
             }
             SwarmEvent::ListenerClosed {
@@ -489,6 +495,11 @@ impl Node {
                 self.refresh_ticket();
             }
             SwarmEvent::NewExternalAddrCandidate { address } => self.observe(address),
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
+            SwarmEvent::ExternalAddrExpired { address } => {
+                self.confirmed.retain(|known| *known != address);
+                self.refresh_ticket();
+            }
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
         }
@@ -580,7 +591,24 @@ impl Node {
         Ok(())
     }
 
-    /// Our own addresses that somebody else could dial. Loopback is of use on the same machine
+    /// Some server has dialled this address of ours, or it is one of a circuit.
+    fn on_confirmed(&mut self, address: Multiaddr) {
+        let direct = address::route(&address) == address::Route::Direct;
+        if direct && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
+            self.confirmed.push(address);
+            self.refresh_ticket();
+        }
+    }
+
+    /// An interface is gone: what was found out through it need not be true any longer.
+    fn on_network_changed(&mut self) {
+        for address in std::mem::take(&mut self.confirmed) {
+            self.swarm.remove_external_address(&address);
+        }
+    }
+
+    /// Our own addresses that somebody else could dial: first those of which it is known, then
+    /// those of interfaces, for peers on the same network. Loopback is of use on the same machine
     /// only, and then only when there is nothing else.
     fn direct_addresses(&self) -> Vec<Multiaddr> {
         let all = || {
@@ -597,7 +625,10 @@ impl Node {
         } else {
             usable
         };
-        usable.into_iter().take(TICKET_DIRECT).collect()
+        let mut addresses = self.confirmed.clone();
+        addresses.extend(usable.into_iter().filter(|a| !self.confirmed.contains(a)));
+        addresses.truncate(TICKET_DIRECT);
+        addresses
     }
 
     /// What NATs give our socket, where that is the same for everybody.
@@ -654,6 +685,7 @@ impl Node {
             listening: listening.map(ToString::to_string).collect(),
             observed: self.observed.iter().map(ToString::to_string).collect(),
             nat,
+            confirmed: self.confirmed.iter().map(ToString::to_string).collect(),
             connections: self.sessions.len(),
             strategies: strategies.filter(usable).collect(),
         }

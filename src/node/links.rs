@@ -22,7 +22,7 @@ use crate::{
     circuit,
     core::{
         address,
-        circuit::{CircuitError, HOP_PROTOCOL},
+        circuit::{CircuitError, EARLY_PROTOCOL, HOP_PROTOCOL},
         plan::AttemptId,
     },
     error::{Error, ErrorKind},
@@ -217,11 +217,12 @@ impl Node {
     /// A circuit is being dialled: opens the stream to its relay, if the link is up.
     pub(super) fn on_circuit_request(&mut self, request: circuit::Request<Substream>) {
         let circuit::Request { relay, reply } = request;
-        let Some(Link::Up(conn, _)) = self.relays.get(&relay).map(|r| &r.link) else {
+        let known = self.relays.get(&relay).map(|r| (&r.link, r.early));
+        let Some((Link::Up(conn, _), early)) = known else {
             let _ = reply.send(Err(CircuitError::NoLink));
             return;
         };
-        let protocol = StreamProtocol::new(HOP_PROTOCOL);
+        let protocol = StreamProtocol::new(if early { EARLY_PROTOCOL } else { HOP_PROTOCOL });
         let streams = &mut self.swarm.behaviour_mut().streams;
         let open = streams.open(relay, *conn, protocol);
         self.opening.insert(open, Purpose::Circuit(reply));

@@ -14,7 +14,7 @@ mod opening;
 mod race;
 mod relays;
 mod session;
-mod streams;
+pub(crate) mod streams;
 mod timers;
 
 pub(crate) mod junction;

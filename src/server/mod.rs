@@ -20,6 +20,7 @@
 
 mod assets;
 mod certificate;
+mod circuits;
 mod config;
 mod http;
 mod metrics;
