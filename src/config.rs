@@ -179,8 +179,9 @@ pub struct Config {
     /// beyond takes that of a connection which does not use it. 1 to 1,024. Defaults to 16.
     #[serde(alias = "maxCircuits")]
     pub max_circuits: usize,
-    /// How long an AutoNAT server that failed is left alone. 1 s to 1 h. Defaults to 30 s. Native
-    /// only; ignored in a browser.
+    /// How often AutoNAT servers (relays, mostly) are asked to dial those of our addresses that have
+    /// not been tested yet. 1 s to 1 h. Defaults to 30 s; nothing waits for it. Native only; ignored
+    /// in a browser.
     #[serde(rename = "autonat_retry_ms", alias = "autonatRetryMs", with = "millis")]
     pub autonat_retry: Duration,
     /// Whether to probe many ports against symmetric NATs when nothing else works. It costs a NAT

@@ -215,7 +215,9 @@ async fn a_full_relay_is_told_apart() {
 #[tokio::test]
 async fn an_address_that_others_can_dial_is_confirmed_and_leads_the_ticket() {
     let relay = relay().await;
-    let bob = peer(config(&[&relay])).await;
+    let mut listener = config(&[&relay]);
+    listener.autonat_retry = Duration::from_secs(1);
+    let bob = peer(listener).await;
     let confirmed = timeout(PATIENCE, async {
         loop {
             let confirmed = bob.report().await.unwrap().confirmed;

@@ -17,11 +17,16 @@ pub(crate) struct Behaviour {
     autonat: Toggle<autonat::Behaviour>,
 }
 
+fn autonat(config: &Config) -> autonat::Behaviour {
+    let interval = autonat::Config::default().with_probe_interval(config.autonat_retry);
+    autonat::Behaviour::new(rand::make_rng(), interval)
+}
+
 pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;
     Behaviour {
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
-        autonat: direct.then(autonat::Behaviour::default).into(),
+        autonat: direct.then(|| autonat(config)).into(),
     }
 }
