@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all, stream};
 
 use crate::{
     Form, Row, peers,
@@ -13,6 +13,8 @@ const PROMISED: Duration = Duration::from_secs(120);
 const AIM: Duration = Duration::from_secs(5);
 /// Few enough for a stock relay, which drops what comes beyond 10 requests of a peer that it reads.
 const EACH: usize = 8;
+/// How many peers make their reservation at the same time.
+const COMING: usize = 32;
 
 pub(crate) async fn run(form: Form) -> Vec<Row> {
     let count = form.pick(100, 1000);
@@ -25,8 +27,9 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
 /// `count` listeners are connected to at once, `each` of them by one dialler.
 async fn at_once(count: usize, each: usize) -> Row {
     let relay = peers::relay(2 * count).await;
+    // They come one after another, as peers do; that they are connected to at once is measured.
     let listeners = (0..count).map(|_| peers::listener(peers::config(&relay)));
-    let listeners = join_all(listeners).await;
+    let listeners: Vec<_> = stream::iter(listeners).buffered(COMING).collect().await;
     let diallers = (0..count.div_ceil(each)).map(|_| peers::dialler(peers::config(&relay)));
     let diallers = join_all(diallers).await;
 
