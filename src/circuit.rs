@@ -7,6 +7,7 @@
 //! A transport cannot open streams, so each dial asks the node for one to its relay.
 
 use std::{
+    fmt,
     future::Pending,
     io,
     pin::Pin,
@@ -49,6 +50,27 @@ pub(crate) struct Transport<S> {
     pending: Arc<()>,
 }
 
+/// An error that has `error` among its sources. What stands in an [`io::Error`] itself is none:
+/// its source is the source of that.
+fn refused(error: CircuitError) -> io::Error {
+    io::Error::other(Refused(error))
+}
+
+#[derive(Debug)]
+struct Refused(CircuitError);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no circuit")
+    }
+}
+
+impl std::error::Error for Refused {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
 /// Any stream. One type for all, because each type has its own copy of noise, yamux and
 /// multistream-select, 30 KB of wasm once compressed.
 pub(crate) type Duplex = Pin<Box<dyn AsyncReadWrite>>;
@@ -68,8 +90,7 @@ pub(crate) fn join(
             Either::Left(circuit) => Box::pin(circuit) as Duplex,
             Either::Right(circuit) => Box::pin(circuit) as Duplex,
         })
-        // An `Either` would hide what is in it from those who look for a `CircuitError`.
-        .map_err(|error| error.either(io::Error::other, io::Error::other))
+        .map_err(|error| error.either(refused, io::Error::other))
         .boxed()
 }
 
@@ -132,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> transport::Transport fo
 }
 
 /// A circuit that may not have been granted yet: a refusal is the error of the first read, an
-/// [`io::Error`] with a [`CircuitError`] inside.
+/// [`io::Error`] whose source is a [`CircuitError`].
 pub(crate) struct Circuit<S> {
     stream: S,
     /// What is left of the CONNECT.
@@ -169,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Circuit<S> {
             if read == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
-            if answer.push(&buffer[..read]).map_err(io::Error::other)? {
+            if answer.push(&buffer[..read]).map_err(refused)? {
                 self.answer = None;
             }
         }
@@ -328,7 +349,8 @@ mod tests {
     fn a_refusal_is_the_error_of_the_first_read() {
         let (mut circuit, _) = circuit(PeerId::random(), &[5, 8, 2, 40, 204, 1]);
         let error = block_on(circuit.read(&mut [0])).unwrap_err();
-        let inside = error.get_ref().and_then(|e| e.downcast_ref());
+        let source = std::error::Error::source(&error);
+        let inside = source.and_then(|e| e.downcast_ref());
         assert_eq!(inside, Some(&CircuitError::NoReservation));
     }
 

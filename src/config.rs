@@ -1,18 +1,26 @@
 //! Every number and address a user can set, the same in Rust, TOML, JSON and JavaScript.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::server_url::{ServerUrl, Service},
     error::{Error, ErrorKind},
+    event::Strategy,
     ticket::relay_id,
 };
 
 /// DESIGN: the promise to users of the system this replaces. No user waits for it: the race does
 /// not stand in line.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A strategy that needs longer than this has been overtaken by another long before.
+const STRATEGY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The first path is as good a start as a better one, because streams move without loss.
+const ACCEPTANCE_DELAY: Duration = Duration::ZERO;
+/// Ordinary checks that can succeed have done so by then; many sockets are for those that cannot.
+const BIRTHDAY_START: Duration = Duration::from_secs(1);
 /// RFC 8489 section 6.2.1 gives up after 39.5 s; an answer later than this is of no use to ICE.
 const STUN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Routers answer within 1 s or not at all; a mapping that comes later is taken all the same.
@@ -32,6 +40,16 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const STREAM_WINDOW: u32 = 4 << 20;
 /// A dead relay costs a new dial; two keep a peer reachable meanwhile.
 const RELAY_RESERVATIONS: usize = 2;
+/// As many as a stock relay grants in all.
+const MAX_CIRCUITS: usize = 16;
+/// A probe costs others a packet or two, so an unreachable AutoNAT server is left alone this long.
+const AUTONAT_RETRY: Duration = Duration::from_secs(30);
+/// With 256 ports open, 1,024 random probes find one with 98 % and need few of a NAT's entries.
+const BIRTHDAY_SOCKETS: u16 = 256;
+/// See `BIRTHDAY_SOCKETS`.
+const BIRTHDAY_PROBES: u32 = 1024;
+/// Ten seconds for all probes, at a packet rate below that of a voice call in both directions.
+const BIRTHDAY_RATE: u32 = 100;
 /// Refused beyond: an idle peer cannot be made to hold unbounded state.
 const MAX_CONNECTIONS: usize = 1024;
 /// Per connection, both directions together.
@@ -63,8 +81,13 @@ pub struct Config {
     /// TCP connection, which no peer can send to. Defaults to none; a relay started by
     /// `throughline serve` is two.
     pub stun: Vec<String>,
-    /// TURN servers (RFC 8656). At most 16. Used by browsers; defaults to none.
+    /// TURN servers (RFC 8656), asked for a relayed address when a connection is tried and no
+    /// sooner. At most 16. Defaults to none; `throughline serve` can be one.
     pub turn: Vec<TurnServer>,
+    /// A PEM file of certificate authorities to trust for `turns:`, besides the public ones of the
+    /// web. Native only; ignored in a browser, which has its own. Defaults to none.
+    #[serde(alias = "turnCa")]
+    pub turn_ca: Option<PathBuf>,
     /// Addresses to listen on, native only; ignored in a browser. Defaults to an ephemeral port of
     /// every interface over QUIC and TCP.
     pub listen: Vec<String>,
@@ -74,14 +97,34 @@ pub struct Config {
     /// Whether to try for paths other than the relay. `false` keeps every address of this peer
     /// from the other side. Defaults to `true`.
     pub direct: bool,
-    /// The longest that [`Connector::connect`](crate::Connector::connect) and any single attempt
-    /// may take. 100 ms to 10 min. Defaults to 10 s.
+    /// The longest that [`Connector::connect`](crate::Connector::connect) may take. 100 ms to
+    /// 10 min. Defaults to 10 s; it returns on the first path, which is much sooner.
     #[serde(
         rename = "connect_timeout_ms",
         alias = "connectTimeoutMs",
         with = "millis"
     )]
     pub connect_timeout: Duration,
+    /// The longest that one attempt by one strategy may take. 100 ms to 10 min. Defaults to 10 s:
+    /// nobody waits for it, because all strategies run at the same time.
+    #[serde(
+        rename = "strategy_timeout_ms",
+        alias = "strategyTimeoutMs",
+        with = "millis"
+    )]
+    pub strategy_timeout: Duration,
+    /// How long each strategy waits for its start, by name. 0 to 1 min each. Defaults to 0, all at
+    /// once, but for `birthday`, which is for what everything else fails at, with 1 s.
+    #[serde(rename = "start_delays_ms", alias = "startDelaysMs")]
+    pub start_delays: StartDelays,
+    /// How long connect holds a path that is not direct back while a direct one may still come.
+    /// 0 to 1 min. Defaults to 0: it returns on the first path, and streams move to a better one.
+    #[serde(
+        rename = "acceptance_delay_ms",
+        alias = "acceptanceDelayMs",
+        with = "millis"
+    )]
+    pub acceptance_delay: Duration,
     /// How long to wait for a relay, to be reached and to grant a reservation. 100 ms to 10 min.
     /// Defaults to 10 s.
     #[serde(rename = "relay_timeout_ms", alias = "relayTimeoutMs", with = "millis")]
@@ -103,12 +146,13 @@ pub struct Config {
         with = "millis"
     )]
     pub port_mapping_timeout: Duration,
-    /// How often a direct path is tried for in the background after a failure. 0 to 100; 0 tries
-    /// once. Defaults to 3.
+    /// How often each strategy for a direct path is repeated in the background after a failure.
+    /// 0 to 100; 0 tries once. Defaults to 3. A lost circuit is sought for as long as the
+    /// connection lasts.
     #[serde(alias = "upgradeTries")]
     pub upgrade_tries: u32,
-    /// The pause before the first of those tries; it doubles each time and is jittered by a
-    /// quarter. 10 ms to 10 min. Defaults to 2 s.
+    /// The pause before the first repetition; it doubles each time and is jittered by a quarter.
+    /// 10 ms to 10 min. Defaults to 2 s, hence 2, 4 and 8 s.
     #[serde(
         rename = "upgrade_backoff_ms",
         alias = "upgradeBackoffMs",
@@ -131,6 +175,26 @@ pub struct Config {
     /// by round-trip time) and its memory. 64 KiB to 64 MiB. Defaults to 4 MiB.
     #[serde(alias = "streamWindow")]
     pub stream_window: u32,
+    /// Circuits that this peer has open through relays at a time, all relays together; a connect
+    /// beyond takes that of a connection which does not use it. 1 to 1,024. Defaults to 16.
+    #[serde(alias = "maxCircuits")]
+    pub max_circuits: usize,
+    /// How long an AutoNAT server that failed is left alone. 1 s to 1 h. Defaults to 30 s. Native
+    /// only; ignored in a browser.
+    #[serde(rename = "autonat_retry_ms", alias = "autonatRetryMs", with = "millis")]
+    pub autonat_retry: Duration,
+    /// Whether to probe many ports against symmetric NATs when nothing else works. It costs a NAT
+    /// entry for each socket and probe. Defaults to `true`. Native only; ignored in a browser.
+    pub birthday: bool,
+    /// Sockets opened for it on the side of the symmetric NAT. 1 to 1,024. Defaults to 256.
+    #[serde(alias = "birthdaySockets")]
+    pub birthday_sockets: u16,
+    /// Probes sent for it from the other side, at most. 1 to 65,536. Defaults to 1,024.
+    #[serde(alias = "birthdayProbes")]
+    pub birthday_probes: u32,
+    /// Probes per second. 1 to 10,000. Defaults to 100.
+    #[serde(alias = "birthdayRate")]
+    pub birthday_rate: u32,
     /// Connections open at a time, in and out; more are refused. 1 to 65,536. Defaults to 1,024.
     #[serde(alias = "maxConnections")]
     pub max_connections: usize,
@@ -147,10 +211,14 @@ impl Default for Config {
             relay_reservations: RELAY_RESERVATIONS,
             stun: Vec::new(),
             turn: Vec::new(),
+            turn_ca: None,
             listen: Vec::new(),
             protocols: Vec::new(),
             direct: true,
             connect_timeout: CONNECT_TIMEOUT,
+            strategy_timeout: STRATEGY_TIMEOUT,
+            start_delays: StartDelays::default(),
+            acceptance_delay: ACCEPTANCE_DELAY,
             relay_timeout: RELAY_TIMEOUT,
             stun_timeout: STUN_TIMEOUT,
             port_mapping: true,
@@ -160,8 +228,72 @@ impl Default for Config {
             resume_timeout: RESUME_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
             stream_window: STREAM_WINDOW,
+            max_circuits: MAX_CIRCUITS,
+            autonat_retry: AUTONAT_RETRY,
+            birthday: true,
+            birthday_sockets: BIRTHDAY_SOCKETS,
+            birthday_probes: BIRTHDAY_PROBES,
+            birthday_rate: BIRTHDAY_RATE,
             max_connections: MAX_CONNECTIONS,
             max_streams: MAX_STREAMS,
+        }
+    }
+}
+
+/// How long each strategy waits for its start, from when it could start: `direct` and
+/// `circuit_relay` from the call to connect, the others from when a circuit is up. In TOML, JSON
+/// and JavaScript an object of whole milliseconds; what is left out keeps its default.
+///
+/// `stun`, `upnp` and `turn` share one negotiation, which begins after the shortest of their
+/// delays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct StartDelays {
+    /// The peer's own addresses. Defaults to 0.
+    #[serde(with = "millis")]
+    pub direct: Duration,
+    /// Hole punching. Defaults to 0.
+    #[serde(with = "millis")]
+    pub stun: Duration,
+    /// Mapped ports. Defaults to 0.
+    #[serde(with = "millis")]
+    pub upnp: Duration,
+    /// Relay circuits. Defaults to 0.
+    #[serde(alias = "circuitRelay", with = "millis")]
+    pub circuit_relay: Duration,
+    /// TURN servers. Defaults to 0.
+    #[serde(with = "millis")]
+    pub turn: Duration,
+    /// Many ports against symmetric NATs. Defaults to 1 s, so that ordinary hole punching comes
+    /// first.
+    #[serde(with = "millis")]
+    pub birthday: Duration,
+}
+
+impl Default for StartDelays {
+    fn default() -> Self {
+        Self {
+            direct: Duration::ZERO,
+            stun: Duration::ZERO,
+            upnp: Duration::ZERO,
+            circuit_relay: Duration::ZERO,
+            turn: Duration::ZERO,
+            birthday: BIRTHDAY_START,
+        }
+    }
+}
+
+impl StartDelays {
+    /// The delay of one strategy.
+    pub fn of(&self, strategy: Strategy) -> Duration {
+        match strategy {
+            Strategy::Direct => self.direct,
+            Strategy::Stun => self.stun,
+            Strategy::Upnp => self.upnp,
+            Strategy::CircuitRelay => self.circuit_relay,
+            Strategy::Turn => self.turn,
+            Strategy::Birthday => self.birthday,
         }
     }
 }
@@ -203,30 +335,15 @@ impl Config {
         for protocol in &self.protocols {
             check_protocol(protocol)?;
         }
-        for (field, urls, schemes) in [
-            ("stun", self.stun.iter().collect::<Vec<_>>(), &["stun:"][..]),
-            (
-                "turn",
-                self.turn.iter().map(|t| &t.url).collect(),
-                &["turn:", "turns:"][..],
-            ),
-        ] {
-            for url in urls {
-                if !schemes
-                    .iter()
-                    .any(|s| url.starts_with(s) && url.len() > s.len())
-                {
-                    return Err(Error::new(
-                        ErrorKind::InvalidConfig,
-                        format!(
-                            "{field}: `{url}` is not of the form {}host[:port]",
-                            schemes[0]
-                        ),
-                    ));
-                }
-            }
+        for url in &self.stun {
+            server_url("stun", url, |service| service == Service::Stun)?;
         }
-        let millis = |name, d: Duration, least, most| {
+        for server in &self.turn {
+            server_url("turn", &server.url, |service| {
+                matches!(service, Service::Turn(_))
+            })?;
+        }
+        let millis = |name: &str, d: Duration, least, most| {
             in_range(
                 name,
                 u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
@@ -235,6 +352,13 @@ impl Config {
             )
         };
         millis("connect_timeout_ms", self.connect_timeout, 100, 600_000)?;
+        millis("strategy_timeout_ms", self.strategy_timeout, 100, 600_000)?;
+        millis("acceptance_delay_ms", self.acceptance_delay, 0, 60_000)?;
+        for strategy in Strategy::ALL {
+            let name = format!("start_delays_ms.{strategy}");
+            millis(&name, self.start_delays.of(*strategy), 0, 60_000)?;
+        }
+        millis("autonat_retry_ms", self.autonat_retry, 1_000, 3_600_000)?;
         millis("relay_timeout_ms", self.relay_timeout, 100, 600_000)?;
         millis("stun_timeout_ms", self.stun_timeout, 100, 60_000)?;
         let mapping = self.port_mapping_timeout;
@@ -250,6 +374,10 @@ impl Config {
             64 << 10,
             64 << 20,
         )?;
+        in_range("max_circuits", self.max_circuits as u64, 1, 1_024)?;
+        in_range("birthday_sockets", self.birthday_sockets.into(), 1, 1_024)?;
+        in_range("birthday_probes", self.birthday_probes.into(), 1, 65_536)?;
+        in_range("birthday_rate", self.birthday_rate.into(), 1, 10_000)?;
         in_range("max_connections", self.max_connections as u64, 1, 65_536)?;
         in_range("max_streams", self.max_streams as u64, 1, 65_536)
     }
@@ -282,6 +410,25 @@ pub(crate) fn check_protocol(name: &str) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// The URL of a server that offers what `is_fit` asks for.
+pub(crate) fn server_url(
+    field: &str,
+    url: &str,
+    is_fit: impl Fn(Service) -> bool,
+) -> Result<ServerUrl, Error> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        let message = format!("{field}: `{url}` {why}");
+        Err(Error::new(ErrorKind::InvalidConfig, message))
+    };
+    match url.parse::<ServerUrl>() {
+        Ok(parsed) if is_fit(parsed.service) => Ok(parsed),
+        Ok(_) => refuse(&format_args!(
+            "is not the URL of a server that can be used for {field}"
+        )),
+        Err(error) => refuse(&error),
+    }
 }
 
 fn parse_all(field: &str, texts: &[String]) -> Result<Vec<Multiaddr>, Error> {
@@ -335,6 +482,111 @@ mod tests {
         assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), config);
     }
 
+    /// The value of every default; a field that is added is added here.
+    #[test]
+    fn defaults_are_those_that_were_promised() {
+        let promised = serde_json::json!({
+            "relays": [],
+            "reserve": true,
+            "relay_reservations": 2,
+            "stun": [],
+            "turn": [],
+            "listen": [],
+            "protocols": [],
+            "direct": true,
+            "connect_timeout_ms": 10_000,
+            "strategy_timeout_ms": 10_000,
+            "start_delays_ms": {
+                "direct": 0, "stun": 0, "upnp": 0, "circuit_relay": 0, "turn": 0, "birthday": 1_000,
+            },
+            "acceptance_delay_ms": 0,
+            "relay_timeout_ms": 10_000,
+            "stun_timeout_ms": 5_000,
+            "upgrade_tries": 3,
+            "upgrade_backoff_ms": 2_000,
+            "resume_timeout_ms": 30_000,
+            "idle_timeout_ms": 30_000,
+            "stream_window": 4_194_304,
+            "max_circuits": 16,
+            "autonat_retry_ms": 30_000,
+            "birthday": true,
+            "birthday_sockets": 256,
+            "birthday_probes": 1024,
+            "birthday_rate": 100,
+            "max_connections": 1024,
+            "max_streams": 1024,
+        });
+        assert_eq!(serde_json::to_value(Config::default()).unwrap(), promised);
+    }
+
+    fn camel_cased(name: &str) -> String {
+        let mut words = name.split('_');
+        let first = words.next().unwrap_or_default().to_owned();
+        words.fold(first, |name, word| {
+            name + &word[..1].to_uppercase() + &word[1..]
+        })
+    }
+
+    #[test]
+    fn every_field_can_be_set_by_each_of_its_names() {
+        let serde_json::Value::Object(all) = serde_json::to_value(Config::default()).unwrap()
+        else {
+            unreachable!()
+        };
+        for (name, value) in all {
+            let other = match &value {
+                serde_json::Value::Bool(value) => serde_json::json!(!value),
+                serde_json::Value::Number(value) => {
+                    serde_json::json!(value.as_u64().unwrap() + 1)
+                }
+                serde_json::Value::Object(_) => serde_json::json!({"turn": 7}),
+                _ if name == "turn" => {
+                    serde_json::json!([{"url": "turn:h", "username": "u", "credential": "c"}])
+                }
+                _ => serde_json::json!(["x"]),
+            };
+            for name in [name.clone(), camel_cased(&name)] {
+                let json = serde_json::json!({ &name: &other });
+                let config: Config = serde_json::from_value(json).unwrap();
+                assert_ne!(config, Config::default(), "{name}");
+            }
+        }
+        let config: Config =
+            serde_json::from_str(r#"{"startDelaysMs": {"circuitRelay": 7}}"#).unwrap();
+        assert_eq!(config.start_delays.circuit_relay, Duration::from_millis(7));
+        assert_eq!(config.start_delays.birthday, BIRTHDAY_START);
+    }
+
+    #[test]
+    fn every_field_says_its_default_and_every_number_its_range() {
+        let source = include_str!("config.rs");
+        let body = source.split("pub struct Config {").nth(1).unwrap();
+        let body = body.split("\n}\n").next().unwrap();
+        let mut doc = String::new();
+        let mut fields = 0;
+        for line in body.lines().map(str::trim) {
+            if let Some(text) = line.strip_prefix("///") {
+                doc += text;
+            } else if let Some(field) = line.strip_prefix("pub ") {
+                let (name, kind) = field.split_once(": ").unwrap();
+                let number = ["Duration,", "usize,", "u32,", "u16,", "StartDelays,"];
+                assert!(doc.contains("efaults to"), "{name}: no default");
+                if number.contains(&kind) {
+                    let range = doc.split("efaults to").next().unwrap();
+                    let has_range = range.contains(" to ") && range.contains(char::is_numeric);
+                    assert!(has_range, "{name}: no range before its default");
+                }
+                doc.clear();
+                fields += 1;
+            }
+        }
+        let serde_json::Value::Object(all) = serde_json::to_value(Config::default()).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!(fields, all.len());
+    }
+
     #[test]
     fn names_from_javascript_are_known_and_unknown_ones_refused() {
         let config: Config = serde_json::from_str(r#"{"connectTimeoutMs": 250}"#).unwrap();
@@ -353,6 +605,10 @@ mod tests {
         with(|c| c.connect_timeout = Duration::from_millis(100)).unwrap();
         let error = with(|c| c.connect_timeout = Duration::from_millis(99)).unwrap_err();
         assert!(error.message().starts_with("connect_timeout_ms"));
+        with(|c| c.start_delays.turn = Duration::from_secs(60)).unwrap();
+        let error = with(|c| c.start_delays.turn = Duration::from_millis(60_001)).unwrap_err();
+        assert!(error.message().starts_with("start_delays_ms.turn"));
+        with(|c| c.max_circuits = 0).unwrap_err();
         with(|c| c.stream_window = 64 << 20).unwrap();
         with(|c| c.stream_window = (64 << 20) + 1).unwrap_err();
         let error = with(|c| c.relays = vec!["/ip4/192.0.2.1/tcp/1".into()]).unwrap_err();

@@ -47,10 +47,10 @@ impl Connector {
 
     /// Connects to the peer that `ticket` names and returns on the first authenticated path.
     ///
-    /// Every relay and address in the ticket that the configuration allows is tried at once. The
-    /// first path usually is a relay circuit; a better one is sought in the background and
-    /// reported by [`Connection::path_events`]. If there is a connection to the peer already, it
-    /// is returned.
+    /// Every way that the ticket and the configuration allow is tried at once, relays after the
+    /// first a little later, and losers are taken back. The first path usually is a relay circuit;
+    /// a better one is sought in the background and reported by [`Connection::path_events`]. If
+    /// there is a connection to the peer already, it is returned.
     ///
     /// # Errors
     /// [`ErrorKind::Unreachable`] with every attempt when nothing came up within
@@ -62,13 +62,19 @@ impl Connector {
     /// Dropping the future abandons the connect; its attempts are cancelled unless another connect
     /// to the same peer waits for them.
     pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, Error> {
+        let mut abandoned = Abandoned {
+            commands: &self.commands,
+            peer: Some(ticket.peer_id()),
+        };
         let (reply, answer) = oneshot::channel();
         self.command(Command::Connect {
             ticket: ticket.clone(),
             reply,
         })
         .await?;
-        answer.await.map_err(|_| closed())?
+        let answer = answer.await;
+        abandoned.peer = None;
+        answer.map_err(|_| closed())?
     }
 
     /// The next connection that another peer made to this one; `None` once the connector is
@@ -115,6 +121,21 @@ impl std::fmt::Debug for Connector {
         f.debug_struct("Connector")
             .field("peer_id", &self.shared.peer_id)
             .finish_non_exhaustive()
+    }
+}
+
+/// Tells the node when a connect is dropped.
+struct Abandoned<'a> {
+    commands: &'a mpsc::Sender<Command>,
+    peer: Option<PeerId>,
+}
+
+impl Drop for Abandoned<'_> {
+    fn drop(&mut self) {
+        if let Some(peer) = self.peer {
+            // In a queue that is full, the connect ends by its deadline.
+            let _ = self.commands.try_send(Command::Abandoned { peer });
+        }
     }
 }
 

@@ -204,6 +204,7 @@ mod tests {
             outcome: Outcome::Failed,
             started: Duration::from_millis(5),
             ended: Duration::from_millis(45),
+            cause: Some(crate::Cause::NoPair),
             reason: Some("no pair".into()),
         };
         let error =

@@ -104,6 +104,87 @@ impl Path {
     }
 }
 
+impl Strategy {
+    /// Every strategy, in the order of the documentation.
+    pub const ALL: &'static [Strategy] = &[
+        Self::Direct,
+        Self::Stun,
+        Self::Upnp,
+        Self::CircuitRelay,
+        Self::Turn,
+        Self::Birthday,
+    ];
+
+    /// The best kind of path that it can give.
+    pub(crate) fn kind(self) -> PathKind {
+        match self {
+            Self::CircuitRelay => PathKind::Relayed,
+            Self::Turn => PathKind::Turn,
+            _ => PathKind::Direct,
+        }
+    }
+}
+
+macro_rules! causes {
+    ($($(#[doc = $doc:literal])* $name:ident = $code:literal, $advice:literal;)*) => {
+        /// Why an [`Attempt`] gave no path: a closed set of names, also the metrics label.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum Cause {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Cause {
+            /// Every cause, in the order of the documentation.
+            pub const ALL: &'static [Cause] = &[$(Cause::$name,)*];
+
+            /// The stable snake-case name, also the metrics label.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Cause::$name => $code,)*
+                }
+            }
+
+            /// What a person can do about it; empty where nothing is wrong.
+            pub fn advice(self) -> &'static str {
+                match self {
+                    $(Cause::$name => $advice,)*
+                }
+            }
+        }
+    };
+}
+
+causes! {
+    /// Another attempt was better or sooner, or the connection was closed.
+    Cancelled = "cancelled", "";
+    /// No answer within the strategy's timeout or the connect's.
+    Timeout = "timeout", "check that it is online, and ask it for a fresh ticket";
+    /// The host, or the relay, refuses.
+    Refused = "refused", "check that it runs, and ask it for a fresh ticket";
+    /// There is no route to the address.
+    Unreachable = "unreachable", "check the network";
+    /// Somebody else answered at the peer's address.
+    WrongPeer = "wrong_peer", "ask the peer for a fresh ticket";
+    /// No address is of a kind that can be dialled here.
+    NoAddress = "no_address", "let both peers use a relay that both can reach";
+    /// The relay of the circuit was not reached.
+    RelayUnreachable = "relay_unreachable", "check that the relay runs and that its address is right";
+    /// The relay was reached, but it does not know the peer.
+    NoReservation = "no_reservation", "check that the peer is online, and ask it for a fresh ticket";
+    /// A limit, ours or the relay's, is reached.
+    Limit = "limit", "close what is not needed, or raise the limit";
+    /// The peer speaks none of the protocols for it.
+    Unsupported = "unsupported", "update the peer";
+    /// ICE found no pair of addresses that reach each other.
+    NoPair = "no_pair", "configure STUN servers, and a TURN server for networks without UDP";
+    /// The exchange that brings ICE about failed.
+    Signalling = "signalling", "check the relay";
+    /// The connection broke or its handshake failed.
+    Transport = "transport", "try again";
+}
+
 /// How an [`Attempt`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,7 +212,9 @@ pub struct Attempt {
     /// When it ended, from the call to connect.
     #[serde(rename = "ended_ms", serialize_with = "millis")]
     pub ended: Duration,
-    /// Why it failed or was cancelled.
+    /// Why it failed or was cancelled, as a name to match on.
+    pub cause: Option<Cause>,
+    /// Why it failed or was cancelled and what to do about it, for people.
     pub reason: Option<String>,
 }
 
@@ -220,6 +303,14 @@ pub(crate) fn opt_millis<S: serde::Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_have_one_name_each() {
+        for cause in Cause::ALL {
+            let json = serde_json::to_value(cause).unwrap();
+            assert_eq!(json, cause.as_str());
+        }
+    }
 
     #[test]
     fn kinds_rank_from_best_to_worst() {

@@ -20,9 +20,10 @@ use crate::{
         frame::{self, StreamState},
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
+        server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
     },
-    native::{rtc::dcep, stun::message},
+    native::{rtc::dcep, stun::message, turn::frame as turn},
     rtc::address,
     server::stun,
     ticket::Ticket,
@@ -43,9 +44,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("resume", resume),
     ("resume_header", resume_header),
     ("sdp", sdp),
+    ("server_url", server_url),
     ("signalling", signalling),
     ("stun", stun),
     ("ticket", ticket),
+    ("turn_stream", turn_stream),
 ];
 
 const ID: StreamId = StreamId([7; 16]);
@@ -196,6 +199,15 @@ pub fn sdp(data: &[u8]) -> bool {
     true
 }
 
+/// The URL of a STUN or TURN server.
+pub fn server_url(data: &[u8]) -> bool {
+    let Some(url) = text(data).and_then(|text| text.parse::<ServerUrl>().ok()) else {
+        return false;
+    };
+    assert_eq!(url.to_string().parse(), Ok(url));
+    true
+}
+
 /// Signalling messages to an answerer, each behind its length of two bytes.
 pub fn signalling(data: &[u8]) -> bool {
     let mut negotiation = Negotiation::new(Role::Answerer);
@@ -246,6 +258,21 @@ pub fn ticket(data: &[u8]) -> bool {
     };
     assert_eq!(ticket.to_string().parse().ok(), Some(ticket));
     true
+}
+
+/// TURN messages and the data of channels in a stream.
+pub fn turn_stream(mut data: &[u8]) -> bool {
+    loop {
+        match turn::first(data) {
+            Err(_) => return false,
+            Ok(None) => return data.is_empty(),
+            Ok(Some(frame)) => {
+                assert!(0 < frame.len && frame.len <= frame.end && frame.end <= data.len());
+                let _ = turn::is_binding(&data[..frame.len]);
+                data = &data[frame.end..];
+            }
+        }
+    }
 }
 
 /// Moves `bytes` through a resumable stream in memory, from its opener to its acceptor.

@@ -69,11 +69,11 @@ use native as backend;
 #[cfg(target_arch = "wasm32")]
 use wasm as backend;
 
-pub use config::{Config, TurnServer};
+pub use config::{Config, StartDelays, TurnServer};
 pub use connection::Connection;
 pub use connector::{Builder, Connector};
 pub use error::{Error, ErrorKind};
-pub use event::{Attempt, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy};
+pub use event::{Attempt, Cause, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy};
 pub use identity::{Identity, PeerId};
 pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::event::{PathKind, Strategy};
+use crate::event::{Cause, PathKind, Strategy};
 
 /// Label values carry names only: addresses and peer ids are personal data and unbounded.
 ///
@@ -116,8 +116,8 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    pub(crate) fn attempt_failed(&self, strategy: Strategy, reason: &'static str) {
-        let labels = vec![("strategy", strategy.as_str()), ("reason", reason)];
+    pub(crate) fn attempt_failed(&self, strategy: Strategy, cause: Cause) {
+        let labels = vec![("strategy", strategy.as_str()), ("reason", cause.as_str())];
         self.failures.get_or_create(&labels).inc();
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.attempt_started(Strategy::Stun);
         metrics.attempt_succeeded(Strategy::Stun, Duration::from_millis(120));
-        metrics.attempt_failed(Strategy::Turn, "timeout");
+        metrics.attempt_failed(Strategy::Turn, Cause::Timeout);
         metrics.path_changed(None, Some((PathKind::Direct, Strategy::Stun)));
         let text = metrics.encode();
         for line in [

@@ -18,6 +18,10 @@ pub struct Report {
     pub observed: Vec<String>,
     /// The NAT before us, as far as it is known.
     pub nat: NatReport,
+    /// Those of our addresses that a relay, or another AutoNAT server, has dialled from an address
+    /// that we had not sent anything to: peers reach us there, and the ticket says so first. Empty
+    /// behind most NATs, with `direct` off and in browsers. Personal data.
+    pub confirmed: Vec<String>,
     /// Connections to peers, the relays' own not counted.
     pub connections: usize,
     /// Strategies that this target and configuration can use.

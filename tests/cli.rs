@@ -189,6 +189,7 @@ fn serve_prints_where_it_is_and_stops_in_good_order() {
     for signal in ["-TERM", "-INT"] {
         let (server, ready) = serve();
         has_fields(&ready, &["peer_id", "addresses", "stun", "turn", "http"]);
+        has_fields(&ready, &["turn_user", "turn_pass"]);
         let peer = ready["peer_id"].as_str().unwrap();
         for kind in ["/quic-v1/", "/tcp/", "/ws/", "/webrtc-direct/certhash/"] {
             assert!(relay(&ready, kind).ends_with(&format!("/p2p/{peer}")));
@@ -199,7 +200,12 @@ fn serve_prints_where_it_is_and_stops_in_good_order() {
                 .unwrap()
                 .starts_with("stun:127.0.0.1:")
         );
-        assert!(ready["turn"].is_array());
+        assert!(
+            ready["turn"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("turn:127.0.0.1:")
+        );
         assert!(
             ready["http"]
                 .as_str()

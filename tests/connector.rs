@@ -162,6 +162,75 @@ async fn an_unreachable_peer_is_an_error_that_lists_what_was_tried() {
     assert!(!error.attempts().is_empty(), "{error}");
 }
 
+/// The error of a connect that a relay refuses, and alice's metrics.
+async fn refused(alice: &Connector, ticket: &Ticket) -> (String, String) {
+    let connect = timeout(PATIENCE, alice.connect(ticket)).await.unwrap();
+    let error = connect.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    let reason = error.attempts()[0].reason.clone().unwrap();
+    (reason, alice.metrics())
+}
+
+#[tokio::test]
+async fn a_peer_without_a_reservation_is_told_apart() {
+    let relay = relay().await;
+    let bob = peer(config(&[&relay])).await;
+    let ticket = through_relays(&bob);
+    bob.close().await;
+    // With the link up before, and with a link made for the dial: the two ask in different ways.
+    for warm in [true, false] {
+        let mut dialler = config(&[&relay]);
+        dialler.reserve = warm;
+        let alice = peer(dialler).await;
+        let (reason, metrics) = refused(&alice, &ticket).await;
+        assert!(reason.contains("holds no reservation"), "{reason}");
+        let failure = "strategy=\"circuit_relay\",reason=\"no_reservation\"} 1";
+        assert!(metrics.contains(failure), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_relay_is_told_apart() {
+    let mut server = ServerConfig::default();
+    server.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    server.port = 0;
+    server.relay.circuits_per_peer = std::num::NonZeroUsize::MIN;
+    let relay = Server::start(server).await.unwrap();
+    let mut relayed = config(&[&relay]);
+    relayed.direct = false;
+    let bob = peer(relayed.clone()).await;
+    let carol = peer(relayed.clone()).await;
+    for warm in [true, false] {
+        let mut dialler = relayed.clone();
+        dialler.reserve = warm;
+        let alice = peer(dialler).await;
+        let _conn = alice.connect(&bob.ticket()).await.unwrap();
+        let (reason, metrics) = refused(&alice, &carol.ticket()).await;
+        assert!(reason.contains("no room"), "{reason}");
+        let failure = "strategy=\"circuit_relay\",reason=\"limit\"} 1";
+        assert!(metrics.contains(failure), "{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_others_can_dial_is_confirmed_and_leads_the_ticket() {
+    let relay = relay().await;
+    let bob = peer(config(&[&relay])).await;
+    let confirmed = timeout(PATIENCE, async {
+        loop {
+            let confirmed = bob.report().await.unwrap().confirmed;
+            if let Some(first) = confirmed.into_iter().next() {
+                return first;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("the relay dials back");
+    assert_eq!(bob.ticket().addresses()[0], confirmed);
+    assert!(bob.report().await.unwrap().listening.contains(&confirmed));
+}
+
 #[tokio::test]
 async fn closing_tells_the_peer() {
     let relay = relay().await;

@@ -537,7 +537,7 @@ async fn http_serves_the_page_and_nothing_beside_it() {
         assert_eq!(config["peer_id"], peer);
         assert_eq!(config["relays"].as_array().unwrap().len(), 4);
         assert_eq!(config["stun"].as_array().unwrap().len(), 2);
-        assert_eq!(config["turn"], serde_json::json!([]));
+        assert_eq!(config["turn"], serde_json::json!([]), "no secret, no TURN");
         assert!(config["demo"].is_null());
         let metrics = get(&url, "/metrics");
         assert!(metrics.contains("throughline_connections 0\n"), "{metrics}");
@@ -550,6 +550,33 @@ async fn http_serves_the_page_and_nothing_beside_it() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_page_gets_credentials_of_its_own_for_turn() {
+    let mut config = config();
+    config.turn.secret = Some("secret".into());
+    let server = start(config).await;
+    let url = server.http_url().to_owned();
+    let turn = || {
+        let answer = get(&url, "/config.json");
+        let json = answer.split_once("\r\n\r\n").unwrap().1;
+        let config: serde_json::Value = serde_json::from_str(json).unwrap();
+        config["turn"][0].clone()
+    };
+    let (first, second) = tokio::task::block_in_place(|| (turn(), turn()));
+    assert_eq!(first["urls"], serde_json::json!(server.turn_urls()));
+    let urls = server.turn_urls();
+    assert!(urls[0].starts_with("turn:127.0.0.1:") && urls[1].ends_with("?transport=tcp"));
+    assert_ne!(first["username"], second["username"]);
+    assert_ne!(first["credential"], second["credential"]);
+    let shared = server.turn_credentials().unwrap();
+    assert!(shared.username.ends_with(":peer") && !shared.credential.is_empty());
+    assert!(
+        server
+            .metrics()
+            .contains("throughline_turn_allocations 0\n")
+    );
 }
 
 #[tokio::test]

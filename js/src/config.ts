@@ -1,4 +1,5 @@
 import { ThroughlineError } from "./errors.js";
+import type { Strategy } from "./events.js";
 import type { WasmSource } from "./load.js";
 
 /** A STUN or TURN server, as `RTCPeerConnection` takes it. */
@@ -7,6 +8,9 @@ export interface IceServer {
   readonly username?: string;
   readonly credential?: string;
 }
+
+/** Milliseconds by strategy; what is left out keeps its default. */
+export type StartDelays = { readonly [S in Strategy as S extends "circuit_relay" ? "circuitRelay" : S]?: number };
 
 /**
  * The configuration of a connector. Every value may be left out; unknown names are refused. The
@@ -32,24 +36,32 @@ export interface Config {
   readonly direct?: boolean;
   /** The longest a connect may take. 100 to 600,000 ms, defaults to 10,000. */
   readonly connectTimeoutMs?: number;
-  /** The longest a relay may take to be reached and to grant a reservation. Defaults to 10,000 ms. */
+  /** The longest one attempt by one strategy may take. 100 to 600,000 ms, defaults to 10,000. */
+  readonly strategyTimeoutMs?: number;
+  /** How long each strategy waits for its start. 0 to 60,000 ms, defaults to 0, `birthday` to 1,000. */
+  readonly startDelaysMs?: StartDelays;
+  /** How long a path that is not direct is held back while a direct one may come. 0 to 60,000 ms, defaults to 0. */
+  readonly acceptanceDelayMs?: number;
+  /** The longest a relay may take to be reached and to grant a reservation. 100 to 600,000 ms, defaults to 10,000. */
   readonly relayTimeoutMs?: number;
-  /** How long a STUN server may take to answer. Defaults to 5,000 ms; nothing waits for it. */
+  /** How long a STUN server may take to answer. 100 to 60,000 ms, defaults to 5,000; nothing waits for it. */
   readonly stunTimeoutMs?: number;
   /** Whether a native peer asks its router to forward a port; without effect in a browser. */
   readonly portMapping?: boolean;
-  /** How long the router may take to answer that. Defaults to 5,000 ms. */
+  /** How long the router may take to answer that. 100 to 60,000 ms, defaults to 5,000. */
   readonly portMappingTimeoutMs?: number;
-  /** How often a direct path is tried for after a failure. 0 to 100, defaults to 3. */
+  /** How often each strategy for a direct path is repeated after a failure. 0 to 100, defaults to 3. */
   readonly upgradeTries?: number;
-  /** The pause before the first of those tries; it doubles each time. Defaults to 2,000 ms. */
+  /** The pause before the first repetition; it doubles each time. 10 to 600,000 ms, defaults to 2,000. */
   readonly upgradeBackoffMs?: number;
-  /** How long streams wait for a path after the last one is lost. Defaults to 30,000 ms. */
+  /** How long streams wait for a path after the last one is lost. 0 to 3,600,000 ms, defaults to 30,000. */
   readonly resumeTimeoutMs?: number;
-  /** A connection without streams and handles is closed after this. Defaults to 30,000 ms. */
+  /** A connection without streams and handles is closed after this. 0 to 3,600,000 ms, defaults to 30,000. */
   readonly idleTimeoutMs?: number;
-  /** Bytes in flight per stream and direction. 16 KiB to 64 MiB, defaults to 1 MiB. */
+  /** Bytes in flight per stream and direction. 64 KiB to 64 MiB, defaults to 4 MiB. */
   readonly streamWindow?: number;
+  /** Circuits open through relays at a time. 1 to 1,024, defaults to 16. */
+  readonly maxCircuits?: number;
   /** Connections open at a time. 1 to 65,536, defaults to 1,024. */
   readonly maxConnections?: number;
   /** Streams open at a time on one connection. 1 to 65,536, defaults to 1,024. */

@@ -4,6 +4,22 @@ export type PathKind = "direct" | "turn" | "relayed";
 /** The way by which a path was, or was not, brought about. */
 export type Strategy = "direct" | "stun" | "upnp" | "circuit_relay" | "turn" | "birthday";
 
+/** Why an {@link Attempt} gave no path. */
+export type Cause =
+  | "cancelled"
+  | "timeout"
+  | "refused"
+  | "unreachable"
+  | "wrong_peer"
+  | "no_address"
+  | "relay_unreachable"
+  | "no_reservation"
+  | "limit"
+  | "unsupported"
+  | "no_pair"
+  | "signalling"
+  | "transport";
+
 /** The path a connection uses. Addresses are personal data: keep them out of public logs. */
 export interface Path {
   readonly path: PathKind;
@@ -22,7 +38,9 @@ export interface Attempt {
   readonly outcome: "succeeded" | "failed" | "cancelled";
   readonly startedMs: number;
   readonly endedMs: number;
-  /** Why it failed or was cancelled. */
+  /** Why it failed or was cancelled, as a name to match on. */
+  readonly cause?: Cause | null;
+  /** Why it failed or was cancelled and what to do about it, for people. */
   readonly reason?: string | null;
 }
 
@@ -82,6 +100,8 @@ export interface Report {
   readonly listening: readonly string[];
   readonly observed: readonly string[];
   readonly nat: NatReport;
+  /** Those of our addresses that others are known to reach. Always empty on a page. Personal data. */
+  readonly confirmed: readonly string[];
   readonly connections: number;
   readonly strategies: readonly Strategy[];
 }

@@ -1,10 +1,11 @@
 export type { AbortOptions } from "./abort.js";
-export type { Config, CreateOptions, IceServer } from "./config.js";
+export type { Config, CreateOptions, IceServer, StartDelays } from "./config.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";
 export { errorCodes, ThroughlineError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
 export type {
   Attempt,
+  Cause,
   NatReport,
   Path,
   PathEvent,

@@ -40,12 +40,24 @@ test("TypeScript and Rust have the same options", () => {
   const rust = [...struct.matchAll(field)].map(([, renamed, name]) => (renamed ?? name).replace(/_(\w)/g, (_, c) => c.toUpperCase()));
   const script = read("js/src/config.ts").match(/\nexport interface Config \{[^]*?\n\}/)[0];
   const typescript = [...script.matchAll(/readonly (\w+)\?:/g)].map(([, name]) => name);
-  // RTCPeerConnection's form of server lists, the identity beside the configuration; pages cannot listen.
+  // RTCPeerConnection's form of server lists, the identity beside the configuration; pages have no sockets.
   const differ = { iceServers: ["stun", "turn"], identity: [] };
+  const native = ["listen", "autonatRetryMs", "birthday", "birthdaySockets", "birthdayProbes", "birthdayRate"];
   assert.deepEqual(
-    [...typescript.flatMap((name) => differ[name] ?? [name]), "listen"].sort(),
+    [...typescript.flatMap((name) => differ[name] ?? [name]), ...native].sort(),
     rust.sort(),
   );
+});
+
+test("TypeScript and Rust have the same strategies and causes", () => {
+  const script = read("js/src/events.ts");
+  const union = (name) => [...script.match(new RegExp(`type ${name} =([^;]*);`))[1].matchAll(/"(\w+)"/g)].map(([, n]) => n);
+  const rust = read("src/event.rs");
+  const causes = rust.match(/\ncauses! \{[^]*?\n\}/)[0];
+  assert.deepEqual(union("Cause"), [...causes.matchAll(/= "(\w+)",/g)].map(([, name]) => name));
+  const strategies = rust.match(/pub enum Strategy \{[^]*?\n\}/)[0];
+  const snake = ([, name]) => name.replace(/(?!^)[A-Z]/g, (c) => `_${c}`).toLowerCase();
+  assert.deepEqual(union("Strategy"), [...strategies.matchAll(/\n    ([A-Z]\w+),/g)].map(snake));
 });
 
 test("the crate and the npm package have one version and one licence", () => {

@@ -12,6 +12,9 @@ use super::frame::{skip_field, take_varint};
 /// The protocol a relay is asked with.
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
 
+/// The same for a relay of ours, which forwards what follows before the peer has agreed.
+pub(crate) const EARLY_PROTOCOL: &str = "/throughline/circuit/1";
+
 /// Longest answer taken, as in libp2p's own implementations.
 const MAX_ANSWER: usize = 4096;
 
@@ -71,19 +74,6 @@ impl CircuitError {
             204 => Self::NoReservation,
             other => Self::Refused(other),
         })
-    }
-
-    /// The metrics label.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::Denied => "denied",
-            Self::Unreachable => "unreachable",
-            Self::NoReservation => "no_reservation",
-            Self::Refused(_) | Self::Malformed(_) => "protocol",
-            Self::NoLink => "relay",
-            Self::TooMany => "busy",
-        }
     }
 }
 

@@ -9,7 +9,10 @@ pub(crate) mod frame;
 #[allow(dead_code, reason = "a browser does not tell what it sees")]
 pub(crate) mod nat;
 pub(crate) mod path;
+pub(crate) mod plan;
 pub(crate) mod quic;
+pub(crate) mod race;
 pub(crate) mod resume;
 pub(crate) mod sdp;
+pub(crate) mod server_url;
 pub(crate) mod signalling;

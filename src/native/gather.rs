@@ -19,6 +19,7 @@ use super::{
     portmap::PortMapping,
     socket::{Receiver, Sockets},
     stun::StunClient,
+    turn::{Hold, LINGER, Relays, Roots, Server},
 };
 use crate::{core::candidate::CandidateKind, report::NatReport};
 
@@ -34,7 +35,6 @@ pub(crate) enum Origin {
     /// The NAT is expected to use it next.
     Prediction,
     /// A TURN server allocated it.
-    #[expect(dead_code, reason = "made by the TURN client")]
     Turn,
     /// The birthday method met it.
     Birthday,
@@ -95,11 +95,14 @@ impl Gathered {
 }
 
 /// Where to ask, and for how long.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// STUN servers, as `host:port`.
     pub(crate) stun: Vec<String>,
     pub(crate) stun_timeout: Duration,
+    pub(crate) turn: Vec<Server>,
+    /// Whom `turns:` trusts.
+    pub(crate) roots: Roots,
     /// How long the router may take to map a port; `None` not to ask it.
     pub(crate) port_mapping: Option<Duration>,
 }
@@ -112,6 +115,7 @@ pub(crate) struct Gatherer {
     attempts: Arc<Notify>,
     /// Kept: the routes know it only weakly.
     _client: Arc<StunClient>,
+    relays: Relays,
     tasks: [AbortHandle; 2],
     port_mapping: PortMapping,
 }
@@ -145,6 +149,8 @@ impl Gatherer {
         sockets.route_stun_client(&handle);
         let port_mapping =
             PortMapping::start(sockets, settings.port_mapping, current.clone(), nat.clone());
+        let turn = settings.turn.clone();
+        let relays = Relays::start(sockets, turn, &settings.roots, LINGER, &current);
         let hosts = interfaces::watch(sockets.clone(), current.clone());
         let reflexive = Reflexive::new(
             sockets.clone(),
@@ -154,6 +160,7 @@ impl Gatherer {
             nat.clone(),
         );
         Self {
+            relays,
             tasks: [
                 tokio::spawn(hosts).abort_handle(),
                 tokio::spawn(reflexive.keep(attempts.clone())).abort_handle(),
@@ -164,6 +171,12 @@ impl Gatherer {
             _client: client,
             port_mapping,
         }
+    }
+
+    /// Asks for relayed candidates, which cost a server something, for as long as it lives. A
+    /// connection holds one until it has a path that does without.
+    pub(crate) fn relays(&self) -> Hold {
+        self.relays.hold()
     }
 
     /// The candidates, now and as they change.

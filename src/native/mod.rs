@@ -11,6 +11,7 @@ pub(crate) mod socket;
 pub(crate) mod stock;
 pub(crate) mod stun;
 pub(crate) mod transports;
+pub(crate) mod turn;
 
 use std::net::SocketAddr;
 
@@ -19,6 +20,8 @@ use libp2p::identity::Keypair;
 use self::{quic::Quic, socket::Addresses};
 use crate::{
     Config, Error, ErrorKind,
+    config::server_url,
+    core::server_url::{Service, Transport},
     rtc::{BackendError, Config as RtcConfig},
 };
 
@@ -85,12 +88,21 @@ fn addresses(config: &Config) -> Result<Addresses, Error> {
 /// Checks that the servers in `config` are ones this target can use.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidConfig`] naming the server that is not.
+/// [`ErrorKind::InvalidConfig`] naming the server that is not, or the file.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     addresses(config)?;
     for url in &config.stun {
-        rtc::parse_stun(url)
-            .map_err(|error| Error::new(ErrorKind::InvalidConfig, error.to_string()))?;
+        server_url("stun", url, |service| service == Service::Stun)?;
     }
+    for server in &config.turn {
+        server_url(
+            "turn",
+            &server.url,
+            |service| matches!(service, Service::Turn(transport) if transport != Transport::Dtls),
+        )?;
+    }
+    turn::Roots::load(config.turn_ca.as_deref()).map_err(|error| {
+        Error::new(ErrorKind::InvalidConfig, format!("turn_ca: {error}")).with_source(error)
+    })?;
     Ok(())
 }

@@ -3,7 +3,8 @@
 //! One socket is one NAT mapping to learn, to map and to keep alive. Datagrams are told apart by
 //! their first byte (RFC 7983, RFC 9443) and their source: STUN requests by the username fragment
 //! they are addressed to, STUN responses by transaction, DTLS by the address it comes from, QUIC by
-//! the connection id it goes to.
+//! the connection id it goes to. What TURN servers send and relay goes through their clients, and so
+//! does what is sent from a relayed address.
 
 use std::{
     collections::HashMap,
@@ -50,6 +51,17 @@ pub(crate) trait Receiver: Send + Sync + 'static {
 }
 
 type Handle = Arc<dyn Receiver>;
+
+/// A client of a TURN server, which carries datagrams of relayed addresses.
+pub(crate) trait Carrier: Send + Sync + 'static {
+    /// Sends datagrams from a relayed address to `destination`: `data` cut into pieces of
+    /// `segment` bytes, the last one possibly shorter. Never waits: what finds no room is lost,
+    /// as any datagram may be.
+    fn carry(&self, destination: SocketAddr, data: &[u8], segment: usize);
+
+    /// Takes what came from the server; `false` if it is none of the client's.
+    fn take(&self, now: Instant, data: &[u8]) -> bool;
+}
 
 /// The shared sockets. Cheap to clone; the sockets close with the last clone.
 #[derive(Clone)]
@@ -133,6 +145,11 @@ struct Routes {
     by_tag: HashMap<Tag, Weak<dyn Receiver>>,
     /// QUIC connections that begin and are of no other receiver.
     quic_listener: Option<Weak<dyn Receiver>>,
+    /// What comes from TURN servers, by their address. First bytes of channel data and of QUIC
+    /// overlap, so the source decides (RFC 9443 section 3).
+    by_server: HashMap<SocketAddr, Weak<dyn Carrier>>,
+    /// Who carries what is sent from a relayed address.
+    by_relayed: HashMap<SocketAddr, Weak<dyn Carrier>>,
 }
 
 impl fmt::Debug for Sockets {
@@ -231,60 +248,77 @@ impl Sockets {
         })
     }
 
-    /// Sends datagrams from the local address `source` to `destination`: `data` cut into pieces
-    /// of `segment` bytes, the last one possibly shorter. Waits while the socket's buffer is
-    /// full; a datagram the network refuses is lost, as any datagram may be.
+    /// Sends datagrams from the local or relayed address `source` to `destination`: `data` cut
+    /// into pieces of `segment` bytes, the last one possibly shorter. Waits while the socket's
+    /// buffer is full; a datagram the network refuses is lost, as any datagram may be.
     pub(crate) async fn send(
         &self,
         source: SocketAddr,
         destination: SocketAddr,
-        data: &[u8],
+        mut data: &[u8],
         segment: usize,
     ) {
         let Some(port) = self.sender(source, destination) else {
+            // Only a relay may have an address of this family.
+            let _ = self.try_send(source, destination, &mut data, segment);
             return;
         };
-        let segment = segment.max(1);
-        let joined = port.state.max_gso_segments().min(MAX_DATAGRAM / segment);
-        let most = joined.max(1) * segment;
-        for run in data.chunks(most) {
-            while let Err(error) = self.try_send(source, destination, run, segment) {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    tracing::trace!(%error, "datagram not sent");
-                    break;
-                }
-                if port.socket.writable().await.is_err() {
-                    return;
-                }
+        while self
+            .try_send(source, destination, &mut data, segment)
+            .is_err()
+        {
+            if port.socket.writable().await.is_err() {
+                return;
             }
         }
     }
 
-    /// [`send`](Self::send), of what the kernel takes in one call and without waiting.
+    /// [`send`](Self::send) without waiting: what is left of `data` when the socket's buffer is
+    /// full stays in it.
     ///
     /// # Errors
-    /// `WouldBlock` while the socket's buffer is full, and whatever the network says.
+    /// [`io::ErrorKind::WouldBlock`] when something is left.
     pub(crate) fn try_send(
         &self,
         source: SocketAddr,
         destination: SocketAddr,
-        data: &[u8],
+        data: &mut &[u8],
         segment: usize,
     ) -> io::Result<()> {
-        let port = self
-            .sender(source, destination)
-            .ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let transmit = Transmit {
-            destination,
-            ecn: None,
-            contents: data,
-            segment_size: (data.len() > segment).then_some(segment),
-            src_ip: (!source.ip().is_unspecified()).then_some(source.ip()),
+        let segment = segment.max(1);
+        let carrier = self.routes().by_relayed.get(&source).map(Weak::upgrade);
+        if let Some(carrier) = carrier {
+            if let Some(carrier) = carrier {
+                carrier.carry(destination, data, segment);
+            }
+            return Ok(());
+        }
+        let Some(port) = self.sender(source, destination) else {
+            return Ok(());
         };
-        port.socket.try_io(Interest::WRITABLE, || {
-            port.state
-                .try_send(UdpSockRef::from(&port.socket), &transmit)
-        })
+        let joined = port.state.max_gso_segments().min(MAX_DATAGRAM / segment);
+        let most = joined.max(1) * segment;
+        while !data.is_empty() {
+            let (run, rest) = data.split_at(data.len().min(most));
+            let transmit = Transmit {
+                destination,
+                ecn: None,
+                contents: run,
+                segment_size: (run.len() > segment).then_some(segment),
+                src_ip: (!source.ip().is_unspecified()).then_some(source.ip()),
+            };
+            let sent = port.socket.try_io(Interest::WRITABLE, || {
+                port.state
+                    .try_send(UdpSockRef::from(&port.socket), &transmit)
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(error) => tracing::trace!(%error, "datagram not sent"),
+                Ok(()) => {}
+            }
+            *data = rest;
+        }
+        Ok(())
     }
 
     /// Waits until a datagram for the family of `ip` can be sent.
@@ -344,6 +378,47 @@ impl Sockets {
     /// Routes STUN responses that no other receiver accepts.
     pub(crate) fn route_stun_client(&self, to: &Handle) {
         self.routes().stun_client = Some(Arc::downgrade(to));
+    }
+
+    /// Routes what comes from a TURN server to its client, first of all. `false` if the server
+    /// has one already: over one socket there can be no other (RFC 8656 section 5).
+    pub(crate) fn route_server(&self, server: SocketAddr, to: &Arc<dyn Carrier>) -> bool {
+        let mut routes = self.routes();
+        let taken = routes.by_server.get(&server);
+        if taken.is_some_and(|carrier| carrier.strong_count() > 0) {
+            return false;
+        }
+        routes.by_server.insert(server, Arc::downgrade(to));
+        true
+    }
+
+    /// Sends what comes from a relayed address through its TURN client.
+    pub(crate) fn route_relayed(&self, relayed: SocketAddr, through: &Arc<dyn Carrier>) {
+        let mut routes = self.routes();
+        routes.by_relayed.insert(relayed, Arc::downgrade(through));
+    }
+
+    /// Undoes the routes of a TURN client.
+    pub(crate) fn unroute_carrier(&self, carrier: &Weak<dyn Carrier>) {
+        let mut routes = self.routes();
+        routes.by_server.retain(|_, other| !other.ptr_eq(carrier));
+        routes.by_relayed.retain(|_, other| !other.ptr_eq(carrier));
+    }
+
+    /// A datagram from `source` arrived at a relayed address.
+    pub(crate) fn receive_relayed(
+        &self,
+        now: Instant,
+        source: SocketAddr,
+        relayed: SocketAddr,
+        data: &[u8],
+    ) {
+        let mut touched = Vec::new();
+        let one = (data, data.len().max(1));
+        dispatch(&self.0.routes, now, source, relayed, one, &mut touched);
+        for receiver in touched {
+            receiver.received_all();
+        }
     }
 
     /// Undoes the routes of a receiver.
@@ -424,13 +499,25 @@ async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let ip = meta.dst_ip.unwrap_or(port.local.ip());
             let destination = SocketAddr::new(ip, port.local.port());
-            let run = &buffer[..meta.len];
-            if run.first().is_some_and(|first| *first >= FIRST_BYTE) {
-                deliver_quic(&routes, meta.addr, destination, run, meta.stride.max(1));
+            let server = lock(&routes).by_server.get(&meta.addr).cloned();
+            let server = server.and_then(|carrier| carrier.upgrade());
+            let (run, stride) = (&buffer[..meta.len], meta.stride.max(1));
+            let Some(server) = server else {
+                dispatch(
+                    &routes,
+                    now,
+                    meta.addr,
+                    destination,
+                    (run, stride),
+                    &mut touched,
+                );
                 continue;
-            }
-            for datagram in run.chunks(meta.stride.max(1)) {
-                deliver(&routes, now, meta.addr, destination, datagram, &mut touched);
+            };
+            for datagram in run.chunks(stride) {
+                if !server.take(now, datagram) {
+                    let one = (datagram, stride);
+                    dispatch(&routes, now, meta.addr, destination, one, &mut touched);
+                }
             }
         }
         for receiver in touched.drain(..) {
@@ -438,6 +525,24 @@ async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
         }
         // A flood must not starve the tasks that work on what came.
         tokio::task::yield_now().await;
+    }
+}
+
+/// Hands datagrams over: `run` cut into pieces of so many bytes, of one protocol.
+fn dispatch(
+    routes: &Mutex<Routes>,
+    now: Instant,
+    source: SocketAddr,
+    destination: SocketAddr,
+    (run, stride): (&[u8], usize),
+    touched: &mut Vec<Handle>,
+) {
+    if run.first().is_some_and(|first| *first >= FIRST_BYTE) {
+        deliver_quic(routes, source, destination, run, stride);
+        return;
+    }
+    for datagram in run.chunks(stride) {
+        deliver(routes, now, source, destination, datagram, touched);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use libp2p::{
     PeerId,
+    autonat::v2::client as autonat,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
@@ -12,11 +13,15 @@ use crate::Config;
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     dcutr: Toggle<dcutr::Behaviour>,
+    /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
+    autonat: Toggle<autonat::Behaviour>,
 }
 
 pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
+    // A peer that stays on the relay gives its addresses to nobody.
+    let direct = config.direct;
     Behaviour {
-        // A peer that stays on the relay gives its addresses to nobody.
-        dcutr: config.direct.then(|| dcutr::Behaviour::new(local)).into(),
+        dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
+        autonat: direct.then(autonat::Behaviour::default).into(),
     }
 }

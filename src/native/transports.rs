@@ -98,6 +98,8 @@ fn internet(
 pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTransport {
     left.or_transport(right)
         .map(|either, _| either.into_inner())
+        // Either would hide from `source` which error it holds.
+        .map_err(|either| either.into_inner())
         .boxed()
 }
 

@@ -43,7 +43,7 @@ impl Behaviour {
                     .with_interval(PING_INTERVAL)
                     .with_timeout(PING_TIMEOUT),
             ),
-            streams: streams::Behaviour::new(protocols),
+            streams: streams::Behaviour::new(protocols, true),
             stock,
         }
     }

@@ -1,31 +1,24 @@
-//! Dials peers, takes in what comes up, and keeps each session on its best path.
+//! Sessions with peers: begun by a connect or by the peer, kept on their best path, ended.
 
-use std::{collections::HashSet, io, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use libp2p::{
-    Multiaddr, PeerId,
-    core::{ConnectedPoint, transport::TransportError},
-    ping,
-    swarm::{
-        ConnectionId, DialError,
-        dial_opts::{DialOpts, PeerCondition},
-    },
-};
+use libp2p::{PeerId, core::ConnectedPoint, ping, swarm::ConnectionId};
 use tokio::sync::mpsc;
 
 use super::{
-    engine::{Dial, Node, Timer, random},
+    engine::{DialFor, Node, Timer},
     relays::Link,
-    session::{AttemptId, Conn, INCOMING_STREAMS, Session, Targets, Waiting, path_of},
+    session::{Conn, INCOMING_STREAMS, Session, Targets, Waiting, path_of},
 };
 use crate::{
     connection::{Connection, SessionState},
     core::{
         address::{self, Route},
-        circuit::CircuitError,
+        circuit::EARLY_PROTOCOL,
+        race::Event,
     },
     error::{Error, ErrorKind},
-    event::{Outcome, Path, PathKind, Strategy},
+    event::{Cause, Path, PathKind, Strategy},
     identity::PeerId as PublicPeerId,
     rtc::CandidatePair,
     ticket::{Ticket, relay_id},
@@ -63,18 +56,12 @@ impl Node {
             },
         };
         self.learn_targets(id, ticket);
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if session.active.is_some() {
-            let connection = self.handle(id);
-            let _ = reply.send(connection);
-            return;
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.waiting.push_back(reply);
+            let deadline = session.started.elapsed() + self.config.connect_timeout;
+            self.race(id, Event::Connect { deadline });
+            self.replan(id);
         }
-        session.waiting.push(reply);
-        let timeout = self.config.connect_timeout;
-        self.timers.after(timeout, Timer::ConnectDeadline(id));
-        self.dial(id);
     }
 
     fn new_session(&mut self, peer: PeerId) -> Result<u64, Error> {
@@ -159,214 +146,6 @@ impl Node {
         }
     }
 
-    /// Starts every way to the peer that is not under way yet, all at once.
-    fn dial(&mut self, id: u64) {
-        let Some(session) = self.sessions.get(&id) else {
-            return;
-        };
-        let Some(targets) = &session.targets else {
-            return;
-        };
-        let relays = if session.has_circuit() {
-            Vec::new()
-        } else {
-            targets.relays.clone()
-        };
-        let direct = targets.direct.clone();
-        let has_better = session.has_better();
-        for relay in relays {
-            self.dial_circuit(id, relay);
-        }
-        if !has_better && !direct.is_empty() {
-            self.dial_direct(id, direct);
-        }
-        self.fail_if_nothing_runs(id);
-    }
-
-    fn dial_direct(&mut self, id: u64, addresses: Vec<Multiaddr>) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if session.attempts.contains_key(&AttemptId::Direct) {
-            return;
-        }
-        session.begin(
-            AttemptId::Direct,
-            vec![Strategy::Direct],
-            &self.shared.metrics,
-        );
-        let opts = DialOpts::peer_id(session.peer)
-            .addresses(addresses)
-            .condition(PeerCondition::Always)
-            .build();
-        self.start_dial(id, AttemptId::Direct, opts);
-    }
-
-    fn dial_circuit(&mut self, id: u64, relay: PeerId) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let attempt = AttemptId::Circuit(relay);
-        if session.attempts.contains_key(&attempt) {
-            return;
-        }
-        session.begin(attempt, vec![Strategy::CircuitRelay], &self.shared.metrics);
-        self.link_for(id, relay);
-    }
-
-    /// The relay is there: asks it for a circuit.
-    pub(super) fn dial_over(&mut self, id: u64, relay: PeerId) {
-        let Some(Link::Up(_, addr)) = self.relays.get(&relay).map(|r| r.link.clone()) else {
-            return;
-        };
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let opts = DialOpts::peer_id(session.peer)
-            .addresses(vec![address::circuit(&addr, session.peer)])
-            .condition(PeerCondition::Always)
-            .build();
-        self.start_dial(id, AttemptId::Circuit(relay), opts);
-    }
-
-    fn start_dial(&mut self, id: u64, attempt: AttemptId, opts: DialOpts) {
-        let conn = opts.connection_id();
-        self.dials.insert(conn, Dial::Attempt(id, attempt));
-        if let Err(error) = self.swarm.dial(opts) {
-            self.on_dial_error(conn, &error);
-        }
-    }
-
-    /// libp2p dials by itself: where there is a circuit already, to punch a hole.
-    pub(super) fn on_dialling(&mut self, peer: PeerId, conn: ConnectionId) {
-        let Some(&id) = self.by_peer.get(&peer) else {
-            return;
-        };
-        let Some(session) = self.sessions.get_mut(&id).filter(|s| s.has_circuit()) else {
-            return;
-        };
-        let attempt = AttemptId::Punch;
-        session.begin(attempt, vec![Strategy::Stun], &self.shared.metrics);
-        self.dials.insert(conn, Dial::Attempt(id, attempt));
-    }
-
-    pub(super) fn on_dial_error(&mut self, conn: ConnectionId, error: &DialError) {
-        match self.dials.remove(&conn) {
-            Some(Dial::Relay(relay)) => self.on_link_failed(relay, &dial_reason(error)),
-            Some(Dial::Attempt(id, attempt)) => {
-                if let (Some(session), DialError::WrongPeerId { .. }) =
-                    (self.sessions.get_mut(&id), error)
-                {
-                    session.wrong_peer = true;
-                }
-                let label = match error {
-                    DialError::WrongPeerId { .. } => "wrong_peer",
-                    DialError::Transport(errors) => {
-                        circuit_error(errors).map_or("transport", CircuitError::label)
-                    }
-                    DialError::Denied { .. } => "denied",
-                    _ => "other",
-                };
-                self.attempt_failed(id, attempt, label, &dial_reason(error));
-            }
-            None => {}
-        }
-    }
-
-    pub(super) fn attempt_failed(
-        &mut self,
-        id: u64,
-        attempt: AttemptId,
-        label: &'static str,
-        reason: &str,
-    ) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        session.fail(
-            attempt,
-            Outcome::Failed,
-            label,
-            reason,
-            &self.shared.metrics,
-        );
-        if attempt == AttemptId::Ice {
-            if session.upgrade.failures() < self.config.upgrade_tries {
-                let pause = session.upgrade.fail(random());
-                self.timers.after(pause, Timer::Upgrade(id));
-            }
-            return;
-        }
-        // While connects wait for a first path, one round of attempts is all that is made.
-        if session.waiting.is_empty() && !session.has_circuit() && session.attempts.is_empty() {
-            let pause = session.redial.fail(random());
-            self.timers.after(pause, Timer::Redial(id));
-        }
-        self.fail_if_nothing_runs(id);
-    }
-
-    fn fail_if_nothing_runs(&mut self, id: u64) {
-        let done = self.sessions.get(&id).is_some_and(|session| {
-            session.attempts.is_empty() && session.conns.is_empty() && !session.waiting.is_empty()
-        });
-        if done {
-            self.fail_connects(id, "no path to the peer came up; check that it is online, and ask it for a fresh ticket");
-        }
-    }
-
-    pub(super) fn on_connect_deadline(&mut self, id: u64) {
-        let Some(session) = self.sessions.get(&id) else {
-            return;
-        };
-        if session.active.is_some() || session.waiting.is_empty() {
-            return;
-        }
-        let timeout = self.config.connect_timeout;
-        // A later connect to the same peer has a deadline of its own.
-        if session.started.elapsed() >= timeout {
-            let message = format!(
-                "no path to the peer came up within {} ms",
-                timeout.as_millis()
-            );
-            for attempt in session.attempts.keys().copied().collect::<Vec<_>>() {
-                if let Some(session) = self.sessions.get_mut(&id) {
-                    session.fail(
-                        attempt,
-                        Outcome::Failed,
-                        "timeout",
-                        "no answer in time",
-                        &self.shared.metrics,
-                    );
-                }
-            }
-            self.fail_connects(id, &message);
-        }
-    }
-
-    fn fail_connects(&mut self, id: u64, message: &str) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        let kind = if session.wrong_peer {
-            ErrorKind::WrongPeer
-        } else {
-            ErrorKind::Unreachable
-        };
-        let message = match session.targets.as_ref() {
-            Some(t) if t.relays.is_empty() && t.direct.is_empty() => {
-                "the ticket holds no relay and no address that the configuration lets us dial"
-            }
-            _ => message,
-        };
-        for reply in std::mem::take(&mut session.waiting) {
-            let error = Error::new(kind, message).with_attempts(session.failed.clone());
-            let _ = reply.send(Err(error));
-        }
-        if session.conns.is_empty() && session.lost_since.is_none() {
-            self.end_session(id, kind, Conns::Close);
-        }
-    }
-
     pub(super) fn on_established(
         &mut self,
         peer: PeerId,
@@ -374,9 +153,8 @@ impl Node {
         endpoint: &ConnectedPoint,
     ) {
         let attempt = match self.dials.remove(&conn) {
-            Some(Dial::Relay(_)) => None,
-            Some(Dial::Attempt(id, attempt)) => Some((id, attempt)),
-            None => None,
+            Some((DialFor::Attempt(id, attempt), _)) => Some((id, attempt)),
+            Some((DialFor::Relay(_), _)) | None => None,
         };
         let route = match endpoint {
             ConnectedPoint::Dialer { address, .. } => address::route(address),
@@ -410,11 +188,13 @@ impl Node {
                 return;
             }
         };
+        let local = *self.swarm.local_peer_id();
         let is_new = known.is_none() && endpoint.is_listener();
+        let punched = self.punched(id, conn);
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        let entry = match route {
+        let mut entry = match route {
             Route::WebRtc => {
                 self.timers.after(PAIR_TIMEOUT, Timer::Pair(id, conn));
                 Conn::webrtc(attempt)
@@ -422,32 +202,28 @@ impl Node {
             Route::Circuit(relay) => Conn::circuit(relay, attempt),
             Route::Direct => Conn::direct(endpoint.get_remote_address(), attempt),
         };
-        let strategy = entry.path.as_ref().map(|p| p.strategy);
-        if entry.relay.is_some() && session.has_circuit() {
-            // Two relays were as quick; the second circuit is of no use.
-            if let Some(attempt) = attempt {
-                let reason = "another relay was sooner";
-                session.fail(
-                    attempt,
-                    Outcome::Cancelled,
-                    "cancelled",
-                    reason,
-                    &self.shared.metrics,
-                );
-                self.swarm.close_connection(conn);
+        if let (true, Some(path)) = (punched, &mut entry.path) {
+            path.strategy = Strategy::Stun;
+        }
+        entry.dialled = endpoint.is_dialer();
+        if entry.relay.is_some()
+            && let Some(surplus) = session.surplus_circuit(local, conn, &entry)
+        {
+            // The one that stays is up for both, so nothing is lost with the other.
+            self.swarm.close_connection(surplus);
+            if surplus == conn {
                 return;
             }
         }
+        let strategy = entry.path.as_ref().map(|p| p.strategy);
         session.add(conn, entry);
         if let (Some(attempt), Some(strategy)) = (attempt, strategy) {
-            session.succeed(attempt, strategy, &self.shared.metrics);
+            self.race(id, Event::Succeeded(attempt, strategy));
         }
-        session.redial.reset();
         self.choose_path(id);
         if is_new {
             self.announce(id);
         }
-        self.upgrade(id);
     }
 
     /// Hands a connection that the peer made to whoever accepts.
@@ -487,12 +263,10 @@ impl Node {
         let Some(entry) = session.conns.get_mut(&conn) else {
             return;
         };
-        let first = entry.path.is_none();
         let strategy = path.strategy;
-        entry.path = Some(path);
-        if let (true, Some(attempt)) = (first, entry.attempt) {
-            session.succeed(attempt, strategy, &self.shared.metrics);
-            session.upgrade.reset();
+        let is_first = entry.path.replace(path).is_none();
+        if let (true, Some(attempt)) = (is_first, entry.attempt) {
+            self.race(id, Event::Succeeded(attempt, strategy));
         }
         self.choose_path(id);
     }
@@ -542,6 +316,9 @@ impl Node {
     }
 
     pub(super) fn on_identified(&mut self, peer: PeerId, protocols: HashSet<String>) {
+        if let Some(relay) = self.relays.get_mut(&peer) {
+            relay.early = protocols.contains(EARLY_PROTOCOL);
+        }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;
         };
@@ -553,7 +330,7 @@ impl Node {
         self.release_opens(id);
     }
 
-    /// Puts the session on its best path and brings its streams along.
+    /// Puts the session on its best path, brings its streams along, and lets the race know.
     pub(super) fn choose_path(&mut self, id: u64) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
@@ -561,21 +338,14 @@ impl Node {
         let had = session.active.is_some();
         let moved = session.reselect(&self.shared.metrics);
         let has = session.active.is_some();
-        if has && !session.waiting.is_empty() {
-            let waiting = std::mem::take(&mut session.waiting);
-            for reply in waiting {
-                let connection = self.handle(id);
-                let _ = reply.send(connection);
-            }
-        }
         if moved && has {
             self.move_streams(id);
         }
         if had && !has {
             let timeout = self.config.resume_timeout;
             self.timers.after(timeout, Timer::ResumeDeadline(id));
-            self.redial(id);
         }
+        self.replan(id);
     }
 
     pub(super) fn on_conn_closed(&mut self, peer: PeerId, conn: ConnectionId) {
@@ -596,52 +366,11 @@ impl Node {
             self.end_session(id, ErrorKind::ConnectionClosed, Conns::Close);
             return;
         }
+        if let (Some(attempt), None) = (gone.attempt, gone.path) {
+            let reason = "it broke as soon as it was up".to_owned();
+            self.attempt_failed(id, attempt, Cause::Transport, reason);
+        }
         self.choose_path(id);
-        if gone.relay.is_some() {
-            self.redial(id);
-        } else {
-            self.upgrade(id);
-        }
-    }
-
-    /// Tries for a path that is better than a circuit, if there is none and it is ours to try.
-    pub(super) fn upgrade(&mut self, id: u64) {
-        let Some(session) = self.sessions.get_mut(&id) else {
-            return;
-        };
-        if !self.config.direct
-            || session.targets.is_none()
-            || session.has_better()
-            || session.attempts.contains_key(&AttemptId::Ice)
-        {
-            return;
-        }
-        let Some(circuit) = session.circuit() else {
-            return;
-        };
-        let opts = DialOpts::peer_id(session.peer)
-            .addresses(vec![address::webrtc(circuit, session.peer)])
-            .condition(PeerCondition::Always)
-            .build();
-        let mut strategies = vec![Strategy::Direct, Strategy::Stun];
-        if self.config.port_mapping {
-            strategies.push(Strategy::Upnp);
-        }
-        if !self.config.turn.is_empty() {
-            strategies.push(Strategy::Turn);
-        }
-        session.begin(AttemptId::Ice, strategies, &self.shared.metrics);
-        self.start_dial(id, AttemptId::Ice, opts);
-    }
-
-    /// Brings a lost circuit back, which is the fallback and carries the signalling.
-    pub(super) fn redial(&mut self, id: u64) {
-        let needed = self.sessions.get(&id).is_some_and(|session| {
-            session.targets.is_some() && (!session.has_circuit() || session.active.is_none())
-        });
-        if needed {
-            self.dial(id);
-        }
     }
 
     pub(super) fn on_resume_deadline(&mut self, id: u64) {
@@ -680,15 +409,12 @@ impl Node {
 
     /// Removes a session and fails what hangs on it.
     pub(super) fn end_session(&mut self, id: u64, kind: ErrorKind, conns: Conns) {
+        self.race(id, Event::Closed);
         let Some(mut session) = self.sessions.remove(&id) else {
             return;
         };
         self.by_peer.remove(&session.peer);
         let metrics = &self.shared.metrics;
-        for attempt in session.attempts.keys().copied().collect::<Vec<_>>() {
-            let reason = "the connection is closed";
-            session.fail(attempt, Outcome::Cancelled, "cancelled", reason, metrics);
-        }
         metrics.path_changed(session.state.path().map(|p| p.strategy), None);
         metrics.connections.dec();
         let ended = || Error::new(kind, "the connection is closed");
@@ -709,57 +435,5 @@ impl Node {
             }
         }
         self.release_relays();
-    }
-}
-
-/// What a relay said against a circuit, if that is what a dial failed of.
-fn circuit_error(errors: &[(Multiaddr, TransportError<io::Error>)]) -> Option<CircuitError> {
-    errors.iter().find_map(|(_, error)| {
-        let mut next: Option<&dyn std::error::Error> = Some(error);
-        while let Some(error) = next {
-            if let Some(found) = error.downcast_ref() {
-                return Some(*found);
-            }
-            // The source of an I/O error is not what is in it, but the source of that.
-            let inside = error
-                .downcast_ref::<io::Error>()
-                .and_then(io::Error::get_ref);
-            next = match inside {
-                Some(inside) => Some(inside),
-                None => error.source(),
-            };
-        }
-        None
-    })
-}
-
-/// What a dial's error says, without libp2p's nesting.
-fn dial_reason(error: &DialError) -> String {
-    match error {
-        DialError::Transport(errors) => {
-            let mut reasons: Vec<String> = Vec::new();
-            for (address, error) in errors {
-                let mut innermost: &dyn std::error::Error = error;
-                while let Some(source) = innermost.source() {
-                    innermost = source;
-                }
-                tracing::debug!(%address, %error, "a dial failed");
-                let reason = innermost.to_string();
-                if !reasons.contains(&reason) && reasons.len() < 4 {
-                    reasons.push(reason);
-                }
-            }
-            if reasons.is_empty() {
-                "no address of a kind that can be dialled here".to_owned()
-            } else {
-                reasons.join(", ")
-            }
-        }
-        DialError::NoAddresses => "no address of a kind that can be dialled here".to_owned(),
-        DialError::WrongPeerId { obtained, .. } => {
-            format!("another peer answered: {obtained}")
-        }
-        DialError::Denied { .. } => "refused by a limit".to_owned(),
-        other => other.to_string(),
     }
 }

@@ -27,10 +27,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Command, Shared,
     behaviour::{Behaviour, BehaviourEvent},
+    dials::{self, Dialling},
     opening::{CLOSE_PROTOCOL, Purpose},
     relays::Relays,
     resumable::PumpEvent,
-    session::{AttemptId, Session},
+    session::Session,
     streams::{self, OpenId},
     timers::Timers,
 };
@@ -39,6 +40,8 @@ use crate::{
     connection::Connection,
     core::{
         address,
+        plan::{AttemptId, Rules},
+        race,
         resume::{self, Header},
     },
     error::{Error, ErrorKind},
@@ -58,6 +61,8 @@ const INCOMING: usize = 64;
 const REPORTS: usize = 256;
 /// Direct addresses in a ticket.
 const TICKET_DIRECT: usize = 8;
+/// How long an answer to the last guess of a port may take, with what follows it.
+const GUESS_GRACE: Duration = Duration::from_secs(5);
 /// How long closing connections may take to say so.
 pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -87,9 +92,11 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let (circuits, circuit_requests) = circuit::new();
     let (circuits_in, relay_behaviour) = relay::client::new(local);
     let circuits = circuit::join(circuits, circuits_in);
+    let patience = config.strategy_timeout.max(config.relay_timeout);
     let transport =
-        backend::transports::peer(keypair, webrtc, circuits, &net, config.connect_timeout)
-            .map_err(io)?;
+        backend::transports::peer(keypair, webrtc, circuits, &net, patience).map_err(io)?;
+    let recorder = dials::Recorder::default();
+    let transport = dials::Transport::new(transport, recorder.clone()).boxed();
 
     let raw: HashMap<StreamProtocol, String> = config
         .protocols
@@ -110,6 +117,11 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         })
         .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy)
         .with_idle_connection_timeout(Duration::from_secs(24 * 86_400))
+        // Happy eyeballs (RFC 8305 section 4 and 5) among the addresses of one dial: QUIC before
+        // TCP, IPv6 before IPv4 and both families among the first two; the second starts 250 ms
+        // after the first, the rest after 500 ms, TCP 250 ms after the last QUIC; private
+        // addresses at their own pace of 30 ms. A circuit or an upgrade is one address, and starts
+        // at once.
         .with_smart_dial();
     let swarm = Swarm::new(transport, behaviour, local, swarm_config);
 
@@ -122,6 +134,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         metrics: Metrics::new(),
         ticket: Mutex::new(Ticket::checked(PublicPeerId(local), true, vec![], vec![])?),
     });
+    let rules = rules(&config, net.rtc.nat().is_some());
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         swarm,
@@ -140,7 +153,10 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         sessions: HashMap::new(),
         by_peer: HashMap::new(),
         next_session: 1,
+        rules,
+        recorder,
         dials: HashMap::new(),
+        punches: HashMap::new(),
         opening: HashMap::new(),
         farewells: HashMap::new(),
         raw,
@@ -148,6 +164,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         settling: false,
         listening: HashMap::new(),
         observed: Vec::new(),
+        confirmed: Vec::new(),
         shutdown: Vec::new(),
         stopping: false,
         config,
@@ -156,6 +173,41 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     node.pursue_reservations();
     backend::runtime::spawn(node.run());
     Ok((commands, incoming_rx, shared))
+}
+
+/// What the race may do. A browser has no port to map, and guesses none.
+fn rules(config: &Config, native: bool) -> Rules {
+    let mut ice = Vec::new();
+    if config.direct {
+        ice.extend([Strategy::Direct, Strategy::Stun]);
+        if config.port_mapping && native {
+            ice.push(Strategy::Upnp);
+        }
+        if !config.turn.is_empty() {
+            ice.push(Strategy::Turn);
+        }
+    }
+    Rules {
+        ice,
+        start: config.start_delays.clone(),
+        timeout: config.strategy_timeout,
+        guessing: match effort(config).filter(|_| native) {
+            Some(effort) => effort.delay + effort.duration() + GUESS_GRACE,
+            None => Duration::ZERO,
+        },
+        retries: config.upgrade_tries,
+        backoff: config.upgrade_backoff,
+    }
+}
+
+/// How much of the birthday method is allowed.
+fn effort(config: &Config) -> Option<rtc::Effort> {
+    config.birthday.then(|| rtc::Effort {
+        delay: config.start_delays.birthday,
+        sockets: config.birthday_sockets.into(),
+        probes: config.birthday_probes,
+        rate: config.birthday_rate,
+    })
 }
 
 fn rtc_config(config: &Config) -> rtc::Config {
@@ -170,10 +222,13 @@ fn rtc_config(config: &Config) -> rtc::Config {
     });
     rtc::Config {
         ice_servers: stun.chain(turn).collect(),
-        timeout: config.connect_timeout,
+        // A little less than the race gives it, so that it can say itself how far it came.
+        timeout: config.strategy_timeout.mul_f32(0.95),
         stun_timeout: config.stun_timeout,
         port_mapping: config.port_mapping && config.direct,
         port_mapping_timeout: config.port_mapping_timeout,
+        turn_ca: config.turn_ca.clone(),
+        birthday: effort(config),
         ..rtc::Config::default()
     }
 }
@@ -210,7 +265,11 @@ pub(super) struct Node {
     pub(super) sessions: HashMap<u64, Session>,
     pub(super) by_peer: HashMap<PeerId, u64>,
     pub(super) next_session: u64,
-    pub(super) dials: HashMap<ConnectionId, Dial>,
+    pub(super) rules: Rules,
+    pub(super) recorder: dials::Recorder,
+    pub(super) dials: HashMap<ConnectionId, (DialFor, Dialling)>,
+    /// Dials that libp2p makes by itself to punch a hole: for which session, and since when.
+    pub(super) punches: HashMap<ConnectionId, (u64, Duration)>,
     pub(super) opening: HashMap<OpenId, Purpose>,
     /// Peers that are being told of a close, and who waits for it.
     pub(super) farewells: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
@@ -221,25 +280,24 @@ pub(super) struct Node {
     pub(super) settling: bool,
     listening: HashMap<ListenerId, Vec<Multiaddr>>,
     observed: Vec<Multiaddr>,
+    /// Our addresses that others can dial, as AutoNAT servers have found.
+    confirmed: Vec<Multiaddr>,
     shutdown: Vec<oneshot::Sender<()>>,
     stopping: bool,
 }
 
 /// What a dial of ours is for.
-pub(super) enum Dial {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum DialFor {
     Relay(PeerId),
     Attempt(u64, AttemptId),
 }
 
 pub(super) enum Timer {
-    /// Connects of a session that still wait have waited long enough.
-    ConnectDeadline(u64),
+    /// A session's race wants to know the time.
+    Race(u64),
     /// The peer has had time to say by identify whether it speaks resumable streams.
     OpenDeadline(u64),
-    /// Another try at a better path.
-    Upgrade(u64),
-    /// Another try at a circuit.
-    Redial(u64),
     /// No path came back in time.
     ResumeDeadline(u64),
     /// ICE has not told its pair.
@@ -318,6 +376,9 @@ impl Node {
             }
         }
         self.net.rtc.close().await;
+        // First: what ends with it says so to servers, and the program may end with the reply.
+        drop(self.swarm);
+        drop(self.net);
         for reply in self.shutdown {
             let _ = reply.send(());
         }
@@ -357,6 +418,7 @@ impl Node {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Connect { ticket, reply } => self.connect(&ticket, reply),
+            Command::Abandoned { peer } => self.abandon(peer.0),
             Command::Open {
                 session,
                 protocol,
@@ -417,6 +479,9 @@ impl Node {
                 if let Some(known) = self.listening.get_mut(&listener_id) {
                     known.retain(|a| *a != address);
                 }
+                if address::route(&address) == address::Route::Direct {
+                    self.on_network_changed();
+                }
                 self.refresh_ticket();
             }
             SwarmEvent::ListenerClosed {
@@ -430,6 +495,11 @@ impl Node {
                 self.refresh_ticket();
             }
             SwarmEvent::NewExternalAddrCandidate { address } => self.observe(address),
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
+            SwarmEvent::ExternalAddrExpired { address } => {
+                self.confirmed.retain(|known| *known != address);
+                self.refresh_ticket();
+            }
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
         }
@@ -478,10 +548,8 @@ impl Node {
 
     fn on_timer(&mut self, timer: Timer) {
         match timer {
-            Timer::ConnectDeadline(session) => self.on_connect_deadline(session),
+            Timer::Race(session) => self.race(session, race::Event::Tick),
             Timer::OpenDeadline(session) => self.on_open_deadline(session),
-            Timer::Upgrade(session) => self.upgrade(session),
-            Timer::Redial(session) => self.redial(session),
             Timer::ResumeDeadline(session) => self.on_resume_deadline(session),
             Timer::Pair(session, conn) => self.on_pair_unknown(session, conn),
             Timer::Idle(session) => self.on_idle(session),
@@ -523,7 +591,24 @@ impl Node {
         Ok(())
     }
 
-    /// Our own addresses that somebody else could dial. Loopback is of use on the same machine
+    /// Some server has dialled this address of ours, or it is one of a circuit.
+    fn on_confirmed(&mut self, address: Multiaddr) {
+        let direct = address::route(&address) == address::Route::Direct;
+        if direct && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
+            self.confirmed.push(address);
+            self.refresh_ticket();
+        }
+    }
+
+    /// An interface is gone: what was found out through it need not be true any longer.
+    fn on_network_changed(&mut self) {
+        for address in std::mem::take(&mut self.confirmed) {
+            self.swarm.remove_external_address(&address);
+        }
+    }
+
+    /// Our own addresses that somebody else could dial: first those of which it is known, then
+    /// those of interfaces, for peers on the same network. Loopback is of use on the same machine
     /// only, and then only when there is nothing else.
     fn direct_addresses(&self) -> Vec<Multiaddr> {
         let all = || {
@@ -540,7 +625,10 @@ impl Node {
         } else {
             usable
         };
-        usable.into_iter().take(TICKET_DIRECT).collect()
+        let mut addresses = self.confirmed.clone();
+        addresses.extend(usable.into_iter().filter(|a| !self.confirmed.contains(a)));
+        addresses.truncate(TICKET_DIRECT);
+        addresses
     }
 
     /// What NATs give our socket, where that is the same for everybody.
@@ -589,24 +677,17 @@ impl Node {
         let listening = self.listening.values().flatten();
         let nat = self.net.rtc.nat();
         let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());
-        let mut strategies = vec![Strategy::Direct, Strategy::CircuitRelay];
-        if self.config.direct {
-            strategies.push(Strategy::Stun);
-            if nat.mapped.is_some() {
-                strategies.push(Strategy::Upnp);
-            }
-            if !self.config.turn.is_empty() {
-                strategies.push(Strategy::Turn);
-            }
-        }
+        let strategies = Strategy::ALL.iter().copied();
+        let usable = |s: &Strategy| *s == Strategy::CircuitRelay || self.rules.ice.contains(s);
         Report {
             peer_id: self.shared.peer_id.to_string(),
             relays: self.relays.report(),
             listening: listening.map(ToString::to_string).collect(),
             observed: self.observed.iter().map(ToString::to_string).collect(),
             nat,
+            confirmed: self.confirmed.iter().map(ToString::to_string).collect(),
             connections: self.sessions.len(),
-            strategies,
+            strategies: strategies.filter(usable).collect(),
         }
     }
 

@@ -14,18 +14,19 @@ use libp2p::{
 use tokio::sync::oneshot;
 
 use super::{
-    engine::{Dial, Node, Timer, random},
+    engine::{DialFor, Node, Timer, random},
     opening::Purpose,
     relays::{Link, Relays, Reservation},
-    session::AttemptId,
 };
 use crate::{
     circuit,
     core::{
         address,
-        circuit::{CircuitError, HOP_PROTOCOL},
+        circuit::{CircuitError, EARLY_PROTOCOL, HOP_PROTOCOL},
+        plan::AttemptId,
     },
     error::{Error, ErrorKind},
+    event::Cause,
 };
 
 impl Node {
@@ -51,12 +52,8 @@ impl Node {
             .addresses(relay.addresses.clone())
             .condition(PeerCondition::Always)
             .build();
-        let conn = opts.connection_id();
-        relay.link = Link::Dialling(conn);
-        self.dials.insert(conn, Dial::Relay(peer));
-        if let Err(error) = self.swarm.dial(opts) {
-            self.on_dial_error(conn, &error);
-        }
+        relay.link = Link::Dialling(opts.connection_id());
+        self.dial(DialFor::Relay(peer), opts);
     }
 
     /// Brings up the link to `relay` for the circuit of a session.
@@ -107,7 +104,8 @@ impl Node {
         let waiting = std::mem::take(&mut relay.waiting);
         for session in waiting {
             let reason = format!("relay not reached: {reason}");
-            self.attempt_failed(session, AttemptId::Circuit(peer), "relay", &reason);
+            let attempt = AttemptId::Circuit(peer);
+            self.attempt_failed(session, attempt, Cause::RelayUnreachable, reason);
         }
         self.rest(peer, reason);
     }
@@ -219,11 +217,12 @@ impl Node {
     /// A circuit is being dialled: opens the stream to its relay, if the link is up.
     pub(super) fn on_circuit_request(&mut self, request: circuit::Request<Substream>) {
         let circuit::Request { relay, reply } = request;
-        let Some(Link::Up(conn, _)) = self.relays.get(&relay).map(|r| &r.link) else {
+        let known = self.relays.get(&relay).map(|r| (&r.link, r.early));
+        let Some((Link::Up(conn, _), early)) = known else {
             let _ = reply.send(Err(CircuitError::NoLink));
             return;
         };
-        let protocol = StreamProtocol::new(HOP_PROTOCOL);
+        let protocol = StreamProtocol::new(if early { EARLY_PROTOCOL } else { HOP_PROTOCOL });
         let streams = &mut self.swarm.behaviour_mut().streams;
         let open = streams.open(relay, *conn, protocol);
         self.opening.insert(open, Purpose::Circuit(reply));

@@ -1,17 +1,20 @@
 //! The one event loop, compiled for both targets: it moves what libp2p reports to relays, sessions
 //! and streams, and what handles ask for to libp2p.
 //!
-//! `connect` dials and chooses paths, `links` keeps relays and reservations, `opening` brings
+//! `connect` runs the race to each peer and chooses paths, `links` keeps relays and reservations, `opening` brings
 //! streams to the path in use; their state is in `session`, `relays` and `resumable`.
 
 mod behaviour;
+mod causes;
 mod connect;
+mod dials;
 mod engine;
 mod links;
 mod opening;
+mod race;
 mod relays;
 mod session;
-mod streams;
+pub(crate) mod streams;
 mod timers;
 
 pub(crate) mod junction;
@@ -33,6 +36,10 @@ pub(crate) enum Command {
     Connect {
         ticket: Ticket,
         reply: oneshot::Sender<Result<Connection, Error>>,
+    },
+    /// A connect to this peer is no longer waited for.
+    Abandoned {
+        peer: PeerId,
     },
     Open {
         session: u64,

@@ -29,6 +29,8 @@ pub(crate) struct Relay {
     pub(crate) reservation: Reservation,
     pub(crate) last_error: Option<String>,
     pub(crate) rtt: Option<Duration>,
+    /// Whether it forwards what follows a request before the peer has agreed.
+    pub(crate) early: bool,
     /// Sessions that wait for the link, to dial a circuit.
     pub(crate) waiting: Vec<u64>,
     pub(crate) backoff: Backoff,
@@ -61,6 +63,7 @@ impl Relay {
             reservation: Reservation::None,
             last_error: None,
             rtt: None,
+            early: false,
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,

@@ -1,7 +1,7 @@
 //! One connection to one peer as the node sees it: its paths, its attempts and its streams.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -11,17 +11,21 @@ use libp2p::{Multiaddr, PeerId, Stream as Substream, swarm::ConnectionId};
 use tokio::sync::{mpsc, oneshot};
 use web_time::Instant;
 
-use super::resumable::PumpHandle;
+use super::{
+    relays::{Link, Relays},
+    resumable::PumpHandle,
+};
 use crate::{
     Config,
     connection::{Connection, SessionState, WeakConnection},
     core::{
-        backoff::Backoff,
         path::{self, Candidate},
+        plan::{AttemptId, Known},
+        race::Race,
         resume::StreamId,
     },
     error::Error,
-    event::{Attempt, Outcome, Path, PathEvent, PathKind, Strategy},
+    event::{Path, PathEvent, PathKind, Strategy},
     metrics::Metrics,
     rtc::{CandidateKind, CandidatePair, Endpoint},
     stream::Stream,
@@ -29,8 +33,9 @@ use crate::{
 
 /// Streams opened by the peer that may wait to be accepted.
 pub(crate) const INCOMING_STREAMS: usize = 64;
-/// A lost circuit is made anew within this.
-const REDIAL_MOST: Duration = Duration::from_secs(30);
+
+/// Circuits that come up within this were dialled at the same time.
+const TOGETHER: Duration = Duration::from_secs(2);
 
 pub(crate) type Incoming = (String, Stream);
 pub(crate) type Waiting = oneshot::Sender<Result<Connection, Error>>;
@@ -41,21 +46,20 @@ pub(crate) struct Session {
     pub(crate) started: Instant,
     pub(crate) handle: WeakConnection,
     pub(crate) incoming: mpsc::Sender<Incoming>,
-    /// Connects that wait for the first path.
-    pub(crate) waiting: Vec<Waiting>,
+    /// What is being tried.
+    pub(crate) race: Race,
+    /// When the race is next told the time.
+    pub(crate) wake: Option<Duration>,
+    /// Connects that wait for the race to answer, the first first.
+    pub(crate) waiting: VecDeque<Waiting>,
     /// Where the peer can be dialled; `None` on the accepting side, which leaves dialling to the
     /// other.
     pub(crate) targets: Option<Targets>,
-    pub(crate) attempts: HashMap<AttemptId, Running>,
-    pub(crate) failed: Vec<Attempt>,
-    pub(crate) wrong_peer: bool,
     pub(crate) conns: HashMap<ConnectionId, Conn>,
     pub(crate) active: Option<ConnectionId>,
     next_conn: u64,
     pub(crate) lost_since: Option<Instant>,
     pub(crate) idle_since: Option<Instant>,
-    pub(crate) upgrade: Backoff,
-    pub(crate) redial: Backoff,
     /// Whether the peer speaks resumable streams; `None` until it is known.
     pub(crate) resumable: Option<bool>,
     /// Protocols that identify told of.
@@ -72,30 +76,14 @@ pub(crate) struct Targets {
     pub(crate) direct: Vec<Multiaddr>,
 }
 
-/// What a running attempt is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum AttemptId {
-    /// A circuit through this relay, whose link may still be coming up.
-    Circuit(PeerId),
-    /// The peer's own addresses.
-    Direct,
-    /// ICE over a circuit.
-    Ice,
-    /// Hole punching with a stock peer, agreed on over a circuit (DCUtR).
-    Punch,
-}
-
-/// An attempt under way. ICE is several strategies at once.
-pub(crate) struct Running {
-    pub(crate) strategies: Vec<Strategy>,
-    pub(crate) started: Instant,
-}
-
 /// One libp2p connection to the peer.
 pub(crate) struct Conn {
     /// `None` while ICE has not said which pair it nominated.
     pub(crate) path: Option<Path>,
     pub(crate) attempt: Option<AttemptId>,
+    /// By us, not by the peer.
+    pub(crate) dialled: bool,
+    since: Instant,
     /// The relay's address, on a circuit.
     pub(crate) relay: Option<Multiaddr>,
     pub(crate) suspect: bool,
@@ -122,18 +110,15 @@ impl Session {
             started: Instant::now(),
             handle,
             incoming,
-            waiting: Vec::new(),
+            race: Race::new(config.acceptance_delay),
+            wake: None,
+            waiting: VecDeque::new(),
             targets: None,
-            attempts: HashMap::new(),
-            failed: Vec::new(),
-            wrong_peer: false,
             conns: HashMap::new(),
             active: None,
             next_conn: 0,
             lost_since: None,
             idle_since: None,
-            upgrade: Backoff::new(config.upgrade_backoff, config.upgrade_backoff * 64),
-            redial: Backoff::new(config.upgrade_backoff / 4, REDIAL_MOST),
             resumable: None,
             protocols: HashSet::new(),
             opens: Vec::new(),
@@ -147,84 +132,54 @@ impl Session {
         self.conns.insert(id, conn);
     }
 
-    pub(crate) fn has_circuit(&self) -> bool {
-        self.conns.values().any(|c| c.relay.is_some())
-    }
-
-    /// A path that is better than a circuit, or is about to become one.
-    pub(crate) fn has_better(&self) -> bool {
-        self.conns.values().any(|c| c.relay.is_none())
-    }
-
     /// The circuit that ICE is signalled over.
     pub(crate) fn circuit(&self) -> Option<&Multiaddr> {
         self.conns.values().find_map(|c| c.relay.as_ref())
     }
 
-    pub(crate) fn begin(&mut self, id: AttemptId, strategies: Vec<Strategy>, metrics: &Metrics) {
-        for strategy in &strategies {
-            metrics.attempt_started(*strategy);
-        }
-        let started = Instant::now();
-        self.attempts.insert(
-            id,
-            Running {
-                strategies,
-                started,
-            },
-        );
-    }
-
-    /// Notes that `id` gave a path by `strategy`; its other strategies are beaten.
-    pub(crate) fn succeed(&mut self, id: AttemptId, strategy: Strategy, metrics: &Metrics) {
-        let Some(running) = self.attempts.remove(&id) else {
-            return;
-        };
-        metrics.attempt_succeeded(strategy, running.started.elapsed());
-        self.note(&running, strategy, Outcome::Succeeded, None);
-        for loser in running.strategies.iter().filter(|s| **s != strategy) {
-            metrics.attempt_failed(*loser, "cancelled");
-            let reason = format!("{strategy} was better");
-            self.note(&running, *loser, Outcome::Cancelled, Some(reason));
+    /// The circuit to close when `new` is another one: two are up when both peers dialled at the
+    /// same time, and both keep the one that the lower id dialled; or when ours was taken back too
+    /// late, and its dialler closes it. A peer that dials later has lost the old one.
+    pub(crate) fn surplus_circuit(
+        &self,
+        local: PeerId,
+        id: ConnectionId,
+        new: &Conn,
+    ) -> Option<ConnectionId> {
+        let (old_id, old) = self.conns.iter().find(|(_, c)| c.relay.is_some())?;
+        match (old.dialled, new.dialled) {
+            (true, true) => Some(id),
+            (false, false) => None,
+            _ if old.since.elapsed() >= TOGETHER => None,
+            (_, ours) if (local < self.peer) == ours => Some(*old_id),
+            _ => Some(id),
         }
     }
 
-    /// Notes that nothing came of `id`. `label` is the metrics label of `reason`.
-    pub(crate) fn fail(
-        &mut self,
-        id: AttemptId,
-        outcome: Outcome,
-        label: &'static str,
-        reason: &str,
-        metrics: &Metrics,
-    ) {
-        let Some(running) = self.attempts.remove(&id) else {
-            return;
+    /// What the plan is made from.
+    pub(crate) fn known(&self, relays: &Relays) -> Known {
+        let best = self.conns.values().filter_map(Conn::promise).min();
+        let path = self
+            .active
+            .and_then(|id| self.conns.get(&id)?.path.as_ref());
+        let mut known = Known {
+            circuit: self.circuit().is_some(),
+            ice: self.race.is_running(AttemptId::Ice),
+            best,
+            path: path.map(|p| p.kind),
+            ..Known::default()
         };
-        for strategy in &running.strategies {
-            metrics.attempt_failed(*strategy, label);
-            self.note(&running, *strategy, outcome, Some(reason.to_owned()));
+        if let Some(targets) = &self.targets {
+            known.ours = true;
+            known.addresses = !targets.direct.is_empty();
+            known.relays.clone_from(&targets.relays);
+            let is_up = |relay: &PeerId| {
+                let link = relays.get(relay).map(|r| &r.link);
+                matches!(link, Some(Link::Up(..)))
+            };
+            known.relays.sort_by_key(|relay| !is_up(relay));
         }
-    }
-
-    fn note(
-        &mut self,
-        running: &Running,
-        strategy: Strategy,
-        outcome: Outcome,
-        reason: Option<String>,
-    ) {
-        let attempt = Attempt {
-            strategy,
-            outcome,
-            started: running.started.saturating_duration_since(self.started),
-            ended: self.started.elapsed(),
-            reason,
-        };
-        if outcome == Outcome::Failed {
-            self.failed.push(attempt.clone());
-        }
-        self.state.emit(PathEvent::Attempt(attempt));
+        known
     }
 
     /// Chooses the path anew. Returns whether traffic has to move.
@@ -291,6 +246,20 @@ impl Session {
 }
 
 impl Conn {
+    /// The kind of path this is or, if the peer brings it about, is about to become. Of our own
+    /// ICE the race knows.
+    fn promise(&self) -> Option<PathKind> {
+        match &self.path {
+            Some(path) => Some(path.kind),
+            None => self.attempt.is_none().then_some(PathKind::Direct),
+        }
+    }
+
+    /// A circuit that counts against our own limit.
+    pub(crate) fn is_our_circuit(&self) -> bool {
+        self.relay.is_some() && self.dialled
+    }
+
     /// A circuit through the relay at `relay`.
     pub(crate) fn circuit(relay: Multiaddr, attempt: Option<AttemptId>) -> Self {
         let mut path = Path::new(PathKind::Relayed, Strategy::CircuitRelay);
@@ -300,11 +269,7 @@ impl Conn {
 
     /// A connection to the peer's own address.
     pub(crate) fn direct(remote: &Multiaddr, attempt: Option<AttemptId>) -> Self {
-        let strategy = match attempt {
-            Some(AttemptId::Punch) => Strategy::Stun,
-            _ => Strategy::Direct,
-        };
-        let mut path = Path::new(PathKind::Direct, strategy);
+        let mut path = Path::new(PathKind::Direct, Strategy::Direct);
         path.remote = Some(remote.to_string());
         Self::new(Some(path), None, attempt)
     }
@@ -318,6 +283,8 @@ impl Conn {
         Self {
             path,
             attempt,
+            dialled: false,
+            since: Instant::now(),
             relay,
             suspect: false,
             order: 0,

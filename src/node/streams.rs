@@ -62,6 +62,7 @@ pub(crate) enum OpenError {
 /// See the module's documentation.
 pub(crate) struct Behaviour {
     protocols: Arc<[StreamProtocol]>,
+    keep_alive: bool,
     next: u64,
     waiting: HashSet<(ConnectionId, OpenId)>,
     queue: VecDeque<ToSwarm<Event, Open>>,
@@ -69,10 +70,15 @@ pub(crate) struct Behaviour {
 }
 
 impl Behaviour {
-    /// `protocols` are those that peers may open.
-    pub(crate) fn new(protocols: impl IntoIterator<Item = StreamProtocol>) -> Self {
+    /// `protocols` are those that peers may open. With `keep_alive` no connection is ever idle:
+    /// the caller closes those that nobody needs.
+    pub(crate) fn new(
+        protocols: impl IntoIterator<Item = StreamProtocol>,
+        keep_alive: bool,
+    ) -> Self {
         Self {
             protocols: protocols.into_iter().collect(),
+            keep_alive,
             next: 0,
             waiting: HashSet::new(),
             queue: VecDeque::new(),
@@ -113,7 +119,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.protocols.clone()))
+        Ok(Handler::new(self.protocols.clone(), self.keep_alive))
     }
 
     fn handle_established_outbound_connection(
@@ -124,7 +130,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(Handler::new(self.protocols.clone()))
+        Ok(Handler::new(self.protocols.clone(), self.keep_alive))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -197,20 +203,19 @@ pub(crate) enum FromHandler {
 }
 
 /// Substreams on one connection.
-///
-/// It keeps every connection alive: the node, which knows sessions and reservations, closes those
-/// that nobody needs.
 pub(crate) struct Handler {
     protocols: Arc<[StreamProtocol]>,
+    keep_alive: bool,
     requests: VecDeque<Open>,
     events: VecDeque<FromHandler>,
     waker: Option<Waker>,
 }
 
 impl Handler {
-    fn new(protocols: Arc<[StreamProtocol]>) -> Self {
+    fn new(protocols: Arc<[StreamProtocol]>, keep_alive: bool) -> Self {
         Self {
             protocols,
+            keep_alive,
             requests: VecDeque::new(),
             events: VecDeque::new(),
             waker: None,
@@ -238,7 +243,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        true
+        self.keep_alive || !self.requests.is_empty()
     }
 
     fn on_behaviour_event(&mut self, open: Open) {

@@ -47,7 +47,7 @@ mod negotiation;
 mod stream;
 mod transport;
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use futures::channel::mpsc;
 use libp2p::PeerId;
@@ -109,6 +109,9 @@ pub struct Config {
     /// How much may be tried to guess the port of a NAT that gives each destination another one;
     /// `None` guesses none. Native only. Default: [`Effort::default`].
     pub birthday: Option<Effort>,
+    /// A PEM file of certificate authorities to trust for `turns:` besides the public ones, where
+    /// we connect ourselves (not in a browser). Default: none.
+    pub turn_ca: Option<PathBuf>,
     /// Offers answered at the same time; more are refused. Default: [`DEFAULT_MAX_INBOUND`].
     pub max_inbound: usize,
 }
@@ -122,6 +125,7 @@ impl Default for Config {
             port_mapping: true,
             port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
             birthday: Some(Effort::default()),
+            turn_ca: None,
             max_inbound: DEFAULT_MAX_INBOUND,
         }
     }

@@ -31,7 +31,7 @@ pub struct ServerConfig {
     /// With base N: QUIC on UDP N, TCP on TCP N, WebSocket on TCP N+1, `/webrtc-direct` on
     /// UDP N+1, HTTP on TCP N+2, STUN on UDP N+2 and, so that a client can tell how its NAT
     /// maps and whom it lets in (RFC 5780, in full where there are two hosts of a family), once
-    /// more on UDP N+3. Range 1 to 65532; 0 lets the system choose each.
+    /// more on UDP N+3, TURN on UDP and TCP N+4. Range 1 to 65531; 0 lets the system choose each.
     pub port: u16,
     /// Where the identity and the `/webrtc-direct` certificate live. Default none: both are
     /// made afresh at each start, so tickets and certificate hashes change.
@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub relay: RelayLimits,
     /// What one source may ask of the STUN responder.
     pub stun: StunLimits,
+    /// The TURN server.
+    pub turn: TurnConfig,
     /// How many connections are held.
     pub connections: ConnectionLimits,
     /// What HTTP serves.
@@ -58,6 +60,7 @@ impl Default for ServerConfig {
             announce: Vec::new(),
             relay: RelayLimits::default(),
             stun: StunLimits::default(),
+            turn: TurnConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
         }
@@ -66,8 +69,8 @@ impl Default for ServerConfig {
 
 /// First port of a server that is told none.
 pub const DEFAULT_PORT: u16 = 4001;
-/// Highest first port: four ports are used from there on.
-pub const MAX_PORT: u16 = u16::MAX - 3;
+/// Highest first port: five ports are used from there on.
+pub const MAX_PORT: u16 = u16::MAX - 4;
 
 impl ServerConfig {
     /// Checks what types cannot say.
@@ -87,7 +90,28 @@ impl ServerConfig {
             "hosts",
             "1 to 16 addresses",
         )?;
-        check(self.port <= MAX_PORT, "port", "0 to 65532")?;
+        check(self.port <= MAX_PORT, "port", "0 to 65531")?;
+        let turn = &self.turn;
+        check(
+            turn.secret.as_ref().is_none_or(|secret| !secret.is_empty()),
+            "turn.secret",
+            "some text, or left out",
+        )?;
+        check(
+            (1..=128).contains(&turn.realm.len()) && !turn.realm.contains(char::is_control),
+            "turn.realm",
+            "1 to 128 bytes without control characters",
+        )?;
+        check(
+            (1..=turn.last_port).contains(&turn.first_port),
+            "turn.first_port",
+            "1 to turn.last_port",
+        )?;
+        check(
+            (60..=MAX_CREDENTIAL_SECONDS).contains(&turn.credential_seconds),
+            "turn.credential_seconds",
+            "60 to 31536000",
+        )?;
         check(
             self.announce.len() <= 16,
             "announce",
@@ -202,6 +226,72 @@ impl Default for StunLimits {
     }
 }
 
+/// The TURN server (RFC 8656), for peers that no hole can be punched between.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TurnConfig {
+    /// What credentials are made from: user names are `expiry:id`, passwords the HMAC-SHA1 of them
+    /// in base64, as other TURN servers have it. Never printed by `Debug`. Default none: there is
+    /// no TURN server. The program makes one, see [`turn_secret`](super::turn_secret). Pages get
+    /// credentials from `/config.json`: whoever reaches that may use the server.
+    pub secret: Option<String>,
+    /// The realm of the credentials, 1 to 128 bytes. Default `throughline`.
+    pub realm: String,
+    /// Seconds that the [credentials](super::Server::turn_credentials) made at the start last, 60
+    /// to 31536000; an allocation made with them outlives them. Default 2592000, 30 days.
+    pub credential_seconds: u64,
+    /// The address that clients are told for the relayed ones, where a one-to-one NAT stands
+    /// before the server. Default none: the bound one.
+    pub external_ip: Option<IpAddr>,
+    /// UDP ports to relay on, to be let through a firewall: from this one. Default 49152, as RFC
+    /// 8656 section 7.2 recommends.
+    pub first_port: u16,
+    /// To this one. Default 65535.
+    pub last_port: u16,
+    /// Allocations at once; each costs a port or two and 10 KiB each. Default 1024.
+    pub allocations: NonZeroUsize,
+    /// Allocations at once of one user name. Default 256: peers may share one.
+    pub allocations_per_user: NonZeroUsize,
+    /// TCP connections at once; more wait to be accepted. Default 1024.
+    pub connections: NonZeroUsize,
+    /// Requests per second that one IPv4 address, or one IPv6 /64, may make on average, and twice
+    /// as many in a burst; relayed data are none. Default 100.
+    pub requests_per_source: NonZeroU32,
+    /// Whether clients may reach private, loopback and link-local addresses through the server:
+    /// those of its own networks. Default `false` (RFC 8656 section 21.1).
+    pub allow_private_peers: bool,
+}
+
+const MAX_CREDENTIAL_SECONDS: u64 = 365 * 24 * 60 * 60;
+
+impl Default for TurnConfig {
+    fn default() -> Self {
+        Self {
+            secret: None,
+            realm: String::from("throughline"),
+            credential_seconds: 30 * 24 * 60 * 60,
+            external_ip: None,
+            first_port: 49_152,
+            last_port: u16::MAX,
+            allocations: nonzero_usize(1024),
+            allocations_per_user: nonzero_usize(256),
+            connections: nonzero_usize(1024),
+            requests_per_source: nonzero_u32(100),
+            allow_private_peers: false,
+        }
+    }
+}
+
+impl std::fmt::Debug for TurnConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TurnConfig")
+            .field("enabled", &self.secret.is_some())
+            .field("realm", &self.realm)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -274,6 +364,15 @@ mod tests {
     }
 
     #[test]
+    fn debug_hides_the_secret() {
+        let turn = TurnConfig {
+            secret: Some("hunter2".into()),
+            ..TurnConfig::default()
+        };
+        assert!(!format!("{turn:?}").contains("hunter2"));
+    }
+
+    #[test]
     fn a_mistyped_name_is_refused_by_name() {
         let error = serde_json::from_str::<ServerConfig>(r#"{"relay":{"circuit":1}}"#)
             .unwrap_err()
@@ -294,8 +393,15 @@ mod tests {
             assert!(error.message().starts_with(field), "{error}");
         };
         refused("hosts", |c| c.hosts.clear());
-        with(|c| c.port = 65532).unwrap();
-        refused("port", |c| c.port = 65533);
+        with(|c| c.port = 65531).unwrap();
+        refused("port", |c| c.port = 65532);
+        with(|c| c.turn.first_port = 65535).unwrap();
+        refused("turn.first_port", |c| c.turn.last_port = 49_151);
+        refused("turn.secret", |c| c.turn.secret = Some(String::new()));
+        refused("turn.realm", |c| c.turn.realm = "a\r\n".into());
+        refused("turn.credential_seconds", |c| {
+            c.turn.credential_seconds = 59
+        });
         with(|c| c.relay.reservation_seconds = 60).unwrap();
         refused("relay.reservation_seconds", |c| {
             c.relay.reservation_seconds = 59

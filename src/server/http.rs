@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{assets, metrics::Metrics};
+use super::{assets, metrics::Metrics, turn::Authority};
 
 /// A connection on which nothing is read or written for this long is closed, so that those who
 /// send nothing cannot keep the others out.
@@ -38,8 +38,41 @@ pub(crate) struct PageConfig {
     pub(crate) peer_id: String,
     pub(crate) relays: Vec<String>,
     pub(crate) stun: Vec<String>,
-    pub(crate) turn: Vec<String>,
+    pub(crate) turn: Vec<PageTurnServer>,
     pub(crate) demo: Option<DemoPeer>,
+}
+
+/// A TURN server as `RTCIceServer` has it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PageTurnServer {
+    urls: Arc<Vec<String>>,
+    username: String,
+    credential: String,
+}
+
+/// How long the credentials last that a page gets. It may be open for long before it connects.
+const PAGE_CREDENTIALS: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What pages get credentials from.
+#[derive(Clone)]
+pub(crate) struct PageTurn {
+    pub(crate) urls: Arc<Vec<String>>,
+    pub(crate) authority: Arc<Authority>,
+}
+
+impl PageTurn {
+    /// Fresh credentials, of a user of their own: one page cannot use up the quota of another.
+    fn server(&self) -> PageTurnServer {
+        let id = format!("page-{:016x}", rand::random::<u64>());
+        let issued = self
+            .authority
+            .issue(&id, PAGE_CREDENTIALS, SystemTime::now());
+        PageTurnServer {
+            urls: self.urls.clone(),
+            username: issued.username,
+            credential: issued.credential,
+        }
+    }
 }
 
 /// The peer that a demo page connects to.
@@ -55,6 +88,7 @@ pub(crate) struct DemoPeer {
 #[derive(Clone)]
 pub(crate) struct Site {
     pub(crate) page: Arc<RwLock<PageConfig>>,
+    pub(crate) turn: Option<PageTurn>,
     pub(crate) metrics: Metrics,
     pub(crate) www: Option<Arc<PathBuf>>,
     pub(crate) npm: Option<Arc<PathBuf>>,
@@ -135,12 +169,14 @@ async fn metrics(State(site): State<Site>) -> Response<Body> {
 }
 
 async fn config(State(site): State<Site>) -> Response<Body> {
-    match serde_json::to_string(&site.page()) {
+    let mut page = site.page();
+    page.turn.extend(site.turn.as_ref().map(PageTurn::server));
+    match serde_json::to_string(&page) {
         Ok(json) => (
             [
                 (header::CONTENT_TYPE, "application/json"),
                 (header::CACHE_CONTROL, "no-cache"),
-                // Public facts; a page of another origin may use this relay too.
+                // For everybody; a page of another origin may use this relay too.
                 (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
             ],
             json,

@@ -26,6 +26,9 @@ pub(crate) struct Metrics {
     connections: Gauge,
     connection_attempts: Family<Outcome, Counter>,
     stun: Family<Outcome, Counter>,
+    turn: Family<Outcome, Counter>,
+    turn_allocations: Gauge,
+    turn_relayed: Counter,
     http: Family<Outcome, Counter>,
 }
 
@@ -51,6 +54,9 @@ impl Metrics {
             connections: Gauge::default(),
             connection_attempts: Family::default(),
             stun: Family::default(),
+            turn: Family::default(),
+            turn_allocations: Gauge::default(),
+            turn_relayed: Counter::default(),
             http: Family::default(),
             registry: Arc::default(),
         };
@@ -90,6 +96,22 @@ impl Metrics {
             metrics.stun.clone(),
         );
         registry.register(
+            "turn_requests",
+            "Requests to the TURN server by outcome",
+            metrics.turn.clone(),
+        );
+        registry.register(
+            "turn_allocations",
+            "TURN allocations held now",
+            metrics.turn_allocations.clone(),
+        );
+        registry.register_with_unit(
+            "turn_relayed",
+            "Data that the TURN server carried, both directions together",
+            Unit::Bytes,
+            metrics.turn_relayed.clone(),
+        );
+        registry.register(
             "http_requests",
             "HTTP requests by outcome",
             metrics.http.clone(),
@@ -103,6 +125,7 @@ impl Metrics {
                 config.relay.circuits_per_peer.get() as i64,
             ),
             ("connections", i64::from(config.connections.established)),
+            ("turn_allocations", config.turn.allocations.get() as i64),
         ] {
             limits.get_or_create(&Resource { resource }).set(limit);
         }
@@ -157,6 +180,18 @@ impl Metrics {
 
     pub(crate) fn stun(&self, outcome: &'static str) {
         count(&self.stun, outcome);
+    }
+
+    pub(crate) fn turn(&self, outcome: &'static str) {
+        count(&self.turn, outcome);
+    }
+
+    pub(crate) fn turn_allocations(&self, now: usize) {
+        self.turn_allocations.set(now as i64);
+    }
+
+    pub(crate) fn turn_relayed(&self, bytes: usize) {
+        self.turn_relayed.inc_by(bytes as u64);
     }
 
     pub(crate) fn http(&self, outcome: &'static str) {

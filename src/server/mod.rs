@@ -1,5 +1,5 @@
-//! The server behind `throughline serve`: a circuit relay v2, a STUN responder, listeners
-//! that native programs and browsers can reach, and HTTP, on one machine.
+//! The server behind `throughline serve`: a circuit relay v2, a STUN responder, a TURN server,
+//! listeners that native programs and browsers can reach, and HTTP, on one machine.
 //!
 //! A peer behind a NAT keeps a reservation here; others reach it through a circuit, which
 //! carries signalling first and data for as long as no direct path is found. Browsers come
@@ -20,17 +20,20 @@
 
 mod assets;
 mod certificate;
+mod circuits;
 mod config;
 mod http;
 mod metrics;
 mod rate;
 pub(crate) mod stun;
 mod swarm;
+pub(crate) mod turn;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
 };
 
 use libp2p::Multiaddr;
@@ -38,11 +41,14 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 pub use self::config::{
     ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig, StunLimits,
+    TurnConfig,
 };
+pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
-    http::{DemoPeer, PageConfig, Site},
+    http::{DemoPeer, PageConfig, PageTurn, Site},
     metrics::Metrics,
     swarm::Relay,
+    turn::Authority,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -60,6 +66,8 @@ pub struct Server {
     peer_id: PeerId,
     addresses: Vec<String>,
     stun: Vec<String>,
+    turn: Vec<String>,
+    turn_credentials: Option<TurnCredentials>,
     http: String,
     page: Arc<RwLock<PageConfig>>,
     metrics: Metrics,
@@ -88,12 +96,21 @@ impl Server {
         // Sockets that fail at once come first: nothing has to be undone then.
         let http_listeners = bind_http(&config)?;
         let stun_sockets = bind_stun(&config)?;
+        let authority = match &config.turn.secret {
+            Some(secret) => Some(Arc::new(Authority::new(secret)?)),
+            None => None,
+        };
+        let (turn_udp, turn_tcp) = match authority {
+            Some(_) => bind_turn(&config)?,
+            None => (Vec::new(), Vec::new()),
+        };
         let relay = Relay::start(&config, identity.keypair(), metrics.clone()).await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
+        let turn = turn_urls(&turn_udp, &turn_tcp, &ips)?;
         let http = http_url(&http_listeners, &ips)?;
         let peer_id = identity.peer_id();
         let page = Arc::new(RwLock::new(PageConfig {
@@ -103,9 +120,14 @@ impl Server {
             turn: Vec::new(),
             demo: None,
         }));
+        let page_turn = authority.clone().map(|authority| PageTurn {
+            urls: Arc::new(turn.clone()),
+            authority,
+        });
 
         let site = Site {
             page: Arc::clone(&page),
+            turn: page_turn,
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
             npm: config.http.npm.clone().map(Arc::new),
@@ -134,11 +156,38 @@ impl Server {
             config.stun.clone(),
             metrics.clone(),
         )));
+        let mut turn_credentials = None;
+        if let Some(authority) = authority {
+            let lifetime = Duration::from_secs(config.turn.credential_seconds);
+            turn_credentials = Some(authority.issue("peer", lifetime, SystemTime::now()));
+            let from_std = |error| Error::new(ErrorKind::Io, format!("turn: {error}"));
+            let udp = turn_udp.into_iter().map(|(_, socket)| socket);
+            let tcp = turn_tcp.into_iter().map(|(_, socket)| socket);
+            let listeners = turn::Listeners {
+                udp: udp
+                    .map(tokio::net::UdpSocket::from_std)
+                    .collect::<io::Result<_>>()
+                    .map_err(from_std)?,
+                tcp: tcp
+                    .map(tokio::net::TcpListener::from_std)
+                    .collect::<io::Result<_>>()
+                    .map_err(from_std)?,
+            };
+            services.push(tokio::spawn(turn::serve(
+                listeners,
+                config.turn.clone(),
+                authority,
+                turn::relay_ips(&config.hosts, &ips, config.turn.external_ip),
+                metrics.clone(),
+            )));
+        }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
             peer_id,
             addresses: addresses.iter().map(Multiaddr::to_string).collect(),
             stun,
+            turn,
+            turn_credentials,
             http,
             page,
             metrics,
@@ -161,6 +210,18 @@ impl Server {
     /// URLs of the STUN responder (RFC 7064), two ports of each announced IP address.
     pub fn stun_urls(&self) -> &[String] {
         &self.stun
+    }
+
+    /// URLs of the TURN server (RFC 7065), over UDP and TCP; none without a
+    /// [secret](TurnConfig::secret).
+    pub fn turn_urls(&self) -> &[String] {
+        &self.turn
+    }
+
+    /// Credentials for the TURN server that last
+    /// [`credential_seconds`](TurnConfig::credential_seconds) from its start, for peers to share.
+    pub fn turn_credentials(&self) -> Option<&TurnCredentials> {
+        self.turn_credentials.as_ref()
     }
 
     /// URL of the page.
@@ -208,14 +269,22 @@ impl Drop for Server {
 
 /// The page on the third port of each host.
 fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+    bind_tcp("http", config, 2)
+}
+
+fn bind_tcp(
+    service: &str,
+    config: &ServerConfig,
+    n: u16,
+) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
     config
         .hosts
         .iter()
         .map(|host| {
-            let address = SocketAddr::new(*host, offset(config.port, 2));
+            let address = SocketAddr::new(*host, offset(config.port, n));
             let socket = bind(address, socket2::Type::STREAM)
                 .and_then(|socket| socket.listen(1024).map(|()| socket))
-                .map_err(|source| bind_error("http", address, source))?;
+                .map_err(|source| bind_error(service, address, source))?;
             Ok((address, socket.into()))
         })
         .collect()
@@ -224,13 +293,32 @@ fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Er
 /// STUN on the third and the fourth port of each host: the two mappings of one NAT show
 /// whether it maps by destination port, and an answer from the other one whether it lets it in.
 fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    bind_udp("stun", config, &[2, 3])
+}
+
+type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Vec<(SocketAddr, TcpListener)>);
+
+/// TURN on the fifth port of each host.
+fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
+    Ok((
+        bind_udp("turn", config, &[4])?,
+        bind_tcp("turn", config, 4)?,
+    ))
+}
+
+fn bind_udp(
+    service: &str,
+    config: &ServerConfig,
+    offsets: &[u16],
+) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    let at = |host: &IpAddr, n: &u16| SocketAddr::new(*host, offset(config.port, *n));
     config
         .hosts
         .iter()
-        .flat_map(|host| [2, 3].map(|n| SocketAddr::new(*host, offset(config.port, n))))
+        .flat_map(|host| offsets.iter().map(move |n| at(host, n)))
         .map(|address| {
             let socket = bind(address, socket2::Type::DGRAM)
-                .map_err(|source| bind_error("stun", address, source))?;
+                .map_err(|source| bind_error(service, address, source))?;
             Ok((address, socket.into()))
         })
         .collect()
@@ -292,6 +380,23 @@ fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Lay
         reached.next().filter(|_| reached.next().is_none())
     };
     stun::Layout(sockets.iter().map(address).collect())
+}
+
+fn turn_urls(
+    udp: &[(SocketAddr, UdpSocket)],
+    tcp: &[(SocketAddr, TcpListener)],
+    ips: &[IpAddr],
+) -> Result<Vec<String>, Error> {
+    let mut urls = Vec::new();
+    let udp = udp.iter().map(|(_, socket)| (socket.local_addr(), ""));
+    let tcp = tcp
+        .iter()
+        .map(|(_, socket)| (socket.local_addr(), "?transport=tcp"));
+    for (bound, query) in udp.chain(tcp) {
+        let bound = bound.map_err(|error| Error::new(ErrorKind::Io, format!("turn: {error}")))?;
+        urls.extend(reachable(bound, ips).map(|address| format!("turn:{address}{query}")));
+    }
+    Ok(urls)
 }
 
 fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<String, Error> {

@@ -12,7 +12,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, Transport as _, autonat, connection_limits,
+    Multiaddr, PeerId, StreamProtocol, Swarm, Transport as _, autonat, connection_limits,
     core::{muxing::StreamMuxerBox, transport::ListenerId, upgrade::Version},
     identify, identity,
     multiaddr::Protocol,
@@ -24,12 +24,15 @@ use tokio::sync::oneshot;
 
 use super::{
     certificate,
+    circuits::{self, Circuits, Room},
     config::{ConnectionLimits, RelayLimits, ServerConfig},
     metrics::Metrics,
 };
 use crate::{
+    core::circuit::EARLY_PROTOCOL,
     error::{Error, ErrorKind},
     native::transports,
+    node::streams,
 };
 
 /// Longest wait for peers to be told of a shutdown.
@@ -45,6 +48,7 @@ struct Behaviour {
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     autonat: autonat::v2::server::Behaviour,
+    early: streams::Behaviour,
 }
 
 /// A relay whose listeners are open.
@@ -53,7 +57,7 @@ pub(crate) struct Relay {
     announce: Announcements,
     metrics: Metrics,
     reserved: Reserved,
-    circuits: usize,
+    circuits: Circuits,
 }
 
 impl Relay {
@@ -64,7 +68,8 @@ impl Relay {
         metrics: Metrics,
     ) -> Result<Self, Error> {
         let reserved = Reserved::default();
-        let behaviour = behaviour(config, keypair, &reserved);
+        let circuits = Circuits::new(&config.relay, circuit_rates(&config.relay));
+        let behaviour = behaviour(config, keypair, &reserved, &circuits.room);
         let transport = transport(config.data.as_deref(), keypair, &metrics)?;
         let swarm_config = swarm::Config::with_tokio_executor()
             .with_substream_upgrade_protocol_override(Version::V1Lazy)
@@ -75,7 +80,7 @@ impl Relay {
             announce: Announcements::new(config.announced()?),
             metrics,
             reserved,
-            circuits: 0,
+            circuits,
         };
         relay.listen(config).await?;
         Ok(relay)
@@ -134,6 +139,7 @@ impl Relay {
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
+                report = self.circuits.report() => self.on_circuit(report),
                 _ = &mut stop => break,
             }
         }
@@ -170,15 +176,26 @@ impl Relay {
                 self.announce();
             }
             SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener"),
-            SwarmEvent::ConnectionEstablished { .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
+                if endpoint.is_listener() {
+                    let from = endpoint.get_remote_address();
+                    self.circuits.connected(peer_id, connection_id, from);
+                }
                 self.metrics.connection("established");
                 self.count_connections();
             }
             SwarmEvent::ConnectionClosed {
                 peer_id,
+                connection_id,
                 num_established,
                 ..
             } => {
+                self.circuits.disconnected(&peer_id, connection_id);
                 if num_established == 0 {
                     self.release(&peer_id);
                 }
@@ -192,6 +209,7 @@ impl Relay {
                 });
             }
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relay_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Early(event)) => self.on_early(event),
             _ => {}
         }
     }
@@ -215,14 +233,14 @@ impl Relay {
             }
             Event::ReservationReqDenyFailed { .. } => self.metrics.reservation("failed"),
             Event::ReservationTimedOut { src_peer_id } => self.release(&src_peer_id),
-            Event::CircuitReqAccepted { .. } => {
+            Event::CircuitReqAccepted { src_peer_id, .. } => {
                 self.metrics.circuit("accepted");
-                self.circuits += 1;
-                self.metrics.circuits(self.circuits);
+                let now = self.circuits.room.take(src_peer_id);
+                self.metrics.circuits(now);
             }
-            Event::CircuitClosed { .. } => {
-                self.circuits = self.circuits.saturating_sub(1);
-                self.metrics.circuits(self.circuits);
+            Event::CircuitClosed { src_peer_id, .. } => {
+                let left = self.circuits.room.give_back(&src_peer_id);
+                self.metrics.circuits(left);
             }
             Event::CircuitReqDenied { status, .. } => self.metrics.circuit(match status {
                 relay::StatusCode::ReservationRefused
@@ -235,6 +253,60 @@ impl Relay {
             | Event::CircuitReqDenyFailed { .. } => self.metrics.circuit("failed"),
             // Said of every closed connection, reserved or not; see `ConnectionClosed`.
             Event::ReservationClosed { .. } | Event::StatusChanged { .. } => {}
+        }
+    }
+
+    /// A dialler of ours asks for a circuit, or the stream to the other peer is there.
+    fn on_early(&mut self, event: streams::Event) {
+        match event {
+            streams::Event::Inbound { peer, stream, .. } => self.circuits.ask(peer, stream),
+            streams::Event::Opened { id, result } => {
+                if !self.circuits.opened(id, result) {
+                    self.metrics.circuit("failed");
+                }
+            }
+        }
+    }
+
+    fn on_circuit(&mut self, report: circuits::Report) {
+        use circuits::{Report, Status};
+        match report {
+            Report::Asked {
+                source,
+                destination,
+                stream,
+            } => {
+                let admitted = match self.reserved.contains(&destination) {
+                    true => self.circuits.admit(source, &destination),
+                    false => Err(Status::NoReservation),
+                };
+                match admitted {
+                    Ok(connection) => {
+                        let early = &mut self.swarm.behaviour_mut().early;
+                        let open = early.open(destination, connection, relay::STOP_PROTOCOL_NAME);
+                        self.circuits.opening(open, source, stream);
+                    }
+                    Err(status) => {
+                        self.metrics.circuit(match status {
+                            Status::Limit => "limit",
+                            Status::NoReservation => "no_reservation",
+                            _ => "denied",
+                        });
+                        tokio::spawn(circuits::deny(stream, status));
+                    }
+                }
+            }
+            Report::Accepted => {
+                self.metrics.circuit("accepted");
+                self.metrics.circuits(self.circuits.room.taken());
+            }
+            Report::Closed { source, accepted } => {
+                if !accepted {
+                    self.metrics.circuit("failed");
+                }
+                let left = self.circuits.room.give_back(&source);
+                self.metrics.circuits(left);
+            }
         }
     }
 
@@ -263,12 +335,17 @@ impl Relay {
     }
 }
 
-fn behaviour(config: &ServerConfig, keypair: &identity::Keypair, reserved: &Reserved) -> Behaviour {
+fn behaviour(
+    config: &ServerConfig,
+    keypair: &identity::Keypair,
+    reserved: &Reserved,
+    room: &Room,
+) -> Behaviour {
     let peer = keypair.public().to_peer_id();
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
     Behaviour {
         limits: connection_limits::Behaviour::new(connection_limits(&config.connections)),
-        relay: relay::Behaviour::new(peer, relay_config(&config.relay, reserved)),
+        relay: relay::Behaviour::new(peer, relay_config(&config.relay, reserved, room)),
         identify: identify::Behaviour::new(
             identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
                 .with_agent_version(agent.to_owned())
@@ -277,6 +354,7 @@ fn behaviour(config: &ServerConfig, keypair: &identity::Keypair, reserved: &Rese
         ),
         ping: ping::Behaviour::default(),
         autonat: autonat::v2::server::Behaviour::default(),
+        early: streams::Behaviour::new([StreamProtocol::new(EARLY_PROTOCOL)], false),
     }
 }
 
@@ -288,7 +366,7 @@ fn connection_limits(limits: &ConnectionLimits) -> connection_limits::Connection
         .with_max_pending_outgoing(Some(limits.pending))
 }
 
-fn relay_config(limits: &RelayLimits, reserved: &Reserved) -> relay::Config {
+fn relay_config(limits: &RelayLimits, reserved: &Reserved, room: &Room) -> relay::Config {
     let per_peer = limits.reservations_per_peer.get();
     let mut config = relay::Config {
         // libp2p counts a renewal against its limit, so that a full relay would lose one
@@ -302,27 +380,37 @@ fn relay_config(limits: &RelayLimits, reserved: &Reserved) -> relay::Config {
         max_circuits_per_peer: limits.circuits_per_peer.get() - 1,
         max_circuit_duration: limits.circuit_duration(),
         max_circuit_bytes: limits.circuit_bytes,
-        circuit_src_rate_limiters: Vec::new(),
+        circuit_src_rate_limiters: circuit_rates(limits),
     };
-    let several = |burst: NonZeroU32, times| burst.saturating_mul(times);
     let two = NonZeroU32::MIN.saturating_add(1);
-    let four = NonZeroU32::MIN.saturating_add(3);
     config = config
         .reservation_rate_per_peer(limits.reservation_burst, Duration::from_secs(2))
         .reservation_rate_per_ip(
-            several(limits.reservation_burst, two),
+            limits.reservation_burst.saturating_mul(two),
             Duration::from_secs(1),
-        )
-        .circuit_src_per_peer(limits.circuit_burst, Duration::from_secs(1));
-    config = config.circuit_src_per_ip(
-        several(limits.circuit_burst, four),
-        Duration::from_millis(250),
-    );
+        );
+    config.circuit_src_rate_limiters.push(room.limiter());
     // Last, so that it counts only what nothing else refuses.
     config
         .reservation_rate_limiters
         .push(reserved.limiter(limits.reservations.get()));
     config
+}
+
+/// How often each peer, and each IP address, may ask for a circuit.
+fn circuit_rates(limits: &RelayLimits) -> Vec<Box<dyn relay::RateLimiter>> {
+    let four = NonZeroU32::MIN.saturating_add(3);
+    let config = relay::Config {
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    config
+        .circuit_src_per_peer(limits.circuit_burst, Duration::from_secs(1))
+        .circuit_src_per_ip(
+            limits.circuit_burst.saturating_mul(four),
+            Duration::from_millis(250),
+        )
+        .circuit_src_rate_limiters
 }
 
 fn transport(
@@ -455,6 +543,10 @@ struct Reserved(Arc<Mutex<HashSet<PeerId>>>);
 impl Reserved {
     fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    fn contains(&self, peer: &PeerId) -> bool {
+        self.lock().contains(peer)
     }
 
     fn remove(&self, peer: &PeerId) -> usize {

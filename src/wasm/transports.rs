@@ -57,5 +57,7 @@ pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
 fn join<O: 'static>(left: Boxed<O>, right: Boxed<O>) -> Boxed<O> {
     left.or_transport(right)
         .map(|either, _| either.into_inner())
+        // Either would hide from `source` which error it holds.
+        .map_err(|either| either.into_inner())
         .boxed()
 }

@@ -1,6 +1,9 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -20,7 +23,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a relay with STUN, WebSocket, webrtc-direct and HTTP.
+    /// Run a relay with STUN, TURN, WebSocket, webrtc-direct and HTTP.
     Serve(ServeArgs),
     /// Wait for peers: echo, receive files, or chat on stdin and stdout.
     Listen(ListenArgs),
@@ -40,17 +43,20 @@ pub(crate) struct ServeArgs {
     /// IP address to bind and announce; repeat it for several [default: 0.0.0.0].
     #[arg(long, value_name = "IP")]
     pub(crate) host: Vec<IpAddr>,
-    /// First of four ports, 0 for any [default: 4001]: QUIC and TCP, then WebSocket and
-    /// webrtc-direct, then HTTP and STUN, then STUN again.
+    /// First of five ports, 0 for any [default: 4001]: QUIC and TCP, then WebSocket and
+    /// webrtc-direct, then HTTP and STUN, then STUN again, then TURN.
     #[arg(long, value_name = "N")]
     pub(crate) port: Option<u16>,
-    /// Directory of the identity and the certificate, made on first use. Without it both are new at
-    /// each start.
+    /// Directory of the identity, the certificate and the secret of TURN, made on first use.
+    /// Without it all are new at each start.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Multiaddress to announce besides the bound ones; repeatable.
     #[arg(long, value_name = "ADDR")]
     pub(crate) announce: Vec<String>,
+    /// Be no TURN server.
+    #[arg(long)]
+    pub(crate) no_turn: bool,
     /// Folder of the page to serve at `/`.
     #[arg(long, value_name = "DIR")]
     pub(crate) www: Option<PathBuf>,
@@ -77,13 +83,16 @@ pub(crate) struct PeerArgs {
     /// STUN server, stun:HOST[:PORT]; repeatable.
     #[arg(long, value_name = "URL")]
     pub(crate) stun: Vec<String>,
-    /// TURN server, turn:HOST[:PORT] or turns:.
+    /// TURN server, turn:HOST[:PORT][?transport=tcp] or turns:HOST[:PORT]; repeatable.
     #[arg(long, value_name = "URL", requires_all = ["turn_user", "turn_pass"])]
-    pub(crate) turn: Option<String>,
-    /// User name at the TURN server.
+    pub(crate) turn: Vec<String>,
+    /// PEM file of certificate authorities to trust for turns:, besides the public ones.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) turn_ca: Option<PathBuf>,
+    /// User name at the TURN servers.
     #[arg(long, value_name = "U", requires = "turn")]
     pub(crate) turn_user: Option<String>,
-    /// Password at the TURN server.
+    /// Password at the TURN servers.
     #[arg(long, value_name = "P", requires = "turn")]
     pub(crate) turn_pass: Option<String>,
     /// Address to listen on, a multiaddress; repeatable [default: any port, QUIC and TCP].
@@ -101,6 +110,12 @@ pub(crate) struct PeerArgs {
     /// TOML file with these and all other settings of the connector; the command line adds to it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Any setting of that file, as in `--set strategy_timeout_ms=5000`; repeatable, wins over it.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Serve this peer's counters over HTTP at /metrics, in the OpenMetrics text format.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// `throughline listen`.

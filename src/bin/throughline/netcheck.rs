@@ -59,6 +59,9 @@ fn text(report: &Report) -> String {
     for address in &report.observed {
         lines.push(format!("seen by others as {address}"));
     }
+    for address in &report.confirmed {
+        lines.push(format!("reached by others at {address}"));
+    }
     // The relays' own are above.
     let own = |address: &&String| !address.contains("/p2p-circuit");
     for address in report.listening.iter().filter(own) {

@@ -1,6 +1,10 @@
 //! From the command line to a [`Connector`].
 
+use std::net::SocketAddr;
+
+use axum::{Router, http::header::CONTENT_TYPE, routing::get};
 use throughline::{Config, Connector, Error, ErrorKind, Identity, TurnServer};
+use tokio::net::TcpListener;
 
 use crate::{args::PeerArgs, output::io_error, protocols};
 
@@ -15,42 +19,104 @@ pub(crate) async fn bind(args: &PeerArgs, reserve: bool) -> Result<Connector, Er
     if let Some(path) = &args.identity {
         builder = builder.identity(Identity::load_or_create(path)?);
     }
-    builder.bind().await
+    let connector = builder.bind().await?;
+    if let Some(addr) = args.metrics {
+        serve_metrics(addr, connector.clone()).await?;
+    }
+    Ok(connector)
 }
 
-/// The configuration file, then what the command line adds.
+/// Answers whoever asks for the counters, until the program ends.
+async fn serve_metrics(addr: SocketAddr, connector: Connector) -> Result<(), Error> {
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|error| io_error(format_args!("--metrics {addr}"), error))?;
+    let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let page = move || async move { ([(CONTENT_TYPE, text)], connector.metrics()) };
+    let app = Router::new().route("/metrics", get(page));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(())
+}
+
+/// The configuration file, then what the command line sets and adds.
 fn config(args: &PeerArgs) -> Result<Config, Error> {
-    let mut config = match &args.config {
-        None => Config::default(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
-            toml::from_str(&text).map_err(|error| {
-                let message = format!("--config {}: {error}", path.display());
-                Error::new(ErrorKind::InvalidConfig, message)
-            })?
-        }
+    let mut settings = toml::Table::new();
+    if let Some(path) = &args.config {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
+        settings = parsed(&text, format_args!("--config {}", path.display()))?;
+    }
+    for set in &args.set {
+        let set: toml::Table = parsed(set, format_args!("--set {set}"))?;
+        merge(&mut settings, set);
+    }
+    let given = match (&args.config, &args.set[..]) {
+        (Some(path), []) => format!("--config {}", path.display()),
+        _ => String::from("--set"),
     };
+    let mut config: Config = settings
+        .try_into()
+        .map_err(|error| invalid(given, &error))?;
     config.relays.extend_from_slice(&args.relay);
     config.stun.extend_from_slice(&args.stun);
     config.listen.extend_from_slice(&args.bind);
     config.direct &= !args.relay_only;
     config.port_mapping &= !args.no_port_mapping;
-    if let (Some(url), Some(username), Some(credential)) =
-        (&args.turn, &args.turn_user, &args.turn_pass)
-    {
-        config.turn.push(TurnServer {
+    config.turn_ca = args.turn_ca.clone().or(config.turn_ca);
+    if let (Some(username), Some(credential)) = (&args.turn_user, &args.turn_pass) {
+        config.turn.extend(args.turn.iter().map(|url| TurnServer {
             url: url.clone(),
             username: username.clone(),
             credential: credential.clone(),
-        });
+        }));
     }
     Ok(config)
+}
+
+fn parsed(text: &str, given: impl std::fmt::Display) -> Result<toml::Table, Error> {
+    toml::from_str(text).map_err(|error| invalid(given, &error))
+}
+
+fn invalid(given: impl std::fmt::Display, error: &toml::de::Error) -> Error {
+    Error::new(ErrorKind::InvalidConfig, format!("{given}: {error}"))
+}
+
+/// Sets what `over` holds, and leaves what stands beside it in a table.
+fn merge(under: &mut toml::Table, over: toml::Table) {
+    for (name, value) in over {
+        match (under.get_mut(&name), value) {
+            (Some(toml::Value::Table(under)), toml::Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(name, value);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn metrics_are_served() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        // A port that was free a moment ago.
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = probe.local_addr().unwrap();
+        drop(probe);
+        let args = PeerArgs {
+            metrics: Some(addr),
+            ..PeerArgs::default()
+        };
+        let connector = bind(&args, false).await.unwrap();
+        let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        socket.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("throughline_connections 0"), "{answer}");
+        connector.close().await;
+    }
 
     #[test]
     fn the_command_line_adds_to_the_file() {
@@ -67,6 +133,21 @@ mod tests {
         assert_eq!(config.stun, ["stun:a", "stun:b"]);
         assert_eq!(config.idle_timeout.as_millis(), 5);
         assert!(!config.direct);
+
+        let set = [
+            "idle_timeout_ms=7",
+            "birthday = false",
+            "start_delays_ms.turn=9",
+        ];
+        let args = PeerArgs {
+            set: set.map(String::from).to_vec(),
+            ..args
+        };
+        let config = super::config(&args).unwrap();
+        assert_eq!(config.stun, ["stun:a", "stun:b"]);
+        assert_eq!(config.idle_timeout.as_millis(), 7);
+        assert!(!config.birthday);
+        assert_eq!(config.start_delays.turn.as_millis(), 9);
 
         std::fs::write(&path, "stunn = []\n").unwrap();
         let error = super::config(&args).unwrap_err();

@@ -3,7 +3,7 @@
 use serde_json::json;
 use throughline::{
     Error, ErrorKind,
-    server::{Server, ServerConfig},
+    server::{Server, ServerConfig, turn_secret},
 };
 
 use crate::{
@@ -23,13 +23,17 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
 
 /// Prints the first line: where this server is.
 pub(crate) fn announce(server: &Server, output: Output) {
-    let fields = json!({
+    let mut fields = json!({
         "peer_id": server.peer_id().to_string(),
         "addresses": server.addresses(),
         "stun": server.stun_urls(),
-        "turn": [],
+        "turn": server.turn_urls(),
         "http": server.http_url(),
     });
+    if let Some(credentials) = server.turn_credentials() {
+        fields["turn_user"] = credentials.username.as_str().into();
+        fields["turn_pass"] = credentials.credential.as_str().into();
+    }
     output.result("ready", fields, || {
         let mut text = format!("relay {}\n", server.peer_id());
         for address in server.addresses() {
@@ -37,6 +41,13 @@ pub(crate) fn announce(server: &Server, output: Output) {
         }
         for url in server.stun_urls() {
             text += &format!("  {url}\n");
+        }
+        for url in server.turn_urls() {
+            text += &format!("  {url}\n");
+        }
+        if let Some(credentials) = server.turn_credentials() {
+            let (user, pass) = (&credentials.username, &credentials.credential);
+            text += &format!("  --turn-user {user} --turn-pass {pass}\n");
         }
         text + &format!("  {}", server.http_url())
     });
@@ -70,6 +81,11 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
         config.relay.circuits_per_peer = circuits;
     }
     config.data = args.data.or(config.data);
+    if args.no_turn {
+        config.turn.secret = None;
+    } else if config.turn.secret.is_none() {
+        config.turn.secret = Some(turn_secret(config.data.as_deref())?);
+    }
     config.announce.extend(args.announce);
     config.http.www = args.www.or(config.http.www);
     config.http.npm = args.npm.or(config.http.npm);

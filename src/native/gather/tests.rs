@@ -55,6 +55,8 @@ fn start(stun: Vec<String>) -> Gatherer {
     let settings = Settings {
         stun,
         stun_timeout: Duration::from_secs(5),
+        turn: Vec::new(),
+        roots: Roots::load(None).unwrap(),
         port_mapping: None,
     };
     Gatherer::start(&Sockets::bind(Addresses::default()).unwrap(), settings)

@@ -172,17 +172,11 @@ impl AsyncUdpSocket for Link {
             Route::Pair(None) => return Ok(()),
         };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let sent = self
-            .sockets
-            .try_send(source, destination, transmit.contents, segment.max(1));
-        match sent {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed);
-                Err(error)
-            }
-            // An unreachable address is one that does not answer: QUIC has its timers for that.
-            _ => Ok(()),
-        }
+        let mut data = transmit.contents;
+        // An unreachable address is one that does not answer: QUIC has its timers for that.
+        self.sockets
+            .try_send(source, destination, &mut data, segment)
+            .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
     }
 
     fn poll_recv(

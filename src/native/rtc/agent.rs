@@ -82,6 +82,11 @@ pub(super) fn pair(
     // The agent checks from the base; of our candidates there, the one that the peer sees is in
     // use. What it sees and we did not offer, a NAT made for it.
     let offered = known.local.iter().find(|l| Some(l.addr) == known.seen);
+    let relayed = known
+        .local
+        .iter()
+        .find(|l| l.addr == source && l.origin == Origin::Turn);
+    let offered = relayed.or(offered);
     let local = Endpoint {
         kind: match (offered, known.seen) {
             (Some(offered), _) => offered.kind(),

@@ -28,6 +28,7 @@ use crate::{
         gather::Gathered,
         quic::{Connection, Link, Quic},
         socket::{Adopted, Receiver, Sockets},
+        turn::Hold,
     },
     report::NatReport,
     rtc::backend::{self, BackendError, PeerEvent},
@@ -120,7 +121,12 @@ impl Receiver for Shared {
 }
 
 /// What is known of the network, now and as it changes.
-pub(super) type Network = (watch::Receiver<Gathered>, watch::Receiver<NatReport>);
+pub(super) struct Network {
+    pub(super) candidates: watch::Receiver<Gathered>,
+    pub(super) nat: watch::Receiver<NatReport>,
+    /// Relayed addresses are there while this is held.
+    pub(super) relays: Hold,
+}
 
 /// What a QUIC handshake needs.
 pub(super) struct Handshake {
@@ -371,9 +377,15 @@ impl Batch {
 async fn drive(
     shared: Arc<Shared>,
     sockets: Sockets,
-    (mut candidates, nat): Network,
+    network: Network,
     mut quic: Option<Handshake>,
 ) {
+    let Network {
+        mut candidates,
+        nat,
+        relays,
+    } = network;
+    let mut relays = Some(relays);
     let receiver: Arc<dyn Receiver> = shared.clone();
     let fragment = shared.session().fragment();
     sockets.route_fragment(&fragment, &receiver);
@@ -399,6 +411,9 @@ async fn drive(
                 gathered = false;
             }
             session.poll_transmit(now, |datagram| batch.push(datagram));
+            if !session.needs_relay() {
+                drop(relays.take());
+            }
             let timeout = session.poll_timeout();
             let begin = session.take_handshake();
             let sources = session.take_new_sources();

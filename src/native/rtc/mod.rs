@@ -14,14 +14,20 @@ use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 use libp2p::PeerId;
 use tokio::sync::watch;
 
-use self::{connection::Handshake, identity::Identity, session::Session};
+use self::{
+    connection::{Handshake, Network},
+    identity::Identity,
+    session::Session,
+};
 use super::{
     gather::{Gatherer, Settings},
     quic::{Link, Quic, Route},
     socket::{Addresses, Sockets, any_source},
     stun,
+    turn::{Roots, Server},
 };
 use crate::{
+    core::server_url::{ServerUrl, Service, Transport},
     report::NatReport,
     rtc::{
         Config, Effort,
@@ -30,8 +36,6 @@ use crate::{
 };
 
 use self::connection::PeerConnection;
-
-const STUN_PORT: u16 = 3478;
 
 /// Makes peer connections on one pair of UDP sockets. Public as a parameter of a public type, and
 /// nameable by nobody.
@@ -72,12 +76,14 @@ impl Backend {
         sockets: Sockets,
         quic: Option<Quic>,
     ) -> Result<Self, BackendError> {
-        let urls = config.ice_servers.iter().flat_map(|server| &server.urls);
-        let stun = urls.filter(|url| !url.starts_with("turn"));
-        let stun = stun.map(|url| parse_stun(url)).collect::<Result<_, _>>()?;
+        let (stun, turn) = servers(config)?;
+        let roots = Roots::load(config.turn_ca.as_deref())
+            .map_err(|error| BackendError::Io(error.to_string()))?;
         let settings = Settings {
             stun,
             stun_timeout: config.stun_timeout,
+            turn,
+            roots,
             port_mapping: config.port_mapping.then_some(config.port_mapping_timeout),
         };
         Ok(Self(Arc::new(Inner {
@@ -102,10 +108,11 @@ impl Backend {
         for address in addresses {
             // An address that cannot be reached needs no opening.
             let source = any_source(*address);
+            let mut data = indication.as_slice();
             let _ = self
                 .0
                 .sockets
-                .try_send(source, *address, &indication, indication.len());
+                .try_send(source, *address, &mut data, indication.len());
         }
     }
 
@@ -142,46 +149,37 @@ impl backend::Backend for Backend {
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = Session::new(self.0.identity.clone(), link, Instant::now());
         session.may_guess(self.0.birthday);
-        let network = (self.0.gatherer.watch(), self.0.gatherer.nat());
+        let network = Network {
+            candidates: self.0.gatherer.watch(),
+            nat: self.0.gatherer.nat(),
+            relays: self.0.gatherer.relays(),
+        };
         Ok(PeerConnection::start(session, sockets, network, handshake))
     }
 }
 
-/// `host:port` of a `stun:` URL (RFC 7064).
-pub(crate) fn parse_stun(url: &str) -> Result<String, BackendError> {
-    let invalid = || BackendError::Io(format!("not a STUN server: {url}"));
-    if url.starts_with("stuns:") {
-        let why = "STUN over TLS finds no address that a peer can send to";
-        return Err(BackendError::Io(format!("{url}: {why}")));
-    }
-    let rest = url.strip_prefix("stun:").ok_or_else(invalid)?;
-    let bare_v6 = rest.starts_with('[') && rest.ends_with(']');
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !bare_v6 => (host, port.parse().map_err(|_| invalid())?),
-        _ => (rest, STUN_PORT),
-    };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || port == 0 || (host.contains(':') && !bracketed) {
-        return Err(invalid());
-    }
-    Ok(format!("{host}:{port}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stun_urls() {
-        let parse = |url| parse_stun(url).ok();
-        assert_eq!(parse("stun:a.example").as_deref(), Some("a.example:3478"));
-        assert_eq!(parse("stun:192.0.2.1:99").as_deref(), Some("192.0.2.1:99"));
-        assert_eq!(parse("stun:[::1]").as_deref(), Some("[::1]:3478"));
-        assert_eq!(parse("stun:[::1]:9").as_deref(), Some("[::1]:9"));
-        for url in [
-            "turn:a", "stuns:a", "stun:", "stun:a:b", "stun:::1", "stun:a:0",
-        ] {
-            assert!(parse_stun(url).is_err(), "{url}");
+/// The servers of `config` that are of use here: STUN ones as `host:port`, and TURN ones.
+fn servers(config: &Config) -> Result<(Vec<String>, Vec<Server>), BackendError> {
+    let (mut stun, mut turn) = (Vec::new(), Vec::new());
+    for server in &config.ice_servers {
+        for text in &server.urls {
+            let invalid = |why: &dyn fmt::Display| BackendError::Io(format!("{text}: {why}"));
+            let url: ServerUrl = text.parse().map_err(|error| invalid(&error))?;
+            match url.service {
+                Service::Stun if url.host.contains(':') => {
+                    stun.push(format!("[{}]:{}", url.host, url.port));
+                }
+                Service::Stun => stun.push(format!("{}:{}", url.host, url.port)),
+                Service::Stuns | Service::Turn(Transport::Dtls) => {
+                    return Err(invalid(&"cannot be used on this target"));
+                }
+                Service::Turn(_) => turn.push(Server {
+                    url,
+                    username: server.username.clone().unwrap_or_default(),
+                    credential: server.credential.clone().unwrap_or_default(),
+                }),
+            }
         }
     }
+    Ok((stun, turn))
 }

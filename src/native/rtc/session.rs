@@ -29,7 +29,7 @@ use super::{
 use crate::{
     core::{
         birthday::{Effort, Side},
-        candidate::{Candidate, CandidateTransport},
+        candidate::{Candidate, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -360,6 +360,17 @@ impl Session {
         matches!(self.phase, Phase::Offering | Phase::Answering)
     }
 
+    /// Whether a relayed address of ours carries the connection, or may yet be what makes it.
+    pub(super) fn needs_relay(&self) -> bool {
+        match self.nominated {
+            Some((source, _)) if self.connected => self
+                .local
+                .iter()
+                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
+            _ => true,
+        }
+    }
+
     fn describe(&self, candidates: Vec<Candidate>) -> String {
         let credentials = self.ice.local_credentials();
         let description = Description {
@@ -442,16 +453,14 @@ impl Session {
         let now = self.now;
         self.ice.handle_timeout(now);
         self.ice_events();
-        if self
-            .disconnected
-            .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
+        self.guess_timeout();
+        // Of the pairs that ports are guessed for the agent knows nothing yet.
+        if self.guess.is_none()
+            && self
+                .disconnected
+                .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
         {
             return self.fail(BackendError::Ice);
-        }
-        if let Some(Guess::At(at, side)) = self.guess
-            && now >= at
-        {
-            self.begin_guess(side);
         }
         if let Some(dtls) = &mut self.dtls
             && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
@@ -472,7 +481,8 @@ impl Session {
         if self.closed {
             return None;
         }
-        let disconnected = self.disconnected.map(|since| since + DISCONNECTED_GRACE);
+        let disconnected = self.disconnected.filter(|_| self.guess.is_none());
+        let disconnected = disconnected.map(|since| since + DISCONNECTED_GRACE);
         let sctp = self
             .association
             .as_ref()

@@ -39,21 +39,13 @@ impl Rtc {
             servers: config.ice_servers.clone(),
         })
     }
-}
 
-impl Rtc {
     /// A browser tells nothing of the NAT.
-    #[expect(clippy::unused_self, reason = "native targets have something to tell")]
     pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
         None
     }
 
     /// There is nothing to take back.
-    #[expect(
-        clippy::unused_self,
-        clippy::unused_async,
-        reason = "as on native targets"
-    )]
     pub(crate) async fn close(&self) {}
 }
 

@@ -3,8 +3,8 @@
 use std::{
     fmt, fs,
     net::SocketAddr,
-    path::Path,
-    process::{Child, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,7 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 pub struct Coturn {
     child: Child,
     port: u16,
+    authority: Option<PathBuf>,
 }
 
 impl Coturn {
@@ -46,16 +47,60 @@ impl Coturn {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_at(lab: &Lab, port: u16) -> Result<Self> {
+        let mut command = Self::command(lab, port)?;
+        command
+            .args(["--no-tls", "--no-dtls"])
+            .arg(format!("--listening-port={port}"));
+        for ip in RELAY {
+            command.arg("-L").arg(ip.to_string());
+        }
+        for ip in RELAY6 {
+            command.arg("-L").arg(ip.to_string());
+        }
+        let coturn = Self::spawn(command, port, None)?;
+        for ip in RELAY {
+            let server = SocketAddr::new(ip.into(), port);
+            let answered = move || async move { wait_for_stun(server).await };
+            coturn.ready(lab, lab.host("relay")?.run(answered)?)?;
+        }
+        Ok(coturn)
+    }
+
+    /// Starts one that speaks TLS over TCP and nothing else, on port 443 of the host's second address, with a
+    /// certificate of its own that is in [`authority`](Self::authority).
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_tls(lab: &Lab) -> Result<Self> {
+        const PORT: u16 = 443;
+        let address = RELAY[1];
+        let made = rcgen::generate_simple_self_signed([address.to_string()])
+            .map_err(|error| LabError::Program(format!("no certificate: {error}")))?;
+        let [certificate, key] = ["cert.pem", "key.pem"].map(|name| lab.directory().join(name));
+        fs::write(&certificate, made.cert.pem()).context("write a certificate")?;
+        fs::write(&key, made.key_pair.serialize_pem()).context("write a key")?;
+        let mut command = Self::command(lab, PORT)?;
+        command
+            .args(["--no-udp", "--no-tcp", "--no-dtls", "-L"])
+            .arg(address.to_string())
+            .arg(format!("--tls-listening-port={PORT}"))
+            .arg(format!("--cert={}", certificate.display()))
+            .arg(format!("--pkey={}", key.display()));
+        let coturn = Self::spawn(command, PORT, Some(certificate))?;
+        let server = SocketAddr::new(address.into(), PORT);
+        let answered = move || async move { wait_for_tcp(server).await };
+        coturn.ready(lab, lab.host("relay")?.run(answered)?)?;
+        Ok(coturn)
+    }
+
+    fn command(lab: &Lab, port: u16) -> Result<Command> {
         available::check(&[available::COTURN]).map_err(LabError::Missing)?;
-        let host = lab.host("relay")?;
         let file = |kind: &str| lab.directory().join(format!("coturn-{port}.{kind}"));
-        let mut command = host.command("turnserver");
+        let mut command = lab.host("relay")?.command("turnserver");
         command
             .args([
                 "-n",
                 "--no-cli",
-                "--no-tls",
-                "--no-dtls",
                 "--no-dynamic-ip-list",
                 "--no-dynamic-realms",
                 "--fingerprint",
@@ -67,42 +112,42 @@ impl Coturn {
                 "-m",
                 "1",
             ])
-            .arg(format!("--listening-port={port}"))
             .arg(format!("--user={}:{}", Self::USER, Self::PASSWORD))
             .arg(format!("--pidfile={}", file("pid").display()))
             .arg(format!("--log-file={}", file("log").display()))
             .arg(format!("--userdb={}", file("db").display()));
-        for ip in RELAY {
-            command.arg("-L").arg(ip.to_string());
-        }
-        for ip in RELAY6 {
-            command.arg("-L").arg(ip.to_string());
-        }
         command
             .arg("-E")
             .arg(RELAY[0].to_string())
             .arg("-E")
             .arg(RELAY6[0].to_string());
+        Ok(command)
+    }
+
+    fn spawn(mut command: Command, port: u16, authority: Option<PathBuf>) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("start turnserver")?;
-        let coturn = Self { child, port };
-        for ip in RELAY {
-            let answered =
-                host.run(async move || wait_for_stun(SocketAddr::new(ip.into(), port)).await)?;
-            if !answered {
-                let log = fs::read_to_string(file("log")).unwrap_or_default();
-                return Err(LabError::Timeout {
-                    what: "coturn to answer".into(),
-                    after: READY_WITHIN,
-                    log,
-                });
-            }
+        Ok(Self {
+            child,
+            port,
+            authority,
+        })
+    }
+
+    fn ready(&self, lab: &Lab, answered: bool) -> Result<()> {
+        if answered {
+            return Ok(());
         }
-        Ok(coturn)
+        let log = lab.directory().join(format!("coturn-{}.log", self.port));
+        Err(LabError::Timeout {
+            what: "coturn to answer".into(),
+            after: READY_WITHIN,
+            log: fs::read_to_string(log).unwrap_or_default(),
+        })
     }
 
     /// Where it answers STUN over IPv4.
@@ -124,6 +169,16 @@ impl Coturn {
     pub fn turn_url(&self, transport: &str) -> String {
         format!("turn:{}?transport={transport}", self.address())
     }
+
+    /// `turns:` URL of one that was [started for TLS](Self::start_tls).
+    pub fn turns_url(&self) -> String {
+        format!("turns:{}:{}", RELAY[1], self.port)
+    }
+
+    /// The PEM file of whom to trust, for TLS.
+    pub fn authority(&self) -> Option<&Path> {
+        self.authority.as_deref()
+    }
 }
 
 async fn wait_for_stun(server: SocketAddr) -> bool {
@@ -133,6 +188,17 @@ async fn wait_for_stun(server: SocketAddr) -> bool {
         if let Ok(socket) = tokio::net::UdpSocket::bind(("0.0.0.0", 0)).await
             && let Ok(Some(_)) = external(&socket, server).await
         {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+async fn wait_for_tcp(server: SocketAddr) -> bool {
+    let deadline = Instant::now() + READY_WITHIN;
+    while Instant::now() < deadline {
+        if tokio::net::TcpStream::connect(server).await.is_ok() {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -199,6 +265,16 @@ impl Serve {
     /// Its `stun:` URLs.
     pub fn stun(&self) -> Vec<String> {
         strings(&self.ready["stun"])
+    }
+
+    /// Its TURN server's URLs, user name and password.
+    pub fn turn(&self) -> (Vec<String>, String, String) {
+        let text = |name: &str| self.ready[name].as_str().unwrap_or_default().to_owned();
+        (
+            strings(&self.ready["turn"]),
+            text("turn_user"),
+            text("turn_pass"),
+        )
     }
 
     /// The root of its HTTP service, by its IPv6 address if asked.

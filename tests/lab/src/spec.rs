@@ -151,7 +151,7 @@ pub struct CarrierNat {
 }
 
 /// Port-mapping protocols a router speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
     /// UPnP-IGD with SSDP discovery.

@@ -85,11 +85,14 @@ impl Parts {
 pub struct Stage {
     // Fields drop in this order: programs before the lab they run in.
     browsers: Option<Browsers>,
-    serve: Serve,
     parts: Parts,
     launched: HashSet<String>,
     /// Whether native diallers have their link to the relay before they connect.
     pub warm: bool,
+    arguments: Vec<String>,
+    ice_servers: Vec<Value>,
+    /// Our server.
+    pub serve: Serve,
     /// The lab; its NATs and links may be changed between cases.
     pub lab: Lab,
 }
@@ -104,12 +107,24 @@ impl Stage {
         let serve = Serve::start(&lab, &parts.program, &parts.repository.join("js"))?;
         Ok(Self {
             browsers: None,
-            serve,
             parts: parts.clone(),
             launched: HashSet::new(),
             warm: false,
+            arguments: Vec::new(),
+            ice_servers: Vec::new(),
+            serve,
             lab,
         })
+    }
+
+    /// Gives native peers more arguments, from now on.
+    pub fn add_arguments(&mut self, more: impl IntoIterator<Item = String>) {
+        self.arguments.extend(more);
+    }
+
+    /// Gives pages one more `RTCIceServer`, from now on.
+    pub fn add_ice_server(&mut self, server: Value) {
+        self.ice_servers.push(server);
     }
 
     /// Launches Chromium on those of `hosts` where none runs yet. The page comes from the server, so the hosts' NATs
@@ -251,14 +266,8 @@ impl Stage {
         ticket: &str,
         wait_direct: Duration,
     ) -> Result<Vec<Value>> {
-        let mut command = self.lab.host(host)?.command(&self.parts.program);
-        command
-            .args(["connect", ticket, "--json", "--ping", "1"])
-            .args(self.warm.then_some("--warm"))
-            .arg("--wait-direct")
-            .arg(wait_direct.as_secs_f64().to_string())
-            .args(self.peer_arguments());
-        let program = Program::start(format!("throughline connect on {host}"), command)?;
+        let wait = wait_direct.as_secs_f64().to_string();
+        let program = self.dial(host, ticket, &["--ping", "1", "--wait-direct", &wait])?;
         let deadline = Instant::now() + wait_direct + GRACE;
         let events: Vec<_> = std::iter::from_fn(|| program.next(deadline)).collect();
         if events.is_empty() {
@@ -268,6 +277,20 @@ impl Stage {
             )));
         }
         Ok(events)
+    }
+
+    /// Starts a native peer on a host that connects, and does what `action` says.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when it cannot be started.
+    pub fn dial(&self, host: &str, ticket: &str, action: &[&str]) -> Result<Program> {
+        let mut command = self.lab.host(host)?.command(&self.parts.program);
+        command
+            .args(["connect", ticket, "--json"])
+            .args(self.warm.then_some("--warm"))
+            .args(action)
+            .args(self.peer_arguments());
+        Program::start(format!("throughline connect on {host}"), command)
     }
 
     fn connect_browser(
@@ -292,7 +315,10 @@ impl Stage {
     }
 
     pub(crate) fn peer_arguments(&self) -> Vec<String> {
-        let relays = self.relays().into_iter().flat_map(|address| ["--relay".to_owned(), address]);
+        let relays = self
+            .relays()
+            .into_iter()
+            .flat_map(|address| ["--relay".to_owned(), address]);
         relays
             .chain(
                 self.serve
@@ -300,6 +326,7 @@ impl Stage {
                     .into_iter()
                     .flat_map(|url| ["--stun".to_owned(), url]),
             )
+            .chain(self.arguments.iter().cloned())
             .collect()
     }
 
@@ -310,7 +337,9 @@ impl Stage {
             .into_iter()
             .filter(|a| a.contains("/ws/p2p/"))
             .collect();
-        json!({ "relays": relays, "iceServers": [{ "urls": self.serve.stun() }] })
+        let mut servers = vec![json!({ "urls": self.serve.stun() })];
+        servers.extend(self.ice_servers.iter().cloned());
+        json!({ "relays": relays, "iceServers": servers })
     }
 }
 

@@ -19,10 +19,6 @@ use crate::{
     },
 };
 
-/// How long ordinary checks have before ports are guessed: where one of the NATs filters less
-/// strictly than most, they succeed within two round trips.
-const GUESS_DELAY: Duration = Duration::from_millis(700);
-
 /// How long connecting may take after the last probe.
 const GUESS_GRACE: Duration = Duration::from_secs(3);
 
@@ -40,9 +36,10 @@ pub(super) enum Guess {
         prober: Prober,
         target: IpAddr,
         base: SocketAddr,
+        end: Instant,
     },
-    /// Sockets are opened, here or when the driver takes this.
-    Opening(Option<Burst>),
+    /// Sockets are opened as soon as the driver takes this.
+    Opening { burst: Option<Burst>, end: Instant },
 }
 
 impl Guess {
@@ -50,8 +47,10 @@ impl Guess {
     pub(super) fn next_at(&self) -> Option<Instant> {
         match self {
             Self::At(at, _) => Some(*at),
-            Self::Probing { since, prober, .. } => prober.next_at().map(|at| *since + at),
-            Self::Opening(_) => None,
+            Self::Probing {
+                since, prober, end, ..
+            } => Some(prober.next_at().map_or(*end, |at| *since + at)),
+            Self::Opening { end, .. } => Some(*end),
         }
     }
 }
@@ -70,15 +69,26 @@ impl Session {
     /// Both sides know how both NATs map.
     pub(super) fn plan_guess(&mut self) {
         let remote = self.remote.as_ref().and_then(|remote| remote.side);
-        if let (Some(_), Some(ours), Some(theirs), None) =
+        if let (Some(effort), Some(ours), Some(theirs), None) =
             (self.effort, self.side, remote, &self.guess)
             && ours != theirs
         {
-            self.guess = Some(Guess::At(self.now + GUESS_DELAY, ours));
+            self.guess = Some(Guess::At(self.now + effort.delay, ours));
         }
     }
 
-    pub(super) fn begin_guess(&mut self, side: Side) {
+    /// Begins or ends what is due.
+    pub(super) fn guess_timeout(&mut self) {
+        match self.guess {
+            Some(Guess::At(at, side)) if self.now >= at => self.begin_guess(side),
+            Some(Guess::Probing { end, .. } | Guess::Opening { end, .. }) if self.now >= end => {
+                self.guess = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_guess(&mut self, side: Side) {
         self.guess = None;
         let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
         let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
@@ -94,14 +104,19 @@ impl Session {
             return;
         };
         tracing::debug!(?side, "guessing ports");
+        let end = self.now + effort.duration() + GUESS_GRACE;
         self.guess = Some(match side {
             Side::Easy => Guess::Probing {
                 since: self.now,
                 prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
                 target: target.ip(),
                 base,
+                end,
             },
-            Side::Hard => Guess::Opening(Some(Burst { target, effort })),
+            Side::Hard => Guess::Opening {
+                burst: Some(Burst { target, effort }),
+                end,
+            },
         });
         self.event(SessionEvent::MoreTime(effort.duration() + GUESS_GRACE));
     }
@@ -109,7 +124,7 @@ impl Session {
     /// The sockets that are to be opened now. Said once.
     pub(in crate::native::rtc) fn take_burst(&mut self) -> Option<Burst> {
         match &mut self.guess {
-            Some(Guess::Opening(burst)) => burst.take(),
+            Some(Guess::Opening { burst, .. }) => burst.take(),
             _ => None,
         }
     }
@@ -162,6 +177,7 @@ impl Session {
                 prober,
                 target,
                 base,
+                ..
             }) = &mut self.guess
             else {
                 return;

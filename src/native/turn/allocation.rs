@@ -1,0 +1,474 @@
+//! One allocation: the client's state, and what is sent and received through it.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use stun_types::{
+    TransportType,
+    attribute::ErrorCode,
+    message::{Message, MessageClass},
+};
+use tokio::{sync::Notify, time};
+use turn_client_proto::{
+    api::{Transmit, TurnConfig, TurnEvent, TurnPollRet, TurnRecvRet},
+    prelude::{DelayedTransmitBuild as _, TurnClientApi as _},
+    tcp::TurnClientTcp,
+    types::{AddressFamily, TurnCredentials},
+    udp::TurnClientUdp,
+};
+
+use super::{Failure, Offer, Server, frame};
+use crate::native::socket::{Carrier, Sockets};
+
+/// First retransmission of a request over UDP, its greatest interval, how many there are, and how
+/// long the last one waits. RFC 8489 section 6.2.1 recommends 500 ms, which on a lost packet
+/// would be most of a connection's set-up.
+const RTO: Duration = Duration::from_millis(200);
+const RTO_MAX: Duration = Duration::from_millis(1600);
+const RETRANSMITS: u32 = 6;
+const RTO_LAST: Duration = Duration::from_secs(2);
+
+/// What the client leaves between two requests.
+const REQUEST_CADENCE: Duration = Duration::from_millis(50);
+
+/// How long the server may take to confirm that an allocation is deleted.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Peers that an allocation exchanges datagrams with, by address, and channels at most. Each
+/// costs the server state and a request every few minutes.
+const MAX_PEERS: usize = 256;
+const MAX_CHANNELS: usize = 64;
+
+/// Datagrams that wait for the permission to send them: a check or two for each pair.
+const MAX_WAITING: usize = 64;
+
+/// When a peer that the server refused is asked for again.
+const REFUSED: Duration = Duration::from_secs(30);
+
+/// Bytes that wait for a TCP connection at most: a round trip's worth at 20 Mbit/s and 100 ms.
+const MAX_QUEUE: usize = 256 << 10;
+
+turn_client_proto::impl_client!(Client, (Udp, TurnClientUdp), (Tcp, TurnClientTcp));
+
+/// An allocation. Everything happens in [`drive`](Self::drive), [`Carrier::carry`] and
+/// [`Carrier::take`].
+pub(super) struct Allocation {
+    server: SocketAddr,
+    sockets: Sockets,
+    /// Bytes for the connection; `None` over UDP.
+    queue: Option<Queue>,
+    state: Mutex<State>,
+    /// Wakes the driver.
+    work: Notify,
+    /// The client's clock begins here.
+    start: Instant,
+}
+
+struct State {
+    client: Client,
+    /// Peers that were asked for, and when the server refused them, if it did.
+    peers: HashMap<IpAddr, Option<Instant>>,
+    channels: HashSet<SocketAddr>,
+    waiting: VecDeque<(SocketAddr, Vec<u8>)>,
+    relayed: Vec<SocketAddr>,
+    deleted: bool,
+    /// The last error that the server named.
+    error: Option<u16>,
+}
+
+/// What a connection has to send.
+#[derive(Default)]
+pub(super) struct Queue {
+    bytes: Mutex<Vec<u8>>,
+    filled: Notify,
+}
+
+impl Queue {
+    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds whole frames, or drops them.
+    fn push(&self, frames: &[u8]) {
+        let mut bytes = self.bytes();
+        if bytes.len() + frames.len() <= MAX_QUEUE {
+            bytes.extend_from_slice(frames);
+        }
+        drop(bytes);
+        self.filled.notify_one();
+    }
+
+    /// Waits for something and takes it all.
+    pub(super) async fn take(&self) -> Vec<u8> {
+        loop {
+            let taken = std::mem::take(&mut *self.bytes());
+            if !taken.is_empty() {
+                return taken;
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// What is to be done after the client was asked.
+struct Step {
+    wait: Option<Instant>,
+    ended: bool,
+    created: Vec<SocketAddr>,
+}
+
+impl Allocation {
+    /// Over the shared socket, to which `server` has to be routed.
+    pub(super) fn over_udp(server: &Server, addr: SocketAddr, sockets: &Sockets) -> Arc<Self> {
+        let client = TurnClientUdp::allocate(local(), addr, config(server));
+        Self::new(Client::Udp(client), addr, sockets, None)
+    }
+
+    /// Over a connection, to which [`queue`](Self::queue) has to be written.
+    pub(super) fn over_stream(server: &Server, addr: SocketAddr, sockets: &Sockets) -> Arc<Self> {
+        let client = TurnClientTcp::allocate(local(), addr, config(server));
+        Self::new(Client::Tcp(client), addr, sockets, Some(Queue::default()))
+    }
+
+    fn new(
+        client: Client,
+        server: SocketAddr,
+        sockets: &Sockets,
+        queue: Option<Queue>,
+    ) -> Arc<Self> {
+        let state = State {
+            client,
+            peers: HashMap::new(),
+            channels: HashSet::new(),
+            waiting: VecDeque::new(),
+            relayed: Vec::new(),
+            deleted: false,
+            error: None,
+        };
+        Arc::new(Self {
+            server,
+            sockets: sockets.clone(),
+            queue,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            start: Instant::now(),
+        })
+    }
+
+    pub(super) fn queue(&self) -> Option<&Queue> {
+        self.queue.as_ref()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock(&self, now: Instant) -> stun_proto::Instant {
+        let nanos = now.saturating_duration_since(self.start).as_nanos();
+        stun_proto::Instant::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX))
+    }
+
+    /// Allocates, within `timeout`, offers what was allocated and keeps it until `released`, then
+    /// deletes it.
+    pub(super) async fn drive(
+        &self,
+        timeout: Duration,
+        released: &mut Pin<&mut impl Future<Output = ()>>,
+        offer: &Offer,
+    ) -> Result<(), Failure> {
+        let mut deadline = Some(Instant::now() + timeout);
+        let mut deleted = false;
+        loop {
+            let now = Instant::now();
+            let step = self.step(now);
+            for relayed in step.created {
+                offer.add(relayed);
+                deadline = None;
+            }
+            if deleted && (step.ended || deadline.is_some_and(|deadline| now >= deadline)) {
+                return Ok(());
+            }
+            if step.ended || deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(match (self.state().error, step.ended) {
+                    (Some(code), _) => Failure::Refused(code),
+                    (None, true) => Failure::Lost,
+                    (None, false) => Failure::Timeout,
+                });
+            }
+            let until = [step.wait, deadline].into_iter().flatten().min();
+            let until = until.unwrap_or(now + Duration::from_secs(60));
+            tokio::select! {
+                () = self.work.notified() => {}
+                () = time::sleep_until(until.into()) => {}
+                () = &mut *released, if !deleted => {
+                    offer.withdraw();
+                    if !self.delete() {
+                        return Ok(());
+                    }
+                    deleted = true;
+                    deadline = Some(now + DELETE_TIMEOUT);
+                }
+            }
+        }
+    }
+
+    /// Deletes what was allocated, if anything was, and says so to the server at once: the program
+    /// may be about to end.
+    pub(super) fn delete(&self) -> bool {
+        let clock = self.clock(Instant::now());
+        let mut state = self.state();
+        if state.deleted {
+            return true;
+        }
+        state.deleted = state.client.delete(clock).is_ok();
+        let deleted = state.deleted;
+        // The client would keep a distance from its last request.
+        let due = state.client.poll_transmit(clock + REQUEST_CADENCE);
+        drop(state);
+        if let Some(due) = due.filter(|_| deleted) {
+            self.send_to_server(&due.data, due.data.len());
+        }
+        deleted
+    }
+
+    /// Lets the client do what is due.
+    fn step(&self, now: Instant) -> Step {
+        let clock = self.clock(now);
+        let mut out = Vec::new();
+        let mut created = Vec::new();
+        let mut state = self.state();
+        let polled = state.client.poll(clock);
+        while let Some(event) = state.client.poll_event() {
+            match event {
+                TurnEvent::AllocationCreated(_, relayed) => {
+                    state.relayed.push(relayed);
+                    state.error = None;
+                    created.push(relayed);
+                }
+                TurnEvent::PermissionCreated(_, ip) => self.send_waiting(&mut state, ip, clock),
+                TurnEvent::PermissionCreateFailed(_, ip) => {
+                    state.peers.insert(ip, Some(now));
+                    state.waiting.retain(|(to, _)| to.ip() != ip);
+                }
+                TurnEvent::ChannelCreateFailed(_, peer) => {
+                    tracing::debug!("a TURN channel is refused");
+                    // Indications serve as well; it is not asked for again.
+                    state.channels.insert(peer);
+                }
+                _ => {}
+            }
+        }
+        while let Some(transmit) = state.client.poll_transmit(clock) {
+            out.push(transmit);
+        }
+        // Sending has set timers.
+        let polled = match polled {
+            TurnPollRet::Closed => TurnPollRet::Closed,
+            _ => state.client.poll(clock),
+        };
+        drop(state);
+        for transmit in out {
+            self.send_to_server(&transmit.data, transmit.data.len());
+        }
+        match polled {
+            TurnPollRet::WaitUntil(at) => {
+                let wait = at.duration_since(clock);
+                // A client that wants to be asked at once, again and again, is paced.
+                let wait = wait.max(Duration::from_millis(2));
+                Step {
+                    wait: now.checked_add(wait),
+                    ended: false,
+                    created,
+                }
+            }
+            ended => Step {
+                wait: None,
+                ended: matches!(ended, TurnPollRet::Closed),
+                created,
+            },
+        }
+    }
+
+    /// Sends frames of `segment` bytes, the last one possibly shorter, which over a connection
+    /// are padded ones.
+    fn send_to_server(&self, mut frames: &[u8], segment: usize) {
+        match &self.queue {
+            Some(queue) => queue.push(frames),
+            None => {
+                let source = match self.server {
+                    SocketAddr::V4(_) => local(),
+                    SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+                };
+                // A full buffer loses the rest, as a network would.
+                let _ = self
+                    .sockets
+                    .try_send(source, self.server, &mut frames, segment);
+            }
+        }
+    }
+
+    fn send_waiting(&self, state: &mut State, ip: IpAddr, clock: stun_proto::Instant) {
+        for _ in 0..state.waiting.len() {
+            let Some((to, datagram)) = state.waiting.pop_front() else {
+                return;
+            };
+            if to.ip() != ip {
+                state.waiting.push_back((to, datagram));
+            } else if let Some(frame) = self.frame(state, to, &datagram, clock) {
+                self.send_to_server(&frame, frame.len());
+            }
+        }
+    }
+
+    /// The datagram as it is sent to the server; `None` without a permission for it.
+    fn frame(
+        &self,
+        state: &mut State,
+        to: SocketAddr,
+        datagram: &[u8],
+        clock: stun_proto::Instant,
+    ) -> Option<Vec<u8>> {
+        let sent = state
+            .client
+            .send_to(TransportType::Udp, to, datagram, clock);
+        let mut frame = sent.ok()??.data.build();
+        if self.queue.is_some() {
+            let len = frame.len();
+            frame::pad(&mut frame, len);
+        }
+        Some(frame)
+    }
+
+    /// Keeps a datagram until its destination is permitted, and asks for that.
+    fn wait_for_permission(&self, state: &mut State, now: Instant, to: SocketAddr, data: &[u8]) {
+        let relayed = state.relayed.iter().find(|r| r.is_ipv4() == to.is_ipv4());
+        // A server on the internet does not reach into private networks, and may refuse to try.
+        if relayed.is_none_or(|relayed| is_private(to.ip()) && !is_private(relayed.ip())) {
+            return;
+        }
+        match state.peers.get(&to.ip()) {
+            Some(Some(refused)) if now < *refused + REFUSED => return,
+            None if state.peers.len() >= MAX_PEERS => return,
+            _ => {}
+        }
+        if state.waiting.len() >= MAX_WAITING {
+            state.waiting.pop_front();
+        }
+        state.waiting.push_back((to, data.to_vec()));
+        let (udp, clock) = (TransportType::Udp, self.clock(now));
+        // It fails while the request for it is under way.
+        if state.client.create_permission(udp, to.ip(), clock).is_ok() {
+            state.peers.insert(to.ip(), None);
+            self.work.notify_one();
+        }
+    }
+
+    /// Binds a channel, which saves 32 bytes a datagram, for a peer that more than checks go to.
+    fn bind_channel(&self, state: &mut State, now: Instant, to: SocketAddr) {
+        if state.channels.len() < MAX_CHANNELS && state.channels.insert(to) {
+            let (udp, clock) = (TransportType::Udp, self.clock(now));
+            // It fails where indications have to serve.
+            if state.client.bind_channel(udp, to, clock).is_ok() {
+                self.work.notify_one();
+            }
+        }
+    }
+}
+
+impl Carrier for Allocation {
+    fn carry(&self, destination: SocketAddr, data: &[u8], segment: usize) {
+        let now = Instant::now();
+        let clock = self.clock(now);
+        let mut frames = Vec::new();
+        let mut framed = 0;
+        let mut state = self.state();
+        for datagram in data.chunks(segment) {
+            // STUN (RFC 7983) is for checks.
+            if datagram.first().is_some_and(|first| *first > 3) {
+                self.bind_channel(&mut state, now, destination);
+            }
+            match self.frame(&mut state, destination, datagram, clock) {
+                Some(frame) => {
+                    framed = framed.max(frame.len());
+                    frames.extend(frame);
+                }
+                None => self.wait_for_permission(&mut state, now, destination, datagram),
+            }
+        }
+        drop(state);
+        if !frames.is_empty() {
+            self.send_to_server(&frames, framed);
+        }
+    }
+
+    fn take(&self, now: Instant, data: &[u8]) -> bool {
+        if frame::is_binding(data) {
+            return false;
+        }
+        let (transport, clock) = match self.queue {
+            Some(_) => (TransportType::Tcp, self.clock(now)),
+            None => (TransportType::Udp, self.clock(now)),
+        };
+        let mut state = self.state();
+        if let Some(code) = error_code(data) {
+            state.error = Some(code);
+        }
+        let received = Transmit::new(data, transport, self.server, local());
+        let received = state.client.recv(received, clock);
+        if let TurnRecvRet::PeerData(received) = received {
+            let peer = received.peer;
+            let relayed = state.relayed.iter().find(|r| r.is_ipv4() == peer.is_ipv4());
+            let relayed = relayed.copied();
+            drop(state);
+            if let Some(relayed) = relayed {
+                self.sockets
+                    .receive_relayed(now, peer, relayed, received.data());
+            }
+        } else {
+            drop(state);
+            self.work.notify_one();
+        }
+        true
+    }
+}
+
+/// The error that a response names, other than those that are steps of every authentication.
+fn error_code(data: &[u8]) -> Option<u16> {
+    let message = Message::from_bytes(data).ok()?;
+    if !message.has_class(MessageClass::Error) {
+        return None;
+    }
+    let code = message.attribute::<ErrorCode>().ok()?.code();
+    (code != ErrorCode::STALE_NONCE).then_some(code)
+}
+
+/// What the client takes for its own address; it only compares it.
+fn local() -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, 0).into()
+}
+
+fn config(server: &Server) -> TurnConfig {
+    let credentials = TurnCredentials::new(&server.username, &server.credential);
+    let mut config = TurnConfig::new(credentials);
+    // RFC 8656 section 7.1: both families in one request; a server without one says so.
+    config.add_address_family(AddressFamily::IPV6);
+    config.set_request_retransmits(RTO, RTO_MAX, RETRANSMITS, RTO_LAST);
+    config
+}
+
+/// Whether it means something on a local network only (RFC 6890).
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [first, second, ..] = ip.octets();
+            let shared = first == 100 && second & 0xc0 == 64;
+            shared || ip.is_private() || ip.is_loopback() || ip.is_link_local()
+        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}

@@ -1,0 +1,84 @@
+//! TURN over TCP and TLS: for networks that let nothing else out.
+
+use std::{io, net::SocketAddr, time::Instant};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{Failure, allocation::Allocation, frame, tls::Roots};
+use crate::native::socket::Carrier as _;
+
+/// Two frames of the greatest length, so that a read always finds room.
+const BUFFER: usize = 2 * frame::MAX_FRAME;
+
+/// A connection, with or without TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Connects to a server called `host`.
+pub(super) async fn open(
+    addr: SocketAddr,
+    host: &str,
+    tls: Option<&Roots>,
+) -> io::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(addr).await?;
+    // What it carries has its own congestion control and must not wait for company.
+    stream.set_nodelay(true)?;
+    Ok(match tls {
+        Some(roots) => Box::new(roots.connect(host, stream).await?),
+        None => Box::new(stream),
+    })
+}
+
+/// Moves frames between a connection and an allocation until either ends.
+pub(super) async fn carry(stream: Box<dyn Stream>, allocation: &Allocation) -> Failure {
+    let (reader, writer) = tokio::io::split(stream);
+    tokio::select! {
+        failure = read(reader, allocation) => failure,
+        failure = write(writer, allocation) => failure,
+    }
+}
+
+async fn read(mut reader: impl AsyncRead + Unpin, allocation: &Allocation) -> Failure {
+    let mut buffer = vec![0; BUFFER];
+    let mut filled = 0;
+    loop {
+        match reader.read(&mut buffer[filled..]).await {
+            Ok(0) | Err(_) => return Failure::Lost,
+            Ok(read) => filled += read,
+        }
+        let now = Instant::now();
+        let mut at = 0;
+        loop {
+            match frame::first(&buffer[at..filled]) {
+                Ok(Some(frame)) => {
+                    allocation.take(now, &buffer[at..at + frame.len]);
+                    at += frame.end;
+                }
+                Ok(None) => break,
+                Err(frame::NotTurn) => return Failure::NotTurn,
+            }
+        }
+        buffer.copy_within(at..filled, 0);
+        filled -= at;
+    }
+}
+
+async fn write(mut writer: impl AsyncWrite + Unpin, allocation: &Allocation) -> Failure {
+    let Some(queue) = allocation.queue() else {
+        return Failure::Lost;
+    };
+    loop {
+        let bytes = queue.take().await;
+        let sent = async {
+            writer.write_all(&bytes).await?;
+            writer.flush().await
+        };
+        if sent.await.is_err() {
+            return Failure::Lost;
+        }
+    }
+}

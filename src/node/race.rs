@@ -1,0 +1,327 @@
+//! Does what the race to each peer says: dials, takes dials back, answers those who wait.
+
+use libp2p::{
+    Multiaddr, PeerId,
+    swarm::{
+        ConnectionId, DialError,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+
+use super::{
+    causes,
+    connect::Conns,
+    engine::{DialFor, Node, Timer, random},
+    relays::Link,
+    session::{Conn, Session, Targets},
+};
+use crate::{
+    core::{
+        address,
+        plan::{self, AttemptId, UPGRADES},
+        race::{Action, Event},
+    },
+    error::{Error, ErrorKind},
+    event::{Attempt, Cause, Outcome, PathEvent, Strategy},
+};
+
+impl Node {
+    /// Tells a session's race what happened, and does what it says.
+    pub(super) fn race(&mut self, id: u64, event: Event) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if event == Event::Tick {
+            session.wake = None;
+        }
+        let now = session.started.elapsed();
+        for action in session.race.handle(now, event, random()) {
+            self.act(id, action);
+        }
+        // What was done may have told the race something, or ended the session.
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let wake = session.race.wake();
+        if let Some(at) = wake
+            && wake != session.wake
+        {
+            self.timers.after(at.saturating_sub(now), Timer::Race(id));
+        }
+        session.wake = wake;
+    }
+
+    /// Tells a session's race what is known now.
+    pub(super) fn replan(&mut self, id: u64) {
+        if let Some(session) = self.sessions.get(&id) {
+            let plan = plan::plan(&session.known(&self.relays), &self.rules);
+            self.race(id, Event::Plan(plan));
+        }
+    }
+
+    pub(super) fn attempt_failed(
+        &mut self,
+        id: u64,
+        attempt: AttemptId,
+        cause: Cause,
+        reason: String,
+    ) {
+        self.race(id, Event::Failed(attempt, cause, reason));
+    }
+
+    fn act(&mut self, id: u64, action: Action) {
+        match action {
+            Action::Start(AttemptId::Circuit(relay), _) => self.start_circuit(id, relay),
+            Action::Start(AttemptId::Direct, _) => self.start_direct(id),
+            Action::Start(AttemptId::Ice, way) => self.start_ice(id, way),
+            Action::Cancel(attempt) => self.cancel(id, attempt),
+            Action::Began(strategy) => self.shared.metrics.attempt_started(strategy),
+            Action::Ended(attempt) => self.ended(id, attempt),
+            Action::Accept => self.accept(id),
+            Action::GiveUp { connects, attempts } => self.give_up(id, connects, &attempts),
+        }
+    }
+
+    /// Gets a circuit, over a link to the relay that may have to come up first.
+    fn start_circuit(&mut self, id: u64, relay: PeerId) {
+        if self.has_room(id) {
+            self.link_for(id, relay);
+        } else {
+            let most = self.config.max_circuits;
+            let reason = format!("max_circuits: {most} are open");
+            self.attempt_failed(id, AttemptId::Circuit(relay), Cause::Limit, reason);
+        }
+    }
+
+    /// The relay is there: asks it for the circuit.
+    pub(super) fn dial_over(&mut self, id: u64, relay: PeerId) {
+        let Some(Link::Up(_, addr)) = self.relays.get(&relay).map(|r| r.link.clone()) else {
+            return;
+        };
+        let attempt = AttemptId::Circuit(relay);
+        self.dial_peer(id, attempt, |peer| vec![address::circuit(&addr, peer)]);
+    }
+
+    fn start_direct(&mut self, id: u64) {
+        let targets = self.sessions.get(&id).and_then(|s| s.targets.as_ref());
+        if let Some(addresses) = targets.map(|targets| targets.direct.clone()) {
+            self.dial_peer(id, AttemptId::Direct, |_| addresses);
+        }
+    }
+
+    fn start_ice(&mut self, id: u64, way: usize) {
+        let circuit = self.sessions.get(&id).and_then(|s| s.circuit().cloned());
+        match (circuit, UPGRADES.get(way)) {
+            (Some(relay), Some(upgrade)) => {
+                self.dial_peer(id, AttemptId::Ice, |peer| {
+                    vec![upgrade.address(&relay, peer)]
+                });
+            }
+            _ => {
+                let reason = "no circuit to signal over".to_owned();
+                self.attempt_failed(id, AttemptId::Ice, Cause::Signalling, reason);
+            }
+        }
+    }
+
+    /// Whether another circuit may be made: within the limit, or because one that does not carry
+    /// its session's traffic makes room for a session without any path.
+    fn has_room(&mut self, id: u64) -> bool {
+        let ours = |session: &Session| {
+            let up = session.conns.values().filter(|conn| conn.is_our_circuit());
+            up.count() + session.race.circuits()
+        };
+        // The one that is about to be made counts already.
+        if self.sessions.values().map(ours).sum::<usize>() <= self.config.max_circuits {
+            return true;
+        }
+        if self.sessions.get(&id).is_none_or(|s| s.active.is_some()) {
+            return false;
+        }
+        let spare = self.sessions.iter().find_map(|(owner, session)| {
+            let spare = |(conn, entry): &(&ConnectionId, &Conn)| {
+                entry.is_our_circuit() && session.active.is_some_and(|active| active != **conn)
+            };
+            let (conn, _) = session.conns.iter().find(spare)?;
+            Some((*owner, *conn))
+        });
+        let Some((owner, conn)) = spare else {
+            return false;
+        };
+        self.swarm.close_connection(conn);
+        if let Some(session) = self.sessions.get_mut(&owner) {
+            session.conns.remove(&conn);
+        }
+        self.replan(owner);
+        true
+    }
+
+    fn dial_peer(
+        &mut self,
+        id: u64,
+        attempt: AttemptId,
+        addresses: impl FnOnce(PeerId) -> Vec<Multiaddr>,
+    ) {
+        if let Some(session) = self.sessions.get(&id) {
+            let opts = DialOpts::peer_id(session.peer)
+                .addresses(addresses(session.peer))
+                .condition(PeerCondition::Always)
+                .build();
+            self.dial(DialFor::Attempt(id, attempt), opts);
+        }
+    }
+
+    pub(super) fn dial(&mut self, purpose: DialFor, opts: DialOpts) {
+        let conn = opts.connection_id();
+        let recorder = self.recorder.clone();
+        let (result, dialling) = recorder.record(|| self.swarm.dial(opts));
+        self.dials.insert(conn, (purpose, dialling));
+        if let Err(error) = result {
+            self.on_dial_error(conn, &error);
+        }
+    }
+
+    /// libp2p dials by itself: where there is a circuit already, to punch a hole (DCUtR).
+    pub(super) fn on_dialling(&mut self, peer: PeerId, conn: ConnectionId) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        if let Some(session) = self.sessions.get(&id).filter(|s| s.circuit().is_some()) {
+            self.punches.insert(conn, (id, session.started.elapsed()));
+            self.shared.metrics.attempt_started(Strategy::Stun);
+        }
+    }
+
+    /// Whether a hole was punched for this connection, which is an attempt that succeeded.
+    pub(super) fn punched(&mut self, id: u64, conn: ConnectionId) -> bool {
+        let punched = self.punches.contains_key(&conn);
+        self.punch_ended(conn, None);
+        punched && self.sessions.contains_key(&id)
+    }
+
+    fn punch_ended(&mut self, conn: ConnectionId, failure: Option<(Cause, String)>) {
+        let Some((id, started)) = self.punches.remove(&conn) else {
+            return;
+        };
+        let ended = self.sessions.get(&id).map(|s| s.started.elapsed());
+        let (cause, reason) = failure.unzip();
+        let attempt = Attempt {
+            strategy: Strategy::Stun,
+            outcome: match cause {
+                None => Outcome::Succeeded,
+                Some(_) => Outcome::Failed,
+            },
+            started,
+            ended: ended.unwrap_or(started),
+            cause,
+            reason,
+        };
+        self.ended(id, attempt);
+    }
+
+    pub(super) fn on_dial_error(&mut self, conn: ConnectionId, error: &DialError) {
+        self.punch_ended(conn, Some(causes::explain(error)));
+        let Some((purpose, _)) = self.dials.remove(&conn) else {
+            return;
+        };
+        let (cause, reason) = causes::explain(error);
+        match purpose {
+            DialFor::Relay(relay) => self.on_link_failed(relay, &reason),
+            DialFor::Attempt(id, attempt) => self.attempt_failed(id, attempt, cause, reason),
+        }
+    }
+
+    fn cancel(&mut self, id: u64, attempt: AttemptId) {
+        self.dials
+            .retain(|_, (purpose, _)| *purpose != DialFor::Attempt(id, attempt));
+        if let AttemptId::Circuit(relay) = attempt
+            && let Some(relay) = self.relays.get_mut(&relay)
+        {
+            relay.waiting.retain(|session| *session != id);
+        }
+        // ICE that is up, but has not told its pair.
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        for (conn, entry) in &session.conns {
+            if entry.attempt == Some(attempt) && entry.path.is_none() {
+                self.swarm.close_connection(*conn);
+            }
+        }
+    }
+
+    fn ended(&mut self, id: u64, attempt: Attempt) {
+        let metrics = &self.shared.metrics;
+        match (attempt.outcome, attempt.cause) {
+            (Outcome::Succeeded, _) => {
+                let took = attempt.ended.saturating_sub(attempt.started);
+                metrics.attempt_succeeded(attempt.strategy, took);
+            }
+            (_, cause) => {
+                metrics.attempt_failed(attempt.strategy, cause.unwrap_or(Cause::Transport));
+            }
+        }
+        if let Some(session) = self.sessions.get(&id) {
+            session.state.emit(PathEvent::Attempt(attempt));
+        }
+    }
+
+    /// Everybody who waits gets the path in use.
+    fn accept(&mut self, id: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        for reply in std::mem::take(&mut session.waiting) {
+            let connection = self.handle(id);
+            let _ = reply.send(connection);
+        }
+    }
+
+    fn give_up(&mut self, id: u64, connects: usize, attempts: &[Attempt]) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let wrong = |attempt: &Attempt| attempt.cause == Some(Cause::WrongPeer);
+        let kind = if attempts.iter().any(wrong) {
+            ErrorKind::WrongPeer
+        } else {
+            ErrorKind::Unreachable
+        };
+        let nowhere = |t: &Targets| t.relays.is_empty() && t.direct.is_empty();
+        let message = if session.targets.as_ref().is_some_and(nowhere) {
+            "the ticket holds no relay and no address that the configuration lets us dial"
+        } else {
+            "no path to the peer came up"
+        };
+        let connects = connects.min(session.waiting.len());
+        for reply in session.waiting.drain(..connects) {
+            let error = Error::new(kind, message).with_attempts(attempts.to_vec());
+            let _ = reply.send(Err(error));
+        }
+        self.end_if_useless(id, kind);
+    }
+
+    /// Somebody who waited for a path to `peer` does so no longer.
+    pub(super) fn abandon(&mut self, peer: PeerId) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        while let Some(session) = self.sessions.get_mut(&id)
+            && let Some(place) = session.waiting.iter().position(|reply| reply.is_closed())
+        {
+            session.waiting.remove(place);
+            self.race(id, Event::Abandoned(place));
+        }
+        self.end_if_useless(id, ErrorKind::Aborted);
+    }
+
+    /// Ends a session that has never had a path and that nobody waits for.
+    fn end_if_useless(&mut self, id: u64, kind: ErrorKind) {
+        let useless = self.sessions.get(&id).is_some_and(|session| {
+            session.waiting.is_empty() && session.conns.is_empty() && session.lost_since.is_none()
+        });
+        if useless {
+            self.end_session(id, kind, Conns::Close);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! What a client holds: relayed addresses, permissions and channels.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use stun_types::{
+    attribute::ErrorCode,
+    message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec, TransactionId},
+};
+use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
+use turn_client_proto::types::{
+    attribute::{Data, XorPeerAddress},
+    message::DATA,
+};
+
+use crate::{native::turn::frame, server::metrics::Metrics};
+
+/// RFC 8656 section 9 and section 12.
+const PERMISSION: Duration = Duration::from_secs(300);
+const CHANNEL: Duration = Duration::from_secs(600);
+
+/// Permissions and channels of one allocation at most: ICE has a few dozen pairs.
+const MAX_PEERS: usize = 256;
+
+/// The longest datagram that is relayed: jumbo frames and no more, which bounds the memory of an
+/// allocation.
+pub(super) const MAX_DATAGRAM: usize = 9 << 10;
+
+/// Ports tried before the range counts as full.
+const PORT_TRIES: usize = 64;
+
+/// The way back to a client.
+#[derive(Clone)]
+pub(super) enum Reply {
+    Datagrams(Arc<UdpSocket>, SocketAddr),
+    Stream(mpsc::Sender<Vec<u8>>),
+}
+
+impl Reply {
+    /// Sends a frame, or loses it when there is no room: nobody waits for a slow client.
+    pub(super) fn send(&self, frame: &[u8]) {
+        match self {
+            Self::Datagrams(socket, client) => {
+                let _ = socket.try_send_to(frame, *client);
+            }
+            Self::Stream(queue) => {
+                let mut padded = frame.to_vec();
+                frame::pad(&mut padded, frame.len());
+                let _ = queue.try_send(padded);
+            }
+        }
+    }
+}
+
+/// One client's.
+pub(super) struct Allocation {
+    pub(super) username: String,
+    /// Of the request that made it: when repeated, it gets the same answer.
+    pub(super) transaction: TransactionId,
+    pub(super) relays: Vec<Relay>,
+    pub(super) peers: Arc<Peers>,
+    expires: Mutex<Instant>,
+}
+
+impl Allocation {
+    pub(super) fn new(
+        username: String,
+        transaction: TransactionId,
+        relays: Vec<Relay>,
+        peers: Arc<Peers>,
+        expires: Instant,
+    ) -> Self {
+        Self {
+            username,
+            transaction,
+            relays,
+            peers,
+            expires: Mutex::new(expires),
+        }
+    }
+
+    pub(super) fn expires(&self) -> MutexGuard<'_, Instant> {
+        self.expires.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The relay for peers of the family of `peer`.
+    pub(super) fn relay(&self, peer: IpAddr) -> Option<&Relay> {
+        self.relays
+            .iter()
+            .find(|relay| relay.address.is_ipv4() == peer.is_ipv4())
+    }
+}
+
+/// One relayed address.
+pub(super) struct Relay {
+    /// What the client is told.
+    pub(super) address: SocketAddr,
+    socket: Arc<UdpSocket>,
+    reader: AbortHandle,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Relay {
+    /// Opens a port of `ports` on `ip`, which clients are told as `told`, and relays what comes
+    /// to it from `peers`.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub(super) fn open(
+        (ip, told): (IpAddr, IpAddr),
+        ports: &RangeInclusive<u16>,
+        peers: &Arc<Peers>,
+        reply: &Reply,
+        metrics: &Metrics,
+    ) -> io::Result<Self> {
+        let mut bound = Err(io::ErrorKind::AddrInUse.into());
+        for _ in 0..PORT_TRIES {
+            // At random (RFC 8656 section 7.2), so that others cannot guess it.
+            let port = rand::random_range(ports.clone());
+            bound = std::net::UdpSocket::bind((ip, port));
+            if bound.is_ok() {
+                break;
+            }
+        }
+        let socket = bound?;
+        socket.set_nonblocking(true)?;
+        let socket = Arc::new(UdpSocket::from_std(socket)?);
+        let address = SocketAddr::new(told, socket.local_addr()?.port());
+        let read = read(
+            socket.clone(),
+            peers.clone(),
+            reply.clone(),
+            metrics.clone(),
+        );
+        Ok(Self {
+            address,
+            socket,
+            reader: tokio::spawn(read).abort_handle(),
+        })
+    }
+
+    /// Sends a datagram to a permitted peer, or loses it.
+    pub(super) fn send(&self, datagram: &[u8], peer: SocketAddr) {
+        let _ = self.socket.try_send_to(datagram, peer);
+    }
+}
+
+/// Relays what permitted peers send.
+async fn read(socket: Arc<UdpSocket>, peers: Arc<Peers>, reply: Reply, metrics: Metrics) {
+    const HEADER: usize = 4;
+    let mut buffer = vec![0; HEADER + MAX_DATAGRAM + 1];
+    loop {
+        let Ok((len, peer)) = socket.recv_from(&mut buffer[HEADER..]).await else {
+            // An ICMP error of an earlier datagram; anything lasting must not keep a core busy.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        };
+        if len > MAX_DATAGRAM {
+            continue;
+        }
+        match peers.route(peer, Instant::now()) {
+            Route::Denied => continue,
+            Route::Channel(number) => {
+                buffer[..2].copy_from_slice(&number.to_be_bytes());
+                buffer[2..HEADER].copy_from_slice(&(len as u16).to_be_bytes());
+                reply.send(&buffer[..HEADER + len]);
+            }
+            Route::Indication => {
+                if let Some(indication) = indication(peer, &buffer[HEADER..HEADER + len]) {
+                    reply.send(&indication);
+                }
+            }
+        }
+        metrics.turn_relayed(len);
+    }
+}
+
+fn indication(peer: SocketAddr, data: &[u8]) -> Option<Vec<u8>> {
+    let mut message = Message::builder_indication(DATA, MessageWriteVec::new());
+    let peer = XorPeerAddress::new(peer, message.transaction_id());
+    message.add_attribute(&peer).ok()?;
+    message.add_attribute(&Data::new(data)).ok()?;
+    Some(message.finish())
+}
+
+/// How what comes from a peer gets to the client.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    Denied,
+    Channel(u16),
+    Indication,
+}
+
+/// Permissions and channels.
+#[derive(Default)]
+pub(super) struct Peers(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    permissions: HashMap<IpAddr, Instant>,
+    channels: HashMap<u16, (SocketAddr, Instant)>,
+    numbers: HashMap<SocketAddr, u16>,
+}
+
+impl Peers {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Permits `peers`, or renews that.
+    ///
+    /// # Errors
+    /// The code to refuse with.
+    pub(super) fn permit(&self, peers: &[IpAddr], now: Instant) -> Result<(), u16> {
+        let mut table = self.table();
+        table.permissions.retain(|_, expires| *expires > now);
+        let new = peers
+            .iter()
+            .filter(|ip| !table.permissions.contains_key(ip));
+        if table.permissions.len() + new.count() > MAX_PEERS {
+            return Err(ErrorCode::INSUFFICIENT_CAPACITY);
+        }
+        for ip in peers {
+            table.permissions.insert(*ip, now + PERMISSION);
+        }
+        Ok(())
+    }
+
+    /// Binds a channel, or renews that, and permits the peer.
+    ///
+    /// # Errors
+    /// The code to refuse with.
+    pub(super) fn bind(&self, number: u16, peer: SocketAddr, now: Instant) -> Result<(), u16> {
+        {
+            let mut table = self.table();
+            let Table {
+                channels, numbers, ..
+            } = &mut *table;
+            channels.retain(|_, (peer, expires)| {
+                let lives = *expires > now;
+                if !lives {
+                    numbers.remove(peer);
+                }
+                lives
+            });
+            // RFC 8656 section 12.2: neither may be bound to another.
+            let other_peer = channels
+                .get(&number)
+                .is_some_and(|(bound, _)| *bound != peer);
+            let other_number = numbers.get(&peer).is_some_and(|bound| *bound != number);
+            if other_peer || other_number {
+                return Err(ErrorCode::BAD_REQUEST);
+            }
+            if channels.len() >= MAX_PEERS && !channels.contains_key(&number) {
+                return Err(ErrorCode::INSUFFICIENT_CAPACITY);
+            }
+        }
+        self.permit(&[peer.ip()], now)?;
+        let mut table = self.table();
+        table.channels.insert(number, (peer, now + CHANNEL));
+        table.numbers.insert(peer, number);
+        Ok(())
+    }
+
+    /// The peer at the other end of a channel, while it is permitted.
+    pub(super) fn of_channel(&self, number: u16, now: Instant) -> Option<SocketAddr> {
+        let table = self.table();
+        let (peer, expires) = table.channels.get(&number)?;
+        let permitted = table.permissions.get(&peer.ip())? > &now;
+        (*expires > now && permitted).then_some(*peer)
+    }
+
+    /// Where what comes from `peer` goes.
+    pub(super) fn route(&self, peer: SocketAddr, now: Instant) -> Route {
+        let table = self.table();
+        let permission = table.permissions.get(&peer.ip());
+        if permission.is_none_or(|expires| *expires <= now) {
+            return Route::Denied;
+        }
+        let number = table.numbers.get(&peer);
+        let channel = number.and_then(|number| Some((number, table.channels.get(number)?)));
+        match channel {
+            Some((number, (_, expires))) if *expires > now => Route::Channel(*number),
+            _ => Route::Indication,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u8) -> SocketAddr {
+        ([192, 0, 2, n], 9).into()
+    }
+
+    #[test]
+    fn permissions_are_by_address_and_end() {
+        let (peers, now) = (Peers::default(), Instant::now());
+        peers.permit(&[peer(1).ip()], now).unwrap();
+        let other_port = ([192, 0, 2, 1], 10).into();
+        assert_eq!(peers.route(other_port, now), Route::Indication);
+        assert_eq!(peers.route(peer(2), now), Route::Denied);
+        assert_eq!(peers.route(peer(1), now + PERMISSION), Route::Denied);
+    }
+
+    #[test]
+    fn a_channel_has_one_peer_and_a_peer_one_channel() {
+        let (peers, now) = (Peers::default(), Instant::now());
+        peers.bind(0x4000, peer(1), now).unwrap();
+        assert_eq!(peers.bind(0x4001, peer(1), now), Err(400));
+        assert_eq!(peers.bind(0x4000, peer(2), now), Err(400));
+        peers.bind(0x4000, peer(1), now).unwrap();
+        assert_eq!(peers.route(peer(1), now), Route::Channel(0x4000));
+        assert_eq!(peers.of_channel(0x4000, now), Some(peer(1)));
+        // The permission ends before the channel.
+        assert_eq!(peers.of_channel(0x4000, now + PERMISSION), None);
+        peers.bind(0x4001, peer(1), now + CHANNEL).unwrap();
+        assert_eq!(peers.route(peer(1), now + CHANNEL), Route::Channel(0x4001));
+    }
+
+    #[test]
+    fn one_client_cannot_fill_the_memory() {
+        let (peers, now) = (Peers::default(), Instant::now());
+        let ip = |n: usize| IpAddr::from([192, 0, (n >> 8) as u8, n as u8]);
+        let most: Vec<_> = (0..MAX_PEERS).map(ip).collect();
+        peers.permit(&most, now).unwrap();
+        peers.permit(&most, now).unwrap();
+        assert_eq!(peers.permit(&[ip(MAX_PEERS)], now), Err(508));
+        assert_eq!(peers.bind(0x4000, (ip(MAX_PEERS), 1).into(), now), Err(508));
+        peers.permit(&[ip(MAX_PEERS)], now + PERMISSION).unwrap();
+    }
+}

@@ -1,0 +1,250 @@
+//! Who may use the TURN server: those with a user name and password made from its secret.
+//!
+//! A user name is `expiry:id`, in seconds since 1970, and its password the HMAC-SHA1 of it, in
+//! base64. Whoever has the secret can give out credentials, and nobody has to keep a list.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use data_encoding::{BASE64, HEXLOWER};
+
+use crate::error::{Error, ErrorKind};
+
+/// How long a nonce may be used (RFC 8489 section 9.2.5 has the server say 438 then).
+const NONCE: Duration = Duration::from_secs(60 * 60);
+
+/// Bytes of a secret that is made here.
+const SECRET: usize = 32;
+
+/// File of the secret in the data directory.
+const SECRET_FILE: &str = "turn-secret";
+
+/// The secret of `directory`, made on first use and readable by its owner only; a fresh one
+/// without a directory.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when the file cannot be read or written, or there is no randomness.
+pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
+    let fresh = || {
+        let mut bytes = [0; SECRET];
+        match getrandom::fill(&mut bytes) {
+            Ok(()) => Ok(HEXLOWER.encode(&bytes)),
+            Err(error) => Err(Error::new(ErrorKind::Io, error.to_string())),
+        }
+    };
+    let Some(directory) = directory else {
+        return fresh();
+    };
+    let path = directory.join(SECRET_FILE);
+    let failed = |error: std::io::Error| {
+        let message = format!("{}: {error}", path.display());
+        Error::new(ErrorKind::Io, message).with_source(error)
+    };
+    if !path.exists() {
+        match crate::native::identity::publish(&path, (fresh()? + "\n").as_bytes()) {
+            // Another program was faster: its secret is the one.
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+    }
+    let secret = std::fs::read_to_string(&path).map_err(failed)?;
+    match secret.trim() {
+        "" => Err(failed(std::io::Error::other("the file is empty"))),
+        secret => Ok(secret.to_owned()),
+    }
+}
+
+/// A user name and its password.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TurnCredentials {
+    /// `expiry:id`.
+    pub username: String,
+    /// The password. Never printed by `Debug`.
+    pub credential: String,
+}
+
+impl fmt::Debug for TurnCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TurnCredentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes and checks credentials and nonces.
+pub(crate) struct Authority {
+    secret: String,
+    /// For nonces, new at each start.
+    key: [u8; SECRET],
+    crypto: str0m::crypto::CryptoProvider,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    pub(crate) fn new(secret: &str) -> Result<Self, Error> {
+        let mut key = [0; SECRET];
+        getrandom::fill(&mut key).map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+        Ok(Self {
+            secret: secret.to_owned(),
+            key,
+            crypto: str0m::crypto::from_feature_flags(),
+        })
+    }
+
+    fn hmac(&self, key: &[u8], payloads: &[&[u8]]) -> [u8; 20] {
+        self.crypto.sha1_hmac_provider.sha1_hmac(key, payloads)
+    }
+
+    /// Credentials for `id` that end after `lifetime`.
+    pub(crate) fn issue(&self, id: &str, lifetime: Duration, now: SystemTime) -> TurnCredentials {
+        let expiry = seconds(now).saturating_add(lifetime.as_secs());
+        let username = format!("{expiry}:{id}");
+        TurnCredentials {
+            credential: self.password(&username),
+            username,
+        }
+    }
+
+    /// The password of a user; `None` when the user name is none of ours or has ended.
+    pub(crate) fn check(&self, username: &str, now: SystemTime) -> Option<String> {
+        let (expiry, _) = username.split_once(':')?;
+        let ended = expiry.parse::<u64>().ok()? <= seconds(now);
+        (!ended).then(|| self.password(username))
+    }
+
+    /// The password of a user, whether or not it has ended.
+    pub(super) fn password(&self, username: &str) -> String {
+        BASE64.encode(&self.hmac(self.secret.as_bytes(), &[username.as_bytes()]))
+    }
+
+    /// A nonce for a client, which only that client can use. Nothing is kept for it.
+    pub(crate) fn nonce(&self, client: SocketAddr, now: SystemTime) -> String {
+        self.nonce_of(client, seconds(now))
+    }
+
+    fn nonce_of(&self, client: SocketAddr, made: u64) -> String {
+        let ip = match client.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+            IpAddr::V6(ip) => ip.octets(),
+        };
+        let (port, time) = (client.port().to_be_bytes(), made.to_be_bytes());
+        let tag = self.hmac(&self.key, &[&time, &ip, &port]);
+        HEXLOWER.encode(&time) + &HEXLOWER.encode(&tag[..12])
+    }
+
+    /// Whether `nonce` was made for the client and may still be used.
+    pub(crate) fn is_fresh(&self, nonce: &str, client: SocketAddr, now: SystemTime) -> bool {
+        let made = nonce
+            .get(..16)
+            .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        made.is_some_and(|made| {
+            let age = seconds(now).checked_sub(made);
+            age.is_some_and(|age| age <= NONCE.as_secs()) && self.nonce_of(client, made) == nonce
+        })
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// What `echo -n 1433895918:user | openssl dgst -sha1 -hmac north -binary | base64` prints.
+    #[test]
+    fn passwords_are_those_of_other_servers() {
+        let authority = Authority::new("north").unwrap();
+        let password = authority
+            .check("1433895918:user", at(1_433_895_917))
+            .unwrap();
+        assert_eq!(password, PASSWORD);
+        assert_eq!(authority.check("1433895918:user", at(1_433_895_918)), None);
+    }
+
+    const PASSWORD: &str = "/gk4t5tUc08OpM3NjrVjHSFVNmY=";
+
+    #[test]
+    fn issued_credentials_last_as_long_as_said() {
+        let authority = Authority::new("s").unwrap();
+        let issued = authority.issue("ann", HOUR, at(1000));
+        assert_eq!(issued.username, "4600:ann");
+        assert_eq!(
+            authority.check(&issued.username, at(4599)),
+            Some(issued.credential.clone())
+        );
+        assert_eq!(authority.check(&issued.username, at(4600)), None);
+        for stranger in [
+            "",
+            "ann",
+            ":ann",
+            "x:ann",
+            "-1:ann",
+            "99999999999999999999999:ann",
+        ] {
+            assert_eq!(authority.check(stranger, at(0)), None, "{stranger}");
+        }
+        assert!(!format!("{issued:?}").contains(&issued.credential));
+    }
+
+    #[test]
+    fn a_nonce_is_good_for_its_client_and_its_hour() {
+        let authority = Authority::new("s").unwrap();
+        let client = "192.0.2.1:5".parse().unwrap();
+        let nonce = authority.nonce(client, at(1000));
+        assert!(authority.is_fresh(&nonce, client, at(4600)));
+        assert!(!authority.is_fresh(&nonce, client, at(4601)));
+        assert!(!authority.is_fresh(&nonce, client, at(999)));
+        assert!(!authority.is_fresh(&nonce, "192.0.2.1:6".parse().unwrap(), at(1000)));
+        for forged in [
+            "",
+            "é",
+            &nonce[..30],
+            &nonce.to_uppercase(),
+            "00000000000003e8",
+        ] {
+            assert!(!authority.is_fresh(forged, client, at(1000)), "{forged}");
+        }
+    }
+
+    #[test]
+    fn the_secret_is_kept_for_its_owner() {
+        let home = tempfile::tempdir().unwrap();
+        let secret = turn_secret(Some(home.path())).unwrap();
+        assert_eq!(secret.len(), 2 * SECRET);
+        assert_eq!(turn_secret(Some(home.path())).unwrap(), secret);
+        assert_ne!(turn_secret(None).unwrap(), secret);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mode = std::fs::metadata(home.path().join(SECRET_FILE)).unwrap();
+            assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+        }
+        std::fs::write(home.path().join(SECRET_FILE), "\n").unwrap();
+        assert_eq!(
+            turn_secret(Some(home.path())).unwrap_err().kind(),
+            ErrorKind::Io
+        );
+    }
+}

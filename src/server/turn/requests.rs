@@ -1,0 +1,598 @@
+//! What clients ask, and what they are answered (RFC 8656).
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use stun_types::{
+    AddressFamily,
+    attribute::{
+        Attribute as _, AttributeStaticType as _, AttributeType, ErrorCode, MessageIntegrity,
+        Nonce, Realm, UnknownAttributes, Username, XorMappedAddress,
+    },
+    message::{
+        BINDING, IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageClass,
+        MessageIntegrityCredentials, MessageWrite as _, MessageWriteExt as _, MessageWriteVec,
+    },
+    prelude::AttributeFromRaw as _,
+};
+use turn_client_proto::types::{
+    attribute::{
+        AdditionalAddressFamily, AddressErrorCode, ChannelNumber, Data, DontFragment, EvenPort,
+        Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
+        XorRelayedAddress,
+    },
+    message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH, SEND},
+};
+
+use super::{
+    allocation::{Allocation, Peers, Relay, Reply},
+    credentials::Authority,
+    is_forbidden,
+};
+use crate::server::{
+    config::TurnConfig,
+    metrics::Metrics,
+    rate::RateLimiter,
+    stun::{self, Layout, Outcome},
+};
+
+/// RFC 8656 section 7.2: the lifetime of an allocation, at the least and unless more is asked
+/// for, and at most.
+const LIFETIME: u32 = 600;
+const MAX_LIFETIME: u32 = 3600;
+
+/// Requests per second to all clients together, at most.
+const TOTAL_REQUESTS: u32 = 20_000;
+
+/// Most attributes that an error answer names as unknown.
+const MAX_UNKNOWN: usize = 8;
+
+/// The comprehension-required attributes that a request may carry.
+const UNDERSTOOD: [AttributeType; 13] = [
+    Username::TYPE,
+    MessageIntegrity::TYPE,
+    Realm::TYPE,
+    Nonce::TYPE,
+    ChannelNumber::TYPE,
+    Lifetime::TYPE,
+    XorPeerAddress::TYPE,
+    Data::TYPE,
+    RequestedAddressFamily::TYPE,
+    EvenPort::TYPE,
+    RequestedTransport::TYPE,
+    // The kernel sets the bit anyway.
+    DontFragment::TYPE,
+    ReservationToken::TYPE,
+];
+
+/// A client is known by where it came in and from where (the 5-tuple of RFC 8656 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Client {
+    pub(super) listener: usize,
+    pub(super) address: SocketAddr,
+}
+
+/// Addresses to relay on, and what clients are told of them; one of each family at most.
+pub(crate) type RelayIps = Vec<(IpAddr, IpAddr)>;
+
+/// The state of the server.
+pub(super) struct Requests {
+    realm: String,
+    authority: Arc<Authority>,
+    ips: RelayIps,
+    ports: RangeInclusive<u16>,
+    most: usize,
+    most_per_user: usize,
+    allow_private: bool,
+    allocations: Mutex<HashMap<Client, Arc<Allocation>>>,
+    limiter: Mutex<RateLimiter>,
+    metrics: Metrics,
+}
+
+/// What a successful answer carries.
+#[derive(Default)]
+struct Success {
+    lifetime: Option<u32>,
+    relayed: Vec<SocketAddr>,
+    mapped: Option<SocketAddr>,
+    /// The additional family that there is no address of.
+    missing: Option<AddressFamily>,
+}
+
+enum Refusal {
+    Code(u16),
+    Unknown(Vec<AttributeType>),
+}
+
+impl From<u16> for Refusal {
+    fn from(code: u16) -> Self {
+        Self::Code(code)
+    }
+}
+
+impl Requests {
+    pub(super) fn new(
+        config: &TurnConfig,
+        authority: Arc<Authority>,
+        ips: RelayIps,
+        metrics: Metrics,
+    ) -> Self {
+        let rate = config.requests_per_source.get();
+        Self {
+            realm: config.realm.clone(),
+            authority,
+            ips,
+            ports: config.first_port..=config.last_port,
+            most: config.allocations.get(),
+            most_per_user: config.allocations_per_user.get(),
+            allow_private: config.allow_private_peers,
+            allocations: Mutex::default(),
+            limiter: Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now())),
+            metrics,
+        }
+    }
+
+    fn allocations(&self) -> MutexGuard<'_, HashMap<Client, Arc<Allocation>>> {
+        self.allocations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn allocation(&self, client: Client) -> Option<Arc<Allocation>> {
+        self.allocations().get(&client).cloned()
+    }
+
+    pub(super) fn has_allocation(&self, client: Client) -> bool {
+        self.allocations().contains_key(&client)
+    }
+
+    /// Ends what a client holds.
+    pub(super) fn close(&self, client: Client) {
+        self.change(|all| {
+            all.remove(&client);
+        });
+    }
+
+    /// Ends what has expired.
+    pub(super) fn expire(&self, now: Instant) {
+        self.change(|all| all.retain(|_, allocation| *allocation.expires() > now));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<Client, Arc<Allocation>>)) {
+        let mut all = self.allocations();
+        change(&mut all);
+        self.metrics.turn_allocations(all.len());
+    }
+
+    /// Handles one frame of a client.
+    pub(super) fn receive(&self, client: Client, reply: &Reply, frame: &[u8]) {
+        let now = Instant::now();
+        match frame {
+            [first @ 0x40..=0x4f, second, high, low, data @ ..] => {
+                let number = u16::from_be_bytes([*first, *second]);
+                let len = usize::from(u16::from_be_bytes([*high, *low]));
+                if let Some(data) = data.get(..len) {
+                    self.channel_data(client, number, data, now);
+                }
+            }
+            _ => match Message::from_bytes(frame) {
+                Ok(message) if message.has_class(MessageClass::Indication) => {
+                    if message.has_method(SEND) {
+                        self.send_indication(client, &message, now);
+                    }
+                }
+                Ok(message) if message.has_class(MessageClass::Request) => {
+                    let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+                    let allowed = limiter.allow(client.address.ip(), now);
+                    drop(limiter);
+                    let (answer, outcome) = match allowed {
+                        true if message.has_method(BINDING) => binding(frame, client.address),
+                        true => self.request(client, reply, &message, now),
+                        false => (None, "limited"),
+                    };
+                    self.metrics.turn(outcome);
+                    if let Some(answer) = answer {
+                        reply.send(&answer);
+                    }
+                }
+                _ => self.metrics.turn("ignored"),
+            },
+        }
+    }
+
+    fn channel_data(&self, client: Client, number: u16, data: &[u8], now: Instant) {
+        if let Some(allocation) = self.allocation(client)
+            && let Some(peer) = allocation.peers.of_channel(number, now)
+            && let Some(relay) = allocation.relay(peer.ip())
+        {
+            relay.send(data, peer);
+            self.metrics.turn_relayed(data.len());
+        }
+    }
+
+    /// RFC 8656 section 11.2: what has no permission is dropped.
+    fn send_indication(&self, client: Client, message: &Message<'_>, now: Instant) {
+        if let Some(allocation) = self.allocation(client)
+            && let Ok(peer) = message.attribute::<XorPeerAddress>()
+            && let Ok(data) = message.attribute::<Data<'_>>()
+        {
+            let peer = peer.addr(message.transaction_id());
+            let permitted = allocation.peers.route(peer, now) != super::allocation::Route::Denied;
+            if let Some(relay) = allocation.relay(peer.ip()).filter(|_| permitted) {
+                relay.send(data.data(), peer);
+                self.metrics.turn_relayed(data.data().len());
+            }
+        }
+    }
+
+    /// The answer, and what became of the request.
+    fn request(
+        &self,
+        client: Client,
+        reply: &Reply,
+        request: &Message<'_>,
+        now: Instant,
+    ) -> (Option<Vec<u8>>, &'static str) {
+        let known = [ALLOCATE, REFRESH, CREATE_PERMISSION, CHANNEL_BIND];
+        if !known.contains(&request.method()) {
+            return (
+                self.refuse(request, ErrorCode::BAD_REQUEST, client, false),
+                "refused",
+            );
+        }
+        let (username, key) = match self.authenticate(client, request, SystemTime::now()) {
+            Ok(user) => user,
+            Err(code) => {
+                let challenged = matches!(code, ErrorCode::UNAUTHORIZED | ErrorCode::STALE_NONCE);
+                let answer = self.refuse(request, code, client, challenged);
+                return (answer, "unauthorized");
+            }
+        };
+        let result = understood(request).and_then(|()| match request.method() {
+            ALLOCATE => self.allocate(client, reply, request, &username, now),
+            _ => {
+                // RFC 8656 section 5: 437 without an allocation, 441 for another user's.
+                let allocation = self
+                    .allocation(client)
+                    .ok_or(ErrorCode::ALLOCATION_MISMATCH)?;
+                if allocation.username != username {
+                    return Err(ErrorCode::WRONG_CREDENTIALS.into());
+                }
+                match request.method() {
+                    REFRESH => self.refresh(client, &allocation, request, now),
+                    CREATE_PERMISSION => self.permit(&allocation, request, now),
+                    _ => self.bind_channel(&allocation, request, now),
+                }
+            }
+        });
+        let outcome = if result.is_ok() { "granted" } else { "refused" };
+        let answer = match result {
+            Ok(success) => succeed(request, &success, &key),
+            Err(Refusal::Code(code)) => {
+                let mut answer = Message::builder_error(request, MessageWriteVec::new());
+                error_code(code)
+                    .and_then(|code| answer.add_attribute(&code).ok())
+                    .and_then(|()| sign(answer, &key))
+            }
+            Err(Refusal::Unknown(unknown)) => {
+                let mut answer = Message::builder_error(request, MessageWriteVec::new());
+                error_code(ErrorCode::UNKNOWN_ATTRIBUTE)
+                    .and_then(|code| answer.add_attribute(&code).ok())
+                    .and_then(|()| answer.add_attribute(&UnknownAttributes::new(&unknown)).ok())
+                    .and_then(|()| sign(answer, &key))
+            }
+        };
+        (answer, outcome)
+    }
+
+    /// RFC 8489 section 9.2.4, without what this server does not offer.
+    fn authenticate(
+        &self,
+        client: Client,
+        request: &Message<'_>,
+        time: SystemTime,
+    ) -> Result<(String, MessageIntegrityCredentials), u16> {
+        if !request.has_attribute(MessageIntegrity::TYPE) {
+            return Err(ErrorCode::UNAUTHORIZED);
+        }
+        let missing = |_| ErrorCode::BAD_REQUEST;
+        let username = request.attribute::<Username>().map_err(missing)?;
+        let realm = request.attribute::<Realm>().map_err(missing)?;
+        let nonce = request.attribute::<Nonce>().map_err(missing)?;
+        let username = username.username();
+        if !self.authority.is_fresh(nonce.nonce(), client.address, time) {
+            return Err(ErrorCode::STALE_NONCE);
+        }
+        // An allocation outlives the credentials that it was made with.
+        let holds = self
+            .allocation(client)
+            .is_some_and(|held| held.username == username);
+        let password = match holds {
+            true => Some(self.authority.password(username)),
+            false => self.authority.check(username, time),
+        };
+        let password = password.ok_or(ErrorCode::UNAUTHORIZED)?;
+        if realm.realm() != self.realm {
+            return Err(ErrorCode::UNAUTHORIZED);
+        }
+        let user = username.to_owned();
+        let key = LongTermKeyCredentials::new(user.clone(), password, self.realm.clone()).into();
+        match request.validate_integrity(&key) {
+            Ok(_) => Ok((user, key)),
+            Err(_) => Err(ErrorCode::UNAUTHORIZED),
+        }
+    }
+
+    /// An answer without a signature: nobody has proved to know a key.
+    fn refuse(
+        &self,
+        request: &Message<'_>,
+        code: u16,
+        client: Client,
+        challenge: bool,
+    ) -> Option<Vec<u8>> {
+        let mut answer = Message::builder_error(request, MessageWriteVec::new());
+        answer.add_attribute(&error_code(code)?).ok()?;
+        if challenge {
+            let nonce = self.authority.nonce(client.address, SystemTime::now());
+            answer.add_attribute(&Realm::new(&self.realm).ok()?).ok()?;
+            answer.add_attribute(&Nonce::new(&nonce).ok()?).ok()?;
+        }
+        Some(answer.finish())
+    }
+
+    /// RFC 8656 section 7.2.
+    fn allocate(
+        &self,
+        client: Client,
+        reply: &Reply,
+        request: &Message<'_>,
+        username: &str,
+        now: Instant,
+    ) -> Result<Success, Refusal> {
+        let lifetime = lifetime(request).clamp(LIFETIME, MAX_LIFETIME);
+        let success = |relays: &[Relay], missing| Success {
+            lifetime: Some(lifetime),
+            relayed: relays.iter().map(|relay| relay.address).collect(),
+            mapped: Some(client.address),
+            missing,
+        };
+        if let Some(held) = self.allocation(client) {
+            if held.transaction == request.transaction_id() && held.username == username {
+                return Ok(success(&held.relays, None));
+            }
+            return Err(ErrorCode::ALLOCATION_MISMATCH.into());
+        }
+        let transport = request.attribute::<RequestedTransport>();
+        let transport = transport.map_err(|_| ErrorCode::BAD_REQUEST)?;
+        if transport.protocol() != RequestedTransport::UDP {
+            return Err(ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL.into());
+        }
+        if request.has_attribute(EvenPort::TYPE) || request.has_attribute(ReservationToken::TYPE) {
+            return Err(ErrorCode::INSUFFICIENT_CAPACITY.into());
+        }
+        let requested = request.attribute::<RequestedAddressFamily>();
+        let additional = request.attribute::<AdditionalAddressFamily>();
+        let (family, additional) = match (requested, additional) {
+            (Ok(_), Ok(_)) => return Err(ErrorCode::BAD_REQUEST.into()),
+            (Ok(requested), Err(_)) => (requested.family(), None),
+            (Err(_), Ok(additional)) if additional.family() == AddressFamily::IPV4 => {
+                return Err(ErrorCode::BAD_REQUEST.into());
+            }
+            (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
+            (Err(_), Err(_)) => (AddressFamily::IPV4, None),
+        };
+        {
+            let all = self.allocations();
+            let of_user = all.values().filter(|held| held.username == username);
+            if of_user.count() >= self.most_per_user {
+                return Err(ErrorCode::ALLOCATION_QUOTA_REACHED.into());
+            }
+            if all.len() >= self.most {
+                return Err(ErrorCode::INSUFFICIENT_CAPACITY.into());
+            }
+        }
+        let peers = Arc::<Peers>::default();
+        let open = |family: AddressFamily| {
+            let of_family =
+                |(_, told): &&(IpAddr, IpAddr)| told.is_ipv4() == (family == AddressFamily::IPV4);
+            let ips = self.ips.iter().find(of_family).copied();
+            let ips = ips.ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
+            Relay::open(ips, &self.ports, &peers, reply, &self.metrics).map_err(|error| {
+                tracing::debug!(%error, "no relayed address");
+                ErrorCode::INSUFFICIENT_CAPACITY
+            })
+        };
+        let mut relays = Vec::new();
+        let mut missing = None;
+        match (
+            open(family),
+            additional.map(|family| (family, open(family))),
+        ) {
+            (Ok(relay), None) => relays.push(relay),
+            (Ok(relay), Some((_, Ok(other)))) => relays.extend([relay, other]),
+            (Ok(relay), Some((family, Err(_)))) => {
+                relays.push(relay);
+                missing = Some(family);
+            }
+            (Err(_), Some((_, Ok(other)))) => {
+                relays.push(other);
+                missing = Some(family);
+            }
+            (Err(code), _) => return Err(code.into()),
+        }
+        let success = success(&relays, missing);
+        let expires = now + Duration::from_secs(lifetime.into());
+        let transaction = request.transaction_id();
+        let held = Allocation::new(username.to_owned(), transaction, relays, peers, expires);
+        self.change(|all| {
+            all.insert(client, Arc::new(held));
+        });
+        Ok(success)
+    }
+
+    /// RFC 8656 section 8.2.
+    fn refresh(
+        &self,
+        client: Client,
+        allocation: &Allocation,
+        request: &Message<'_>,
+        now: Instant,
+    ) -> Result<Success, Refusal> {
+        if let Ok(family) = request.attribute::<RequestedAddressFamily>() {
+            let v4 = family.family() == AddressFamily::IPV4;
+            if !allocation
+                .relays
+                .iter()
+                .any(|relay| relay.address.is_ipv4() == v4)
+            {
+                return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH.into());
+            }
+        }
+        let lifetime = match lifetime(request) {
+            0 => {
+                self.close(client);
+                0
+            }
+            lifetime => lifetime.clamp(LIFETIME, MAX_LIFETIME),
+        };
+        *allocation.expires() = now + Duration::from_secs(lifetime.into());
+        Ok(Success {
+            lifetime: Some(lifetime),
+            ..Success::default()
+        })
+    }
+
+    /// RFC 8656 section 10.2.
+    fn permit(
+        &self,
+        allocation: &Allocation,
+        request: &Message<'_>,
+        now: Instant,
+    ) -> Result<Success, Refusal> {
+        let mut ips = Vec::new();
+        for (_, attribute) in request.iter_attributes() {
+            if attribute.get_type() == XorPeerAddress::TYPE {
+                let peer = XorPeerAddress::from_raw(attribute);
+                let peer = peer.map_err(|_| ErrorCode::BAD_REQUEST)?;
+                let peer = peer.addr(request.transaction_id()).ip();
+                self.check_peer(allocation, peer)?;
+                ips.push(peer);
+            }
+        }
+        if ips.is_empty() {
+            return Err(ErrorCode::BAD_REQUEST.into());
+        }
+        allocation.peers.permit(&ips, now)?;
+        Ok(Success::default())
+    }
+
+    /// RFC 8656 section 12.2.
+    fn bind_channel(
+        &self,
+        allocation: &Allocation,
+        request: &Message<'_>,
+        now: Instant,
+    ) -> Result<Success, Refusal> {
+        let missing = |_| ErrorCode::BAD_REQUEST;
+        let number = request
+            .attribute::<ChannelNumber>()
+            .map_err(missing)?
+            .channel();
+        let peer = request.attribute::<XorPeerAddress>().map_err(missing)?;
+        let peer = peer.addr(request.transaction_id());
+        if !(0x4000..=0x4fff).contains(&number) {
+            return Err(ErrorCode::BAD_REQUEST.into());
+        }
+        self.check_peer(allocation, peer.ip())?;
+        allocation.peers.bind(number, peer, now)?;
+        Ok(Success::default())
+    }
+
+    fn check_peer(&self, allocation: &Allocation, peer: IpAddr) -> Result<(), u16> {
+        if allocation.relay(peer).is_none() {
+            return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
+        }
+        if is_forbidden(peer, self.allow_private) {
+            return Err(ErrorCode::FORBIDDEN);
+        }
+        Ok(())
+    }
+}
+
+/// Many servers are both; so is this one.
+fn binding(frame: &[u8], client: SocketAddr) -> (Option<Vec<u8>>, &'static str) {
+    // From this socket and no other.
+    match stun::answer(frame, client, 0, &Layout(vec![None])) {
+        Outcome::Answer(answer, _) => (Some(answer), "binding"),
+        Outcome::Refuse(answer) => (Some(answer), "refused"),
+        Outcome::Ignore => (None, "ignored"),
+    }
+}
+
+fn understood(request: &Message<'_>) -> Result<(), Refusal> {
+    let unknown: Vec<_> = request
+        .iter_attributes()
+        .map(|(_, attribute)| attribute.get_type())
+        .filter(|kind| kind.comprehension_required() && !UNDERSTOOD.contains(kind))
+        .take(MAX_UNKNOWN)
+        .collect();
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(Refusal::Unknown(unknown)),
+    }
+}
+
+fn lifetime(request: &Message<'_>) -> u32 {
+    request
+        .attribute::<Lifetime>()
+        .map_or(LIFETIME, |lifetime| lifetime.seconds())
+}
+
+fn error_code(code: u16) -> Option<ErrorCode> {
+    ErrorCode::builder(code).reason("").build().ok()
+}
+
+fn succeed(
+    request: &Message<'_>,
+    success: &Success,
+    key: &MessageIntegrityCredentials,
+) -> Option<Vec<u8>> {
+    let mut answer = Message::builder_success(request, MessageWriteVec::new());
+    let transaction = request.transaction_id();
+    for relayed in &success.relayed {
+        answer
+            .add_attribute(&XorRelayedAddress::new(*relayed, transaction))
+            .ok()?;
+    }
+    if let Some(mapped) = success.mapped {
+        answer
+            .add_attribute(&XorMappedAddress::new(mapped, transaction))
+            .ok()?;
+    }
+    if let Some(lifetime) = success.lifetime {
+        answer.add_attribute(&Lifetime::new(lifetime)).ok()?;
+    }
+    if let Some(missing) = success.missing {
+        let code = error_code(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
+        answer
+            .add_attribute(&AddressErrorCode::new(missing, code))
+            .ok()?;
+    }
+    sign(answer, key)
+}
+
+fn sign(mut answer: MessageWriteVec, key: &MessageIntegrityCredentials) -> Option<Vec<u8>> {
+    answer
+        .add_message_integrity(key, IntegrityAlgorithm::Sha1)
+        .ok()?;
+    Some(answer.finish())
+}
+
+#[cfg(test)]
+mod tests;

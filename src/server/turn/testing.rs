@@ -1,0 +1,85 @@
+//! A server for the tests of the client.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    task::JoinHandle,
+};
+
+use super::{Authority, Listeners, TurnCredentials, serve};
+use crate::{
+    native::turn::Server,
+    server::{ServerConfig, metrics::Metrics},
+};
+
+/// A TURN server on loopback.
+pub(crate) struct Turn {
+    udp: SocketAddr,
+    tcp: SocketAddr,
+    user: TurnCredentials,
+    metrics: Metrics,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Turn {
+    pub(crate) async fn start() -> Self {
+        let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let udp = UdpSocket::bind((ip, 0)).await.unwrap();
+        let tcp = TcpListener::bind((ip, 0)).await.unwrap();
+        let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
+        let authority = Arc::new(Authority::new("secret").unwrap());
+        let user = authority.issue("ann", Duration::from_secs(60), SystemTime::now());
+        let mut config = ServerConfig::default();
+        config.turn.allow_private_peers = true;
+        let metrics = Metrics::new(&config);
+        let listeners = Listeners {
+            udp: vec![udp],
+            tcp: vec![tcp],
+        };
+        let turn = config.turn;
+        let serve = serve(listeners, turn, authority, vec![(ip, ip)], metrics.clone());
+        Self {
+            udp: addresses.0,
+            tcp: addresses.1,
+            user,
+            metrics,
+            task: tokio::spawn(serve),
+        }
+    }
+
+    pub(crate) fn server(&self, over_tcp: bool) -> Server {
+        let url = match over_tcp {
+            true => format!("turn:{}?transport=tcp", self.tcp),
+            false => format!("turn:{}", self.udp),
+        };
+        Server {
+            url: url.parse().unwrap(),
+            username: self.user.username.clone(),
+            credential: self.user.credential.clone(),
+        }
+    }
+
+    pub(crate) fn allocations(&self) -> usize {
+        let text = self.metrics.encode().unwrap();
+        let mut lines = text.lines();
+        let held = lines.find_map(|line| line.strip_prefix("throughline_turn_allocations "));
+        held.unwrap().parse().unwrap()
+    }
+
+    pub(crate) async fn wait_for_allocations(&self, count: usize) {
+        while self.allocations() != count {
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Peers that no hole can be punched between meet on a TURN server: Debian's coturn, and our own.
+
+use std::{
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use throughline_lab::{Coturn, NatKind, Pairing, Peer, Spec, Stage};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+mod common;
+
+/// Labs at once would be slow enough to look like failures.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// From the start of a program to a path through TURN; usually well below a second.
+const WITHIN: Duration = Duration::from_secs(8);
+
+/// Two programs behind `nat`, with the arguments that `turn` gives, meet on a TURN server, and data flow there.
+fn meet_behind(nat: NatKind, turn: impl FnOnce(&Stage) -> (Vec<String>, Option<Coturn>)) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let mut stage = Stage::up(Spec::pair(nat, nat), &parts).unwrap();
+    let (arguments, _coturn) = turn(&stage);
+    stage.add_arguments(arguments);
+    let listener = stage.listen(Peer::Native, "b").unwrap();
+    let dialler = stage
+        .dial("a", &listener.ticket, &["--bench", "1"])
+        .unwrap();
+    let path = wait_for_turn(&dialler);
+    assert_eq!(path["strategy"], "turn");
+    let bench = dialler.wait("bench", WITHIN).unwrap();
+    println!(
+        "{nat:?}: on TURN after {} ms, {} Mbit/s",
+        path["ms"], bench["mbit_s"]
+    );
+    assert_eq!(bench["path"], "turn");
+    assert!(bench["mbit_s"].as_f64().unwrap() > 1.0, "{bench}");
+}
+
+fn wait_for_turn(dialler: &throughline_lab::Program) -> Value {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        match dialler.next(deadline) {
+            Some(event) if event["event"] == "path" && event["path"] == "turn" => return event,
+            Some(event) if event["event"] == "error" => panic!("{event}\n{}", dialler.log()),
+            Some(_) => {}
+            None => panic!("no path through TURN:\n{}", dialler.log()),
+        }
+    }
+}
+
+fn arguments(url: String, user: &str, password: &str) -> Vec<String> {
+    let credentials = ["--turn-user", user, "--turn-pass", password].map(str::to_owned);
+    ["--turn".to_owned(), url]
+        .into_iter()
+        .chain(credentials)
+        .collect()
+}
+
+fn of_coturn(url: String) -> Vec<String> {
+    arguments(url, Coturn::USER, Coturn::PASSWORD)
+}
+
+#[test]
+fn symmetric_nats_meet_on_coturn_over_udp() {
+    meet_behind(NatKind::SymmetricRandom, |stage| {
+        let coturn = Coturn::start(&stage.lab).unwrap();
+        (of_coturn(coturn.turn_url("udp")), Some(coturn))
+    });
+}
+
+#[test]
+fn networks_without_udp_meet_on_coturn_over_tcp() {
+    meet_behind(NatKind::UdpBlocked, |stage| {
+        let coturn = Coturn::start(&stage.lab).unwrap();
+        (of_coturn(coturn.turn_url("tcp")), Some(coturn))
+    });
+}
+
+#[test]
+fn networks_that_let_only_https_out_meet_on_coturn_over_tls() {
+    meet_behind(NatKind::Tcp443, |stage| {
+        let coturn = Coturn::start_tls(&stage.lab).unwrap();
+        let mut arguments = of_coturn(coturn.turns_url());
+        let authority = coturn.authority().unwrap().display().to_string();
+        arguments.extend(["--turn-ca".to_owned(), authority]);
+        (arguments, Some(coturn))
+    });
+}
+
+#[test]
+fn symmetric_nats_meet_on_our_server_over_udp() {
+    meet_behind(NatKind::SymmetricRandom, |stage| {
+        let (urls, user, password) = stage.serve.turn();
+        (arguments(urls[0].clone(), &user, &password), None)
+    });
+}
+
+#[test]
+fn networks_without_udp_meet_on_our_server_over_tcp() {
+    meet_behind(NatKind::UdpBlocked, |stage| {
+        let (urls, user, password) = stage.serve.turn();
+        let tcp = urls.iter().find(|url| url.ends_with("?transport=tcp"));
+        (arguments(tcp.unwrap().clone(), &user, &password), None)
+    });
+}
+
+#[test]
+fn a_page_and_a_program_meet_on_our_server() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(parts) = common::parts_or_skip(true) else {
+        return;
+    };
+    let hard = NatKind::SymmetricRandom;
+    let mut stage = Stage::up(Spec::pair(hard, hard), &parts).unwrap();
+    let (urls, user, password) = stage.serve.turn();
+    stage.add_arguments(arguments(urls[0].clone(), &user, &password));
+    stage.add_ice_server(json!({ "urls": urls, "username": user, "credential": password }));
+    let pairing = Pairing::ALL[1];
+    let run = stage
+        .meet(pairing, "a", "b", Duration::from_secs(3))
+        .unwrap();
+    println!("{pairing}: {run:?}");
+    assert_eq!(run.path.as_deref(), Some("turn"), "{run:?}");
+}
+
+/// What a server holds for a peer ends with the connection, and an idle peer holds nothing.
+#[test]
+fn allocations_are_made_when_needed_and_given_back() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let hard = NatKind::SymmetricRandom;
+    let mut stage = Stage::up(Spec::pair(hard, hard), &parts).unwrap();
+    let (urls, user, password) = stage.serve.turn();
+    stage.add_arguments(arguments(urls[0].clone(), &user, &password));
+    let listener = stage.listen(Peer::Native, "b").unwrap();
+    assert_eq!(allocations(&stage), 0, "an idle peer");
+    let dialler = stage
+        .dial("a", &listener.ticket, &["--bench", "1"])
+        .unwrap();
+    wait_for_turn(&dialler);
+    assert!(allocations(&stage) > 0, "nobody holds one");
+    dialler.wait("bench", WITHIN).unwrap();
+    // The program closes its connector before it ends.
+    while dialler.next(Instant::now() + WITHIN).is_some() {}
+    let deadline = Instant::now() + WITHIN;
+    while allocations(&stage) > 1 {
+        assert!(Instant::now() < deadline, "the dialler gave nothing back");
+    }
+}
+
+fn allocations(stage: &Stage) -> u32 {
+    let http = stage.serve.http(false).unwrap();
+    let server: SocketAddr = http.trim_start_matches("http://").parse().unwrap();
+    let text = stage
+        .lab
+        .host("relay")
+        .unwrap()
+        .run(async move || {
+            let mut stream = TcpStream::connect(server).await.unwrap();
+            let request = b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            text
+        })
+        .unwrap();
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("throughline_turn_allocations "));
+    value.unwrap().parse().unwrap()
+}
