@@ -5,7 +5,7 @@
 //! its input; what it can read must survive being written and read again. It tells whether it
 //! could read all of its input.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
 use multiaddr::Multiaddr;
@@ -16,12 +16,14 @@ use crate::{
     core::{
         self,
         candidate::Candidate,
+        circuit::{Answer, CircuitError},
         frame::{self, StreamState},
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
+        server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
     },
-    native::rtc::dcep,
+    native::{rtc::dcep, stun::message, turn::frame as turn},
     rtc::address,
     server::stun,
     ticket::Ticket,
@@ -34,18 +36,23 @@ pub type Target = fn(&[u8]) -> bool;
 pub const TARGETS: &[(&str, Target)] = &[
     ("address", address),
     ("candidate", candidate),
+    ("circuit", circuit),
     ("data_channel", data_channel),
     ("frame", frame),
     ("options", options),
+    ("quic", quic),
     ("resume", resume),
     ("resume_header", resume_header),
     ("sdp", sdp),
+    ("server_url", server_url),
     ("signalling", signalling),
     ("stun", stun),
     ("ticket", ticket),
+    ("turn_stream", turn_stream),
 ];
 
 const ID: StreamId = StreamId([7; 16]);
+const SOURCE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32853);
 const WINDOW: u64 = resume::INITIAL_WINDOW;
 
 /// A multiaddress of a peer.
@@ -72,6 +79,24 @@ pub fn candidate(data: &[u8]) -> bool {
     };
     assert_eq!(candidate.to_string().parse(), Ok(candidate));
     true
+}
+
+/// A relay's answer to who asked for a circuit.
+pub fn circuit(mut data: &[u8]) -> bool {
+    let mut answer = Answer::default();
+    loop {
+        let wanted = answer.wanted();
+        assert!(wanted > 0, "an answer without an end");
+        let Some((bytes, rest)) = data.split_at_checked(wanted) else {
+            return false;
+        };
+        data = rest;
+        match answer.push(bytes) {
+            Ok(false) => {}
+            Err(CircuitError::Malformed(_)) => return false,
+            Ok(true) | Err(_) => return true,
+        }
+    }
 }
 
 /// `DATA_CHANNEL_OPEN`.
@@ -116,6 +141,11 @@ pub fn options(data: &[u8]) -> bool {
         assert_eq!(serde_json::from_slice::<Config>(&json).ok(), Some(config));
     }
     true
+}
+
+/// The head of a QUIC datagram.
+pub fn quic(data: &[u8]) -> bool {
+    core::quic::Destination::of(data).is_some()
 }
 
 /// Frames of a resumable stream: to its opener if the first byte is odd, else to its acceptor,
@@ -169,6 +199,15 @@ pub fn sdp(data: &[u8]) -> bool {
     true
 }
 
+/// The URL of a STUN or TURN server.
+pub fn server_url(data: &[u8]) -> bool {
+    let Some(url) = text(data).and_then(|text| text.parse::<ServerUrl>().ok()) else {
+        return false;
+    };
+    assert_eq!(url.to_string().parse(), Ok(url));
+    true
+}
+
 /// Signalling messages to an answerer, each behind its length of two bytes.
 pub fn signalling(data: &[u8]) -> bool {
     let mut negotiation = Negotiation::new(Role::Answerer);
@@ -196,17 +235,20 @@ pub fn stun(data: &[u8]) -> bool {
         let _ = (message.is_binding_request(), message.split_username());
         let _ = (message.mapped_address(), message.error_code());
     }
-    let outcome = bind(data, SocketAddr::from(([192, 0, 2, 1], 5)));
+    let outcome = stun::answer(data, SOURCE, 0, &layout());
     if let stun::Outcome::Answer(reply, _) | stun::Outcome::Refuse(reply) = &outcome {
         // What the server promises to those whose address is forged.
         assert!(reply.len() <= data.len() + 36, "amplification");
     }
-    parsed.is_ok() || outcome != stun::Outcome::Ignore
+    let client = message::response(data);
+    parsed.is_ok() || client.is_some() || outcome != stun::Outcome::Ignore
 }
 
-/// What a server with one socket answers.
-fn bind(data: &[u8], source: SocketAddr) -> stun::Outcome {
-    stun::answer(data, source, 0, &stun::Layout(vec![None]))
+/// A server with two addresses of two ports each.
+fn layout() -> stun::Layout {
+    let sockets = [(1, 3478), (1, 3479), (2, 3478), (2, 3479)];
+    let address = |(host, port)| Some(SocketAddr::from(([198, 51, 100, host], port)));
+    stun::Layout(sockets.map(address).to_vec())
 }
 
 /// A ticket.
@@ -216,6 +258,21 @@ pub fn ticket(data: &[u8]) -> bool {
     };
     assert_eq!(ticket.to_string().parse().ok(), Some(ticket));
     true
+}
+
+/// TURN messages and the data of channels in a stream.
+pub fn turn_stream(mut data: &[u8]) -> bool {
+    loop {
+        match turn::first(data) {
+            Err(_) => return false,
+            Ok(None) => return data.is_empty(),
+            Ok(Some(frame)) => {
+                assert!(0 < frame.len && frame.len <= frame.end && frame.end <= data.len());
+                let _ = turn::is_binding(&data[..frame.len]);
+                data = &data[frame.end..];
+            }
+        }
+    }
 }
 
 /// Moves `bytes` through a resumable stream in memory, from its opener to its acceptor.
@@ -389,13 +446,19 @@ mod tests {
         assert_eq!(message.split_username(), Some(("evtj", "h6vY")));
         assert_eq!(message.prio(), Some(0x6e00_01ff));
         // PRIORITY is for peers: a server has to refuse it (RFC 8489 section 6.3.1).
-        let source = SocketAddr::from(([192, 0, 2, 1], 32853));
-        assert!(matches!(bind(&request, source), stun::Outcome::Refuse(_)));
+        assert!(matches!(
+            stun::answer(&request, SOURCE, 0, &layout()),
+            stun::Outcome::Refuse(_)
+        ));
         // FINGERPRINT covers what is before it; its own head says that it is one.
         for at in (0..request.len() - 8).chain(request.len() - 4..request.len()) {
             let mut damaged = request.clone();
             damaged[at] ^= 1;
-            assert_eq!(bind(&damaged, source), stun::Outcome::Ignore, "byte {at}");
+            assert_eq!(
+                stun::answer(&damaged, SOURCE, 0, &layout()),
+                stun::Outcome::Ignore,
+                "byte {at}"
+            );
         }
     }
 

@@ -43,14 +43,7 @@ pub(crate) async fn run() -> Vec<Row> {
     let (outcome, time) = refused;
     let said = match &outcome {
         Ok(_) => "was let in".into(),
-        Err(error) => {
-            let reasons = error
-                .attempts()
-                .iter()
-                .filter_map(|attempt| attempt.reason.as_deref());
-            let reasons: Vec<_> = reasons.collect();
-            format!("{}, {}", error.code(), reasons.join("; "))
-        }
+        Err(error) => peers::reasons(error),
     };
     // Whoever leaves makes room.
     connections.pop().unwrap().close().await;
@@ -75,6 +68,7 @@ pub(crate) async fn run() -> Vec<Row> {
         reached: outcome.is_err_and(|error| error.code() == "limit_exceeded")
             && time < granted.worst()
             && during.median() < before.median().mul_f64(1.5) + Duration::from_millis(5),
+        known: None,
     };
     dialler.close().await;
     join_all(listeners.iter().map(|listener| listener.close())).await;

@@ -40,6 +40,8 @@ pub(crate) fn config(relay: &Server) -> Config {
     config.relays.retain(|relay| relay.contains("/quic-v1/"));
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
     config.max_connections = 8192;
+    // Nothing is sent to the router of whoever runs this.
+    config.port_mapping = false;
     config
 }
 
@@ -101,6 +103,14 @@ pub(crate) async fn round_trip(connection: &Connection) -> Result<Duration, Erro
         Err(_) => return Err(Error::new(throughline::ErrorKind::Timeout, "no echo")),
     }
     Ok(start.elapsed())
+}
+
+/// The code of an error and why each attempt failed.
+pub(crate) fn reasons(error: &Error) -> String {
+    let attempts = error.attempts().iter();
+    let reasons = attempts.filter_map(|attempt| attempt.reason.as_deref());
+    let reasons: Vec<_> = reasons.collect();
+    format!("{} ({})", error.code(), reasons.join("; "))
 }
 
 /// Waits until the path is direct; `false` if that does not happen.

@@ -101,6 +101,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
             ),
             kept: median < working + NOTICEABLE && times.worst() < PROMISED,
             reached: relayed == 0 && median < working.mul_f64(1.25) + Duration::from_millis(10),
+            known: None,
         }
     })
     .collect()

@@ -14,6 +14,8 @@ mod common;
 const NOTICEABLE_MS: f64 = 400.0;
 const WAIT: Duration = Duration::from_secs(16);
 
+type Time = fn(&Run) -> Option<f64>;
+
 /// A gateway, as the peers behind it find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gateway {
@@ -35,11 +37,11 @@ fn a_gateway_that_does_not_help_costs_nothing() {
     let runs: Vec<Vec<Run>> = (0..2)
         .map(|_| kinds.iter().map(|kind| behind(*kind, &parts)).collect())
         .collect();
-    let best = |index: usize, time: fn(&Run) -> Option<f64>| {
+    let best = |index: usize, time: Time| {
         let times = runs.iter().filter_map(|round| time(&round[index]));
         times.fold(f64::INFINITY, f64::min)
     };
-    let times: [(&str, fn(&Run) -> Option<f64>); 2] = [
+    let times: [(&str, Time); 2] = [
         ("first byte", |run| run.first_byte_ms),
         ("direct", |run| run.direct_ms),
     ];

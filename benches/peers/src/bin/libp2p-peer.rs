@@ -153,11 +153,17 @@ async fn connect(args: Connect) -> Result<()> {
         // Nobody may be waiting for it.
         let _ = upgraded.send(());
         let mut left = left.fuse();
+        let mut leaving: Option<oneshot::Sender<()>> = None;
         loop {
             tokio::select! {
-                _ = swarm.select_next_some() => {}
+                event = swarm.select_next_some() => {
+                    if matches!(event, SwarmEvent::ConnectionClosed { connection_id, .. } if connection_id == first) {
+                        drop(leaving.take());
+                    }
+                }
                 // New streams would go through either connection.
-                Ok(()) = &mut left => {
+                Ok(done) = &mut left => {
+                    leaving = Some(done);
                     swarm.close_connection(first);
                 }
             }
@@ -171,7 +177,10 @@ async fn connect(args: Connect) -> Result<()> {
     if let Some(seconds) = args.wait_direct {
         tokio::time::timeout(Duration::from_secs_f64(seconds), direct).await??;
         if relayed {
-            let _ = leave_relay.send(());
+            let (done, gone) = oneshot::channel();
+            let _ = leave_relay.send(done);
+            // An error is what tells that the connection is gone.
+            let _ = gone.await;
         }
     }
     if let Some(seconds) = args.bench {
