@@ -40,6 +40,7 @@ pub(crate) fn config(relay: &Server) -> Config {
     config.relays.retain(|relay| relay.contains("/quic-v1/"));
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
     config.max_connections = 8192;
+    config.max_circuits = 1024;
     // Nothing is sent to the router of whoever runs this.
     config.port_mapping = false;
     config
