@@ -37,12 +37,12 @@ use multiaddr::Multiaddr;
 use send_wrapper::SendWrapper;
 
 use self::target::Target;
-use super::rtc::{Channel, PeerConnection, Rtc};
+use super::rtc::{PeerConnection, Rtc};
 use crate::{
     circuit::Duplex,
     rtc::{
         Muxer, Stream,
-        backend::{Backend as _, BackendError, PeerConnection as _, PeerEvent},
+        backend::{BackendError, PeerConnection as _, PeerEvent},
     },
 };
 
@@ -138,7 +138,7 @@ async fn connect(keypair: Keypair, target: Target) -> Result<Output, Error> {
     let answer = target.answer(&credentials);
     let munge = move |offer: &str| target::with_credentials(offer, &credentials);
     // The server's address is known, so no other server has to be asked for ours.
-    let mut connection = Rtc::default().connect().map_err(Error::Connection)?;
+    let mut connection = Rtc::default().open().map_err(Error::Connection)?;
     let channel = connection
         .connect_to(&answer, munge)
         .map_err(Error::Connection)?;
@@ -195,7 +195,7 @@ pub(crate) struct Connection {
 }
 
 impl StreamMuxer for Connection {
-    type Substream = Stream<Channel>;
+    type Substream = <Muxer<PeerConnection> as StreamMuxer>::Substream;
     type Error = BackendError;
 
     fn poll_inbound(

@@ -30,6 +30,13 @@ pub struct Rtc {
 }
 
 impl Rtc {
+    /// A new peer connection, to whomever.
+    pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
+        RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
+            .map(PeerConnection::new)
+            .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+    }
+
     /// Nothing: a page has no socket to send from.
     pub(crate) fn open_nat(&self, _: &[SocketAddr]) {}
 
@@ -53,9 +60,7 @@ impl Backend for Rtc {
     type Connection = PeerConnection;
 
     fn connect(&self, _: PeerId) -> Result<PeerConnection, BackendError> {
-        RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
-            .map(PeerConnection::new)
-            .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+        self.open()
     }
 }
 
