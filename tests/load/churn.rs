@@ -78,7 +78,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
 async fn round(config: &throughline::Config, listener: &throughline::Connector, number: u32) {
     let dialler = peers::dialler(config.clone()).await;
     let (connection, _) = peers::meet(&dialler, listener).await.unwrap();
-    if number % 4 != 0 {
+    if !number.is_multiple_of(4) {
         assert!(peers::until_direct(&connection).await, "no direct path");
         peers::round_trip(&connection).await.unwrap();
     }
