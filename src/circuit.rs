@@ -26,12 +26,14 @@ use libp2p::{
     relay,
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::core::{
     address,
     circuit::{self, Answer, CircuitError},
 };
 
-/// Circuits whose relay has not answered yet; a dial beyond fails. Relays allow far fewer.
+/// Circuits whose relay has not answered yet; a dial beyond waits for one that has.
 const MAX_PENDING: usize = 64;
 
 /// A dial's request for a stream of [`HOP_PROTOCOL`](circuit::HOP_PROTOCOL) to `relay`.
@@ -46,8 +48,8 @@ pub(crate) struct Request<S> {
 /// dial, or the circuit it gave, resets its stream to the relay.
 pub(crate) struct Transport<S> {
     requests: mpsc::Sender<Request<S>>,
-    /// One clone for each circuit without an answer.
-    pending: Arc<()>,
+    /// One permit for each circuit without an answer.
+    pending: Arc<Semaphore>,
 }
 
 /// An error that has `error` among its sources. What stands in an [`io::Error`] itself is none:
@@ -97,7 +99,7 @@ pub(crate) fn join(
 /// The transport, and the requests that its dials make.
 pub(crate) fn new<S>() -> (Transport<S>, mpsc::Receiver<Request<S>>) {
     let (requests, receiver) = mpsc::channel(0);
-    let pending = Arc::new(());
+    let pending = Arc::new(Semaphore::new(MAX_PENDING));
     (Transport { requests, pending }, receiver)
 }
 
@@ -128,12 +130,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> transport::Transport fo
         else {
             return Err(TransportError::MultiaddrNotSupported(addr));
         };
-        if Arc::strong_count(&self.pending) > MAX_PENDING {
-            return Err(TransportError::Other(CircuitError::TooMany));
-        }
         let mut requests = self.requests.clone();
-        let permit = self.pending.clone();
+        let pending = self.pending.clone();
         Ok(async move {
+            let permit = pending.acquire_owned().await;
+            let permit = permit.map_err(|_| CircuitError::NoLink)?;
             let (reply, stream) = oneshot::channel();
             let request = Request { relay, reply };
             let sent = requests.send(request).await;
@@ -158,11 +159,11 @@ pub(crate) struct Circuit<S> {
     stream: S,
     /// What is left of the CONNECT.
     request: Vec<u8>,
-    answer: Option<(Answer, Arc<()>)>,
+    answer: Option<(Answer, OwnedSemaphorePermit)>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Circuit<S> {
-    fn new(stream: S, peer: &PeerId, permit: Arc<()>) -> Self {
+    fn new(stream: S, peer: &PeerId, permit: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
             request: circuit::connect(peer),
@@ -363,17 +364,19 @@ mod tests {
 
     #[test]
     fn circuits_without_an_answer_are_bounded() {
-        let (mut transport, _requests) = new::<Wire>();
+        let (mut transport, mut requests) = new::<Wire>();
         let address = address(PeerId::random());
-        let pending: Vec<_> = (0..MAX_PENDING)
+        let mut asked = || std::iter::from_fn(|| requests.next().now_or_never().flatten()).count();
+        let mut pending: Vec<_> = (0..=MAX_PENDING)
             .map(|_| dial(&mut transport, &address).unwrap())
             .collect();
-        assert!(matches!(
-            dial(&mut transport, &address),
-            Err(TransportError::Other(CircuitError::TooMany))
-        ));
-        drop(pending);
-        assert!(dial(&mut transport, &address).is_ok());
+        let poll = |dial: &mut BoxFuture<'static, _>| assert!(dial.now_or_never().is_none());
+        pending.iter_mut().for_each(poll);
+        assert_eq!(asked(), MAX_PENDING);
+        // One that is given up makes room for the one that waits.
+        drop(pending.swap_remove(0));
+        poll(&mut pending[0]);
+        assert_eq!(asked(), 1);
 
         // An answer frees its place, though the circuit stands.
         let (mut circuit, _) = circuit(PeerId::random(), &GRANTED);

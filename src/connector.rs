@@ -55,7 +55,8 @@ impl Connector {
     /// # Errors
     /// [`ErrorKind::Unreachable`] with every attempt when nothing came up within
     /// [`Config::connect_timeout`]; [`ErrorKind::WrongPeer`] when somebody else answered;
-    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`];
+    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`], and when every way to the
+    /// peer is closed by a limit;
     /// [`ErrorKind::ConnectorClosed`].
     ///
     /// # Cancel safety

@@ -60,8 +60,6 @@ pub(crate) enum CircuitError {
     Malformed(&'static str),
     /// There is no connection to the relay.
     NoLink,
-    /// Too many circuits wait for their relay's answer.
-    TooMany,
 }
 
 impl CircuitError {
@@ -87,7 +85,6 @@ impl fmt::Display for CircuitError {
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
             Self::Malformed(what) => return write!(f, "malformed answer of the relay: {what}"),
             Self::NoLink => "there is no connection to the relay",
-            Self::TooMany => "too many circuits wait for their relay",
         })
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod address;
 pub(crate) mod backoff;
+#[allow(dead_code, reason = "a browser guesses no ports")]
 pub(crate) mod birthday;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
@@ -10,6 +11,7 @@ pub(crate) mod frame;
 pub(crate) mod nat;
 pub(crate) mod path;
 pub(crate) mod plan;
+#[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
 pub(crate) mod race;
 pub(crate) mod resume;

@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use str0m::ice::StunMessage;
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
@@ -28,6 +28,10 @@ const SOCKET_BUFFER: usize = 4 << 20;
 
 /// Room for one received datagram, or a run of them joined by the kernel.
 const RECEIVE_LEN: usize = 64 * 1024;
+
+/// Runs received in one call. They are of up to 64 datagrams each, and their memory is there for as
+/// long as the socket is.
+const RECEIVE_BATCH: usize = 8;
 
 /// The most that the kernel takes in one call, however many datagrams it becomes.
 const MAX_DATAGRAM: usize = 65_000;
@@ -475,16 +479,16 @@ impl Port {
 
 /// Receives until the socket fails, which it does not, or the task is aborted.
 async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
-    let mut memory = vec![0; BATCH_SIZE * RECEIVE_LEN];
+    let mut memory = vec![0; RECEIVE_BATCH * RECEIVE_LEN];
     let mut touched: Vec<Handle> = Vec::new();
     loop {
         if let Err(error) = port.socket.readable().await {
             tracing::warn!(%error, "UDP socket failed");
             return;
         }
-        let mut metas = [RecvMeta::default(); BATCH_SIZE];
+        let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
         let mut slices = memory.chunks_mut(RECEIVE_LEN);
-        let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
+        let mut buffers: [IoSliceMut<'_>; RECEIVE_BATCH] =
             std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
         let received = port.socket.try_io(Interest::READABLE, || {
             let socket = UdpSockRef::from(&port.socket);

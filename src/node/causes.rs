@@ -85,7 +85,7 @@ fn recognised(error: &(dyn StdError + 'static)) -> Option<Cause> {
     }
     if let Some(error) = error.downcast_ref::<CircuitError>() {
         return Some(match error {
-            CircuitError::Limit | CircuitError::TooMany => Cause::Limit,
+            CircuitError::Limit => Cause::Limit,
             CircuitError::Denied | CircuitError::Unreachable => Cause::Refused,
             CircuitError::NoReservation => Cause::NoReservation,
             CircuitError::NoLink => Cause::RelayUnreachable,

@@ -282,8 +282,11 @@ impl Node {
             return;
         };
         let wrong = |attempt: &Attempt| attempt.cause == Some(Cause::WrongPeer);
+        let full = |attempt: &Attempt| attempt.cause == Some(Cause::Limit);
         let kind = if attempts.iter().any(wrong) {
             ErrorKind::WrongPeer
+        } else if !attempts.is_empty() && attempts.iter().all(full) {
+            ErrorKind::LimitExceeded
         } else {
             ErrorKind::Unreachable
         };

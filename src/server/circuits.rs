@@ -213,6 +213,10 @@ impl Circuits {
 }
 
 /// What the tasks of circuits tell.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a few in one queue, most of them the large one"
+)]
 pub(crate) enum Report {
     /// `source` asks for a circuit to `destination`.
     Asked {
@@ -454,9 +458,11 @@ mod tests {
 
     #[test]
     fn circuits_of_both_kinds_share_the_room() {
-        let mut limits = RelayLimits::default();
-        limits.circuits = std::num::NonZeroUsize::new(2).unwrap();
-        limits.circuits_per_peer = std::num::NonZeroUsize::MIN;
+        let limits = RelayLimits {
+            circuits: std::num::NonZeroUsize::new(2).unwrap(),
+            circuits_per_peer: std::num::NonZeroUsize::MIN,
+            ..RelayLimits::default()
+        };
         let room = Room::new(&limits);
         let [a, b, c] = [(); 3].map(|()| PeerId::random());
         let mut limiter = room.limiter();

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use wasm_bindgen::JsValue;
 use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 
-pub(crate) use self::{channel::Channel, connection::PeerConnection};
+pub(crate) use self::connection::PeerConnection;
 use super::{platform, value};
 use crate::{
     Config, Error, ErrorKind,
