@@ -514,6 +514,9 @@ mod tests {
             "birthday_sockets": 256,
             "birthday_probes": 1024,
             "birthday_rate": 100,
+            "port_mapping": true,
+            "port_mapping_timeout_ms": 5_000,
+            "turn_ca": null,
             "max_connections": 1024,
             "max_streams": 1024,
         });
@@ -541,6 +544,7 @@ mod tests {
                     serde_json::json!(value.as_u64().unwrap() + 1)
                 }
                 serde_json::Value::Object(_) => serde_json::json!({"turn": 7}),
+                serde_json::Value::Null => serde_json::json!("ca.pem"),
                 _ if name == "turn" => {
                     serde_json::json!([{"url": "turn:h", "username": "u", "credential": "c"}])
                 }

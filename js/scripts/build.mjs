@@ -12,6 +12,9 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const js = join(root, "js");
 const record = parse(readFileSync(join(root, "wasm-pack.toml"), "utf8"));
 
+// Flags that make panics shorter are not stable yet: the compiler takes them when it is told to.
+const flags = [...record.rustflags, ...withoutPaths()];
+
 run(
   "wasm-pack",
   [
@@ -20,7 +23,7 @@ run(
     ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]],
     ...["--", "--locked"],
   ],
-  { cwd: root, env: { ...environment(), CARGO_ENCODED_RUSTFLAGS: withoutPaths().join("\x1f") } },
+  { cwd: root, env: { ...environment(), RUSTC_BOOTSTRAP: "1", CARGO_ENCODED_RUSTFLAGS: flags.join("\x1f") } },
 );
 run("tsc", [], { cwd: js });
 for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));

@@ -1,17 +1,19 @@
-//! What only a native peer speaks of stock libp2p's protocols.
+//! What a native peer speaks of stock libp2p's protocols besides those of all peers.
 
 use libp2p::{
     PeerId,
     autonat::v2::client as autonat,
+    ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
 use super::dcutr;
-use crate::Config;
+use crate::{Config, node};
 
 /// The behaviours of those protocols.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
+    ping: ping::Behaviour,
     dcutr: Toggle<dcutr::Behaviour>,
     /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
     autonat: Toggle<autonat::Behaviour>,
@@ -26,7 +28,16 @@ pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;
     Behaviour {
+        ping: node::ping(),
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
         autonat: direct.then(|| autonat(config)).into(),
+    }
+}
+
+/// What of it is about a path that answers or does not.
+pub(crate) fn ping(event: BehaviourEvent) -> Option<ping::Event> {
+    match event {
+        BehaviourEvent::Ping(event) => Some(event),
+        BehaviourEvent::Dcutr(_) | BehaviourEvent::Autonat(_) => None,
     }
 }

@@ -14,12 +14,17 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Beyond any usable round trip.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Tells which paths still answer.
+pub(crate) fn ping() -> ping::Behaviour {
+    let config = ping::Config::new().with_interval(PING_INTERVAL);
+    ping::Behaviour::new(config.with_timeout(PING_TIMEOUT))
+}
+
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub(crate) rtc: rtc::Behaviour,
     pub(crate) relay: relay::client::Behaviour,
     pub(crate) identify: identify::Behaviour,
-    pub(crate) ping: ping::Behaviour,
     pub(crate) streams: streams::Behaviour,
     pub(crate) stock: backend::stock::Behaviour,
 }
@@ -38,11 +43,6 @@ impl Behaviour {
             rtc,
             relay,
             identify: identify::Behaviour::new(identify),
-            ping: ping::Behaviour::new(
-                ping::Config::new()
-                    .with_interval(PING_INTERVAL)
-                    .with_timeout(PING_TIMEOUT),
-            ),
             streams: streams::Behaviour::new(protocols, true),
             stock,
         }

@@ -521,7 +521,10 @@ impl Node {
                 connection,
                 pair,
             }) => self.on_pair(peer, connection, &pair),
-            BehaviourEvent::Ping(event) => {
+            BehaviourEvent::Stock(event) => {
+                let Some(event) = backend::stock::ping(event) else {
+                    return;
+                };
                 self.on_ping(event.peer, event.connection, event.result);
             }
             BehaviourEvent::Identify(libp2p::identify::Event::Received {

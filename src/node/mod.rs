@@ -25,7 +25,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::engine::start;
+pub(crate) use self::{behaviour::ping, engine::start};
 use crate::{
     connection::Connection, error::Error, identity::PeerId, metrics::Metrics, report::Report,
     stream::Stream, ticket::Ticket,

@@ -1,12 +1,18 @@
-//! What only a native peer speaks of stock libp2p's protocols: nothing, on a page.
+//! What a page speaks of stock libp2p's protocols besides those of all peers: ping, which stands here
+//! because each behaviour makes the wasm larger by its own copy of what combines two.
 
-use libp2p::{PeerId, swarm::dummy};
+use libp2p::{PeerId, ping};
 
-use crate::Config;
+use crate::{Config, node};
 
-/// Does nothing.
-pub(crate) type Behaviour = dummy::Behaviour;
+/// The behaviours of those protocols.
+pub(crate) type Behaviour = ping::Behaviour;
 
 pub(crate) fn behaviour(_: PeerId, _: &Config) -> Behaviour {
-    dummy::Behaviour
+    node::ping()
+}
+
+/// What of it is about a path that answers or does not.
+pub(crate) fn ping(event: ping::Event) -> Option<ping::Event> {
+    Some(event)
 }

@@ -24,6 +24,8 @@ pub(crate) fn is_true(object: &JsValue, name: &str) -> bool {
 pub(crate) fn describe_error(thrown: &JsValue) -> String {
     match thrown.dyn_ref::<Error>() {
         Some(error) => format!("{}: {}", error.name(), error.message()),
-        None => thrown.as_string().unwrap_or_else(|| format!("{thrown:?}")),
+        None => thrown
+            .as_string()
+            .unwrap_or_else(|| "not an error object".to_owned()),
     }
 }
