@@ -153,30 +153,17 @@ impl StreamMuxer for Connection {
     }
 }
 
-/// One stream. Dropping it resets the half that is written unless it was closed, and asks the peer
-/// to stop writing the other.
+/// One stream. Dropping it ends the half that is written, as quinn does and libp2p's protocols rely
+/// on: a reset would take back what the peer has not read yet. It asks the peer to stop writing the
+/// other.
 pub(crate) struct Stream {
     send: SendStream,
     recv: RecvStream,
-    finished: bool,
 }
 
 impl Stream {
     fn new(send: SendStream, recv: RecvStream) -> Self {
-        Self {
-            send,
-            recv,
-            finished: false,
-        }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        if !self.finished {
-            // An error says that there is nothing left to reset.
-            let _ = self.send.reset(NO_ERROR);
-        }
+        Self { send, recv }
     }
 }
 
@@ -204,10 +191,8 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.finished, true) {
-            // An error says that the peer has stopped reading, or that it is finished.
-            let _ = self.send.finish();
-        }
+        // An error says that the peer has stopped reading, or that it is finished.
+        let _ = self.send.finish();
         Poll::Ready(Ok(()))
     }
 }
