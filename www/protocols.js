@@ -110,7 +110,10 @@ export async function sendFile({ readable, writable }, file, onProgress) {
     const digest = hash.digest();
     await writer.write(digest);
     await writer.close();
-    return accepted(await answer, hex(digest));
+    const same = accepted(await answer, hex(digest));
+    // Who stops reading before the receiver's end of stream makes its close fail.
+    await reader.some(1).catch(() => {});
+    return same;
   } catch (error) {
     return accepted(await Promise.race([answer, Promise.reject(error)]), undefined);
   }
@@ -128,7 +131,8 @@ export async function receiveFile({ readable, writable }, onHeader, onProgress) 
   const writer = writable.getWriter();
   const answer = async (value) => {
     await writer.write(framed(value));
-    await writer.close();
+    // A sender that has the answer may leave at once.
+    await writer.close().catch(() => {});
   };
   const refuse = async (code, message) => {
     await answer({ ok: false, code, message });

@@ -1,12 +1,12 @@
 // A ticket for a peer that cannot print its own, written down from the crate's description: `tl1`,
-// then base64url of: 0 for a stock peer, the peer id, the relays, the addresses. Lengths are two
-// bytes, counts one.
+// then base64url of: 0 for a stock peer, the peer id, the relays, the addresses, the mapped
+// addresses. Lengths are two bytes, counts one.
 import { multiaddr } from "@multiformats/multiaddr";
 
 export function ticket(relay, peerId) {
   // The bytes of a peer id are the value of a /p2p component, behind its code (two bytes) and length.
   const id = multiaddr(`/p2p/${peerId}`).bytes.subarray(3);
   const item = (bytes) => [bytes.length >> 8, bytes.length & 255, ...bytes];
-  const bytes = [0, ...item(id), 1, ...item(multiaddr(relay).bytes), 0];
+  const bytes = [0, ...item(id), 1, ...item(multiaddr(relay).bytes), 0, 0];
   return `tl1${Buffer.from(bytes).toString("base64url")}`;
 }

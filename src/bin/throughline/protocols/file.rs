@@ -116,9 +116,9 @@ pub(crate) async fn send(
         unless_stalled(writer.close()).await?;
         Ok(HEXLOWER.encode(&hash))
     };
-    let reply = read_json::<Reply>(&mut reader, "file reply");
-    futures::pin_mut!(write, reply);
-    let sha256 = match select(write, reply).await {
+    let mut reply = Box::pin(read_json::<Reply>(&mut reader, "file reply"));
+    futures::pin_mut!(write);
+    let sha256 = match select(write, &mut reply).await {
         Either::Left((Ok(sha256), reply)) => {
             accepted(unless_stalled(async { reply.await.map_err(Into::into) }).await?)?;
             sha256
@@ -139,6 +139,11 @@ pub(crate) async fn send(
             ));
         }
     };
+    drop(reply);
+    // Who stops reading before the receiver's end of stream makes its close fail.
+    let mut end = [0];
+    let end = reader.read(&mut end);
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
     Ok(Transferred {
         bytes: header.size,
         sha256,
