@@ -54,12 +54,19 @@ impl Drop for Lifetime {
 
 /// Forgets every mapping of the calling thread's namespace.
 pub(crate) fn forget(maps: bool) -> Result<()> {
-    if maps {
-        feed(
-            "nft",
-            &["-f", "-"],
-            "flush map ip lab out\nflush map ip lab owner\nflush set ip lab sent\n",
-        )?;
+    if !maps {
+        return conntrack::flush().context("forget tracked flows");
     }
-    conntrack::flush().context("forget tracked flows")
+    // A packet between the two would write its tracked mapping into the maps again, and on a busy machine there
+    // always is one: nothing passes until both are empty.
+    nft("add table ip pause\n\
+         add chain ip pause gate { type filter hook prerouting priority -400; policy drop; }\n\
+         flush map ip lab out\nflush map ip lab owner\nflush set ip lab sent\n")?;
+    let forgotten = conntrack::flush().context("forget tracked flows");
+    nft("delete table ip pause\n")?;
+    forgotten
+}
+
+fn nft(rules: &str) -> Result<()> {
+    feed("nft", &["-f", "-"], rules)
 }
