@@ -64,6 +64,8 @@ impl Session {
     /// Says our part in it, as far as it is known; in time for the description.
     pub(in crate::native::rtc) fn set_side(&mut self, side: Option<Side>) {
         self.side = side;
+        // An answerer knows the peer's part first.
+        self.plan_guess();
     }
 
     /// Both sides know how both NATs map.
@@ -72,6 +74,7 @@ impl Session {
         if let (Some(effort), Some(ours), Some(theirs), None) =
             (self.effort, self.side, remote, &self.guess)
             && ours != theirs
+            && self.nominated.is_none()
         {
             self.guess = Some(Guess::At(self.now + effort.delay, ours));
         }
