@@ -96,7 +96,7 @@ pub enum PeerEvent<C> {
     /// The nominated candidate pair, first some time around [`Connected`](Self::Connected) and
     /// then at every change of it.
     Path(CandidatePair),
-    /// The peer opened a channel. Never the [`INIT_LABEL`] one, which the backend closes.
+    /// The peer opened a channel. Never the [`INIT_LABEL`] one, which the peer closes.
     Channel(C),
     /// Connecting may take this long from now, whatever the limit was: ports are being guessed.
     MoreTime(Duration),

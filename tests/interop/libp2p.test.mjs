@@ -52,6 +52,15 @@ test("js-libp2p dials our native peer", limit, async (t) => {
   await exercise(theirs.page, webrtc(theirs.relay.relay, native.peerId), native.peerId);
 });
 
+test("js-libp2p dials twenty native peers, each at once", limit, async (t) => {
+  const theirs = await stage(t);
+  for (let i = 0; i < 20; i++) {
+    const native = await listen(t, theirs.relay, "--echo");
+    await theirs.page.evaluate((address) => node.echoed(address, "/echo/1", 1000), webrtc(theirs.relay.relay, native.peerId));
+    await native.stop();
+  }
+});
+
 test("our native peer dials js-libp2p and sends it a file", limit, async (t) => {
   const theirs = await stage(t);
   const bytes = randomBytes(10 * MIB);

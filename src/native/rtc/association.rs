@@ -9,7 +9,7 @@
 //! 7.2.3) and needs some round trips to get back to speed.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -63,9 +63,19 @@ const WINDOW_STEP: usize = RECEIVE_WINDOW as usize / 4;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
     /// The peer opened a channel.
-    Opened(u16),
+    Opened(ChannelId),
     /// The association is gone.
     Lost(String),
+}
+
+/// A channel: its SCTP stream, and which of the channels that this stream carried.
+///
+/// A peer may open the stream again as soon as both resets are over (RFC 8831 section 6.7), while
+/// the owner of the handle has not even seen the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChannelId {
+    stream: u16,
+    generation: u64,
 }
 
 /// One SCTP association over DTLS and its data channels.
@@ -74,7 +84,11 @@ pub(super) struct Association {
     sctp: Option<(AssociationHandle, Sctp)>,
     established: bool,
     lost: bool,
+    /// By stream; a channel leaves when the peer's reset has come and its data was taken.
     channels: HashMap<u16, Channel>,
+    /// Streams whose own reset the peer has not confirmed: not to be opened.
+    resetting: HashSet<u16>,
+    generations: u64,
     /// The DTLS client has even ids, the server odd ones (RFC 8832 section 6).
     next_id: u16,
     changes: VecDeque<Change>,
@@ -88,16 +102,13 @@ pub(super) struct Association {
 
 #[derive(Debug)]
 struct Channel {
+    generation: u64,
     label: &'static str,
     origin: Origin,
-    /// The peer reset it, and everything received before was taken.
+    /// Nothing more will come.
     ended: bool,
-    /// The reset handshake is over: the id is free once the handle is gone, too.
-    reset: bool,
     /// We closed it.
     closed: bool,
-    /// The handle was dropped.
-    detached: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -113,14 +124,13 @@ enum Origin {
 }
 
 impl Channel {
-    fn new(label: &'static str, origin: Origin) -> Self {
+    fn new(generation: u64, label: &'static str, origin: Origin) -> Self {
         Self {
+            generation,
             label,
             origin,
             ended: false,
-            reset: false,
             closed: false,
-            detached: false,
             reader: None,
             writer: None,
         }
@@ -147,6 +157,12 @@ fn transport_config() -> Arc<TransportConfig> {
         .with_rto_min_ms(RTO_MIN)
         .with_rto_max_ms(RTO_MAX);
     Arc::new(config)
+}
+
+/// The channel of `id`, unless its stream ended or carries another one by now.
+fn find(channels: &mut HashMap<u16, Channel>, id: ChannelId) -> Option<&mut Channel> {
+    let channel = channels.get_mut(&id.stream)?;
+    (channel.generation == id.generation).then_some(channel)
 }
 
 /// The next id of the same parity.
@@ -187,6 +203,8 @@ impl Association {
             established: false,
             lost: false,
             channels: HashMap::new(),
+            resetting: HashSet::new(),
+            generations: 0,
             next_id: u16::from(!client),
             changes: VecDeque::new(),
             dirty: false,
@@ -293,23 +311,31 @@ impl Association {
     }
 
     /// Opens a channel with an empty label.
-    pub(super) fn open(&mut self) -> Result<u16, BackendError> {
+    pub(super) fn open(&mut self) -> Result<ChannelId, BackendError> {
         if self.lost {
             return Err(BackendError::Closed);
         }
         // An id is free again only after its reset (RFC 8831 section 6.7); taking them in turn
         // finds a free one at once, nearly always.
         let mut id = self.next_id;
-        while self.channels.contains_key(&id) {
+        while self.channels.contains_key(&id) || self.resetting.contains(&id) {
             id = following(id);
             if id == self.next_id {
                 return Err(BackendError::TooManyChannels);
             }
         }
         self.next_id = following(id);
-        self.channels.insert(id, Channel::new("", Origin::Opening));
+        let opened = self.insert(id, Origin::Opening);
         self.announce(id);
-        Ok(id)
+        Ok(opened)
+    }
+
+    fn insert(&mut self, stream: u16, origin: Origin) -> ChannelId {
+        self.generations += 1;
+        let generation = self.generations;
+        self.channels
+            .insert(stream, Channel::new(generation, "", origin));
+        ChannelId { stream, generation }
     }
 
     /// Sends `DATA_CHANNEL_OPEN`, if the association is up. Data may follow at once (RFC 8832
@@ -364,42 +390,55 @@ impl Association {
 
     fn stream_event(&mut self, event: StreamEvent) {
         match event {
-            StreamEvent::Readable { id } => match self.channels.get_mut(&id) {
-                Some(channel) if channel.origin != Origin::Announced => {
-                    if let Some(reader) = channel.reader.take() {
-                        reader.wake();
-                    }
-                }
-                Some(_) => self.accept(id),
-                None => {
-                    self.channels
-                        .insert(id, Channel::new("", Origin::Announced));
-                    match id < STREAM_IDS {
-                        true => self.accept(id),
-                        false => self.detach(id),
-                    }
-                }
-            },
+            StreamEvent::Readable { id } => self.readable(id),
             StreamEvent::BufferedAmountLow { id } => {
                 if let Some(writer) = self.channels.get_mut(&id).and_then(|c| c.writer.take()) {
                     writer.wake();
                 }
             }
-            StreamEvent::Finished { id } | StreamEvent::Stopped { id, .. } => {
-                // The peer's outgoing stream is reset, so ours is in return (RFC 8831 section 6.7).
+            StreamEvent::Stopped { id, .. } => {
                 self.close_stream(id);
                 if let Some(channel) = self.channels.get_mut(&id) {
                     channel.ended = true;
                     channel.wake();
                 }
             }
-            StreamEvent::ResetComplete { id } => {
-                if let Some(channel) = self.channels.get_mut(&id) {
-                    channel.reset = true;
+            StreamEvent::Finished { id } => {
+                // The peer's outgoing stream is reset, so ours is in return (RFC 8831 section 6.7).
+                self.close_stream(id);
+                self.resetting.insert(id);
+                if let Some(mut channel) = self.channels.remove(&id) {
+                    channel.wake();
                 }
-                self.forget(id);
+                // What the stream holds now belongs to the next channel on it.
+                if let Some((_, sctp)) = &mut self.sctp
+                    && sctp.stream(id).is_ok_and(|stream| stream.is_readable())
+                {
+                    self.readable(id);
+                }
+            }
+            StreamEvent::ResetComplete { id } => {
+                self.resetting.remove(&id);
             }
             _ => {}
+        }
+    }
+
+    fn readable(&mut self, id: u16) {
+        match self.channels.get_mut(&id) {
+            Some(channel) if channel.origin != Origin::Announced => {
+                if let Some(reader) = channel.reader.take() {
+                    reader.wake();
+                }
+            }
+            Some(_) => self.accept(id),
+            None => {
+                let announced = self.insert(id, Origin::Announced);
+                match id < STREAM_IDS {
+                    true => self.accept(id),
+                    false => self.detach(announced),
+                }
+            }
         }
     }
 
@@ -426,18 +465,24 @@ impl Association {
                 .and_then(|()| stream.set_buffered_amount_low_threshold(SEND_LOW))
                 .and_then(|()| stream.write_with_ppi(&dcep::ACK, Ppi::Dcep))
                 .is_ok();
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        let opened = ChannelId {
+            stream: id,
+            generation: channel.generation,
+        };
         match label {
-            // Made for the offer's sake; both sides close it.
-            Some(INIT_LABEL) => self.detach(id),
+            // The offerer closes it, and stock peers wait for the end of that: were it closed
+            // here, they could miss that it was ever open.
+            Some(INIT_LABEL) if answered => channel.origin = Origin::Open,
             Some(_) if answered => {
-                if let Some(channel) = self.channels.get_mut(&id) {
-                    channel.origin = Origin::Open;
-                    self.changes.push_back(Change::Opened(id));
-                }
+                channel.origin = Origin::Open;
+                self.changes.push_back(Change::Opened(opened));
             }
             _ => {
                 tracing::debug!(id, "channel refused");
-                self.detach(id);
+                self.detach(opened);
             }
         }
     }
@@ -445,15 +490,15 @@ impl Association {
     /// See [`DataChannel::poll_ready`](crate::rtc::backend::DataChannel::poll_ready).
     pub(super) fn poll_ready(
         &mut self,
-        id: u16,
+        id: ChannelId,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), BackendError>> {
-        let channel = match self.channels.get_mut(&id) {
+        let channel = match find(&mut self.channels, id) {
             Some(channel) if !channel.ended && !channel.closed => channel,
             _ => return Poll::Ready(Err(BackendError::Closed)),
         };
         let stream = match &mut self.sctp {
-            Some((_, sctp)) if channel.origin == Origin::Open => sctp.stream(id),
+            Some((_, sctp)) if channel.origin == Origin::Open => sctp.stream(id.stream),
             _ => {
                 channel.writer = Some(cx.waker().clone());
                 return Poll::Pending;
@@ -470,14 +515,14 @@ impl Association {
     }
 
     /// See [`DataChannel::send`](crate::rtc::backend::DataChannel::send).
-    pub(super) fn send(&mut self, id: u16, message: &[u8]) -> Result<(), BackendError> {
-        match self.channels.get(&id) {
+    pub(super) fn send(&mut self, id: ChannelId, message: &[u8]) -> Result<(), BackendError> {
+        match find(&mut self.channels, id) {
             Some(channel) if !channel.ended && !channel.closed => {}
             _ => return Err(BackendError::Closed),
         }
         let (_, sctp) = self.sctp.as_mut().ok_or(BackendError::Closed)?;
         let written = sctp
-            .stream(id)
+            .stream(id.stream)
             .and_then(|mut stream| stream.write_with_ppi(message, Ppi::Binary));
         self.dirty = true;
         match written {
@@ -487,9 +532,9 @@ impl Association {
     }
 
     /// See [`DataChannel::poll_next`](crate::rtc::backend::DataChannel::poll_next).
-    pub(super) fn poll_next(&mut self, id: u16, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    pub(super) fn poll_next(&mut self, id: ChannelId, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            let Some(channel) = self.channels.get_mut(&id) else {
+            let Some(channel) = find(&mut self.channels, id) else {
                 return Poll::Ready(None);
             };
             let Some((_, sctp)) = &mut self.sctp else {
@@ -499,7 +544,9 @@ impl Association {
                 channel.reader = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            let message = sctp.stream(id).and_then(|mut stream| stream.read_sctp());
+            let message = sctp
+                .stream(id.stream)
+                .and_then(|mut stream| stream.read_sctp());
             match message {
                 Ok(Some(message)) => {
                     let mut data = vec![0; message.len()];
@@ -519,7 +566,7 @@ impl Association {
                     self.announce_window(true);
                     // Taking the last message can be what lets a reset through.
                     self.process();
-                    if self.channels.get(&id).is_some_and(|channel| !channel.ended) {
+                    if find(&mut self.channels, id).is_some_and(|channel| !channel.ended) {
                         return Poll::Pending;
                     }
                 }
@@ -552,21 +599,22 @@ impl Association {
     }
 
     /// Starts closing a channel; what was sent before still goes.
-    pub(super) fn close(&mut self, id: u16) {
-        if let Some(channel) = self.channels.get_mut(&id)
+    pub(super) fn close(&mut self, id: ChannelId) {
+        if let Some(channel) = find(&mut self.channels, id)
             && !std::mem::replace(&mut channel.closed, true)
         {
-            self.close_stream(id);
+            self.close_stream(id.stream);
         }
     }
 
-    /// The handle of a channel is gone: closes it, and frees its id once that is done.
-    pub(super) fn detach(&mut self, id: u16) {
+    /// The handle of a channel is gone: closes it, and frees its stream once that is done.
+    pub(super) fn detach(&mut self, id: ChannelId) {
         self.close(id);
-        if let Some(channel) = self.channels.get_mut(&id) {
-            channel.detached = true;
+        let no_reset_comes = find(&mut self.channels, id)
+            .is_some_and(|channel| channel.origin == Origin::Opening || self.lost);
+        if no_reset_comes {
+            self.channels.remove(&id.stream);
         }
-        self.forget(id);
     }
 
     fn close_stream(&mut self, id: u16) {
@@ -579,16 +627,6 @@ impl Association {
         }
     }
 
-    fn forget(&mut self, id: u16) {
-        let done = self.channels.get(&id).is_some_and(|channel| {
-            let never_opened = channel.origin == Origin::Opening;
-            channel.detached && (channel.reset || never_opened || self.lost)
-        });
-        if done {
-            self.channels.remove(&id);
-        }
-    }
-
     /// Whether there may be something to send that the driver has not heard of.
     pub(super) fn is_dirty(&self) -> bool {
         self.dirty
@@ -597,6 +635,6 @@ impl Association {
     /// Channels that are open or wait for their reset.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.channels.len()
+        self.channels.len() + self.resetting.len()
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    association::Association,
+    association::{Association, ChannelId},
     burst,
     session::{Outgoing, Session, SessionEvent},
 };
@@ -262,7 +262,7 @@ impl backend::PeerConnection for PeerConnection {
 /// One data channel.
 pub struct Channel {
     shared: Arc<Shared>,
-    id: u16,
+    id: ChannelId,
 }
 
 impl fmt::Debug for Channel {

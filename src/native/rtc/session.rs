@@ -23,7 +23,7 @@ use str0m::{
 use self::guess::Guess;
 use super::{
     agent,
-    association::{Association, Change, MAX_MESSAGE_SIZE},
+    association::{Association, Change, ChannelId, MAX_MESSAGE_SIZE},
     identity::Identity,
 };
 use crate::{
@@ -64,7 +64,7 @@ pub(super) enum SessionEvent {
     Candidate(IceCandidate),
     Connected,
     Path(CandidatePair),
-    Channel(u16),
+    Channel(ChannelId),
     /// It may take this long from now.
     MoreTime(Duration),
     Failed(BackendError),

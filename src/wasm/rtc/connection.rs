@@ -234,7 +234,12 @@ fn on_channel(
         move |event: RtcDataChannelEvent| {
             let channel = event.channel();
             let mut shared = shared.borrow_mut();
-            if channel.label() == INIT_LABEL || shared.channels >= MAX_WAITING_CHANNELS {
+            // The offerer closes it, and js-libp2p waits for the end of that: were it closed here,
+            // that peer could miss that it was ever open.
+            if channel.label() == INIT_LABEL {
+                return;
+            }
+            if shared.channels >= MAX_WAITING_CHANNELS {
                 return channel.close();
             }
             shared.channels += 1;

@@ -139,7 +139,7 @@ fn stream_ids_come_back_after_their_reset() {
     net.run(200);
     for _ in 0..3 {
         // More than there are, were they not freed.
-        let ids: Vec<u16> = (0..200)
+        let ids: Vec<_> = (0..200)
             .map(|_| net.association(0).open().unwrap())
             .collect();
         net.run(100);
@@ -147,7 +147,7 @@ fn stream_ids_come_back_after_their_reset() {
             net.association(0).detach(id);
         }
         net.run(100);
-        let opened: Vec<u16> = net.seen[1]
+        let opened: Vec<_> = net.seen[1]
             .drain(..)
             .filter_map(|e| match e {
                 SessionEvent::Channel(id) => Some(id),
@@ -161,6 +161,40 @@ fn stream_ids_come_back_after_their_reset() {
         net.run(300);
         assert_eq!((net.association(0).len(), net.association(1).len()), (0, 0));
     }
+}
+
+/// Chromium opens a stream again as soon as it may, whether or not our handle is gone by then.
+#[test]
+fn a_stream_carries_its_next_channel_while_the_handle_of_the_last_one_lives() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    net.run(200);
+    let mut handles = Vec::new();
+    // Every stream of this side is used twice.
+    for _ in 0..1024 {
+        let id = net.association(0).open().unwrap();
+        net.run(20);
+        net.association(0).detach(id);
+        net.run(80);
+        handles.extend(net.seen[1].drain(..).filter_map(|e| match e {
+            SessionEvent::Channel(id) => Some(id),
+            _ => None,
+        }));
+    }
+    assert_eq!(handles.len(), 1024);
+    let last = net.association(0).open().unwrap();
+    net.run(100);
+    for id in handles {
+        net.association(1).detach(id);
+    }
+    net.run(100);
+    let waker = noop_waker();
+    let mut cx = Context::from_waker(&waker);
+    let ready = net.association(0).poll_ready(last, &mut cx);
+    assert!(
+        matches!(ready, Poll::Ready(Ok(()))),
+        "reset by an old handle: {ready:?}"
+    );
 }
 
 /// A sender stopped by a full window hears of it as soon as the reader has made room.
@@ -181,11 +215,18 @@ fn a_reader_that_goes_on_opens_the_window() {
         net.step();
     }
     assert!(sent >= super::super::association::RECEIVE_WINDOW as usize);
+    let theirs = net.seen[1]
+        .iter()
+        .find_map(|e| match e {
+            SessionEvent::Channel(id) => Some(*id),
+            _ => None,
+        })
+        .unwrap();
     // The next window probe is more than a second away.
     let window = super::super::association::RECEIVE_WINDOW as usize;
     let mut read = 0;
     for millis in 0..5_000 {
-        while let Poll::Ready(Some(data)) = net.association(1).poll_next(id, &mut cx) {
+        while let Poll::Ready(Some(data)) = net.association(1).poll_next(theirs, &mut cx) {
             read += data.len();
         }
         assert!(millis < 200 || read > window + 20_000, "{read} bytes");
