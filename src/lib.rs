@@ -51,6 +51,7 @@ pub mod fuzzing;
 mod identity;
 mod metrics;
 mod node;
+mod offer;
 mod report;
 pub mod rtc;
 mod stream;

@@ -9,6 +9,7 @@ pub(crate) mod circuit;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a browser does not tell what it sees")]
 pub(crate) mod nat;
+pub(crate) mod offer;
 pub(crate) mod path;
 pub(crate) mod plan;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]

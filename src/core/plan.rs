@@ -29,7 +29,8 @@ pub(crate) enum AttemptId {
     Circuit(PeerId),
     /// The peer's own addresses.
     Direct,
-    /// ICE over a circuit: several strategies at once, by one of [`UPGRADES`].
+    /// ICE, signalled over a circuit or by a sealed offer: several strategies at once, by one of
+    /// [`UPGRADES`].
     Ice,
 }
 
@@ -80,6 +81,8 @@ pub(crate) struct Known {
     pub(crate) addresses: bool,
     /// Whether a circuit to it is up.
     pub(crate) circuit: bool,
+    /// Whether an offer can be sealed for it, which needs no circuit.
+    pub(crate) offer: bool,
     /// Whether ICE is under way, which outlives its circuit once the candidates are exchanged.
     pub(crate) ice: bool,
     /// The best path that is up, or about to be.
@@ -126,7 +129,7 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
             steps.push(better(AttemptId::Direct, &[Strategy::Direct], 1, rules));
         }
         let relayed = matches!(known.best, None | Some(PathKind::Relayed));
-        if (known.circuit || known.ice) && relayed && !rules.ice.is_empty() {
+        if (known.circuit || known.offer || known.ice) && relayed && !rules.ice.is_empty() {
             steps.push(better(AttemptId::Ice, &rules.ice, UPGRADES.len(), rules));
         }
     }
@@ -300,6 +303,18 @@ pub(crate) mod tests {
         known.ice = true;
         let ice = better(AttemptId::Ice, &ICE, Duration::ZERO);
         assert_eq!(plan(&known, &rules()).steps, [ice]);
+    }
+
+    #[test]
+    fn ice_need_not_wait_for_a_circuit_where_an_offer_can_be_sealed() {
+        let relay = PeerId::random();
+        let mut known = known(&[relay]);
+        known.addresses = false;
+        let circuit = circuit(relay, Duration::ZERO);
+        assert_eq!(plan(&known, &rules()).steps, std::slice::from_ref(&circuit));
+        known.offer = true;
+        let ice = better(AttemptId::Ice, &ICE, Duration::ZERO);
+        assert_eq!(plan(&known, &rules()).steps, [circuit, ice]);
     }
 
     #[test]

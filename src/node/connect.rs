@@ -15,6 +15,7 @@ use crate::{
     core::{
         address::{self, Route},
         circuit::EARLY_PROTOCOL,
+        offer::OFFER_PROTOCOL,
         race::Event,
     },
     error::{Error, ErrorKind},
@@ -318,6 +319,8 @@ impl Node {
     pub(super) fn on_identified(&mut self, peer: PeerId, protocols: HashSet<String>) {
         if let Some(relay) = self.relays.get_mut(&peer) {
             relay.early = protocols.contains(EARLY_PROTOCOL);
+            relay.offers = protocols.contains(OFFER_PROTOCOL) && self.sealer.is_some();
+            self.replan_over(peer);
         }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;

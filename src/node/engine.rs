@@ -40,6 +40,7 @@ use crate::{
     connection::Connection,
     core::{
         address,
+        offer::OFFER_PROTOCOL,
         plan::{AttemptId, Rules},
         race,
         resume::{self, Header},
@@ -48,6 +49,7 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
+    offer::Sealer,
     report::{NatMapping, NatReport, Report},
     rtc,
     ticket::Ticket,
@@ -103,10 +105,17 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .iter()
         .map(|name| Ok((raw_protocol(name)?, name.clone())))
         .collect::<Result<_, Error>>()?;
+    let sealer = Sealer::new(keypair);
     let inbound = [resume::PROTOCOL, CLOSE_PROTOCOL]
         .map(StreamProtocol::new)
         .into_iter()
-        .chain(raw.keys().cloned());
+        .chain(raw.keys().cloned())
+        .chain(
+            sealer
+                .is_some()
+                .then_some(OFFER_PROTOCOL)
+                .map(StreamProtocol::new),
+        );
     let stock = backend::stock::behaviour(local, &config);
     let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, stock, inbound);
     // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
@@ -137,6 +146,8 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let rules = rules(&config, net.rtc.nat().is_some());
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
+        sealer: sealer.clone(),
+        offers: Arc::new(()),
         swarm,
         nat_changed: nat_changed(&net),
         net,
@@ -275,6 +286,10 @@ pub(super) struct Node {
     pub(super) farewells: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
     pub(super) raw: HashMap<StreamProtocol, String>,
     pub(super) relays: Relays,
+    /// Seals offers, where the identity allows it.
+    pub(super) sealer: Option<Sealer>,
+    /// One clone for each offer that is being opened.
+    pub(super) offers: Arc<()>,
     pub(super) online: Vec<oneshot::Sender<Result<(), Error>>>,
     /// A reservation is complete as soon as libp2p has nothing more to report at the moment.
     pub(super) settling: bool,
@@ -325,6 +340,8 @@ pub(super) enum Internal {
     },
     /// The peer knows that the connection is closed.
     FarewellDone(PeerId),
+    /// A peer signals by a sealed offer, through a relay of ours.
+    Offered(PeerId, circuit::Duplex),
 }
 
 #[expect(
@@ -546,6 +563,9 @@ impl Node {
                 substream,
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
+            Internal::Offered(peer, stream) => {
+                self.swarm.behaviour_mut().rtc.signalled(peer, stream);
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use super::{
     engine::{DialFor, Node, Timer, random},
     opening::Purpose,
     relays::{Link, Relays, Reservation},
+    session::Session,
 };
 use crate::{
     circuit,
@@ -82,6 +83,7 @@ impl Node {
             return;
         };
         relay.link = Link::Up(conn, addr);
+        relay.offers = false;
         relay.last_error = None;
         let waiting = std::mem::take(&mut relay.waiting);
         let reserve = self.config.reserve
@@ -226,6 +228,18 @@ impl Node {
         let streams = &mut self.swarm.behaviour_mut().streams;
         let open = streams.open(relay, *conn, protocol);
         self.opening.insert(open, Purpose::Circuit(reply));
+    }
+
+    /// A relay can do more than was known: tells the sessions that it leads to.
+    pub(super) fn replan_over(&mut self, relay: PeerId) {
+        let over = |session: &Session| {
+            let targets = session.targets.as_ref();
+            targets.is_some_and(|targets| targets.relays.contains(&relay))
+        };
+        let sessions = self.sessions.iter().filter(|(_, session)| over(session));
+        for id in sessions.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.replan(id);
+        }
     }
 
     /// Closes links that only ended sessions needed. While a close is being told, a link may be

@@ -1,10 +1,13 @@
 //! Brings streams to the path in use, and takes in those that peers open.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::select};
+use futures::{
+    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
+    future::{Either, select},
+};
 use futures_timer::Delay;
-use libp2p::{PeerId, Stream as Substream, StreamProtocol, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, Stream as Substream, StreamProtocol, swarm::ConnectionId};
 use tokio::sync::oneshot;
 
 use super::{
@@ -18,6 +21,7 @@ use crate::{
     backend,
     core::{
         circuit::CircuitError,
+        offer::OFFER_PROTOCOL,
         resume::{self, Header, Refusal, Request, StreamId},
     },
     error::{Error, ErrorKind},
@@ -30,6 +34,8 @@ pub(super) const CLOSE_PROTOCOL: &str = "/throughline/close/1";
 
 /// How long the header of a substream may take; a peer sends it at once.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sealed offers that are being opened; each is some curve arithmetic.
+const MAX_OFFERS: usize = 32;
 /// How long identify may take before a peer counts as a stock one.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before a substream is opened anew on a path that still stands.
@@ -50,6 +56,12 @@ pub(super) enum Purpose {
     Raw { protocol: String, reply: OpenReply },
     /// To ask a relay for a circuit.
     Circuit(CircuitReply),
+    /// To signal ICE by a sealed offer, for a dial at this relay's address.
+    Offer {
+        session: u64,
+        way: usize,
+        relay: Multiaddr,
+    },
     /// To say goodbye.
     Farewell(PeerId),
 }
@@ -209,6 +221,11 @@ impl Node {
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
+            Some(Purpose::Offer {
+                session,
+                way,
+                relay,
+            }) => self.on_offer_stream(session, way, &relay, result),
             Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
             None => {}
         }
@@ -279,6 +296,10 @@ impl Node {
         protocol: StreamProtocol,
         mut substream: Substream,
     ) {
+        if protocol.as_ref() == OFFER_PROTOCOL {
+            self.take_offer(peer, substream);
+            return;
+        }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;
         };
@@ -291,8 +312,8 @@ impl Node {
             backend::runtime::spawn(async move {
                 let header = resumable::read_header(&mut substream).boxed();
                 let header = match select(header, Delay::new(HEADER_TIMEOUT)).await {
-                    futures::future::Either::Left((header, _)) => header,
-                    futures::future::Either::Right(_) => return,
+                    Either::Left((header, _)) => header,
+                    Either::Right(_) => return,
                 };
                 match header {
                     Ok(header) => {
@@ -318,6 +339,31 @@ impl Node {
                 tracing::debug!("nobody accepts, an incoming stream is refused");
             }
         }
+    }
+
+    /// A relay passes an offer on; who makes it shows when it is opened.
+    fn take_offer(&mut self, relay: PeerId, stream: Substream) {
+        let reserved = self.relays.get(&relay).and_then(|r| r.listener()).is_some();
+        let Some(sealer) = self.sealer.clone().filter(|_| reserved) else {
+            return;
+        };
+        if Arc::strong_count(&self.offers) > MAX_OFFERS {
+            tracing::debug!("too many offers at once");
+            return;
+        }
+        let (permit, report) = (self.offers.clone(), self.internal_tx.clone());
+        backend::runtime::spawn(async move {
+            let opened = sealer.open(stream).boxed();
+            match select(opened, Delay::new(HEADER_TIMEOUT)).await {
+                Either::Left((Ok((peer, sealed)), _)) => {
+                    let event = Internal::Offered(peer, Box::pin(sealed));
+                    let _ = report.send(event).await;
+                }
+                Either::Left((Err(error), _)) => tracing::debug!(%error, "an offer is dropped"),
+                Either::Right(_) => {}
+            }
+            drop(permit);
+        });
     }
 
     pub(super) fn on_header(

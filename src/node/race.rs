@@ -1,7 +1,7 @@
 //! Does what the race to each peer says: dials, takes dials back, answers those who wait.
 
 use libp2p::{
-    Multiaddr, PeerId,
+    Multiaddr, PeerId, Stream as Substream, StreamProtocol,
     swarm::{
         ConnectionId, DialError,
         dial_opts::{DialOpts, PeerCondition},
@@ -12,12 +12,15 @@ use super::{
     causes,
     connect::Conns,
     engine::{DialFor, Node, Timer, random},
+    opening::Purpose,
     relays::Link,
     session::{Conn, Session, Targets},
+    streams::OpenError,
 };
 use crate::{
     core::{
         address,
+        offer::OFFER_PROTOCOL,
         plan::{self, AttemptId, UPGRADES},
         race::{Action, Event},
     },
@@ -67,6 +70,14 @@ impl Node {
         reason: String,
     ) {
         self.race(id, Event::Failed(attempt, cause, reason));
+        // An offer that did not arrive says nothing of what a circuit could do.
+        let offered = self.sessions.get_mut(&id).filter(|s| {
+            attempt == AttemptId::Ice && cause == Cause::Signalling && s.offering && !s.unoffered
+        });
+        if let Some(session) = offered {
+            session.unoffered = true;
+            self.replan(id);
+        }
     }
 
     fn act(&mut self, id: u64, action: Action) {
@@ -110,15 +121,64 @@ impl Node {
     }
 
     fn start_ice(&mut self, id: u64, way: usize) {
-        let circuit = self.sessions.get(&id).and_then(|s| s.circuit().cloned());
-        match (circuit, UPGRADES.get(way)) {
-            (Some(relay), Some(upgrade)) => {
-                self.dial_peer(id, AttemptId::Ice, |peer| {
-                    vec![upgrade.address(&relay, peer)]
-                });
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.offering = false;
+        if let Some(relay) = session.circuit().cloned() {
+            self.dial_ice(id, way, &relay);
+        } else if let Some((relay, link)) = session.offer_relay(&self.relays)
+            && let Link::Up(conn, addr) = link.link.clone()
+        {
+            session.offering = true;
+            let protocol = StreamProtocol::new(OFFER_PROTOCOL);
+            let streams = &mut self.swarm.behaviour_mut().streams;
+            let open = streams.open(relay, conn, protocol);
+            let purpose = Purpose::Offer {
+                session: id,
+                way,
+                relay: addr,
+            };
+            self.opening.insert(open, purpose);
+        } else {
+            let reason = "no circuit to signal over".to_owned();
+            self.attempt_failed(id, AttemptId::Ice, Cause::Signalling, reason);
+        }
+    }
+
+    fn dial_ice(&mut self, id: u64, way: usize, relay: &Multiaddr) {
+        if let Some(upgrade) = UPGRADES.get(way) {
+            self.dial_peer(id, AttemptId::Ice, |peer| {
+                vec![upgrade.address(relay, peer)]
+            });
+        }
+    }
+
+    /// The stream to the relay is there, over which ICE is to be signalled.
+    pub(super) fn on_offer_stream(
+        &mut self,
+        id: u64,
+        way: usize,
+        relay: &Multiaddr,
+        result: Result<Substream, OpenError>,
+    ) {
+        let session = self.sessions.get(&id);
+        let Some(session) = session.filter(|s| s.race.is_running(AttemptId::Ice)) else {
+            return;
+        };
+        let peer = session.peer;
+        let sealed = match (&self.sealer, result) {
+            (Some(sealer), Ok(stream)) => sealer.offer(&peer, stream).ok(),
+            _ => None,
+        };
+        match sealed {
+            Some(sealed) => {
+                let rtc = &mut self.swarm.behaviour_mut().rtc;
+                rtc.signal_over(peer, Box::pin(sealed));
+                self.dial_ice(id, way, relay);
             }
-            _ => {
-                let reason = "no circuit to signal over".to_owned();
+            None => {
+                let reason = "the relay passes no offer on".to_owned();
                 self.attempt_failed(id, AttemptId::Ice, Cause::Signalling, reason);
             }
         }
@@ -243,6 +303,9 @@ impl Node {
         let Some(session) = self.sessions.get(&id) else {
             return;
         };
+        if attempt == AttemptId::Ice {
+            self.swarm.behaviour_mut().rtc.retract(&session.peer);
+        }
         for (conn, entry) in &session.conns {
             if entry.attempt == Some(attempt) && entry.path.is_none() {
                 self.swarm.close_connection(*conn);

@@ -31,6 +31,8 @@ pub(crate) struct Relay {
     pub(crate) rtt: Option<Duration>,
     /// Whether it forwards what follows a request before the peer has agreed.
     pub(crate) early: bool,
+    /// Whether it passes sealed offers on.
+    pub(crate) offers: bool,
     /// Sessions that wait for the link, to dial a circuit.
     pub(crate) waiting: Vec<u64>,
     pub(crate) backoff: Backoff,
@@ -64,6 +66,7 @@ impl Relay {
             last_error: None,
             rtt: None,
             early: false,
+            offers: false,
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use web_time::Instant;
 
 use super::{
-    relays::{Link, Relays},
+    relays::{Link, Relay, Relays},
     resumable::PumpHandle,
 };
 use crate::{
@@ -27,6 +27,7 @@ use crate::{
     error::Error,
     event::{Path, PathEvent, PathKind, Strategy},
     metrics::Metrics,
+    offer,
     rtc::{CandidateKind, CandidatePair, Endpoint},
     stream::Stream,
 };
@@ -50,6 +51,10 @@ pub(crate) struct Session {
     pub(crate) race: Race,
     /// When the race is next told the time.
     pub(crate) wake: Option<Duration>,
+    /// ICE is being signalled by a sealed offer, without a circuit.
+    pub(crate) offering: bool,
+    /// A sealed offer did not reach the peer: ICE waits for a circuit.
+    pub(crate) unoffered: bool,
     /// Connects that wait for the race to answer, the first first.
     pub(crate) waiting: VecDeque<Waiting>,
     /// Where the peer can be dialled; `None` on the accepting side, which leaves dialling to the
@@ -112,6 +117,8 @@ impl Session {
             incoming,
             race: Race::new(config.acceptance_delay),
             wake: None,
+            offering: false,
+            unoffered: false,
             waiting: VecDeque::new(),
             targets: None,
             conns: HashMap::new(),
@@ -135,6 +142,18 @@ impl Session {
     /// The circuit that ICE is signalled over.
     pub(crate) fn circuit(&self) -> Option<&Multiaddr> {
         self.conns.values().find_map(|c| c.relay.as_ref())
+    }
+
+    /// The relay that passes a sealed offer on to the peer.
+    pub(crate) fn offer_relay<'a>(&self, relays: &'a Relays) -> Option<(PeerId, &'a Relay)> {
+        let targets = self.targets.as_ref().filter(|_| !self.unoffered)?;
+        let mut known = targets.relays.iter();
+        known
+            .find_map(|relay| {
+                let link = relays.get(relay)?;
+                (link.offers && matches!(link.link, Link::Up(..))).then_some((*relay, link))
+            })
+            .filter(|_| offer::is_sealable(&self.peer))
     }
 
     /// The circuit to close when `new` is another one: two are up when both peers dialled at the
@@ -171,6 +190,7 @@ impl Session {
         };
         if let Some(targets) = &self.targets {
             known.ours = true;
+            known.offer = self.offer_relay(relays).is_some();
             known.addresses = !targets.direct.is_empty();
             known.relays.clone_from(&targets.relays);
             let is_up = |relay: &PeerId| {

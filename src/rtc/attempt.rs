@@ -4,6 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::{
@@ -11,24 +12,28 @@ use futures::{
     channel::{mpsc, oneshot},
 };
 use futures_timer::Delay;
-use libp2p::{PeerId, Stream as SwarmStream};
+use libp2p::PeerId;
 use web_time::Instant;
 
 use super::{
     backend::Backend,
     error::{Error, Phase},
+    handler::Signal,
     negotiation::{Established, Negotiating, Signalling},
 };
-use crate::core::signalling::{MAX_MESSAGES, Message};
+use crate::{
+    circuit::Duplex,
+    core::signalling::{MAX_MESSAGES, Message},
+};
 
 /// A signalling stream of the peer that nobody answers yet, and what came over it.
 pub(crate) struct Offered {
-    pub(crate) signalling: Signalling<SwarmStream>,
+    pub(crate) signalling: Signalling<Duplex>,
     pub(crate) messages: Vec<Message>,
 }
 
 impl Offered {
-    pub(crate) fn new(stream: SwarmStream) -> Self {
+    pub(crate) fn new(stream: Duplex) -> Self {
         Self {
             signalling: Signalling::new(stream),
             messages: Vec::new(),
@@ -51,11 +56,20 @@ impl Offered {
     }
 }
 
+/// How long a sealed offer may stay without an answer before the next way to signal is asked for;
+/// a connection that this attempt could be signalled over has long come up by then, if any does.
+const SEALED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A signalling stream that was asked for.
+pub(crate) type Requested = oneshot::Receiver<Result<Signal, Error>>;
+
 enum Own<B: Backend> {
-    Requesting(oneshot::Receiver<Result<SwarmStream, Error>>),
-    Offering(Negotiating<SwarmStream, B::Connection>),
+    Requesting(Requested),
+    Offering(Negotiating<Duplex, B::Connection>),
+    /// Over a stream that may lead nowhere, for as long as the timer allows without an answer.
+    OfferingSealed(Negotiating<Duplex, B::Connection>, Delay),
     /// Taken over by the peer's offer: there is no way back.
-    Answering(Negotiating<SwarmStream, B::Connection>),
+    Answering(Negotiating<Duplex, B::Connection>),
     Failed(Error),
 }
 
@@ -72,13 +86,15 @@ pub(crate) struct Attempt<B: Backend> {
     deadline: Instant,
     timeout: Delay,
     own: Own<B>,
-    offers: mpsc::Receiver<SwarmStream>,
+    /// Asks for another signalling stream.
+    request: Box<dyn FnMut() -> Requested + Send>,
+    offers: mpsc::Receiver<Duplex>,
     offered: Option<Offered>,
 }
 
 /// A successful dial, and the peer's own offer if it still stands.
 pub(crate) struct Won<B: Backend> {
-    pub(crate) established: Established<SwarmStream, B::Connection>,
+    pub(crate) established: Established<Duplex, B::Connection>,
     pub(crate) offered: Option<Offered>,
 }
 
@@ -87,8 +103,8 @@ impl<B: Backend> Attempt<B> {
         backend: B,
         (local, remote): (PeerId, PeerId),
         deadline: Instant,
-        request: oneshot::Receiver<Result<SwarmStream, Error>>,
-        offers: mpsc::Receiver<SwarmStream>,
+        mut request: impl FnMut() -> Requested + Send + 'static,
+        offers: mpsc::Receiver<Duplex>,
     ) -> Self {
         Self {
             backend,
@@ -96,7 +112,8 @@ impl<B: Backend> Attempt<B> {
             remote,
             deadline,
             timeout: until(deadline),
-            own: Own::Requesting(request),
+            own: Own::Requesting(request()),
+            request: Box::new(request),
             offers,
             offered: None,
         }
@@ -107,7 +124,7 @@ impl<B: Backend> Attempt<B> {
         match self.own {
             // Nothing of ours was said yet, or nothing came of it.
             Own::Requesting(_) | Own::Failed(_) => true,
-            Own::Offering(_) => self.remote < self.local,
+            Own::Offering(_) | Own::OfferingSealed(..) => self.remote < self.local,
             Own::Answering(_) => false,
         }
     }
@@ -128,14 +145,23 @@ impl<B: Backend> Attempt<B> {
         answer.map_or_else(Own::Failed, Own::Answering)
     }
 
-    fn offer(&mut self, stream: SwarmStream) -> Own<B> {
-        match self.backend.connect(self.remote) {
-            Ok(connection) => Own::Offering(Negotiating::offer(
-                connection,
-                Signalling::new(stream),
-                until(self.deadline),
-            )),
-            Err(error) => Own::Failed(error.into()),
+    fn won(&mut self, established: Established<Duplex, B::Connection>) -> Won<B> {
+        Won {
+            established,
+            offered: self.offered.take().filter(Offered::has_offer),
+        }
+    }
+
+    fn offer(&mut self, signal: Signal) -> Own<B> {
+        let connection = match self.backend.connect(self.remote) {
+            Ok(connection) => connection,
+            Err(error) => return Own::Failed(error.into()),
+        };
+        let signalling = Signalling::new(signal.stream);
+        let negotiating = Negotiating::offer(connection, signalling, until(self.deadline));
+        match signal.sealed {
+            true => Own::OfferingSealed(negotiating, Delay::new(SEALED_PATIENCE)),
+            false => Own::Offering(negotiating),
         }
     }
 }
@@ -170,8 +196,8 @@ impl<B: Backend> Future for Attempt<B> {
             }
             let error = match &mut this.own {
                 Own::Requesting(request) => match Pin::new(request).poll(cx) {
-                    Poll::Ready(Ok(Ok(stream))) => {
-                        this.own = this.offer(stream);
+                    Poll::Ready(Ok(Ok(signal))) => {
+                        this.own = this.offer(signal);
                         continue;
                     }
                     Poll::Ready(Ok(Err(error))) => error,
@@ -183,15 +209,26 @@ impl<B: Backend> Future for Attempt<B> {
                         Error::Timeout(Phase::Signalling)
                     }
                 },
+                Own::OfferingSealed(negotiating, patience) => {
+                    let polled = Pin::new(&mut *negotiating).poll(cx);
+                    let answered = negotiating.is_described();
+                    match polled {
+                        Poll::Ready(Ok(established)) => {
+                            return Poll::Ready(Ok(this.won(established)));
+                        }
+                        Poll::Ready(Err(error)) if answered => error,
+                        Poll::Pending if Pin::new(patience).poll(cx).is_pending() || answered => {
+                            return Poll::Pending;
+                        }
+                        Poll::Ready(Err(_)) | Poll::Pending => {
+                            this.own = Own::Requesting((this.request)());
+                            continue;
+                        }
+                    }
+                }
                 Own::Offering(negotiating) | Own::Answering(negotiating) => {
                     match ready!(Pin::new(negotiating).poll(cx)) {
-                        Ok(established) => {
-                            let offered = this.offered.take().filter(Offered::has_offer);
-                            return Poll::Ready(Ok(Won {
-                                established,
-                                offered,
-                            }));
-                        }
+                        Ok(established) => return Poll::Ready(Ok(this.won(established))),
                         Err(error) => error,
                     }
                 }

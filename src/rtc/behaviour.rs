@@ -2,12 +2,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    task::{Context, Poll},
+    fmt,
+    task::{Context, Poll, Waker},
 };
 
 use futures::{StreamExt, channel::mpsc};
 use libp2p::{
-    Multiaddr, PeerId, Stream,
+    Multiaddr, PeerId,
     core::{Endpoint, multiaddr::Protocol, transport::PortUse},
     swarm::{
         ConnectionClosed, ConnectionDenied, ConnectionId, DialError, DialFailure,
@@ -22,26 +23,25 @@ use super::{
     address,
     backend::CandidatePair,
     error::Error,
-    handler::{Handler, OpenSignalling, Reply, SignallingOpened},
+    handler::{Handler, OpenSignalling, Reply, Signal, SignallingOpened},
     muxer::PathUpdate,
 };
+use crate::circuit::Duplex;
 
 /// Messages that wait for the transport to take them; inbound signalling streams beyond it are
 /// reset.
 const MAX_QUEUED: usize = 64;
 
 /// A dial's request for a signalling stream.
-#[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) target: address::Target,
     pub(crate) reply: Reply,
 }
 
 /// What the transport is told.
-#[derive(Debug)]
 pub(crate) enum Notice {
     /// A peer opened a signalling stream.
-    Signalling(PeerId, Stream),
+    Signalling(PeerId, Duplex),
     /// This node listens on another circuit.
     CircuitAdded(Multiaddr),
     /// It no longer does.
@@ -69,7 +69,6 @@ pub enum Event {
 /// `/webrtc` listener.
 ///
 /// Without it in the swarm, the transport's dials fail.
-#[derive(Debug)]
 pub struct Behaviour {
     requests: mpsc::Receiver<Request>,
     paths: mpsc::Receiver<PathUpdate>,
@@ -77,11 +76,22 @@ pub struct Behaviour {
     notices: VecDeque<Notice>,
     /// Established connections by peer; the flag tells `/webrtc` ones.
     connections: HashMap<PeerId, Vec<(ConnectionId, bool)>>,
+    /// Streams to signal over with peers that there is no connection to yet.
+    sealed: HashMap<PeerId, Duplex>,
     /// Circuits being dialled for signalling.
     dialling: HashMap<ConnectionId, Vec<Reply>>,
     /// Path updates whose address change the swarm has not told yet.
     moved: VecDeque<PathUpdate>,
     actions: VecDeque<ToSwarm<Event, OpenSignalling>>,
+    waker: Option<Waker>,
+}
+
+impl fmt::Debug for Behaviour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Behaviour")
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Behaviour {
@@ -96,14 +106,41 @@ impl Behaviour {
             to_transport,
             notices: VecDeque::new(),
             connections: HashMap::new(),
+            sealed: HashMap::new(),
             dialling: HashMap::new(),
             moved: VecDeque::new(),
             actions: VecDeque::new(),
+            waker: None,
+        }
+    }
+
+    /// Lets the next dial to `peer` signal over `stream`, until [`retract`](Self::retract).
+    pub(crate) fn signal_over(&mut self, peer: PeerId, stream: Duplex) {
+        self.sealed.insert(peer, stream);
+    }
+
+    /// No dial to `peer` is to signal over what was given for it.
+    pub(crate) fn retract(&mut self, peer: &PeerId) {
+        self.sealed.remove(peer);
+    }
+
+    /// `peer` signals over `stream`.
+    pub(crate) fn signalled(&mut self, peer: PeerId, stream: Duplex) {
+        self.notify_transport(Notice::Signalling(peer, stream));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 
     fn request(&mut self, Request { target, reply }: Request) {
         if reply.is_canceled() {
+            return;
+        }
+        if let Some(stream) = self.sealed.remove(&target.peer) {
+            let _ = reply.send(Ok(Signal {
+                stream,
+                sealed: true,
+            }));
             return;
         }
         // A relayed connection before a direct one: it is the one that was made for this.
@@ -262,7 +299,7 @@ impl NetworkBehaviour for Behaviour {
         _: ConnectionId,
         SignallingOpened(stream): THandlerOutEvent<Self>,
     ) {
-        self.notify_transport(Notice::Signalling(peer, stream));
+        self.notify_transport(Notice::Signalling(peer, Box::pin(stream)));
     }
 
     fn poll(
@@ -283,7 +320,10 @@ impl NetworkBehaviour for Behaviour {
             }
             match self.requests.poll_next_unpin(cx) {
                 Poll::Ready(Some(request)) => self.request(request),
-                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => {
+                    self.waker = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
             }
         }
     }

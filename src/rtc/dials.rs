@@ -10,18 +10,18 @@ use std::{
 };
 
 use futures::channel::{mpsc, oneshot};
-use libp2p::{PeerId, Stream as SwarmStream};
+use libp2p::PeerId;
+
+use crate::circuit::Duplex;
 
 /// Offers that one dial takes in; a peer has no reason to send a second one.
 const MAX_OFFERS: usize = 1;
 
 /// The negotiations under way, shared by a transport and its futures. `T` is a connection.
-#[derive(Debug)]
 pub(crate) struct Dials<T>(Arc<Mutex<HashMap<PeerId, Entry<T>>>>);
 
-#[derive(Debug)]
 struct Entry<T> {
-    dials: Vec<(u64, mpsc::Sender<SwarmStream>)>,
+    dials: Vec<(u64, mpsc::Sender<Duplex>)>,
     next_id: u64,
     answering: usize,
     waiting: Vec<oneshot::Sender<T>>,
@@ -52,7 +52,7 @@ impl<T> Default for Dials<T> {
 
 impl<T> Dials<T> {
     /// Registers a dial; the receiver gets the signalling streams the peer opens meanwhile.
-    pub(crate) fn dialling(&self, peer: PeerId) -> (Dialling<T>, mpsc::Receiver<SwarmStream>) {
+    pub(crate) fn dialling(&self, peer: PeerId) -> (Dialling<T>, mpsc::Receiver<Duplex>) {
         let (sender, receiver) = mpsc::channel(MAX_OFFERS);
         let mut peers = self.lock();
         let entry = peers.entry(peer).or_default();
@@ -68,7 +68,7 @@ impl<T> Dials<T> {
     }
 
     /// Hands a signalling stream of `peer` to a dial to it; gives it back when there is none.
-    pub(crate) fn hand_to_dial(&self, peer: PeerId, stream: SwarmStream) -> Option<SwarmStream> {
+    pub(crate) fn hand_to_dial(&self, peer: PeerId, stream: Duplex) -> Option<Duplex> {
         let mut peers = self.lock();
         match peers.get_mut(&peer).and_then(|e| e.dials.first_mut()) {
             // A full queue means a second offer before the first was settled: reset.
@@ -120,7 +120,6 @@ impl<T> Dials<T> {
 }
 
 /// A registered dial; dropping it ends the registration.
-#[derive(Debug)]
 pub(crate) struct Dialling<T> {
     dials: Dials<T>,
     peer: PeerId,
@@ -136,7 +135,6 @@ impl<T> Drop for Dialling<T> {
 }
 
 /// A registered answer; dropping it ends the registration and lets waiting dials go on.
-#[derive(Debug)]
 pub(crate) struct Answering<T> {
     dials: Dials<T>,
     peer: PeerId,

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    fmt,
     task::{Context, Poll, Waker},
 };
 
@@ -19,30 +20,51 @@ use libp2p::{
 };
 
 use super::error::Error;
-use crate::core::signalling;
+use crate::{circuit::Duplex, core::signalling};
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new(signalling::PROTOCOL);
 
 /// Where the signalling stream that a dial asked for goes.
-pub(crate) type Reply = oneshot::Sender<Result<Stream, Error>>;
+pub(crate) type Reply = oneshot::Sender<Result<Signal, Error>>;
+
+/// A signalling stream.
+pub struct Signal {
+    pub(crate) stream: Duplex,
+    /// It goes to the peer around any connection, and may prove to lead nowhere: the peer has
+    /// shown no sign of life yet.
+    pub(crate) sealed: bool,
+}
 
 /// Opens and accepts signalling streams on one connection.
 ///
 /// The streams themselves keep the connection alive for as long as somebody signals; between
 /// negotiations nothing does.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Handler {
     requested: VecDeque<Reply>,
     accepted: VecDeque<Stream>,
     waker: Option<Waker>,
 }
 
+impl fmt::Debug for Handler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handler")
+            .field("accepted", &self.accepted)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Signalling streams accepted and not yet taken by the behaviour; more are reset.
 const MAX_ACCEPTED: usize = 8;
 
 /// Asks for a signalling stream.
-#[derive(Debug)]
 pub struct OpenSignalling(pub(crate) Reply);
+
+impl fmt::Debug for OpenSignalling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OpenSignalling").finish_non_exhaustive()
+    }
+}
 
 /// A signalling stream that the peer opened.
 #[derive(Debug)]
@@ -105,7 +127,13 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
                 info: reply,
-            }) => drop(reply.send(Ok(stream))),
+            }) => {
+                let signal = Signal {
+                    stream: Box::pin(stream),
+                    sealed: false,
+                };
+                drop(reply.send(Ok(signal)));
+            }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info: reply, error }) => {
                 let error = match error {
                     StreamUpgradeError::NegotiationFailed => Error::Unsupported,

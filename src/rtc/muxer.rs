@@ -12,7 +12,7 @@ use std::{
 use futures::{StreamExt, channel::mpsc, future::Either, stream::FuturesUnordered};
 use futures_timer::Delay;
 use libp2p::{
-    PeerId, Stream as SwarmStream,
+    PeerId,
     core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent, SubstreamBox},
     multiaddr::{Multiaddr, Protocol},
 };
@@ -22,6 +22,7 @@ use super::{
     negotiation::{Conversation, Established},
     stream::{Stream, WindUp},
 };
+use crate::circuit::Duplex;
 
 /// Channels the peer opened that nobody has accepted yet; more are reset. libp2p negotiates at
 /// most 128 inbound streams at a time.
@@ -56,7 +57,7 @@ pub struct Muxer<P: PeerConnection> {
     streams: Option<StreamMuxerBox>,
     /// Events that came before the muxer was there.
     early: VecDeque<PeerEvent<P::Channel>>,
-    linger: Option<(Conversation<SwarmStream>, Delay)>,
+    linger: Option<(Conversation<Duplex>, Delay)>,
     /// Whether the peer acknowledges FIN and takes acknowledgements.
     fin_ack: bool,
     unaccepted: VecDeque<P::Channel>,
@@ -73,7 +74,7 @@ pub struct Muxer<P: PeerConnection> {
 impl<P: PeerConnection> Muxer<P> {
     pub(crate) fn new(
         peer: PeerId,
-        established: Established<SwarmStream, P>,
+        established: Established<Duplex, P>,
         paths: mpsc::Sender<PathUpdate>,
     ) -> Self {
         let Established {

@@ -133,6 +133,11 @@ where
         Ok(this)
     }
 
+    /// Whether the descriptions are exchanged: the peer is there, and takes part.
+    pub(crate) fn is_described(&self) -> bool {
+        self.phase == Phase::Connectivity
+    }
+
     fn new(role: Role, connection: P, signalling: Signalling<S>, timeout: Delay) -> Self {
         Self {
             inner: Some(Established {

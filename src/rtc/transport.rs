@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{
-    FutureExt, SinkExt, StreamExt,
+    FutureExt, StreamExt,
     channel::{mpsc, oneshot},
     future::BoxFuture,
 };
@@ -183,13 +183,19 @@ async fn dial<B: Backend>(mut shared: Shared<B>, target: Target) -> Result<Outpu
     {
         return Ok((peer, muxer.dialled_through(circuit)));
     }
-    let (reply, stream) = oneshot::channel();
-    let request = Request { target, reply };
-    let sent = shared.requests.send(request).await;
-    sent.map_err(|_| Error::Closed)?;
-
+    let mut requests = shared.requests.clone();
+    let mut next = target;
+    let request = move || {
+        let (reply, stream) = oneshot::channel();
+        let target = next.clone();
+        // A second stream is asked for beside a circuit that is up, or coming.
+        next.circuit = None;
+        // Full only when the behaviour is gone, or far behind: either fails the attempt.
+        let _ = requests.try_send(Request { target, reply });
+        stream
+    };
     let ids = (shared.local, peer);
-    let won = Attempt::new(shared.backend.clone(), ids, deadline, stream, offers).await?;
+    let won = Attempt::new(shared.backend.clone(), ids, deadline, request, offers).await?;
     if let Some(offered) = won.offered {
         // Full only when another is being handed back at this moment; that one will do.
         let _ = shared.hand_back.try_send((peer, offered));

@@ -17,12 +17,16 @@ use std::{
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::try_join};
-use libp2p::{Multiaddr, PeerId, Stream, relay, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::config::RelayLimits;
 use crate::{
-    core::frame::{skip_field, take_bytes, take_varint},
+    core::{
+        circuit::EARLY_PROTOCOL,
+        frame::{skip_field, take_bytes, take_varint},
+        offer::OFFER_PROTOCOL,
+    },
     node::streams::{OpenError, OpenId},
 };
 
@@ -34,8 +38,42 @@ const MAX_MESSAGE: usize = 4096;
 const MAX_ASKING: usize = 1024;
 /// Reports that may wait; tasks wait beyond.
 const REPORTS: usize = 256;
+/// How long an offer and its answer may take, and how many bytes: an offer, an answer and a hundred
+/// candidates each way are a quarter of that.
+const OFFER_DURATION: Duration = Duration::from_secs(30);
+const OFFER_BYTES: u64 = 128 * 1024;
 /// Bytes moved at a time.
 const CHUNK: usize = 16 * 1024;
+
+/// What a relay of ours carries before the peer has agreed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carried {
+    Circuit,
+    /// An offer sealed for the peer; see [`crate::offer`].
+    Offer,
+}
+
+impl Carried {
+    /// The protocol that a dialler asks by.
+    pub(crate) fn protocols() -> [StreamProtocol; 2] {
+        [EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
+    }
+
+    pub(crate) fn by(protocol: &StreamProtocol) -> Self {
+        match protocol.as_ref() {
+            OFFER_PROTOCOL => Self::Offer,
+            _ => Self::Circuit,
+        }
+    }
+
+    /// The protocol to the other peer.
+    pub(crate) fn onward(self) -> StreamProtocol {
+        match self {
+            Self::Circuit => relay::STOP_PROTOCOL_NAME,
+            Self::Offer => StreamProtocol::new(OFFER_PROTOCOL),
+        }
+    }
+}
 
 /// The circuits that each dialler has, of both kinds together.
 #[derive(Clone)]
@@ -101,21 +139,30 @@ pub(crate) struct Circuits {
     limits: RelayLimits,
     pub(crate) room: Room,
     rate: Vec<Box<dyn relay::RateLimiter>>,
+    /// The same for sealed offers.
+    offers: Room,
+    offer_rate: Vec<Box<dyn relay::RateLimiter>>,
     /// Connections that peers made, and where each comes from.
     peers: HashMap<PeerId, Vec<(ConnectionId, Multiaddr)>>,
     /// Circuits whose stream to the other peer is being opened.
-    opening: HashMap<OpenId, (PeerId, Stream)>,
+    opening: HashMap<OpenId, (PeerId, Carried, Stream)>,
     /// One clone for each request that is being read.
     asking: Arc<()>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
 
 impl Circuits {
-    pub(crate) fn new(limits: &RelayLimits, rate: Vec<Box<dyn relay::RateLimiter>>) -> Self {
+    /// `rate` makes the limiters of one kind.
+    pub(crate) fn new(
+        limits: &RelayLimits,
+        rate: impl Fn() -> Vec<Box<dyn relay::RateLimiter>>,
+    ) -> Self {
         Self {
             limits: limits.clone(),
             room: Room::new(limits),
-            rate,
+            rate: rate(),
+            offers: Room::new(limits),
+            offer_rate: rate(),
             peers: HashMap::new(),
             opening: HashMap::new(),
             asking: Arc::new(()),
@@ -147,13 +194,13 @@ impl Circuits {
     }
 
     /// `source` has opened a stream to ask on.
-    pub(crate) fn ask(&self, source: PeerId, stream: Stream) {
+    pub(crate) fn ask(&self, source: PeerId, what: Carried, stream: Stream) {
         if Arc::strong_count(&self.asking) > MAX_ASKING {
             return;
         }
         let (permit, reports) = (self.asking.clone(), self.reports.0.clone());
         tokio::spawn(async move {
-            read_request(source, stream, reports).await;
+            read_request(source, what, stream, reports).await;
             drop(permit);
         });
     }
@@ -162,6 +209,7 @@ impl Circuits {
     pub(crate) fn admit(
         &mut self,
         source: PeerId,
+        what: Carried,
         destination: &PeerId,
     ) -> Result<ConnectionId, Status> {
         let from = self.peers.get(&source).and_then(|known| known.first());
@@ -171,7 +219,11 @@ impl Circuits {
         let now = web_time::Instant::now();
         let allowed =
             |limiter: &mut Box<dyn relay::RateLimiter>| limiter.try_next(source, from, now);
-        if !self.room.has_place(&source) || !self.rate.iter_mut().all(allowed) {
+        let (room, rate) = match what {
+            Carried::Circuit => (&self.room, &mut self.rate),
+            Carried::Offer => (&self.offers, &mut self.offer_rate),
+        };
+        if !room.has_place(&source) || !rate.iter_mut().all(allowed) {
             return Err(Status::Limit);
         }
         // A peer that has come back reserves on its newest connection, and takes no circuit in on
@@ -182,17 +234,29 @@ impl Circuits {
     }
 
     /// The stream to the other peer is being opened.
-    pub(crate) fn opening(&mut self, id: OpenId, source: PeerId, stream: Stream) {
-        self.opening.insert(id, (source, stream));
+    pub(crate) fn opening(&mut self, id: OpenId, source: PeerId, what: Carried, stream: Stream) {
+        self.opening.insert(id, (source, what, stream));
     }
 
-    /// It is open, or never will be; gives whether a circuit comes of it.
+    /// It is open, or never will be; gives whether a circuit fails with it.
     pub(crate) fn opened(&mut self, id: OpenId, result: Result<Stream, OpenError>) -> bool {
-        let Some((source, from)) = self.opening.remove(&id) else {
+        let Some((source, what, from)) = self.opening.remove(&id) else {
             return false;
         };
-        match result {
-            Ok(to) => {
+        match (what, result) {
+            (Carried::Offer, Ok(to)) => {
+                self.offers.take(source);
+                let room = self.offers.clone();
+                tokio::spawn(async move {
+                    let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
+                    tracing::debug!(?carried, "an offer has passed");
+                    room.give_back(&source);
+                });
+                false
+            }
+            // Its stream ends with this, which is all that the offerer needs to know.
+            (Carried::Offer, Err(_)) => false,
+            (Carried::Circuit, Ok(to)) => {
                 let limits = self.limits.clone();
                 let circuit = Circuit {
                     source,
@@ -202,11 +266,11 @@ impl Circuits {
                 };
                 self.room.take(source);
                 tokio::spawn(circuit.run(self.reports.0.clone()));
-                true
-            }
-            Err(_) => {
-                tokio::spawn(deny(from, Status::Failed));
                 false
+            }
+            (Carried::Circuit, Err(_)) => {
+                tokio::spawn(deny(from, Status::Failed));
+                true
             }
         }
     }
@@ -218,9 +282,10 @@ impl Circuits {
     reason = "a few in one queue, most of them the large one"
 )]
 pub(crate) enum Report {
-    /// `source` asks for a circuit to `destination`.
+    /// `source` asks for a circuit to `destination`, or to pass an offer on.
     Asked {
         source: PeerId,
+        what: Carried,
         destination: PeerId,
         stream: Stream,
     },
@@ -231,16 +296,22 @@ pub(crate) enum Report {
 }
 
 /// Reads what a dialler asks for.
-async fn read_request(source: PeerId, mut stream: Stream, reports: mpsc::Sender<Report>) {
+async fn read_request(
+    source: PeerId,
+    what: Carried,
+    mut stream: Stream,
+    reports: mpsc::Sender<Report>,
+) {
     let request = timeout(MESSAGE_TIMEOUT, read_message(&mut stream)).await;
     let Ok(Ok(request)) = request else {
         return;
     };
     let Some(destination) = decode(&request).and_then(|message| message.connect_to()) else {
-        return deny(stream, Status::Malformed).await;
+        return refuse(stream, what, Status::Malformed).await;
     };
     let report = Report::Asked {
         source,
+        what,
         destination,
         stream,
     };
@@ -257,13 +328,31 @@ pub(crate) enum Status {
     Malformed = 400,
 }
 
-/// Refuses a circuit.
-pub(crate) async fn deny(mut stream: Stream, status: Status) {
+/// Refuses what was asked for.
+pub(crate) async fn refuse(stream: Stream, what: Carried, status: Status) {
+    match what {
+        Carried::Circuit => deny(stream, status).await,
+        // Dropping the stream says it.
+        Carried::Offer => {}
+    }
+}
+
+async fn deny(mut stream: Stream, status: Status) {
     let answer = async {
         stream.write_all(&hop_status(status as u64)).await?;
         stream.close().await
     };
     let _ = timeout(MESSAGE_TIMEOUT, answer).await;
+}
+
+/// Passes an offer on, and what follows it.
+async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
+    let (mut from_source, mut to_source) = from.split();
+    let (mut from_peer, mut to_peer) = to.split();
+    let carried = AtomicU64::new(0);
+    let there = pump(&mut from_source, &mut to_peer, &carried, OFFER_BYTES);
+    let back = pump(&mut from_peer, &mut to_source, &carried, OFFER_BYTES);
+    try_join(there, back).await.map(drop)
 }
 
 /// One circuit: the streams to both peers.

@@ -12,7 +12,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, Transport as _, autonat, connection_limits,
+    Multiaddr, PeerId, Swarm, Transport as _, autonat, connection_limits,
     core::{muxing::StreamMuxerBox, transport::ListenerId, upgrade::Version},
     identify, identity,
     multiaddr::Protocol,
@@ -24,12 +24,11 @@ use tokio::sync::oneshot;
 
 use super::{
     certificate,
-    circuits::{self, Circuits, Room},
+    circuits::{self, Carried, Circuits, Room},
     config::{ConnectionLimits, RelayLimits, ServerConfig},
     metrics::Metrics,
 };
 use crate::{
-    core::circuit::EARLY_PROTOCOL,
     error::{Error, ErrorKind},
     native::transports,
     node::streams,
@@ -68,7 +67,7 @@ impl Relay {
         metrics: Metrics,
     ) -> Result<Self, Error> {
         let reserved = Reserved::default();
-        let circuits = Circuits::new(&config.relay, circuit_rates(&config.relay));
+        let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));
         let behaviour = behaviour(config, keypair, &reserved, &circuits.room);
         let transport = transport(config.data.as_deref(), keypair, &metrics)?;
         let swarm_config = swarm::Config::with_tokio_executor()
@@ -259,9 +258,14 @@ impl Relay {
     /// A dialler of ours asks for a circuit, or the stream to the other peer is there.
     fn on_early(&mut self, event: streams::Event) {
         match event {
-            streams::Event::Inbound { peer, stream, .. } => self.circuits.ask(peer, stream),
+            streams::Event::Inbound {
+                peer,
+                protocol,
+                stream,
+                ..
+            } => self.circuits.ask(peer, Carried::by(&protocol), stream),
             streams::Event::Opened { id, result } => {
-                if !self.circuits.opened(id, result) {
+                if self.circuits.opened(id, result) {
                     self.metrics.circuit("failed");
                 }
             }
@@ -273,26 +277,29 @@ impl Relay {
         match report {
             Report::Asked {
                 source,
+                what,
                 destination,
                 stream,
             } => {
                 let admitted = match self.reserved.contains(&destination) {
-                    true => self.circuits.admit(source, &destination),
+                    true => self.circuits.admit(source, what, &destination),
                     false => Err(Status::NoReservation),
                 };
                 match admitted {
                     Ok(connection) => {
                         let early = &mut self.swarm.behaviour_mut().early;
-                        let open = early.open(destination, connection, relay::STOP_PROTOCOL_NAME);
-                        self.circuits.opening(open, source, stream);
+                        let open = early.open(destination, connection, what.onward());
+                        self.circuits.opening(open, source, what, stream);
                     }
                     Err(status) => {
-                        self.metrics.circuit(match status {
-                            Status::Limit => "limit",
-                            Status::NoReservation => "no_reservation",
-                            _ => "denied",
-                        });
-                        tokio::spawn(circuits::deny(stream, status));
+                        if what == Carried::Circuit {
+                            self.metrics.circuit(match status {
+                                Status::Limit => "limit",
+                                Status::NoReservation => "no_reservation",
+                                _ => "denied",
+                            });
+                        }
+                        tokio::spawn(circuits::refuse(stream, what, status));
                     }
                 }
             }
@@ -354,7 +361,7 @@ fn behaviour(
         ),
         ping: ping::Behaviour::default(),
         autonat: autonat::v2::server::Behaviour::default(),
-        early: streams::Behaviour::new([StreamProtocol::new(EARLY_PROTOCOL)], false),
+        early: streams::Behaviour::new(Carried::protocols(), false),
     }
 }
 

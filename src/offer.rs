@@ -1,0 +1,403 @@
+//! Signalling that needs no circuit: an offer sealed for its peer goes through the relay in one
+//! flight, and the answer comes back in the next.
+//!
+//! A circuit must be granted and authenticated before signalling can begin on it, which is one and
+//! a half round trips. A peer id holds its peer's public key, so the offer can be sealed for that
+//! peer alone and sent at once. The relay passes both streams on as it does with a circuit, and
+//! reads neither.
+//!
+//! # Wire
+//! On the stream to the relay: the CONNECT message of the relay specification, which names the
+//! peer. Then, from the offerer to the peer and back, messages of `Noise_IK_25519_ChaChaPoly_SHA256`
+//! (Noise Protocol Framework, section 7.5), each behind its length as 16 bits, big-endian. Static
+//! keys are the Montgomery forms of the Ed25519 keys that are the peer ids. The payload of the
+//! first message is a [`Prelude`] and then what is signalled, as on a circuit.
+//!
+//! # Security
+//! Both sides are authenticated: the peer, because nobody else reads the offer and answers it; the
+//! offerer, to the peer, by its static key. Who keeps the first message can send it again, which
+//! [`Seen`] stops, and can read it should the *peer's* identity be stolen later: the first message
+//! has no forward secrecy. It holds candidates, fingerprints and a password for one try of ICE; what
+//! is said on the path that comes of it is protected by QUIC or DTLS with keys of their own.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use libp2p::{
+    PeerId,
+    identity::{Keypair, PublicKey, ed25519},
+};
+use snow::{Builder, HandshakeState, TransportState};
+use web_time::{SystemTime, UNIX_EPOCH};
+
+use crate::core::{
+    circuit,
+    offer::{KEY, OFFER_PROTOCOL, Prelude, Seen},
+    signalling::MAX_MESSAGE_LEN,
+};
+
+const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_SHA256";
+
+/// Bytes sealed into one message: a whole message of signalling and its length, since the answer
+/// to the first is what opens the way for a second.
+const MAX_PLAIN: usize = MAX_MESSAGE_LEN + 8;
+
+/// What a handshake message has besides its payload: two keys and two tags at most.
+const MAX_OVERHEAD: usize = 2 * KEY + 2 * TAG;
+const TAG: usize = 16;
+const LENGTH: usize = 2;
+
+/// Why there is no signalling by this way. What is left is the circuit.
+#[derive(Debug)]
+pub(crate) enum OfferError {
+    /// One of the peers has an identity of another kind than Ed25519.
+    Key,
+    /// The stream broke.
+    Io(io::Error),
+    /// A message is longer than any may be, or shorter.
+    Length,
+    /// A message was not sealed for us, or not by the peer.
+    Seal(snow::Error),
+    /// It was offered before, or long ago, or in the future.
+    Stale,
+}
+
+impl fmt::Display for OfferError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "not an Ed25519 identity",
+            Self::Io(error) => return write!(f, "the stream broke: {error}"),
+            Self::Length => "a sealed message has an impossible length",
+            Self::Seal(_) => "a sealed message does not open",
+            Self::Stale => "an offer was seen before, or the clocks differ too much",
+        })
+    }
+}
+
+impl std::error::Error for OfferError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(error) => Some(error),
+            Self::Seal(error) => Some(error),
+            Self::Key | Self::Length | Self::Stale => None,
+        }
+    }
+}
+
+impl From<snow::Error> for OfferError {
+    fn from(error: snow::Error) -> Self {
+        Self::Seal(error)
+    }
+}
+
+impl From<OfferError> for io::Error {
+    fn from(error: OfferError) -> Self {
+        match error {
+            OfferError::Io(error) => error,
+            error => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
+}
+
+/// The Ed25519 key that `peer` is the id of.
+fn identity_of(peer: &PeerId) -> Option<[u8; KEY]> {
+    // An identity multihash of the protobuf `PublicKey { type: Ed25519, data }`.
+    let bytes = peer.to_bytes();
+    let key = bytes.strip_prefix(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20])?;
+    key.try_into().ok()
+}
+
+fn montgomery(identity: &[u8; KEY]) -> Option<[u8; KEY]> {
+    let key = VerifyingKey::from_bytes(identity).ok()?;
+    Some(key.to_montgomery().to_bytes())
+}
+
+/// Whether offers can be sealed for `peer`.
+pub(crate) fn is_sealable(peer: &PeerId) -> bool {
+    identity_of(peer).is_some()
+}
+
+/// Seals offers as this peer, and opens those for it. Clones share what was seen.
+#[derive(Clone)]
+pub(crate) struct Sealer {
+    identity: [u8; KEY],
+    secret: Arc<[u8; KEY]>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Sealer {
+    /// `None` for an identity that is not an Ed25519 key.
+    pub(crate) fn new(keypair: &Keypair) -> Option<Self> {
+        let keypair = keypair.clone().try_into_ed25519().ok()?;
+        let seed = keypair.secret();
+        let key = SigningKey::from_bytes(seed.as_ref().try_into().ok()?);
+        Some(Self {
+            identity: key.verifying_key().to_bytes(),
+            secret: Arc::new(key.to_scalar_bytes()),
+            seen: Arc::default(),
+        })
+    }
+
+    fn builder(&self) -> Result<Builder<'_>, OfferError> {
+        Builder::new(PATTERN.parse()?)
+            .local_private_key(&*self.secret)?
+            .prologue(OFFER_PROTOCOL.as_bytes())
+            .map_err(OfferError::from)
+    }
+
+    /// Signals to `peer` over `stream`, which leads to a relay of both. What is written first goes
+    /// with the request.
+    pub(crate) fn offer<S>(&self, peer: &PeerId, stream: S) -> Result<Sealed<S>, OfferError> {
+        let theirs = identity_of(peer).as_ref().and_then(montgomery);
+        let theirs = theirs.ok_or(OfferError::Key)?;
+        let handshake = self.builder()?.remote_public_key(&theirs)?;
+        let prelude = Prelude {
+            identity: self.identity,
+            at: now(),
+        };
+        let mut sealed = Sealed::new(stream, handshake.build_initiator()?);
+        sealed.outgoing = circuit::connect(peer);
+        sealed.first = prelude.encode().to_vec();
+        Ok(sealed)
+    }
+
+    /// Reads the first message of an offer; gives who sent it.
+    pub(crate) async fn open<S>(&self, stream: S) -> Result<(PeerId, Sealed<S>), OfferError>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut sealed = Sealed::new(stream, self.builder()?.build_responder()?);
+        let mut length = [0; LENGTH];
+        let read = sealed.stream.read_exact(&mut length).await;
+        read.map_err(OfferError::Io)?;
+        let mut message = vec![0; checked(length)?];
+        let read = sealed.stream.read_exact(&mut message).await;
+        read.map_err(OfferError::Io)?;
+        let plain = sealed.unseal(&message)?;
+        let (prelude, rest) = Prelude::take(&plain).ok_or(OfferError::Length)?;
+        sealed.incoming = rest.to_vec();
+
+        let proven = match &sealed.noise {
+            Noise::Handshake(noise) => noise.get_remote_static().map(<[u8]>::to_vec),
+            _ => None,
+        };
+        let claimed = montgomery(&prelude.identity);
+        if claimed.is_none() || claimed.as_ref().map(|key| &key[..]) != proven.as_deref() {
+            return Err(OfferError::Key);
+        }
+        let ephemeral = message.first_chunk().ok_or(OfferError::Length)?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.admit(now(), prelude.at, *ephemeral) {
+            return Err(OfferError::Stale);
+        }
+        let identity = ed25519::PublicKey::try_from_bytes(&prelude.identity);
+        let identity = identity.map_err(|_| OfferError::Key)?;
+        Ok((PublicKey::from(identity).to_peer_id(), sealed))
+    }
+}
+
+fn now() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
+}
+
+fn checked(length: [u8; LENGTH]) -> Result<usize, OfferError> {
+    match usize::from(u16::from_be_bytes(length)) {
+        length if (TAG..=Prelude::LEN + MAX_PLAIN + MAX_OVERHEAD).contains(&length) => Ok(length),
+        _ => Err(OfferError::Length),
+    }
+}
+
+enum Noise {
+    Handshake(Box<HandshakeState>),
+    Transport(Box<TransportState>),
+    /// A message did not open.
+    Broken,
+}
+
+/// A stream whose bytes are sealed between two peers. The offerer's second write waits for the
+/// first bytes of the other.
+pub(crate) struct Sealed<S> {
+    stream: S,
+    noise: Noise,
+    /// Stands before what is written first.
+    first: Vec<u8>,
+    /// What is still to be written to the stream.
+    outgoing: Vec<u8>,
+    /// What was opened and not read.
+    incoming: Vec<u8>,
+    /// A message that has not come in whole, behind its length.
+    partial: Vec<u8>,
+}
+
+impl<S> Sealed<S> {
+    fn new(stream: S, noise: HandshakeState) -> Self {
+        Self {
+            stream,
+            noise: Noise::Handshake(Box::new(noise)),
+            first: Vec::new(),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            partial: Vec::new(),
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        match &self.noise {
+            Noise::Handshake(noise) => noise.is_my_turn(),
+            Noise::Transport(_) | Noise::Broken => true,
+        }
+    }
+
+    fn seal(&mut self, plain: &[u8]) -> Result<(), OfferError> {
+        let mut message = vec![0; plain.len() + MAX_OVERHEAD];
+        let length = match &mut self.noise {
+            Noise::Handshake(noise) => noise.write_message(plain, &mut message)?,
+            Noise::Transport(noise) => noise.write_message(plain, &mut message)?,
+            Noise::Broken => return Err(OfferError::Length),
+        };
+        let prefix = u16::try_from(length).map_err(|_| OfferError::Length)?;
+        self.outgoing.extend(prefix.to_be_bytes());
+        self.outgoing.extend(&message[..length]);
+        self.advance()
+    }
+
+    fn unseal(&mut self, message: &[u8]) -> Result<Vec<u8>, OfferError> {
+        let mut plain = vec![0; message.len()];
+        let length = match &mut self.noise {
+            Noise::Handshake(noise) => noise.read_message(message, &mut plain)?,
+            Noise::Transport(noise) => noise.read_message(message, &mut plain)?,
+            Noise::Broken => return Err(OfferError::Length),
+        };
+        plain.truncate(length);
+        self.advance()?;
+        Ok(plain)
+    }
+
+    fn advance(&mut self) -> Result<(), OfferError> {
+        self.noise = match std::mem::replace(&mut self.noise, Noise::Broken) {
+            Noise::Handshake(noise) if noise.is_handshake_finished() => {
+                Noise::Transport(Box::new(noise.into_transport_mode()?))
+            }
+            noise => noise,
+        };
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads one message. `Ok(false)` at the end of the stream.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            let wanted = match self.partial.first_chunk() {
+                None => LENGTH,
+                Some(length) => LENGTH + checked(*length)?,
+            };
+            let before = self.partial.len();
+            if before == wanted {
+                let message = std::mem::take(&mut self.partial);
+                let turn = self.is_writable();
+                self.incoming = self.unseal(&message[LENGTH..])?;
+                if turn != self.is_writable() {
+                    // Whoever waits to write does so in the task that reads.
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Ready(Ok(true));
+            }
+            self.partial.resize(wanted, 0);
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut self.partial[before..]);
+            let read = match read {
+                Poll::Ready(Ok(read)) => read,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.partial.truncate(before);
+                    return Poll::Pending;
+                }
+            };
+            self.partial.truncate(before + read);
+            if read == 0 {
+                return Poll::Ready(match before {
+                    0 => Ok(false),
+                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
+                });
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Sealed<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        while this.incoming.is_empty() {
+            if !ready!(this.poll_message(cx))? {
+                return Poll::Ready(Ok(0));
+            }
+        }
+        let length = buffer.len().min(this.incoming.len());
+        buffer[..length].copy_from_slice(&this.incoming[..length]);
+        this.incoming.drain(..length);
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sealed<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if !this.is_writable() {
+            // The first message must go before the answer can come; that is read by the same task,
+            // which `poll_message` wakes.
+            ready!(Pin::new(&mut *this).poll_flush(cx))?;
+            return Poll::Pending;
+        }
+        // One message at a time, but for what stands before the first.
+        if this.first.is_empty() {
+            ready!(this.poll_outgoing(cx))?;
+        }
+        let length = buffer.len().min(MAX_PLAIN);
+        let mut plain = std::mem::take(&mut this.first);
+        plain.extend(&buffer[..length]);
+        this.seal(&plain)?;
+        Poll::Ready(Ok(length))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_outgoing(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_outgoing(cx))?;
+        Pin::new(&mut this.stream).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
