@@ -11,7 +11,8 @@
 //! peer. Then, from the offerer to the peer and back, messages of `Noise_IK_25519_ChaChaPoly_SHA256`
 //! (Noise Protocol Framework, section 7.5), each behind its length as 16 bits, big-endian. Static
 //! keys are the Montgomery forms of the Ed25519 keys that are the peer ids. The payload of the
-//! first message is a [`Prelude`] and then what is signalled, as on a circuit.
+//! first message is a [`Prelude`] and then what is signalled, as on a circuit. A message without a
+//! payload is the end; a stream that ends without one was given up.
 //!
 //! # Security
 //! Both sides are authenticated: the peer, because nobody else reads the offer and answers it; the
@@ -235,6 +236,9 @@ pub(crate) struct Sealed<S> {
     incoming: Vec<u8>,
     /// A message that has not come in whole, behind its length.
     partial: Vec<u8>,
+    /// The end was said, by us and by the peer.
+    closed: bool,
+    ended: bool,
 }
 
 impl<S> Sealed<S> {
@@ -246,6 +250,8 @@ impl<S> Sealed<S> {
             outgoing: Vec::new(),
             incoming: Vec::new(),
             partial: Vec::new(),
+            closed: false,
+            ended: false,
         }
     }
 
@@ -304,8 +310,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads one message. `Ok(false)` at the end of the stream.
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    /// Reads one message.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let wanted = match self.partial.first_chunk() {
                 None => LENGTH,
@@ -316,11 +322,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
                 let message = std::mem::take(&mut self.partial);
                 let turn = self.is_writable();
                 self.incoming = self.unseal(&message[LENGTH..])?;
+                self.ended = self.incoming.is_empty();
                 if turn != self.is_writable() {
                     // Whoever waits to write does so in the task that reads.
                     cx.waker().wake_by_ref();
                 }
-                return Poll::Ready(Ok(true));
+                return Poll::Ready(Ok(()));
             }
             self.partial.resize(wanted, 0);
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut self.partial[before..]);
@@ -334,10 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
             };
             self.partial.truncate(before + read);
             if read == 0 {
-                return Poll::Ready(match before {
-                    0 => Ok(false),
-                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
-                });
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
     }
@@ -350,10 +354,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Sealed<S> {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        while this.incoming.is_empty() {
-            if !ready!(this.poll_message(cx))? {
-                return Poll::Ready(Ok(0));
-            }
+        while this.incoming.is_empty() && !this.ended {
+            ready!(this.poll_message(cx))?;
         }
         let length = buffer.len().min(this.incoming.len());
         buffer[..length].copy_from_slice(&this.incoming[..length]);
@@ -369,6 +371,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sealed<S> {
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if buffer.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         if !this.is_writable() {
             // The first message must go before the answer can come; that is read by the same task,
             // which `poll_message` wakes.
@@ -394,6 +399,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sealed<S> {
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.closed && matches!(this.noise, Noise::Transport(_)) {
+            this.closed = true;
+            this.seal(&[])?;
+        }
         ready!(this.poll_outgoing(cx))?;
         Pin::new(&mut this.stream).poll_close(cx)
     }

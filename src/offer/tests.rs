@@ -58,7 +58,9 @@ impl AsyncWrite for End {
         let mut way = self.to.lock().unwrap();
         let length = buffer.len().min(11);
         way.bytes.extend(&buffer[..length]);
-        way.reader.take().map_or((), Waker::wake);
+        if let Some(reader) = way.reader.take() {
+            reader.wake();
+        }
         Poll::Ready(Ok(length))
     }
 
@@ -69,7 +71,9 @@ impl AsyncWrite for End {
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut way = self.to.lock().unwrap();
         way.ended = true;
-        way.reader.take().map_or((), Waker::wake);
+        if let Some(reader) = way.reader.take() {
+            reader.wake();
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -140,6 +144,22 @@ fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
         assert_eq!(rest, [7; 100_000]);
     };
     block_on(join(offerer, answerer));
+}
+
+#[test]
+fn an_end_that_was_not_said_is_an_error() {
+    let (a, b) = (peer(), peer());
+    let (ours, mut theirs) = pair();
+    let mut offered = a.sealer.offer(&b.id, ours).unwrap();
+    block_on(offered.write_all(b"offer")).unwrap();
+    block_on(offered.flush()).unwrap();
+    let mut request = vec![0; circuit::connect(&b.id).len()];
+    block_on(theirs.read_exact(&mut request)).unwrap();
+    let (_, mut answering) = block_on(b.sealer.open(theirs)).unwrap();
+    // Without the answer the offerer cannot say it.
+    block_on(offered.close()).unwrap();
+    let error = block_on(answering.read_to_end(&mut Vec::new())).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[test]
