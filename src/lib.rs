@@ -51,7 +51,6 @@ pub mod fuzzing;
 mod identity;
 mod metrics;
 mod node;
-mod offer;
 mod report;
 pub mod rtc;
 mod stream;

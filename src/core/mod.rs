@@ -9,6 +9,7 @@ pub(crate) mod circuit;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a browser does not tell what it sees")]
 pub(crate) mod nat;
+#[allow(dead_code, reason = "a browser seals no offers")]
 pub(crate) mod offer;
 pub(crate) mod path;
 pub(crate) mod plan;
@@ -16,6 +17,7 @@ pub(crate) mod plan;
 pub(crate) mod quic;
 pub(crate) mod race;
 pub(crate) mod resume;
+#[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;
 pub(crate) mod server_url;
 pub(crate) mod signalling;

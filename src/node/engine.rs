@@ -49,7 +49,6 @@ use crate::{
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
     metrics::Metrics,
-    offer::Sealer,
     report::{NatMapping, NatReport, Report},
     rtc,
     ticket::Ticket,
@@ -105,7 +104,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .iter()
         .map(|name| Ok((raw_protocol(name)?, name.clone())))
         .collect::<Result<_, Error>>()?;
-    let sealer = Sealer::new(keypair);
+    let sealer = backend::offer::Sealer::new(keypair);
     let inbound = [resume::PROTOCOL, CLOSE_PROTOCOL]
         .map(StreamProtocol::new)
         .into_iter()
@@ -287,7 +286,7 @@ pub(super) struct Node {
     pub(super) raw: HashMap<StreamProtocol, String>,
     pub(super) relays: Relays,
     /// Seals offers, where the identity allows it.
-    pub(super) sealer: Option<Sealer>,
+    pub(super) sealer: Option<backend::offer::Sealer>,
     /// One clone for each offer that is being opened.
     pub(super) offers: Arc<()>,
     pub(super) online: Vec<oneshot::Sender<Result<(), Error>>>,

@@ -16,7 +16,7 @@ use super::{
     resumable::PumpHandle,
 };
 use crate::{
-    Config,
+    Config, backend,
     connection::{Connection, SessionState, WeakConnection},
     core::{
         path::{self, Candidate},
@@ -27,7 +27,6 @@ use crate::{
     error::Error,
     event::{Path, PathEvent, PathKind, Strategy},
     metrics::Metrics,
-    offer,
     rtc::{CandidateKind, CandidatePair, Endpoint},
     stream::Stream,
 };
@@ -153,7 +152,7 @@ impl Session {
                 let link = relays.get(relay)?;
                 (link.offers && matches!(link.link, Link::Up(..))).then_some((*relay, link))
             })
-            .filter(|_| offer::is_sealable(&self.peer))
+            .filter(|_| backend::offer::is_sealable(&self.peer))
     }
 
     /// The circuit to close when `new` is another one: two are up when both peers dialled at the

@@ -66,8 +66,6 @@ pub(crate) type Requested = oneshot::Receiver<Result<Signal, Error>>;
 enum Own<B: Backend> {
     Requesting(Requested),
     Offering(Negotiating<Duplex, B::Connection>),
-    /// Over a stream that may lead nowhere, for as long as the timer allows without an answer.
-    OfferingSealed(Negotiating<Duplex, B::Connection>, Delay),
     /// Taken over by the peer's offer: there is no way back.
     Answering(Negotiating<Duplex, B::Connection>),
     Failed(Error),
@@ -86,6 +84,8 @@ pub(crate) struct Attempt<B: Backend> {
     deadline: Instant,
     timeout: Delay,
     own: Own<B>,
+    /// How long a sealed offer is waited for; none is under way without.
+    patience: Option<Delay>,
     /// Asks for another signalling stream.
     request: Box<dyn FnMut() -> Requested + Send>,
     offers: mpsc::Receiver<Duplex>,
@@ -113,6 +113,7 @@ impl<B: Backend> Attempt<B> {
             deadline,
             timeout: until(deadline),
             own: Own::Requesting(request()),
+            patience: None,
             request: Box::new(request),
             offers,
             offered: None,
@@ -124,12 +125,13 @@ impl<B: Backend> Attempt<B> {
         match self.own {
             // Nothing of ours was said yet, or nothing came of it.
             Own::Requesting(_) | Own::Failed(_) => true,
-            Own::Offering(_) | Own::OfferingSealed(..) => self.remote < self.local,
+            Own::Offering(_) => self.remote < self.local,
             Own::Answering(_) => false,
         }
     }
 
     fn answer(&mut self, offered: Offered) -> Own<B> {
+        self.patience = None;
         let answer = self
             .backend
             .connect(self.remote)
@@ -145,23 +147,20 @@ impl<B: Backend> Attempt<B> {
         answer.map_or_else(Own::Failed, Own::Answering)
     }
 
-    fn won(&mut self, established: Established<Duplex, B::Connection>) -> Won<B> {
-        Won {
-            established,
-            offered: self.offered.take().filter(Offered::has_offer),
-        }
+    fn lost_patience(&mut self, cx: &mut Context<'_>) -> bool {
+        let patience = self.patience.as_mut();
+        patience.is_some_and(|patience| Pin::new(patience).poll(cx).is_ready())
     }
 
     fn offer(&mut self, signal: Signal) -> Own<B> {
-        let connection = match self.backend.connect(self.remote) {
-            Ok(connection) => connection,
-            Err(error) => return Own::Failed(error.into()),
-        };
-        let signalling = Signalling::new(signal.stream);
-        let negotiating = Negotiating::offer(connection, signalling, until(self.deadline));
-        match signal.sealed {
-            true => Own::OfferingSealed(negotiating, Delay::new(SEALED_PATIENCE)),
-            false => Own::Offering(negotiating),
+        self.patience = signal.sealed.then(|| Delay::new(SEALED_PATIENCE));
+        match self.backend.connect(self.remote) {
+            Ok(connection) => Own::Offering(Negotiating::offer(
+                connection,
+                Signalling::new(signal.stream),
+                until(self.deadline),
+            )),
+            Err(error) => Own::Failed(error.into()),
         }
     }
 }
@@ -209,27 +208,27 @@ impl<B: Backend> Future for Attempt<B> {
                         Error::Timeout(Phase::Signalling)
                     }
                 },
-                Own::OfferingSealed(negotiating, patience) => {
+                Own::Offering(negotiating) | Own::Answering(negotiating) => {
                     let polled = Pin::new(&mut *negotiating).poll(cx);
-                    let answered = negotiating.is_described();
+                    // Without a sign of life the sealed offer may have led nowhere.
+                    let silent = this.patience.is_some() && !negotiating.is_described();
                     match polled {
                         Poll::Ready(Ok(established)) => {
-                            return Poll::Ready(Ok(this.won(established)));
+                            let offered = this.offered.take().filter(Offered::has_offer);
+                            return Poll::Ready(Ok(Won {
+                                established,
+                                offered,
+                            }));
                         }
-                        Poll::Ready(Err(error)) if answered => error,
-                        Poll::Pending if Pin::new(patience).poll(cx).is_pending() || answered => {
+                        Poll::Ready(Err(error)) if !silent => error,
+                        Poll::Pending if !silent || !this.lost_patience(cx) => {
                             return Poll::Pending;
                         }
                         Poll::Ready(Err(_)) | Poll::Pending => {
+                            this.patience = None;
                             this.own = Own::Requesting((this.request)());
                             continue;
                         }
-                    }
-                }
-                Own::Offering(negotiating) | Own::Answering(negotiating) => {
-                    match ready!(Pin::new(negotiating).poll(cx)) {
-                        Ok(established) => return Poll::Ready(Ok(this.won(established))),
-                        Err(error) => error,
                     }
                 }
                 Own::Failed(error) => return Poll::Ready(Err(error.clone())),

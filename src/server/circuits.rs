@@ -49,7 +49,7 @@ const CHUNK: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carried {
     Circuit,
-    /// An offer sealed for the peer; see [`crate::offer`].
+    /// An offer sealed for the peer; see `native::offer`.
     Offer,
 }
 

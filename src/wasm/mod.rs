@@ -6,6 +6,7 @@
 mod direct;
 mod js;
 mod listener;
+pub(crate) mod offer;
 mod platform;
 mod rtc;
 pub(crate) mod runtime;
