@@ -1,6 +1,7 @@
 //! The ICE agent: how it is tuned, and how candidates get in and pairs come out.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -27,6 +28,41 @@ const CHECK_RETRANSMITS: usize = 11;
 
 /// Pairs checked at most, highest priority first (RFC 8445 section 6.1.2.5).
 pub(super) const MAX_PAIRS: usize = 100;
+
+/// A check of ours that has no answer yet: from, to, and the datagram.
+pub(super) type Check = (SocketAddr, SocketAddr, Vec<u8>);
+
+/// Checks to repeat at once, because the peer has just been heard on their pair (RFC 8445 section
+/// 7.3.1.4). The agent leaves pairs that are in progress to their timers, so the first check that
+/// punches a hole, which the other NAT drops, would cost [`CHECK_RTO`] each time.
+#[derive(Default)]
+pub(super) struct Triggered {
+    unanswered: HashMap<(SocketAddr, SocketAddr), Vec<u8>>,
+    due: Vec<Check>,
+}
+
+impl Triggered {
+    /// A check was sent, or an answer to one of the peer's.
+    pub(super) fn sent(&mut self, source: SocketAddr, destination: SocketAddr, data: &[u8]) {
+        // The first byte of a Binding request's type is 0, the second 1 (RFC 8489 section 5).
+        if data.starts_with(&[0, 1]) && self.unanswered.len() < MAX_PAIRS {
+            self.unanswered.insert((source, destination), data.to_vec());
+        }
+    }
+
+    /// An authentic message has come from `source` to `destination`, which is ours.
+    pub(super) fn heard(&mut self, source: SocketAddr, destination: SocketAddr, request: bool) {
+        let check = self.unanswered.remove(&(destination, source));
+        if let Some(check) = check.filter(|_| request) {
+            self.due.push((destination, source, check));
+        }
+    }
+
+    /// The next check to repeat, the same to the byte: its answer is that of the first.
+    pub(super) fn poll(&mut self) -> Option<Check> {
+        self.due.pop()
+    }
+}
 
 /// An agent with fresh credentials.
 pub(super) fn new(hmac: &'static dyn Sha1HmacProvider, now: Instant) -> IceAgent {

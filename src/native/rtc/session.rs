@@ -22,7 +22,7 @@ use str0m::{
 
 use self::guess::Guess;
 use super::{
-    agent,
+    agent::{self, Triggered},
     association::{Association, Change, ChannelId, MAX_MESSAGE_SIZE},
     identity::Identity,
 };
@@ -104,6 +104,7 @@ enum Secure {
 pub(super) struct Session {
     identity: Arc<Identity>,
     ice: IceAgent,
+    triggered: Triggered,
     phase: Phase,
     secure: Secure,
     /// Below the QUIC endpoint, where this side speaks QUIC.
@@ -154,6 +155,7 @@ impl Session {
         Self {
             ice: agent::new(identity.crypto.sha1_hmac_provider, now),
             identity,
+            triggered: Triggered::default(),
             phase: Phase::New,
             secure: match link {
                 Some(_) => Secure::Undecided,
@@ -417,6 +419,9 @@ impl Session {
                         message,
                     };
                     let authentic = self.ice.handle_packet(self.now, packet);
+                    if authentic {
+                        self.triggered.heard(source, destination, is_request);
+                    }
                     if let Some(link) = &self.link
                         && authentic
                         && is_request
@@ -543,11 +548,20 @@ impl Session {
     pub(super) fn poll_transmit(&mut self, now: Instant, mut send: impl FnMut(Outgoing<'_>)) {
         self.now = self.now.max(now);
         while let Some(transmit) = self.ice.poll_transmit() {
-            self.expect(transmit.destination);
+            let (source, destination) = (transmit.source, transmit.destination);
+            self.expect(destination);
+            self.triggered.sent(source, destination, &transmit.contents);
             send(Outgoing {
-                source: transmit.source,
-                destination: transmit.destination,
+                source,
+                destination,
                 data: &transmit.contents,
+            });
+        }
+        while let Some((source, destination, data)) = self.triggered.poll() {
+            send(Outgoing {
+                source,
+                destination,
+                data: &data,
             });
         }
         self.probe(&mut send);

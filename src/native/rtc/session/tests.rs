@@ -107,6 +107,20 @@ fn two_sessions_connect_within_five_round_trips() {
     assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
 }
 
+/// The first check of one side meets a NAT that the other has not opened yet.
+#[test]
+fn a_check_that_was_dropped_is_repeated_when_the_peer_is_heard() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    while net.flying.iter().all(|(_, to, ..)| *to == 0) {
+        net.step();
+    }
+    net.flying.retain(|(_, to, ..)| *to == 0);
+    net.run(60);
+    let path = |e: &SessionEvent| matches!(e, SessionEvent::Path(_));
+    assert!(net.saw(0, path), "waited for its timer");
+}
+
 #[test]
 fn another_certificate_is_refused() {
     let mut net = Net::new();
