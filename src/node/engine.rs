@@ -40,6 +40,7 @@ use crate::{
     connection::Connection,
     core::{
         address,
+        birthday::Guessing,
         plan::{AttemptId, Rules},
         race,
         resume::{self, Header},
@@ -81,10 +82,12 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
     let rtc_config = rtc_config(&config);
-    let net = backend::Net::open(&config, &rtc_config, keypair).map_err(|e| match e {
-        rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
-        other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
-    })?;
+    let (guesses_tx, guesses) = mpsc::channel(REPORTS);
+    let net =
+        backend::Net::open(&config, &rtc_config, keypair, guesses_tx).map_err(|e| match e {
+            rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
+            other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
+        })?;
     let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, net.rtc.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
@@ -149,6 +152,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         internal_tx,
         internal_rx,
         circuit_requests,
+        guesses,
         timers: Timers::new(),
         sessions: HashMap::new(),
         by_peer: HashMap::new(),
@@ -261,6 +265,7 @@ pub(super) struct Node {
     pub(super) internal_tx: mpsc::Sender<Internal>,
     internal_rx: mpsc::Receiver<Internal>,
     circuit_requests: futures_mpsc::Receiver<circuit::Request<Substream>>,
+    pub(super) guesses: mpsc::Receiver<(PeerId, Guessing)>,
     pub(super) timers: Timers<Timer>,
     pub(super) sessions: HashMap<u64, Session>,
     pub(super) by_peer: HashMap<PeerId, u64>,
@@ -337,6 +342,7 @@ enum Input {
     Pump(PumpEvent),
     Internal(Internal),
     Circuit(circuit::Request<Substream>),
+    Guessing(PeerId, Guessing),
     Timer(Timer),
     Command(Command),
     NatChanged,
@@ -366,6 +372,7 @@ impl Node {
                 Input::Pump(event) => self.on_pump(event),
                 Input::Internal(event) => self.on_internal(event),
                 Input::Circuit(request) => self.on_circuit_request(request),
+                Input::Guessing(peer, guessing) => self.on_guessing(peer, guessing),
                 Input::Timer(timer) => self.on_timer(timer),
                 Input::Command(command) => self.on_command(command),
                 Input::NatChanged => {
@@ -399,6 +406,9 @@ impl Node {
         }
         if let Poll::Ready(Some(request)) = self.circuit_requests.poll_next_unpin(cx) {
             return Poll::Ready(Input::Circuit(request));
+        }
+        if let Poll::Ready(Some((peer, guessing))) = self.guesses.poll_recv(cx) {
+            return Poll::Ready(Input::Guessing(peer, guessing));
         }
         if self.nat_changed.poll_unpin(cx).is_ready() {
             return Poll::Ready(Input::NatChanged);
@@ -437,6 +447,8 @@ impl Node {
     }
 
     fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        // What was told of an attempt before it ended.
+        self.take_guesses();
         match event {
             SwarmEvent::ConnectionEstablished {
                 peer_id,

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     core::{
         address,
+        birthday::Guessing,
         plan::{self, AttemptId, UPGRADES},
         race::{Action, Event},
     },
@@ -67,6 +68,27 @@ impl Node {
         reason: String,
     ) {
         self.race(id, Event::Failed(attempt, cause, reason));
+    }
+
+    /// What the guessing of ports has told so far.
+    pub(super) fn take_guesses(&mut self) {
+        while let Ok((peer, guessing)) = self.guesses.try_recv() {
+            self.on_guessing(peer, guessing);
+        }
+    }
+
+    pub(super) fn on_guessing(&mut self, peer: PeerId, guessing: Guessing) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        let (attempt, strategy) = (AttemptId::Ice, Strategy::Birthday);
+        self.race(
+            id,
+            match guessing {
+                Guessing::Began => Event::Joined(attempt, strategy),
+                Guessing::Failed(cause, reason) => Event::Left(attempt, strategy, cause, reason),
+            },
+        );
     }
 
     fn act(&mut self, id: u64, action: Action) {

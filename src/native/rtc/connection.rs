@@ -18,12 +18,16 @@ use tokio::{
 };
 
 use super::{
+    Guesses,
     association::{Association, ChannelId},
     burst,
     session::{Outgoing, Session, SessionEvent},
 };
 use crate::{
-    core::{birthday::Side, signalling::IceCandidate},
+    core::{
+        birthday::{Guessing, Side},
+        signalling::IceCandidate,
+    },
     native::{
         gather::Gathered,
         quic::{Connection, Link, Quic},
@@ -42,6 +46,8 @@ pub(super) struct Shared {
     session: Mutex<Session>,
     /// Sockets that the birthday method has won.
     adopted: Mutex<Vec<Adopted>>,
+    /// Who is told what becomes of it, and as whose.
+    told: Option<(PeerId, Guesses)>,
     /// The connection that the QUIC handshake gave.
     quic: Mutex<Option<Connection>>,
     /// Wakes the driver.
@@ -72,6 +78,15 @@ impl Shared {
         self.session().adopt(socket.local());
         let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
         adopted.push(socket);
+    }
+
+    fn tell(&self, guessing: Guessing) {
+        if let Some((peer, guesses)) = &self.told
+            && let Err(error) = guesses.try_send((*peer, guessing))
+        {
+            // It ends with the attempt that it belongs to then.
+            tracing::debug!(%error, "what became of guessing ports is not told");
+        }
     }
 
     fn ended(&self) -> MutexGuard<'_, Ended> {
@@ -161,17 +176,19 @@ impl fmt::Debug for PeerConnection {
 }
 
 impl PeerConnection {
-    /// Starts the driver of a session, which may speak QUIC by means of `quic`. Needs a Tokio
-    /// runtime.
+    /// Starts the driver of a session, which may speak QUIC by means of `quic`, and tells `told`
+    /// what becomes of guessing ports. Needs a Tokio runtime.
     pub(super) fn start(
         session: Session,
         sockets: Sockets,
         network: Network,
         quic: Option<Handshake>,
+        told: Option<(PeerId, Guesses)>,
     ) -> Self {
         let shared = Arc::new(Shared {
             session: Mutex::new(session),
             adopted: Mutex::default(),
+            told,
             quic: Mutex::default(),
             work: Notify::new(),
             ended: Mutex::default(),
@@ -214,10 +231,11 @@ impl backend::PeerConnection for PeerConnection {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<Channel>> {
-        let event = self.0.session().poll_event(cx.waker());
-        match event {
-            None => Poll::Pending,
-            Some(event) => Poll::Ready(match event {
+        loop {
+            let Some(event) = self.0.session().poll_event(cx.waker()) else {
+                return Poll::Pending;
+            };
+            return Poll::Ready(match event {
                 SessionEvent::Description(sdp) => PeerEvent::Description(sdp),
                 SessionEvent::Candidate(candidate) => PeerEvent::Candidate(candidate),
                 SessionEvent::Connected => PeerEvent::Connected,
@@ -227,8 +245,12 @@ impl backend::PeerConnection for PeerConnection {
                     id,
                 }),
                 SessionEvent::MoreTime(time) => PeerEvent::MoreTime(time),
+                SessionEvent::Guessing(what) => {
+                    self.0.tell(what);
+                    continue;
+                }
                 SessionEvent::Failed(error) => PeerEvent::Failed(error),
-            }),
+            });
         }
     }
 

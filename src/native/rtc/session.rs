@@ -24,11 +24,12 @@ use self::guess::Guess;
 use super::{
     agent,
     association::{Association, Change, ChannelId, MAX_MESSAGE_SIZE},
+    gate::Gate,
     identity::Identity,
 };
 use crate::{
     core::{
-        birthday::{Effort, Side},
+        birthday::{Effort, Guessing, Side},
         candidate::{Candidate, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
@@ -67,6 +68,7 @@ pub(super) enum SessionEvent {
     Channel(ChannelId),
     /// It may take this long from now.
     MoreTime(Duration),
+    Guessing(Guessing),
     Failed(BackendError),
 }
 
@@ -115,7 +117,10 @@ pub(super) struct Session {
     /// How much may be guessed, and our part in it.
     effort: Option<Effort>,
     side: Option<Side>,
+    gate: Gate,
     guess: Option<Guess>,
+    /// Sockets of ours, and addresses of the peer, that guessing ports has met.
+    met: HashSet<SocketAddr>,
     mid: String,
     setup: Setup,
     remote: Option<Description>,
@@ -164,7 +169,9 @@ impl Session {
             quic_ended: None,
             effort: None,
             side: None,
+            gate: Gate::default(),
             guess: None,
+            met: HashSet::new(),
             mid: "0".into(),
             setup: Setup::ActPass,
             remote: None,
@@ -455,7 +462,7 @@ impl Session {
         self.ice_events();
         self.guess_timeout();
         // Of the pairs that ports are guessed for the agent knows nothing yet.
-        if self.guess.is_none()
+        if !self.is_guessing()
             && self
                 .disconnected
                 .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
@@ -481,7 +488,7 @@ impl Session {
         if self.closed {
             return None;
         }
-        let disconnected = self.disconnected.filter(|_| self.guess.is_none());
+        let disconnected = self.disconnected.filter(|_| !self.is_guessing());
         let disconnected = disconnected.map(|since| since + DISCONNECTED_GRACE);
         let sctp = self
             .association
@@ -518,7 +525,7 @@ impl Session {
                 } => {
                     let first = self.nominated.is_none();
                     self.nominated = Some((source, destination));
-                    self.guess = None;
+                    let guessed = self.guessed(source, destination);
                     if let Some(link) = &self.link {
                         link.set_pair(source, destination);
                     }
@@ -528,7 +535,8 @@ impl Session {
                         seen: self.seen.get(&destination).copied(),
                         remote_mapped: self.mapped.contains(&destination),
                     };
-                    let pair = agent::pair(&self.ice, &known, source, destination);
+                    let mut pair = agent::pair(&self.ice, &known, source, destination);
+                    pair.guessed = guessed;
                     self.event(SessionEvent::Path(pair));
                     if first {
                         self.start_dtls();
@@ -627,6 +635,7 @@ impl Session {
             association.lose("closed");
         }
         self.shutdown.get_or_insert(self.now);
+        self.guess = None;
         self.closed = true;
         self.wake();
     }
