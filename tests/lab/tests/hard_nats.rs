@@ -1,7 +1,8 @@
 //! What opens NATs that hide their ports: port mappings, and guessing the next port of a sequence.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use serde_json::{Value, json};
 use throughline_lab::{NatKind, Pairing, Parts, PortMapping, Run, Site, Spec, Stage};
 
 mod common;
@@ -20,6 +21,17 @@ fn symmetric(offers: PortMapping) -> Spec {
     Spec::default()
         .site(Site::new("a", NatKind::SymmetricRandom).port_mapping(offers))
         .site(Site::new("b", NatKind::SymmetricRandom))
+}
+
+/// The counters of the dialler on `a` at an event like this.
+fn books(spec: Spec, parts: &Parts, settings: &[&str], event: &Value) -> BTreeSet<String> {
+    let mut stage = Stage::up(spec.figure_delays(), parts).unwrap();
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    stage.add_arguments(settings.map(str::to_owned));
+    let fields = event.as_object().unwrap();
+    common::books(&mut stage, WITHIN, |told| {
+        fields.iter().all(|(name, value)| told[name] == *value)
+    })
 }
 
 fn is(run: &Run, path: &str, strategy: &str) -> bool {
@@ -66,4 +78,86 @@ fn the_next_port_of_a_sequence_is_guessed_from_either_side() {
         println!("{a} to {b}: direct after {:?} ms", run.direct_ms);
         assert!(is(&run, "direct", "stun"), "{a} to {b}: {run:#?}");
     }
+}
+
+#[test]
+fn a_random_port_is_met_from_either_side_and_counted_as_birthday() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let (hard, easy) = (NatKind::SymmetricRandom, NatKind::PortRestricted);
+    for (a, b) in [(easy, hard), (hard, easy)] {
+        let event = json!({ "event": "path", "path": "direct", "strategy": "birthday" });
+        // One in fifty would fail with the numbers that are sensible elsewhere.
+        let settings = ["port_mapping=false", "birthday_sockets=1024"];
+        let counted = books(Spec::pair(a, b), &parts, &settings, &event);
+        let expected = [
+            "attempts birthday 1",
+            "attempts circuit_relay 1",
+            "attempts direct 2",
+            "attempts stun 1",
+            "connect_seconds_count birthday 1",
+            "connect_seconds_count circuit_relay 1",
+            "current_method birthday 1",
+            "failures direct cancelled 2",
+            "failures stun cancelled 1",
+            "successes birthday 1",
+            "successes circuit_relay 1",
+        ];
+        assert_eq!(counted, common::entries(&expected), "{a} to {b}");
+    }
+}
+
+#[test]
+fn a_guess_that_finds_nothing_is_counted_as_such() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::PortRestricted);
+    let settings = [
+        "port_mapping=false",
+        "birthday_sockets=1",
+        "birthday_probes=1",
+        "upgrade_tries=0",
+    ];
+    let event = json!({ "event": "attempt", "strategy": "stun", "outcome": "failed" });
+    let books = books(spec, &parts, &settings, &event);
+    // The peer's own addresses are still being dialled.
+    let expected = [
+        "attempts birthday 1",
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "connect_seconds_count circuit_relay 1",
+        "current_method circuit_relay 1",
+        "failures birthday no_pair 1",
+        "failures direct no_pair 1",
+        "failures stun no_pair 1",
+        "successes circuit_relay 1",
+    ];
+    assert_eq!(books, common::entries(&expected));
+}
+
+#[test]
+fn a_mapped_port_is_counted_as_upnp() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = symmetric(PortMapping::UPNP);
+    let event = json!({ "event": "path", "path": "direct", "strategy": "upnp" });
+    let books = books(spec, &parts, &[], &event);
+    let expected = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts upnp 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count upnp 1",
+        "current_method upnp 1",
+        "failures direct cancelled 2",
+        "failures stun cancelled 1",
+        "successes circuit_relay 1",
+        "successes upnp 1",
+    ];
+    assert_eq!(books, common::entries(&expected));
 }
