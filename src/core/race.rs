@@ -22,9 +22,9 @@ pub(crate) enum Event {
     Plan(Plan),
     /// Nothing came of an attempt, and why.
     Failed(AttemptId, Cause, String),
-    /// A strategy joins an attempt that is under way,
+    /// A strategy joins an attempt that is under way.
     Joined(AttemptId, Strategy),
-    /// and leaves it, because nothing came of it. The attempt goes on.
+    /// Nothing can come of one strategy of an attempt, which goes on without it.
     Left(AttemptId, Strategy, Cause, String),
     /// Time has passed; see [`Race::wake`].
     Tick,
@@ -72,8 +72,8 @@ struct Slot {
     step: Step,
     way: usize,
     state: State,
-    /// Strategies that have joined it since it started, and when.
-    joined: Vec<(Strategy, Duration)>,
+    /// Its strategies, and since when, while it is under way.
+    strategies: Vec<(Strategy, Duration)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,20 +100,13 @@ impl Slot {
             && self.step.strategies.iter().any(|s| s.kind() < kind)
     }
 
-    /// Its strategies that are under way, and since when.
-    fn strategies(&self) -> Vec<(Strategy, Duration)> {
-        let State::Running(since) = self.state else {
-            return Vec::new();
-        };
-        let planned = self.step.strategies.iter().map(|s| (*s, since));
-        planned.chain(self.joined.iter().copied()).collect()
-    }
-
     /// One record for each of its strategies, which ended `now`.
     fn records(&self, now: Duration, outcome: Outcome, cause: Cause, reason: &str) -> Vec<Attempt> {
-        let strategies = self.strategies().into_iter();
-        let record = |strategy| record(strategy, now, outcome, Some((cause, reason)));
-        strategies.map(record).collect()
+        let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
+        match self.state {
+            State::Running(_) => self.strategies.iter().map(record).collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn timed_out(&self, now: Duration) -> Vec<Attempt> {
@@ -269,7 +262,7 @@ impl Race {
                     state: State::At(now + step.after),
                     step,
                     way: 0,
-                    joined: Vec::new(),
+                    strategies: Vec::new(),
                 }),
                 // What failed in another situation may do in this one.
                 Some(slot) if lost && !slot.is_running() => {
@@ -295,8 +288,7 @@ impl Race {
         let State::Running(since) = slot.state else {
             return;
         };
-        let strategies = slot.strategies();
-        let known = strategies.iter().find(|(known, _)| *known == strategy);
+        let known = slot.strategies.iter().find(|(known, _)| *known == strategy);
         // The peer's side may have brought a strategy in that is not one of ours.
         if known.is_none() {
             actions.push(Action::Began(strategy));
@@ -360,9 +352,9 @@ impl Race {
         actions: &mut Vec<Action>,
     ) {
         if let Some(slot) = self.running(attempt)
-            && slot.strategies().iter().all(|(s, _)| *s != strategy)
+            && slot.strategies.iter().all(|(s, _)| *s != strategy)
         {
-            slot.joined.push((strategy, now));
+            slot.strategies.push((strategy, now));
             actions.push(Action::Began(strategy));
         }
     }
@@ -378,10 +370,10 @@ impl Race {
         let Some(slot) = self.running(attempt) else {
             return;
         };
-        let Some(at) = slot.joined.iter().position(|(s, _)| *s == strategy) else {
+        let Some(at) = slot.strategies.iter().position(|(s, _)| *s == strategy) else {
             return;
         };
-        let left = slot.joined.swap_remove(at);
+        let left = slot.strategies.remove(at);
         let left = record(left, now, Outcome::Failed, Some(why));
         if self.is_awaited() {
             self.tried.push(left.clone());
@@ -432,7 +424,7 @@ impl Race {
         for slot in &mut self.slots {
             if matches!(slot.state, State::At(at) if at <= now) {
                 slot.state = State::Running(now);
-                slot.joined.clear();
+                slot.strategies = slot.step.strategies.iter().map(|s| (*s, now)).collect();
                 actions.extend(slot.step.strategies.iter().map(|s| Action::Began(*s)));
                 actions.push(Action::Start(slot.step.attempt, slot.way));
             }
@@ -865,6 +857,17 @@ mod tests {
         assert_eq!(
             won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
             3
+        );
+        // without what has left before,
+        let mut track = running();
+        let reason = "nothing there".to_owned();
+        let left = Event::Left(AttemptId::Ice, Strategy::Stun, Cause::NoGateway, reason);
+        assert_eq!(track.tell(SECOND, left.clone()).len(), 1);
+        assert_eq!(track.tell(SECOND, left), []);
+        let won = track.up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
+        assert_eq!(
+            won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+            2
         );
         // is beaten,
         let beaten = running().up(2 * SECOND, AttemptId::Ice, Strategy::Stun);

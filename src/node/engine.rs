@@ -378,6 +378,9 @@ impl Node {
                 Input::NatChanged => {
                     self.nat_changed = nat_changed(&self.net);
                     self.refresh_ticket();
+                    for id in self.sessions.keys().copied().collect::<Vec<_>>() {
+                        self.end_hopeless(id);
+                    }
                 }
                 Input::HandlesGone => self.begin_shutdown(),
             }

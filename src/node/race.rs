@@ -91,11 +91,26 @@ impl Node {
         );
     }
 
+    /// Ends those strategies of ICE that cannot work from this end of the connection.
+    pub(super) fn end_hopeless(&mut self, id: u64) {
+        let Some(nat) = self.net.rtc.nat() else {
+            return;
+        };
+        let hopeless = nat.borrow().hopeless.clone();
+        for why in hopeless {
+            let left = Event::Left(AttemptId::Ice, why.strategy, why.cause, why.reason);
+            self.race(id, left);
+        }
+    }
+
     fn act(&mut self, id: u64, action: Action) {
         match action {
             Action::Start(AttemptId::Circuit(relay), _) => self.start_circuit(id, relay),
             Action::Start(AttemptId::Direct, _) => self.start_direct(id),
-            Action::Start(AttemptId::Ice, way) => self.start_ice(id, way),
+            Action::Start(AttemptId::Ice, way) => {
+                self.start_ice(id, way);
+                self.end_hopeless(id);
+            }
             Action::Cancel(attempt) => self.cancel(id, attempt),
             Action::Began(strategy) => self.shared.metrics.attempt_started(strategy),
             Action::Ended(attempt) => self.ended(id, attempt),

@@ -26,6 +26,7 @@ use crate::{
         gather::{Gathered, LocalCandidate},
         socket::{Addresses, Carrier as _, Receiver, Sockets},
     },
+    report::NatReport,
     server::turn::testing::Turn,
 };
 
@@ -36,6 +37,7 @@ const LINGER: Duration = Duration::from_millis(50);
 struct Peer {
     sockets: Sockets,
     current: Arc<watch::Sender<Gathered>>,
+    nat: Arc<watch::Sender<NatReport>>,
     relays: Relays,
 }
 
@@ -43,11 +45,13 @@ impl Peer {
     fn new(server: Server) -> Self {
         let sockets = Sockets::bind(Addresses::default()).unwrap();
         let current = Arc::new(watch::Sender::new(Gathered::default()));
+        let nat = Arc::default();
         let roots = Roots::load(None).unwrap();
-        let relays = Relays::start(&sockets, vec![server], &roots, LINGER, &current);
+        let relays = Relays::start(&sockets, vec![server], &roots, LINGER, (&current, &nat));
         Self {
             sockets,
             current,
+            nat,
             relays,
         }
     }

@@ -161,3 +161,41 @@ fn a_mapped_port_is_counted_as_upnp() {
     ];
     assert_eq!(books, common::entries(&expected));
 }
+
+#[test]
+fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
+    let event = json!({ "event": "path", "path": "direct", "strategy": "stun" });
+    let counted = books(spec, &parts, &["port_mapping=false"], &event);
+    let punched = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count stun 1",
+        "current_method stun 1",
+        "failures direct cancelled 2",
+        "successes circuit_relay 1",
+        "successes stun 1",
+    ];
+    assert_eq!(counted, common::entries(&punched));
+
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::SymmetricRandom);
+    let event = json!({ "event": "attempt", "strategy": "upnp" });
+    let settings = ["port_mapping_timeout_ms=1000", "upgrade_tries=0"];
+    let counted = books(spec, &parts, &settings, &event);
+    let failed = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts upnp 1",
+        "connect_seconds_count circuit_relay 1",
+        "current_method circuit_relay 1",
+        "failures upnp no_gateway 1",
+        "successes circuit_relay 1",
+    ];
+    assert_eq!(counted, common::entries(&failed));
+}
