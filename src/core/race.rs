@@ -846,9 +846,9 @@ mod tests {
             assert_eq!(track.tell(SECOND, joined), []);
             track
         };
-        let birthday = |ended: u32, outcome, cause, reason| {
-            let times = (SECOND, SECOND * ended);
-            let ended = super::tests::ended(Strategy::Birthday, times, outcome, cause, reason);
+        let birthday = |at: u32, outcome, cause, reason| {
+            let times = (SECOND, SECOND * at);
+            let ended = ended(Strategy::Birthday, times, outcome, cause, reason);
             Action::Ended(ended)
         };
         // It wins, from when it joined,

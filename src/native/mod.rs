@@ -3,6 +3,7 @@
 mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod mdns;
 mod portmap;
 pub(crate) mod quic;
 pub(crate) mod rtc;

@@ -232,6 +232,7 @@ fn rtc_config(config: &Config) -> rtc::Config {
         port_mapping: config.port_mapping && config.direct,
         port_mapping_timeout: config.port_mapping_timeout,
         turn_ca: config.turn_ca.clone(),
+        mdns: config.mdns,
         birthday: effort(config),
         ..rtc::Config::default()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -26,10 +26,13 @@ use super::{
 use crate::{
     core::{
         birthday::{Guessing, Side},
+        candidate::{Candidate, CandidateAddr},
+        mdns::Name,
         signalling::IceCandidate,
     },
     native::{
-        gather::Gathered,
+        gather::{Gathered, Origin},
+        mdns,
         quic::{Connection, Link, Quic},
         socket::{Adopted, Receiver, Sockets},
         turn::Hold,
@@ -141,6 +144,8 @@ pub(super) struct Network {
     pub(super) nat: watch::Receiver<NatReport>,
     /// Relayed addresses are there while this is held.
     pub(super) relays: Hold,
+    /// Whether names are asked for in it.
+    pub(super) mdns: bool,
 }
 
 /// What a QUIC handshake needs.
@@ -394,6 +399,27 @@ impl Batch {
     }
 }
 
+fn interfaces(known: &Gathered) -> Vec<IpAddr> {
+    let interfaces = known.of(Origin::Interface);
+    interfaces.map(|local| local.addr.ip()).collect()
+}
+
+/// Asks the networks of these addresses for the name of a candidate.
+async fn resolve(candidate: Candidate, hosts: Vec<IpAddr>, shared: Arc<Shared>) {
+    let CandidateAddr::Name(name, _) = &candidate.addr else {
+        return;
+    };
+    let Some(name) = Name::parse(name) else {
+        return;
+    };
+    let found = mdns::resolve(&name, &hosts).await;
+    tracing::debug!(found = found.len(), "asked for the name of a candidate");
+    for ip in found {
+        shared.session().resolved(&candidate, ip);
+    }
+    shared.work.notify_one();
+}
+
 /// Drives a session until it is closed: sends what it has to send, keeps its timers, tells it of
 /// local candidates, and routes datagrams to it.
 async fn drive(
@@ -406,6 +432,7 @@ async fn drive(
         mut candidates,
         nat,
         relays,
+        mdns,
     } = network;
     let mut relays = Some(relays);
     let receiver: Arc<dyn Receiver> = shared.clone();
@@ -419,7 +446,7 @@ async fn drive(
     let mut tasks = Vec::new();
     loop {
         let now = Instant::now();
-        let (sources, timeout, closed, begin, burst) = {
+        let (sources, timeout, closed, begin, burst, named) = {
             let mut session = shared.session();
             if session.poll_timeout().is_some_and(|timeout| timeout <= now) {
                 session.handle_timeout(now);
@@ -440,7 +467,8 @@ async fn drive(
             let begin = session.take_handshake();
             let sources = session.take_new_sources();
             let burst = session.take_burst();
-            (sources, timeout, session.is_closed(), begin, burst)
+            let named = session.take_named();
+            (sources, timeout, session.is_closed(), begin, burst, named)
         };
         if let Some(client) = begin
             && let Some(quic) = quic.take()
@@ -450,6 +478,11 @@ async fn drive(
         }
         if let Some(burst) = burst {
             let task = tokio::spawn(burst::run(burst, shared.clone(), sockets.clone()));
+            tasks.push(AbortOnDrop(task.abort_handle()));
+        }
+        for candidate in named.into_iter().filter(|_| mdns) {
+            let hosts = interfaces(&candidates.borrow());
+            let task = tokio::spawn(resolve(candidate, hosts, shared.clone()));
             tasks.push(AbortOnDrop(task.abort_handle()));
         }
         for source in sources {

@@ -55,6 +55,8 @@ struct Inner {
     gatherer: Gatherer,
     identity: Arc<Identity>,
     birthday: Option<Effort>,
+    /// Whether names are asked for in the local network.
+    mdns: bool,
     /// Who is told what becomes of that.
     guesses: Option<Guesses>,
     /// Where peers of our own kind are spoken to in QUIC.
@@ -103,6 +105,7 @@ impl Backend {
             sockets,
             identity: Arc::new(Identity::generate()?),
             birthday: config.birthday,
+            mdns: config.mdns,
             guesses,
             quic,
         })))
@@ -166,6 +169,7 @@ impl backend::Backend for Backend {
             candidates: self.0.gatherer.watch(),
             nat: self.0.gatherer.nat(),
             relays: self.0.gatherer.relays(),
+            mdns: self.0.mdns,
         };
         let told = self.0.guesses.clone().map(|guesses| (peer, guesses));
         Ok(PeerConnection::start(

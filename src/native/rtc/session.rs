@@ -7,7 +7,7 @@ mod quic;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     core::{
         birthday::{Effort, Guessing, Side},
-        candidate::{Candidate, CandidateKind, CandidateTransport},
+        candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -48,6 +48,9 @@ const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
 /// Most candidates told after the description: half of what a peer takes in all. Guessed ports
 /// are guessed anew whenever some connection begins, however many do.
 const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
+
+/// Names of the peer that are asked for at most: it has one for each of its addresses.
+const MAX_NAMES: usize = 8;
 
 /// How long a shutdown may take to send what is queued.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -128,6 +131,9 @@ pub(super) struct Session {
     /// The addresses that datagrams of this connection may come from.
     sources: HashSet<SocketAddr>,
     new_sources: Vec<SocketAddr>,
+    /// Candidates with names in the place of addresses, to be asked for, and how many there were.
+    named: Vec<Candidate>,
+    names: usize,
     /// Candidates told after the description.
     trickled: usize,
     /// Where peers' addresses see us come from.
@@ -178,6 +184,8 @@ impl Session {
             local: Vec::new(),
             sources: HashSet::new(),
             new_sources: Vec::new(),
+            named: Vec::new(),
+            names: 0,
             trickled: 0,
             seen: HashMap::new(),
             mapped: HashSet::new(),
@@ -279,6 +287,13 @@ impl Session {
 
     fn add_remote(&mut self, candidate: &Candidate) {
         let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
+        if let CandidateAddr::Name(..) = candidate.addr
+            && usable
+            && self.names < MAX_NAMES
+        {
+            self.names += 1;
+            self.named.push(candidate.clone());
+        }
         let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
             return;
         };
@@ -288,6 +303,22 @@ impl Session {
                 self.mapped.insert(addr);
             }
             self.ice.add_remote_candidate(remote);
+        }
+    }
+
+    /// The candidates whose names are to be asked for. Each is said once.
+    pub(super) fn take_named(&mut self) -> Vec<Candidate> {
+        std::mem::take(&mut self.named)
+    }
+
+    /// The network knows the name of a candidate.
+    pub(super) fn resolved(&mut self, candidate: &Candidate, ip: IpAddr) {
+        if let CandidateAddr::Name(_, port) = candidate.addr {
+            let addr = CandidateAddr::Ip(SocketAddr::new(ip, port));
+            self.add_remote(&Candidate {
+                addr,
+                ..candidate.clone()
+            });
         }
     }
 
