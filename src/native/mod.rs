@@ -3,6 +3,7 @@
 mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod mapped;
 mod mdns;
 mod portmap;
 pub(crate) mod quic;

@@ -378,6 +378,7 @@ impl Node {
                 Input::Command(command) => self.on_command(command),
                 Input::NatChanged => {
                     self.nat_changed = nat_changed(&self.net);
+                    self.take_mapping();
                     self.refresh_ticket();
                     for id in self.sessions.keys().copied().collect::<Vec<_>>() {
                         self.end_hopeless(id);
@@ -514,7 +515,7 @@ impl Node {
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
             SwarmEvent::ExternalAddrExpired { address } => {
                 self.confirmed.retain(|known| *known != address);
-                self.refresh_ticket();
+                self.confirmed_changed();
             }
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
@@ -615,8 +616,23 @@ impl Node {
         let direct = address::route(&address) == address::Route::Direct;
         if direct && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
             self.confirmed.push(address);
-            self.refresh_ticket();
+            self.confirmed_changed();
         }
+    }
+
+    fn confirmed_changed(&self) {
+        let count = i64::try_from(self.confirmed.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.confirmed.set(count);
+        self.refresh_ticket();
+    }
+
+    /// What the router forwards to us is tested like other addresses of ours.
+    fn take_mapping(&mut self) {
+        let Some(nat) = self.net.rtc.nat() else {
+            return;
+        };
+        let mapped = nat.borrow().mapped.as_ref().and_then(|a| a.parse().ok());
+        backend::stock::set_mapped(&mut self.swarm.behaviour_mut().stock, mapped);
     }
 
     /// An interface is gone: what was found out through it need not be true any longer.
@@ -624,6 +640,7 @@ impl Node {
         for address in std::mem::take(&mut self.confirmed) {
             self.swarm.remove_external_address(&address);
         }
+        self.confirmed_changed();
     }
 
     /// Our own addresses that somebody else could dial: first those of which it is known, then

@@ -1,9 +1,13 @@
 //! What opens NATs that hide their ports: port mappings, and guessing the next port of a sequence.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
-use throughline_lab::{NatKind, Pairing, Parts, PortMapping, Run, Site, Spec, Stage};
+use throughline_lab::{NatKind, Pairing, Parts, Peer, PortMapping, Run, Site, Spec, Stage};
 
 mod common;
 
@@ -198,4 +202,34 @@ fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
         "successes circuit_relay 1",
     ];
     assert_eq!(counted, common::entries(&failed));
+}
+
+#[test]
+fn a_mapped_port_is_confirmed_until_the_network_changes() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let mut stage = Stage::up(symmetric(PortMapping::UPNP), &parts).unwrap();
+    let arguments = [
+        "--metrics",
+        common::METRICS,
+        "--set",
+        "autonat_retry_ms=1000",
+    ];
+    stage.add_arguments(arguments.map(str::to_owned));
+    let _listener = stage.listen(Peer::Native, "a").unwrap();
+    let host = stage.lab.host("a").unwrap();
+    let until = |count: u32| {
+        let line = format!("throughline_confirmed_addresses {count}");
+        let deadline = Instant::now() + WITHIN;
+        while !common::metrics(&host).lines().any(|l| l == line) {
+            assert!(Instant::now() < deadline, "not {line}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // Nothing else reaches through a NAT of this kind.
+    until(1);
+    let flush = ["-4", "address", "flush", "scope", "global"];
+    assert!(host.command("ip").args(flush).status().unwrap().success());
+    until(0);
 }

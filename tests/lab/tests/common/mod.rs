@@ -97,8 +97,8 @@ pub(crate) fn parts_or_skip(browsers: bool) -> Option<Parts> {
     }
 }
 
-/// Where diallers serve their counters, on their own loopback.
-const METRICS: &str = "127.0.0.1:9464";
+/// Where programs serve their counters, on their own loopback.
+pub(crate) const METRICS: &str = "127.0.0.1:9464";
 
 /// Every counter and gauge of the race that is not 0 and how many times each histogram counts, as `attempts stun 1`,
 /// when the program on `a`, which connects to the one on `b`, has told an event that `wanted` is true of.
@@ -119,6 +119,12 @@ pub(crate) fn books(
             None => panic!("{told:#?}\n{}", dialler.log()),
         }
     }
+    let text = metrics(&stage.lab.host("a").unwrap());
+    text.lines().filter_map(entry).collect()
+}
+
+/// What the program on `host` counts, which was started with `--metrics` [`METRICS`].
+pub(crate) fn metrics(host: &Host) -> String {
     let get = async || {
         let mut stream = TcpStream::connect(METRICS).await.unwrap();
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -127,8 +133,7 @@ pub(crate) fn books(
         stream.read_to_string(&mut text).await.unwrap();
         text
     };
-    let text = stage.lab.host("a").unwrap().run(get).unwrap();
-    text.lines().filter_map(entry).collect()
+    host.run(get).unwrap()
 }
 
 /// One line of the metrics text.
