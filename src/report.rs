@@ -88,6 +88,7 @@ pub(crate) struct Hopeless {
 
 impl NatReport {
     /// Says why `strategy` cannot work, or that it may. Returns whether that is new.
+    #[allow(dead_code, reason = "a browser does not tell")]
     pub(crate) fn set_hopeless(
         &mut self,
         strategy: Strategy,

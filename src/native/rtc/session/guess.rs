@@ -385,11 +385,12 @@ mod tests {
         }
 
         fn guessings(&self, end: usize) -> Vec<&Guessing> {
-            let of = |event| match event {
-                &SessionEvent::Guessing(ref what) => Some(what),
+            let events = self.seen[end].iter();
+            let guessings = events.filter_map(|event| match event {
+                SessionEvent::Guessing(what) => Some(what),
                 _ => None,
-            };
-            self.seen[end].iter().filter_map(of).collect()
+            });
+            guessings.collect()
         }
     }
 

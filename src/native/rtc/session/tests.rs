@@ -265,7 +265,7 @@ fn a_name_is_asked_for_once_and_its_address_connects() {
     });
     let name = named("a.local");
     net.ends[0].add_remote(&name);
-    assert_eq!(net.ends[0].take_named(), [name.clone()]);
+    assert_eq!(net.ends[0].take_named(), std::slice::from_ref(&name));
     assert_eq!(net.ends[0].take_named(), []);
     net.ends[0].resolved(&name, addr(1).ip());
     net.run(100);
