@@ -467,7 +467,11 @@ async fn drive(
             let begin = session.take_handshake();
             let sources = session.take_new_sources();
             let burst = session.take_burst();
-            let named = session.take_named();
+            // In which networks is to be known first.
+            let named = match candidates.borrow().ready {
+                true => session.take_named(),
+                false => Vec::new(),
+            };
             (sources, timeout, session.is_closed(), begin, burst, named)
         };
         if let Some(client) = begin
