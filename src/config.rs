@@ -184,6 +184,10 @@ pub struct Config {
     /// in a browser.
     #[serde(rename = "autonat_retry_ms", alias = "autonatRetryMs", with = "millis")]
     pub autonat_retry: Duration,
+    /// Whether to ask the local network, by multicast DNS (RFC 6762), for the addresses that pages
+    /// hide behind `<uuid>.local` names; no other name is asked for. Defaults to `true`: it finds
+    /// a page on the same network that cannot reach us first. Native only; ignored in a browser.
+    pub mdns: bool,
     /// Whether to probe many ports against symmetric NATs when nothing else works. It costs a NAT
     /// entry for each socket and probe. Defaults to `true`. Native only; ignored in a browser.
     pub birthday: bool,
@@ -231,6 +235,7 @@ impl Default for Config {
             stream_window: STREAM_WINDOW,
             max_circuits: MAX_CIRCUITS,
             autonat_retry: AUTONAT_RETRY,
+            mdns: true,
             birthday: true,
             birthday_sockets: BIRTHDAY_SOCKETS,
             birthday_probes: BIRTHDAY_PROBES,
@@ -510,6 +515,7 @@ mod tests {
             "stream_window": 4_194_304,
             "max_circuits": 16,
             "autonat_retry_ms": 30_000,
+            "mdns": true,
             "birthday": true,
             "birthday_sockets": 256,
             "birthday_probes": 1024,

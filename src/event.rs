@@ -177,6 +177,8 @@ causes! {
     Limit = "limit", "close what is not needed, or raise the limit";
     /// The peer speaks none of the protocols for it.
     Unsupported = "unsupported", "update the peer";
+    /// No router before us forwards a port.
+    NoGateway = "no_gateway", "switch on UPnP, NAT-PMP or PCP in the router";
     /// ICE found no pair of addresses that reach each other.
     NoPair = "no_pair", "configure STUN servers, and a TURN server for networks without UDP";
     /// The exchange that brings ICE about failed.

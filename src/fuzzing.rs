@@ -18,6 +18,7 @@ use crate::{
         candidate::Candidate,
         circuit::{Answer, CircuitError},
         frame::{self, StreamState},
+        mdns,
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
         server_url::ServerUrl,
@@ -39,6 +40,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("circuit", circuit),
     ("data_channel", data_channel),
     ("frame", frame),
+    ("mdns", mdns),
     ("options", options),
     ("quic", quic),
     ("resume", resume),
@@ -129,6 +131,12 @@ pub fn frame(data: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// What answers the question for a page's name.
+pub fn mdns(data: &[u8]) -> bool {
+    let name = mdns::Name::parse("0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local");
+    name.is_some_and(|name| !name.answers(data).is_empty())
 }
 
 /// The options of a connector as JSON.

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     pub(crate) streams: Gauge,
     pub(crate) reservations: Gauge,
+    pub(crate) confirmed: Gauge,
 }
 
 /// From loopback (1 ms) to a user giving up (30 s).
@@ -52,6 +53,7 @@ impl Metrics {
             connections: Gauge::default(),
             streams: Gauge::default(),
             reservations: Gauge::default(),
+            confirmed: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -98,6 +100,11 @@ impl Metrics {
             "throughline_reservations",
             "Relays that hold a reservation for us now",
             metrics.reservations.clone(),
+        );
+        registry.register(
+            "throughline_confirmed_addresses",
+            "Addresses of ours that an AutoNAT server has dialled",
+            metrics.confirmed.clone(),
         );
         Self {
             registry,

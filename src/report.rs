@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::event::{Cause, Strategy};
+
 pub use crate::core::nat::{NatFiltering, NatMapping, NatPorts};
 
 /// What [`Connector::report`](crate::Connector::report) gives: the state of now, no new probes.
@@ -25,7 +27,7 @@ pub struct Report {
     /// Connections to peers, the relays' own not counted.
     pub connections: usize,
     /// Strategies that this target and configuration can use.
-    pub strategies: Vec<crate::Strategy>,
+    pub strategies: Vec<Strategy>,
 }
 
 /// One relay in a [`Report`].
@@ -71,9 +73,41 @@ pub struct NatReport {
     pub protocols: MappingProtocols,
     #[serde(skip)]
     pub(crate) stun_pending: bool,
+    /// Strategies that cannot work from this end of a connection as things are now.
+    #[serde(skip)]
+    pub(crate) hopeless: Vec<Hopeless>,
+}
+
+/// Why a strategy cannot work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hopeless {
+    pub(crate) strategy: Strategy,
+    pub(crate) cause: Cause,
+    pub(crate) reason: String,
 }
 
 impl NatReport {
+    /// Says why `strategy` cannot work, or that it may. Returns whether that is new.
+    #[allow(dead_code, reason = "a browser does not tell")]
+    pub(crate) fn set_hopeless(
+        &mut self,
+        strategy: Strategy,
+        why: Option<(Cause, String)>,
+    ) -> bool {
+        let why = why.map(|(cause, reason)| Hopeless {
+            strategy,
+            cause,
+            reason,
+        });
+        let known = |known: &&Hopeless| known.strategy == strategy;
+        if self.hopeless.iter().find(known) == why.as_ref() {
+            return false;
+        }
+        self.hopeless.retain(|known| known.strategy != strategy);
+        self.hopeless.extend(why);
+        true
+    }
+
     /// Whether everything that was asked has been answered or given up, so that what is still
     /// unknown will stay so until the network changes.
     pub fn is_settled(&self) -> bool {

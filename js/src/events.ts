@@ -16,6 +16,7 @@ export type Cause =
   | "no_reservation"
   | "limit"
   | "unsupported"
+  | "no_gateway"
   | "no_pair"
   | "signalling"
   | "transport";

@@ -5,9 +5,10 @@
 //! of `p`, none meets with a chance of about `(1 - n / p)^m`: 256 sockets and 1,024 probes meet in
 //! 98 of 100 cases, after 174 probes in every second one.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use super::nat::NatMapping;
+use crate::event::Cause;
 
 /// The ports a NAT may give: all but the well-known ones (RFC 4787 REQ-3 lets it keep 0 to 1023
 /// apart).
@@ -48,6 +49,15 @@ impl Side {
     }
 }
 
+/// What becomes of guessing, as it happens. That a port was met, the nominated pair tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Guessing {
+    /// It begins.
+    Began,
+    /// It ends, or does not begin, without a port that was met.
+    Failed(Cause, String),
+}
+
 /// How much is tried to guess a port, native only: each socket and each probe takes a place in the
 /// table of a router, so it is a few hundred of each, slowly, and only where nothing else works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +95,7 @@ impl Effort {
 #[derive(Clone, Debug)]
 pub(crate) struct Prober {
     effort: Effort,
-    sent: u32,
+    sent: HashSet<u16>,
     /// A generator whose period is every port once (Hull and Dobell): odd increment, factor 1 more
     /// than a multiple of 4.
     state: u32,
@@ -99,7 +109,7 @@ impl Prober {
         let [a, b, c] = [random, random >> 16, random >> 32].map(|part| part as u32 % PORTS);
         Self {
             effort,
-            sent: 0,
+            sent: HashSet::new(),
             state: a,
             factor: (b & !3) | 1,
             increment: c | 1,
@@ -110,13 +120,18 @@ impl Prober {
     pub(crate) fn next_at(&self) -> Option<Duration> {
         let all = self.effort.probes.min(PORTS - FIRST_PORT);
         let rate = f64::from(self.effort.rate.max(1));
-        (self.sent < all).then(|| Duration::from_secs_f64(f64::from(self.sent) / rate))
+        let sent = u32::try_from(self.sent.len()).unwrap_or(all);
+        (sent < all).then(|| Duration::from_secs_f64(f64::from(sent) / rate))
+    }
+
+    /// Whether this port was probed.
+    pub(crate) fn has_probed(&self, port: u16) -> bool {
+        self.sent.contains(&port)
     }
 
     /// The port to probe now.
     pub(crate) fn poll(&mut self, elapsed: Duration) -> Option<u16> {
         self.next_at().filter(|at| *at <= elapsed)?;
-        self.sent += 1;
         loop {
             self.state = self
                 .state
@@ -124,7 +139,9 @@ impl Prober {
                 .wrapping_add(self.increment)
                 % PORTS;
             if self.state >= FIRST_PORT {
-                return u16::try_from(self.state).ok();
+                let port = u16::try_from(self.state).ok()?;
+                self.sent.insert(port);
+                return Some(port);
             }
         }
     }
@@ -199,6 +216,8 @@ mod tests {
             let day = Duration::from_secs(86_400);
             let ports: Vec<u16> = std::iter::from_fn(|| prober.poll(day)).collect();
             prop_assert_eq!(ports.len(), 64_512);
+            prop_assert!(ports.iter().all(|port| prober.has_probed(*port)));
+            prop_assert!(!prober.has_probed(1023));
             prop_assert!(ports.iter().all(|port| *port >= 1024));
             prop_assert_eq!(ports.iter().collect::<HashSet<_>>().len(), 64_512);
         }

@@ -52,7 +52,8 @@ pub(crate) enum CandidateAddr {
     /// A transport address.
     Ip(SocketAddr),
     /// A name instead of an address, as browsers write host candidates (`<uuid>.local`,
-    /// RFC 8828 section 3.1). It is not resolved: the pair forms by peer-reflexive discovery.
+    /// RFC 8828 section 3.1). Native peers may ask their network for it; otherwise the pair forms
+    /// by peer-reflexive discovery.
     Name(String, u16),
 }
 

@@ -7,6 +7,8 @@ pub(crate) mod birthday;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
 pub(crate) mod frame;
+#[allow(dead_code, reason = "a browser resolves such names itself")]
+pub(crate) mod mdns;
 #[allow(dead_code, reason = "a browser does not tell what it sees")]
 pub(crate) mod nat;
 #[allow(dead_code, reason = "a browser seals no offers")]

@@ -22,6 +22,10 @@ pub(crate) enum Event {
     Plan(Plan),
     /// Nothing came of an attempt, and why.
     Failed(AttemptId, Cause, String),
+    /// A strategy joins an attempt that is under way.
+    Joined(AttemptId, Strategy),
+    /// Nothing can come of one strategy of an attempt, which goes on without it.
+    Left(AttemptId, Strategy, Cause, String),
     /// Time has passed; see [`Race::wake`].
     Tick,
     /// The session ends.
@@ -68,6 +72,8 @@ struct Slot {
     step: Step,
     way: usize,
     state: State,
+    /// Its strategies, and since when, while it is under way.
+    strategies: Vec<(Strategy, Duration)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,22 +102,11 @@ impl Slot {
 
     /// One record for each of its strategies, which ended `now`.
     fn records(&self, now: Duration, outcome: Outcome, cause: Cause, reason: &str) -> Vec<Attempt> {
-        let State::Running(since) = self.state else {
-            return Vec::new();
-        };
-        let reason = match cause.advice() {
-            "" => reason.to_owned(),
-            advice => format!("{reason}; {advice}"),
-        };
-        let record = |strategy: &Strategy| Attempt {
-            strategy: *strategy,
-            outcome,
-            started: since,
-            ended: now,
-            cause: Some(cause),
-            reason: Some(reason.clone()),
-        };
-        self.step.strategies.iter().map(record).collect()
+        let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
+        match self.state {
+            State::Running(_) => self.strategies.iter().map(record).collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn timed_out(&self, now: Duration) -> Vec<Attempt> {
@@ -120,6 +115,26 @@ impl Slot {
         };
         let reason = format!("no answer within {} ms", (now - since).as_millis());
         self.records(now, Outcome::Failed, Cause::Timeout, &reason)
+    }
+}
+
+fn record(
+    (strategy, started): (Strategy, Duration),
+    ended: Duration,
+    outcome: Outcome,
+    why: Option<(Cause, &str)>,
+) -> Attempt {
+    let reason = why.map(|(cause, reason)| match cause.advice() {
+        "" => reason.to_owned(),
+        advice => format!("{reason}; {advice}"),
+    });
+    Attempt {
+        strategy,
+        outcome,
+        started,
+        ended,
+        cause: why.map(|(cause, _)| cause),
+        reason,
     }
 }
 
@@ -190,6 +205,12 @@ impl Race {
                     self.fail(now, at, cause, &reason, &mut actions);
                 }
             }
+            Event::Joined(attempt, strategy) => {
+                self.join(now, attempt, strategy, &mut actions);
+            }
+            Event::Left(attempt, strategy, cause, reason) => {
+                self.leave(now, attempt, strategy, (cause, &reason), &mut actions);
+            }
             Event::Tick => {}
         }
         self.expire(now, &mut actions);
@@ -241,6 +262,7 @@ impl Race {
                     state: State::At(now + step.after),
                     step,
                     way: 0,
+                    strategies: Vec::new(),
                 }),
                 // What failed in another situation may do in this one.
                 Some(slot) if lost && !slot.is_running() => {
@@ -266,18 +288,14 @@ impl Race {
         let State::Running(since) = slot.state else {
             return;
         };
+        let known = slot.strategies.iter().find(|(known, _)| *known == strategy);
         // The peer's side may have brought a strategy in that is not one of ours.
-        if !slot.step.strategies.contains(&strategy) {
+        if known.is_none() {
             actions.push(Action::Began(strategy));
         }
-        actions.push(Action::Ended(Attempt {
-            strategy,
-            outcome: Outcome::Succeeded,
-            started: since,
-            ended: now,
-            cause: None,
-            reason: None,
-        }));
+        let won = known.copied().unwrap_or((strategy, since));
+        let won = record(won, now, Outcome::Succeeded, None);
+        actions.push(Action::Ended(won));
         let reason = format!("{strategy} was better");
         let beaten = slot.records(now, Outcome::Cancelled, Cause::Cancelled, &reason);
         let beaten = beaten.into_iter().filter(|a| a.strategy != strategy);
@@ -319,6 +337,48 @@ impl Race {
         if let AttemptId::Circuit(_) = self.slots[at].step.attempt {
             self.start_next_circuit(now);
         }
+    }
+
+    fn running(&mut self, attempt: AttemptId) -> Option<&mut Slot> {
+        let running = |slot: &&mut Slot| slot.step.attempt == attempt && slot.is_running();
+        self.slots.iter_mut().find(running)
+    }
+
+    fn join(
+        &mut self,
+        now: Duration,
+        attempt: AttemptId,
+        strategy: Strategy,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(slot) = self.running(attempt)
+            && slot.strategies.iter().all(|(s, _)| *s != strategy)
+        {
+            slot.strategies.push((strategy, now));
+            actions.push(Action::Began(strategy));
+        }
+    }
+
+    fn leave(
+        &mut self,
+        now: Duration,
+        attempt: AttemptId,
+        strategy: Strategy,
+        why: (Cause, &str),
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(slot) = self.running(attempt) else {
+            return;
+        };
+        let Some(at) = slot.strategies.iter().position(|(s, _)| *s == strategy) else {
+            return;
+        };
+        let left = slot.strategies.remove(at);
+        let left = record(left, now, Outcome::Failed, Some(why));
+        if self.is_awaited() {
+            self.tried.push(left.clone());
+        }
+        actions.push(Action::Ended(left));
     }
 
     fn start_next_circuit(&mut self, now: Duration) {
@@ -364,6 +424,7 @@ impl Race {
         for slot in &mut self.slots {
             if matches!(slot.state, State::At(at) if at <= now) {
                 slot.state = State::Running(now);
+                slot.strategies = slot.step.strategies.iter().map(|s| (*s, now)).collect();
                 actions.extend(slot.step.strategies.iter().map(|s| Action::Began(*s)));
                 actions.push(Action::Start(slot.step.attempt, slot.way));
             }
@@ -768,6 +829,70 @@ mod tests {
     }
 
     #[test]
+    fn a_strategy_that_joins_has_an_end_of_its_own() {
+        let relay = PeerId::random();
+        let running = || {
+            let mut track = Track::new(&[relay], false);
+            track.connect(Duration::ZERO);
+            let circuit = AttemptId::Circuit(relay);
+            track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
+            let joined = Event::Joined(AttemptId::Ice, Strategy::Birthday);
+            assert_eq!(
+                track.tell(SECOND, Event::Joined(circuit, Strategy::Turn)),
+                []
+            );
+            let began = [Action::Began(Strategy::Birthday)];
+            assert_eq!(track.tell(SECOND, joined.clone()), began);
+            assert_eq!(track.tell(SECOND, joined), []);
+            track
+        };
+        let birthday = |at: u32, outcome, cause, reason| {
+            let times = (SECOND, SECOND * at);
+            let ended = ended(Strategy::Birthday, times, outcome, cause, reason);
+            Action::Ended(ended)
+        };
+        // It wins, from when it joined,
+        let won = running().up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
+        assert_eq!(won[0], birthday(2, Outcome::Succeeded, None, None));
+        assert_eq!(
+            won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+            3
+        );
+        // without what has left before,
+        let mut track = running();
+        let reason = "nothing there".to_owned();
+        let left = Event::Left(AttemptId::Ice, Strategy::Stun, Cause::NoGateway, reason);
+        assert_eq!(track.tell(SECOND, left.clone()).len(), 1);
+        assert_eq!(track.tell(SECOND, left), []);
+        let won = track.up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
+        assert_eq!(
+            won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+            2
+        );
+        // is beaten,
+        let beaten = running().up(2 * SECOND, AttemptId::Ice, Strategy::Stun);
+        let (cause, reason) = (Some(Cause::Cancelled), Some("stun was better"));
+        assert!(beaten.contains(&birthday(2, Outcome::Cancelled, cause, reason)));
+        // or leaves, which is no failure of the attempt; it may join again.
+        let mut track = running();
+        let busy = Event::Left(
+            AttemptId::Ice,
+            Strategy::Birthday,
+            Cause::Limit,
+            "busy".into(),
+        );
+        let left = track.tell(2 * SECOND, busy.clone());
+        let reason = format!("busy; {}", Cause::Limit.advice());
+        let (cause, reason) = (Some(Cause::Limit), Some(&*reason));
+        assert_eq!(left, [birthday(2, Outcome::Failed, cause, reason)]);
+        assert_eq!(track.tell(2 * SECOND, busy), []);
+        let failed = track.failed(3 * SECOND, AttemptId::Ice, Cause::NoPair);
+        assert_eq!(failed.len(), 2);
+        let again = track.tell(9 * SECOND, Event::Tick);
+        assert_eq!(started(&again), [AttemptId::Ice]);
+    }
+
+    #[test]
     fn the_peer_may_bring_a_strategy_in() {
         let relay = PeerId::random();
         let mut track = Track::new(&[relay], false);
@@ -787,7 +912,7 @@ mod tests {
         /// Attempts are successes, failures and what still runs, per strategy; no connect is
         /// answered twice, and none is left when its time is over.
         #[test]
-        fn the_books_balance(events in vec((0u64..4_000, 0u8..9, 0u8..4), 1..60)) {
+        fn the_books_balance(events in vec((0u64..4_000, 0u8..11, 0u8..4), 1..60)) {
             let relays = [PeerId::random(), PeerId::random()];
             let ids = [
                 AttemptId::Circuit(relays[0]),
@@ -821,6 +946,11 @@ mod tests {
                         track.replan(now)
                     }
                     6 => track.failed(now, id, Cause::Unsupported),
+                    7 => track.tell(now, Event::Joined(id, Strategy::Birthday)),
+                    8 => {
+                        let (birthday, reason) = (Strategy::Birthday, String::new());
+                        track.tell(now, Event::Left(id, birthday, Cause::NoPair, reason))
+                    }
                     _ => track.tell(now, Event::Tick),
                 };
                 for action in actions {

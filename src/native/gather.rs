@@ -150,7 +150,7 @@ impl Gatherer {
         let port_mapping =
             PortMapping::start(sockets, settings.port_mapping, current.clone(), nat.clone());
         let turn = settings.turn.clone();
-        let relays = Relays::start(sockets, turn, &settings.roots, LINGER, &current);
+        let relays = Relays::start(sockets, turn, &settings.roots, LINGER, (&current, &nat));
         let hosts = interfaces::watch(sockets.clone(), current.clone());
         let reflexive = Reflexive::new(
             sockets.clone(),

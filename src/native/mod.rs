@@ -3,6 +3,8 @@
 mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;
+mod mapped;
+mod mdns;
 pub(crate) mod offer;
 mod portmap;
 pub(crate) mod quic;
@@ -37,7 +39,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// Binds the sockets.
+    /// Binds the sockets. What becomes of guessing ports goes to `guesses`.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when an address
@@ -46,13 +48,14 @@ impl Net {
         config: &Config,
         rtc_config: &RtcConfig,
         keypair: &Keypair,
+        guesses: rtc::Guesses,
     ) -> Result<Self, BackendError> {
         let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
         let sockets = rtc::bind(addresses)?;
         let quic = Quic::new(keypair, sockets.clone())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self {
-            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()))?,
+            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(guesses))?,
             quic,
         })
     }

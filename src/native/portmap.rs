@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     core::nat,
+    event::{Cause, Strategy},
     report::{MappingProtocols, NatReport, PortMappingState},
 };
 
@@ -190,8 +191,16 @@ impl Mapper {
 
     fn tell(&self, state: PortMappingState, mapped: Option<SocketAddr>) {
         let mapped = mapped.map(|addr| addr.to_string());
+        let why = match state {
+            PortMappingState::Unavailable => Some("no router maps ports"),
+            PortMappingState::Useless => Some("another NAT stands before the router"),
+            _ => None,
+        };
+        let why = why.map(|why| (Cause::NoGateway, why.to_owned()));
         self.nat.send_if_modified(|report| {
-            let changed = report.port_mapping != state || report.mapped != mapped;
+            let changed = report.set_hopeless(Strategy::Upnp, why)
+                || report.port_mapping != state
+                || report.mapped != mapped;
             report.port_mapping = state;
             report.mapped = mapped;
             changed
@@ -287,6 +296,8 @@ mod tests {
             mapper.publish(&hosts, mapped.map(|text| text.parse().unwrap()));
             let report = mapper.nat.borrow().clone();
             assert_eq!(report.port_mapping, state, "{mapped:?}");
+            let hopeless = state != PortMappingState::Mapped;
+            assert_eq!(report.hopeless.len(), usize::from(hopeless), "{mapped:?}");
             let offered = mapper.current.borrow().candidates.clone();
             let offers = state == PortMappingState::Mapped;
             assert_eq!(offered.len(), usize::from(offers), "{mapped:?}");

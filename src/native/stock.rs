@@ -1,5 +1,7 @@
 //! What a native peer speaks of stock libp2p's protocols besides those of all peers.
 
+use std::net::SocketAddr;
+
 use libp2p::{
     PeerId,
     autonat::v2::client as autonat,
@@ -7,7 +9,7 @@ use libp2p::{
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::dcutr;
+use super::{dcutr, mapped};
 use crate::{Config, node};
 
 /// The behaviours of those protocols.
@@ -17,6 +19,7 @@ pub(crate) struct Behaviour {
     dcutr: Toggle<dcutr::Behaviour>,
     /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
     autonat: Toggle<autonat::Behaviour>,
+    mapped: mapped::Behaviour,
 }
 
 fn autonat(config: &Config) -> autonat::Behaviour {
@@ -31,13 +34,19 @@ pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
         ping: node::ping(),
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
         autonat: direct.then(|| autonat(config)).into(),
+        mapped: mapped::Behaviour::default(),
     }
+}
+
+/// Takes in what the router forwards to us now.
+pub(crate) fn set_mapped(behaviour: &mut Behaviour, mapped: Option<SocketAddr>) {
+    behaviour.mapped.set(mapped);
 }
 
 /// What of it is about a path that answers or does not.
 pub(crate) fn ping(event: BehaviourEvent) -> Option<ping::Event> {
     match event {
         BehaviourEvent::Ping(event) => Some(event),
-        BehaviourEvent::Dcutr(_) | BehaviourEvent::Autonat(_) => None,
+        BehaviourEvent::Dcutr(_) | BehaviourEvent::Autonat(_) | BehaviourEvent::Mapped(_) => None,
     }
 }

@@ -40,6 +40,7 @@ use crate::{
     connection::Connection,
     core::{
         address,
+        birthday::Guessing,
         offer::OFFER_PROTOCOL,
         plan::{AttemptId, Rules},
         race,
@@ -82,10 +83,12 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
     let rtc_config = rtc_config(&config);
-    let net = backend::Net::open(&config, &rtc_config, keypair).map_err(|e| match e {
-        rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
-        other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
-    })?;
+    let (guesses_tx, guesses) = mpsc::channel(REPORTS);
+    let net =
+        backend::Net::open(&config, &rtc_config, keypair, guesses_tx).map_err(|e| match e {
+            rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
+            other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
+        })?;
     let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, net.rtc.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
@@ -159,6 +162,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         internal_tx,
         internal_rx,
         circuit_requests,
+        guesses,
         timers: Timers::new(),
         sessions: HashMap::new(),
         by_peer: HashMap::new(),
@@ -238,6 +242,7 @@ fn rtc_config(config: &Config) -> rtc::Config {
         port_mapping: config.port_mapping && config.direct,
         port_mapping_timeout: config.port_mapping_timeout,
         turn_ca: config.turn_ca.clone(),
+        mdns: config.mdns,
         birthday: effort(config),
         ..rtc::Config::default()
     }
@@ -271,6 +276,7 @@ pub(super) struct Node {
     pub(super) internal_tx: mpsc::Sender<Internal>,
     internal_rx: mpsc::Receiver<Internal>,
     circuit_requests: futures_mpsc::Receiver<circuit::Request<Substream>>,
+    pub(super) guesses: mpsc::Receiver<(PeerId, Guessing)>,
     pub(super) timers: Timers<Timer>,
     pub(super) sessions: HashMap<u64, Session>,
     pub(super) by_peer: HashMap<PeerId, u64>,
@@ -353,6 +359,7 @@ enum Input {
     Pump(PumpEvent),
     Internal(Internal),
     Circuit(circuit::Request<Substream>),
+    Guessing(PeerId, Guessing),
     Timer(Timer),
     Command(Command),
     NatChanged,
@@ -382,11 +389,16 @@ impl Node {
                 Input::Pump(event) => self.on_pump(event),
                 Input::Internal(event) => self.on_internal(event),
                 Input::Circuit(request) => self.on_circuit_request(request),
+                Input::Guessing(peer, guessing) => self.on_guessing(peer, guessing),
                 Input::Timer(timer) => self.on_timer(timer),
                 Input::Command(command) => self.on_command(command),
                 Input::NatChanged => {
                     self.nat_changed = nat_changed(&self.net);
+                    self.take_mapping();
                     self.refresh_ticket();
+                    for id in self.sessions.keys().copied().collect::<Vec<_>>() {
+                        self.end_hopeless(id);
+                    }
                 }
                 Input::HandlesGone => self.begin_shutdown(),
             }
@@ -415,6 +427,9 @@ impl Node {
         }
         if let Poll::Ready(Some(request)) = self.circuit_requests.poll_next_unpin(cx) {
             return Poll::Ready(Input::Circuit(request));
+        }
+        if let Poll::Ready(Some((peer, guessing))) = self.guesses.poll_recv(cx) {
+            return Poll::Ready(Input::Guessing(peer, guessing));
         }
         if self.nat_changed.poll_unpin(cx).is_ready() {
             return Poll::Ready(Input::NatChanged);
@@ -453,6 +468,8 @@ impl Node {
     }
 
     fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        // What was told of an attempt before it ended.
+        self.take_guesses();
         match event {
             SwarmEvent::ConnectionEstablished {
                 peer_id,
@@ -514,7 +531,7 @@ impl Node {
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
             SwarmEvent::ExternalAddrExpired { address } => {
                 self.confirmed.retain(|known| *known != address);
-                self.refresh_ticket();
+                self.confirmed_changed();
             }
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             _ => {}
@@ -618,8 +635,23 @@ impl Node {
         let direct = address::route(&address) == address::Route::Direct;
         if direct && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
             self.confirmed.push(address);
-            self.refresh_ticket();
+            self.confirmed_changed();
         }
+    }
+
+    fn confirmed_changed(&self) {
+        let count = i64::try_from(self.confirmed.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.confirmed.set(count);
+        self.refresh_ticket();
+    }
+
+    /// What the router forwards to us is tested like other addresses of ours.
+    fn take_mapping(&mut self) {
+        let Some(nat) = self.net.rtc.nat() else {
+            return;
+        };
+        let mapped = nat.borrow().mapped.as_ref().and_then(|a| a.parse().ok());
+        backend::stock::set_mapped(&mut self.swarm.behaviour_mut().stock, mapped);
     }
 
     /// An interface is gone: what was found out through it need not be true any longer.
@@ -627,6 +659,7 @@ impl Node {
         for address in std::mem::take(&mut self.confirmed) {
             self.swarm.remove_external_address(&address);
         }
+        self.confirmed_changed();
     }
 
     /// Our own addresses that somebody else could dial: first those of which it is known, then

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     core::{
         address,
+        birthday::Guessing,
         offer::OFFER_PROTOCOL,
         plan::{self, AttemptId, UPGRADES},
         race::{Action, Event},
@@ -80,11 +81,47 @@ impl Node {
         }
     }
 
+    /// What the guessing of ports has told so far.
+    pub(super) fn take_guesses(&mut self) {
+        while let Ok((peer, guessing)) = self.guesses.try_recv() {
+            self.on_guessing(peer, guessing);
+        }
+    }
+
+    pub(super) fn on_guessing(&mut self, peer: PeerId, guessing: Guessing) {
+        let Some(&id) = self.by_peer.get(&peer) else {
+            return;
+        };
+        let (attempt, strategy) = (AttemptId::Ice, Strategy::Birthday);
+        self.race(
+            id,
+            match guessing {
+                Guessing::Began => Event::Joined(attempt, strategy),
+                Guessing::Failed(cause, reason) => Event::Left(attempt, strategy, cause, reason),
+            },
+        );
+    }
+
+    /// Ends those strategies of ICE that cannot work from this end of the connection.
+    pub(super) fn end_hopeless(&mut self, id: u64) {
+        let Some(nat) = self.net.rtc.nat() else {
+            return;
+        };
+        let hopeless = nat.borrow().hopeless.clone();
+        for why in hopeless {
+            let left = Event::Left(AttemptId::Ice, why.strategy, why.cause, why.reason);
+            self.race(id, left);
+        }
+    }
+
     fn act(&mut self, id: u64, action: Action) {
         match action {
             Action::Start(AttemptId::Circuit(relay), _) => self.start_circuit(id, relay),
             Action::Start(AttemptId::Direct, _) => self.start_direct(id),
-            Action::Start(AttemptId::Ice, way) => self.start_ice(id, way),
+            Action::Start(AttemptId::Ice, way) => {
+                self.start_ice(id, way);
+                self.end_hopeless(id);
+            }
             Action::Cancel(attempt) => self.cancel(id, attempt),
             Action::Began(strategy) => self.shared.metrics.attempt_started(strategy),
             Action::Ended(attempt) => self.ended(id, attempt),

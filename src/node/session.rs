@@ -315,6 +315,8 @@ impl Conn {
 pub(crate) fn path_of(pair: &CandidatePair) -> Path {
     let mut path = if pair.is_relayed() {
         Path::new(PathKind::Turn, Strategy::Turn)
+    } else if pair.guessed {
+        Path::new(PathKind::Direct, Strategy::Birthday)
     } else if is_host(&pair.local) && is_host(&pair.remote) {
         Path::new(PathKind::Direct, Strategy::Direct)
     } else if pair.local.mapped || pair.remote.mapped {
@@ -375,10 +377,14 @@ mod tests {
             ),
         ];
         for (remote, strategy) in cases {
-            assert_eq!(
-                path_of(&CandidatePair::new(host, remote)).strategy,
-                strategy
-            );
+            let mut pair = CandidatePair::new(host, remote);
+            assert_eq!(path_of(&pair).strategy, strategy);
+            pair.guessed = true;
+            let guessed = match strategy {
+                Strategy::Turn => Strategy::Turn,
+                _ => Strategy::Birthday,
+            };
+            assert_eq!(path_of(&pair).strategy, guessed);
         }
     }
 }

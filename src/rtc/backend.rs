@@ -140,6 +140,8 @@ pub struct CandidatePair {
     pub remote: Endpoint,
     /// Round-trip time of the last connectivity check, when the backend knows it.
     pub rtt: Option<Duration>,
+    /// Whether a port of it was guessed by the birthday method, which is native only.
+    pub guessed: bool,
 }
 
 impl CandidatePair {
@@ -149,6 +151,7 @@ impl CandidatePair {
             local,
             remote,
             rtt: None,
+            guessed: false,
         }
     }
 

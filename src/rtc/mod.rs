@@ -106,6 +106,9 @@ pub struct Config {
     pub port_mapping: bool,
     /// Time the router has to answer that. Default: [`DEFAULT_PORT_MAPPING_TIMEOUT`].
     pub port_mapping_timeout: Duration,
+    /// Whether to ask the local network, by multicast DNS, for the addresses that browsers hide
+    /// behind `<uuid>.local` names. Native only. Default: `true`.
+    pub mdns: bool,
     /// How much may be tried to guess the port of a NAT that gives each destination another one;
     /// `None` guesses none. Native only. Default: [`Effort::default`].
     pub birthday: Option<Effort>,
@@ -124,6 +127,7 @@ impl Default for Config {
             stun_timeout: DEFAULT_STUN_TIMEOUT,
             port_mapping: true,
             port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
+            mdns: true,
             birthday: Some(Effort::default()),
             turn_ca: None,
             max_inbound: DEFAULT_MAX_INBOUND,

@@ -11,6 +11,7 @@ use std::{
 use asynchronous_codec::Framed;
 use futures::{AsyncRead, AsyncWrite, Sink, Stream};
 use futures_timer::Delay;
+use libp2p::core::upgrade::NegotiationError;
 use unsigned_varint::codec::UviBytes;
 
 use super::{
@@ -73,8 +74,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Signalling<S> {
     }
 }
 
+/// A stream of one protocol is used before the peer has said whether it speaks it.
 fn lost(error: &io::Error) -> Error {
-    Error::SignallingLost(error.to_string())
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match inner {
+        Some(NegotiationError::Failed) => Error::Unsupported,
+        _ => Error::SignallingLost(error.to_string()),
+    }
 }
 
 /// A peer connection on its way up, and the signalling that brings it there.

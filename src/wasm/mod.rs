@@ -16,10 +16,12 @@ mod value;
 mod websocket;
 mod websocket_address;
 
-use libp2p::identity::Keypair;
+use libp2p::{PeerId, identity::Keypair};
+use tokio::sync::mpsc;
 
 use crate::{
     Config, Error,
+    core::birthday::Guessing,
     rtc::{BackendError, Config as RtcConfig},
 };
 
@@ -36,6 +38,7 @@ impl Net {
         _: &Config,
         rtc_config: &RtcConfig,
         _: &Keypair,
+        _: mpsc::Sender<(PeerId, Guessing)>,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
         Ok(Self { rtc })

@@ -1,6 +1,8 @@
 //! What a page speaks of stock libp2p's protocols besides those of all peers: ping, which stands here
 //! because each behaviour makes the wasm larger by its own copy of what combines two.
 
+use std::net::SocketAddr;
+
 use libp2p::{PeerId, ping};
 
 use crate::{Config, node};
@@ -11,6 +13,9 @@ pub(crate) type Behaviour = ping::Behaviour;
 pub(crate) fn behaviour(_: PeerId, _: &Config) -> Behaviour {
     node::ping()
 }
+
+/// A page maps no ports.
+pub(crate) fn set_mapped(_: &mut Behaviour, _: Option<SocketAddr>) {}
 
 /// What of it is about a path that answers or does not.
 pub(crate) fn ping(event: ping::Event) -> Option<ping::Event> {

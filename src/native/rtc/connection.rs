@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -18,14 +18,21 @@ use tokio::{
 };
 
 use super::{
+    Guesses,
     association::{Association, ChannelId},
     burst,
     session::{Outgoing, Session, SessionEvent},
 };
 use crate::{
-    core::{birthday::Side, signalling::IceCandidate},
+    core::{
+        birthday::{Guessing, Side},
+        candidate::{Candidate, CandidateAddr},
+        mdns::Name,
+        signalling::IceCandidate,
+    },
     native::{
-        gather::Gathered,
+        gather::{Gathered, Origin},
+        mdns,
         quic::{Connection, Link, Quic},
         socket::{Adopted, Receiver, Sockets},
         turn::Hold,
@@ -42,6 +49,8 @@ pub(super) struct Shared {
     session: Mutex<Session>,
     /// Sockets that the birthday method has won.
     adopted: Mutex<Vec<Adopted>>,
+    /// Who is told what becomes of it, and as whose.
+    told: Option<(PeerId, Guesses)>,
     /// The connection that the QUIC handshake gave.
     quic: Mutex<Option<Connection>>,
     /// Wakes the driver.
@@ -72,6 +81,15 @@ impl Shared {
         self.session().adopt(socket.local());
         let mut adopted = self.adopted.lock().unwrap_or_else(PoisonError::into_inner);
         adopted.push(socket);
+    }
+
+    fn tell(&self, guessing: Guessing) {
+        if let Some((peer, guesses)) = &self.told
+            && let Err(error) = guesses.try_send((*peer, guessing))
+        {
+            // It ends with the attempt that it belongs to then.
+            tracing::debug!(%error, "what became of guessing ports is not told");
+        }
     }
 
     fn ended(&self) -> MutexGuard<'_, Ended> {
@@ -126,6 +144,8 @@ pub(super) struct Network {
     pub(super) nat: watch::Receiver<NatReport>,
     /// Relayed addresses are there while this is held.
     pub(super) relays: Hold,
+    /// Whether names are asked for in it.
+    pub(super) mdns: bool,
 }
 
 /// What a QUIC handshake needs.
@@ -161,17 +181,19 @@ impl fmt::Debug for PeerConnection {
 }
 
 impl PeerConnection {
-    /// Starts the driver of a session, which may speak QUIC by means of `quic`. Needs a Tokio
-    /// runtime.
+    /// Starts the driver of a session, which may speak QUIC by means of `quic`, and tells `told`
+    /// what becomes of guessing ports. Needs a Tokio runtime.
     pub(super) fn start(
         session: Session,
         sockets: Sockets,
         network: Network,
         quic: Option<Handshake>,
+        told: Option<(PeerId, Guesses)>,
     ) -> Self {
         let shared = Arc::new(Shared {
             session: Mutex::new(session),
             adopted: Mutex::default(),
+            told,
             quic: Mutex::default(),
             work: Notify::new(),
             ended: Mutex::default(),
@@ -214,10 +236,11 @@ impl backend::PeerConnection for PeerConnection {
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<PeerEvent<Channel>> {
-        let event = self.0.session().poll_event(cx.waker());
-        match event {
-            None => Poll::Pending,
-            Some(event) => Poll::Ready(match event {
+        loop {
+            let Some(event) = self.0.session().poll_event(cx.waker()) else {
+                return Poll::Pending;
+            };
+            return Poll::Ready(match event {
                 SessionEvent::Description(sdp) => PeerEvent::Description(sdp),
                 SessionEvent::Candidate(candidate) => PeerEvent::Candidate(candidate),
                 SessionEvent::Connected => PeerEvent::Connected,
@@ -227,8 +250,12 @@ impl backend::PeerConnection for PeerConnection {
                     id,
                 }),
                 SessionEvent::MoreTime(time) => PeerEvent::MoreTime(time),
+                SessionEvent::Guessing(what) => {
+                    self.0.tell(what);
+                    continue;
+                }
                 SessionEvent::Failed(error) => PeerEvent::Failed(error),
-            }),
+            });
         }
     }
 
@@ -372,6 +399,27 @@ impl Batch {
     }
 }
 
+fn interfaces(known: &Gathered) -> Vec<IpAddr> {
+    let interfaces = known.of(Origin::Interface);
+    interfaces.map(|local| local.addr.ip()).collect()
+}
+
+/// Asks the networks of these addresses for the name of a candidate.
+async fn resolve(candidate: Candidate, hosts: Vec<IpAddr>, shared: Arc<Shared>) {
+    let CandidateAddr::Name(name, _) = &candidate.addr else {
+        return;
+    };
+    let Some(name) = Name::parse(name) else {
+        return;
+    };
+    let found = mdns::resolve(&name, &hosts).await;
+    tracing::debug!(found = found.len(), "asked for the name of a candidate");
+    for ip in found {
+        shared.session().resolved(&candidate, ip);
+    }
+    shared.work.notify_one();
+}
+
 /// Drives a session until it is closed: sends what it has to send, keeps its timers, tells it of
 /// local candidates, and routes datagrams to it.
 async fn drive(
@@ -384,6 +432,7 @@ async fn drive(
         mut candidates,
         nat,
         relays,
+        mdns,
     } = network;
     let mut relays = Some(relays);
     let receiver: Arc<dyn Receiver> = shared.clone();
@@ -397,7 +446,7 @@ async fn drive(
     let mut tasks = Vec::new();
     loop {
         let now = Instant::now();
-        let (sources, timeout, closed, begin, burst) = {
+        let (sources, timeout, closed, begin, burst, named) = {
             let mut session = shared.session();
             if session.poll_timeout().is_some_and(|timeout| timeout <= now) {
                 session.handle_timeout(now);
@@ -418,7 +467,12 @@ async fn drive(
             let begin = session.take_handshake();
             let sources = session.take_new_sources();
             let burst = session.take_burst();
-            (sources, timeout, session.is_closed(), begin, burst)
+            // In which networks is to be known first.
+            let named = match candidates.borrow().ready {
+                true => session.take_named(),
+                false => Vec::new(),
+            };
+            (sources, timeout, session.is_closed(), begin, burst, named)
         };
         if let Some(client) = begin
             && let Some(quic) = quic.take()
@@ -428,6 +482,11 @@ async fn drive(
         }
         if let Some(burst) = burst {
             let task = tokio::spawn(burst::run(burst, shared.clone(), sockets.clone()));
+            tasks.push(AbortOnDrop(task.abort_handle()));
+        }
+        for candidate in named.into_iter().filter(|_| mdns) {
+            let hosts = interfaces(&candidates.borrow());
+            let task = tokio::spawn(resolve(candidate, hosts, shared.clone()));
             tasks.push(AbortOnDrop(task.abort_handle()));
         }
         for source in sources {

@@ -6,16 +6,18 @@ mod association;
 mod burst;
 mod connection;
 pub(crate) mod dcep;
+mod gate;
 mod identity;
 mod session;
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
 
 use libp2p::PeerId;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::{
     connection::{Handshake, Network},
+    gate::Gate,
     identity::Identity,
     session::Session,
 };
@@ -27,7 +29,10 @@ use super::{
     turn::{Roots, Server},
 };
 use crate::{
-    core::server_url::{ServerUrl, Service, Transport},
+    core::{
+        birthday::Guessing,
+        server_url::{ServerUrl, Service, Transport},
+    },
     report::NatReport,
     rtc::{
         Config, Effort,
@@ -36,6 +41,9 @@ use crate::{
 };
 
 use self::connection::PeerConnection;
+
+/// Takes what becomes of guessing ports for each peer.
+pub(crate) type Guesses = mpsc::Sender<(PeerId, Guessing)>;
 
 /// Makes peer connections on one pair of UDP sockets. Public as a parameter of a public type, and
 /// nameable by nobody.
@@ -47,6 +55,10 @@ struct Inner {
     gatherer: Gatherer,
     identity: Arc<Identity>,
     birthday: Option<Effort>,
+    /// Whether names are asked for in the local network.
+    mdns: bool,
+    /// Who is told what becomes of that.
+    guesses: Option<Guesses>,
     /// Where peers of our own kind are spoken to in QUIC.
     quic: Option<Quic>,
 }
@@ -64,10 +76,11 @@ impl Backend {
     /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when no socket
     /// can be bound or a server's URL is not one.
     pub(crate) fn new(config: &Config) -> Result<Self, BackendError> {
-        Self::over(config, bind(Addresses::default())?, None)
+        Self::over(config, bind(Addresses::default())?, None, None)
     }
 
-    /// Over `sockets`, and with QUIC where that is given and the peer speaks it.
+    /// Over `sockets`, and with QUIC where that is given and the peer speaks it. What becomes of
+    /// guessing ports goes to `guesses`.
     ///
     /// # Errors
     /// [`BackendError::Io`] when a server's URL is not one.
@@ -75,6 +88,7 @@ impl Backend {
         config: &Config,
         sockets: Sockets,
         quic: Option<Quic>,
+        guesses: Option<Guesses>,
     ) -> Result<Self, BackendError> {
         let (stun, turn) = servers(config)?;
         let roots = Roots::load(config.turn_ca.as_deref())
@@ -91,6 +105,8 @@ impl Backend {
             sockets,
             identity: Arc::new(Identity::generate()?),
             birthday: config.birthday,
+            mdns: config.mdns,
+            guesses,
             quic,
         })))
     }
@@ -148,13 +164,17 @@ impl backend::Backend for Backend {
         });
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = Session::new(self.0.identity.clone(), link, Instant::now());
-        session.may_guess(self.0.birthday);
+        session.may_guess(self.0.birthday, Gate::of_process());
         let network = Network {
             candidates: self.0.gatherer.watch(),
             nat: self.0.gatherer.nat(),
             relays: self.0.gatherer.relays(),
+            mdns: self.0.mdns,
         };
-        Ok(PeerConnection::start(session, sockets, network, handshake))
+        let told = self.0.guesses.clone().map(|guesses| (peer, guesses));
+        Ok(PeerConnection::start(
+            session, sockets, network, handshake, told,
+        ))
     }
 }
 

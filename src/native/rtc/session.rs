@@ -7,7 +7,7 @@ mod quic;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -24,12 +24,13 @@ use self::guess::Guess;
 use super::{
     agent::{self, Triggered},
     association::{Association, Change, ChannelId, MAX_MESSAGE_SIZE},
+    gate::Gate,
     identity::Identity,
 };
 use crate::{
     core::{
-        birthday::{Effort, Side},
-        candidate::{Candidate, CandidateKind, CandidateTransport},
+        birthday::{Effort, Guessing, Side},
+        candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -47,6 +48,9 @@ const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
 /// Most candidates told after the description: half of what a peer takes in all. Guessed ports
 /// are guessed anew whenever some connection begins, however many do.
 const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
+
+/// Names of the peer that are asked for at most: it has one for each of its addresses.
+const MAX_NAMES: usize = 8;
 
 /// How long a shutdown may take to send what is queued.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -67,6 +71,7 @@ pub(super) enum SessionEvent {
     Channel(ChannelId),
     /// It may take this long from now.
     MoreTime(Duration),
+    Guessing(Guessing),
     Failed(BackendError),
 }
 
@@ -116,7 +121,10 @@ pub(super) struct Session {
     /// How much may be guessed, and our part in it.
     effort: Option<Effort>,
     side: Option<Side>,
+    gate: Gate,
     guess: Option<Guess>,
+    /// Sockets of ours, and addresses of the peer, that guessing ports has met.
+    met: HashSet<SocketAddr>,
     mid: String,
     setup: Setup,
     remote: Option<Description>,
@@ -124,6 +132,9 @@ pub(super) struct Session {
     /// The addresses that datagrams of this connection may come from.
     sources: HashSet<SocketAddr>,
     new_sources: Vec<SocketAddr>,
+    /// Candidates with names in the place of addresses, to be asked for, and how many there were.
+    named: Vec<Candidate>,
+    names: usize,
     /// Candidates told after the description.
     trickled: usize,
     /// Where peers' addresses see us come from.
@@ -166,13 +177,17 @@ impl Session {
             quic_ended: None,
             effort: None,
             side: None,
+            gate: Gate::default(),
             guess: None,
+            met: HashSet::new(),
             mid: "0".into(),
             setup: Setup::ActPass,
             remote: None,
             local: Vec::new(),
             sources: HashSet::new(),
             new_sources: Vec::new(),
+            named: Vec::new(),
+            names: 0,
             trickled: 0,
             seen: HashMap::new(),
             mapped: HashSet::new(),
@@ -274,6 +289,13 @@ impl Session {
 
     fn add_remote(&mut self, candidate: &Candidate) {
         let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
+        if let CandidateAddr::Name(..) = candidate.addr
+            && usable
+            && self.names < MAX_NAMES
+        {
+            self.names += 1;
+            self.named.push(candidate.clone());
+        }
         let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
             return;
         };
@@ -283,6 +305,22 @@ impl Session {
                 self.mapped.insert(addr);
             }
             self.ice.add_remote_candidate(remote);
+        }
+    }
+
+    /// The candidates whose names are to be asked for. Each is said once.
+    pub(super) fn take_named(&mut self) -> Vec<Candidate> {
+        std::mem::take(&mut self.named)
+    }
+
+    /// The network knows the name of a candidate.
+    pub(super) fn resolved(&mut self, candidate: &Candidate, ip: IpAddr) {
+        if let CandidateAddr::Name(_, port) = candidate.addr {
+            let addr = CandidateAddr::Ip(SocketAddr::new(ip, port));
+            self.add_remote(&Candidate {
+                addr,
+                ..candidate.clone()
+            });
         }
     }
 
@@ -460,7 +498,7 @@ impl Session {
         self.ice_events();
         self.guess_timeout();
         // Of the pairs that ports are guessed for the agent knows nothing yet.
-        if self.guess.is_none()
+        if !self.is_guessing()
             && self
                 .disconnected
                 .is_some_and(|since| now >= since + DISCONNECTED_GRACE)
@@ -486,7 +524,7 @@ impl Session {
         if self.closed {
             return None;
         }
-        let disconnected = self.disconnected.filter(|_| self.guess.is_none());
+        let disconnected = self.disconnected.filter(|_| !self.is_guessing());
         let disconnected = disconnected.map(|since| since + DISCONNECTED_GRACE);
         let sctp = self
             .association
@@ -523,7 +561,7 @@ impl Session {
                 } => {
                     let first = self.nominated.is_none();
                     self.nominated = Some((source, destination));
-                    self.guess = None;
+                    let guessed = self.guessed(source, destination);
                     if let Some(link) = &self.link {
                         link.set_pair(source, destination);
                     }
@@ -533,7 +571,8 @@ impl Session {
                         seen: self.seen.get(&destination).copied(),
                         remote_mapped: self.mapped.contains(&destination),
                     };
-                    let pair = agent::pair(&self.ice, &known, source, destination);
+                    let mut pair = agent::pair(&self.ice, &known, source, destination);
+                    pair.guessed = guessed;
                     self.event(SessionEvent::Path(pair));
                     if first {
                         self.start_dtls();
@@ -641,6 +680,7 @@ impl Session {
             association.lose("closed");
         }
         self.shutdown.get_or_insert(self.now);
+        self.guess = None;
         self.closed = true;
         self.wake();
     }

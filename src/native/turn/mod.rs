@@ -25,7 +25,11 @@ use super::{
     gather::{Gathered, LocalCandidate, Origin},
     socket::{Carrier, Sockets},
 };
-use crate::core::server_url::{ServerUrl, Service, Transport};
+use crate::{
+    core::server_url::{ServerUrl, Service, Transport},
+    event::{Cause, Strategy},
+    report::NatReport,
+};
 
 /// How long an allocation is kept after it was needed last: the next connection, or one that
 /// falls back, has it at once. An idle peer holds nothing on a server.
@@ -86,6 +90,37 @@ impl fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Name => Cause::NoAddress,
+            Self::Connect(_) => Cause::Unreachable,
+            Self::Timeout => Cause::Timeout,
+            Self::Refused(_) => Cause::Refused,
+            Self::Lost | Self::NotTurn | Self::Duplicate => Cause::Transport,
+        }
+    }
+}
+
+/// What the servers, by their place, said last: why they give no address.
+struct Failures {
+    last: Mutex<Vec<Option<(Cause, String)>>>,
+    nat: Weak<watch::Sender<NatReport>>,
+}
+
+impl Failures {
+    /// Takes in what a server said. There is no hope once all of them fail.
+    fn set(&self, place: usize, failure: Option<(Cause, String)>) {
+        let mut last = lock(&self.last);
+        last[place] = failure;
+        let first = last.iter().cloned().collect::<Option<Vec<_>>>();
+        let why = first.and_then(|all| all.into_iter().next());
+        if let Some(nat) = self.nat.upgrade() {
+            nat.send_if_modified(|report| report.set_hopeless(Strategy::Turn, why));
+        }
+    }
+}
+
 #[derive(Clone, Copy, Default)]
 struct Demand {
     holds: usize,
@@ -104,20 +139,29 @@ pub(crate) struct Relays {
 pub(crate) struct Hold(Arc<watch::Sender<Demand>>);
 
 impl Relays {
-    /// Offers relayed addresses through `current` while there is a [`Hold`], and `linger` longer.
-    /// Needs a Tokio runtime.
+    /// Offers relayed addresses through `current` while there is a [`Hold`], and `linger` longer,
+    /// and tells `nat` when no server gives any. Needs a Tokio runtime.
     pub(super) fn start(
         sockets: &Sockets,
         servers: Vec<Server>,
         roots: &Roots,
         linger: Duration,
-        current: &Arc<watch::Sender<Gathered>>,
+        (current, nat): (
+            &Arc<watch::Sender<Gathered>>,
+            &Arc<watch::Sender<NatReport>>,
+        ),
     ) -> Self {
+        let failures = Arc::new(Failures {
+            last: Mutex::new(vec![None; servers.len()]),
+            nat: Arc::downgrade(nat),
+        });
         let demand = Arc::new(watch::Sender::new(Demand::default()));
         let live = Live::default();
-        for server in servers {
+        for (place, server) in servers.into_iter().enumerate() {
             let task = Task {
                 server,
+                place,
+                failures: failures.clone(),
                 sockets: sockets.clone(),
                 roots: roots.clone(),
                 linger,
@@ -158,6 +202,8 @@ impl Drop for Hold {
 /// One server.
 struct Task {
     server: Server,
+    place: usize,
+    failures: Arc<Failures>,
     sockets: Sockets,
     roots: Roots,
     linger: Duration,
@@ -177,8 +223,11 @@ impl Task {
             if let Err(failure) = self.allocate().await {
                 let url = &self.server.url;
                 tracing::debug!(transport = ?url.service, %failure, "no relayed address");
+                let why = format!("the TURN server: {failure}");
+                self.failures.set(self.place, Some((failure.cause(), why)));
                 let unwanted = self.demand.wait_for(|now| now.closed || now.holds == 0);
                 let _ = time::timeout(RETRY, unwanted).await;
+                self.failures.set(self.place, None);
             }
         }
     }

@@ -22,10 +22,12 @@ use tokio::{
 use super::{Relays, Roots, Server, allocation::Allocation};
 use crate::{
     core::candidate::CandidateKind,
+    event::{Cause, Strategy},
     native::{
         gather::{Gathered, LocalCandidate},
         socket::{Addresses, Carrier as _, Receiver, Sockets},
     },
+    report::NatReport,
     server::turn::testing::Turn,
 };
 
@@ -36,6 +38,7 @@ const LINGER: Duration = Duration::from_millis(50);
 struct Peer {
     sockets: Sockets,
     current: Arc<watch::Sender<Gathered>>,
+    nat: Arc<watch::Sender<NatReport>>,
     relays: Relays,
 }
 
@@ -43,11 +46,13 @@ impl Peer {
     fn new(server: Server) -> Self {
         let sockets = Sockets::bind(Addresses::default()).unwrap();
         let current = Arc::new(watch::Sender::new(Gathered::default()));
+        let nat = Arc::default();
         let roots = Roots::load(None).unwrap();
-        let relays = Relays::start(&sockets, vec![server], &roots, LINGER, &current);
+        let relays = Relays::start(&sockets, vec![server], &roots, LINGER, (&current, &nat));
         Self {
             sockets,
             current,
+            nat,
             relays,
         }
     }
@@ -250,6 +255,25 @@ async fn a_server_of_another_kind_costs_one_connection() {
     let _ = closed.expect("the connection stays open");
     let again = timeout(Duration::from_millis(200), listener.accept());
     assert!(again.await.is_err(), "it tries again at once");
+}
+
+#[tokio::test]
+async fn a_server_that_gives_nothing_is_told_until_nobody_asks() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = closed.local_addr().unwrap();
+    drop(closed);
+    let peer = Peer::new(named(addr, "?transport=tcp"));
+    let mut nat = peer.nat.subscribe();
+    let hold = peer.relays.hold();
+    let told = timeout(SOON, nat.wait_for(|nat| !nat.hopeless.is_empty()));
+    let told = told.await.unwrap().unwrap().hopeless.clone();
+    assert_eq!(
+        (told[0].strategy, told[0].cause),
+        (Strategy::Turn, Cause::Unreachable)
+    );
+    drop(hold);
+    let cleared = timeout(SOON, nat.wait_for(|nat| nat.hopeless.is_empty()));
+    cleared.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,13 @@
 //! What opens NATs that hide their ports: port mappings, and guessing the next port of a sequence.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
-use throughline_lab::{NatKind, Pairing, Parts, PortMapping, Run, Site, Spec, Stage};
+use serde_json::{Value, json};
+use throughline_lab::{NatKind, Pairing, Parts, Peer, PortMapping, Run, Site, Spec, Stage};
 
 mod common;
 
@@ -20,6 +25,17 @@ fn symmetric(offers: PortMapping) -> Spec {
     Spec::default()
         .site(Site::new("a", NatKind::SymmetricRandom).port_mapping(offers))
         .site(Site::new("b", NatKind::SymmetricRandom))
+}
+
+/// The counters of the dialler on `a` at an event like this.
+fn books(spec: Spec, parts: &Parts, settings: &[&str], event: &Value) -> BTreeSet<String> {
+    let mut stage = Stage::up(spec.figure_delays(), parts).unwrap();
+    let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+    stage.add_arguments(settings.map(str::to_owned));
+    let fields = event.as_object().unwrap();
+    common::books(&mut stage, WITHIN, |told| {
+        fields.iter().all(|(name, value)| told[name] == *value)
+    })
 }
 
 fn is(run: &Run, path: &str, strategy: &str) -> bool {
@@ -66,4 +82,154 @@ fn the_next_port_of_a_sequence_is_guessed_from_either_side() {
         println!("{a} to {b}: direct after {:?} ms", run.direct_ms);
         assert!(is(&run, "direct", "stun"), "{a} to {b}: {run:#?}");
     }
+}
+
+#[test]
+fn a_random_port_is_met_from_either_side_and_counted_as_birthday() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let (hard, easy) = (NatKind::SymmetricRandom, NatKind::PortRestricted);
+    for (a, b) in [(easy, hard), (hard, easy)] {
+        let event = json!({ "event": "path", "path": "direct", "strategy": "birthday" });
+        // One in fifty would fail with the numbers that are sensible elsewhere.
+        let settings = ["port_mapping=false", "birthday_sockets=1024"];
+        let counted = books(Spec::pair(a, b), &parts, &settings, &event);
+        let expected = [
+            "attempts birthday 1",
+            "attempts circuit_relay 1",
+            "attempts direct 2",
+            "attempts stun 1",
+            "connect_seconds_count birthday 1",
+            "connect_seconds_count circuit_relay 1",
+            "current_method birthday 1",
+            "failures direct cancelled 2",
+            "failures stun cancelled 1",
+            "successes birthday 1",
+            "successes circuit_relay 1",
+        ];
+        assert_eq!(counted, common::entries(&expected), "{a} to {b}");
+    }
+}
+
+#[test]
+fn a_guess_that_finds_nothing_is_counted_as_such() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::PortRestricted);
+    let settings = [
+        "port_mapping=false",
+        "birthday_sockets=1",
+        "birthday_probes=1",
+        "upgrade_tries=0",
+    ];
+    let event = json!({ "event": "attempt", "strategy": "stun", "outcome": "failed" });
+    let books = books(spec, &parts, &settings, &event);
+    // The peer's own addresses are still being dialled.
+    let expected = [
+        "attempts birthday 1",
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "connect_seconds_count circuit_relay 1",
+        "current_method circuit_relay 1",
+        "failures birthday no_pair 1",
+        "failures direct no_pair 1",
+        "failures stun no_pair 1",
+        "successes circuit_relay 1",
+    ];
+    assert_eq!(books, common::entries(&expected));
+}
+
+#[test]
+fn a_mapped_port_is_counted_as_upnp() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = symmetric(PortMapping::UPNP);
+    let event = json!({ "event": "path", "path": "direct", "strategy": "upnp" });
+    let books = books(spec, &parts, &[], &event);
+    let expected = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts upnp 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count upnp 1",
+        "current_method upnp 1",
+        "failures direct cancelled 2",
+        "failures stun cancelled 1",
+        "successes circuit_relay 1",
+        "successes upnp 1",
+    ];
+    assert_eq!(books, common::entries(&expected));
+}
+
+#[test]
+fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
+    let event = json!({ "event": "path", "path": "direct", "strategy": "stun" });
+    let counted = books(spec, &parts, &["port_mapping=false"], &event);
+    let punched = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count stun 1",
+        "current_method stun 1",
+        "failures direct cancelled 2",
+        "successes circuit_relay 1",
+        "successes stun 1",
+    ];
+    assert_eq!(counted, common::entries(&punched));
+
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::SymmetricRandom);
+    let event = json!({ "event": "attempt", "strategy": "upnp" });
+    let settings = ["port_mapping_timeout_ms=1000", "upgrade_tries=0"];
+    let counted = books(spec, &parts, &settings, &event);
+    let failed = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts upnp 1",
+        "connect_seconds_count circuit_relay 1",
+        "current_method circuit_relay 1",
+        "failures upnp no_gateway 1",
+        "successes circuit_relay 1",
+    ];
+    assert_eq!(counted, common::entries(&failed));
+}
+
+#[test]
+fn a_mapped_port_is_confirmed_until_the_network_changes() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let mut stage = Stage::up(symmetric(PortMapping::UPNP), &parts).unwrap();
+    let arguments = [
+        "--metrics",
+        common::METRICS,
+        "--set",
+        "autonat_retry_ms=1000",
+    ];
+    stage.add_arguments(arguments.map(str::to_owned));
+    let _listener = stage.listen(Peer::Native, "a").unwrap();
+    let host = stage.lab.host("a").unwrap();
+    let until = |count: u32| {
+        let line = format!("throughline_confirmed_addresses {count}");
+        let deadline = Instant::now() + WITHIN;
+        while !common::metrics(&host).lines().any(|l| l == line) {
+            assert!(Instant::now() < deadline, "not {line}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    // Nothing else reaches through a NAT of this kind.
+    until(1);
+    let flush = ["-4", "address", "flush", "scope", "global"];
+    assert!(host.command("ip").args(flush).status().unwrap().success());
+    until(0);
 }

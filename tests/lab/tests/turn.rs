@@ -179,3 +179,34 @@ fn allocations(stage: &Stage) -> u32 {
     let value = lines.find_map(|line| line.strip_prefix("throughline_turn_allocations "));
     value.unwrap().parse().unwrap()
 }
+
+#[test]
+fn a_path_over_our_server_is_counted_as_turn() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let nat = NatKind::SymmetricRandom;
+    let mut stage = Stage::up(Spec::pair(nat, nat), &parts).unwrap();
+    let (urls, user, password) = stage.serve.turn();
+    stage.add_arguments(arguments(urls[0].clone(), &user, &password));
+    stage.add_arguments(["--no-port-mapping".to_owned()]);
+    let counted = common::books(&mut stage, WITHIN, |event| {
+        event["event"] == "path" && event["path"] == "turn"
+    });
+    // The peer's own addresses are still being dialled.
+    let expected = [
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts turn 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count turn 1",
+        "current_method turn 1",
+        "failures direct cancelled 1",
+        "failures stun cancelled 1",
+        "successes circuit_relay 1",
+        "successes turn 1",
+    ];
+    assert_eq!(counted, common::entries(&expected));
+}

@@ -10,17 +10,28 @@ use str0m::ice::{StunMessage, TransId};
 use super::{MTU, Outgoing, Session, SessionEvent};
 use crate::{
     core::{
-        birthday::{Effort, Prober, Side},
+        birthday::{Effort, Guessing, Prober, Side},
         candidate::{Candidate, CandidateKind},
     },
+    event::Cause,
     native::{
         gather::{LocalCandidate, Origin},
-        rtc::{agent, burst::Burst},
+        rtc::{
+            agent,
+            burst::Burst,
+            gate::{Gate, Pass},
+        },
     },
 };
 
-/// How long connecting may take after the last probe.
+/// How long the answer to the last probe may take.
 const GUESS_GRACE: Duration = Duration::from_secs(3);
+
+/// Why a guess does not begin beside another: see [`Gate`].
+const BUSY: &str = "ports are being guessed through the same router for another connection";
+
+/// How long connecting may take after that.
+const CONNECT_GRACE: Duration = Duration::from_secs(1);
 
 /// The priority of a candidate that is discovered by a check (RFC 8445 section 5.1.2.1), for checks
 /// that the agent does not know of.
@@ -37,9 +48,17 @@ pub(super) enum Guess {
         target: IpAddr,
         base: SocketAddr,
         end: Instant,
+        _pass: Pass,
     },
     /// Sockets are opened as soon as the driver takes this.
-    Opening { burst: Option<Burst>, end: Instant },
+    Opening {
+        burst: Option<Burst>,
+        sockets: u32,
+        end: Instant,
+        _pass: Pass,
+    },
+    /// It came to its end; it is not begun again.
+    Over,
 }
 
 impl Guess {
@@ -51,14 +70,21 @@ impl Guess {
                 since, prober, end, ..
             } => Some(prober.next_at().map_or(*end, |at| *since + at)),
             Self::Opening { end, .. } => Some(*end),
+            Self::Over => None,
         }
     }
 }
 
 impl Session {
-    /// Allows to guess ports.
-    pub(in crate::native::rtc) fn may_guess(&mut self, effort: Option<Effort>) {
+    /// Allows to guess ports, when `gate` lets it.
+    pub(in crate::native::rtc) fn may_guess(&mut self, effort: Option<Effort>, gate: Gate) {
         self.effort = effort;
+        self.gate = gate;
+    }
+
+    /// Whether ports are guessed, or about to be.
+    pub(super) fn is_guessing(&self) -> bool {
+        matches!(&self.guess, Some(guess) if !matches!(guess, Guess::Over))
     }
 
     /// Says our part in it, as far as it is known; in time for the description.
@@ -85,14 +111,34 @@ impl Session {
         match self.guess {
             Some(Guess::At(at, side)) if self.now >= at => self.begin_guess(side),
             Some(Guess::Probing { end, .. } | Guess::Opening { end, .. }) if self.now >= end => {
-                self.guess = None;
+                let reason = match &self.guess {
+                    Some(Guess::Opening { sockets, .. }) => {
+                        format!("the peer met none of {sockets} sockets")
+                    }
+                    _ => "no port that was probed is one of the peer's".to_owned(),
+                };
+                self.guess = Some(Guess::Over);
+                self.guessing(Guessing::Failed(Cause::NoPair, reason));
             }
             _ => {}
         }
     }
 
+    fn guessing(&mut self, what: Guessing) {
+        self.event(SessionEvent::Guessing(what));
+    }
+
     fn begin_guess(&mut self, side: Side) {
-        self.guess = None;
+        tracing::debug!(?side, "guessing ports");
+        self.guessing(Guessing::Began);
+        let guess = self.try_guess(side).unwrap_or_else(|(cause, reason)| {
+            self.guessing(Guessing::Failed(cause, reason.to_owned()));
+            Guess::Over
+        });
+        self.guess = Some(guess);
+    }
+
+    fn try_guess(&mut self, side: Side) -> Result<Guess, (Cause, &'static str)> {
         let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
         let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
         let mut theirs = candidates
@@ -104,24 +150,46 @@ impl Session {
             .filter(SocketAddr::is_ipv4)
             .find(|base| !base.ip().is_loopback());
         let (Some(effort), Some(target), Some(base)) = (self.effort, target, base) else {
-            return;
+            return Err((
+                Cause::NoAddress,
+                "no IPv4 address of the peer's NAT is known",
+            ));
         };
-        tracing::debug!(?side, "guessing ports");
-        let end = self.now + effort.duration() + GUESS_GRACE;
-        self.guess = Some(match side {
+        let seen = |local: &&LocalCandidate| local.origin == Origin::Stun && local.addr.is_ipv4();
+        let seen = self.local.iter().find(seen).map(|local| local.addr);
+        let gateway = seen.unwrap_or(base).ip();
+        let pass = self.gate.enter(gateway).ok_or((Cause::Limit, BUSY))?;
+        let time = effort.duration() + GUESS_GRACE;
+        let end = self.now + time;
+        self.event(SessionEvent::MoreTime(time + CONNECT_GRACE));
+        Ok(match side {
             Side::Easy => Guess::Probing {
                 since: self.now,
                 prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
                 target: target.ip(),
                 base,
                 end,
+                _pass: pass,
             },
             Side::Hard => Guess::Opening {
                 burst: Some(Burst { target, effort }),
+                sockets: effort.sockets,
                 end,
+                _pass: pass,
             },
-        });
-        self.event(SessionEvent::MoreTime(effort.duration() + GUESS_GRACE));
+        })
+    }
+
+    /// A pair was nominated, which ends the guessing. Returns whether that found the pair.
+    pub(super) fn guessed(&mut self, source: SocketAddr, destination: SocketAddr) -> bool {
+        if let Some(Guess::Probing { target, prober, .. }) = &self.guess
+            && destination.ip() == *target
+            && prober.has_probed(destination.port())
+        {
+            self.met.insert(destination);
+        }
+        self.guess = Some(Guess::Over);
+        self.met.contains(&source) || self.met.contains(&destination)
     }
 
     /// The sockets that are to be opened now. Said once.
@@ -161,6 +229,7 @@ impl Session {
 
     /// A socket of ours has been met by the peer.
     pub(in crate::native::rtc) fn adopt(&mut self, local: SocketAddr) {
+        self.met.insert(local);
         let found = LocalCandidate {
             origin: Origin::Birthday,
             addr: local,
@@ -197,5 +266,196 @@ impl Session {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::task::noop_waker;
+
+    use super::*;
+    use crate::native::rtc::identity::Identity;
+
+    const EFFORT: Effort = Effort {
+        delay: Duration::from_millis(50),
+        sockets: 4,
+        probes: 20,
+        rate: 100,
+    };
+    /// Of the socket that is met.
+    const MET: u16 = 7777;
+
+    /// An easy and a hard one behind NATs that let nothing through but what is guessed.
+    struct Pair {
+        now: Instant,
+        ends: [Session; 2],
+        seen: [Vec<SessionEvent>; 2],
+        /// The port of the hard one's NAT that the easy one has met.
+        met: Option<u16>,
+        burst: Option<Burst>,
+    }
+
+    fn inner(end: usize, port: u16) -> SocketAddr {
+        ([192, 168, 1, end as u8 + 1], port).into()
+    }
+
+    fn outer(end: usize, port: u16) -> SocketAddr {
+        ([198, 51, 100, end as u8 + 1], port).into()
+    }
+
+    impl Pair {
+        fn new(gates: [Gate; 2]) -> Self {
+            let now = Instant::now();
+            let identity = Arc::new(Identity::generate().unwrap());
+            let mut ends = gates.map(|gate| {
+                let mut session = Session::new(identity.clone(), None, now);
+                session.may_guess(Some(EFFORT), gate);
+                session
+            });
+            ends[0].set_side(Some(Side::Easy));
+            ends[1].set_side(Some(Side::Hard));
+            let describe = |session: &mut Session, end| {
+                let base = inner(end, 1000);
+                let found = [(Origin::Interface, base), (Origin::Stun, outer(end, 1000))];
+                session.set_local_candidates(&found.map(|(origin, addr)| LocalCandidate {
+                    origin,
+                    addr,
+                    base,
+                }));
+                match session.poll_event(&noop_waker()) {
+                    Some(SessionEvent::Description(sdp)) => sdp,
+                    other => panic!("{other:?}"),
+                }
+            };
+            ends[0].create_offer();
+            let offer = describe(&mut ends[0], 0);
+            ends[1].accept_offer(&offer);
+            let answer = describe(&mut ends[1], 1);
+            ends[0].accept_answer(&answer);
+            Self {
+                now,
+                ends,
+                seen: [Vec::new(), Vec::new()],
+                met: None,
+                burst: None,
+            }
+        }
+
+        /// A millisecond passes.
+        fn step(&mut self) {
+            self.now += Duration::from_millis(1);
+            let mut arriving = Vec::new();
+            for (end, session) in self.ends.iter_mut().enumerate() {
+                session.handle_timeout(self.now);
+                self.burst = self.burst.or(session.take_burst());
+                let met = &mut self.met;
+                session.poll_transmit(self.now, |out| {
+                    let data = out.data.to_vec();
+                    let (from, to) = (out.source.port(), out.destination.port());
+                    let guess = out.destination == outer(1, to) && to != 1000;
+                    match end {
+                        0 if guess && to == *met.get_or_insert(to) => {
+                            arriving.push((1, outer(0, 1000), inner(1, MET), data));
+                        }
+                        1 if from == MET => {
+                            let port = met.unwrap_or_default();
+                            arriving.push((0, outer(1, port), inner(0, 1000), data));
+                        }
+                        _ => {}
+                    }
+                });
+                while let Some(event) = session.poll_event(&noop_waker()) {
+                    self.seen[end].push(event);
+                }
+            }
+            for (end, source, destination, data) in arriving {
+                if end == 1 && self.ends[1].met.is_empty() {
+                    self.ends[1].adopt(destination);
+                }
+                self.ends[end].receive(self.now, source, destination, &data);
+            }
+        }
+
+        fn run(&mut self, time: Duration) {
+            for _ in 0..time.as_millis() {
+                self.step();
+            }
+        }
+
+        fn guessings(&self, end: usize) -> Vec<&Guessing> {
+            let events = self.seen[end].iter();
+            let guessings = events.filter_map(|event| match event {
+                SessionEvent::Guessing(what) => Some(what),
+                _ => None,
+            });
+            guessings.collect()
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_met_is_told_as_guessed_at_both_ends() {
+        let mut pair = Pair::new(Default::default());
+        pair.run(Duration::from_secs(1));
+        let burst = Burst {
+            target: outer(0, 1000),
+            effort: EFFORT,
+        };
+        assert_eq!(pair.burst, Some(burst));
+        for end in 0..2 {
+            assert_eq!(pair.guessings(end), [&Guessing::Began]);
+            let guessed = |event: &SessionEvent| match event {
+                SessionEvent::Path(path) => path.guessed,
+                _ => false,
+            };
+            assert!(pair.seen[end].iter().any(guessed), "{:?}", pair.seen[end]);
+            assert!(!pair.ends[end].is_guessing());
+        }
+    }
+
+    #[test]
+    fn a_guess_that_meets_nothing_says_so_and_is_not_made_again() {
+        let mut pair = Pair::new(Default::default());
+        pair.met = Some(0);
+        pair.run(EFFORT.delay + EFFORT.duration() + GUESS_GRACE);
+        for end in 0..2 {
+            let [Guessing::Began, Guessing::Failed(Cause::NoPair, reason)] =
+                pair.guessings(end)[..]
+            else {
+                panic!("{:?}", pair.seen[end]);
+            };
+            assert!(reason.contains(["port", "4 sockets"][end]), "{reason}");
+            let side = pair.ends[end].side;
+            pair.ends[end].set_side(side);
+            assert!(!pair.ends[end].is_guessing());
+        }
+    }
+
+    #[test]
+    fn a_second_guess_through_the_same_gateway_is_refused() {
+        let gates = [Gate::default(), Gate::default()];
+        let gateway = outer(0, 1000).ip();
+        let pass = gates[0].enter(gateway);
+        let begun = EFFORT.delay + Duration::from_millis(5);
+        let mut pair = Pair::new(gates.clone());
+        pair.met = Some(0);
+        pair.run(begun);
+        let told = pair.guessings(0);
+        let refused = [
+            &Guessing::Began,
+            &Guessing::Failed(Cause::Limit, BUSY.to_owned()),
+        ];
+        assert_eq!(told, refused);
+        assert_eq!(pair.guessings(1), [&Guessing::Began]);
+        // The next one may, once the first has ended.
+        drop(pass);
+        let mut pair = Pair::new([gates[0].clone(), Gate::default()]);
+        pair.met = Some(0);
+        pair.run(begun);
+        assert_eq!(pair.guessings(0), [&Guessing::Began]);
+        assert!(gates[0].enter(gateway).is_none());
+        pair.ends[0].close();
+        assert!(gates[0].enter(gateway).is_some());
     }
 }

@@ -260,3 +260,34 @@ fn a_candidate_with_a_name_is_skipped() {
     net.run(100);
     assert!(net.saw(0, connected));
 }
+
+#[test]
+fn a_name_is_asked_for_once_and_its_address_connects() {
+    let named = |name: &str| Candidate {
+        addr: CandidateAddr::Name(name.to_owned(), addr(1).port()),
+        ..format!("candidate:1 1 udp 2113937151 {} 1 typ host", addr(1).ip())
+            .parse()
+            .unwrap()
+    };
+    let mut net = Net::new();
+    // As a page offers itself.
+    net.negotiate(|answer| {
+        answer
+            .lines()
+            .filter(|line| !line.starts_with("a=candidate"))
+            .fold(String::new(), |all, line| format!("{all}{line}\r\n"))
+    });
+    let name = named("a.local");
+    net.ends[0].add_remote(&name);
+    assert_eq!(net.ends[0].take_named(), std::slice::from_ref(&name));
+    assert_eq!(net.ends[0].take_named(), []);
+    net.ends[0].resolved(&name, addr(1).ip());
+    net.run(100);
+    assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(pair)
+        if pair.remote.kind == CandidateKind::Host)));
+    // However many there are.
+    for nth in 0..2 * MAX_NAMES {
+        net.ends[0].add_remote(&named(&format!("{nth}.local")));
+    }
+    assert_eq!(net.ends[0].take_named().len(), MAX_NAMES - 1);
+}

@@ -2,12 +2,18 @@
 #![allow(dead_code)]
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use throughline_lab::{Browsers, Host, Lab, Parts};
-use tokio::{net::UdpSocket, time::timeout};
+use serde_json::Value;
+use throughline_lab::{Browsers, Host, Lab, Parts, Peer, Stage};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
 
 /// `None` where no lab can run, said aloud; a failure where one must, as in CI.
 pub(crate) fn lab_or_skip() -> Option<()> {
@@ -89,4 +95,58 @@ pub(crate) fn parts_or_skip(browsers: bool) -> Option<Parts> {
             None
         }
     }
+}
+
+/// Where programs serve their counters, on their own loopback.
+pub(crate) const METRICS: &str = "127.0.0.1:9464";
+
+/// Every counter and gauge of the race that is not 0 and how many times each histogram counts, as `attempts stun 1`,
+/// when the program on `a`, which connects to the one on `b`, has told an event that `wanted` is true of.
+pub(crate) fn books(
+    stage: &mut Stage,
+    within: Duration,
+    wanted: impl Fn(&Value) -> bool,
+) -> BTreeSet<String> {
+    let listener = stage.listen(Peer::Native, "b").unwrap();
+    let dialler = stage
+        .dial("a", &listener.ticket, &["--metrics", METRICS])
+        .unwrap();
+    let deadline = Instant::now() + within;
+    let mut told = Vec::new();
+    while !told.last().is_some_and(&wanted) {
+        match dialler.next(deadline) {
+            Some(event) => told.push(event),
+            None => panic!("{told:#?}\n{}", dialler.log()),
+        }
+    }
+    let text = metrics(&stage.lab.host("a").unwrap());
+    text.lines().filter_map(entry).collect()
+}
+
+/// What the program on `host` counts, which was started with `--metrics` [`METRICS`].
+pub(crate) fn metrics(host: &Host) -> String {
+    let get = async || {
+        let mut stream = TcpStream::connect(METRICS).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    host.run(get).unwrap()
+}
+
+/// One line of the metrics text.
+fn entry(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("nat_traversal_")?.split_once('{')?;
+    let (labels, value) = rest.split_once("} ")?;
+    let name = name.trim_end_matches("_total");
+    let counts = !name.ends_with("_sum") && !name.ends_with("_bucket") && value != "0";
+    let labels: Vec<_> = labels.split('"').skip(1).step_by(2).collect();
+    counts.then(|| format!("{name} {} {value}", labels.join(" ")))
+}
+
+/// What [`books`] are compared with.
+pub(crate) fn entries(lines: &[&str]) -> BTreeSet<String> {
+    lines.iter().map(|line| (*line).to_owned()).collect()
 }
