@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Joined(AttemptId, Strategy),
     /// Nothing can come of one strategy of an attempt, which goes on without it.
     Left(AttemptId, Strategy, Cause, String),
+    /// An attempt cannot go on before the plan that follows, or a later one, holds it.
+    Deferred(AttemptId),
     /// Time has passed; see [`Race::wake`].
     Tick,
     /// The session ends.
@@ -82,6 +84,8 @@ enum State {
     At(Duration),
     /// Under way since then.
     Running(Duration),
+    /// Under way, and goes on when the plan holds it again.
+    Deferred,
     /// While connects wait for a first path, one round is all that is made.
     Failed,
     /// Not to be repeated.
@@ -104,7 +108,7 @@ impl Slot {
     fn records(&self, now: Duration, outcome: Outcome, cause: Cause, reason: &str) -> Vec<Attempt> {
         let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
         match self.state {
-            State::Running(_) => self.strategies.iter().map(record).collect(),
+            State::Running(_) | State::Deferred => self.strategies.iter().map(record).collect(),
             _ => Vec::new(),
         }
     }
@@ -167,7 +171,7 @@ impl Race {
         let steps = self.slots.iter().filter_map(|slot| match slot.state {
             State::At(at) => Some(at),
             State::Running(since) => Some(since + slot.step.timeout),
-            State::Failed | State::Spent => None,
+            State::Deferred | State::Failed | State::Spent => None,
         });
         let connects = self.connects.front().map(|deadline| match self.path {
             None => *deadline,
@@ -203,6 +207,12 @@ impl Race {
             Event::Failed(attempt, cause, reason) => {
                 if let Some(at) = self.slots.iter().position(|s| s.step.attempt == attempt) {
                     self.fail(now, at, cause, &reason, &mut actions);
+                }
+            }
+            Event::Deferred(attempt) => {
+                let running = |s: &&mut Slot| s.step.attempt == attempt && s.is_running();
+                if let Some(slot) = self.slots.iter_mut().find(running) {
+                    slot.state = State::Deferred;
                 }
             }
             Event::Joined(attempt, strategy) => {
@@ -245,7 +255,9 @@ impl Race {
             (kind, since)
         });
         self.slots.retain(|slot| {
-            let kept = plan.steps.iter().any(|s| s.attempt == slot.step.attempt);
+            // A path would have brought along what is deferred, or made it needless.
+            let kept = plan.steps.iter().any(|s| s.attempt == slot.step.attempt)
+                || slot.state == State::Deferred && plan.path.is_none();
             if !kept {
                 let reason = match slot.step.attempt {
                     AttemptId::Circuit(_) => "another circuit was sooner",
@@ -264,6 +276,10 @@ impl Race {
                     way: 0,
                     strategies: Vec::new(),
                 }),
+                Some(slot) if slot.state == State::Deferred => {
+                    slot.state = State::Running(now);
+                    actions.push(Action::Start(step.attempt, slot.way));
+                }
                 // What failed in another situation may do in this one.
                 Some(slot) if lost && !slot.is_running() => {
                     slot.state = State::At(now + step.after);
@@ -462,6 +478,7 @@ impl Race {
         let connects = if self.slots.iter().any(hopes) {
             over
         } else {
+            self.fail_deferred(now, actions);
             self.connects.len()
         };
         if connects == 0 {
@@ -475,6 +492,18 @@ impl Race {
             self.tried.clear();
         }
         actions.push(Action::GiveUp { connects, attempts });
+    }
+
+    /// Ends what no plan will hold again.
+    fn fail_deferred(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let deferred = |slot: &&mut Slot| slot.state == State::Deferred;
+        for slot in self.slots.iter_mut().filter(deferred) {
+            let reason = "no circuit came up to signal over";
+            let records = slot.records(now, Outcome::Failed, Cause::Signalling, reason);
+            slot.state = State::Failed;
+            self.tried.extend(records.iter().cloned());
+            actions.extend(records.into_iter().map(Action::Ended));
+        }
     }
 
     /// In the background, what failed is repeated after a pause.
@@ -495,7 +524,7 @@ impl Race {
 }
 
 fn cancel(now: Duration, slot: &Slot, reason: &str, actions: &mut Vec<Action>) {
-    if slot.is_running() {
+    if slot.is_running() || slot.state == State::Deferred {
         actions.push(Action::Cancel(slot.step.attempt));
         let records = slot.records(now, Outcome::Cancelled, Cause::Cancelled, reason);
         actions.extend(records.into_iter().map(Action::Ended));
@@ -908,6 +937,44 @@ mod tests {
         assert_eq!(ends.count(), 3);
     }
 
+    #[test]
+    fn what_is_deferred_goes_on_with_the_circuit_and_counts_once() {
+        let relay = PeerId::random();
+        let circuit = AttemptId::Circuit(relay);
+        let mut track = Track::new(&[relay], false);
+        track.known.offer = true;
+        let actions = track.connect(MS);
+        assert_eq!(started(&actions), [circuit, AttemptId::Ice]);
+        track.known.offer = false;
+        assert_eq!(track.tell(2 * MS, Event::Deferred(AttemptId::Ice)), []);
+        assert_eq!(track.replan(2 * MS), []);
+        let actions = track.up(3 * MS, circuit, Strategy::CircuitRelay);
+        assert_eq!(started(&actions), [AttemptId::Ice]);
+        let began = |action: &Action| matches!(action, Action::Began(_));
+        assert!(!actions.iter().any(began), "{actions:?}");
+    }
+
+    #[test]
+    fn what_is_deferred_is_no_hope() {
+        let relay = PeerId::random();
+        let mut track = Track::new(&[relay], false);
+        track.known.offer = true;
+        track.connect(MS);
+        track.known.offer = false;
+        track.tell(2 * MS, Event::Deferred(AttemptId::Ice));
+        let actions = track.failed(3 * MS, AttemptId::Circuit(relay), Cause::Refused);
+        let Some(Action::GiveUp { attempts, .. }) = actions.last() else {
+            panic!("{actions:?}");
+        };
+        let causes: Vec<_> = attempts.iter().map(|a| (a.strategy, a.cause)).collect();
+        let expected = [
+            (Strategy::CircuitRelay, Some(Cause::Refused)),
+            (Strategy::Direct, Some(Cause::Signalling)),
+            (Strategy::Stun, Some(Cause::Signalling)),
+        ];
+        assert_eq!(causes, expected);
+    }
+
     proptest! {
         /// Attempts are successes, failures and what still runs, per strategy; no connect is
         /// answered twice, and none is left when its time is over.
@@ -921,6 +988,7 @@ mod tests {
                 AttemptId::Ice,
             ];
             let mut track = Track::new(&relays, true);
+            track.known.offer = true;
             let (mut now, mut waiting) = (Duration::ZERO, 0usize);
             let mut open = std::collections::HashMap::<Strategy, i64>::new();
             for (pause, what, which) in events {
@@ -947,6 +1015,12 @@ mod tests {
                     }
                     6 => track.failed(now, id, Cause::Unsupported),
                     7 => track.tell(now, Event::Joined(id, Strategy::Birthday)),
+                    9 => {
+                        track.known.offer = false;
+                        let mut actions = track.tell(now, Event::Deferred(AttemptId::Ice));
+                        actions.extend(track.replan(now));
+                        actions
+                    }
                     8 => {
                         let (birthday, reason) = (Strategy::Birthday, String::new());
                         track.tell(now, Event::Left(id, birthday, Cause::NoPair, reason))

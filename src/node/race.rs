@@ -70,14 +70,16 @@ impl Node {
         cause: Cause,
         reason: String,
     ) {
-        self.race(id, Event::Failed(attempt, cause, reason));
-        // An offer that did not arrive says nothing of what a circuit could do.
         let offered = self.sessions.get_mut(&id).filter(|s| {
             attempt == AttemptId::Ice && cause == Cause::Signalling && s.offering && !s.unoffered
         });
         if let Some(session) = offered {
+            // An offer that did not arrive says nothing of what a circuit can do.
             session.unoffered = true;
+            self.race(id, Event::Deferred(attempt));
             self.replan(id);
+        } else {
+            self.race(id, Event::Failed(attempt, cause, reason));
         }
     }
 
