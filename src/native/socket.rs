@@ -182,25 +182,42 @@ impl Sockets {
     pub(crate) fn bind(addresses: Addresses) -> io::Result<Self> {
         let v4 = Port::bind(addresses.v4.into());
         let v6 = Port::bind(addresses.v6.into());
-        let (v4, v6) = match (v4, v6) {
-            (Err(error), _) if addresses.v4.port() != 0 => return Err(error),
-            (_, Err(error)) if addresses.v6.port() != 0 => return Err(error),
-            (Err(error), Err(_)) => return Err(error),
-            (v4, v6) => (v4.ok().map(Arc::new), v6.ok().map(Arc::new)),
-        };
+        match (v4, v6) {
+            (Err(error), _) if addresses.v4.port() != 0 => Err(error),
+            (_, Err(error)) if addresses.v6.port() != 0 => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (v4, v6) => Ok(Self::over(v4.ok(), v6.ok())),
+        }
+    }
+
+    /// Binds one socket, for one address family. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    #[cfg(feature = "server")]
+    pub(crate) fn bind_one(address: SocketAddr) -> io::Result<Self> {
+        let port = Port::bind(address)?;
+        Ok(match address {
+            SocketAddr::V4(_) => Self::over(Some(port), None),
+            SocketAddr::V6(_) => Self::over(None, Some(port)),
+        })
+    }
+
+    fn over(v4: Option<Port>, v6: Option<Port>) -> Self {
+        let (v4, v6) = (v4.map(Arc::new), v6.map(Arc::new));
         let routes = Arc::<Mutex<Routes>>::default();
         let readers = v4
             .iter()
             .chain(&v6)
             .map(|port| tokio::spawn(read(port.clone(), routes.clone())).abort_handle())
             .collect();
-        Ok(Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             v4,
             v6,
             adopted: RwLock::default(),
             routes,
             readers,
-        })))
+        }))
     }
 
     /// The local port for addresses of the family of `ip`.
