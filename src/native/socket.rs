@@ -666,3 +666,86 @@ fn deliver_quic(
         }
     }
 }
+
+/// Routes `run`, cut into datagrams of `stride` bytes, to receivers of every kind; gives how many
+/// times one was handed something. For the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride: usize) -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Counter {
+        calls: AtomicUsize,
+        bytes: AtomicUsize,
+    }
+
+    impl Counter {
+        fn count(&self, data: &[u8]) {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        }
+    }
+
+    impl Receiver for Counter {
+        fn receive(&self, _: Instant, _: SocketAddr, _: SocketAddr, data: &[u8]) {
+            self.count(data);
+        }
+
+        fn received_all(&self) {}
+
+        fn accepts(&self, message: &StunMessage<'_>) -> bool {
+            message.is_successful_binding_response()
+        }
+
+        fn receive_quic(&self, _: SocketAddr, _: SocketAddr, data: &[u8], segment: usize) -> bool {
+            assert!(!data.is_empty() && segment > 0);
+            self.count(data);
+            // As one that takes no connection of this peer.
+            data.len() % 2 == 0
+        }
+    }
+
+    let counter = Arc::new(Counter::default());
+    let handle: Handle = counter.clone();
+    let to = || Arc::downgrade(&handle);
+    let mut routes = Routes::default();
+    routes.by_fragment.insert(fragment.to_owned(), to());
+    routes.by_source.insert(source, vec![to(), to()]);
+    routes.stun_client = Some(to());
+    routes.by_tag.insert(Tag::default(), to());
+    routes.quic_listener = Some(to());
+    let mut touched = Vec::new();
+    let now = Instant::now();
+    let stride = stride.max(1);
+    dispatch(
+        &Mutex::new(routes),
+        now,
+        source,
+        source,
+        (run, stride),
+        &mut touched,
+    );
+    // Two that wait for the source, and the listener.
+    assert!(counter.bytes.load(Ordering::Relaxed) <= 3 * run.len());
+    counter.calls.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[cfg(feature = "server")]
+    #[tokio::test]
+    async fn a_socket_has_more_room_than_the_system_gives_without_being_asked() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let plain = std::net::UdpSocket::bind(loopback).unwrap();
+        let plain = SockRef::from(&plain).recv_buffer_size().unwrap();
+        let sockets = Sockets::bind_one(loopback).unwrap();
+        let port = sockets.of(loopback.ip()).unwrap();
+        let room = SockRef::from(&port.socket).recv_buffer_size().unwrap();
+        assert!(room > plain, "{room} bytes, {plain} without asking");
+        assert!(sockets.of(Ipv6Addr::LOCALHOST.into()).is_none());
+    }
+}
