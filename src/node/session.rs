@@ -67,6 +67,8 @@ pub(crate) struct Session {
     /// Opens that wait for `resumable` to be known.
     pub(crate) opens: Vec<(String, oneshot::Sender<Result<Stream, Error>>)>,
     pub(crate) pumps: HashMap<StreamId, Pump>,
+    /// One clone for each substream of the peer's whose header has not come yet.
+    pub(crate) unread: Arc<()>,
 }
 
 /// Where a peer can be dialled.
@@ -123,6 +125,7 @@ impl Session {
             protocols: HashSet::new(),
             opens: Vec::new(),
             pumps: HashMap::new(),
+            unread: Arc::new(()),
         }
     }
 
