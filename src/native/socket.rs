@@ -701,7 +701,7 @@ pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride
             assert!(!data.is_empty() && segment > 0);
             self.count(data);
             // As one that takes no connection of this peer.
-            data.len() % 2 == 0
+            data.len().is_multiple_of(2)
         }
     }
 
