@@ -1,5 +1,5 @@
 # Everything a user or a reviewer types. Each target sets up what it needs first.
-.PHONY: help demo test lab bench load check wasm setup-build setup-test
+.PHONY: help demo test lab bench load fuzz check wasm setup-build setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -34,6 +34,9 @@ bench: setup-test ## measure ours beside iroh and libp2p behind real NATs (needs
 
 load: setup-test ## measure load and faults against what was promised, a quarter of an hour; also in docs/load.md
 	cargo test --release --locked --test load -- --long --markdown docs/load.md
+
+fuzz: setup-build ## let libFuzzer search every decoder for a minute each (SECONDS=600 for more)
+	scripts/fuzz $(or $(SECONDS),60)
 
 check: setup-build js/node_modules/.package-lock.json ## format, lints on both targets, documentation
 	cargo fmt --all --check

@@ -24,9 +24,9 @@ use crate::{
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
     },
-    native::{rtc::dcep, stun::message, turn::frame as turn},
+    native::{rtc::dcep, socket, stun::message, turn::frame as turn},
     rtc::address,
-    server::stun,
+    server::{stun, turn::fuzzing::Session},
     ticket::Ticket,
 };
 
@@ -39,6 +39,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("candidate", candidate),
     ("circuit", circuit),
     ("data_channel", data_channel),
+    ("datagrams", datagrams),
     ("frame", frame),
     ("mdns", mdns),
     ("options", options),
@@ -50,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("signalling", signalling),
     ("stun", stun),
     ("ticket", ticket),
+    ("turn_requests", turn_requests),
     ("turn_stream", turn_stream),
 ];
 
@@ -104,6 +106,19 @@ pub fn circuit(mut data: &[u8]) -> bool {
 /// `DATA_CHANNEL_OPEN`.
 pub fn data_channel(data: &[u8]) -> bool {
     dcep::parse_open(data).is_some()
+}
+
+/// What arrives at the shared socket in one call of the kernel: datagrams as long as the first two
+/// bytes say, or, if these are 0, one.
+pub fn datagrams(data: &[u8]) -> bool {
+    let Some((length, run)) = data.split_first_chunk() else {
+        return false;
+    };
+    let stride = match usize::from(u16::from_be_bytes(*length)) {
+        0 => run.len(),
+        stride => stride,
+    };
+    socket::demultiplex(SOURCE, "evtj", run, stride) > 0
 }
 
 /// Frames on a data channel, which come in pieces as long as the first byte says.
@@ -266,6 +281,17 @@ pub fn ticket(data: &[u8]) -> bool {
     };
     assert_eq!(ticket.to_string().parse().ok(), Some(ticket));
     true
+}
+
+/// What one client sends to a TURN server, each frame behind its length of two bytes.
+pub fn turn_requests(data: &[u8]) -> bool {
+    thread_local! {
+        static SESSION: Option<Session> = Session::new();
+    }
+    SESSION.with(|session| {
+        let session = session.as_ref().expect("sockets");
+        session.play(pieces(data)) > 0
+    })
 }
 
 /// TURN messages and the data of channels in a stream.

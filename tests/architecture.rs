@@ -46,6 +46,16 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
+/// The wall clock jumps. Only what carries a date, credentials for TURN, may ask for it.
+#[test]
+fn time_is_measured_by_a_clock_that_does_not_jump() {
+    let allowed = ["src/server/mod.rs", "src/server/http.rs"];
+    let found = breaches("src", &["SystemTime"], |name, _| {
+        name.starts_with("src/server/turn/") || allowed.contains(&name)
+    });
+    assert!(found.is_empty(), "{found:#?}");
+}
+
 #[test]
 fn core_is_pure() {
     let forbidden = [

@@ -182,25 +182,42 @@ impl Sockets {
     pub(crate) fn bind(addresses: Addresses) -> io::Result<Self> {
         let v4 = Port::bind(addresses.v4.into());
         let v6 = Port::bind(addresses.v6.into());
-        let (v4, v6) = match (v4, v6) {
-            (Err(error), _) if addresses.v4.port() != 0 => return Err(error),
-            (_, Err(error)) if addresses.v6.port() != 0 => return Err(error),
-            (Err(error), Err(_)) => return Err(error),
-            (v4, v6) => (v4.ok().map(Arc::new), v6.ok().map(Arc::new)),
-        };
+        match (v4, v6) {
+            (Err(error), _) if addresses.v4.port() != 0 => Err(error),
+            (_, Err(error)) if addresses.v6.port() != 0 => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (v4, v6) => Ok(Self::over(v4.ok(), v6.ok())),
+        }
+    }
+
+    /// Binds one socket, for one address family. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    #[cfg(feature = "server")]
+    pub(crate) fn bind_one(address: SocketAddr) -> io::Result<Self> {
+        let port = Port::bind(address)?;
+        Ok(match address {
+            SocketAddr::V4(_) => Self::over(Some(port), None),
+            SocketAddr::V6(_) => Self::over(None, Some(port)),
+        })
+    }
+
+    fn over(v4: Option<Port>, v6: Option<Port>) -> Self {
+        let (v4, v6) = (v4.map(Arc::new), v6.map(Arc::new));
         let routes = Arc::<Mutex<Routes>>::default();
         let readers = v4
             .iter()
             .chain(&v6)
             .map(|port| tokio::spawn(read(port.clone(), routes.clone())).abort_handle())
             .collect();
-        Ok(Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             v4,
             v6,
             adopted: RwLock::default(),
             routes,
             readers,
-        })))
+        }))
     }
 
     /// The local port for addresses of the family of `ip`.
@@ -647,5 +664,88 @@ fn deliver_quic(
                 break;
             }
         }
+    }
+}
+
+/// Routes `run`, cut into datagrams of `stride` bytes, to receivers of every kind; gives how many
+/// times one was handed something. For the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride: usize) -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Counter {
+        calls: AtomicUsize,
+        bytes: AtomicUsize,
+    }
+
+    impl Counter {
+        fn count(&self, data: &[u8]) {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        }
+    }
+
+    impl Receiver for Counter {
+        fn receive(&self, _: Instant, _: SocketAddr, _: SocketAddr, data: &[u8]) {
+            self.count(data);
+        }
+
+        fn received_all(&self) {}
+
+        fn accepts(&self, message: &StunMessage<'_>) -> bool {
+            message.is_successful_binding_response()
+        }
+
+        fn receive_quic(&self, _: SocketAddr, _: SocketAddr, data: &[u8], segment: usize) -> bool {
+            assert!(!data.is_empty() && segment > 0);
+            self.count(data);
+            // As one that takes no connection of this peer.
+            data.len().is_multiple_of(2)
+        }
+    }
+
+    let counter = Arc::new(Counter::default());
+    let handle: Handle = counter.clone();
+    let to = || Arc::downgrade(&handle);
+    let mut routes = Routes::default();
+    routes.by_fragment.insert(fragment.to_owned(), to());
+    routes.by_source.insert(source, vec![to(), to()]);
+    routes.stun_client = Some(to());
+    routes.by_tag.insert(Tag::default(), to());
+    routes.quic_listener = Some(to());
+    let mut touched = Vec::new();
+    let now = Instant::now();
+    let stride = stride.max(1);
+    dispatch(
+        &Mutex::new(routes),
+        now,
+        source,
+        source,
+        (run, stride),
+        &mut touched,
+    );
+    // Two that wait for the source, and the listener.
+    assert!(counter.bytes.load(Ordering::Relaxed) <= 3 * run.len());
+    counter.calls.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[cfg(feature = "server")]
+    #[tokio::test]
+    async fn a_socket_has_more_room_than_the_system_gives_without_being_asked() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let plain = std::net::UdpSocket::bind(loopback).unwrap();
+        let plain = SockRef::from(&plain).recv_buffer_size().unwrap();
+        let sockets = Sockets::bind_one(loopback).unwrap();
+        let port = sockets.of(loopback.ip()).unwrap();
+        let room = SockRef::from(&port.socket).recv_buffer_size().unwrap();
+        assert!(room > plain, "{room} bytes, {plain} without asking");
+        assert!(sockets.of(Ipv6Addr::LOCALHOST.into()).is_none());
     }
 }

@@ -5,16 +5,23 @@ use std::net::SocketAddr;
 use libp2p::{
     PeerId,
     autonat::v2::client as autonat,
-    ping,
+    connection_limits, ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
 use super::{dcutr, mapped};
 use crate::{Config, node};
 
+/// Handshakes under way that others have begun; further ones are refused. Each takes some tens of
+/// kilobytes for as long as a silent peer is waited for.
+const MAX_HANDSHAKES: u32 = 256;
+/// Connections with one peer. Two circuits, a direct path and what is tried meanwhile are far fewer.
+const MAX_CONNECTIONS_PER_PEER: u32 = 16;
+
 /// The behaviours of those protocols.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
+    limits: connection_limits::Behaviour,
     ping: ping::Behaviour,
     dcutr: Toggle<dcutr::Behaviour>,
     /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
@@ -30,7 +37,11 @@ fn autonat(config: &Config) -> autonat::Behaviour {
 pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(MAX_HANDSHAKES))
+        .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER));
     Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
         ping: node::ping(),
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
         autonat: direct.then(|| autonat(config)).into(),
@@ -47,6 +58,7 @@ pub(crate) fn set_mapped(behaviour: &mut Behaviour, mapped: Option<SocketAddr>) 
 pub(crate) fn ping(event: BehaviourEvent) -> Option<ping::Event> {
     match event {
         BehaviourEvent::Ping(event) => Some(event),
+        BehaviourEvent::Limits(never) => match never {},
         BehaviourEvent::Dcutr(_) | BehaviourEvent::Autonat(_) | BehaviourEvent::Mapped(_) => None,
     }
 }

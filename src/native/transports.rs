@@ -4,7 +4,7 @@
 //! `…/p2p-circuit/webrtc` addresses of our own transport; so the chain is built by hand:
 //! ours, circuits, then everything with an IP address or a domain name.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use libp2p::{
     Multiaddr, PeerId, Transport as _,
@@ -18,7 +18,9 @@ use libp2p::{
     noise, quic, tcp, websocket, yamux,
 };
 
-use super::{Net, quic as own_quic};
+#[cfg(feature = "server")]
+use super::socket::Sockets;
+use super::{Net, quic::Quic};
 use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
@@ -47,21 +49,44 @@ pub(crate) fn peer(
         .multiplex(yamux::Config::default())
         .timeout(timeout)
         .boxed();
-    let direct = internet(keypair, timeout, || {
-        Ok(own_quic::Transport::new(net.quic.clone(), timeout)?
-            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-            .boxed())
-    })?;
+    let direct = internet(keypair, timeout, || own_quic(&net.quic, timeout))?;
     Ok(join(join(first, circuits), direct))
 }
 
-/// Builds the transports of a server, which has the QUIC of libp2p on sockets of its own.
-pub(crate) fn server(keypair: &identity::Keypair, timeout: Duration) -> io::Result<BoxedTransport> {
+/// Builds the transports of a server, which listens over QUIC at `addresses`.
+///
+/// It listens on sockets of our own, because a relay's peers may all send at once, and libp2p's have
+/// no more room than the system gives. Dials go from a new port by libp2p's: they are AutoNAT's, and
+/// a port that a peer has sent to proves nothing.
+///
+/// # Errors
+/// When one of the addresses cannot be bound.
+#[cfg(feature = "server")]
+pub(crate) fn server(
+    keypair: &identity::Keypair,
+    addresses: &[SocketAddr],
+    timeout: Duration,
+) -> io::Result<BoxedTransport> {
+    let mut own = Vec::new();
+    for address in addresses {
+        let sockets = Sockets::bind_one(*address)
+            .map_err(|e| io::Error::new(e.kind(), format!("QUIC at {address}: {e}")))?;
+        own.push(Quic::new(keypair, sockets)?);
+    }
     internet(keypair, timeout, || {
-        Ok(quic::tokio::Transport::new(quic::Config::new(keypair))
+        let stock = quic::tokio::Transport::new(quic::Config::new(keypair));
+        let stock = stock
             .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-            .boxed())
+            .boxed();
+        own.iter()
+            .try_rfold(stock, |rest, quic| Ok(join(own_quic(quic, timeout)?, rest)))
     })
+}
+
+fn own_quic(quic: &Quic, timeout: Duration) -> io::Result<BoxedTransport> {
+    Ok(super::quic::Transport::new(quic.clone(), timeout)?
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .boxed())
 }
 
 /// QUIC, WebSocket (`ws` and, dialling only, `wss`) and TCP, over IP addresses and names.

@@ -180,7 +180,7 @@ impl Node {
                 Ok(id) => (id, None),
                 Err(error) => {
                     tracing::debug!(%error, "an incoming connection is refused");
-                    self.swarm.close_connection(conn);
+                    self.turn_away(peer, conn);
                     return;
                 }
             },
@@ -191,7 +191,7 @@ impl Node {
         };
         let local = *self.swarm.local_peer_id();
         let is_new = known.is_none() && endpoint.is_listener();
-        let punched = self.punched(id, conn);
+        let punched = route == Route::Direct && self.punched(id, conn, endpoint.is_dialer());
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
@@ -223,18 +223,22 @@ impl Node {
         }
         self.choose_path(id);
         if is_new {
-            self.announce(id);
+            self.announce(id, conn);
         }
     }
 
     /// Hands a connection that the peer made to whoever accepts.
-    fn announce(&mut self, id: u64) {
+    fn announce(&mut self, id: u64, conn: ConnectionId) {
         let Ok(connection) = self.handle(id) else {
             return;
         };
         if let Err(error) = self.incoming.try_send(connection) {
             tracing::debug!(%error, "nobody accepts, an incoming connection is refused");
-            self.close_session(id, None);
+            if let Some(session) = self.sessions.get(&id) {
+                let peer = session.peer;
+                self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
+                self.turn_away(peer, conn);
+            }
         }
     }
 

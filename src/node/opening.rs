@@ -308,8 +308,16 @@ impl Node {
             return;
         }
         if protocol.as_ref() == resume::PROTOCOL {
+            let unread = self.sessions.get(&id).map(|session| session.unread.clone());
+            let Some(unread) =
+                unread.filter(|u| Arc::strong_count(u) <= self.config.max_streams + 1)
+            else {
+                tracing::debug!("too many substreams without a header, one is dropped");
+                return;
+            };
             let report = self.internal_tx.clone();
             backend::runtime::spawn(async move {
+                let _unread = unread;
                 let header = resumable::read_header(&mut substream).boxed();
                 let header = match select(header, Delay::new(HEADER_TIMEOUT)).await {
                     Either::Left((header, _)) => header,
@@ -450,10 +458,7 @@ impl Node {
         waiting.extend(reply);
         match farewell {
             Some(connection) => {
-                let protocol = StreamProtocol::new(CLOSE_PROTOCOL);
-                let streams = &mut self.swarm.behaviour_mut().streams;
-                let open = streams.open(peer, connection, protocol);
-                self.opening.insert(open, Purpose::Farewell(peer));
+                self.turn_away(peer, connection);
                 self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
             }
             None => {
@@ -461,6 +466,16 @@ impl Node {
                 self.finish_farewell(peer);
             }
         }
+    }
+
+    /// Tells a peer that has no session that this is on purpose, so that it does not come back, and
+    /// lets it go.
+    pub(super) fn turn_away(&mut self, peer: PeerId, connection: ConnectionId) {
+        self.farewells.entry(peer).or_default();
+        let protocol = StreamProtocol::new(CLOSE_PROTOCOL);
+        let streams = &mut self.swarm.behaviour_mut().streams;
+        let open = streams.open(peer, connection, protocol);
+        self.opening.insert(open, Purpose::Farewell(peer));
     }
 
     fn say_farewell(&mut self, peer: PeerId, result: Result<Substream, OpenError>) {

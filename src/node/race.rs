@@ -285,17 +285,35 @@ impl Node {
         let Some(&id) = self.by_peer.get(&peer) else {
             return;
         };
-        if let Some(session) = self.sessions.get(&id).filter(|s| s.circuit().is_some()) {
+        let wanted = |s: &&Session| s.circuit().is_some() && !s.is_direct();
+        if let Some(session) = self.sessions.get(&id).filter(wanted) {
             self.punches.insert(conn, (id, session.started.elapsed()));
             self.shared.metrics.attempt_started(Strategy::Stun);
         }
     }
 
-    /// Whether a hole was punched for this connection, which is an attempt that succeeded.
-    pub(super) fn punched(&mut self, id: u64, conn: ConnectionId) -> bool {
-        let punched = self.punches.contains_key(&conn);
-        self.punch_ended(conn, None);
-        punched && self.sessions.contains_key(&id)
+    /// Whether a hole was punched for this direct connection, which is an attempt that succeeded.
+    /// Both peers dial at the same time, so it may be the other's dial that comes through, even
+    /// before ours has begun.
+    pub(super) fn punched(&mut self, id: u64, conn: ConnectionId, dialled: bool) -> bool {
+        let Some(session) = self.sessions.get(&id) else {
+            return false;
+        };
+        let stock = session.circuit().is_some() && session.resumable != Some(true);
+        let ours = self.punches.iter().find(|(_, (owner, _))| *owner == id);
+        let ours = ours.map(|(conn, _)| *conn);
+        let punch = match ours {
+            _ if self.punches.contains_key(&conn) => conn,
+            Some(ours) if !dialled => ours,
+            None if !dialled && stock => {
+                self.punches.insert(conn, (id, session.started.elapsed()));
+                self.shared.metrics.attempt_started(Strategy::Stun);
+                conn
+            }
+            _ => return false,
+        };
+        self.punch_ended(punch, None);
+        true
     }
 
     fn punch_ended(&mut self, conn: ConnectionId, failure: Option<(Cause, String)>) {

@@ -71,6 +71,8 @@ pub(crate) struct Session {
     /// Opens that wait for `resumable` to be known.
     pub(crate) opens: Vec<(String, oneshot::Sender<Result<Stream, Error>>)>,
     pub(crate) pumps: HashMap<StreamId, Pump>,
+    /// One clone for each substream of the peer's whose header has not come yet.
+    pub(crate) unread: Arc<()>,
 }
 
 /// Where a peer can be dialled.
@@ -129,6 +131,7 @@ impl Session {
             protocols: HashSet::new(),
             opens: Vec::new(),
             pumps: HashMap::new(),
+            unread: Arc::new(()),
         }
     }
 
@@ -141,6 +144,12 @@ impl Session {
     /// The circuit that ICE is signalled over.
     pub(crate) fn circuit(&self) -> Option<&Multiaddr> {
         self.conns.values().find_map(|c| c.relay.as_ref())
+    }
+
+    /// Whether a direct path is up.
+    pub(crate) fn is_direct(&self) -> bool {
+        let mut paths = self.conns.values().filter_map(|conn| conn.path.as_ref());
+        paths.any(|path| path.kind == PathKind::Direct)
     }
 
     /// The relay that passes a sealed offer on to the peer.

@@ -43,7 +43,8 @@ impl<T> Timers<T> {
                 return Poll::Ready(entry.remove());
             }
             match &mut self.delay {
-                Some((at, delay)) if *at == due => match delay.poll_unpin(cx) {
+                // One that wakes too early costs less than another in its place.
+                Some((at, delay)) if *at <= due => match delay.poll_unpin(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(()) => self.delay = None,
                 },

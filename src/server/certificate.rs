@@ -46,11 +46,15 @@ pub(crate) fn load_or_create(path: &Path) -> Result<Certificate, Error> {
     read()
         .and_then(|found| found.map_or_else(create, Ok))
         .map_err(|error| {
-            let message = format!(
-                "cannot use the /webrtc-direct certificate {}: {error}; delete it to get a new one \
-                 (browsers then need the new addresses)",
-                path.display()
-            );
+            let advice = match error.kind() {
+                io::ErrorKind::InvalidData => {
+                    "; delete it to get a new one (browsers then need the new addresses)"
+                }
+                _ => "",
+            };
+            let path = path.display();
+            let message =
+                format!("cannot use the /webrtc-direct certificate {path}: {error}{advice}");
             Error::new(ErrorKind::Io, message).with_source(error)
         })
 }

@@ -3,9 +3,8 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -69,7 +68,7 @@ impl Relay {
         let reserved = Reserved::default();
         let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));
         let behaviour = behaviour(config, keypair, &reserved, &circuits.room);
-        let transport = transport(config.data.as_deref(), keypair, &metrics)?;
+        let transport = transport(config, keypair, &metrics)?;
         let swarm_config = swarm::Config::with_tokio_executor()
             .with_substream_upgrade_protocol_override(Version::V1Lazy)
             .with_idle_connection_timeout(Duration::from_secs(config.connections.idle_seconds));
@@ -421,11 +420,11 @@ fn circuit_rates(limits: &RelayLimits) -> Vec<Box<dyn relay::RateLimiter>> {
 }
 
 fn transport(
-    data: Option<&Path>,
+    config: &ServerConfig,
     keypair: &identity::Keypair,
     metrics: &Metrics,
 ) -> Result<transports::BoxedTransport, Error> {
-    let certificate = match data {
+    let certificate = match &config.data {
         Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
         None => certificate::generate().map_err(|e| io_error("cannot set up the transports", e))?,
     };
@@ -435,7 +434,11 @@ fn transport(
     let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
         .boxed();
-    let internet = transports::server(keypair, transports::DEFAULT_CONNECT_TIMEOUT)
+    let hosts = config.hosts.iter();
+    let quic: Vec<_> = hosts
+        .map(|host| SocketAddr::new(*host, config.port))
+        .collect();
+    let internet = transports::server(keypair, &quic, transports::DEFAULT_CONNECT_TIMEOUT)
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let all = transports::join(webrtc, internet);
     let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));

@@ -1,11 +1,8 @@
 //! Peers that come and go, for as long as there is time.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use crate::{Form, Row, peers};
+use crate::{Form, Row, held::Held, peers};
 
 /// How much of the time it takes until every pool, cache and heap has its size.
 const WARM_UP: f64 = 0.4;
@@ -13,29 +10,6 @@ const PROMISED: i64 = 10 << 10;
 const AIM: i64 = 1 << 10;
 /// Tasks of connections that were just closed and linger; a leak would be of hundreds.
 const FEW: i64 = 16;
-
-/// What this process holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    resident_kib: i64,
-    descriptors: i64,
-    tasks: i64,
-}
-
-impl Held {
-    fn now() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.unwrap().trim().trim_end_matches(" kB");
-        Self {
-            resident_kib: resident.parse().unwrap(),
-            descriptors: fs::read_dir("/proc/self/fd").unwrap().count() as i64,
-            tasks: tokio::runtime::Handle::current()
-                .metrics()
-                .num_alive_tasks() as i64,
-        }
-    }
-}
 
 pub(crate) async fn run(form: Form) -> Vec<Row> {
     let time = Duration::from_secs(form.pick(45, 600));
@@ -49,11 +23,11 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
         round(&config, &listener, rounds).await;
         rounds += 1;
         if warm.is_none() && start.elapsed() > time.mul_f64(WARM_UP) {
-            warm = Some(settled().await);
+            warm = Some(Held::settled().await);
             at_warm = rounds;
         }
     }
-    let (warm, end) = (warm.unwrap(), settled().await);
+    let (warm, end) = (warm.unwrap(), Held::settled().await);
     let grown = end.resident_kib - warm.resident_kib;
     let (descriptors, tasks) = (end.descriptors - warm.descriptors, end.tasks - warm.tasks);
     vec![Row {
@@ -89,17 +63,4 @@ async fn round(config: &throughline::Config, listener: &throughline::Connector, 
         _ => {}
     }
     dialler.close().await;
-}
-
-/// What is held once what is closed has gone: the least within some seconds.
-async fn settled() -> Held {
-    let mut least = Held::now();
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = Held::now();
-        least.resident_kib = least.resident_kib.min(now.resident_kib);
-        least.descriptors = least.descriptors.min(now.descriptors);
-        least.tasks = least.tasks.min(now.tasks);
-    }
-    least
 }

@@ -8,6 +8,7 @@
 mod churn;
 mod circuits;
 mod connects;
+mod held;
 mod peers;
 mod report;
 mod start;
@@ -49,6 +50,10 @@ async fn run() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--long" => form = Form::Long,
+            held::MEASURED => {
+                held::measured(arguments.next().unwrap_or_default()).await;
+                return ExitCode::SUCCESS;
+            }
             "--markdown" => markdown = arguments.next().map(PathBuf::from),
             // What a test runner is told, such as --nocapture.
             option if option.starts_with('-') => {}
@@ -57,7 +62,7 @@ async fn run() -> ExitCode {
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
     let mut report = Report::begin(form);
-    for name in ["start", "connects", "stun", "circuits", "churn"] {
+    for name in ["start", "connects", "stun", "circuits", "held", "churn"] {
         if !wanted(name) {
             continue;
         }
@@ -67,6 +72,7 @@ async fn run() -> ExitCode {
             "connects" => connects::run(form).await,
             "stun" => stun::run(form).await,
             "circuits" => circuits::run().await,
+            "held" => held::run(form).await,
             _ => churn::run(form).await,
         };
         for row in rows {

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 /// Far beyond every promise; a loaded machine is slow, not broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-const PROTOCOL: &str = "echo/1";
+pub(crate) const PROTOCOL: &str = "echo/1";
 
 /// A relay whose limits are not what is measured, but for `circuits` from one peer.
 pub(crate) async fn relay(circuits: usize) -> Server {
@@ -35,13 +35,18 @@ pub(crate) async fn relay(circuits: usize) -> Server {
 
 /// Settings of a peer that reaches others through `relay` only, and then directly.
 pub(crate) fn config(relay: &Server) -> Config {
-    let mut config = Config::default();
+    let mut config = quiet();
     config.relays = relay.addresses().to_vec();
     config.relays.retain(|relay| relay.contains("/quic-v1/"));
+    config
+}
+
+/// Settings of a peer that leaves the networks of whoever runs this alone.
+pub(crate) fn quiet() -> Config {
+    let mut config = Config::default();
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
     config.max_connections = 8192;
     config.max_circuits = 1024;
-    // Nothing is sent to the router of whoever runs this.
     config.port_mapping = false;
     config
 }

@@ -32,8 +32,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keeps NAT mappings and the idle timeout away: the shortest mapping timeouts in use are above it.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// Streams that the peer may have open; the value of libp2p.
-const MAX_STREAMS: u32 = 256;
+/// Streams that the peer may have open: as many as a connection and a relay carry by default, each
+/// circuit of a relay's being one, with room for what is opened besides. libp2p has 256.
+const MAX_STREAMS: u32 = 1024 + 256;
 
 /// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
 /// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.

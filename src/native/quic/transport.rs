@@ -204,12 +204,12 @@ impl transport::Transport for Transport {
         };
         // The sockets are bound already: at the addresses that the configuration names.
         let Some(local) = self.quic.0.sockets.local(wanted.ip()) else {
-            return Err(TransportError::Other(Error::Closed));
+            return Err(TransportError::MultiaddrNotSupported(addr));
         };
         let fits = (wanted.port() == 0 || wanted.port() == local.port())
             && (wanted.ip() == local.ip() || local.ip().is_unspecified());
         if !fits {
-            return Err(TransportError::Other(Error::Closed));
+            return Err(TransportError::MultiaddrNotSupported(addr));
         }
         let bound = SocketAddr::new(wanted.ip(), local.port());
         let interfaces = match bound.ip().is_unspecified() {
@@ -260,8 +260,10 @@ impl transport::Transport for Transport {
             }
             _ => return Err(TransportError::MultiaddrNotSupported(addr)),
         };
-        if self.quic.0.sockets.local(remote.ip()).is_none() {
-            return Err(TransportError::Other(Error::Closed));
+        // There is no new port to be had here, and nothing of a family without a socket.
+        let new_port = (opts.role, opts.port_use) == (Role::Dialer, PortUse::New);
+        if new_port || self.quic.0.sockets.local(remote.ip()).is_none() {
+            return Err(TransportError::MultiaddrNotSupported(addr));
         }
         if (opts.role, opts.port_use) == (Role::Listener, PortUse::New) {
             let Some(peer) = peer else {

@@ -6,6 +6,8 @@
 
 mod allocation;
 mod credentials;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod requests;
 #[cfg(test)]
 pub(crate) mod testing;

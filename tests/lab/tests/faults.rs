@@ -138,6 +138,7 @@ fn peers_meet_over_links_that_lose() {
     };
     // The loss is each way and at each end, so four times as much for a round trip.
     let links = [
+        ("1 % lost", lossy(0.01)),
         ("5 % lost", lossy(0.05)),
         ("20 % lost", lossy(0.20)),
         (

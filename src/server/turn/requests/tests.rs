@@ -46,6 +46,11 @@ impl Net {
         fill(&mut message);
         let address = self.client.address;
         let nonce = self.requests.authority.nonce(address, SystemTime::now());
+        self.identify(&mut message, &nonce);
+        message.finish()
+    }
+
+    fn identify(&self, message: &mut MessageWriteVec, nonce: &str) {
         let user = self.user.username.clone();
         message
             .add_attribute(&Username::new(&user).unwrap())
@@ -53,13 +58,12 @@ impl Net {
         message
             .add_attribute(&Realm::new("throughline").unwrap())
             .unwrap();
-        message.add_attribute(&Nonce::new(&nonce).unwrap()).unwrap();
+        message.add_attribute(&Nonce::new(nonce).unwrap()).unwrap();
         let (password, realm) = (self.user.credential.clone(), "throughline".to_owned());
         let key = LongTermKeyCredentials::new(user, password, realm);
         message
             .add_message_integrity(&key.into(), IntegrityAlgorithm::Sha1)
             .unwrap();
-        message.finish()
     }
 
     /// The code of a refusal; 0 for success.
@@ -166,6 +170,31 @@ async fn an_allocation_comes_and_goes() {
     net.requests
         .expire(Instant::now() + Duration::from_secs(601));
     assert!(!net.requests.has_allocation(net.client));
+}
+
+/// What carries a date asks for a new one; what lasts for a time lasts.
+#[tokio::test]
+async fn a_jump_of_the_wall_clock_ends_no_allocation() {
+    let mut net = Net::new(|_| {});
+    assert_eq!(net.ask(ALLOCATE, udp), 0);
+    let (client, now) = (net.client, SystemTime::now());
+    let year = Duration::from_secs(365 * 24 * 3600);
+    for jumped in [now - year, now + year] {
+        let request = net.signed(REFRESH, |_| {});
+        let request = Message::from_bytes(&request).unwrap();
+        let stale = net.requests.authenticate(client, &request, jumped);
+        assert_eq!(stale.map(drop), Err(ErrorCode::STALE_NONCE));
+        let mut again = Message::builder_request(REFRESH, MessageWriteVec::new());
+        let nonce = net.requests.authority.nonce(client.address, jumped);
+        net.identify(&mut again, &nonce);
+        let again = again.finish();
+        let again = Message::from_bytes(&again).unwrap();
+        let user = net.requests.authenticate(client, &again, jumped);
+        assert_eq!(user.unwrap().0, net.user.username);
+    }
+    net.requests
+        .expire(Instant::now() + Duration::from_secs(599));
+    assert!(net.requests.has_allocation(client));
 }
 
 #[tokio::test]

@@ -1,0 +1,141 @@
+//! What the fuzz target lets a client ask: frames as they come, and requests with attributes as they
+//! come that are signed as they should be, since nobody guesses a signature.
+
+use std::{
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use stun_types::{
+    attribute::{
+        AttributeStaticType as _, AttributeType, Fingerprint, MessageIntegrity,
+        MessageIntegritySha256, Nonce, RawAttribute, Realm, Username,
+    },
+    message::{
+        IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageWrite as _,
+        MessageWriteExt as _, MessageWriteVec, Method,
+    },
+};
+use tokio::{runtime::Runtime, sync::mpsc};
+use turn_client_proto::types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
+
+use super::{
+    Authority,
+    allocation::Reply,
+    requests::{Client, Requests},
+};
+use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics};
+
+/// An answer says little more than what was asked: names, a nonce, a signature.
+const MOST_MORE: usize = 160;
+
+/// A server on loopback, from where it can reach nobody, and one client of it.
+pub(crate) struct Session {
+    /// Relayed addresses are sockets of its.
+    runtime: Runtime,
+    requests: Requests,
+    authority: Arc<Authority>,
+    user: TurnCredentials,
+    client: Client,
+}
+
+impl Session {
+    /// `None` where the system has no sockets to give.
+    pub(crate) fn new() -> Option<Self> {
+        let mut config = ServerConfig::default();
+        config.turn.requests_per_source = NonZeroU32::MAX;
+        let authority = Arc::new(Authority::new("secret").ok()?);
+        let user = authority.issue("ann", Duration::from_secs(86_400), SystemTime::now());
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let (ips, metrics) = (vec![(loopback, loopback)], Metrics::new(&config));
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        Some(Self {
+            runtime: runtime.enable_io().build().ok()?,
+            requests: Requests::new(&config.turn, authority.clone(), ips, metrics),
+            authority,
+            user,
+            client: Client {
+                listener: 0,
+                address: ([192, 0, 2, 1], 5000).into(),
+            },
+        })
+    }
+
+    /// Plays what one client sends from its first to its last frame; gives how many were answered.
+    pub(crate) fn play<'a>(&self, frames: impl Iterator<Item = &'a [u8]>) -> usize {
+        let answered = {
+            let _entered = self.runtime.enter();
+            self.ask(frames)
+        };
+        // The sockets that were opened close.
+        self.runtime.block_on(tokio::task::yield_now());
+        answered
+    }
+
+    fn ask<'a>(&self, frames: impl Iterator<Item = &'a [u8]>) -> usize {
+        let (sender, mut answers) = mpsc::channel(8);
+        let reply = Reply::Stream(sender);
+        let mut answered = 0;
+        for frame in frames {
+            let signed = match frame {
+                [kind @ (0xf0..=0xf3), attributes @ ..] => self.signed(kind & 3, attributes),
+                _ => None,
+            };
+            let frame = signed.as_deref().unwrap_or(frame);
+            self.requests.receive(self.client, &reply, frame);
+            let mut more = 0;
+            while let Ok(answer) = answers.try_recv() {
+                assert!(
+                    Message::from_bytes(&answer).is_ok(),
+                    "an answer that is none"
+                );
+                assert!(answer.len() <= frame.len() + MOST_MORE, "amplification");
+                more += 1;
+            }
+            assert!(more <= 1, "{more} answers");
+            answered += more;
+        }
+        self.requests.close(self.client);
+        answered
+    }
+
+    /// A request with `attributes`, each as its type, the length of its value in one byte, and the
+    /// value.
+    fn signed(&self, kind: u8, mut attributes: &[u8]) -> Option<Vec<u8>> {
+        let method: Method = match kind {
+            0 => ALLOCATE,
+            1 => REFRESH,
+            2 => CREATE_PERMISSION,
+            _ => CHANNEL_BIND,
+        };
+        let mut message = Message::builder_request(method, MessageWriteVec::new());
+        while let [high, low, length, rest @ ..] = attributes {
+            let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+            attributes = rest;
+            let kind = AttributeType::new(u16::from_be_bytes([*high, *low]));
+            let own = [
+                MessageIntegrity::TYPE,
+                MessageIntegritySha256::TYPE,
+                Fingerprint::TYPE,
+            ];
+            if !own.contains(&kind) {
+                message
+                    .add_attribute(&RawAttribute::new(kind, value))
+                    .ok()?;
+            }
+        }
+        let nonce = self.authority.nonce(self.client.address, SystemTime::now());
+        let (user, realm) = (self.user.username.clone(), "throughline");
+        message.add_attribute(&Username::new(&user).ok()?).ok()?;
+        message.add_attribute(&Realm::new(realm).ok()?).ok()?;
+        message.add_attribute(&Nonce::new(&nonce).ok()?).ok()?;
+        let password = self.user.credential.clone();
+        let key = LongTermKeyCredentials::new(user, password, realm.to_owned());
+        message
+            .add_message_integrity(&key.into(), IntegrityAlgorithm::Sha1)
+            .ok()?;
+        Some(message.finish())
+    }
+}

@@ -1,0 +1,329 @@
+//! A peer that means harm: each limit at its edge, and others unharmed meanwhile.
+#![cfg(not(target_arch = "wasm32"))]
+
+use std::{io, time::Duration};
+
+use futures::{
+    AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _,
+    future::join_all,
+    stream::{self, FuturesUnordered},
+};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, noise,
+    swarm::{
+        SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+    tcp, yamux,
+};
+use throughline::{Config, Connection, Connector, ErrorKind};
+use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::mpsc, time::timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// As src/native/stock.rs and src/node have them.
+const HANDSHAKES: usize = 256;
+const CONNECTIONS_OF_A_PEER: usize = 16;
+const WAITING_CONNECTIONS: usize = 64;
+const WAITING_STREAMS: usize = 64;
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.listen = vec![
+        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
+        "/ip4/127.0.0.1/tcp/0".into(),
+    ];
+    config.port_mapping = false;
+    config
+}
+
+async fn peer(config: Config) -> Connector {
+    let me = Connector::builder().config(config).bind().await.unwrap();
+    let listening = async {
+        while me.ticket().addresses().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, listening).await.expect("its addresses");
+    me
+}
+
+/// A peer that echoes, with this configuration.
+async fn victim(config: Config) -> Connector {
+    let me = peer(config).await;
+    let connector = me.clone();
+    tokio::spawn(async move {
+        while let Some(connection) = connector.accept().await {
+            tokio::spawn(async move {
+                while let Some((_, stream)) = connection.accept_stream().await {
+                    tokio::spawn(async move {
+                        let (mut send, mut recv) = stream.split();
+                        futures::io::copy(&mut recv, &mut send).await?;
+                        send.close().await
+                    });
+                }
+            });
+        }
+    });
+    me
+}
+
+async fn connect(to: &Connector) -> (Connector, Connection) {
+    let me = peer(config()).await;
+    let connection = me.connect(&to.ticket()).await.unwrap();
+    (me, connection)
+}
+
+async fn echo(connection: &Connection) -> io::Result<throughline::Stream> {
+    let mut stream = connection.open("echo/1").await.map_err(io::Error::other)?;
+    stream.write_all(b"?").await?;
+    stream.flush().await?;
+    stream.read_exact(&mut [0]).await?;
+    Ok(stream)
+}
+
+async fn is_unharmed(connection: &Connection) {
+    let echoed = timeout(PATIENCE, echo(connection)).await;
+    echoed.expect("an answer").unwrap().close().await.unwrap();
+}
+
+fn address(of: &Connector, has: &str) -> Multiaddr {
+    let ticket = of.ticket();
+    let mut addresses = ticket.addresses().into_iter();
+    addresses
+        .find(|text| text.contains(has))
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn id(of: &Connector) -> PeerId {
+    of.peer_id().to_string().parse().unwrap()
+}
+
+/// What does as it likes: a libp2p node.
+fn hostile() -> Swarm<libp2p_stream::Behaviour> {
+    SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default(),
+            noise::Config::new,
+            yamux::Config::default,
+        )
+        .unwrap()
+        .with_quic()
+        .with_behaviour(|_| libp2p_stream::Behaviour::new())
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build()
+}
+
+/// A hostile node that is connected to `victim`.
+async fn connected(victim: &Connector) -> libp2p_stream::Control {
+    let mut swarm = hostile();
+    let to = DialOpts::peer_id(id(victim)).addresses(vec![address(victim, "/quic-v1")]);
+    swarm.dial(to.build()).unwrap();
+    let control = swarm.behaviour().new_control();
+    let (sender, mut established) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            if let SwarmEvent::ConnectionEstablished { .. } = swarm.select_next_some().await {
+                let _ = sender.try_send(());
+            }
+        }
+    });
+    timeout(PATIENCE, established.recv())
+        .await
+        .expect("a connection");
+    control
+}
+
+#[tokio::test]
+async fn one_peer_has_so_many_connections_and_no_more() {
+    let victim = victim(config()).await;
+    let (_honest, connection) = connect(&victim).await;
+    let mut swarm = hostile();
+    let beyond = 4;
+    for _ in 0..CONNECTIONS_OF_A_PEER + beyond {
+        let to = DialOpts::peer_id(id(&victim)).addresses(vec![address(&victim, "/quic-v1")]);
+        swarm
+            .dial(to.condition(PeerCondition::Always).build())
+            .unwrap();
+    }
+    let (mut refused, mut made) = (0, 0);
+    let refusals = async {
+        while refused < beyond || made < CONNECTIONS_OF_A_PEER {
+            match swarm.select_next_some().await {
+                SwarmEvent::ConnectionEstablished { .. } => made += 1,
+                SwarmEvent::ConnectionClosed { .. } => {
+                    (refused, made) = (refused + 1, made - 1);
+                }
+                SwarmEvent::OutgoingConnectionError { .. } => refused += 1,
+                _ => {}
+            }
+        }
+    };
+    timeout(PATIENCE, refusals).await.expect("refusals");
+    assert_eq!((made, refused), (CONNECTIONS_OF_A_PEER, beyond));
+    is_unharmed(&connection).await;
+}
+
+#[tokio::test]
+async fn handshakes_that_nobody_goes_on_with_are_bounded() {
+    let victim = victim(config()).await;
+    let (_honest, connection) = connect(&victim).await;
+    let tcp = address(&victim, "/tcp/");
+    let port = tcp.iter().find_map(|part| match part {
+        libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
+        _ => None,
+    });
+    let beyond = 8;
+    let dials = (0..HANDSHAKES + beyond).map(|_| TcpStream::connect(("127.0.0.1", port.unwrap())));
+    let dials = join_all(dials).await.into_iter().map(Result::unwrap);
+    // One that is refused ends; the others have what we should answer, and wait.
+    let mut ends: FuturesUnordered<_> = dials
+        .map(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .collect();
+    for _ in 0..beyond {
+        timeout(PATIENCE, ends.next()).await.expect("a refusal");
+    }
+    assert_eq!(ends.len(), HANDSHAKES);
+    is_unharmed(&connection).await;
+    drop(ends);
+    let (_late, connection) = connect(&victim).await;
+    is_unharmed(&connection).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_refused() {
+    let mut few = config();
+    few.max_connections = 2;
+    let victim = victim(few).await;
+    let (_first, first) = connect(&victim).await;
+    let (_second, second) = connect(&victim).await;
+    is_unharmed(&second).await;
+    let third = peer(config()).await;
+    let refused = async {
+        match third.connect(&victim.ticket()).await {
+            Ok(connection) => echo(&connection).await.map(drop),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    };
+    timeout(PATIENCE, refused)
+        .await
+        .expect("a refusal")
+        .unwrap_err();
+    is_unharmed(&first).await;
+    is_unharmed(&second).await;
+    first.close().await;
+    let again = async {
+        while echo(&third.connect(&victim.ticket()).await.unwrap())
+            .await
+            .is_err()
+        {}
+    };
+    timeout(PATIENCE, again).await.expect("room for another");
+}
+
+#[tokio::test]
+async fn connections_that_nobody_accepts_are_bounded() {
+    let victim = peer(config()).await;
+    let ticket = victim.ticket();
+    let peers = (0..=WAITING_CONNECTIONS).map(async |_| {
+        let peer = peer(config()).await;
+        let connection = peer.connect(&ticket).await.unwrap();
+        (peer, connection)
+    });
+    let peers: Vec<_> = stream::iter(peers).buffered(8).collect().await;
+    // One is told that it came too late, and does not come back.
+    let mut closed: FuturesUnordered<_> = peers
+        .iter()
+        .map(|(_, connection)| async move { connection.closed().await })
+        .collect();
+    timeout(PATIENCE, closed.next()).await.expect("a refusal");
+    let mut accepted = 0;
+    while let Ok(Some(_)) = timeout(Duration::from_millis(200), victim.accept()).await {
+        accepted += 1;
+    }
+    assert_eq!(accepted, WAITING_CONNECTIONS);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused() {
+    let mut few = config();
+    few.max_streams = 4;
+    let victim = victim(few).await;
+    let (_honest, honest) = connect(&victim).await;
+    let (_hostile, connection) = connect(&victim).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(echo(&connection).await.unwrap());
+    }
+    let error = echo(&connection).await.map(drop).unwrap_err();
+    let inner = error
+        .get_ref()
+        .and_then(|e| e.downcast_ref::<throughline::Error>());
+    assert_eq!(
+        inner.map(|e| e.kind()),
+        Some(ErrorKind::LimitExceeded),
+        "{error}"
+    );
+    is_unharmed(&honest).await;
+    held.pop().unwrap().close().await.unwrap();
+    let again = async { while echo(&connection).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("room for another");
+}
+
+#[tokio::test]
+async fn streams_that_nobody_accepts_are_bounded() {
+    let victim = peer(config()).await;
+    let (_hostile, connection) = connect(&victim).await;
+    let _held = timeout(PATIENCE, victim.accept()).await.unwrap().unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..=WAITING_STREAMS {
+        let mut stream = connection.open("echo/1").await.unwrap();
+        stream.write_all(b"?").await.unwrap();
+        stream.flush().await.unwrap();
+        streams.push(stream);
+    }
+    let mut ends: FuturesUnordered<_> = streams
+        .iter_mut()
+        .map(|stream| async move { stream.read(&mut [0]).await })
+        .collect();
+    let first = timeout(PATIENCE, ends.next()).await.expect("a refusal");
+    first.unwrap().unwrap_err();
+    assert_eq!(ends.len(), WAITING_STREAMS);
+}
+
+/// Streams without a header, and signalling that is none, on as many streams as one can open.
+#[tokio::test]
+async fn streams_that_say_nothing_or_nonsense_harm_nobody() {
+    let victim = victim(config()).await;
+    let (_honest, connection) = connect(&victim).await;
+    for (protocol, nonsense) in [
+        ("/throughline/stream/1", &[][..]),
+        ("/throughline/stream/1", &[0xff; 512]),
+        ("/webrtc-signaling/0.0.1", &[]),
+        ("/webrtc-signaling/0.0.1", &[0x7f; 4096]),
+        ("/throughline/close/1", &[1; 64]),
+    ] {
+        let control = connected(&victim).await;
+        let opens = (0..1000).map(|_| {
+            let mut control = control.clone();
+            let to = id(&victim);
+            async move {
+                let protocol = StreamProtocol::new(protocol);
+                let mut stream = control.open_stream(to, protocol).await.ok()?;
+                let _ = stream.write_all(nonsense).await;
+                let _ = stream.flush().await;
+                Some(stream)
+            }
+        });
+        let flood = timeout(Duration::from_secs(1), join_all(opens));
+        let (_flood, ()) = tokio::join!(flood, is_unharmed(&connection));
+        is_unharmed(&connection).await;
+        let (_late, late) = connect(&victim).await;
+        is_unharmed(&late).await;
+    }
+}
