@@ -485,9 +485,12 @@ impl Race {
             return;
         }
         self.connects.drain(..connects);
-        let mut attempts = self.tried.clone();
-        attempts.extend(self.slots.iter().flat_map(|slot| slot.timed_out(now)));
-        attempts.sort_by_key(|attempt| attempt.started);
+        let mut attempts: Vec<Attempt> = Vec::new();
+        let late = self.slots.iter().flat_map(|slot| slot.timed_out(now));
+        for attempt in self.tried.iter().cloned().chain(late) {
+            let place = attempts.partition_point(|other| other.started <= attempt.started);
+            attempts.insert(place, attempt);
+        }
         if self.connects.is_empty() {
             self.tried.clear();
         }

@@ -200,32 +200,36 @@ impl Session {
             known.ours = true;
             known.offer = self.offer_relay(relays).is_some();
             known.addresses = !targets.direct.is_empty();
-            known.relays.clone_from(&targets.relays);
             let is_up = |relay: &PeerId| {
                 let link = relays.get(relay).map(|r| &r.link);
                 matches!(link, Some(Link::Up(..)))
             };
-            known.relays.sort_by_key(|relay| !is_up(relay));
+            let (up, others): (Vec<_>, Vec<_>) = targets.relays.iter().partition(|r| is_up(r));
+            known.relays = [up, others].concat();
         }
         known
     }
 
     /// Chooses the path anew. Returns whether traffic has to move.
     pub(crate) fn reselect(&mut self, metrics: &Metrics) -> bool {
-        let mut ordered: Vec<_> = self.conns.iter().collect();
-        ordered.sort_by_key(|(_, conn)| conn.order);
-        let candidates: Vec<_> = ordered
-            .iter()
-            .filter_map(|(id, conn)| {
-                let path = conn.path.as_ref()?;
-                Some(Candidate {
-                    id: **id,
-                    kind: path.kind,
-                    rtt: path.rtt,
-                    suspect: conn.suspect,
-                })
-            })
-            .collect();
+        // The oldest first. A general sort is a kilobyte of a page's wasm, for a handful of paths.
+        let mut orders = Vec::new();
+        let mut candidates = Vec::new();
+        for (id, conn) in &self.conns {
+            if let Some(path) = &conn.path {
+                let place = orders.partition_point(|order| *order < conn.order);
+                orders.insert(place, conn.order);
+                candidates.insert(
+                    place,
+                    Candidate {
+                        id: *id,
+                        kind: path.kind,
+                        rtt: path.rtt,
+                        suspect: conn.suspect,
+                    },
+                );
+            }
+        }
         let chosen = path::select(&candidates, self.active);
         let before = self.state.path();
         let after = chosen.and_then(|id| self.conns.get(&id)?.path.clone());

@@ -235,7 +235,16 @@ impl Circuits {
 
     /// The stream to the other peer is being opened.
     pub(crate) fn opening(&mut self, id: OpenId, source: PeerId, what: Carried, stream: Stream) {
+        // From here on, so that a burst of requests stays within the limit, too.
+        self.room_of(what).take(source);
         self.opening.insert(id, (source, what, stream));
+    }
+
+    fn room_of(&self, what: Carried) -> &Room {
+        match what {
+            Carried::Circuit => &self.room,
+            Carried::Offer => &self.offers,
+        }
     }
 
     /// It is open, or never will be; gives whether a circuit fails with it.
@@ -245,7 +254,6 @@ impl Circuits {
         };
         match (what, result) {
             (Carried::Offer, Ok(to)) => {
-                self.offers.take(source);
                 let room = self.offers.clone();
                 tokio::spawn(async move {
                     let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
@@ -255,7 +263,10 @@ impl Circuits {
                 false
             }
             // Its stream ends with this, which is all that the offerer needs to know.
-            (Carried::Offer, Err(_)) => false,
+            (Carried::Offer, Err(_)) => {
+                self.offers.give_back(&source);
+                false
+            }
             (Carried::Circuit, Ok(to)) => {
                 let limits = self.limits.clone();
                 let circuit = Circuit {
@@ -264,11 +275,11 @@ impl Circuits {
                     to,
                     limits,
                 };
-                self.room.take(source);
                 tokio::spawn(circuit.run(self.reports.0.clone()));
                 false
             }
             (Carried::Circuit, Err(_)) => {
+                self.room.give_back(&source);
                 tokio::spawn(deny(from, Status::Failed));
                 true
             }
