@@ -669,7 +669,7 @@ fn deliver_quic(
 
 /// Routes `run`, cut into datagrams of `stride` bytes, to receivers of every kind; gives how many
 /// times one was handed something. For the fuzz targets.
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride: usize) -> usize {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -6,7 +6,7 @@
 
 mod allocation;
 mod credentials;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod requests;
 #[cfg(test)]
