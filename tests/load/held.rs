@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::join_all, stream};
@@ -25,6 +25,11 @@ const COMING: usize = 8;
 const IDLE_AIM: i64 = 128;
 /// Tasks of an idle connection: each path has one for the connection and a few below it.
 const TASKS_AIM: i64 = 8;
+
+/// Longer than anything lingers that waits for its peer: the signalling stream of an answerer, 5 s.
+const STILL: Duration = Duration::from_secs(6);
+/// What has not gone by then stays.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What this process holds.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +53,16 @@ impl Held {
         }
     }
 
-    /// What is held once what is closed has gone: the least within some seconds.
+    /// What is held once what is closed has gone: the least until nothing has gone for a while.
     pub(crate) async fn settled() -> Self {
         let mut least = Self::now();
-        for _ in 0..20 {
+        let (start, mut last) = (Instant::now(), Instant::now());
+        while last.elapsed() < STILL && start.elapsed() < PATIENCE {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let now = Self::now();
+            if now.tasks < least.tasks || now.descriptors < least.descriptors {
+                last = Instant::now();
+            }
             least.resident_kib = least.resident_kib.min(now.resident_kib);
             least.descriptors = least.descriptors.min(now.descriptors);
             least.tasks = least.tasks.min(now.tasks);
