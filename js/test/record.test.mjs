@@ -42,7 +42,7 @@ test("TypeScript and Rust have the same options", () => {
   const typescript = [...script.matchAll(/readonly (\w+)\?:/g)].map(([, name]) => name);
   // RTCPeerConnection's form of server lists, the identity beside the configuration; pages have no sockets.
   const differ = { iceServers: ["stun", "turn"], identity: [] };
-  const native = ["listen", "autonatRetryMs", "birthday", "birthdaySockets", "birthdayProbes", "birthdayRate", "turnCa"];
+  const native = ["listen", "autonatRetryMs", "mdns", "birthday", "birthdaySockets", "birthdayProbes", "birthdayRate", "turnCa"];
   assert.deepEqual(
     [...typescript.flatMap((name) => differ[name] ?? [name]), ...native].sort(),
     rust.sort(),
