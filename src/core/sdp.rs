@@ -93,7 +93,7 @@ pub(crate) struct Description {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SdpError {
-    /// Longer than [`MAX_SDP_LEN`].
+    /// Longer than 16 KiB.
     TooLong,
     /// The field is missing.
     Missing(&'static str),

@@ -67,7 +67,7 @@ pub enum SignallingError {
     Description(sdp::SdpError),
     /// A message that has no place here, such as a second offer.
     Unexpected(&'static str),
-    /// More than [`MAX_MESSAGES`] messages, or more than [`MAX_HELD_CANDIDATES`] candidates
+    /// More than 128 messages, or more than 64 candidates
     /// ahead of the description.
     TooMany,
 }

@@ -7,6 +7,7 @@ use super::{abort::until_aborted, connection::RawConnection, convert};
 use crate::{Connector, Identity, Ticket};
 
 /// A fresh identity in the form that `RawConnector.create` takes. It is a secret.
+#[allow(unreachable_pub, reason = "wasm-bindgen exports public functions only")]
 #[wasm_bindgen(js_name = generateIdentity)]
 pub fn generate_identity() -> Result<String, JsValue> {
     Identity::generate().to_secret().map_err(convert::error)
