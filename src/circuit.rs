@@ -153,6 +153,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> transport::Transport fo
     }
 }
 
+/// Writes all of `bytes`; what is written leaves them.
+pub(crate) fn poll_drain(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !bytes.is_empty() {
+        let written = ready!(Pin::new(&mut *stream).poll_write(cx, bytes))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        bytes.drain(..written);
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// A circuit that may not have been granted yet: a refusal is the error of the first read, an
 /// [`io::Error`] whose source is a [`CircuitError`].
 pub(crate) struct Circuit<S> {
@@ -172,14 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Circuit<S> {
     }
 
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.request.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.request))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.request.drain(..written);
-        }
-        Poll::Ready(Ok(()))
+        poll_drain(&mut self.stream, &mut self.request, cx)
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

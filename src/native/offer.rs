@@ -38,6 +38,7 @@ use libp2p::{
 use snow::{Builder, HandshakeState, TransportState};
 use web_time::{SystemTime, UNIX_EPOCH};
 
+use crate::circuit::poll_drain;
 use crate::core::{
     circuit,
     offer::{KEY, OFFER_PROTOCOL, Prelude, Seen},
@@ -300,14 +301,7 @@ impl<S> Sealed<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.outgoing.drain(..written);
-        }
-        Poll::Ready(Ok(()))
+        poll_drain(&mut self.stream, &mut self.outgoing, cx)
     }
 
     /// Reads one message.

@@ -731,21 +731,4 @@ pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride
 }
 
 #[cfg(test)]
-mod tests {
-    use socket2::SockRef;
-
-    use super::*;
-
-    #[cfg(feature = "server")]
-    #[tokio::test]
-    async fn a_socket_has_more_room_than_the_system_gives_without_being_asked() {
-        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let plain = std::net::UdpSocket::bind(loopback).unwrap();
-        let plain = SockRef::from(&plain).recv_buffer_size().unwrap();
-        let sockets = Sockets::bind_one(loopback).unwrap();
-        let port = sockets.of(loopback.ip()).unwrap();
-        let room = SockRef::from(&port.socket).recv_buffer_size().unwrap();
-        assert!(room > plain, "{room} bytes, {plain} without asking");
-        assert!(sockets.of(Ipv6Addr::LOCALHOST.into()).is_none());
-    }
-}
+mod tests;

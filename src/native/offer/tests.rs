@@ -111,20 +111,25 @@ fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Sealed<End>), OfferError>
         .expect("it is all there")
 }
 
-#[test]
-fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
-    let (a, b) = (peer(), peer());
+/// Both ends of an offer of `a` to `b`, which says "offer", as the relay passes it on.
+fn opened(a: &Peer, b: &Peer) -> (Sealed<End>, Sealed<End>) {
     let (ours, mut theirs) = pair();
     let mut offered = a.sealer.offer(&b.id, ours).unwrap();
     block_on(offered.write_all(b"offer")).unwrap();
     block_on(offered.flush()).unwrap();
-
     let mut request = vec![0; circuit::connect(&b.id).len()];
     block_on(theirs.read_exact(&mut request)).unwrap();
     assert_eq!(request, circuit::connect(&b.id));
-    let opened = b.sealer.open(theirs).now_or_never().unwrap();
-    let (from, mut answering) = opened.unwrap();
+    let opened = b.sealer.open(theirs).now_or_never();
+    let (from, answering) = opened.expect("it is all there").unwrap();
     assert_eq!(from, a.id);
+    (offered, answering)
+}
+
+#[test]
+fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
+    let (a, b) = (peer(), peer());
+    let (mut offered, mut answering) = opened(&a, &b);
 
     let offerer = async {
         let mut answer = [0; 6];
@@ -149,13 +154,7 @@ fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
 #[test]
 fn an_end_that_was_not_said_is_an_error() {
     let (a, b) = (peer(), peer());
-    let (ours, mut theirs) = pair();
-    let mut offered = a.sealer.offer(&b.id, ours).unwrap();
-    block_on(offered.write_all(b"offer")).unwrap();
-    block_on(offered.flush()).unwrap();
-    let mut request = vec![0; circuit::connect(&b.id).len()];
-    block_on(theirs.read_exact(&mut request)).unwrap();
-    let (_, mut answering) = block_on(b.sealer.open(theirs)).unwrap();
+    let (mut offered, mut answering) = opened(&a, &b);
     // Without the answer the offerer cannot say it.
     block_on(offered.close()).unwrap();
     let error = block_on(answering.read_to_end(&mut Vec::new())).unwrap_err();

@@ -1,0 +1,160 @@
+use super::*;
+
+#[test]
+fn defaults_are_valid_and_round_trip_through_json() {
+    let config = Config::default();
+    config.validate().unwrap();
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+    assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), config);
+}
+
+/// The value of every default; a field that is added is added here.
+#[test]
+fn defaults_are_those_that_were_promised() {
+    let promised = serde_json::json!({
+        "relays": [],
+        "reserve": true,
+        "relay_reservations": 2,
+        "stun": [],
+        "turn": [],
+        "listen": [],
+        "protocols": [],
+        "direct": true,
+        "connect_timeout_ms": 10_000,
+        "strategy_timeout_ms": 10_000,
+        "start_delays_ms": {
+            "direct": 0, "stun": 0, "upnp": 0, "circuit_relay": 0, "turn": 0, "birthday": 1_000,
+        },
+        "acceptance_delay_ms": 0,
+        "relay_timeout_ms": 10_000,
+        "stun_timeout_ms": 5_000,
+        "upgrade_tries": 3,
+        "upgrade_backoff_ms": 2_000,
+        "resume_timeout_ms": 30_000,
+        "idle_timeout_ms": 30_000,
+        "stream_window": 4_194_304,
+        "max_circuits": 16,
+        "autonat_retry_ms": 30_000,
+        "mdns": true,
+        "birthday": true,
+        "birthday_sockets": 256,
+        "birthday_probes": 1024,
+        "birthday_rate": 100,
+        "port_mapping": true,
+        "port_mapping_timeout_ms": 5_000,
+        "turn_ca": null,
+        "max_connections": 1024,
+        "max_streams": 1024,
+    });
+    assert_eq!(serde_json::to_value(Config::default()).unwrap(), promised);
+}
+
+fn camel_cased(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| {
+        name + &word[..1].to_uppercase() + &word[1..]
+    })
+}
+
+#[test]
+fn every_field_can_be_set_by_each_of_its_names() {
+    let serde_json::Value::Object(all) = serde_json::to_value(Config::default()).unwrap() else {
+        unreachable!()
+    };
+    for (name, value) in all {
+        let other = match &value {
+            serde_json::Value::Bool(value) => serde_json::json!(!value),
+            serde_json::Value::Number(value) => {
+                serde_json::json!(value.as_u64().unwrap() + 1)
+            }
+            serde_json::Value::Object(_) => serde_json::json!({"turn": 7}),
+            serde_json::Value::Null => serde_json::json!("ca.pem"),
+            _ if name == "turn" => {
+                serde_json::json!([{"url": "turn:h", "username": "u", "credential": "c"}])
+            }
+            _ => serde_json::json!(["x"]),
+        };
+        for name in [name.clone(), camel_cased(&name)] {
+            let json = serde_json::json!({ &name: &other });
+            let config: Config = serde_json::from_value(json).unwrap();
+            assert_ne!(config, Config::default(), "{name}");
+        }
+    }
+    let config: Config = serde_json::from_str(r#"{"startDelaysMs": {"circuitRelay": 7}}"#).unwrap();
+    assert_eq!(config.start_delays.circuit_relay, Duration::from_millis(7));
+    assert_eq!(config.start_delays.birthday, BIRTHDAY_START);
+}
+
+#[test]
+fn every_field_says_its_default_and_every_number_its_range() {
+    let source = include_str!("../config.rs");
+    let body = source.split("pub struct Config {").nth(1).unwrap();
+    let body = body.split("\n}\n").next().unwrap();
+    let mut doc = String::new();
+    let mut fields = 0;
+    for line in body.lines().map(str::trim) {
+        if let Some(text) = line.strip_prefix("///") {
+            doc += text;
+        } else if let Some(field) = line.strip_prefix("pub ") {
+            let (name, kind) = field.split_once(": ").unwrap();
+            let number = ["Duration,", "usize,", "u32,", "u16,", "StartDelays,"];
+            assert!(doc.contains("efaults to"), "{name}: no default");
+            if number.contains(&kind) {
+                let range = doc.split("efaults to").next().unwrap();
+                let has_range = range.contains(" to ") && range.contains(char::is_numeric);
+                assert!(has_range, "{name}: no range before its default");
+            }
+            doc.clear();
+            fields += 1;
+        }
+    }
+    let serde_json::Value::Object(all) = serde_json::to_value(Config::default()).unwrap() else {
+        unreachable!()
+    };
+    assert_eq!(fields, all.len());
+}
+
+#[test]
+fn names_from_javascript_are_known_and_unknown_ones_refused() {
+    let config: Config = serde_json::from_str(r#"{"connectTimeoutMs": 250}"#).unwrap();
+    assert_eq!(config.connect_timeout, Duration::from_millis(250));
+    let error = serde_json::from_str::<Config>(r#"{"conectTimeoutMs": 250}"#).unwrap_err();
+    assert!(error.to_string().contains("conectTimeoutMs"));
+}
+
+#[test]
+fn ranges_hold_at_their_edges() {
+    let with = |f: fn(&mut Config)| {
+        let mut config = Config::default();
+        f(&mut config);
+        config.validate()
+    };
+    with(|c| c.connect_timeout = Duration::from_millis(100)).unwrap();
+    let error = with(|c| c.connect_timeout = Duration::from_millis(99)).unwrap_err();
+    assert!(error.message().starts_with("connect_timeout_ms"));
+    with(|c| c.start_delays.turn = Duration::from_secs(60)).unwrap();
+    let error = with(|c| c.start_delays.turn = Duration::from_millis(60_001)).unwrap_err();
+    assert!(error.message().starts_with("start_delays_ms.turn"));
+    with(|c| c.max_circuits = 0).unwrap_err();
+    with(|c| c.stream_window = 64 << 20).unwrap();
+    with(|c| c.stream_window = (64 << 20) + 1).unwrap_err();
+    let error = with(|c| c.relays = vec!["/ip4/192.0.2.1/tcp/1".into()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+    with(|c| c.stun = vec!["192.0.2.1".into()]).unwrap_err();
+    with(|c| c.stun = vec!["stuns:192.0.2.1".into()]).unwrap_err();
+    with(|c| c.port_mapping_timeout = Duration::from_secs(60)).unwrap();
+    with(|c| c.port_mapping_timeout = Duration::from_secs(61)).unwrap_err();
+    with(|c| c.protocols = vec![String::new()]).unwrap_err();
+}
+
+#[test]
+fn debug_hides_the_turn_password() {
+    let server = TurnServer {
+        url: "turn:192.0.2.1".into(),
+        username: "u".into(),
+        credential: "hunter2".into(),
+    };
+    assert!(!format!("{server:?}").contains("hunter2"));
+}

@@ -1,0 +1,514 @@
+use multiaddr::PeerId;
+use proptest::{collection::vec, prop_assert, prop_assert_eq, proptest};
+
+use super::*;
+use crate::core::plan::{
+    self, Known,
+    tests::{SECOND, rules},
+};
+
+const MS: Duration = Duration::from_millis(1);
+const NO_JITTER: f64 = 0.5;
+
+/// A race and what is known to it.
+struct Track {
+    race: Race,
+    known: Known,
+    rules: plan::Rules,
+}
+
+impl Track {
+    fn new(relays: &[PeerId], addresses: bool) -> Self {
+        let known = Known {
+            ours: true,
+            relays: relays.to_vec(),
+            addresses,
+            ..Known::default()
+        };
+        let race = Race::new(Duration::ZERO);
+        let rules = rules();
+        Self { race, known, rules }
+    }
+
+    fn tell(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        self.race.handle(now, event, NO_JITTER)
+    }
+
+    fn replan(&mut self, now: Duration) -> Vec<Action> {
+        let plan = plan::plan(&self.known, &self.rules);
+        self.tell(now, Event::Plan(plan))
+    }
+
+    fn connect(&mut self, now: Duration) -> Vec<Action> {
+        let deadline = now + 10 * SECOND;
+        assert_eq!(self.tell(now, Event::Connect { deadline }), []);
+        self.replan(now)
+    }
+
+    /// A path by `attempt` comes up.
+    fn up(&mut self, now: Duration, attempt: AttemptId, strategy: Strategy) -> Vec<Action> {
+        let mut actions = self.tell(now, Event::Succeeded(attempt, strategy));
+        self.known.circuit |= matches!(attempt, AttemptId::Circuit(_));
+        self.known.best = self
+            .known
+            .best
+            .or(Some(strategy.kind()))
+            .min(Some(strategy.kind()));
+        self.known.path = self.known.best;
+        actions.extend(self.replan(now));
+        actions
+    }
+
+    fn failed(&mut self, now: Duration, attempt: AttemptId, cause: Cause) -> Vec<Action> {
+        self.tell(now, Event::Failed(attempt, cause, "so".into()))
+    }
+}
+
+fn started(actions: &[Action]) -> Vec<AttemptId> {
+    let started = |action: &Action| match action {
+        Action::Start(attempt, _) => Some(*attempt),
+        _ => None,
+    };
+    actions.iter().filter_map(started).collect()
+}
+
+fn ended(
+    strategy: Strategy,
+    times: (Duration, Duration),
+    outcome: Outcome,
+    cause: Option<Cause>,
+    reason: Option<&str>,
+) -> Attempt {
+    Attempt {
+        strategy,
+        outcome,
+        started: times.0,
+        ended: times.1,
+        cause,
+        reason: reason.map(String::from),
+    }
+}
+
+#[test]
+fn the_first_path_is_accepted_and_the_loser_is_taken_back() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], true);
+    assert_eq!(
+        track.connect(Duration::ZERO),
+        [
+            Action::Began(Strategy::CircuitRelay),
+            Action::Start(AttemptId::Circuit(relay), 0),
+            Action::Began(Strategy::Direct),
+            Action::Start(AttemptId::Direct, 0),
+        ]
+    );
+    let circuit = track.up(5 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
+    let won = ended(
+        Strategy::CircuitRelay,
+        (Duration::ZERO, 5 * MS),
+        Outcome::Succeeded,
+        None,
+        None,
+    );
+    assert_eq!(
+        circuit,
+        [
+            Action::Ended(won),
+            Action::Began(Strategy::Direct),
+            Action::Began(Strategy::Stun),
+            Action::Start(AttemptId::Ice, 0),
+            Action::Accept,
+        ]
+    );
+    let direct = track.up(9 * MS, AttemptId::Direct, Strategy::Direct);
+    let beaten = |strategy| {
+        let times = (5 * MS, 9 * MS);
+        let reason = Some("a better path was sooner");
+        let cause = Some(Cause::Cancelled);
+        Action::Ended(ended(strategy, times, Outcome::Cancelled, cause, reason))
+    };
+    assert_eq!(
+        direct[1..],
+        [
+            Action::Cancel(AttemptId::Ice),
+            beaten(Strategy::Direct),
+            beaten(Strategy::Stun),
+        ]
+    );
+    assert_eq!(track.race.wake(), None);
+}
+
+#[test]
+fn a_worse_path_is_held_back_exactly_as_long_as_configured() {
+    let relay = PeerId::random();
+    let hold = |until: Duration| {
+        let mut track = Track::new(&[relay], true);
+        track.race = Race::new(100 * MS);
+        track.connect(Duration::ZERO);
+        let up = track.up(7 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
+        assert!(!up.contains(&Action::Accept));
+        assert_eq!(track.race.wake(), Some(107 * MS));
+        let accepted = track.tell(until, Event::Tick).contains(&Action::Accept);
+        (track, accepted)
+    };
+    assert!(!hold(106 * MS).1);
+    assert!(hold(107 * MS).1);
+    // A second connect waits along, and both are answered by a direct path at once,
+    let (mut track, _) = hold(50 * MS);
+    assert_eq!(track.connect(51 * MS), []);
+    let direct = track.up(52 * MS, AttemptId::Direct, Strategy::Direct);
+    assert_eq!(direct.last(), Some(&Action::Accept));
+    // or when no better one can come any more.
+    let (mut track, _) = hold(50 * MS);
+    assert!(
+        !track
+            .failed(60 * MS, AttemptId::Direct, Cause::Refused)
+            .contains(&Action::Accept)
+    );
+    assert!(
+        track
+            .failed(61 * MS, AttemptId::Ice, Cause::NoPair)
+            .contains(&Action::Accept)
+    );
+}
+
+#[test]
+fn a_second_relay_is_asked_after_its_delay_or_the_first_ones_failure() {
+    let relays = [PeerId::random(), PeerId::random()];
+    let [first, second] = relays.map(AttemptId::Circuit);
+    let mut track = Track::new(&relays, false);
+    assert_eq!(started(&track.connect(Duration::ZERO)), [first]);
+    assert_eq!(track.race.wake(), Some(500 * MS));
+    assert_eq!(track.tell(499 * MS, Event::Tick), []);
+    assert_eq!(started(&track.tell(500 * MS, Event::Tick)), [second]);
+    let mut track = Track::new(&relays, false);
+    track.connect(Duration::ZERO);
+    let failed = track.failed(3 * MS, first, Cause::RelayUnreachable);
+    assert_eq!(started(&failed), [second]);
+    let up = track.up(9 * MS, second, Strategy::CircuitRelay);
+    assert!(up.contains(&Action::Accept));
+}
+
+#[test]
+fn when_nothing_is_left_the_error_lists_everything_at_once() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], true);
+    track.connect(Duration::ZERO);
+    let direct = track.failed(2 * MS, AttemptId::Direct, Cause::WrongPeer);
+    assert!(matches!(direct[..], [Action::Ended(_)]));
+    let circuit = AttemptId::Circuit(relay);
+    let all = track.failed(3 * MS, circuit, Cause::NoReservation);
+    let Some(Action::GiveUp {
+        connects: 1,
+        attempts,
+    }) = all.last()
+    else {
+        panic!("{all:?}");
+    };
+    let advice = |cause: Cause| format!("so; {}", cause.advice());
+    let failed = |strategy, at, cause| {
+        let times = (Duration::ZERO, at);
+        let reason = advice(cause);
+        ended(strategy, times, Outcome::Failed, Some(cause), Some(&reason))
+    };
+    assert_eq!(
+        attempts[..],
+        [
+            failed(Strategy::Direct, 2 * MS, Cause::WrongPeer),
+            failed(Strategy::CircuitRelay, 3 * MS, Cause::NoReservation),
+        ]
+    );
+}
+
+#[test]
+fn the_budget_of_each_connect_is_its_own() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], false);
+    track.rules.timeout = 60 * SECOND;
+    track.connect(Duration::ZERO);
+    assert_eq!(track.connect(4 * SECOND), []);
+    assert_eq!(track.tell(10 * SECOND - MS, Event::Tick), []);
+    let first = track.tell(10 * SECOND, Event::Tick);
+    let [
+        Action::GiveUp {
+            connects: 1,
+            attempts,
+        },
+    ] = &first[..]
+    else {
+        panic!("{first:?}");
+    };
+    assert_eq!(attempts[0].cause, Some(Cause::Timeout));
+    let second = track.tell(14 * SECOND, Event::Tick);
+    assert!(matches!(
+        second[..],
+        [
+            Action::Cancel(_),
+            Action::Ended(_),
+            Action::GiveUp { connects: 1, .. }
+        ]
+    ));
+}
+
+#[test]
+fn one_attempt_ends_at_its_own_timeout() {
+    let mut track = Track::new(&[], true);
+    track.rules.timeout = 3 * SECOND;
+    track.connect(Duration::ZERO);
+    assert_eq!(track.tell(3 * SECOND - MS, Event::Tick), []);
+    let actions = track.tell(3 * SECOND, Event::Tick);
+    assert_eq!(actions[0], Action::Cancel(AttemptId::Direct));
+    let Action::Ended(attempt) = &actions[1] else {
+        panic!("{actions:?}");
+    };
+    assert_eq!(attempt.cause, Some(Cause::Timeout));
+    assert!(attempt.reason.as_ref().unwrap().contains("3000 ms"));
+    assert!(matches!(actions[2], Action::GiveUp { connects: 1, .. }));
+}
+
+#[test]
+fn what_failed_is_repeated_in_the_background_after_2_4_and_8_seconds() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], false);
+    track.connect(Duration::ZERO);
+    track.up(
+        Duration::ZERO,
+        AttemptId::Circuit(relay),
+        Strategy::CircuitRelay,
+    );
+    let mut now = Duration::ZERO;
+    for pause in [2, 4, 8] {
+        let failed = track.failed(now, AttemptId::Ice, Cause::NoPair);
+        assert!(failed.iter().all(|a| matches!(a, Action::Ended(_))));
+        now += pause * SECOND;
+        assert_eq!(track.race.wake(), Some(now));
+        assert_eq!(track.tell(now - MS, Event::Tick), []);
+        assert_eq!(started(&track.tell(now, Event::Tick)), [AttemptId::Ice]);
+    }
+    track.failed(now, AttemptId::Ice, Cause::NoPair);
+    assert_eq!(track.race.wake(), None);
+    // Another circuit is another situation.
+    track.known.circuit = false;
+    track.replan(now);
+    track.known.circuit = true;
+    assert_eq!(started(&track.replan(now)), [AttemptId::Ice]);
+}
+
+#[test]
+fn a_connect_hurries_what_pauses() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], false);
+    track.connect(Duration::ZERO);
+    track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
+    track.failed(MS, AttemptId::Ice, Cause::Unsupported);
+    (track.known.circuit, track.known.best, track.known.path) = (false, None, None);
+    assert_eq!(started(&track.replan(2 * MS)), [circuit]);
+    track.failed(3 * MS, circuit, Cause::RelayUnreachable);
+    assert_eq!(track.race.wake(), Some(503 * MS));
+    assert_eq!(started(&track.connect(4 * MS)), [circuit]);
+}
+
+#[test]
+fn a_peer_that_does_not_speak_one_way_is_asked_for_the_next() {
+    let mut track = Track::new(&[], true);
+    let mut plan = plan::plan(&track.known, &track.rules);
+    plan.steps[0].ways = 2;
+    track.tell(Duration::ZERO, Event::Plan(plan));
+    let next = track.failed(MS, AttemptId::Direct, Cause::Unsupported);
+    assert_eq!(next, [Action::Start(AttemptId::Direct, 1)]);
+    let last = track.failed(2 * MS, AttemptId::Direct, Cause::Unsupported);
+    assert!(matches!(last[..], [Action::Ended(_)]));
+    assert_eq!(track.race.wake(), None);
+}
+
+#[test]
+fn a_strategy_that_joins_has_an_end_of_its_own() {
+    let relay = PeerId::random();
+    let running = || {
+        let mut track = Track::new(&[relay], false);
+        track.connect(Duration::ZERO);
+        let circuit = AttemptId::Circuit(relay);
+        track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
+        let joined = Event::Joined(AttemptId::Ice, Strategy::Birthday);
+        assert_eq!(
+            track.tell(SECOND, Event::Joined(circuit, Strategy::Turn)),
+            []
+        );
+        let began = [Action::Began(Strategy::Birthday)];
+        assert_eq!(track.tell(SECOND, joined.clone()), began);
+        assert_eq!(track.tell(SECOND, joined), []);
+        track
+    };
+    let birthday = |at: u32, outcome, cause, reason| {
+        let times = (SECOND, SECOND * at);
+        let ended = ended(Strategy::Birthday, times, outcome, cause, reason);
+        Action::Ended(ended)
+    };
+    // It wins, from when it joined,
+    let won = running().up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
+    assert_eq!(won[0], birthday(2, Outcome::Succeeded, None, None));
+    assert_eq!(
+        won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+        3
+    );
+    // without what has left before,
+    let mut track = running();
+    let reason = "nothing there".to_owned();
+    let left = Event::Left(AttemptId::Ice, Strategy::Stun, Cause::NoGateway, reason);
+    assert_eq!(track.tell(SECOND, left.clone()).len(), 1);
+    assert_eq!(track.tell(SECOND, left), []);
+    let won = track.up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
+    assert_eq!(
+        won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+        2
+    );
+    // is beaten,
+    let beaten = running().up(2 * SECOND, AttemptId::Ice, Strategy::Stun);
+    let (cause, reason) = (Some(Cause::Cancelled), Some("stun was better"));
+    assert!(beaten.contains(&birthday(2, Outcome::Cancelled, cause, reason)));
+    // or leaves, which is no failure of the attempt; it may join again.
+    let mut track = running();
+    let busy = Event::Left(
+        AttemptId::Ice,
+        Strategy::Birthday,
+        Cause::Limit,
+        "busy".into(),
+    );
+    let left = track.tell(2 * SECOND, busy.clone());
+    let reason = format!("busy; {}", Cause::Limit.advice());
+    let (cause, reason) = (Some(Cause::Limit), Some(&*reason));
+    assert_eq!(left, [birthday(2, Outcome::Failed, cause, reason)]);
+    assert_eq!(track.tell(2 * SECOND, busy), []);
+    let failed = track.failed(3 * SECOND, AttemptId::Ice, Cause::NoPair);
+    assert_eq!(failed.len(), 2);
+    let again = track.tell(9 * SECOND, Event::Tick);
+    assert_eq!(started(&again), [AttemptId::Ice]);
+}
+
+#[test]
+fn the_peer_may_bring_a_strategy_in() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], false);
+    track.connect(Duration::ZERO);
+    track.up(
+        Duration::ZERO,
+        AttemptId::Circuit(relay),
+        Strategy::CircuitRelay,
+    );
+    let up = track.up(MS, AttemptId::Ice, Strategy::Turn);
+    assert_eq!(up[0], Action::Began(Strategy::Turn));
+    let ends = up.iter().filter(|a| matches!(a, Action::Ended(_)));
+    assert_eq!(ends.count(), 3);
+}
+
+#[test]
+fn what_is_deferred_goes_on_with_the_circuit_and_counts_once() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], false);
+    track.known.offer = true;
+    let actions = track.connect(MS);
+    assert_eq!(started(&actions), [circuit, AttemptId::Ice]);
+    track.known.offer = false;
+    assert_eq!(track.tell(2 * MS, Event::Deferred(AttemptId::Ice)), []);
+    assert_eq!(track.replan(2 * MS), []);
+    let actions = track.up(3 * MS, circuit, Strategy::CircuitRelay);
+    assert_eq!(started(&actions), [AttemptId::Ice]);
+    let began = |action: &Action| matches!(action, Action::Began(_));
+    assert!(!actions.iter().any(began), "{actions:?}");
+}
+
+#[test]
+fn what_is_deferred_is_no_hope() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], false);
+    track.known.offer = true;
+    track.connect(MS);
+    track.known.offer = false;
+    track.tell(2 * MS, Event::Deferred(AttemptId::Ice));
+    let actions = track.failed(3 * MS, AttemptId::Circuit(relay), Cause::Refused);
+    let Some(Action::GiveUp { attempts, .. }) = actions.last() else {
+        panic!("{actions:?}");
+    };
+    let causes: Vec<_> = attempts.iter().map(|a| (a.strategy, a.cause)).collect();
+    let expected = [
+        (Strategy::CircuitRelay, Some(Cause::Refused)),
+        (Strategy::Direct, Some(Cause::Signalling)),
+        (Strategy::Stun, Some(Cause::Signalling)),
+    ];
+    assert_eq!(causes, expected);
+}
+
+proptest! {
+    /// Attempts are successes, failures and what still runs, per strategy; no connect is
+    /// answered twice, and none is left when its time is over.
+    #[test]
+    fn the_books_balance(events in vec((0u64..4_000, 0u8..11, 0u8..4), 1..60)) {
+        let relays = [PeerId::random(), PeerId::random()];
+        let ids = [
+            AttemptId::Circuit(relays[0]),
+            AttemptId::Circuit(relays[1]),
+            AttemptId::Direct,
+            AttemptId::Ice,
+        ];
+        let mut track = Track::new(&relays, true);
+        track.known.offer = true;
+        let (mut now, mut waiting) = (Duration::ZERO, 0usize);
+        let mut open = std::collections::HashMap::<Strategy, i64>::new();
+        for (pause, what, which) in events {
+            now += Duration::from_millis(pause);
+            let id = ids[usize::from(which)];
+            let actions = match what {
+                0 | 1 => {
+                    waiting += 1;
+                    track.connect(now)
+                }
+                2 if track.race.is_running(id) => {
+                    let strategy = match id {
+                        AttemptId::Circuit(_) => Strategy::CircuitRelay,
+                        AttemptId::Direct => Strategy::Direct,
+                        AttemptId::Ice => Strategy::Turn,
+                    };
+                    track.up(now, id, strategy)
+                }
+                3 | 4 => track.failed(now, id, Cause::Refused),
+                5 => {
+                    track.known.circuit = false;
+                    (track.known.best, track.known.path) = (None, None);
+                    track.replan(now)
+                }
+                6 => track.failed(now, id, Cause::Unsupported),
+                7 => track.tell(now, Event::Joined(id, Strategy::Birthday)),
+                9 => {
+                    track.known.offer = false;
+                    let mut actions = track.tell(now, Event::Deferred(AttemptId::Ice));
+                    actions.extend(track.replan(now));
+                    actions
+                }
+                8 => {
+                    let (birthday, reason) = (Strategy::Birthday, String::new());
+                    track.tell(now, Event::Left(id, birthday, Cause::NoPair, reason))
+                }
+                _ => track.tell(now, Event::Tick),
+            };
+            for action in actions {
+                match action {
+                    Action::Began(strategy) => *open.entry(strategy).or_default() += 1,
+                    Action::Ended(attempt) => *open.entry(attempt.strategy).or_default() -= 1,
+                    Action::Accept => waiting = 0,
+                    Action::GiveUp { connects, .. } => waiting -= connects,
+                    Action::Start(..) | Action::Cancel(_) => {}
+                }
+            }
+            prop_assert_eq!(waiting, track.race.connects.len());
+            prop_assert!(track.race.connects.iter().all(|deadline| *deadline > now));
+        }
+        for action in track.tell(now, Event::Closed) {
+            if let Action::Ended(attempt) = action {
+                *open.entry(attempt.strategy).or_default() -= 1;
+            }
+        }
+        prop_assert!(open.values().all(|left| *left == 0), "{:?}", open);
+    }
+}

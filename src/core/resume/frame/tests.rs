@@ -1,0 +1,136 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn value() -> impl Strategy<Value = u64> {
+    prop_oneof![0..200u64, 0..MAX_INTEGER]
+}
+
+fn header() -> impl Strategy<Value = Header> {
+    let open = (value(), "[a-z0-9/é]{1,100}")
+        .prop_map(|(window, protocol)| Request::Open { window, protocol });
+    let resume = value().prop_map(|received| Request::Resume { received });
+    (any::<[u8; 16]>(), value(), prop_oneof![open, resume]).prop_map(|(id, epoch, request)| {
+        Header {
+            id: StreamId(id),
+            epoch,
+            request,
+        }
+    })
+}
+
+fn frame(bytes: &[u8], kind: u8, [a, b, c]: [u64; 3]) -> Frame<'_> {
+    match kind {
+        ACCEPT => Frame::Accept {
+            epoch: a,
+            received: b,
+            window: c,
+        },
+        REFUSE => Frame::Refuse {
+            epoch: a,
+            refusal: Refusal::from_code(b),
+        },
+        DATA => Frame::Data {
+            offset: a / 2,
+            bytes,
+        },
+        ACK => Frame::Ack { consumed: a },
+        FIN => Frame::Fin { offset: a },
+        FIN_ACK => Frame::FinAck,
+        RESET => Frame::Reset { code: a },
+        _ => Frame::Stop,
+    }
+}
+
+proptest! {
+    #[test]
+    fn headers_survive_coding(header in header()) {
+        let mut out = Vec::new();
+        header.encode(&mut out);
+        let (length, body) = decode::usize(&out).unwrap();
+        prop_assert_eq!(length, body.len());
+        prop_assert!(length <= MAX_HEADER);
+        prop_assert_eq!(Header::decode(body), Ok(header));
+    }
+
+    #[test]
+    fn a_header_cut_short_is_an_error(header in header(), cut in 0..17usize) {
+        let mut out = Vec::new();
+        header.encode(&mut out);
+        let (_, body) = decode::usize(&out).unwrap();
+        prop_assert!(Header::decode(&body[..cut]).is_err());
+    }
+
+    #[test]
+    fn frames_survive_coding_however_they_are_split(
+        frames in prop::collection::vec(
+            (prop::collection::vec(any::<u8>(), 1..300), ACCEPT..=STOP, [value(), value(), value()]),
+            1..20,
+        ),
+        splits in prop::collection::vec(1..50usize, 1..20),
+    ) {
+        let frames: Vec<Frame<'_>> =
+            frames.iter().map(|(bytes, kind, fields)| frame(bytes, *kind, *fields)).collect();
+        let mut wire = Vec::new();
+        frames.iter().for_each(|frame| frame.encode(&mut wire));
+
+        let mut decoder = Decoder::default();
+        let mut splits = splits.iter().cycle();
+        let (mut arrived, mut taken) = (0, 0);
+        let mut expected = frames.into_iter();
+        let mut partial: Option<(u64, &[u8])> = None;
+        while arrived < wire.len() {
+            arrived = wire.len().min(arrived + splits.next().unwrap());
+            let mut input = &wire[taken..arrived];
+            while let Some(frame) = decoder.decode(&mut input).unwrap() {
+                let Frame::Data { offset, bytes } = frame else {
+                    prop_assert_eq!(Some(frame), expected.next());
+                    continue;
+                };
+                let (start, rest) = partial.take().unwrap_or_else(|| match expected.next() {
+                    Some(Frame::Data { offset, bytes }) => (offset, bytes),
+                    other => panic!("DATA where {other:?} was sent"),
+                });
+                prop_assert_eq!(offset, start);
+                prop_assert_eq!(bytes, &rest[..bytes.len()]);
+                let rest = &rest[bytes.len()..];
+                partial = (!rest.is_empty()).then_some((start + bytes.len() as u64, rest));
+            }
+            prop_assert!(input.len() <= 28);
+            taken = arrived - input.len();
+        }
+        prop_assert_eq!(taken, wire.len());
+        prop_assert_eq!(expected.next(), None);
+    }
+
+    #[test]
+    fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Header::decode(&noise);
+        let mut decoder = Decoder::default();
+        let mut input = &noise[..];
+        while let Ok(Some(_)) = decoder.decode(&mut input) {}
+    }
+}
+
+#[test]
+fn lengths_are_bounded_before_anything_is_gathered() {
+    let decode = |bytes: &[u8]| Decoder::default().decode(&mut &bytes[..]).unwrap_err();
+    assert_eq!(decode(&[0]), ProtocolError::Length(0));
+    assert_eq!(decode(&[0x81, 0x80, 4]), ProtocolError::Length(65537));
+    assert_eq!(
+        decode(&[MAX_CONTROL as u8 + 1, ACK]),
+        ProtocolError::Length(29)
+    );
+    assert_eq!(
+        decode(&[2, DATA, 0]),
+        ProtocolError::Length(2),
+        "DATA without a byte"
+    );
+    assert_eq!(decode(&[1, OPEN]), ProtocolError::Kind(OPEN));
+    assert_eq!(decode(&[2, FIN_ACK, 0]), ProtocolError::Field("end"));
+    assert_eq!(decode(&[3, ACK, 0x80, 0]), ProtocolError::Field("consumed"));
+    let mut ack = Vec::new();
+    let consumed = MAX_INTEGER;
+    Frame::Ack { consumed }.encode(&mut ack);
+    assert_eq!(decode(&ack), ProtocolError::Field("consumed"));
+}
