@@ -5,12 +5,14 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    config::{Config, TurnServer},
+    backend::offer,
+    config::{Config, TurnServer, check_protocol},
     connection::Connection,
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
     node::{self, Command, Shared},
     report::Report,
+    stream::Stream,
     ticket::Ticket,
 };
 
@@ -78,8 +80,62 @@ impl Connector {
         answer.map_err(|_| closed())?
     }
 
+    /// Opens a stream for `protocol` to the peer that `ticket` names, and does not wait for a path.
+    ///
+    /// What is written to the stream at once travels beside the requests that bring the connection
+    /// about, so that the first answer is back after one round trip through the relay, where
+    /// [`connect`](Self::connect) and [`Connection::open`] take two. Early data needs the link to
+    /// a relay of `throughline serve` that both peers have, and the ticket of the peer's present
+    /// run; at most 32 KiB go before the peer's first word. Without it the same stream goes over
+    /// the first path, and nobody notices but by the time it takes. A page sends none: there this
+    /// is [`connect`](Self::connect) and [`Connection::open`] in one call.
+    ///
+    /// The connection is sought as by [`connect`](Self::connect); until there is a path,
+    /// [`Connection::path`] is `None`.
+    ///
+    /// # Security
+    /// Early data is sealed for the peer's identity key, and from this peer's. The relay cannot
+    /// read it, and the peer takes no copy of it, not even when it has been started anew. But it
+    /// has no forward secrecy: who records it and later steals the *peer's* identity key can read
+    /// the bytes that were written before the peer's first word. Everything after that, and all
+    /// of [`connect`](Self::connect), is protected by keys that exist once.
+    ///
+    /// # Errors
+    /// At once: [`ErrorKind::InvalidProtocol`]; [`ErrorKind::InvalidTicket`] for this peer's own;
+    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`] or
+    /// [`Config::max_streams`]; [`ErrorKind::ConnectorClosed`]; and all of
+    /// [`connect`](Self::connect) for a stock libp2p peer, which is waited for. What `connect`
+    /// would fail with otherwise, the stream fails with.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the stream; what has been begun of the connection goes on
+    /// until [`Config::connect_timeout`].
+    pub async fn open(
+        &self,
+        ticket: &Ticket,
+        protocol: &str,
+    ) -> Result<(Connection, Stream), Error> {
+        check_protocol(protocol)?;
+        let sealing = offer::sealing().filter(|_| ticket.is_resumable());
+        let Some(sealing) = sealing else {
+            let connection = self.connect(ticket).await?;
+            let stream = connection.open(protocol).await?;
+            return Ok((connection, stream));
+        };
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::OpenEarly {
+            _sealing: sealing,
+            ticket: ticket.clone(),
+            protocol: protocol.to_owned(),
+            reply,
+        })
+        .await?;
+        answer.await.map_err(|_| closed())?
+    }
+
     /// The next connection that another peer made to this one; `None` once the connector is
-    /// closed. Clones share one queue; when 64 connections wait, further ones are refused.
+    /// closed. One that the peer began by [`open`](Self::open) may have a stream before it has a
+    /// path. Clones share one queue; when 64 connections wait, further ones are refused.
     ///
     /// # Cancel safety
     /// Cancel safe: no connection is lost.

@@ -116,6 +116,11 @@ impl Error {
         self.kind.code()
     }
 
+    /// The same again, without its source.
+    pub(crate) fn repeated(&self) -> Self {
+        Self::new(self.kind, self.message.clone()).with_attempts(self.attempts.clone())
+    }
+
     /// The message alone, without the code and the attempts.
     pub fn message(&self) -> &str {
         &self.message

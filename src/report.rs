@@ -40,6 +40,10 @@ pub struct RelayReport {
     pub connected: bool,
     /// Whether it holds a reservation for us.
     pub reserved: bool,
+    /// Whether it passes on what is sealed for a peer without a circuit: offers of ICE, and the
+    /// early data of [`Connector::open`](crate::Connector::open). Relays of this library do, which
+    /// shows soon after the link is up. In browsers always `false`.
+    pub offers: bool,
     /// Why the last try failed, if it did.
     pub last_error: Option<String>,
     /// The round-trip time to it, once measured.

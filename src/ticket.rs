@@ -11,6 +11,7 @@ use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    core::offer::Incarnation,
     error::{Error, ErrorKind},
     identity::PeerId,
 };
@@ -39,6 +40,8 @@ pub struct Ticket {
     peer: PeerId,
     /// The peer speaks this library's stream protocol, so that opening a stream needs no asking.
     resumable: bool,
+    /// The run of the peer that takes early data, if it takes any.
+    incarnation: Option<Incarnation>,
     relays: Vec<Multiaddr>,
     addresses: Vec<Multiaddr>,
     /// What STUN servers see of the peer's UDP socket: not to be dialled, but a datagram from us
@@ -120,10 +123,21 @@ impl Ticket {
         Ok(Self {
             peer,
             resumable,
+            incarnation: None,
             relays,
             addresses,
             mapped: Vec::new(),
         })
+    }
+
+    /// With the run of the peer that takes early data.
+    pub(crate) fn with_incarnation(mut self, incarnation: Option<Incarnation>) -> Self {
+        self.incarnation = incarnation.filter(|_| self.resumable);
+        self
+    }
+
+    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
+        self.incarnation
     }
 
     /// With the addresses that NATs give the peer's socket; the first few count.
@@ -162,19 +176,24 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidTicket, message)
 }
 
-/// Layout before base64url: a byte that is 1 for a peer with resumable streams, else 0; the peer id;
-/// relays; addresses; mapped addresses. Each list is a count byte, each item a two-byte big-endian
+/// Layout before base64url: a byte that is 1 for a peer with resumable streams, 2 for one that takes
+/// early data too, else 0; the peer id; of a 2 the incarnation, 8 bytes; relays; addresses; mapped
+/// addresses. Each list is a count byte, each item a two-byte big-endian
 /// length and the item's binary form, which for a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(256);
-        bytes.push(self.resumable.into());
+        bytes.push(match self.incarnation {
+            Some(_) => 2,
+            None => self.resumable.into(),
+        });
         // Lengths fit: `checked` bounds the addresses, a peer id has at most 42 bytes.
         let item = |bytes: &mut Vec<u8>, part: &[u8]| {
             bytes.extend_from_slice(&(part.len() as u16).to_be_bytes());
             bytes.extend_from_slice(part);
         };
         item(&mut bytes, &self.peer.0.to_bytes());
+        bytes.extend(self.incarnation.iter().flatten());
         for list in [&self.relays, &self.addresses] {
             bytes.push(list.len() as u8);
             for address in list {
@@ -221,13 +240,15 @@ impl FromStr for Ticket {
             .decode(encoded.as_bytes())
             .map_err(|e| invalid(format!("not base64url at character {}", e.position)))?;
         let mut reader = Reader(&bytes);
-        let resumable = match reader.take(1, "kind")? {
-            [0] => false,
-            [1] => true,
+        let (resumable, early) = match reader.take(1, "kind")? {
+            [0] => (false, false),
+            [1] => (true, false),
+            [2] => (true, true),
             _ => return Err(invalid("a kind of peer that this version does not know")),
         };
         let peer = libp2p::PeerId::from_bytes(reader.item("peer id")?)
             .map_err(|_| invalid("the peer id is malformed"))?;
+        let incarnation = early.then(|| reader.incarnation()).transpose()?;
         let relays = reader.addresses("relay")?;
         let addresses = reader.addresses("address")?;
         let mapped = reader.mapped()?;
@@ -235,7 +256,7 @@ impl FromStr for Ticket {
             return Err(invalid("bytes left over at the end"));
         }
         let ticket = Self::checked(PeerId(peer), resumable, relays, addresses)?;
-        Ok(ticket.with_mapped(mapped))
+        Ok(ticket.with_mapped(mapped).with_incarnation(incarnation))
     }
 }
 
@@ -257,6 +278,13 @@ impl<'a> Reader<'a> {
             usize::from(u16::from_be_bytes([length[0], length[1]])),
             what,
         )
+    }
+
+    fn incarnation(&mut self) -> Result<Incarnation, Error> {
+        let mut incarnation = Incarnation::default();
+        let bytes = self.take(incarnation.len(), "incarnation")?;
+        incarnation.copy_from_slice(bytes);
+        Ok(incarnation)
     }
 
     fn mapped(&mut self) -> Result<Vec<SocketAddr>, Error> {
@@ -330,13 +358,20 @@ mod tests {
 
     #[test]
     fn prints_url_safe_and_parses_back() {
-        let ticket = sample();
-        let text = ticket.to_string();
-        assert!(
-            text.chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-        );
-        assert_eq!(text.parse::<Ticket>().unwrap(), ticket);
+        let mut early = sample();
+        early.resumable = true;
+        for ticket in [
+            sample(),
+            early.clone(),
+            early.with_incarnation(Some([7; 8])),
+        ] {
+            let text = ticket.to_string();
+            assert!(
+                text.chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            );
+            assert_eq!(text.parse::<Ticket>().unwrap(), ticket);
+        }
     }
 
     #[test]

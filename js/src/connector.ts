@@ -8,6 +8,7 @@ import type { Report } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
 import { assertSupported } from "./platform.js";
+import type { DuplexStream } from "./streams.js";
 
 /** One peer: an identity, its reservations on relays, and its connections. */
 export class Connector {
@@ -52,6 +53,22 @@ export class Connector {
    */
   async connect(ticket: string, options: AbortOptions = {}): Promise<Connection> {
     return new Connection(await cancellable(options.signal, (signal) => this.#raw.connect(ticket, signal)));
+  }
+
+  /**
+   * Connects to the peer that `ticket` names and opens a stream for `protocol` on the connection, in
+   * one call. A native peer sends the stream's first bytes beside the requests that bring the
+   * connection about; a page waits for the first path.
+   *
+   * Rejects as `connect` and `Connection.open` do.
+   */
+  async open(
+    ticket: string,
+    protocol: string,
+    options: AbortOptions = {},
+  ): Promise<{ connection: Connection; stream: DuplexStream }> {
+    const connection = await this.connect(ticket, options);
+    return { connection, stream: await connection.open(protocol, options) };
   }
 
   /** The connections that other peers make, until the connector is closed. Iterators share one queue. */

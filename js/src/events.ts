@@ -66,6 +66,8 @@ export interface RelayReport {
   readonly peerId: string;
   readonly connected: boolean;
   readonly reserved: boolean;
+  /** Whether it passes early data on; never in a browser. */
+  readonly offers: boolean;
   readonly lastError?: string | null;
   readonly rttMs?: number | null;
 }

@@ -1,5 +1,5 @@
-//! Offers sealed for a peer, which need no circuit: what stands in front of one, and how a copy of
-//! one is told from the first.
+//! What is sealed for a peer and needs no circuit: what stands in front of it, and how a copy is
+//! told from the first.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,34 +18,66 @@ const MAX_SEEN: usize = 4096;
 /// Bytes of an X25519 or Ed25519 public key.
 pub(crate) const KEY: usize = 32;
 
-/// Who offers, and when: the first bytes of the first sealed message.
+/// One run of a peer's process, by random numbers. What the peer has seen is forgotten with the
+/// run, so that early data for one run must mean nothing to the next.
+pub(crate) type Incarnation = [u8; 8];
+
+/// What follows a [`Prelude`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Signalling of ICE. A copy can only make the peer try addresses.
+    Signalling,
+    /// A resumable stream with the application's bytes, for this run of the peer alone.
+    Stream(Incarnation),
+}
+
+/// Who offers, when, and what: the first bytes of the first sealed message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prelude {
     /// The Ed25519 key that is the offerer's peer id.
     pub(crate) identity: [u8; KEY],
     /// By the offerer's clock, since the Unix epoch.
     pub(crate) at: Duration,
+    pub(crate) content: Content,
 }
 
 impl Prelude {
-    pub(crate) const LEN: usize = KEY + 8;
+    /// The longest one.
+    pub(crate) const MAX_LEN: usize = KEY + 8 + 1 + size_of::<Incarnation>();
 
-    pub(crate) fn encode(&self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        let (identity, at) = bytes.split_at_mut(KEY);
-        identity.copy_from_slice(&self.identity);
+    /// The key; the time in milliseconds, 64 bits, big-endian; 0 for signalling, or 1 and the
+    /// incarnation for a stream.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::MAX_LEN);
+        bytes.extend(self.identity);
         let millis = u64::try_from(self.at.as_millis()).unwrap_or(u64::MAX);
-        at.copy_from_slice(&millis.to_be_bytes());
+        bytes.extend(millis.to_be_bytes());
+        match self.content {
+            Content::Signalling => bytes.push(0),
+            Content::Stream(incarnation) => {
+                bytes.push(1);
+                bytes.extend(incarnation);
+            }
+        }
         bytes
     }
 
-    /// Takes it off the front of `bytes`; `None` where they are too few.
+    /// Takes it off the front of `bytes`; `None` where they are too few, or of another kind.
     pub(crate) fn take(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (identity, rest) = bytes.split_first_chunk()?;
         let (millis, rest) = rest.split_first_chunk()?;
+        let (content, rest) = match rest.split_first()? {
+            (0, rest) => (Content::Signalling, rest),
+            (1, rest) => {
+                let (incarnation, rest) = rest.split_first_chunk()?;
+                (Content::Stream(*incarnation), rest)
+            }
+            _ => return None,
+        };
         let prelude = Self {
             identity: *identity,
             at: Duration::from_millis(u64::from_be_bytes(*millis)),
+            content,
         };
         Some((prelude, rest))
     }
@@ -127,15 +159,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(identity: [u8; KEY], millis: u64, rest: Vec<u8>) {
-            let prelude = Prelude { identity, at: Duration::from_millis(millis) };
+        fn what_is_written_is_read(
+            identity: [u8; KEY],
+            millis: u64,
+            run: Option<Incarnation>,
+            rest: Vec<u8>,
+        ) {
+            let at = Duration::from_millis(millis);
+            let content = run.map_or(Content::Signalling, Content::Stream);
+            let prelude = Prelude { identity, at, content };
             let bytes = [&prelude.encode()[..], &rest].concat();
+            prop_assert!(bytes.len() - rest.len() <= Prelude::MAX_LEN);
             prop_assert_eq!(Prelude::take(&bytes), Some((prelude, &rest[..])));
         }
 
         #[test]
-        fn noise_never_panics(bytes: Vec<u8>) {
-            prop_assert_eq!(Prelude::take(&bytes).is_some(), bytes.len() >= Prelude::LEN);
+        fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Some((prelude, rest)) = Prelude::take(&bytes) {
+                prop_assert_eq!([&prelude.encode()[..], rest].concat(), bytes);
+            }
         }
 
         /// No copy is taken while the offer itself would still count as fresh.

@@ -1,25 +1,29 @@
-//! Signalling that needs no circuit: an offer sealed for its peer goes through the relay in one
-//! flight, and the answer comes back in the next.
+//! What needs no circuit: an offer of ICE, or a stream's first bytes, sealed for its peer goes
+//! through the relay in one flight, and the answer comes back in the next.
 //!
-//! A circuit must be granted and authenticated before signalling can begin on it, which is one and
-//! a half round trips. A peer id holds its peer's public key, so the offer can be sealed for that
-//! peer alone and sent at once. The relay passes both streams on as it does with a circuit, and
-//! reads neither.
+//! A circuit must be granted and authenticated before anything can be said on it, which is one and
+//! a half round trips. A peer id holds its peer's public key, so what is to be said can be sealed
+//! for that peer alone and sent at once. The relay passes both directions on as it does with a
+//! circuit, and reads neither.
 //!
 //! # Wire
 //! On the stream to the relay: the CONNECT message of the relay specification, which names the
 //! peer. Then, from the offerer to the peer and back, messages of `Noise_IK_25519_ChaChaPoly_SHA256`
 //! (Noise Protocol Framework, section 7.5), each behind its length as 16 bits, big-endian. Static
 //! keys are the Montgomery forms of the Ed25519 keys that are the peer ids. The payload of the
-//! first message is a [`Prelude`] and then what is signalled, as on a circuit. A message without a
-//! payload is the end; a stream that ends without one was given up.
+//! first message is a [`Prelude`] and then what a circuit would carry: signalling, or a resumable
+//! stream. A message without a payload is the end; a stream that ends without one was given up.
 //!
 //! # Security
 //! Both sides are authenticated: the peer, because nobody else reads the offer and answers it; the
 //! offerer, to the peer, by its static key. Who keeps the first message can send it again, which
 //! [`Seen`] stops, and can read it should the *peer's* identity be stolen later: the first message
-//! has no forward secrecy. It holds candidates, fingerprints and a password for one try of ICE; what
-//! is said on the path that comes of it is protected by QUIC or DTLS with keys of their own.
+//! has no forward secrecy. Of signalling it holds candidates, fingerprints and a password for one
+//! try of ICE; what is said on the path that comes of it is protected by QUIC or DTLS with keys of
+//! their own. Of a stream it holds the application's first bytes, which is why only
+//! [`Connector::open`](crate::Connector::open) sends any, and says so. Since a copy of those must
+//! not be taken twice, not even by a peer that has been started anew and remembers nothing, they
+//! are sealed for one [`Incarnation`] of it, which its ticket tells.
 
 use std::{
     fmt, io,
@@ -38,10 +42,10 @@ use libp2p::{
 use snow::{Builder, HandshakeState, TransportState};
 use web_time::{SystemTime, UNIX_EPOCH};
 
-use crate::circuit::poll_drain;
+use crate::circuit::{AsyncReadWrite, Duplex, poll_drain};
 use crate::core::{
     circuit,
-    offer::{KEY, OFFER_PROTOCOL, Prelude, Seen},
+    offer::{Content, Incarnation, KEY, OFFER_PROTOCOL, Prelude, Seen},
     signalling::MAX_MESSAGE_LEN,
 };
 
@@ -67,7 +71,7 @@ pub(crate) enum OfferError {
     Length,
     /// A message was not sealed for us, or not by the peer.
     Seal(snow::Error),
-    /// It was offered before, or long ago, or in the future.
+    /// It was offered before, or long ago, or in the future, or to an earlier run of ours.
     Stale,
 }
 
@@ -78,7 +82,9 @@ impl fmt::Display for OfferError {
             Self::Io(error) => return write!(f, "the stream broke: {error}"),
             Self::Length => "a sealed message has an impossible length",
             Self::Seal(_) => "a sealed message does not open",
-            Self::Stale => "an offer was seen before, or the clocks differ too much",
+            Self::Stale => {
+                "an offer was seen before, is not for this run, or the clocks differ too much"
+            }
         })
     }
 }
@@ -108,6 +114,20 @@ impl From<OfferError> for io::Error {
     }
 }
 
+/// That this target seals what goes early.
+pub(crate) struct Sealing;
+
+pub(crate) fn sealing() -> Option<Sealing> {
+    Some(Sealing)
+}
+
+/// What carries a resumable stream: a substream of a connection, or what is sealed.
+pub(crate) type Carrier = Duplex;
+
+pub(crate) fn carrier(substream: impl AsyncReadWrite + 'static) -> Carrier {
+    Box::pin(substream)
+}
+
 /// The Ed25519 key that `peer` is the id of.
 fn identity_of(peer: &PeerId) -> Option<[u8; KEY]> {
     // An identity multihash of the protobuf `PublicKey { type: Ed25519, data }`.
@@ -131,6 +151,7 @@ pub(crate) fn is_sealable(peer: &PeerId) -> bool {
 pub(crate) struct Sealer {
     identity: [u8; KEY],
     secret: Arc<[u8; KEY]>,
+    incarnation: Incarnation,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -138,13 +159,21 @@ impl Sealer {
     /// `None` for an identity that is not an Ed25519 key.
     pub(crate) fn new(keypair: &Keypair) -> Option<Self> {
         let keypair = keypair.clone().try_into_ed25519().ok()?;
+        let mut incarnation = Incarnation::default();
+        getrandom::fill(&mut incarnation).ok()?;
         let seed = keypair.secret();
         let key = SigningKey::from_bytes(seed.as_ref().try_into().ok()?);
         Some(Self {
             identity: key.verifying_key().to_bytes(),
             secret: Arc::new(key.to_scalar_bytes()),
+            incarnation,
             seen: Arc::default(),
         })
+    }
+
+    /// What streams for this run of ours are sealed for.
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.incarnation
     }
 
     fn builder(&self) -> Result<Builder<'_>, OfferError> {
@@ -154,24 +183,33 @@ impl Sealer {
             .map_err(OfferError::from)
     }
 
-    /// Signals to `peer` over `stream`, which leads to a relay of both. What is written first goes
-    /// with the request.
-    pub(crate) fn offer<S>(&self, peer: &PeerId, stream: S) -> Result<Sealed<S>, OfferError> {
+    /// Says something to `peer` over `stream`, which leads to a relay of both. What is written
+    /// first goes with the request.
+    pub(crate) fn offer<S>(
+        &self,
+        peer: &PeerId,
+        content: Content,
+        stream: S,
+    ) -> Result<Sealed<S>, OfferError> {
         let theirs = identity_of(peer).as_ref().and_then(montgomery);
         let theirs = theirs.ok_or(OfferError::Key)?;
         let handshake = self.builder()?.remote_public_key(&theirs)?;
         let prelude = Prelude {
             identity: self.identity,
             at: now(),
+            content,
         };
         let mut sealed = Sealed::new(stream, handshake.build_initiator()?);
         sealed.outgoing = circuit::connect(peer);
-        sealed.first = prelude.encode().to_vec();
+        sealed.first = prelude.encode();
         Ok(sealed)
     }
 
-    /// Reads the first message of an offer; gives who sent it.
-    pub(crate) async fn open<S>(&self, stream: S) -> Result<(PeerId, Sealed<S>), OfferError>
+    /// Reads the first message of an offer; gives who sent it, and what follows.
+    pub(crate) async fn open<S>(
+        &self,
+        stream: S,
+    ) -> Result<(PeerId, Content, Sealed<S>), OfferError>
     where
         S: AsyncRead + Unpin,
     {
@@ -194,6 +232,11 @@ impl Sealer {
         if claimed.is_none() || claimed.as_ref().map(|key| &key[..]) != proven.as_deref() {
             return Err(OfferError::Key);
         }
+        if let Content::Stream(incarnation) = prelude.content
+            && incarnation != self.incarnation
+        {
+            return Err(OfferError::Stale);
+        }
         let ephemeral = message.first_chunk().ok_or(OfferError::Length)?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if !seen.admit(now(), prelude.at, *ephemeral) {
@@ -201,7 +244,8 @@ impl Sealer {
         }
         let identity = ed25519::PublicKey::try_from_bytes(&prelude.identity);
         let identity = identity.map_err(|_| OfferError::Key)?;
-        Ok((PublicKey::from(identity).to_peer_id(), sealed))
+        let peer = PublicKey::from(identity).to_peer_id();
+        Ok((peer, prelude.content, sealed))
     }
 }
 
@@ -212,7 +256,9 @@ fn now() -> Duration {
 
 fn checked(length: [u8; LENGTH]) -> Result<usize, OfferError> {
     match usize::from(u16::from_be_bytes(length)) {
-        length if (TAG..=Prelude::LEN + MAX_PLAIN + MAX_OVERHEAD).contains(&length) => Ok(length),
+        length if (TAG..=Prelude::MAX_LEN + MAX_PLAIN + MAX_OVERHEAD).contains(&length) => {
+            Ok(length)
+        }
         _ => Err(OfferError::Length),
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use libp2p::{PeerId, core::ConnectedPoint, ping, swarm::ConnectionId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     engine::{DialFor, Node, Timer},
@@ -39,33 +39,43 @@ pub(super) enum Conns {
 }
 
 impl Node {
-    pub(super) fn connect(&mut self, ticket: &Ticket, reply: Waiting) {
+    pub(super) fn connect(
+        &mut self,
+        ticket: &Ticket,
+        reply: oneshot::Sender<Result<Connection, Error>>,
+    ) {
+        match self.session_by(ticket) {
+            Ok(id) => self.pursue(id, Waiting::Connect(reply)),
+            Err(error) => _ = reply.send(Err(error)),
+        }
+    }
+
+    /// The session with the peer that `ticket` names.
+    pub(super) fn session_by(&mut self, ticket: &Ticket) -> Result<u64, Error> {
         let peer = ticket.peer_id().0;
         if peer == *self.swarm.local_peer_id() {
-            let own = Error::new(ErrorKind::InvalidTicket, "the ticket is this peer's own");
-            let _ = reply.send(Err(own));
-            return;
+            let own = "the ticket is this peer's own";
+            return Err(Error::new(ErrorKind::InvalidTicket, own));
         }
         let id = match self.by_peer.get(&peer) {
             Some(id) => *id,
-            None => match self.new_session(peer) {
-                Ok(id) => id,
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                    return;
-                }
-            },
+            None => self.new_session(peer)?,
         };
         self.learn_targets(id, ticket);
+        Ok(id)
+    }
+
+    /// Seeks a path for `waiting`, if there is none.
+    pub(super) fn pursue(&mut self, id: u64, waiting: Waiting) {
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.waiting.push_back(reply);
+            session.waiting.push_back(waiting);
             let deadline = session.started.elapsed() + self.config.connect_timeout;
             self.race(id, Event::Connect { deadline });
             self.replan(id);
         }
     }
 
-    fn new_session(&mut self, peer: PeerId) -> Result<u64, Error> {
+    pub(super) fn new_session(&mut self, peer: PeerId) -> Result<u64, Error> {
         if self.sessions.len() >= self.config.max_connections {
             return Err(Error::new(
                 ErrorKind::LimitExceeded,
@@ -127,6 +137,7 @@ impl Node {
             session.resumable = Some(true);
         }
         let targets = session.targets.get_or_insert_with(Targets::default);
+        targets.incarnation = ticket.incarnation().or(targets.incarnation);
         for relay in ticket.relay_addrs() {
             let Some(relay_peer) = relay_id(relay).filter(|r| *r != local) else {
                 continue;
@@ -223,12 +234,12 @@ impl Node {
         }
         self.choose_path(id);
         if is_new {
-            self.announce(id, conn);
+            self.announce(id, Some(conn));
         }
     }
 
     /// Hands a connection that the peer made to whoever accepts.
-    fn announce(&mut self, id: u64, conn: ConnectionId) {
+    pub(super) fn announce(&mut self, id: u64, conn: Option<ConnectionId>) {
         let Ok(connection) = self.handle(id) else {
             return;
         };
@@ -237,7 +248,9 @@ impl Node {
             if let Some(session) = self.sessions.get(&id) {
                 let peer = session.peer;
                 self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
-                self.turn_away(peer, conn);
+                if let Some(conn) = conn {
+                    self.turn_away(peer, conn);
+                }
             }
         }
     }
@@ -384,9 +397,9 @@ impl Node {
         let Some(session) = self.sessions.get(&id) else {
             return;
         };
-        let over = session
-            .lost_since
-            .is_some_and(|since| since.elapsed() >= self.config.resume_timeout);
+        // One that early data began, and no path followed, has been without since its beginning.
+        let since = session.lost_since.unwrap_or(session.started);
+        let over = session.active.is_none() && since.elapsed() >= self.config.resume_timeout;
         if over {
             self.end_session(id, ErrorKind::ConnectionLost, Conns::Close);
         }
@@ -432,8 +445,10 @@ impl Node {
         for (_, reply) in session.opens.drain(..) {
             let _ = reply.send(Err(ended()));
         }
-        for reply in session.waiting.drain(..) {
-            let _ = reply.send(Err(ended()));
+        for waiting in session.waiting.drain(..) {
+            if let Waiting::Connect(reply) = waiting {
+                let _ = reply.send(Err(ended()));
+            }
         }
         session.state.close(kind);
         if conns == Conns::Close {

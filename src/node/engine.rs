@@ -30,7 +30,7 @@ use super::{
     dials::{self, Dialling},
     opening::{CLOSE_PROTOCOL, Purpose},
     relays::Relays,
-    resumable::PumpEvent,
+    resumable::{PumpEvent, Via},
     session::Session,
     streams::{self, OpenId},
     timers::Timers,
@@ -339,9 +339,9 @@ pub(super) enum Internal {
     /// The header of a substream that a peer opened.
     Header {
         peer: PeerId,
-        connection: ConnectionId,
+        connection: Via,
         header: Header,
-        substream: Substream,
+        substream: backend::offer::Carrier,
     },
     /// The peer knows that the connection is closed.
     FarewellDone(PeerId),
@@ -450,6 +450,12 @@ impl Node {
         match command {
             Command::Connect { ticket, reply } => self.connect(&ticket, reply),
             Command::Abandoned { peer } => self.abandon(peer.0),
+            Command::OpenEarly {
+                _sealing: _,
+                ticket,
+                protocol,
+                reply,
+            } => _ = reply.send(self.open_early(&ticket, &protocol)),
             Command::Open {
                 session,
                 protocol,
@@ -714,7 +720,12 @@ impl Node {
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {
             Ok(ticket) => {
                 let mapped = self.mapped_addresses();
-                self.shared.set_ticket(ticket.with_mapped(mapped));
+                let incarnation = self
+                    .sealer
+                    .as_ref()
+                    .map(backend::offer::Sealer::incarnation);
+                let ticket = ticket.with_mapped(mapped).with_incarnation(incarnation);
+                self.shared.set_ticket(ticket);
             }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }

@@ -17,7 +17,7 @@ pub(crate) struct Junction(Mutex<State>);
 
 pub(crate) struct State {
     pub(crate) resume: Resume,
-    failure: Option<(ErrorKind, String)>,
+    failure: Option<Error>,
     reader: Option<Waker>,
     writer: Option<Waker>,
     pump: Option<Waker>,
@@ -141,8 +141,7 @@ impl State {
 
     /// Ends the stream for the application. The first failure stays.
     pub(crate) fn fail(&mut self, error: &Error) {
-        self.failure
-            .get_or_insert_with(|| (error.kind(), error.message().to_owned()));
+        self.failure.get_or_insert_with(|| error.repeated());
         self.wake_handles();
     }
 
@@ -185,8 +184,7 @@ impl State {
     }
 
     fn failure(&self) -> Option<io::Error> {
-        let (kind, message) = self.failure.as_ref()?;
-        Some(Error::new(*kind, message.clone()).into())
+        Some(self.failure.as_ref()?.repeated().into())
     }
 }
 

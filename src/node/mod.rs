@@ -2,12 +2,13 @@
 //! and streams, and what handles ask for to libp2p.
 //!
 //! `connect` runs the race to each peer and chooses paths, `links` keeps relays and reservations, `opening` brings
-//! streams to the path in use; their state is in `session`, `relays` and `resumable`.
+//! streams to the path in use, and `early` those that do not wait for one; their state is in `session`, `relays` and `resumable`.
 
 mod behaviour;
 mod causes;
 mod connect;
 mod dials;
+mod early;
 mod engine;
 mod links;
 mod opening;
@@ -27,8 +28,8 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::{behaviour::ping, engine::start};
 use crate::{
-    connection::Connection, error::Error, identity::PeerId, metrics::Metrics, report::Report,
-    stream::Stream, ticket::Ticket,
+    backend::offer::Sealing, connection::Connection, error::Error, identity::PeerId,
+    metrics::Metrics, report::Report, stream::Stream, ticket::Ticket,
 };
 
 /// What handles ask of the loop.
@@ -36,6 +37,13 @@ pub(crate) enum Command {
     Connect {
         ticket: Ticket,
         reply: oneshot::Sender<Result<Connection, Error>>,
+    },
+    /// Opens a stream on a connection that may not be there yet.
+    OpenEarly {
+        _sealing: Sealing,
+        ticket: Ticket,
+        protocol: String,
+        reply: oneshot::Sender<Result<(Connection, Stream), Error>>,
     },
     /// A connect to this peer is no longer waited for.
     Abandoned {

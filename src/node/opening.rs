@@ -13,12 +13,15 @@ use tokio::sync::oneshot;
 use super::{
     connect::Conns,
     engine::{FAREWELL, Internal, Node, Timer, raw_protocol},
-    resumable::{self, PumpEvent, StreamConfig},
+    resumable::{self, PumpEvent, StreamConfig, Via},
     session::Pump,
     streams::OpenError,
 };
 use crate::{
-    backend,
+    backend::{
+        self,
+        offer::{Carrier, carrier},
+    },
     core::{
         circuit::CircuitError,
         offer::OFFER_PROTOCOL,
@@ -33,9 +36,7 @@ use crate::{
 pub(super) const CLOSE_PROTOCOL: &str = "/throughline/close/1";
 
 /// How long the header of a substream may take; a peer sends it at once.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Sealed offers that are being opened; each is some curve arithmetic.
-const MAX_OFFERS: usize = 32;
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long identify may take before a peer counts as a stock one.
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before a substream is opened anew on a path that still stands.
@@ -56,6 +57,8 @@ pub(super) enum Purpose {
     Raw { protocol: String, reply: OpenReply },
     /// To ask a relay for a circuit.
     Circuit(CircuitReply),
+    /// To carry a resumable stream before there is a path, sealed.
+    Early { session: u64, stream: StreamId },
     /// To signal ICE by a sealed offer, for a dial at this relay's address.
     Offer {
         session: u64,
@@ -74,14 +77,14 @@ impl Node {
             let _ = reply.send(Err(closed));
             return;
         };
-        if session.pumps.len() + session.opens.len() >= max_streams {
-            let limit = format!("max_streams: {max_streams} are open on this connection");
-            let _ = reply.send(Err(Error::new(ErrorKind::LimitExceeded, limit)));
+        if let Err(full) = session.check_room(max_streams) {
+            let _ = reply.send(Err(full));
             return;
         }
         match session.resumable {
             Some(true) => {
-                let _ = reply.send(self.open_resumable(id, &protocol));
+                let opened = self.open_resumable(id, &protocol);
+                let _ = reply.send(opened.map(|(_, stream)| stream));
             }
             Some(false) => self.open_raw(id, protocol, reply),
             None => {
@@ -100,17 +103,21 @@ impl Node {
         }
     }
 
-    fn open_resumable(&mut self, id: u64, protocol: &str) -> Result<Stream, Error> {
+    pub(super) fn open_resumable(
+        &mut self,
+        id: u64,
+        protocol: &str,
+    ) -> Result<(StreamId, Stream), Error> {
         let (stream, handle, pump) =
             resumable::open(protocol, self.stream_config(), self.pump_tx.clone())?;
         backend::runtime::spawn(pump);
         let stream_id = handle.id();
         self.keep(id, handle, true);
         self.attach(id, stream_id);
-        Ok(stream)
+        Ok((stream_id, stream))
     }
 
-    fn keep(&mut self, id: u64, handle: resumable::PumpHandle<Substream>, opener: bool) {
+    fn keep(&mut self, id: u64, handle: resumable::PumpHandle<Carrier>, opener: bool) {
         if let Some(session) = self.sessions.get_mut(&id) {
             self.shared.metrics.streams.inc();
             session.pumps.insert(handle.id(), Pump { handle, opener });
@@ -118,12 +125,14 @@ impl Node {
     }
 
     /// Opens a substream for one of our streams on the path in use. Without a path, the stream
-    /// waits for the next one.
+    /// waits for the next one, and meanwhile goes early if it can.
     pub(super) fn attach(&mut self, id: u64, stream: StreamId) {
-        let Some(session) = self.sessions.get(&id) else {
+        let session = self.sessions.get(&id);
+        let Some(session) = session.filter(|s| s.pumps.contains_key(&stream)) else {
             return;
         };
-        let (Some(connection), Some(_)) = (session.active, session.pumps.get(&stream)) else {
+        let Some(connection) = session.active else {
+            self.send_early(id, stream);
             return;
         };
         let protocol = StreamProtocol::new(resume::PROTOCOL);
@@ -221,6 +230,9 @@ impl Node {
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
+            Some(Purpose::Early { session, stream }) => {
+                self.on_early_stream(session, stream, result);
+            }
             Some(Purpose::Offer {
                 session,
                 way,
@@ -247,7 +259,7 @@ impl Node {
         match result {
             // A slow open must not bring the stream back to a path that was left meanwhile.
             Ok(substream) if session.active == Some(connection) => {
-                pump.handle.attach(substream, connection);
+                pump.handle.attach(carrier(substream), Some(connection));
             }
             Err(OpenError::Unsupported) => pump.handle.fail(Error::new(
                 ErrorKind::ProtocolRefused,
@@ -270,7 +282,7 @@ impl Node {
                     Some((*session_id, pump.opener, session.active))
                 });
                 match owner {
-                    Some((session, true, Some(active))) if active == connection => {
+                    Some((session, true, Some(active))) if connection == Some(active) => {
                         self.timers
                             .after(REATTACH_PAUSE, Timer::Reattach(session, id));
                     }
@@ -327,9 +339,9 @@ impl Node {
                     Ok(header) => {
                         let event = Internal::Header {
                             peer,
-                            connection,
+                            connection: Some(connection),
                             header,
-                            substream,
+                            substream: carrier(substream),
                         };
                         let _ = report.send(event).await;
                     }
@@ -349,39 +361,16 @@ impl Node {
         }
     }
 
-    /// A relay passes an offer on; who makes it shows when it is opened.
-    fn take_offer(&mut self, relay: PeerId, stream: Substream) {
-        let reserved = self.relays.get(&relay).and_then(|r| r.listener()).is_some();
-        let Some(sealer) = self.sealer.clone().filter(|_| reserved) else {
-            return;
-        };
-        if Arc::strong_count(&self.offers) > MAX_OFFERS {
-            tracing::debug!("too many offers at once");
-            return;
-        }
-        let (permit, report) = (self.offers.clone(), self.internal_tx.clone());
-        backend::runtime::spawn(async move {
-            let opened = sealer.open(stream).boxed();
-            match select(opened, Delay::new(HEADER_TIMEOUT)).await {
-                Either::Left((Ok((peer, sealed)), _)) => {
-                    let event = Internal::Offered(peer, Box::pin(sealed));
-                    let _ = report.send(event).await;
-                }
-                Either::Left((Err(error), _)) => tracing::debug!(%error, "an offer is dropped"),
-                Either::Right(_) => {}
-            }
-            drop(permit);
-        });
-    }
-
     pub(super) fn on_header(
         &mut self,
         peer: PeerId,
-        connection: ConnectionId,
+        connection: Via,
         header: Header,
-        substream: Substream,
+        substream: Carrier,
     ) {
-        let Some(&id) = self.by_peer.get(&peer) else {
+        let known = self.by_peer.get(&peer).copied();
+        let begin = || connection.is_none().then(|| self.begin_early(peer))?;
+        let Some(id) = known.or_else(begin) else {
             return;
         };
         let max_streams = self.config.max_streams;
@@ -422,8 +411,8 @@ impl Node {
         &mut self,
         id: u64,
         header: Header,
-        substream: Substream,
-        connection: ConnectionId,
+        substream: Carrier,
+        connection: Via,
         deliver: impl FnOnce(Stream),
     ) {
         let accepted = resumable::accept(

@@ -11,11 +11,10 @@ use std::{
 
 use futures::channel::mpsc::Sender;
 use futures_timer::Delay;
-use libp2p::swarm::ConnectionId;
 
 use super::{
     junction::{Junction, keep},
-    resumable::{Attachment, Mailbox, PumpEvent, StreamConfig, Substream, violation},
+    resumable::{Attachment, Mailbox, PumpEvent, StreamConfig, Substream, Via, violation},
 };
 use crate::{
     core::resume::{Decoder, MAX_FRAME, ProtocolError, Refusal, StreamId},
@@ -57,7 +56,7 @@ pub(crate) struct Pump<S> {
 /// A substream and what has been read from it.
 struct Link<S> {
     substream: S,
-    connection: ConnectionId,
+    connection: Via,
     decoder: Decoder,
     /// Allocated while bytes come in; its first `filled` bytes are the beginning of a frame.
     input: Vec<u8>,
@@ -367,7 +366,7 @@ impl<S> Drop for Pump<S> {
 }
 
 impl<S: Substream> Link<S> {
-    fn new(substream: S, connection: ConnectionId) -> Self {
+    fn new(substream: S, connection: Via) -> Self {
         Self {
             substream,
             connection,

@@ -14,14 +14,14 @@ use super::{
     engine::{DialFor, Node, Timer, random},
     opening::Purpose,
     relays::Link,
-    session::{Conn, Session, Targets},
+    session::{Conn, Session, Targets, Waiting},
     streams::OpenError,
 };
 use crate::{
     core::{
         address,
         birthday::Guessing,
-        offer::OFFER_PROTOCOL,
+        offer::{Content, OFFER_PROTOCOL},
         plan::{self, AttemptId, UPGRADES},
         race::{Action, Event},
     },
@@ -206,11 +206,7 @@ impl Node {
             return;
         };
         let peer = session.peer;
-        let sealed = match (&self.sealer, result) {
-            (Some(sealer), Ok(stream)) => sealer.offer(&peer, stream).ok(),
-            _ => None,
-        };
-        match sealed {
+        match self.seal(&peer, Content::Signalling, result) {
             Some(sealed) => {
                 let rtc = &mut self.swarm.behaviour_mut().rtc;
                 rtc.signal_over(peer, Box::pin(sealed));
@@ -391,9 +387,10 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        for reply in std::mem::take(&mut session.waiting) {
-            let connection = self.handle(id);
-            let _ = reply.send(connection);
+        for waiting in std::mem::take(&mut session.waiting) {
+            if let Waiting::Connect(reply) = waiting {
+                let _ = reply.send(self.handle(id));
+            }
         }
     }
 
@@ -417,9 +414,16 @@ impl Node {
             "no path to the peer came up"
         };
         let connects = connects.min(session.waiting.len());
-        for reply in session.waiting.drain(..connects) {
+        for waiting in session.waiting.drain(..connects) {
             let error = Error::new(kind, message).with_attempts(attempts.to_vec());
-            let _ = reply.send(Err(error));
+            match waiting {
+                Waiting::Connect(reply) => _ = reply.send(Err(error)),
+                Waiting::Stream(stream) => {
+                    if let Some(pump) = session.pumps.get(&stream) {
+                        pump.handle.fail(error);
+                    }
+                }
+            }
         }
         self.end_if_useless(id, kind);
     }
@@ -430,12 +434,15 @@ impl Node {
             return;
         };
         while let Some(session) = self.sessions.get_mut(&id)
-            && let Some(place) = session.waiting.iter().position(|reply| reply.is_closed())
+            && let Some(place) = session.waiting.iter().position(Waiting::is_abandoned)
         {
             session.waiting.remove(place);
             self.race(id, Event::Abandoned(place));
         }
-        self.end_if_useless(id, ErrorKind::Aborted);
+        // Early data keeps a session that has no path.
+        if self.sessions.get(&id).is_some_and(|s| s.pumps.is_empty()) {
+            self.end_if_useless(id, ErrorKind::Aborted);
+        }
     }
 
     /// Ends a session that has never had a path and that nobody waits for.

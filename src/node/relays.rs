@@ -205,6 +205,7 @@ impl Relays {
                     peer_id: peer.to_string(),
                     connected: matches!(relay.link, Link::Up(..)),
                     reserved: matches!(relay.reservation, Reservation::Held(_)),
+                    offers: relay.offers,
                     last_error: relay.last_error.clone(),
                     rtt: relay.rtt,
                 }

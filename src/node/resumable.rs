@@ -30,6 +30,9 @@ pub(crate) trait Substream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Substream for S {}
 
+/// The connection that a substream belongs to; `None` for a sealed stream through a relay.
+pub(crate) type Via = Option<ConnectionId>;
+
 /// What both ends choose for themselves.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StreamConfig {
@@ -44,10 +47,7 @@ pub(crate) struct StreamConfig {
 pub(crate) enum PumpEvent {
     /// The substream on `connection` has died under the stream. The opener attaches another one; the
     /// acceptor waits for it.
-    Lost {
-        id: StreamId,
-        connection: ConnectionId,
-    },
+    Lost { id: StreamId, connection: Via },
     /// The stream has ended, well or badly, and its pump too. Forget the handle.
     Done { id: StreamId },
 }
@@ -70,7 +70,7 @@ pub(super) struct Letters<S> {
 /// A substream and how it came about.
 pub(super) struct Attachment<S> {
     pub(super) substream: S,
-    pub(super) connection: ConnectionId,
+    pub(super) connection: Via,
     /// What the opener has sent on it; `None` if that is us.
     pub(super) header: Option<Header>,
 }
@@ -96,7 +96,7 @@ impl<S> PumpHandle<S> {
 
     /// Opener: moves the stream to `substream`, newly opened on `connection`. What the old one still
     /// brings is taken.
-    pub(crate) fn attach(&self, substream: S, connection: ConnectionId) {
+    pub(crate) fn attach(&self, substream: S, connection: Via) {
         self.post(|letters| {
             letters.attach = Some(Attachment {
                 substream,
@@ -107,7 +107,7 @@ impl<S> PumpHandle<S> {
     }
 
     /// Acceptor: moves the stream to `substream`, which came in on `connection` with `header`.
-    pub(crate) fn resume(&self, header: Header, substream: S, connection: ConnectionId) {
+    pub(crate) fn resume(&self, header: Header, substream: S, connection: Via) {
         self.post(|letters| {
             letters.attach = Some(Attachment {
                 substream,
@@ -165,7 +165,7 @@ pub(crate) fn open<S: Substream>(
 pub(crate) fn accept<S: Substream>(
     header: Header,
     substream: S,
-    connection: ConnectionId,
+    connection: Via,
     config: StreamConfig,
     events: Sender<PumpEvent>,
 ) -> Result<(Stream, PumpHandle<S>, Pump<S>), Error> {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use libp2p::{Multiaddr, PeerId, Stream as Substream, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use tokio::sync::{mpsc, oneshot};
 use web_time::Instant;
 
@@ -16,15 +16,17 @@ use super::{
     resumable::PumpHandle,
 };
 use crate::{
-    Config, backend,
+    Config,
+    backend::{self, offer::Carrier},
     connection::{Connection, SessionState, WeakConnection},
     core::{
+        offer::Incarnation,
         path::{self, Candidate},
         plan::{AttemptId, Known},
         race::Race,
         resume::StreamId,
     },
-    error::Error,
+    error::{Error, ErrorKind},
     event::{Path, PathEvent, PathKind, Strategy},
     metrics::Metrics,
     rtc::{CandidateKind, CandidatePair, Endpoint},
@@ -38,7 +40,12 @@ pub(crate) const INCOMING_STREAMS: usize = 64;
 const TOGETHER: Duration = Duration::from_secs(2);
 
 pub(crate) type Incoming = (String, Stream);
-pub(crate) type Waiting = oneshot::Sender<Result<Connection, Error>>;
+/// Who waits for the race to bring a path.
+pub(crate) enum Waiting {
+    Connect(oneshot::Sender<Result<Connection, Error>>),
+    /// A stream that was opened before there is a path, and fails if none comes.
+    Stream(StreamId),
+}
 
 pub(crate) struct Session {
     pub(crate) peer: PeerId,
@@ -54,7 +61,7 @@ pub(crate) struct Session {
     pub(crate) offering: bool,
     /// A sealed offer did not reach the peer: ICE waits for a circuit.
     pub(crate) unoffered: bool,
-    /// Connects that wait for the race to answer, the first first.
+    /// Those who wait for the race to answer, the first first.
     pub(crate) waiting: VecDeque<Waiting>,
     /// Where the peer can be dialled; `None` on the accepting side, which leaves dialling to the
     /// other.
@@ -75,11 +82,23 @@ pub(crate) struct Session {
     pub(crate) unread: Arc<()>,
 }
 
+impl Waiting {
+    /// Whether nobody waits any longer. A stream's end is its pump's affair.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Connect(reply) => reply.is_closed(),
+            Self::Stream(_) => false,
+        }
+    }
+}
+
 /// Where a peer can be dialled.
 #[derive(Default)]
 pub(crate) struct Targets {
     pub(crate) relays: Vec<PeerId>,
     pub(crate) direct: Vec<Multiaddr>,
+    /// The run of the peer that takes early data.
+    pub(crate) incarnation: Option<Incarnation>,
 }
 
 /// One libp2p connection to the peer.
@@ -98,7 +117,7 @@ pub(crate) struct Conn {
 
 /// The task that moves one stream's bytes.
 pub(crate) struct Pump {
-    pub(crate) handle: PumpHandle<Substream>,
+    pub(crate) handle: PumpHandle<Carrier>,
     pub(crate) opener: bool,
 }
 
@@ -139,6 +158,15 @@ impl Session {
         conn.order = self.next_conn;
         self.next_conn += 1;
         self.conns.insert(id, conn);
+    }
+
+    /// Whether another stream may be opened.
+    pub(crate) fn check_room(&self, max_streams: usize) -> Result<(), Error> {
+        if self.pumps.len() + self.opens.len() < max_streams {
+            return Ok(());
+        }
+        let limit = format!("max_streams: {max_streams} are open on this connection");
+        Err(Error::new(ErrorKind::LimitExceeded, limit))
     }
 
     /// The circuit that ICE is signalled over.

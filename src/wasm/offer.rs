@@ -3,6 +3,25 @@
 
 use libp2p::{PeerId, Stream, identity::Keypair};
 
+use crate::core::offer::{Content, Incarnation};
+
+/// There is none.
+pub(crate) enum Sealing {}
+
+pub(crate) fn sealing() -> Option<Sealing> {
+    None
+}
+
+/// What carries a resumable stream.
+pub(crate) type Carrier = Stream;
+
+/// What is said under a seal.
+pub(crate) type Sealed<S> = S;
+
+pub(crate) fn carrier(substream: Stream) -> Carrier {
+    substream
+}
+
 /// There is none.
 #[derive(Clone)]
 pub(crate) enum Sealer {}
@@ -12,11 +31,23 @@ impl Sealer {
         None
     }
 
-    pub(crate) fn offer(&self, _: &PeerId, _: Stream) -> Result<Stream, std::io::Error> {
+    pub(crate) fn incarnation(&self) -> Incarnation {
         match *self {}
     }
 
-    pub(crate) async fn open(&self, _: Stream) -> Result<(PeerId, Stream), std::io::Error> {
+    pub(crate) fn offer(
+        &self,
+        _: &PeerId,
+        _: Content,
+        _: Stream,
+    ) -> Result<Stream, std::io::Error> {
+        match *self {}
+    }
+
+    pub(crate) async fn open(
+        &self,
+        _: Stream,
+    ) -> Result<(PeerId, Content, Stream), std::io::Error> {
         match *self {}
     }
 }

@@ -24,6 +24,12 @@ test("a page connects to a native peer, over the relay at once and directly soon
   const { bytes, sent, received } = await page.evaluate((size) => peer.echoed("echo/1", size), 10 * MIB);
   assert.equal(bytes, 10 * MIB);
   assert.equal(received, sent);
+
+  const inOneCall = await page.evaluate((ticket) => {
+    const open = async (protocol) => (await peer.held.me.open(ticket, protocol)).stream;
+    return peer.echoed("echo/1", 1000, { open });
+  }, native.ticket);
+  assert.equal(inOneCall.received, inOneCall.sent);
 });
 
 test("a stream that a page resets leaves the others and the connection unharmed", limit, async (t) => {

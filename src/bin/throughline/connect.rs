@@ -52,11 +52,11 @@ async fn connected(
     output: Output,
 ) -> Result<(), Error> {
     let start = Instant::now();
-    let connection = connector.connect(ticket).await?;
-    let mut paths = PathWatch::start(&connection, start, output);
     // In a terminal chat nobody asked for it.
     let measured = output.is_json() || args.wait_direct.is_some();
-    let first_byte = measured.then(|| spawn_first_byte(&connection, start, output));
+    let first_byte = measured.then(|| spawn_first_byte(connector, ticket, start, output));
+    let connection = connector.connect(ticket).await?;
+    let mut paths = PathWatch::start(&connection, start, output);
     if let Some(time) = args.wait_direct {
         paths.direct(time.0).await?;
     }
@@ -77,11 +77,16 @@ async fn connected(
 }
 
 /// Tells when the first byte has come back; a peer that echoes nothing is no failure.
-fn spawn_first_byte(connection: &Connection, start: Instant, output: Output) -> JoinHandle<()> {
-    let connection = connection.clone();
+fn spawn_first_byte(
+    connector: &Connector,
+    ticket: &Ticket,
+    start: Instant,
+    output: Output,
+) -> JoinHandle<()> {
+    let (connector, ticket) = (connector.clone(), ticket.clone());
     tokio::spawn(async move {
         let echoed = async {
-            let mut stream = connection.open(protocols::ECHO).await?;
+            let (_connection, mut stream) = connector.open(&ticket, protocols::ECHO).await?;
             stream.write_all(&[0]).await?;
             stream.flush().await?;
             stream.read_exact(&mut [0]).await?;

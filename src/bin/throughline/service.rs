@@ -10,7 +10,7 @@ use std::{
 
 use futures::StreamExt as _;
 use serde_json::json;
-use throughline::{Connection, Connector, Error, ErrorKind, PathEvent, Stream};
+use throughline::{Connection, Connector, Error, ErrorKind, Path, PathEvent, PathEvents, Stream};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -53,13 +53,8 @@ impl Service {
     async fn serve(self: Arc<Self>, connection: Connection) {
         let peer = connection.peer_id().to_string();
         let events = connection.path_events();
-        let path = watch::path_fields(connection.path().as_ref());
-        let mut fields = path.clone();
-        fields["peer_id"] = peer.as_str().into();
-        self.output.event("connection", fields, || {
-            format!("{peer} connected, {}", watch::describe(&path))
-        });
-        let paths = tokio::spawn(report_paths(self.output, peer.clone(), events));
+        let path = connection.path();
+        let paths = tokio::spawn(report_paths(self.output, peer.clone(), path, events));
         while let Some((protocol, stream)) = connection.accept_stream().await {
             let (service, peer) = (Arc::clone(&self), peer.clone());
             tokio::spawn(async move { service.handle(&peer, &protocol, stream).await });
@@ -170,9 +165,23 @@ impl Service {
     }
 }
 
-async fn report_paths(output: Output, peer: String, mut events: throughline::PathEvents) {
+async fn report_paths(output: Output, peer: String, path: Option<Path>, mut events: PathEvents) {
+    let connected = |path: &Path| {
+        let mut fields = json!(path);
+        fields["peer_id"] = peer.as_str().into();
+        output.event("connection", fields.clone(), || {
+            format!("{peer} connected, {}", watch::describe(&fields))
+        });
+    };
+    // Early data comes before the first path.
+    let mut waits = path.is_none();
+    path.iter().for_each(connected);
     while let Some(event) = events.next().await {
         match &event {
+            PathEvent::Changed { path, .. } if waits => {
+                waits = false;
+                connected(path);
+            }
             PathEvent::Changed { path, .. } => {
                 let mut fields = json!(event);
                 fields["peer_id"] = peer.as_str().into();

@@ -93,8 +93,12 @@ fn peer() -> Peer {
 
 /// What `from` sends to `to` first, without the request to the relay.
 fn first_flight(from: &Peer, to: &Peer, said: &[u8]) -> Vec<u8> {
+    flight_of(Content::Signalling, from, to, said)
+}
+
+fn flight_of(content: Content, from: &Peer, to: &Peer, said: &[u8]) -> Vec<u8> {
     let (ours, theirs) = pair();
-    let mut sealed = from.sealer.offer(&to.id, ours).unwrap();
+    let mut sealed = from.sealer.offer(&to.id, content, ours).unwrap();
     block_on(sealed.write_all(said)).unwrap();
     block_on(sealed.flush()).unwrap();
     let sent: Vec<u8> = theirs.from.lock().unwrap().bytes.drain(..).collect();
@@ -102,7 +106,7 @@ fn first_flight(from: &Peer, to: &Peer, said: &[u8]) -> Vec<u8> {
     sent.strip_prefix(&request[..]).unwrap().to_vec()
 }
 
-fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Sealed<End>), OfferError> {
+fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Content, Sealed<End>), OfferError> {
     let (end, other) = pair();
     other.to.lock().unwrap().bytes.extend(flight);
     peer.sealer
@@ -114,15 +118,15 @@ fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Sealed<End>), OfferError>
 /// Both ends of an offer of `a` to `b`, which says "offer", as the relay passes it on.
 fn opened(a: &Peer, b: &Peer) -> (Sealed<End>, Sealed<End>) {
     let (ours, mut theirs) = pair();
-    let mut offered = a.sealer.offer(&b.id, ours).unwrap();
+    let mut offered = a.sealer.offer(&b.id, Content::Signalling, ours).unwrap();
     block_on(offered.write_all(b"offer")).unwrap();
     block_on(offered.flush()).unwrap();
     let mut request = vec![0; circuit::connect(&b.id).len()];
     block_on(theirs.read_exact(&mut request)).unwrap();
     assert_eq!(request, circuit::connect(&b.id));
     let opened = b.sealer.open(theirs).now_or_never();
-    let (from, answering) = opened.expect("it is all there").unwrap();
-    assert_eq!(from, a.id);
+    let (from, content, answering) = opened.expect("it is all there").unwrap();
+    assert_eq!((from, content), (a.id, Content::Signalling));
     (offered, answering)
 }
 
@@ -178,6 +182,22 @@ fn an_offer_counts_once() {
 }
 
 #[test]
+fn early_data_is_for_one_run_of_the_peer() {
+    let keypair = Keypair::generate_ed25519();
+    let run = || Peer {
+        id: keypair.public().to_peer_id(),
+        sealer: Sealer::new(&keypair).unwrap(),
+    };
+    let (a, b, again) = (peer(), run(), run());
+    let content = Content::Stream(b.sealer.incarnation());
+    let flight = flight_of(content, &a, &b, b"order");
+    assert!(matches!(open(&again, &flight), Err(OfferError::Stale)));
+    let (from, told, _) = open(&b, &flight).unwrap();
+    assert_eq!((from, told), (a.id, content));
+    assert!(matches!(open(&b, &flight), Err(OfferError::Stale)));
+}
+
+#[test]
 fn nobody_offers_in_the_name_of_another() {
     let (mut a, b, victim) = (peer(), peer(), peer());
     a.sealer.identity = victim.sealer.identity;
@@ -201,10 +221,10 @@ fn an_offer_that_was_changed_does_not_open() {
 fn an_answer_of_somebody_else_is_an_error() {
     let (a, b, eve) = (peer(), peer(), peer());
     let (ours, theirs) = pair();
-    let mut offered = a.sealer.offer(&b.id, ours).unwrap();
+    let mut offered = a.sealer.offer(&b.id, Content::Signalling, ours).unwrap();
     block_on(offered.write_all(b"offer")).unwrap();
     // Eve answers an offer of her own making.
-    let (_, mut answering) = open(&eve, &first_flight(&a, &eve, b"offer")).unwrap();
+    let (_, _, mut answering) = open(&eve, &first_flight(&a, &eve, b"offer")).unwrap();
     answering.stream = theirs;
     block_on(answering.write_all(b"answer")).unwrap();
     block_on(answering.flush()).unwrap();
