@@ -40,10 +40,10 @@ pub struct RelayReport {
     pub connected: bool,
     /// Whether it holds a reservation for us.
     pub reserved: bool,
-    /// Whether it passes on what is sealed for a peer without a circuit: offers of ICE, and the
-    /// early data of [`Connector::open`](crate::Connector::open). Relays of this library do, which
-    /// shows soon after the link is up. In browsers always `false`.
-    pub offers: bool,
+    /// Whether it forwards what is sent before the peer has agreed: the first bytes of a circuit,
+    /// offers of ICE, and the early data of [`Connector::open`](crate::Connector::open). Relays of
+    /// this library do; it is known from them soon after the link is up.
+    pub forwards: bool,
     /// Why the last try failed, if it did.
     pub last_error: Option<String>,
     /// The round-trip time to it, once measured.

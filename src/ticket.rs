@@ -28,6 +28,13 @@ const MAX_ADDRESS_BYTES: usize = 512;
 /// A bound for what is looked at: 32 addresses of ordinary length are below 4 KiB.
 const MAX_TEXT: usize = 8192;
 
+/// The peer speaks resumable streams.
+const RESUMABLE: u8 = 1;
+/// It takes early data.
+const EARLY: u8 = 2;
+/// Its relays forward what is sent before it has agreed.
+const FORWARDED: u8 = 4;
+
 /// How to reach a peer: its id, addresses of relays where it holds a reservation, and addresses of
 /// its own.
 ///
@@ -40,6 +47,8 @@ pub struct Ticket {
     peer: PeerId,
     /// The peer speaks this library's stream protocol, so that opening a stream needs no asking.
     resumable: bool,
+    /// The relays forward what is sent before the peer has agreed.
+    forwarded: bool,
     /// The run of the peer that takes early data, if it takes any.
     incarnation: Option<Incarnation>,
     relays: Vec<Multiaddr>,
@@ -123,6 +132,7 @@ impl Ticket {
         Ok(Self {
             peer,
             resumable,
+            forwarded: false,
             incarnation: None,
             relays,
             addresses,
@@ -130,10 +140,16 @@ impl Ticket {
         })
     }
 
-    /// With the run of the peer that takes early data.
-    pub(crate) fn with_incarnation(mut self, incarnation: Option<Incarnation>) -> Self {
-        self.incarnation = incarnation.filter(|_| self.resumable);
+    /// With what a dialler may send before the peer has agreed: whether the relays forward it, and
+    /// the run of the peer that takes early data.
+    pub(crate) fn with_early(mut self, forwarded: bool, incarnation: Option<Incarnation>) -> Self {
+        self.forwarded = forwarded;
+        self.incarnation = incarnation;
         self
+    }
+
+    pub(crate) fn is_forwarded(&self) -> bool {
+        self.forwarded
     }
 
     pub(crate) fn incarnation(&self) -> Option<Incarnation> {
@@ -176,17 +192,16 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidTicket, message)
 }
 
-/// Layout before base64url: a byte that is 1 for a peer with resumable streams, 2 for one that takes
-/// early data too, else 0; the peer id; of a 2 the incarnation, 8 bytes; relays; addresses; mapped
-/// addresses. Each list is a count byte, each item a two-byte big-endian
+/// Layout before base64url: a byte of flags; the peer id; with [`EARLY`] the incarnation, 8 bytes;
+/// relays; addresses; mapped addresses. Each list is a count byte, each item a two-byte big-endian
 /// length and the item's binary form, which for a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(256);
-        bytes.push(match self.incarnation {
-            Some(_) => 2,
-            None => self.resumable.into(),
-        });
+        let flag = |flag: u8, set: bool| if set { flag } else { 0 };
+        let early = flag(EARLY, self.incarnation.is_some());
+        let forwarded = flag(FORWARDED, self.forwarded);
+        bytes.push(flag(RESUMABLE, self.resumable) | early | forwarded);
         // Lengths fit: `checked` bounds the addresses, a peer id has at most 42 bytes.
         let item = |bytes: &mut Vec<u8>, part: &[u8]| {
             bytes.extend_from_slice(&(part.len() as u16).to_be_bytes());
@@ -240,23 +255,23 @@ impl FromStr for Ticket {
             .decode(encoded.as_bytes())
             .map_err(|e| invalid(format!("not base64url at character {}", e.position)))?;
         let mut reader = Reader(&bytes);
-        let (resumable, early) = match reader.take(1, "kind")? {
-            [0] => (false, false),
-            [1] => (true, false),
-            [2] => (true, true),
-            _ => return Err(invalid("a kind of peer that this version does not know")),
-        };
+        let flags = reader.take(1, "flags")?[0];
+        if flags & !(RESUMABLE | EARLY | FORWARDED) != 0 {
+            return Err(invalid("a flag that this version does not know"));
+        }
         let peer = libp2p::PeerId::from_bytes(reader.item("peer id")?)
             .map_err(|_| invalid("the peer id is malformed"))?;
-        let incarnation = early.then(|| reader.incarnation()).transpose()?;
+        let early = (flags & EARLY != 0).then(|| reader.incarnation());
+        let incarnation = early.transpose()?;
         let relays = reader.addresses("relay")?;
         let addresses = reader.addresses("address")?;
         let mapped = reader.mapped()?;
         if !reader.0.is_empty() {
             return Err(invalid("bytes left over at the end"));
         }
-        let ticket = Self::checked(PeerId(peer), resumable, relays, addresses)?;
-        Ok(ticket.with_mapped(mapped).with_incarnation(incarnation))
+        let ticket = Self::checked(PeerId(peer), flags & RESUMABLE != 0, relays, addresses)?;
+        let ticket = ticket.with_mapped(mapped);
+        Ok(ticket.with_early(flags & FORWARDED != 0, incarnation))
     }
 }
 
@@ -358,13 +373,11 @@ mod tests {
 
     #[test]
     fn prints_url_safe_and_parses_back() {
-        let mut early = sample();
-        early.resumable = true;
-        for ticket in [
-            sample(),
-            early.clone(),
-            early.with_incarnation(Some([7; 8])),
-        ] {
+        let mut resumable = sample();
+        resumable.resumable = true;
+        let early = [(true, None), (false, Some([7; 8])), (true, Some([8; 8]))];
+        let early = early.map(|(forwarded, run)| resumable.clone().with_early(forwarded, run));
+        for ticket in [sample(), resumable].into_iter().chain(early) {
             let text = ticket.to_string();
             assert!(
                 text.chars()

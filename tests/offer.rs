@@ -132,7 +132,7 @@ async fn early_peer(relay: &Server) -> Connector {
     config.start_delays.circuit_relay = Duration::from_secs(1);
     let me = Connector::builder().config(config).bind().await.unwrap();
     let knows = async {
-        while !me.report().await.unwrap().relays[0].offers {
+        while !me.report().await.unwrap().relays[0].forwards {
             tokio::task::yield_now().await;
         }
     };

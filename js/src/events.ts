@@ -66,8 +66,8 @@ export interface RelayReport {
   readonly peerId: string;
   readonly connected: boolean;
   readonly reserved: boolean;
-  /** Whether it passes early data on; never in a browser. */
-  readonly offers: boolean;
+  /** Whether it forwards what is sent before the peer has agreed, as relays of this library do. */
+  readonly forwards: boolean;
   readonly lastError?: string | null;
   readonly rttMs?: number | null;
 }

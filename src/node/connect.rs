@@ -143,6 +143,9 @@ impl Node {
                 continue;
             };
             self.relays.learn(relay_peer, relay, false);
+            if ticket.is_forwarded() {
+                self.relays.trust(&relay_peer);
+            }
             if !targets.relays.contains(&relay_peer) {
                 targets.relays.push(relay_peer);
             }
@@ -335,9 +338,10 @@ impl Node {
 
     pub(super) fn on_identified(&mut self, peer: PeerId, protocols: HashSet<String>) {
         if let Some(relay) = self.relays.get_mut(&peer) {
-            relay.early = protocols.contains(EARLY_PROTOCOL);
-            relay.offers = protocols.contains(OFFER_PROTOCOL) && self.sealer.is_some();
+            let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
+            relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
             self.replan_over(peer);
+            self.refresh_ticket();
         }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;

@@ -55,18 +55,30 @@ impl Node {
         Ok((connection, stream))
     }
 
+    /// The way to the peer has come up, or may have: sends what waits for that.
+    pub(super) fn send_all_early(&mut self, id: u64) {
+        let session = self.sessions.get(&id).filter(|s| s.active.is_none());
+        let (Some(session), Some(_)) = (session, &self.sealer) else {
+            return;
+        };
+        let ours = session.pumps.iter().filter(|(_, pump)| pump.opener);
+        for stream in ours.map(|(stream, _)| *stream).collect::<Vec<_>>() {
+            self.send_early(id, stream);
+        }
+    }
+
     /// Asks a relay to carry one of our streams to the peer until there is a path.
     pub(super) fn send_early(&mut self, id: u64, stream: StreamId) {
-        let (Some(session), Some(_)) = (self.sessions.get(&id), &self.sealer) else {
+        let (Some(session), Some(_)) = (self.sessions.get_mut(&id), &self.sealer) else {
             return;
         };
         let targets = session.targets.as_ref();
-        if targets.and_then(|targets| targets.incarnation).is_none() {
-            return;
-        }
-        if let Some((relay, link)) = session.offer_relay(&self.relays)
+        let taken = targets.and_then(|targets| targets.incarnation).is_some();
+        if let Some((relay, link)) = session.offer_relay(&self.relays).filter(|_| taken)
             && let Link::Up(conn, _) = link.link
+            && let Some(pump) = session.pumps.get_mut(&stream).filter(|pump| !pump.early)
         {
+            pump.early = true;
             let protocol = StreamProtocol::new(OFFER_PROTOCOL);
             let streams = &mut self.swarm.behaviour_mut().streams;
             let open = streams.open(relay, conn, protocol);

@@ -715,7 +715,7 @@ impl Node {
         } else {
             Vec::new()
         };
-        let mut relays = self.relays.for_ticket();
+        let (mut relays, forwarded) = self.relays.for_ticket();
         relays.truncate(24);
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {
             Ok(ticket) => {
@@ -724,8 +724,9 @@ impl Node {
                     .sealer
                     .as_ref()
                     .map(backend::offer::Sealer::incarnation);
-                let ticket = ticket.with_mapped(mapped).with_incarnation(incarnation);
-                self.shared.set_ticket(ticket);
+                let ticket = ticket.with_mapped(mapped);
+                self.shared
+                    .set_ticket(ticket.with_early(forwarded, incarnation));
             }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }

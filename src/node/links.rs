@@ -83,7 +83,6 @@ impl Node {
             return;
         };
         relay.link = Link::Up(conn, addr);
-        relay.offers = false;
         relay.last_error = None;
         let waiting = std::mem::take(&mut relay.waiting);
         let reserve = self.config.reserve
@@ -93,6 +92,7 @@ impl Node {
         if reserve {
             self.reserve(peer);
         }
+        self.replan_over(peer);
         for session in waiting {
             self.dial_over(session, peer);
         }
@@ -219,18 +219,23 @@ impl Node {
     /// A circuit is being dialled: opens the stream to its relay, if the link is up.
     pub(super) fn on_circuit_request(&mut self, request: circuit::Request<Substream>) {
         let circuit::Request { relay, reply } = request;
-        let known = self.relays.get(&relay).map(|r| (&r.link, r.early));
-        let Some((Link::Up(conn, _), early)) = known else {
+        let known = self.relays.get(&relay).map(|r| (&r.link, r.forwards));
+        let Some((Link::Up(conn, _), forwards)) = known else {
             let _ = reply.send(Err(CircuitError::NoLink));
             return;
         };
-        let protocol = StreamProtocol::new(if early { EARLY_PROTOCOL } else { HOP_PROTOCOL });
+        let name = if forwards {
+            EARLY_PROTOCOL
+        } else {
+            HOP_PROTOCOL
+        };
+        let protocol = StreamProtocol::new(name);
         let streams = &mut self.swarm.behaviour_mut().streams;
         let open = streams.open(relay, *conn, protocol);
         self.opening.insert(open, Purpose::Circuit(reply));
     }
 
-    /// A relay can do more than was known: tells the sessions that it leads to.
+    /// A relay is there, or can do more than was known: tells the sessions that it leads to.
     pub(super) fn replan_over(&mut self, relay: PeerId) {
         let over = |session: &Session| {
             let targets = session.targets.as_ref();
@@ -238,6 +243,7 @@ impl Node {
         };
         let sessions = self.sessions.iter().filter(|(_, session)| over(session));
         for id in sessions.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.send_all_early(id);
             self.replan(id);
         }
     }

@@ -120,7 +120,12 @@ impl Node {
     fn keep(&mut self, id: u64, handle: resumable::PumpHandle<Carrier>, opener: bool) {
         if let Some(session) = self.sessions.get_mut(&id) {
             self.shared.metrics.streams.inc();
-            session.pumps.insert(handle.id(), Pump { handle, opener });
+            let pump = Pump {
+                handle,
+                opener,
+                early: false,
+            };
+            session.pumps.insert(pump.handle.id(), pump);
         }
     }
 

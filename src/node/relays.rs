@@ -29,10 +29,9 @@ pub(crate) struct Relay {
     pub(crate) reservation: Reservation,
     pub(crate) last_error: Option<String>,
     pub(crate) rtt: Option<Duration>,
-    /// Whether it forwards what follows a request before the peer has agreed.
-    pub(crate) early: bool,
-    /// Whether it passes sealed offers on.
-    pub(crate) offers: bool,
+    /// Whether it forwards what is sent before the peer has agreed, on circuits and sealed: it has
+    /// said so, or a ticket has of a relay that has not said anything yet.
+    pub(crate) forwards: bool,
     /// Sessions that wait for the link, to dial a circuit.
     pub(crate) waiting: Vec<u64>,
     pub(crate) backoff: Backoff,
@@ -65,8 +64,7 @@ impl Relay {
             reservation: Reservation::None,
             last_error: None,
             rtt: None,
-            early: false,
-            offers: false,
+            forwards: false,
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,
@@ -107,6 +105,15 @@ impl Relays {
             }
         }
         relays
+    }
+
+    /// A ticket says that `peer` forwards; what it says itself on a link that is up counts more.
+    pub(crate) fn trust(&mut self, peer: &PeerId) {
+        if let Some(relay) = self.known.get_mut(peer)
+            && !matches!(relay.link, Link::Up(..))
+        {
+            relay.forwards = true;
+        }
     }
 
     /// Notes an address of a relay.
@@ -176,14 +183,15 @@ impl Relays {
         self.known.values().filter(held).count()
     }
 
-    /// Where others reach us: addresses of the relays that hold a reservation.
-    pub(crate) fn for_ticket(&self) -> Vec<Multiaddr> {
-        self.order
-            .iter()
-            .map(|peer| &self.known[peer])
-            .filter(|relay| matches!(relay.reservation, Reservation::Held(_)))
-            .flat_map(|relay| relay.announced.iter().cloned())
-            .collect()
+    /// Where others reach us: addresses of the relays that hold a reservation, and whether all of
+    /// these forward what comes early.
+    pub(crate) fn for_ticket(&self) -> (Vec<Multiaddr>, bool) {
+        let known = self.order.iter().map(|peer| &self.known[peer]);
+        let held = |relay: &&Relay| matches!(relay.reservation, Reservation::Held(_));
+        let held: Vec<_> = known.filter(held).collect();
+        let forwarding = held.iter().all(|relay| relay.forwards);
+        let addresses = held.into_iter().flat_map(|relay| &relay.announced);
+        (addresses.cloned().collect(), forwarding)
     }
 
     pub(crate) fn errors(&self) -> Vec<String> {
@@ -205,7 +213,7 @@ impl Relays {
                     peer_id: peer.to_string(),
                     connected: matches!(relay.link, Link::Up(..)),
                     reserved: matches!(relay.reservation, Reservation::Held(_)),
-                    offers: relay.offers,
+                    forwards: relay.forwards,
                     last_error: relay.last_error.clone(),
                     rtt: relay.rtt,
                 }

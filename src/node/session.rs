@@ -119,6 +119,8 @@ pub(crate) struct Conn {
 pub(crate) struct Pump {
     pub(crate) handle: PumpHandle<Carrier>,
     pub(crate) opener: bool,
+    /// It was sent before there was a path.
+    pub(crate) early: bool,
 }
 
 impl Session {
@@ -187,7 +189,7 @@ impl Session {
         known
             .find_map(|relay| {
                 let link = relays.get(relay)?;
-                (link.offers && matches!(link.link, Link::Up(..))).then_some((*relay, link))
+                (link.forwards && matches!(link.link, Link::Up(..))).then_some((*relay, link))
             })
             .filter(|_| backend::offer::is_sealable(&self.peer))
     }
