@@ -34,6 +34,9 @@ fn autonat(config: &Config) -> autonat::Behaviour {
     autonat::Behaviour::new(rand::make_rng(), interval)
 }
 
+/// DCUtR dials by itself.
+pub(crate) const PUNCHES: bool = true;
+
 pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;

@@ -18,6 +18,7 @@ use super::{
     streams::OpenError,
 };
 use crate::{
+    backend::stock::PUNCHES,
     core::{
         address,
         birthday::Guessing,
@@ -91,7 +92,9 @@ impl Node {
     }
 
     pub(super) fn on_guessing(&mut self, peer: PeerId, guessing: Guessing) {
-        let Some(&id) = self.by_peer.get(&peer) else {
+        // A page guesses none.
+        let known = self.by_peer.get(&peer).copied();
+        let Some(id) = known.filter(|_| self.net.rtc.nat().is_some()) else {
             return;
         };
         let (attempt, strategy) = (AttemptId::Ice, Strategy::Birthday);
@@ -278,7 +281,7 @@ impl Node {
 
     /// libp2p dials by itself: where there is a circuit already, to punch a hole (DCUtR).
     pub(super) fn on_dialling(&mut self, peer: PeerId, conn: ConnectionId) {
-        let Some(&id) = self.by_peer.get(&peer) else {
+        let Some(&id) = self.by_peer.get(&peer).filter(|_| PUNCHES) else {
             return;
         };
         let wanted = |s: &&Session| s.circuit().is_some() && !s.is_direct();
@@ -292,7 +295,7 @@ impl Node {
     /// Both peers dial at the same time, so it may be the other's dial that comes through, even
     /// before ours has begun.
     pub(super) fn punched(&mut self, id: u64, conn: ConnectionId, dialled: bool) -> bool {
-        let Some(session) = self.sessions.get(&id) else {
+        let Some(session) = self.sessions.get(&id).filter(|_| PUNCHES) else {
             return false;
         };
         let stock = session.circuit().is_some() && session.resumable != Some(true);
@@ -313,7 +316,7 @@ impl Node {
     }
 
     fn punch_ended(&mut self, conn: ConnectionId, failure: Option<(Cause, String)>) {
-        let Some((id, started)) = self.punches.remove(&conn) else {
+        let Some((id, started)) = self.punches.remove(&conn).filter(|_| PUNCHES) else {
             return;
         };
         let ended = self.sessions.get(&id).map(|s| s.started.elapsed());

@@ -14,6 +14,9 @@ pub(crate) fn behaviour(_: PeerId, _: &Config) -> Behaviour {
     node::ping()
 }
 
+/// A page punches holes by ICE alone, not by DCUtR.
+pub(crate) const PUNCHES: bool = false;
+
 /// A page maps no ports.
 pub(crate) fn set_mapped(_: &mut Behaviour, _: Option<SocketAddr>) {}
 
