@@ -238,3 +238,21 @@ async fn what_is_wrong_at_once_is_said_at_once() {
     let named = dialler.open(&listener.ticket(), "").await.unwrap_err();
     assert_eq!(named.kind(), ErrorKind::InvalidProtocol);
 }
+
+#[tokio::test]
+async fn a_connection_that_no_path_follows_ends() {
+    let relay = relay(16).await;
+    let mut patient = config(&relay, true);
+    patient.resume_timeout = Duration::from_secs(1);
+    let listener = Connector::builder().config(patient).bind().await.unwrap();
+    let mut connections = answering(&listener);
+    let dialler = early_peer(&relay).await;
+    let ticket = listener.ticket().without_addresses();
+    let (_connection, mut stream) = dialler.open(&ticket, "ask/1").await.unwrap();
+    assert_eq!(ask(&mut stream, b"early").await, b"early");
+    let accepted = connections.recv().await.unwrap();
+    dialler.close().await;
+    let ended = timeout(PATIENCE, accepted.closed()).await;
+    assert_eq!(ended.expect("it ends"), ErrorKind::ConnectionLost);
+    assert_eq!(listener.report().await.unwrap().connections, 0);
+}
