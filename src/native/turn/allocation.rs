@@ -11,7 +11,7 @@ use std::{
 use stun_types::{
     TransportType,
     attribute::{AlternateServer, AttributeType, ErrorCode},
-    message::{Message, MessageClass},
+    message::{Message, MessageClass, TransactionId},
 };
 use tokio::{
     sync::{Notify, oneshot},
@@ -96,6 +96,10 @@ struct State {
     deleted: bool,
     /// The last error that the server named.
     error: Option<u16>,
+    /// The request that it asked for credentials at.
+    challenge: Option<TransactionId>,
+    /// Whether it asked again at one that had them (RFC 8489 section 9.2.5).
+    refused: bool,
     /// Where it says to go instead.
     elsewhere: Option<SocketAddr>,
     /// Told once there is an IPv4 address and nothing is said of an IPv6 one.
@@ -182,6 +186,8 @@ impl Allocation {
             relayed: Vec::new(),
             deleted: false,
             error: None,
+            challenge: None,
+            refused: false,
             elsewhere: None,
             ipv6: match families {
                 Families::Both(missing) => Some(missing),
@@ -283,6 +289,14 @@ impl Allocation {
         let mut out = Vec::new();
         let mut created = Vec::new();
         let mut state = self.state();
+        if state.refused {
+            // The client would ask on until it has no time left.
+            return Step {
+                wait: None,
+                ended: true,
+                created,
+            };
+        }
         let polled = state.client.poll(clock);
         while let Some(event) = state.client.poll_event() {
             match event {
@@ -334,9 +348,9 @@ impl Allocation {
                     created,
                 }
             }
-            ended => Step {
+            closed => Step {
                 wait: None,
-                ended: matches!(ended, TurnPollRet::Closed),
+                ended: matches!(closed, TurnPollRet::Closed),
                 created,
             },
         }
@@ -465,6 +479,10 @@ impl Carrier for Allocation {
             if code == Some(ErrorCode::TRY_ALTERNATE) {
                 let other = message.attribute::<AlternateServer>();
                 state.elsewhere = other.ok().map(|other| other.server());
+            } else if code == Some(ErrorCode::UNAUTHORIZED) {
+                let request = message.transaction_id();
+                let first = *state.challenge.get_or_insert(request);
+                state.refused |= first != request;
             }
             if message.has_attribute(ADDRESS_ERROR_CODE) {
                 state.ipv6 = None;
