@@ -42,7 +42,7 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const RELAY_RESERVATIONS: usize = 2;
 /// As many as a stock relay grants in all.
 const MAX_CIRCUITS: usize = 16;
-/// A probe costs others a packet or two, so an unreachable AutoNAT server is left alone this long.
+/// A test costs up to 100 kB and another machine's dial, so it is nothing to begin at once.
 const AUTONAT_RETRY: Duration = Duration::from_secs(30);
 /// With 256 ports open, 1,024 random probes find one with 98 % and need few of a NAT's entries.
 const BIRTHDAY_SOCKETS: u16 = 256;
@@ -179,9 +179,13 @@ pub struct Config {
     /// beyond takes that of a connection which does not use it. 1 to 1,024. Defaults to 16.
     #[serde(alias = "maxCircuits")]
     pub max_circuits: usize,
-    /// How often AutoNAT servers (relays, mostly) are asked to dial those of our addresses that have
-    /// not been tested yet. 1 s to 1 h. Defaults to 30 s; nothing waits for it. Native only; ignored
-    /// in a browser.
+    /// How long an address of ours that others may be able to dial waits for its first test, by an
+    /// AutoNAT server (relays, mostly), and for the next one after a test that failed, which
+    /// doubles up to 120 times this. One that was reached is tested again after 20 times this, and
+    /// taken back when that fails, or when nobody has reached it for 40 times this. 1 s to 1 h.
+    /// Defaults to 30 s, hence 10 and 20 min: a test costs up to 100 kB. Nothing waits for it.
+    /// Native only; ignored in a browser. Peers do not test each other: one in the network of the
+    /// other reaches what nobody else does.
     #[serde(rename = "autonat_retry_ms", alias = "autonatRetryMs", with = "millis")]
     pub autonat_retry: Duration,
     /// Whether to ask the local network, by multicast DNS (RFC 6762), for the addresses that pages

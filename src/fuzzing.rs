@@ -14,7 +14,7 @@ use str0m::ice::StunMessage;
 use crate::{
     config::Config,
     core::{
-        self,
+        self, autonat,
         candidate::Candidate,
         circuit::{Answer, CircuitError},
         frame::{self, StreamState},
@@ -36,6 +36,7 @@ pub type Target = fn(&[u8]) -> bool;
 /// All of them by name, which is also the name of the folder of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
     ("address", address),
+    ("autonat", autonat),
     ("candidate", candidate),
     ("circuit", circuit),
     ("data_channel", data_channel),
@@ -74,6 +75,15 @@ pub fn address(data: &[u8]) -> bool {
     let _ = core::address::relay_part(&addr);
     let _ = core::address::is_link_local(&addr);
     true
+}
+
+/// What an AutoNAT server answers, and what proves that it reached us.
+pub fn autonat(data: &[u8]) -> bool {
+    let answer = autonat::answer(data);
+    if let Some(autonat::Answer::Wants(bytes)) = answer {
+        assert!(autonat::data(bytes).len() < 2 * 100_000);
+    }
+    autonat::proof(data).is_some() || answer.is_some()
 }
 
 /// The `candidate` attribute.

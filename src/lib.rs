@@ -77,7 +77,7 @@ pub use event::{Attempt, Cause, Outcome, Path, PathEvent, PathEvents, PathKind, 
 pub use identity::{Identity, PeerId};
 pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
-    Report, StunReport,
+    Report, StunReport, TurnReport,
 };
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;

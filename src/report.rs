@@ -21,7 +21,8 @@ pub struct Report {
     /// The NAT before us, as far as it is known.
     pub nat: NatReport,
     /// Those of our addresses that a relay, or another AutoNAT server, has dialled from an address
-    /// that we had not sent anything to: peers reach us there, and the ticket says so first. Empty
+    /// that we had not sent anything to: peers reach us there, and the ticket says so first. They
+    /// are tested again and again, and gone when that fails or the network changes. Empty
     /// behind most NATs, with `direct` off and in browsers. Personal data.
     pub confirmed: Vec<String>,
     /// Connections to peers, the relays' own not counted.
@@ -132,6 +133,21 @@ pub struct StunReport {
     #[serde(rename = "rtt_ms", serialize_with = "crate::event::opt_millis")]
     pub rtt: Option<std::time::Duration>,
     /// Why it gave no answer.
+    pub error: Option<String>,
+}
+
+/// One TURN server, asked by [`Config::check_turn`](crate::Config).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TurnReport {
+    /// Its URL.
+    pub server: String,
+    /// The addresses that it gave, one of each family that it has.
+    pub relayed: Vec<String>,
+    /// The time to the first of them, with its name, connection and handshakes.
+    #[serde(rename = "ms", serialize_with = "crate::event::opt_millis")]
+    pub took: Option<std::time::Duration>,
+    /// Why it gave none.
     pub error: Option<String>,
 }
 

@@ -1,6 +1,8 @@
 //! Pure policy: plain data and state machines, with time and randomness as arguments.
 
 pub(crate) mod address;
+#[allow(dead_code, reason = "nobody dials a browser")]
+pub(crate) mod autonat;
 pub(crate) mod backoff;
 #[allow(dead_code, reason = "a browser guesses no ports")]
 pub(crate) mod birthday;
@@ -18,6 +20,8 @@ pub(crate) mod plan;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
 pub(crate) mod race;
+#[allow(dead_code, reason = "nobody dials a browser")]
+pub(crate) mod reachability;
 pub(crate) mod resume;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;

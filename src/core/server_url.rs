@@ -18,8 +18,8 @@ pub(crate) enum Service {
     Turn(Transport),
 }
 
-/// How a TURN server is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a TURN server is reached; the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Transport {
     Udp,
     Tcp,

@@ -21,7 +21,10 @@ use super::{
     stun::StunClient,
     turn::{Hold, LINGER, Relays, Roots, Server},
 };
-use crate::{core::candidate::CandidateKind, report::NatReport};
+use crate::{
+    core::{candidate::CandidateKind, server_url::Transport},
+    report::NatReport,
+};
 
 /// How we came by an address that we offer; [`CandidateKind`] is what of it peers are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,8 +37,8 @@ pub(crate) enum Origin {
     Stun,
     /// The NAT is expected to use it next.
     Prediction,
-    /// A TURN server allocated it.
-    Turn,
+    /// A TURN server, asked over this, allocated it.
+    Turn(Transport),
     /// The birthday method met it.
     Birthday,
 }
@@ -45,7 +48,7 @@ impl Origin {
         match self {
             Self::Interface | Self::Birthday => CandidateKind::Host,
             Self::PortMapping | Self::Stun | Self::Prediction => CandidateKind::ServerReflexive,
-            Self::Turn => CandidateKind::Relayed,
+            Self::Turn(_) => CandidateKind::Relayed,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The native backend.
 
+mod autonat;
 mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod identity;

@@ -149,9 +149,9 @@ struct Routes {
     by_tag: HashMap<Tag, Weak<dyn Receiver>>,
     /// QUIC connections that begin and are of no other receiver.
     quic_listener: Option<Weak<dyn Receiver>>,
-    /// What comes from TURN servers, by their address. First bytes of channel data and of QUIC
+    /// What comes from TURN servers, by the local port and their address. First bytes of channel data and of QUIC
     /// overlap, so the source decides (RFC 9443 section 3).
-    by_server: HashMap<SocketAddr, Weak<dyn Carrier>>,
+    by_server: HashMap<(u16, SocketAddr), Weak<dyn Carrier>>,
     /// Who carries what is sent from a relayed address.
     by_relayed: HashMap<SocketAddr, Weak<dyn Carrier>>,
 }
@@ -401,15 +401,20 @@ impl Sockets {
         self.routes().stun_client = Some(Arc::downgrade(to));
     }
 
-    /// Routes what comes from a TURN server to its client, first of all. `false` if the server
-    /// has one already: over one socket there can be no other (RFC 8656 section 5).
-    pub(crate) fn route_server(&self, server: SocketAddr, to: &Arc<dyn Carrier>) -> bool {
+    /// Routes what comes to a local port from a TURN server to its client, first of all. `false`
+    /// if it has one already: over one socket there can be no other (RFC 8656 section 5).
+    pub(crate) fn route_server(
+        &self,
+        port: u16,
+        server: SocketAddr,
+        to: &Arc<dyn Carrier>,
+    ) -> bool {
         let mut routes = self.routes();
-        let taken = routes.by_server.get(&server);
+        let taken = routes.by_server.get(&(port, server));
         if taken.is_some_and(|carrier| carrier.strong_count() > 0) {
             return false;
         }
-        routes.by_server.insert(server, Arc::downgrade(to));
+        routes.by_server.insert((port, server), Arc::downgrade(to));
         true
     }
 
@@ -520,7 +525,10 @@ async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
         for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
             let ip = meta.dst_ip.unwrap_or(port.local.ip());
             let destination = SocketAddr::new(ip, port.local.port());
-            let server = lock(&routes).by_server.get(&meta.addr).cloned();
+            let server = lock(&routes)
+                .by_server
+                .get(&(port.local.port(), meta.addr))
+                .cloned();
             let server = server.and_then(|carrier| carrier.upgrade());
             let (run, stride) = (&buffer[..meta.len], meta.stride.max(1));
             let Some(server) = server else {

@@ -3,14 +3,12 @@
 use std::net::SocketAddr;
 
 use libp2p::{
-    PeerId,
-    autonat::v2::client as autonat,
-    connection_limits, ping,
+    PeerId, StreamProtocol, connection_limits, ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{dcutr, mapped};
-use crate::{Config, node};
+use super::{autonat, dcutr, mapped};
+use crate::{Config, core::autonat::DIAL_REQUEST, node};
 
 /// Handshakes under way that others have begun; further ones are refused. Each takes some tens of
 /// kilobytes for as long as a silent peer is waited for.
@@ -29,11 +27,6 @@ pub(crate) struct Behaviour {
     mapped: mapped::Behaviour,
 }
 
-fn autonat(config: &Config) -> autonat::Behaviour {
-    let interval = autonat::Config::default().with_probe_interval(config.autonat_retry);
-    autonat::Behaviour::new(rand::make_rng(), interval)
-}
-
 /// DCUtR dials by itself.
 pub(crate) const PUNCHES: bool = true;
 
@@ -47,7 +40,9 @@ pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         ping: node::ping(),
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
-        autonat: direct.then(|| autonat(config)).into(),
+        autonat: direct
+            .then(|| autonat::Behaviour::new(config.autonat_retry))
+            .into(),
         mapped: mapped::Behaviour::default(),
     }
 }
@@ -57,11 +52,20 @@ pub(crate) fn set_mapped(behaviour: &mut Behaviour, mapped: Option<SocketAddr>) 
     behaviour.mapped.set(mapped);
 }
 
+/// Takes in what a peer serves.
+pub(crate) fn identified(behaviour: &mut Behaviour, peer: PeerId, protocols: &[StreamProtocol]) {
+    if let Some(autonat) = behaviour.autonat.as_mut() {
+        let serves = protocols.iter().any(|p| p.as_ref() == DIAL_REQUEST);
+        autonat.identified(peer, serves);
+    }
+}
+
 /// What of it is about a path that answers or does not.
 pub(crate) fn ping(event: BehaviourEvent) -> Option<ping::Event> {
     match event {
         BehaviourEvent::Ping(event) => Some(event),
         BehaviourEvent::Limits(never) => match never {},
-        BehaviourEvent::Dcutr(_) | BehaviourEvent::Autonat(_) | BehaviourEvent::Mapped(_) => None,
+        BehaviourEvent::Autonat(never) => match never {},
+        BehaviourEvent::Dcutr(_) | BehaviourEvent::Mapped(_) => None,
     }
 }

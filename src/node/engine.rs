@@ -569,6 +569,8 @@ impl Node {
             BehaviourEvent::Identify(libp2p::identify::Event::Received {
                 peer_id, info, ..
             }) => {
+                let stock = &mut self.swarm.behaviour_mut().stock;
+                backend::stock::identified(stock, peer_id, &info.protocols);
                 let protocols = info.protocols.iter().map(ToString::to_string).collect();
                 self.on_identified(peer_id, protocols);
             }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use libp2p::{PeerId, ping};
+use libp2p::{PeerId, StreamProtocol, ping};
 
 use crate::{Config, node};
 
@@ -19,6 +19,9 @@ pub(crate) const PUNCHES: bool = false;
 
 /// A page maps no ports.
 pub(crate) fn set_mapped(_: &mut Behaviour, _: Option<SocketAddr>) {}
+
+/// Nobody can dial a page.
+pub(crate) fn identified(_: &mut Behaviour, _: PeerId, _: &[StreamProtocol]) {}
 
 /// What of it is about a path that answers or does not.
 pub(crate) fn ping(event: ping::Event) -> Option<ping::Event> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use throughline::{
     Connector, Error, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
-    Report,
+    Report, TurnReport,
 };
 
 use crate::{
@@ -21,11 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(args: PeerArgs, output: Output) -> Result<(), Error> {
+    let config = peer::config(&args)?;
     let connector = peer::bind(&args, true).await?;
-    let report = settled(&connector).await;
+    let (report, servers) = tokio::join!(settled(&connector), config.check_turn());
     connector.close().await;
-    let report = report?;
-    output.result("report", json!(report), || text(&report));
+    let (report, servers) = (report?, servers?);
+    let mut fields = json!(report);
+    fields["turn"] = json!(servers);
+    output.result("report", fields, || text(&report, &servers));
     Ok(())
 }
 
@@ -48,13 +51,14 @@ fn relay_is_settled(relay: &RelayReport) -> bool {
     (relay.connected && relay.rtt.is_some()) || relay.last_error.is_some()
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &Report, servers: &[TurnReport]) -> String {
     let mut lines = vec![format!("peer {}", report.peer_id)];
     if report.relays.is_empty() {
         let text = "no relay configured: only peers that can reach the addresses below can connect";
         lines.push(text.into());
     }
     lines.extend(report.relays.iter().map(relay));
+    lines.extend(servers.iter().map(turn));
     lines.extend(nat(&report.nat));
     for address in &report.observed {
         lines.push(format!("seen by others as {address}"));
@@ -84,6 +88,17 @@ fn relay(relay: &RelayReport) -> String {
     format!("relay {}: {state}{rtt} {reason}", relay.peer_id)
         .trim_end()
         .to_owned()
+}
+
+fn turn(server: &TurnReport) -> String {
+    let state = match &server.error {
+        Some(error) => error.clone(),
+        None => {
+            let took = server.took.map(millis).unwrap_or_default();
+            format!("gives {} after {took} ms", server.relayed.join(" and "))
+        }
+    };
+    format!("TURN {}: {state}", server.server)
 }
 
 fn round_trip(rtt: Option<Duration>) -> String {

@@ -39,7 +39,7 @@ async fn serve_metrics(addr: SocketAddr, connector: Connector) -> Result<(), Err
 }
 
 /// The configuration file, then what the command line sets and adds.
-fn config(args: &PeerArgs) -> Result<Config, Error> {
+pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     let mut settings = toml::Table::new();
     if let Some(path) = &args.config {
         let text = std::fs::read_to_string(path)

@@ -6,10 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use str0m::{Candidate, IceCreds, crypto::Sha1HmacProvider, ice::IceAgent};
+use str0m::{
+    Candidate, IceCreds,
+    crypto::Sha1HmacProvider,
+    ice::{IceAgent, default_local_preference},
+};
 
 use crate::{
-    core::candidate::CandidateKind,
+    core::{candidate::CandidateKind, server_url::Transport},
     native::gather::{LocalCandidate, Origin},
     rtc::backend::{CandidatePair, Endpoint},
 };
@@ -25,6 +29,10 @@ const TIMING_ADVANCE: Duration = Duration::from_millis(5);
 const CHECK_RTO: Duration = Duration::from_millis(100);
 const CHECK_RTO_MAX: Duration = Duration::from_secs(1);
 const CHECK_RETRANSMITS: usize = 11;
+
+/// How much less a relayed candidate is preferred for each layer between the datagrams and IP. The
+/// agent gives relayed ones 16,383 at most, and two less for each that there are already.
+const STREAM_PENALTY: u32 = 4_000;
 
 /// Pairs checked at most, highest priority first (RFC 8445 section 6.1.2.5).
 pub(super) const MAX_PAIRS: usize = 100;
@@ -77,6 +85,22 @@ pub(super) fn new(hmac: &'static dyn Sha1HmacProvider, now: Instant) -> IceAgent
     ice
 }
 
+/// Adds a local candidate, as the agent has it then; `None` for addresses it refuses.
+///
+/// Of relayed ones, those of servers asked over UDP come before those over TCP and TLS (RFC 8445
+/// section 5.1.2.1): a stream holds everything back for each datagram that is lost.
+pub(super) fn add(ice: &mut IceAgent, local: &LocalCandidate) -> Option<Candidate> {
+    let behind = match local.origin {
+        Origin::Turn(Transport::Tcp) => STREAM_PENALTY,
+        Origin::Turn(Transport::Tls) => 2 * STREAM_PENALTY,
+        _ => 0,
+    };
+    ice.set_local_preference(move |candidate: &Candidate, same_kind| {
+        default_local_preference(candidate, same_kind).saturating_sub(behind)
+    });
+    ice.add_local_candidate(candidate(local)?).cloned()
+}
+
 /// A local candidate as the agent has it; `None` for addresses it refuses.
 pub(super) fn candidate(candidate: &LocalCandidate) -> Option<Candidate> {
     let made = match candidate.kind() {
@@ -121,7 +145,7 @@ pub(super) fn pair(
     let relayed = known
         .local
         .iter()
-        .find(|l| l.addr == source && l.origin == Origin::Turn);
+        .find(|l| l.addr == source && l.kind() == CandidateKind::Relayed);
     let offered = relayed.or(offered);
     let local = Endpoint {
         kind: match (offered, known.seen) {
@@ -140,4 +164,41 @@ pub(super) fn pair(
     let mut pair = CandidatePair::new(local, remote);
     pair.rtt = ice.nominated_pair_rtt();
     pair
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relayed_candidates_come_after_all_others_and_streams_last() {
+        let provider = str0m::crypto::from_feature_flags();
+        let mut ice = new(provider.sha1_hmac_provider, Instant::now());
+        let mut priority = |origin, port| {
+            let addr = SocketAddr::from(([203, 0, 113, 1], port));
+            let local = LocalCandidate {
+                origin,
+                addr,
+                base: addr,
+            };
+            add(&mut ice, &local).unwrap().prio()
+        };
+        // However late they come.
+        let origins = [
+            Origin::Turn(Transport::Tls),
+            Origin::Turn(Transport::Tcp),
+            Origin::Turn(Transport::Udp),
+            Origin::Turn(Transport::Udp),
+            Origin::Stun,
+            Origin::Interface,
+        ];
+        let given: Vec<_> = (1..)
+            .zip(origins)
+            .map(|(port, o)| priority(o, port))
+            .collect();
+        let [tls, tcp, udp, late, stun, host] = given[..] else {
+            panic!("{given:?}");
+        };
+        assert!(tls < tcp && tcp < late && late < udp && udp < stun && stun < host);
+    }
 }

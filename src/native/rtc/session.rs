@@ -361,9 +361,7 @@ impl Session {
                 continue;
             }
             self.local.push(*candidate);
-            let added =
-                agent::candidate(candidate).and_then(|c| self.ice.add_local_candidate(c).cloned());
-            if let Some(added) = added
+            if let Some(added) = agent::add(&mut self.ice, candidate)
                 && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
             {
                 line.mapped = candidate.origin == Origin::PortMapping;

@@ -10,10 +10,13 @@ use std::{
 
 use stun_types::{
     TransportType,
-    attribute::ErrorCode,
-    message::{Message, MessageClass},
+    attribute::{AlternateServer, AttributeType, ErrorCode},
+    message::{Message, MessageClass, TransactionId},
 };
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::{Notify, oneshot},
+    time,
+};
 use turn_client_proto::{
     api::{Transmit, TurnConfig, TurnEvent, TurnPollRet, TurnRecvRet},
     prelude::{DelayedTransmitBuild as _, TurnClientApi as _},
@@ -50,15 +53,29 @@ const MAX_WAITING: usize = 64;
 /// When a peer that the server refused is asked for again.
 const REFUSED: Duration = Duration::from_secs(30);
 
+/// With it a server says why there is no address of a family (RFC 8656 section 18.12).
+const ADDRESS_ERROR_CODE: AttributeType = AttributeType::new(0x8001);
+
 /// Bytes that wait for a TCP connection at most: a round trip's worth at 20 Mbit/s and 100 ms.
 const MAX_QUEUE: usize = 256 << 10;
 
 turn_client_proto::impl_client!(Client, (Udp, TurnClientUdp), (Tcp, TurnClientTcp));
 
+/// Which families of relayed addresses an allocation is to have.
+pub(super) enum Families {
+    /// IPv4 and IPv6 (RFC 8656 section 7.1, ADDITIONAL-ADDRESS-FAMILY). A server without IPv6 says
+    /// so; older ones take no notice of the wish, of which this tells.
+    Both(oneshot::Sender<()>),
+    /// IPv6 alone, which those servers know, too (REQUESTED-ADDRESS-FAMILY).
+    V6,
+}
+
 /// An allocation. Everything happens in [`drive`](Self::drive), [`Carrier::carry`] and
 /// [`Carrier::take`].
 pub(super) struct Allocation {
     server: SocketAddr,
+    /// What it sends from over UDP.
+    source: SocketAddr,
     sockets: Sockets,
     /// Bytes for the connection; `None` over UDP.
     queue: Option<Queue>,
@@ -79,6 +96,14 @@ struct State {
     deleted: bool,
     /// The last error that the server named.
     error: Option<u16>,
+    /// The request that it asked for credentials at.
+    challenge: Option<TransactionId>,
+    /// Whether it asked again at one that had them (RFC 8489 section 9.2.5).
+    refused: bool,
+    /// Where it says to go instead.
+    elsewhere: Option<SocketAddr>,
+    /// Told once there is an IPv4 address and nothing is said of an IPv6 one.
+    ipv6: Option<oneshot::Sender<()>>,
 }
 
 /// What a connection has to send.
@@ -123,23 +148,35 @@ struct Step {
 }
 
 impl Allocation {
-    /// Over the shared socket, to which `server` has to be routed.
-    pub(super) fn over_udp(server: &Server, addr: SocketAddr, sockets: &Sockets) -> Arc<Self> {
-        let client = TurnClientUdp::allocate(local(), addr, config(server));
-        Self::new(Client::Udp(client), addr, sockets, None)
+    /// From the socket at `source`, to which `server` has to be routed.
+    pub(super) fn over_udp(
+        server: &Server,
+        (source, addr): (SocketAddr, SocketAddr),
+        sockets: &Sockets,
+        families: Families,
+    ) -> Arc<Self> {
+        let client = TurnClientUdp::allocate(local(), addr, config(server, &families));
+        Self::new(Client::Udp(client), (source, addr), sockets, None, families)
     }
 
     /// Over a connection, to which [`queue`](Self::queue) has to be written.
-    pub(super) fn over_stream(server: &Server, addr: SocketAddr, sockets: &Sockets) -> Arc<Self> {
-        let client = TurnClientTcp::allocate(local(), addr, config(server));
-        Self::new(Client::Tcp(client), addr, sockets, Some(Queue::default()))
+    pub(super) fn over_stream(
+        server: &Server,
+        addr: SocketAddr,
+        sockets: &Sockets,
+        families: Families,
+    ) -> Arc<Self> {
+        let client = TurnClientTcp::allocate(local(), addr, config(server, &families));
+        let (ends, queue) = ((local(), addr), Some(Queue::default()));
+        Self::new(Client::Tcp(client), ends, sockets, queue, families)
     }
 
     fn new(
         client: Client,
-        server: SocketAddr,
+        (source, server): (SocketAddr, SocketAddr),
         sockets: &Sockets,
         queue: Option<Queue>,
+        families: Families,
     ) -> Arc<Self> {
         let state = State {
             client,
@@ -149,9 +186,17 @@ impl Allocation {
             relayed: Vec::new(),
             deleted: false,
             error: None,
+            challenge: None,
+            refused: false,
+            elsewhere: None,
+            ipv6: match families {
+                Families::Both(missing) => Some(missing),
+                Families::V6 => None,
+            },
         };
         Arc::new(Self {
             server,
+            source,
             sockets: sockets.clone(),
             queue,
             state: Mutex::new(state),
@@ -194,10 +239,12 @@ impl Allocation {
                 return Ok(());
             }
             if step.ended || deadline.is_some_and(|deadline| now >= deadline) {
-                return Err(match (self.state().error, step.ended) {
-                    (Some(code), _) => Failure::Refused(code),
-                    (None, true) => Failure::Lost,
-                    (None, false) => Failure::Timeout,
+                let state = self.state();
+                return Err(match (state.elsewhere, state.error, step.ended) {
+                    (Some(other), ..) => Failure::Elsewhere(other),
+                    (_, Some(code), _) => Failure::Refused(code),
+                    (_, None, true) => Failure::Lost,
+                    (_, None, false) => Failure::Timeout,
                 });
             }
             let until = [step.wait, deadline].into_iter().flatten().min();
@@ -242,6 +289,14 @@ impl Allocation {
         let mut out = Vec::new();
         let mut created = Vec::new();
         let mut state = self.state();
+        if state.refused {
+            // The client would ask on until it has no time left.
+            return Step {
+                wait: None,
+                ended: true,
+                created,
+            };
+        }
         let polled = state.client.poll(clock);
         while let Some(event) = state.client.poll_event() {
             match event {
@@ -249,6 +304,13 @@ impl Allocation {
                     state.relayed.push(relayed);
                     state.error = None;
                     created.push(relayed);
+                }
+                TurnEvent::AllocationCreateFailed(AddressFamily::IPV6)
+                    if !state.relayed.is_empty() =>
+                {
+                    if let Some(missing) = state.ipv6.take() {
+                        let _ = missing.send(());
+                    }
                 }
                 TurnEvent::PermissionCreated(_, ip) => self.send_waiting(&mut state, ip, clock),
                 TurnEvent::PermissionCreateFailed(_, ip) => {
@@ -286,9 +348,9 @@ impl Allocation {
                     created,
                 }
             }
-            ended => Step {
+            closed => Step {
                 wait: None,
-                ended: matches!(ended, TurnPollRet::Closed),
+                ended: matches!(closed, TurnPollRet::Closed),
                 created,
             },
         }
@@ -300,14 +362,10 @@ impl Allocation {
         match &self.queue {
             Some(queue) => queue.push(frames),
             None => {
-                let source = match self.server {
-                    SocketAddr::V4(_) => local(),
-                    SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-                };
                 // A full buffer loses the rest, as a network would.
                 let _ = self
                     .sockets
-                    .try_send(source, self.server, &mut frames, segment);
+                    .try_send(self.source, self.server, &mut frames, segment);
             }
         }
     }
@@ -415,8 +473,20 @@ impl Carrier for Allocation {
             None => (TransportType::Udp, self.clock(now)),
         };
         let mut state = self.state();
-        if let Some(code) = error_code(data) {
-            state.error = Some(code);
+        if let Ok(message) = Message::from_bytes(data) {
+            let code = error_code(&message);
+            state.error = code.or(state.error);
+            if code == Some(ErrorCode::TRY_ALTERNATE) {
+                let other = message.attribute::<AlternateServer>();
+                state.elsewhere = other.ok().map(|other| other.server());
+            } else if code == Some(ErrorCode::UNAUTHORIZED) {
+                let request = message.transaction_id();
+                let first = *state.challenge.get_or_insert(request);
+                state.refused |= first != request;
+            }
+            if message.has_attribute(ADDRESS_ERROR_CODE) {
+                state.ipv6 = None;
+            }
         }
         let received = Transmit::new(data, transport, self.server, local());
         let received = state.client.recv(received, clock);
@@ -438,8 +508,7 @@ impl Carrier for Allocation {
 }
 
 /// The error that a response names, other than those that are steps of every authentication.
-fn error_code(data: &[u8]) -> Option<u16> {
-    let message = Message::from_bytes(data).ok()?;
+fn error_code(message: &Message<'_>) -> Option<u16> {
     if !message.has_class(MessageClass::Error) {
         return None;
     }
@@ -452,17 +521,19 @@ fn local() -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, 0).into()
 }
 
-fn config(server: &Server) -> TurnConfig {
+fn config(server: &Server, families: &Families) -> TurnConfig {
     let credentials = TurnCredentials::new(&server.username, &server.credential);
     let mut config = TurnConfig::new(credentials);
-    // RFC 8656 section 7.1: both families in one request; a server without one says so.
-    config.add_address_family(AddressFamily::IPV6);
+    match families {
+        Families::Both(_) => config.add_address_family(AddressFamily::IPV6),
+        Families::V6 => config.set_address_family(AddressFamily::IPV6),
+    }
     config.set_request_retransmits(RTO, RTO_MAX, RETRANSMITS, RTO_LAST);
     config
 }
 
 /// Whether it means something on a local network only (RFC 6890).
-fn is_private(ip: IpAddr) -> bool {
+pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let [first, second, ..] = ip.octets();

@@ -5,6 +5,7 @@
 //! UDP goes over the shared socket, TCP and TLS over a connection of its own.
 
 mod allocation;
+mod check;
 pub(crate) mod frame;
 mod stream;
 mod tls;
@@ -17,13 +18,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time};
+use tokio::{
+    net::UdpSocket,
+    sync::{oneshot, watch},
+    time,
+};
 
-use self::allocation::Allocation;
+use self::allocation::{Allocation, Families, is_private};
 pub(crate) use self::tls::Roots;
 use super::{
     gather::{Gathered, LocalCandidate, Origin},
-    socket::{Carrier, Sockets},
+    socket::{Adopted, Carrier, Sockets, any_source},
 };
 use crate::{
     core::server_url::{ServerUrl, Service, Transport},
@@ -40,6 +45,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to leave a server alone that gave no address, while one is wanted.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// What the reasons begin with, where they stand among those of others.
+const SUBJECT: &str = "the TURN server: ";
 
 /// A server and what it asks for. `Debug` hides the credentials.
 #[derive(Clone)]
@@ -64,6 +72,8 @@ pub(super) enum Failure {
     Timeout,
     /// The last error it named (RFC 8656 section 19, RFC 8489 section 14.8).
     Refused(u16),
+    /// It names another server to ask instead (RFC 8489 section 10).
+    Elsewhere(SocketAddr),
     /// It stopped answering, closed the connection, or let the allocation expire.
     Lost,
     /// What it sends is not TURN.
@@ -83,6 +93,7 @@ impl fmt::Display for Failure {
             Self::Refused(486) => f.write_str("the quota of the user is reached (486)"),
             Self::Refused(508) => f.write_str("it has no address left (508)"),
             Self::Refused(code) => write!(f, "it refuses with error {code}"),
+            Self::Elsewhere(_) => f.write_str("it refers to another server (300)"),
             Self::Lost => f.write_str("the allocation is lost"),
             Self::NotTurn => f.write_str("it does not speak TURN"),
             Self::Duplicate => f.write_str("another URL leads to it"),
@@ -96,7 +107,7 @@ impl Failure {
             Self::Name => Cause::NoAddress,
             Self::Connect(_) => Cause::Unreachable,
             Self::Timeout => Cause::Timeout,
-            Self::Refused(_) => Cause::Refused,
+            Self::Refused(_) | Self::Elsewhere(_) => Cause::Refused,
             Self::Lost | Self::NotTurn | Self::Duplicate => Cause::Transport,
         }
     }
@@ -223,7 +234,7 @@ impl Task {
             if let Err(failure) = self.allocate().await {
                 let url = &self.server.url;
                 tracing::debug!(transport = ?url.service, %failure, "no relayed address");
-                let why = format!("the TURN server: {failure}");
+                let why = format!("{SUBJECT}{failure}");
                 self.failures.set(self.place, Some((failure.cause(), why)));
                 let unwanted = self.demand.wait_for(|now| now.closed || now.holds == 0);
                 let _ = time::timeout(RETRY, unwanted).await;
@@ -249,10 +260,15 @@ impl Task {
         let other = |addr: &&SocketAddr| first.is_some_and(|f| f.is_ipv4() != addr.is_ipv4());
         let mut result = Err(Failure::Name);
         for addr in first.into_iter().chain(found.iter().find(other).copied()) {
-            result = match self.server.url.service {
-                Service::Turn(Transport::Udp) => self.over_udp(addr, &mut released).await,
-                _ => self.over_stream(addr, &mut released).await,
-            };
+            result = self.both_families(addr, &mut released).await;
+            // Once, so never in a circle; and a server on the internet does not lead us to hosts
+            // of our own network. The name that TLS has to prove stays.
+            if let Err(Failure::Elsewhere(other)) = result
+                && other != addr
+                && (is_private(addr.ip()) || !is_private(other.ip()))
+            {
+                result = self.both_families(other, &mut released).await;
+            }
             if result.is_ok() {
                 break;
             }
@@ -260,29 +276,86 @@ impl Task {
         result
     }
 
-    async fn over_udp(
+    /// Addresses of both families, by a second allocation if the server does not know how to give
+    /// both in one.
+    async fn both_families(
         &self,
         addr: SocketAddr,
         released: &mut Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), Failure> {
-        if self.sockets.port(addr.ip()).is_none() {
-            return Err(Failure::Name);
+        let (missing, is_missing) = oneshot::channel();
+        let mut first = pin!(self.allocate_at(addr, Families::Both(missing), released));
+        let mut second = pin!(async {
+            if is_missing.await.is_ok() {
+                let mut released = pin!(self::released(self.demand.clone(), self.linger));
+                let ended = self.allocate_at(addr, Families::V6, &mut released);
+                if let Err(failure) = ended.await {
+                    tracing::debug!(%failure, "no relayed IPv6 address");
+                }
+            }
+        });
+        tokio::select! {
+            ended = &mut first => {
+                if ended.is_ok() {
+                    // It is given back as well.
+                    second.await;
+                }
+                ended
+            }
+            () = &mut second => first.await,
         }
-        let allocation = Allocation::over_udp(&self.server, addr, &self.sockets);
+    }
+
+    async fn allocate_at(
+        &self,
+        addr: SocketAddr,
+        families: Families,
+        released: &mut Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Failure> {
+        match self.transport() {
+            Transport::Udp => self.over_udp(addr, families, released).await,
+            _ => self.over_stream(addr, families, released).await,
+        }
+    }
+
+    async fn over_udp(
+        &self,
+        addr: SocketAddr,
+        families: Families,
+        released: &mut Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Failure> {
+        // A server gives one allocation to each socket (RFC 8656 section 5).
+        let own = match families {
+            Families::Both(_) => None,
+            Families::V6 => Some(self.another_socket(addr).await.map_err(Failure::Connect)?),
+        };
+        let shared = self.sockets.port(addr.ip()).ok_or(Failure::Name)?;
+        let (source, port) = match &own {
+            Some(own) => (own.local(), own.local().port()),
+            None => (any_source(addr), shared),
+        };
+        let ends = (source, addr);
+        let allocation = Allocation::over_udp(&self.server, ends, &self.sockets, families);
         let offer = self.offer(&allocation);
-        if !self.sockets.route_server(addr, &offer.carrier) {
+        if !self.sockets.route_server(port, addr, &offer.carrier) {
             return Err(Failure::Duplicate);
         }
         allocation.drive(OPEN_TIMEOUT, released, &offer).await
     }
 
+    async fn another_socket(&self, addr: SocketAddr) -> io::Result<Adopted> {
+        let socket = UdpSocket::bind(any_source(addr)).await?;
+        socket.connect(addr).await?;
+        self.sockets.adopt(socket)
+    }
+
     async fn over_stream(
         &self,
         addr: SocketAddr,
+        families: Families,
         released: &mut Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), Failure> {
-        let over_tls = self.server.url.service == Service::Turn(Transport::Tls);
-        let tls = over_tls.then_some(&self.roots);
+        let tls = (self.transport() == Transport::Tls).then_some(&self.roots);
         let opened = stream::open(addr, &self.server.url.host, tls);
         let stream = tokio::select! {
             () = &mut *released => return Ok(()),
@@ -291,11 +364,18 @@ impl Task {
         let stream = stream
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Connect)?;
-        let allocation = Allocation::over_stream(&self.server, addr, &self.sockets);
+        let allocation = Allocation::over_stream(&self.server, addr, &self.sockets, families);
         let offer = self.offer(&allocation);
         tokio::select! {
             ended = allocation.drive(OPEN_TIMEOUT, released, &offer) => ended,
             failure = stream::carry(stream, &allocation) => Err(failure),
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        match self.server.url.service {
+            Service::Turn(transport) => transport,
+            _ => Transport::Udp,
         }
     }
 
@@ -305,6 +385,7 @@ impl Task {
         live.push(Arc::downgrade(allocation));
         Offer {
             carrier: allocation.clone(),
+            transport: self.transport(),
             sockets: self.sockets.clone(),
             current: self.current.clone(),
             relayed: Mutex::default(),
@@ -334,6 +415,7 @@ async fn released(mut demand: watch::Receiver<Demand>, linger: Duration) {
 /// The relayed addresses of an allocation as candidates. Dropping it takes them back.
 pub(super) struct Offer {
     carrier: Arc<dyn Carrier>,
+    transport: Transport,
     sockets: Sockets,
     current: Weak<watch::Sender<Gathered>>,
     relayed: Mutex<Vec<LocalCandidate>>,
@@ -343,7 +425,7 @@ impl Offer {
     /// Offers a relayed address.
     fn add(&self, relayed: SocketAddr) {
         let candidate = LocalCandidate {
-            origin: Origin::Turn,
+            origin: Origin::Turn(self.transport),
             addr: relayed,
             base: relayed,
         };

@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 use str0m::ice::StunMessage;
 use stun_types::{
-    attribute::{ErrorCode, Nonce, Realm},
+    attribute::{AlternateServer, ErrorCode, Nonce, Realm},
     message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec},
 };
 use tokio::{
@@ -19,8 +19,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Relays, Roots, Server, allocation::Allocation};
+use super::{
+    Relays, Roots, Server,
+    allocation::{Allocation, Families},
+};
 use crate::{
+    Config, TurnServer,
     core::candidate::CandidateKind,
     event::{Cause, Strategy},
     native::{
@@ -211,7 +215,7 @@ fn named(addr: SocketAddr, query: &str) -> Server {
 }
 
 #[tokio::test]
-async fn a_server_that_asks_for_credentials_for_ever_is_left_alone() {
+async fn a_server_that_asks_for_credentials_again_is_left_alone() {
     let challenge = |request: &[u8]| {
         let request = Message::from_bytes(request).unwrap();
         let mut answer = Message::builder_error(&request, MessageWriteVec::new());
@@ -226,16 +230,62 @@ async fn a_server_that_asks_for_credentials_for_ever_is_left_alone() {
     let peer = Peer::new(server);
     let _hold = peer.relays.hold();
     let mut asked = count.clone();
-    timeout(SOON, asked.wait_for(|asked| *asked >= 9))
+    timeout(SOON, asked.wait_for(|asked| *asked >= 2))
         .await
         .unwrap()
         .unwrap();
     let more = timeout(
         Duration::from_millis(500),
-        asked.wait_for(|asked| *asked > 12),
+        asked.wait_for(|asked| *asked > 2),
     );
     assert!(more.await.is_err(), "still asking");
     assert!(peer.current.borrow().candidates.is_empty());
+}
+
+/// Answers with 300 (Try Alternate) and this server.
+fn refer(request: &[u8], to: SocketAddr) -> Vec<u8> {
+    let request = Message::from_bytes(request).unwrap();
+    let mut answer = Message::builder_error(&request, MessageWriteVec::new());
+    let code = ErrorCode::builder(300).build().unwrap();
+    answer.add_attribute(&code).unwrap();
+    answer.add_attribute(&AlternateServer::new(to)).unwrap();
+    answer.finish()
+}
+
+#[tokio::test]
+async fn another_server_is_asked_with_the_same_credentials() {
+    let turn = Turn::start().await;
+    let server = turn.server(false);
+    let other = SocketAddr::new(server.url.host.parse().unwrap(), server.url.port);
+    let (mut first, _count, _task) = fake(move |request| refer(request, other)).await;
+    (first.username, first.credential) = (server.username, server.credential);
+    let peer = Peer::new(first);
+    let _hold = peer.relays.hold();
+    peer.relayed(1).await;
+    assert_eq!(turn.allocations(), 1);
+}
+
+#[tokio::test]
+async fn servers_that_refer_to_each_other_are_left_alone() {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let (first, asked, _task) = fake(move |request| refer(request, addr)).await;
+    let back = SocketAddr::new(first.url.host.parse().unwrap(), first.url.port);
+    let second = tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+        let answer = refer(&buffer[..len], back);
+        socket.send_to(&answer, from).await.unwrap();
+    });
+    let peer = Peer::new(first);
+    let mut nat = peer.nat.subscribe();
+    let _hold = peer.relays.hold();
+    let told = timeout(SOON, nat.wait_for(|nat| !nat.hopeless.is_empty()));
+    let why = told.await.unwrap().unwrap().hopeless[0].clone();
+    assert_eq!(why.cause, Cause::Refused);
+    assert!(why.reason.contains("another server"), "{why:?}");
+    second.await.unwrap();
+    assert_eq!(*asked.borrow(), 1);
 }
 
 #[tokio::test]
@@ -277,6 +327,45 @@ async fn a_server_that_gives_nothing_is_told_until_nobody_asks() {
 }
 
 #[tokio::test]
+async fn a_check_tells_what_each_server_gives() {
+    let turn = Turn::start().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = format!("turn:{}?transport=tcp", closed.local_addr().unwrap());
+    drop(closed);
+    let Server {
+        url,
+        username,
+        credential,
+    } = turn.server(false);
+    let server = |url: &str, credential: &str| TurnServer {
+        url: url.to_owned(),
+        username: username.clone(),
+        credential: credential.to_owned(),
+    };
+    let config = Config {
+        turn: vec![
+            server(&url.to_string(), &credential),
+            server(&turn.server(true).url.to_string(), &credential),
+            server(&url.to_string(), "wrong"),
+            server(&silent, &credential),
+        ],
+        ..Config::default()
+    };
+    let reports = config.check_turn().await.unwrap();
+    assert_eq!(reports.len(), 4);
+    for given in &reports[..2] {
+        assert_eq!((given.relayed.len(), &given.error), (1, &None), "{given:?}");
+        assert!(given.took.is_some());
+    }
+    for (refused, why) in reports[2..].iter().zip(["(401)", "cannot be connected to"]) {
+        let error = refused.error.as_deref().unwrap();
+        assert!(error.contains(why) && refused.relayed.is_empty(), "{error}");
+    }
+    assert_eq!(reports[3].server, silent);
+    turn.wait_for_allocations(0).await;
+}
+
+#[tokio::test]
 async fn no_password_is_printed() {
     let server = named("192.0.2.1:1".parse().unwrap(), "");
     assert!(!format!("{server:?}").contains("hunter2"));
@@ -294,8 +383,8 @@ proptest! {
             let sockets = Sockets::bind(Addresses::default()).unwrap();
             let addr = "127.0.0.1:9".parse().unwrap();
             let allocations = [
-                Allocation::over_udp(&named(addr, ""), addr, &sockets),
-                Allocation::over_stream(&named(addr, ""), addr, &sockets),
+                Allocation::over_udp(&named(addr, ""), (addr, addr), &sockets, Families::V6),
+                Allocation::over_stream(&named(addr, ""), addr, &sockets, Families::V6),
             ];
             for (kind, mut frame) in frames {
                 // What looks like TURN gets further.

@@ -66,28 +66,28 @@ impl Coturn {
         Ok(coturn)
     }
 
-    /// Starts one that speaks TLS over TCP and nothing else, on port 443 of the host's second address, with a
+    /// Starts one that speaks TLS over TCP and nothing else, on port 443 of the host's second addresses, with a
     /// certificate of its own that is in [`authority`](Self::authority).
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_tls(lab: &Lab) -> Result<Self> {
         const PORT: u16 = 443;
-        let address = RELAY[1];
-        let made = rcgen::generate_simple_self_signed([address.to_string()])
+        let addresses = [RELAY[1].to_string(), RELAY6[1].to_string()];
+        let made = rcgen::generate_simple_self_signed(addresses.clone())
             .map_err(|error| LabError::Program(format!("no certificate: {error}")))?;
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| lab.directory().join(name));
         fs::write(&certificate, made.cert.pem()).context("write a certificate")?;
         fs::write(&key, made.key_pair.serialize_pem()).context("write a key")?;
         let mut command = Self::command(lab, PORT)?;
         command
-            .args(["--no-udp", "--no-tcp", "--no-dtls", "-L"])
-            .arg(address.to_string())
+            .args(["--no-udp", "--no-tcp", "--no-dtls"])
+            .args(addresses.iter().flat_map(|address| ["-L", address]))
             .arg(format!("--tls-listening-port={PORT}"))
             .arg(format!("--cert={}", certificate.display()))
             .arg(format!("--pkey={}", key.display()));
         let coturn = Self::spawn(command, PORT, Some(certificate))?;
-        let server = SocketAddr::new(address.into(), PORT);
+        let server = SocketAddr::new(RELAY[1].into(), PORT);
         let answered = move || async move { wait_for_tcp(server).await };
         coturn.ready(lab, lab.host("relay")?.run(answered)?)?;
         Ok(coturn)
@@ -170,9 +170,19 @@ impl Coturn {
         format!("turn:{}?transport={transport}", self.address())
     }
 
+    /// The same over IPv6.
+    pub fn turn_url6(&self, transport: &str) -> String {
+        format!("turn:{}?transport={transport}", self.address6())
+    }
+
     /// `turns:` URL of one that was [started for TLS](Self::start_tls).
     pub fn turns_url(&self) -> String {
         format!("turns:{}:{}", RELAY[1], self.port)
+    }
+
+    /// The same over IPv6.
+    pub fn turns_url6(&self) -> String {
+        format!("turns:[{}]:{}", RELAY6[1], self.port)
     }
 
     /// The PEM file of whom to trust, for TLS.

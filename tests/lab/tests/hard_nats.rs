@@ -7,7 +7,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use throughline_lab::{NatKind, Pairing, Parts, Peer, PortMapping, Run, Site, Spec, Stage};
+use throughline_lab::{
+    Listener, NatKind, Pairing, Parts, Peer, PortMapping, Run, Site, Spec, Stage,
+};
 
 mod common;
 
@@ -204,12 +206,9 @@ fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
     assert_eq!(counted, common::entries(&failed));
 }
 
-#[test]
-fn a_mapped_port_is_confirmed_until_the_network_changes() {
-    let Some(parts) = common::parts_or_skip(false) else {
-        return;
-    };
-    let mut stage = Stage::up(symmetric(PortMapping::UPNP), &parts).unwrap();
+/// A listener on `a` whose port the router forwards, from when a server has reached it there.
+fn confirmed(parts: &Parts) -> (Stage, Listener) {
+    let mut stage = Stage::up(symmetric(PortMapping::UPNP), parts).unwrap();
     let arguments = [
         "--metrics",
         common::METRICS,
@@ -217,19 +216,47 @@ fn a_mapped_port_is_confirmed_until_the_network_changes() {
         "autonat_retry_ms=1000",
     ];
     stage.add_arguments(arguments.map(str::to_owned));
-    let _listener = stage.listen(Peer::Native, "a").unwrap();
-    let host = stage.lab.host("a").unwrap();
-    let until = |count: u32| {
-        let line = format!("throughline_confirmed_addresses {count}");
-        let deadline = Instant::now() + WITHIN;
-        while !common::metrics(&host).lines().any(|l| l == line) {
-            assert!(Instant::now() < deadline, "not {line}");
-            thread::sleep(Duration::from_millis(50));
-        }
-    };
+    let listener = stage.listen(Peer::Native, "a").unwrap();
     // Nothing else reaches through a NAT of this kind.
-    until(1);
-    let flush = ["-4", "address", "flush", "scope", "global"];
-    assert!(host.command("ip").args(flush).status().unwrap().success());
-    until(0);
+    wait_for_confirmed(&stage, 1, WITHIN);
+    (stage, listener)
+}
+
+fn wait_for_confirmed(stage: &Stage, count: u32, within: Duration) {
+    let host = stage.lab.host("a").unwrap();
+    let line = format!("throughline_confirmed_addresses {count}");
+    let deadline = Instant::now() + within;
+    while !common::metrics(&host).lines().any(|l| l == line) {
+        assert!(Instant::now() < deadline, "not {line}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn runs(stage: &Stage, host: &str, command: &[&str]) {
+    let host = stage.lab.host(host).unwrap();
+    let mut command_line = host.command(command[0]);
+    assert!(command_line.args(&command[1..]).status().unwrap().success());
+}
+
+#[test]
+fn a_mapped_port_is_confirmed_until_the_network_changes() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let (stage, _listener) = confirmed(&parts);
+    let flush = ["ip", "-4", "address", "flush", "scope", "global"];
+    runs(&stage, "a", &flush);
+    wait_for_confirmed(&stage, 0, WITHIN);
+}
+
+#[test]
+fn a_port_that_the_router_silently_forwards_no_longer_is_taken_back() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let (stage, _listener) = confirmed(&parts);
+    let flush = ["nft", "flush", "chain", "inet", "upnp", "prerouting"];
+    runs(&stage, "a-router", &flush);
+    // It is tested again 20 s after it was confirmed, and a dial that nobody answers takes 10 s.
+    wait_for_confirmed(&stage, 0, Duration::from_secs(45));
 }

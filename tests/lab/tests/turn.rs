@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use throughline_lab::{Coturn, NatKind, Pairing, Peer, Spec, Stage};
+use throughline_lab::{Coturn, NatKind, Pairing, Peer, Site, Spec, Stage};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -94,6 +94,65 @@ fn networks_that_let_only_https_out_meet_on_coturn_over_tls() {
         arguments.extend(["--turn-ca".to_owned(), authority]);
         (arguments, Some(coturn))
     });
+}
+
+/// A program with IPv6 alone and one with IPv4 alone meet where a server has an address of each family: whichever of
+/// the two asks it, by its own family, sends from a relayed address of the other one (RFC 8656 section 7.1).
+fn families_meet(
+    transport: &str,
+    start: fn(&throughline_lab::Lab) -> throughline_lab::Result<Coturn>,
+) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::default()
+        .site(Site::new("six", NatKind::PortRestricted).ipv6_only())
+        .site(Site::new("four", NatKind::SymmetricRandom));
+    for (asks, other) in [("six", "four"), ("four", "six")] {
+        let mut stage = Stage::up(spec.clone(), &parts).unwrap();
+        let coturn = start(&stage.lab).unwrap();
+        let listener = stage.listen(Peer::Native, other).unwrap();
+        let url = match (transport, asks) {
+            ("tls", "six") => coturn.turns_url6(),
+            ("tls", _) => coturn.turns_url(),
+            (_, "six") => coturn.turn_url6(transport),
+            _ => coturn.turn_url(transport),
+        };
+        stage.add_arguments(of_coturn(url));
+        if let Some(authority) = coturn.authority() {
+            let authority = authority.display().to_string();
+            stage.add_arguments(["--turn-ca".to_owned(), authority]);
+        }
+        let dialler = stage
+            .dial(asks, &listener.ticket, &["--bench", "2"])
+            .unwrap();
+        let path = wait_for_turn(&dialler);
+        let local: SocketAddr = path["local"].as_str().unwrap().parse().unwrap();
+        assert_eq!(local.is_ipv4(), asks == "six", "{path}");
+        let bench = dialler.wait("bench", WITHIN).unwrap();
+        println!(
+            "{asks} over {transport}: on TURN after {} ms, {} Mbit/s",
+            path["ms"], bench["mbit_s"]
+        );
+        assert_eq!(bench["path"], "turn");
+        assert!(bench["mbit_s"].as_f64().unwrap() > 1.0, "{bench}");
+    }
+}
+
+#[test]
+fn ipv4_and_ipv6_meet_on_coturn_over_udp() {
+    families_meet("udp", Coturn::start);
+}
+
+#[test]
+fn ipv4_and_ipv6_meet_on_coturn_over_tcp() {
+    families_meet("tcp", Coturn::start);
+}
+
+#[test]
+fn ipv4_and_ipv6_meet_on_coturn_over_tls() {
+    families_meet("tls", Coturn::start_tls);
 }
 
 #[test]

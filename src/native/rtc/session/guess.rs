@@ -235,9 +235,7 @@ impl Session {
             addr: local,
             base: local,
         };
-        if let Some(candidate) = agent::candidate(&found) {
-            self.ice.add_local_candidate(candidate);
-        }
+        agent::add(&mut self.ice, &found);
     }
 
     /// Sends the probes that are due.

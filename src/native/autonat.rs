@@ -1,0 +1,341 @@
+//! The client of AutoNAT v2: has servers, relays mostly, dial our addresses from elsewhere, and
+//! tells the swarm which of them lead to us and which do so no longer.
+//!
+//! libp2p's own client tests each address once and for ever. What is tested when is decided in
+//! [`reachability`](crate::core::reachability); here are the streams.
+//!
+//! Peers do not serve it, only `throughline serve` does. To dial from another port than that of its
+//! one socket would not be enough: a peer cannot know where it stands. In the network of the one who
+//! asks, or behind the same carrier, it reaches what nobody else does, and its word would be worse
+//! than none.
+
+use std::{
+    collections::{HashMap, HashSet},
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use futures::{
+    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, StreamExt as _, future::BoxFuture,
+    stream::FuturesUnordered,
+};
+use libp2p::{
+    Multiaddr, PeerId, Stream, StreamProtocol,
+    core::{Endpoint, transport::PortUse},
+    swarm::{
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+        THandlerOutEvent, ToSwarm,
+    },
+};
+use tokio::time::{Sleep, sleep, timeout};
+
+use crate::{
+    core::{
+        autonat::{self, Answer, Outcome},
+        reachability::{Change, Reachability},
+    },
+    node::streams::{self, OpenId},
+};
+
+/// How long a test may take: libp2p's servers give a dial ten seconds, and want data before it.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a proof may take once its stream is open.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
+/// Proofs taken at a time; more are refused. There is one for each test.
+const MAX_PROOFS: usize = 16;
+
+/// The nonces of tests under way, and whether a server has said them where it was to.
+type Nonces = Arc<Mutex<HashMap<u64, bool>>>;
+
+/// See the module's documentation.
+pub(crate) struct Behaviour {
+    streams: streams::Behaviour,
+    known: Reachability,
+    /// Peers that say they are servers.
+    serving: HashSet<PeerId>,
+    /// Connections that we made, in their order, and those that others made; no circuits.
+    dialled: Vec<(PeerId, ConnectionId, Multiaddr)>,
+    accepted: HashSet<ConnectionId>,
+    nonces: Nonces,
+    opening: HashMap<OpenId, (u64, PeerId, Multiaddr)>,
+    tests: FuturesUnordered<BoxFuture<'static, (u64, PeerId, Outcome)>>,
+    proofs: FuturesUnordered<BoxFuture<'static, ()>>,
+    start: Instant,
+    timer: Pin<Box<Sleep>>,
+    waker: Option<Waker>,
+}
+
+impl Behaviour {
+    /// `retry` is the pause after a test that fails; others are multiples of it. Needs a Tokio
+    /// runtime.
+    pub(crate) fn new(retry: Duration) -> Self {
+        let inbound = StreamProtocol::new(autonat::DIAL_BACK);
+        Self {
+            streams: streams::Behaviour::new([inbound], false),
+            known: Reachability::new(retry),
+            serving: HashSet::new(),
+            dialled: Vec::new(),
+            accepted: HashSet::new(),
+            nonces: Nonces::default(),
+            opening: HashMap::new(),
+            tests: FuturesUnordered::new(),
+            proofs: FuturesUnordered::new(),
+            start: Instant::now(),
+            timer: Box::pin(sleep(Duration::ZERO)),
+            waker: None,
+        }
+    }
+
+    /// Takes in whether a peer serves AutoNAT, as it says itself.
+    pub(crate) fn identified(&mut self, peer: PeerId, serves: bool) {
+        if !serves {
+            self.serving.remove(&peer);
+        } else if self.dialled.iter().any(|(p, ..)| *p == peer) {
+            self.serving.insert(peer);
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Begins the tests that are due.
+    fn begin_tests(&mut self, now: Duration) {
+        let serving = self.dialled.iter();
+        let serving = serving.filter(|(peer, ..)| self.serving.contains(peer));
+        let servers: Vec<_> = serving.map(|(peer, _, at)| (*peer, at.clone())).collect();
+        while let Ok(nonce) = getrandom::u64() {
+            let Some(test) = self.known.test(now, &servers, nonce) else {
+                return;
+            };
+            let of = |(peer, ..): &&(PeerId, _, _)| *peer == test.server;
+            if let Some((peer, connection, _)) = self.dialled.iter().find(of) {
+                let protocol = StreamProtocol::new(autonat::DIAL_REQUEST);
+                let id = self.streams.open(*peer, *connection, protocol);
+                self.opening.insert(id, (nonce, *peer, test.address));
+                lock(&self.nonces).insert(nonce, false);
+            }
+        }
+    }
+
+    fn on_stream(&mut self, event: streams::Event) {
+        match event {
+            streams::Event::Opened { id, result } => {
+                let Some((nonce, server, address)) = self.opening.remove(&id) else {
+                    return;
+                };
+                let test = async move {
+                    let Ok(stream) = result else {
+                        return (nonce, server, Outcome::Unknown);
+                    };
+                    let asked = timeout(TEST_TIMEOUT, ask(stream, &address, nonce)).await;
+                    let outcome = asked.ok().and_then(Result::ok);
+                    (nonce, server, outcome.unwrap_or(Outcome::Unknown))
+                };
+                self.tests.push(test.boxed());
+            }
+            // Over a connection that we made, or a circuit, it would prove nothing.
+            streams::Event::Inbound {
+                connection, stream, ..
+            } if self.accepted.contains(&connection) && self.proofs.len() < MAX_PROOFS => {
+                let proof = timeout(PROOF_TIMEOUT, take_proof(stream, self.nonces.clone()));
+                self.proofs.push(proof.map(|_| ()).boxed());
+            }
+            streams::Event::Inbound { .. } => {}
+        }
+    }
+
+    fn on_tested(&mut self, nonce: u64, server: PeerId, outcome: Outcome) -> Option<Change> {
+        let proven = lock(&self.nonces).remove(&nonce).unwrap_or(false);
+        let outcome = match outcome {
+            // Its word alone is worth nothing.
+            Outcome::Reached if !proven => Outcome::Unknown,
+            outcome => outcome,
+        };
+        let now = self.start.elapsed();
+        self.known.tested(now, nonce, server, outcome)
+    }
+
+    /// What is due by now, and when something will be next.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Option<Change> {
+        loop {
+            let now = self.start.elapsed();
+            if let Some(change) = self.known.expired(now) {
+                return Some(change);
+            }
+            self.begin_tests(now);
+            let wake = self.known.wake(now)?;
+            self.timer.as_mut().reset((self.start + wake).into());
+            if self.timer.poll_unpin(cx).is_pending() {
+                return None;
+            }
+        }
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = streams::Handler;
+    type ToSwarm = Infallible;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        local: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.streams
+            .handle_established_inbound_connection(connection, peer, local, remote)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        remote: &Multiaddr,
+        role: Endpoint,
+        port: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.streams
+            .handle_established_outbound_connection(connection, peer, remote, role, port)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::NewExternalAddrCandidate(candidate) => {
+                self.known.add(self.start.elapsed(), candidate.addr);
+            }
+            FromSwarm::ExternalAddrExpired(expired) => self.known.forget(expired.addr),
+            FromSwarm::ConnectionEstablished(new) if !new.endpoint.is_relayed() => {
+                let connection = new.connection_id;
+                if new.endpoint.is_dialer() {
+                    let remote = new.endpoint.get_remote_address().clone();
+                    self.dialled.push((new.peer_id, connection, remote));
+                } else {
+                    self.accepted.insert(connection);
+                }
+            }
+            FromSwarm::ConnectionClosed(old) => {
+                self.accepted.remove(&old.connection_id);
+                self.dialled.retain(|(_, c, _)| *c != old.connection_id);
+                if !self.dialled.iter().any(|(peer, ..)| *peer == old.peer_id) {
+                    self.serving.remove(&old.peer_id);
+                }
+            }
+            _ => {}
+        }
+        self.streams.on_swarm_event(event);
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        self.streams
+            .on_connection_handler_event(peer, connection, event);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        let change = loop {
+            match self.streams.poll(cx) {
+                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
+                    self.on_stream(event);
+                    continue;
+                }
+                Poll::Ready(ToSwarm::NotifyHandler {
+                    peer_id,
+                    handler,
+                    event,
+                }) => {
+                    return Poll::Ready(ToSwarm::NotifyHandler {
+                        peer_id,
+                        handler,
+                        event,
+                    });
+                }
+                _ => {}
+            }
+            while let Poll::Ready(Some(())) = self.proofs.poll_next_unpin(cx) {}
+            if let Poll::Ready(Some((nonce, server, outcome))) = self.tests.poll_next_unpin(cx) {
+                match self.on_tested(nonce, server, outcome) {
+                    Some(change) => break change,
+                    None => continue,
+                }
+            }
+            let requests = self.opening.len();
+            if let Some(change) = self.advance(cx) {
+                break change;
+            }
+            if self.opening.len() == requests {
+                self.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        };
+        Poll::Ready(match change {
+            Change::Confirmed(address) => ToSwarm::ExternalAddrConfirmed(address),
+            Change::Lost(address) => ToSwarm::ExternalAddrExpired(address),
+        })
+    }
+}
+
+fn lock(nonces: &Nonces) -> MutexGuard<'_, HashMap<u64, bool>> {
+    nonces.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has a server dial `address`, and gives what it says of that.
+async fn ask(mut stream: Stream, address: &Multiaddr, nonce: u64) -> io::Result<Outcome> {
+    let mut send = autonat::request(&address.to_vec(), nonce);
+    // Once before any data, once after.
+    for _ in 0..2 {
+        stream.write_all(&send).await?;
+        stream.flush().await?;
+        let answer = read(&mut stream, autonat::MAX_ANSWER).await?;
+        match autonat::answer(&answer).ok_or(io::ErrorKind::InvalidData)? {
+            Answer::Wants(bytes) => send = autonat::data(bytes),
+            Answer::Done(outcome) => {
+                // It may have closed its end already.
+                let _ = stream.close().await;
+                return Ok(outcome);
+            }
+        }
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+/// Reads a nonce, and says that it was expected if it was.
+async fn take_proof(mut stream: Stream, nonces: Nonces) -> io::Result<()> {
+    let proof = read(&mut stream, autonat::MAX_PROOF).await?;
+    let nonce = autonat::proof(&proof).ok_or(io::ErrorKind::InvalidData)?;
+    match lock(&nonces).get_mut(&nonce) {
+        Some(proven) => *proven = true,
+        None => return Err(io::ErrorKind::InvalidData.into()),
+    }
+    stream.write_all(&autonat::PROOF_TAKEN).await?;
+    stream.close().await
+}
+
+/// Reads one message of at most `most` bytes, without its length.
+async fn read(stream: &mut Stream, most: usize) -> io::Result<Vec<u8>> {
+    let mut prefix = Vec::new();
+    let length = loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).await?;
+        prefix.extend(byte);
+        match unsigned_varint::decode::usize(&prefix) {
+            Ok((length, _)) if length <= most => break length,
+            Err(unsigned_varint::decode::Error::Insufficient) if prefix.len() < 3 => {}
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    let mut message = vec![0; length];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+#[cfg(all(test, feature = "server"))]
+mod tests;
