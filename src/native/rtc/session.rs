@@ -1,20 +1,22 @@
 //! ICE of one connection, and DTLS with SCTP or QUIC above it, as one state machine: no IO, time as
 //! an argument.
 
+mod candidates;
+mod description;
 mod dtls;
 mod guess;
 mod quic;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
 };
 
 use str0m::{
-    Candidate as IceAgentCandidate, IceConnectionState, IceCreds,
+    IceConnectionState,
     crypto::dtls::DtlsInstance,
     ice::{IceAgent, IceAgentEvent, StunMessage, StunPacket},
     net::Protocol,
@@ -23,34 +25,24 @@ use str0m::{
 use self::guess::Guess;
 use super::{
     agent::{self, Triggered},
-    association::{Association, Change, ChannelId, MAX_MESSAGE_SIZE},
+    association::{Association, Change, ChannelId},
     gate::Gate,
     identity::Identity,
 };
 use crate::{
     core::{
         birthday::{Effort, Guessing, Side},
-        candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
+        candidate::Candidate,
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::{
-        gather::{LocalCandidate, Origin},
-        quic::Link,
-    },
+    native::{gather::LocalCandidate, quic::Link},
     rtc::backend::{BackendError, CandidatePair},
 };
 
 /// How long all pairs may be dead before the connection is: a candidate that is still on its way,
 /// or a path that comes back, revives it.
 const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
-
-/// Most candidates told after the description: half of what a peer takes in all. Guessed ports
-/// are guessed anew whenever some connection begins, however many do.
-const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
-
-/// Names of the peer that are asked for at most: it has one for each of its addresses.
-const MAX_NAMES: usize = 8;
 
 /// How long a shutdown may take to send what is queued.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
@@ -212,220 +204,6 @@ impl Session {
     /// The username fragment that STUN requests to us name.
     pub(super) fn fragment(&self) -> String {
         self.ice.local_credentials().ufrag.clone()
-    }
-
-    pub(super) fn create_offer(&mut self) {
-        self.ice.set_controlling(true);
-        self.phase = Phase::Offering;
-    }
-
-    pub(super) fn accept_offer(&mut self, sdp: &str) {
-        // Descriptions that do not parse were refused before they came here.
-        match Description::parse(sdp) {
-            Ok(remote) => {
-                self.mid = remote.mid.clone();
-                // RFC 8445 section 6.1.1: the full agent controls a lite one.
-                self.ice.set_controlling(remote.ice_lite);
-                // RFC 8842 section 5.3: active saves the offerer's first flight a round trip.
-                self.setup = match remote.setup {
-                    Setup::Active => Setup::Passive,
-                    Setup::ActPass | Setup::Passive => Setup::Active,
-                };
-                self.phase = Phase::Answering;
-                self.decide(remote.quic);
-                self.describe_remote(remote);
-            }
-            Err(error) => self.fail(BackendError::Description(error.to_string())),
-        }
-    }
-
-    pub(super) fn accept_answer(&mut self, sdp: &str) {
-        match Description::parse(sdp) {
-            Ok(remote) => {
-                self.setup = match remote.setup {
-                    Setup::Active => Setup::Passive,
-                    Setup::Passive => Setup::Active,
-                    Setup::ActPass => {
-                        let what = "setup of an answer must be active or passive".to_owned();
-                        return self.fail(BackendError::Description(what));
-                    }
-                };
-                self.decide(remote.quic);
-                self.describe_remote(remote);
-                self.settle_quic();
-            }
-            Err(error) => self.fail(BackendError::Description(error.to_string())),
-        }
-    }
-
-    fn describe_remote(&mut self, remote: Description) {
-        if remote.fingerprint.hash != "sha-256" {
-            let what = format!(
-                "fingerprint by {} is not supported",
-                remote.fingerprint.hash
-            );
-            return self.fail(BackendError::Description(what));
-        }
-        self.ice.set_remote_credentials(IceCreds {
-            ufrag: remote.ufrag.clone(),
-            pass: remote.pwd.clone(),
-        });
-        for candidate in &remote.candidates {
-            self.add_remote(candidate);
-        }
-        self.remote = Some(remote);
-        self.plan_guess();
-        if self.secure == Secure::Dtls {
-            self.make_dtls();
-        }
-    }
-
-    pub(super) fn add_remote_candidate(&mut self, candidate: &IceCandidate) {
-        match candidate.candidate.parse() {
-            Ok(candidate) => self.add_remote(&candidate),
-            Err(error) => tracing::debug!(%error, "candidate skipped"),
-        }
-    }
-
-    fn add_remote(&mut self, candidate: &Candidate) {
-        let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
-        if let CandidateAddr::Name(..) = candidate.addr
-            && usable
-            && self.names < MAX_NAMES
-        {
-            self.names += 1;
-            self.named.push(candidate.clone());
-        }
-        let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
-            return;
-        };
-        if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
-            self.expect(addr);
-            if candidate.mapped && self.sources.contains(&addr) {
-                self.mapped.insert(addr);
-            }
-            self.ice.add_remote_candidate(remote);
-        }
-    }
-
-    /// The candidates whose names are to be asked for. Each is said once.
-    pub(super) fn take_named(&mut self) -> Vec<Candidate> {
-        std::mem::take(&mut self.named)
-    }
-
-    /// The network knows the name of a candidate.
-    pub(super) fn resolved(&mut self, candidate: &Candidate, ip: IpAddr) {
-        if let CandidateAddr::Name(_, port) = candidate.addr {
-            let addr = CandidateAddr::Ip(SocketAddr::new(ip, port));
-            self.add_remote(&Candidate {
-                addr,
-                ..candidate.clone()
-            });
-        }
-    }
-
-    fn expect(&mut self, source: SocketAddr) {
-        // Enough for any real peer; a flood of candidates must not fill the routes.
-        if self.sources.len() < agent::MAX_PAIRS && self.sources.insert(source) {
-            self.new_sources.push(source);
-        }
-    }
-
-    /// The sources to route here that were not before.
-    pub(super) fn take_new_sources(&mut self) -> Vec<SocketAddr> {
-        std::mem::take(&mut self.new_sources)
-    }
-
-    /// All sources routed here.
-    pub(super) fn sources(&self) -> Vec<SocketAddr> {
-        self.sources.iter().copied().collect()
-    }
-
-    /// Tells what can be offered now. The first call after an offer or answer was asked for
-    /// makes the description; later ones trickle what is new and give up what is gone.
-    pub(super) fn set_local_candidates(&mut self, candidates: &[LocalCandidate]) {
-        if self.phase == Phase::New {
-            return;
-        }
-        let gone = |old: &&LocalCandidate| !candidates.contains(old);
-        let gone: Vec<_> = self.local.iter().filter(gone).copied().collect();
-        for candidate in gone {
-            if let Some(candidate) = agent::candidate(&candidate) {
-                self.ice.invalidate_candidate(&candidate);
-            }
-            self.local.retain(|local| *local != candidate);
-        }
-        let mut written = Vec::new();
-        for candidate in candidates {
-            if self.local.contains(candidate) {
-                continue;
-            }
-            self.local.push(*candidate);
-            if let Some(added) = agent::add(&mut self.ice, candidate)
-                && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
-            {
-                line.mapped = candidate.origin == Origin::PortMapping;
-                written.push(line);
-            }
-        }
-        match self.phase {
-            Phase::New | Phase::Offering | Phase::Answering => {
-                self.phase = Phase::Described;
-                let sdp = self.describe(written);
-                self.event(SessionEvent::Description(sdp));
-            }
-            Phase::Described if !self.connected => {
-                let room = MAX_TRICKLED.saturating_sub(self.trickled);
-                written.truncate(room);
-                self.trickled += written.len();
-                for line in written {
-                    let candidate = IceCandidate {
-                        candidate: line.to_string(),
-                        sdp_mid: Some(self.mid.clone()),
-                        sdp_m_line_index: Some(0),
-                        username_fragment: Some(self.fragment()),
-                    };
-                    self.event(SessionEvent::Candidate(candidate));
-                }
-            }
-            // The peer has stopped reading; it sees new ones as peer-reflexive.
-            Phase::Described => {}
-        }
-    }
-
-    /// Whether a description waits for local candidates.
-    pub(super) fn wants_candidates(&self) -> bool {
-        matches!(self.phase, Phase::Offering | Phase::Answering)
-    }
-
-    /// Whether a relayed address of ours carries the connection, or may yet be what makes it.
-    pub(super) fn needs_relay(&self) -> bool {
-        match self.nominated {
-            Some((source, _)) if self.connected => self
-                .local
-                .iter()
-                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
-            _ => true,
-        }
-    }
-
-    fn describe(&self, candidates: Vec<Candidate>) -> String {
-        let credentials = self.ice.local_credentials();
-        let description = Description {
-            ufrag: credentials.ufrag.clone(),
-            pwd: credentials.pass.clone(),
-            ice_lite: false,
-            fingerprint: self
-                .identity
-                .fingerprint(&self.identity.certificate.certificate),
-            setup: self.setup,
-            mid: self.mid.clone(),
-            max_message_size: MAX_MESSAGE_SIZE,
-            quic: self.secure != Secure::Dtls,
-            side: self.side.filter(|_| self.effort.is_some()),
-            candidates,
-        };
-        description.to_sdp(getrandom::u64().unwrap_or_default())
     }
 
     /// A datagram arrived.

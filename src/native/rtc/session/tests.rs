@@ -1,5 +1,11 @@
-use super::*;
-use crate::core::signalling::IceCandidate;
+use super::{candidates::MAX_NAMES, *};
+use crate::{
+    core::{
+        candidate::{CandidateAddr, CandidateKind},
+        signalling::IceCandidate,
+    },
+    native::gather::Origin,
+};
 use futures::task::noop_waker;
 use std::task::{Context, Poll};
 

@@ -1,0 +1,152 @@
+//! Candidates of both ends: what is told, what is learned, and where datagrams may come from.
+
+use std::net::{IpAddr, SocketAddr};
+
+use str0m::Candidate as IceAgentCandidate;
+
+use super::{Phase, Session, SessionEvent, agent};
+use crate::{
+    core::{
+        candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
+        signalling::IceCandidate,
+    },
+    native::gather::{LocalCandidate, Origin},
+};
+
+/// Most candidates told after the description: half of what a peer takes in all. Guessed ports
+/// are guessed anew whenever some connection begins, however many do.
+const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
+
+/// Names of the peer that are asked for at most: it has one for each of its addresses.
+pub(super) const MAX_NAMES: usize = 8;
+
+impl Session {
+    pub(in crate::native::rtc) fn add_remote_candidate(&mut self, candidate: &IceCandidate) {
+        match candidate.candidate.parse() {
+            Ok(candidate) => self.add_remote(&candidate),
+            Err(error) => tracing::debug!(%error, "candidate skipped"),
+        }
+    }
+
+    pub(super) fn add_remote(&mut self, candidate: &Candidate) {
+        let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
+        if let CandidateAddr::Name(..) = candidate.addr
+            && usable
+            && self.names < MAX_NAMES
+        {
+            self.names += 1;
+            self.named.push(candidate.clone());
+        }
+        let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
+            return;
+        };
+        if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
+            self.expect(addr);
+            if candidate.mapped && self.sources.contains(&addr) {
+                self.mapped.insert(addr);
+            }
+            self.ice.add_remote_candidate(remote);
+        }
+    }
+
+    /// The candidates whose names are to be asked for. Each is said once.
+    pub(in crate::native::rtc) fn take_named(&mut self) -> Vec<Candidate> {
+        std::mem::take(&mut self.named)
+    }
+
+    /// The network knows the name of a candidate.
+    pub(in crate::native::rtc) fn resolved(&mut self, candidate: &Candidate, ip: IpAddr) {
+        if let CandidateAddr::Name(_, port) = candidate.addr {
+            let addr = CandidateAddr::Ip(SocketAddr::new(ip, port));
+            self.add_remote(&Candidate {
+                addr,
+                ..candidate.clone()
+            });
+        }
+    }
+
+    pub(super) fn expect(&mut self, source: SocketAddr) {
+        // Enough for any real peer; a flood of candidates must not fill the routes.
+        if self.sources.len() < agent::MAX_PAIRS && self.sources.insert(source) {
+            self.new_sources.push(source);
+        }
+    }
+
+    /// The sources to route here that were not before.
+    pub(in crate::native::rtc) fn take_new_sources(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.new_sources)
+    }
+
+    /// All sources routed here.
+    pub(in crate::native::rtc) fn sources(&self) -> Vec<SocketAddr> {
+        self.sources.iter().copied().collect()
+    }
+
+    /// Tells what can be offered now. The first call after an offer or answer was asked for
+    /// makes the description; later ones trickle what is new and give up what is gone.
+    pub(in crate::native::rtc) fn set_local_candidates(&mut self, candidates: &[LocalCandidate]) {
+        if self.phase == Phase::New {
+            return;
+        }
+        let gone = |old: &&LocalCandidate| !candidates.contains(old);
+        let gone: Vec<_> = self.local.iter().filter(gone).copied().collect();
+        for candidate in gone {
+            if let Some(candidate) = agent::candidate(&candidate) {
+                self.ice.invalidate_candidate(&candidate);
+            }
+            self.local.retain(|local| *local != candidate);
+        }
+        let mut written = Vec::new();
+        for candidate in candidates {
+            if self.local.contains(candidate) {
+                continue;
+            }
+            self.local.push(*candidate);
+            if let Some(added) = agent::add(&mut self.ice, candidate)
+                && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
+            {
+                line.mapped = candidate.origin == Origin::PortMapping;
+                written.push(line);
+            }
+        }
+        match self.phase {
+            Phase::New | Phase::Offering | Phase::Answering => {
+                self.phase = Phase::Described;
+                let sdp = self.describe(written);
+                self.event(SessionEvent::Description(sdp));
+            }
+            Phase::Described if !self.connected => {
+                let room = MAX_TRICKLED.saturating_sub(self.trickled);
+                written.truncate(room);
+                self.trickled += written.len();
+                for line in written {
+                    let candidate = IceCandidate {
+                        candidate: line.to_string(),
+                        sdp_mid: Some(self.mid.clone()),
+                        sdp_m_line_index: Some(0),
+                        username_fragment: Some(self.fragment()),
+                    };
+                    self.event(SessionEvent::Candidate(candidate));
+                }
+            }
+            // The peer has stopped reading; it sees new ones as peer-reflexive.
+            Phase::Described => {}
+        }
+    }
+
+    /// Whether a description waits for local candidates.
+    pub(in crate::native::rtc) fn wants_candidates(&self) -> bool {
+        matches!(self.phase, Phase::Offering | Phase::Answering)
+    }
+
+    /// Whether a relayed address of ours carries the connection, or may yet be what makes it.
+    pub(in crate::native::rtc) fn needs_relay(&self) -> bool {
+        match self.nominated {
+            Some((source, _)) if self.connected => self
+                .local
+                .iter()
+                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
+            _ => true,
+        }
+    }
+}
