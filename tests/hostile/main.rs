@@ -19,71 +19,32 @@ use libp2p::{
 use throughline::{Config, Connection, Connector, ErrorKind};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::mpsc, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
+
+#[path = "../common/mod.rs"]
+mod common;
+
 /// As src/native/stock.rs and src/node have them.
 const HANDSHAKES: usize = 256;
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_STREAMS: usize = 64;
 
-fn config() -> Config {
-    let mut config = Config::default();
-    config.listen = vec![
-        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
-        "/ip4/127.0.0.1/tcp/0".into(),
-    ];
-    config.port_mapping = false;
-    config
-}
-
-async fn peer(config: Config) -> Connector {
-    let me = Connector::builder().config(config).bind().await.unwrap();
-    let listening = async {
-        while me.ticket().addresses().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, listening).await.expect("its addresses");
+/// A peer that tells where it listens.
+async fn listening(me: Connector) -> Connector {
+    until(|| me.ticket().addresses().len() >= 2).await;
     me
 }
 
 /// A peer that echoes, with this configuration.
 async fn victim(config: Config) -> Connector {
-    let me = peer(config).await;
-    let connector = me.clone();
-    tokio::spawn(async move {
-        while let Some(connection) = connector.accept().await {
-            tokio::spawn(async move {
-                while let Some((_, stream)) = connection.accept_stream().await {
-                    tokio::spawn(async move {
-                        let (mut send, mut recv) = stream.split();
-                        futures::io::copy(&mut recv, &mut send).await?;
-                        send.close().await
-                    });
-                }
-            });
-        }
-    });
-    me
+    listening(echoing(config).await).await
 }
 
 async fn connect(to: &Connector) -> (Connector, Connection) {
     let me = peer(config()).await;
     let connection = me.connect(&to.ticket()).await.unwrap();
     (me, connection)
-}
-
-async fn echo(connection: &Connection) -> io::Result<throughline::Stream> {
-    let mut stream = connection.open("echo/1").await.map_err(io::Error::other)?;
-    stream.write_all(b"?").await?;
-    stream.flush().await?;
-    stream.read_exact(&mut [0]).await?;
-    Ok(stream)
-}
-
-async fn is_unharmed(connection: &Connection) {
-    let echoed = timeout(PATIENCE, echo(connection)).await;
-    echoed.expect("an answer").unwrap().close().await.unwrap();
 }
 
 fn address(of: &Connector, has: &str) -> Multiaddr {
@@ -164,7 +125,7 @@ async fn one_peer_has_so_many_connections_and_no_more() {
     };
     timeout(PATIENCE, refusals).await.expect("refusals");
     assert_eq!((made, refused), (CONNECTIONS_OF_A_PEER, beyond));
-    is_unharmed(&connection).await;
+    echoed(&connection).await;
 }
 
 #[tokio::test]
@@ -189,10 +150,10 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
         timeout(PATIENCE, ends.next()).await.expect("a refusal");
     }
     assert_eq!(ends.len(), HANDSHAKES);
-    is_unharmed(&connection).await;
+    echoed(&connection).await;
     drop(ends);
     let (_late, connection) = connect(&victim).await;
-    is_unharmed(&connection).await;
+    echoed(&connection).await;
 }
 
 #[tokio::test]
@@ -202,7 +163,7 @@ async fn connections_beyond_the_limit_are_refused() {
     let victim = victim(few).await;
     let (_first, first) = connect(&victim).await;
     let (_second, second) = connect(&victim).await;
-    is_unharmed(&second).await;
+    echoed(&second).await;
     let third = peer(config()).await;
     let refused = async {
         match third.connect(&victim.ticket()).await {
@@ -214,8 +175,8 @@ async fn connections_beyond_the_limit_are_refused() {
         .await
         .expect("a refusal")
         .unwrap_err();
-    is_unharmed(&first).await;
-    is_unharmed(&second).await;
+    echoed(&first).await;
+    echoed(&second).await;
     first.close().await;
     let again = async {
         while echo(&third.connect(&victim.ticket()).await.unwrap())
@@ -228,7 +189,7 @@ async fn connections_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn connections_that_nobody_accepts_are_bounded() {
-    let victim = peer(config()).await;
+    let victim = listening(peer(config()).await).await;
     let ticket = victim.ticket();
     let peers = (0..=WAITING_CONNECTIONS).map(async |_| {
         let peer = peer(config()).await;
@@ -269,7 +230,7 @@ async fn streams_beyond_the_limit_are_refused() {
         Some(ErrorKind::LimitExceeded),
         "{error}"
     );
-    is_unharmed(&honest).await;
+    echoed(&honest).await;
     held.pop().unwrap().close().await.unwrap();
     let again = async { while echo(&connection).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("room for another");
@@ -277,7 +238,7 @@ async fn streams_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn streams_that_nobody_accepts_are_bounded() {
-    let victim = peer(config()).await;
+    let victim = listening(peer(config()).await).await;
     let (_hostile, connection) = connect(&victim).await;
     let _held = timeout(PATIENCE, victim.accept()).await.unwrap().unwrap();
     let mut streams = Vec::new();
@@ -321,9 +282,9 @@ async fn streams_that_say_nothing_or_nonsense_harm_nobody() {
             }
         });
         let flood = timeout(Duration::from_secs(1), join_all(opens));
-        let (_flood, ()) = tokio::join!(flood, is_unharmed(&connection));
-        is_unharmed(&connection).await;
+        let (_flood, ()) = tokio::join!(flood, echoed(&connection));
+        echoed(&connection).await;
         let (_late, late) = connect(&victim).await;
-        is_unharmed(&late).await;
+        echoed(&late).await;
     }
 }
