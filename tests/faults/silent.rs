@@ -143,3 +143,43 @@ async fn peers_that_fall_silent_cost_others_nothing() {
     echoed(&carol.connect(&bob.ticket()).await.unwrap()).await;
     echoed(&before).await;
 }
+
+/// As src/server/circuits.rs has it for diallers of ours whose link to the relay is up, and as the
+/// relay finds out for others: the pings of src/node/behaviour.rs, two of which must fail.
+const ASKED: Duration = Duration::from_secs(10);
+const FOUND_OUT: Duration = Duration::from_secs(20);
+
+/// A peer that is gone without a word, while its kernel keeps what it had open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_vanished_with_its_reservation_is_refused_by_the_relay() {
+    let home = tempfile::tempdir().unwrap();
+    let (_relay, ready) = serve(free_ports(), home.path());
+    let (quic, tcp) = (address(&ready, "/quic-v1"), address(&ready, "/tcp/"));
+    let roads = [(&quic, true), (&quic, false), (&tcp, true), (&tcp, false)];
+    let refusals = roads.map(async |(address, link_is_up)| {
+        let bind = ["--bind", "/ip4/127.0.0.1/udp/0/quic-v1"];
+        let bob = Program::start(&[&["listen", "--relay", address][..], &bind].concat());
+        let ready = tokio::task::block_in_place(|| bob.event("ready"));
+        let ticket: Ticket = ready["ticket"].as_str().unwrap().parse().unwrap();
+        let ticket = ticket.without_addresses();
+        let mut config = relayed(address);
+        config.reserve = link_is_up;
+        config.connect_timeout = PATIENCE;
+        config.strategy_timeout = PATIENCE;
+        let alice = peer(config).await;
+        bob.signal("-STOP");
+        let refusal = async || {
+            let error = alice.connect(&ticket).await.unwrap_err();
+            error.attempts()[0].reason.clone().unwrap()
+        };
+        let start = Instant::now();
+        let (reason, time) = (refusal().await, start.elapsed());
+        assert!(reason.contains("the relay"), "{reason}");
+        let most = if link_is_up { ASKED } else { FOUND_OUT };
+        assert!(time < most + Duration::from_secs(2), "{reason}: {time:?}");
+        // Once the relay has found out, it says so at once.
+        let told = async { while !refusal().await.contains("holds no reservation") {} };
+        timeout(FOUND_OUT, told).await.expect("no reservation");
+    });
+    future::join_all(refusals).await;
+}
