@@ -17,7 +17,12 @@ use libp2p::{
     tcp, yamux,
 };
 use throughline::{Config, Connection, Connector, ErrorKind};
-use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
 
 use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
 
@@ -30,6 +35,9 @@ const HANDSHAKES: usize = 256;
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_STREAMS: usize = 64;
+
+/// Less than anything that is held open may last, so that its end within this is a refusal.
+const SOON: Duration = Duration::from_secs(5);
 
 /// A peer that tells where it listens.
 async fn listening(me: Connector) -> Connector {
@@ -75,7 +83,7 @@ fn hostile() -> Swarm<libp2p_stream::Behaviour> {
         .with_quic()
         .with_behaviour(|_| libp2p_stream::Behaviour::new())
         .unwrap()
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE * 10))
         .build()
 }
 
@@ -124,7 +132,7 @@ async fn one_peer_has_so_many_connections_and_no_more() {
             }
         }
     };
-    timeout(PATIENCE, refusals).await.expect("refusals");
+    timeout(SOON, refusals).await.expect("refusals");
     assert_eq!((made, refused), (CONNECTIONS_OF_A_PEER, beyond));
     echoed(&connection).await;
 }
@@ -141,18 +149,19 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
     let beyond = 8;
     let dials = (0..HANDSHAKES + beyond).map(|_| TcpStream::connect(("127.0.0.1", port.unwrap())));
     let dials = join_all(dials).await.into_iter().map(Result::unwrap);
-    // One that is refused ends; the others have what we should answer, and wait.
-    let mut ends: FuturesUnordered<_> = dials
-        .map(|mut stream| async move {
-            let _ = stream.read_to_end(&mut Vec::new()).await;
-        })
-        .collect();
-    for _ in 0..beyond {
-        timeout(PATIENCE, ends.next()).await.expect("a refusal");
-    }
-    assert_eq!(ends.len(), HANDSHAKES);
+    // One that is refused ends; the others are answered, and wait for what comes next.
+    const HELLO: &[u8] = b"\x13/multistream/1.0.0\n";
+    let answers = dials.map(async |mut stream| {
+        let _ = stream.write_all(HELLO).await;
+        let mut answer = [0; HELLO.len()];
+        let answered = timeout(SOON, stream.read_exact(&mut answer)).await;
+        answered.expect("an answer or an end").ok()?;
+        Some(stream)
+    });
+    let held: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
+    assert_eq!(held.len(), HANDSHAKES);
     echoed(&connection).await;
-    drop(ends);
+    drop(held);
     let (_late, connection) = connect(&victim).await;
     echoed(&connection).await;
 }
@@ -203,7 +212,7 @@ async fn connections_that_nobody_accepts_are_bounded() {
         .iter()
         .map(|(_, connection)| async move { connection.closed().await })
         .collect();
-    timeout(PATIENCE, closed.next()).await.expect("a refusal");
+    timeout(SOON, closed.next()).await.expect("a refusal");
     let mut accepted = 0;
     while let Ok(Some(_)) = timeout(Duration::from_millis(200), victim.accept()).await {
         accepted += 1;
@@ -253,9 +262,32 @@ async fn streams_that_nobody_accepts_are_bounded() {
         .iter_mut()
         .map(|stream| async move { stream.read(&mut [0]).await })
         .collect();
-    let first = timeout(PATIENCE, ends.next()).await.expect("a refusal");
+    let first = timeout(SOON, ends.next()).await.expect("a refusal");
     first.unwrap().unwrap_err();
     assert_eq!(ends.len(), WAITING_STREAMS);
+}
+
+#[tokio::test]
+async fn streams_without_a_header_are_bounded() {
+    let mut few = config();
+    few.max_streams = 4;
+    let victim = victim(few).await;
+    let (_honest, honest) = connect(&victim).await;
+    let mut control = connected(&victim).await;
+    let mut streams = Vec::new();
+    for _ in 0..=4 {
+        let protocol = StreamProtocol::new("/throughline/stream/1");
+        let mut stream = control.open_stream(id(&victim), protocol).await.unwrap();
+        stream.flush().await.unwrap();
+        streams.push(stream);
+    }
+    let mut ends: FuturesUnordered<_> = streams
+        .iter_mut()
+        .map(|stream| async move { stream.read(&mut [0]).await.unwrap_or_default() })
+        .collect();
+    let first = timeout(SOON, ends.next()).await.expect("a refusal");
+    assert_eq!((first, ends.len()), (Some(0), 4));
+    echoed(&honest).await;
 }
 
 /// Streams without a header, and signalling that is none, on as many streams as one can open.

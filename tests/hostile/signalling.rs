@@ -7,13 +7,15 @@ use str0m::{
     change::SdpAnswer,
     net::{Protocol, Receive},
 };
+use throughline::Ticket;
 use tokio::{net::UdpSocket, runtime::Runtime, task::AbortHandle};
 
-use super::*;
+use super::{common::program::Program, *};
 
 /// As src/core/signalling.rs, src/core/sdp.rs, src/rtc/dials.rs and src/rtc/mod.rs have them.
 const MESSAGES: usize = 128;
 const HELD_CANDIDATES: usize = 64;
+const CANDIDATE_LEN: usize = 2 * 1024;
 const MESSAGE_LEN: usize = 32 * 1024;
 const SDP_LEN: usize = 16 * 1024;
 const ANSWERS_TO_A_PEER: usize = 4;
@@ -53,12 +55,6 @@ impl Signalling {
         let _ = self.0.flush().await;
     }
 
-    async fn say_candidates(&mut self, count: usize) {
-        for port in 1..=count {
-            self.say(&message(CANDIDATE, &candidate(1, port))).await;
-        }
-    }
-
     /// The next message that is no candidate, `None` when the victim has hung up.
     async fn hear(&mut self) -> Option<(u8, String)> {
         let next = async {
@@ -73,7 +69,7 @@ impl Signalling {
                 }
             }
         };
-        timeout(PATIENCE, next).await.expect("something")
+        timeout(SOON, next).await.expect("something")
     }
 
     async fn varint(&mut self) -> Option<usize> {
@@ -121,26 +117,42 @@ async fn messages_beyond_a_limit_end_the_negotiation() {
     let victim = victim(config()).await;
     let (_honest, connection) = connect(&victim).await;
     let mut control = connected(&victim).await;
-    // What stands before the offer, and the offer: one as large as allowed, one larger.
+    let plain = message(OFFER, &offer(None));
+    let candidates = |count| {
+        (1..=count)
+            .map(|n| message(CANDIDATE, &candidate(1, n)))
+            .collect()
+    };
+    let long = |length: usize| {
+        let candidate = candidate(1, 1);
+        let padding = "x".repeat(length - candidate.len());
+        let candidate = candidate.replace(" host", &format!(" host{padding}"));
+        vec![message(CANDIDATE, &candidate)]
+    };
     let padded = |length: usize| {
         let offer = message(OFFER, &offer(None));
         // A field that nobody knows.
         let padding = length - offer.len() - 4;
         [&offer, &[122][..], &varint(padding), &vec![0; padding]].concat()
     };
-    for (held, offer, allowed) in [
-        (HELD_CANDIDATES, message(OFFER, &offer(None)), true),
-        (HELD_CANDIDATES + 1, message(OFFER, &offer(None)), false),
-        (0, message(OFFER, &offer(Some(SDP_LEN))), true),
-        (0, message(OFFER, &offer(Some(SDP_LEN + 1))), false),
-        (0, padded(MESSAGE_LEN), true),
-        (0, padded(MESSAGE_LEN + 1), false),
-    ] {
+    // What stands before the offer, and the offer: as much as is allowed, and more.
+    let edges: [(Vec<Vec<u8>>, Vec<u8>, bool); 8] = [
+        (candidates(HELD_CANDIDATES), plain.clone(), true),
+        (candidates(HELD_CANDIDATES + 1), plain.clone(), false),
+        (long(CANDIDATE_LEN), plain.clone(), true),
+        (long(CANDIDATE_LEN + 1), plain, false),
+        (vec![], message(OFFER, &offer(Some(SDP_LEN))), true),
+        (vec![], message(OFFER, &offer(Some(SDP_LEN + 1))), false),
+        (vec![], padded(MESSAGE_LEN), true),
+        (vec![], padded(MESSAGE_LEN + 1), false),
+    ];
+    for (nth, (before, offer, allowed)) in edges.into_iter().enumerate() {
         let mut signalling = Signalling::open(&mut control, id(&victim)).await;
-        signalling.say_candidates(held).await;
+        for message in before {
+            signalling.say(&message).await;
+        }
         signalling.say(&offer).await;
-        let length = offer.len();
-        assert_eq!(signalling.is_answered().await, allowed, "{held}, {length}");
+        assert_eq!(signalling.is_answered().await, allowed, "edge {nth}");
         echoed(&connection).await;
     }
 }
@@ -154,7 +166,11 @@ async fn a_flood_of_candidates_ends_the_negotiation_and_hides_none() {
     signalling.say(&message(OFFER, &offer(None))).await;
     assert!(signalling.is_answered().await);
     // All that may come, and the best one last: it is checked.
-    signalling.say_candidates(MESSAGES - 2).await;
+    for port in 1..MESSAGES - 1 {
+        signalling
+            .say(&message(CANDIDATE, &candidate(1, port)))
+            .await;
+    }
     let real = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = real.local_addr().unwrap().port().into();
     let best = candidate(u32::MAX >> 1, port);
@@ -198,6 +214,54 @@ async fn one_peer_is_answered_so_often_and_all_so_often() {
     one.say(&message(OFFER, "")).await;
     assert_eq!(one.hear().await, None);
     assert!(again().await);
+}
+
+/// What the victim may grow by while it is flooded: half of what is sent.
+const GROWTH_KIB: u64 = 32 << 10;
+
+fn resident_kib(program: &Program) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.unwrap().trim().trim_end_matches(" kB");
+    resident.parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_signalling_takes_no_memory() {
+    let relay = common::relay().await;
+    let quic = relay.addresses().iter().find(|a| a.contains("/quic-v1"));
+    let bind = ["--bind", "/ip4/127.0.0.1/udp/0/quic-v1"];
+    let listen = ["listen", "--echo", "--relay", quic.unwrap()];
+    let victim = Program::start(&[&listen[..], &bind].concat());
+    let ready = tokio::task::block_in_place(|| victim.event("ready"));
+    let ticket: Ticket = ready["ticket"].as_str().unwrap().parse().unwrap();
+    let honest = peer(config()).await;
+    let connection = honest.connect(&ticket).await.unwrap();
+    let before = resident_kib(&victim);
+    let to: PeerId = ticket.peer_id().to_string().parse().unwrap();
+    let road: Multiaddr = ticket.addresses()[0].parse().unwrap();
+    let long = candidate(1, 1).replace("typ host", &"x".repeat(MESSAGE_LEN - 200));
+    let floods = (0..8).map(async |_| {
+        let mut swarm = hostile();
+        let dial = DialOpts::peer_id(to).addresses(vec![road.clone()]);
+        swarm.dial(dial.build()).unwrap();
+        let mut control = swarm.behaviour().new_control();
+        let peer = tokio::spawn(swarm.for_each(|_| future::ready(())));
+        let mut held = Vec::new();
+        for _ in 0..ANSWERS_TO_A_PEER {
+            let mut signalling = Signalling::open(&mut control, to).await;
+            for _ in 0..HELD_CANDIDATES {
+                signalling.say(&message(CANDIDATE, &long)).await;
+            }
+            held.push(signalling);
+        }
+        (held, peer)
+    });
+    let _held = join_all(floods).await;
+    echoed(&connection).await;
+    let grown = resident_kib(&victim).saturating_sub(before);
+    assert!(grown < GROWTH_KIB, "{grown} KiB");
 }
 
 /// A peer connection that sends `records` datagrams of DTLS, and of the rest only what ICE is.
