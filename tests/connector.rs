@@ -3,35 +3,21 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use futures::AsyncWriteExt as _;
 use throughline::{
-    Config, Connection, Connector, ErrorKind, PathEvent, PathKind, Stream, Ticket,
+    Config, Connector, ErrorKind, PathKind, Ticket,
     server::{Server, ServerConfig},
 };
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::{PATIENCE, echo, echoed, echoing, exchange, peer, relay, until, until_path};
 
-async fn relay() -> Server {
-    let mut config = ServerConfig::default();
-    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    config.port = 0;
-    Server::start(config).await.unwrap()
-}
+mod common;
 
 fn config(relays: &[&Server]) -> Config {
-    let mut config = Config::default();
+    let mut config = common::config();
     config.relays = relays.iter().flat_map(|r| r.addresses().to_vec()).collect();
-    config.listen = vec![
-        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
-        "/ip4/127.0.0.1/tcp/0".into(),
-    ];
-    config.port_mapping = false;
     config
-}
-
-async fn peer(config: Config) -> Connector {
-    Connector::builder().config(config).bind().await.unwrap()
 }
 
 /// A ticket that leads through relays only.
@@ -39,104 +25,49 @@ fn through_relays(me: &Connector) -> Ticket {
     me.ticket().without_addresses()
 }
 
-/// Accepts connections and echoes every stream until the connector closes.
-fn echo(me: &Connector) {
-    let me = me.clone();
-    tokio::spawn(async move {
-        while let Some(conn) = me.accept().await {
-            tokio::spawn(async move {
-                while let Some((_, stream)) = conn.accept_stream().await {
-                    tokio::spawn(async move {
-                        let (mut send, mut recv) = stream.split();
-                        futures::io::copy(&mut recv, &mut send).await.unwrap();
-                        send.close().await.unwrap();
-                    });
-                }
-            });
-        }
-    });
-}
-
-async fn echoed(conn: &Connection, bytes: &[u8]) {
-    let mut stream = conn.open("echo/1").await.unwrap();
-    exchange(&mut stream, bytes).await;
-    stream.close().await.unwrap();
-}
-
-async fn exchange(stream: &mut Stream, bytes: &[u8]) {
-    stream.write_all(bytes).await.unwrap();
-    stream.flush().await.unwrap();
-    let mut back = vec![0; bytes.len()];
-    timeout(PATIENCE, stream.read_exact(&mut back))
-        .await
-        .expect("the echo comes back")
-        .unwrap();
-    assert!(back == bytes);
-}
-
-async fn until_path(conn: &Connection, kind: PathKind) {
-    let mut events = conn.path_events();
-    if conn.path().is_some_and(|p| p.kind == kind) {
-        return;
-    }
-    timeout(PATIENCE, async {
-        while let Some(event) = events.next().await {
-            if matches!(&event, PathEvent::Changed { path, .. } if path.kind == kind) {
-                return;
-            }
-        }
-        panic!("the connection closed before its path was {kind}");
-    })
-    .await
-    .expect("the path changes");
-}
-
 #[tokio::test]
 async fn a_circuit_is_usable_at_once_and_carries_both_directions() {
     let relay = relay().await;
     let mut relayed = config(&[&relay]);
     relayed.direct = false;
-    let bob = peer(relayed.clone()).await;
-    echo(&bob);
+    let bob = echoing(relayed.clone()).await;
     relayed.reserve = false;
     let alice = peer(relayed).await;
     let conn = alice.connect(&bob.ticket()).await.unwrap();
     assert_eq!(conn.path().unwrap().kind, PathKind::Relayed);
     assert_eq!(conn.peer_id(), bob.peer_id());
-    echoed(&conn, b"over the relay").await;
+    echoed(&conn).await;
     // Beyond the 128 KiB of a stock relay.
-    echoed(&conn, &vec![7; 1 << 20]).await;
+    let mut stream = echo(&conn).await.unwrap();
+    exchange(&mut stream, &vec![7; 1 << 20]).await.unwrap();
     alice.close().await;
     bob.close().await;
 }
 
 #[tokio::test]
 async fn a_direct_address_is_used_without_a_relay() {
-    let bob = peer(config(&[])).await;
-    echo(&bob);
+    let bob = echoing(config(&[])).await;
     let alice = peer(config(&[])).await;
     // The listeners report their ports as soon as they are polled.
     until(|| !bob.ticket().addresses().is_empty()).await;
     let ticket = bob.ticket();
     let conn = alice.connect(&ticket).await.unwrap();
     assert_eq!(conn.path().unwrap().kind, PathKind::Direct);
-    echoed(&conn, b"straight").await;
+    echoed(&conn).await;
 }
 
 #[tokio::test]
 async fn a_stream_opened_on_the_circuit_moves_to_the_direct_path() {
     let relay = relay().await;
-    let bob = peer(config(&[&relay])).await;
-    echo(&bob);
+    let bob = echoing(config(&[&relay])).await;
     let mut dialler = config(&[&relay]);
     dialler.reserve = false;
     let alice = peer(dialler).await;
     let conn = alice.connect(&through_relays(&bob)).await.unwrap();
-    let mut stream = conn.open("echo/1").await.unwrap();
-    exchange(&mut stream, b"before").await;
+    let mut stream = echo(&conn).await.unwrap();
     until_path(&conn, PathKind::Direct).await;
-    exchange(&mut stream, b"after").await;
-    exchange(&mut stream, &vec![3; 300_000]).await;
+    exchange(&mut stream, b"after").await.unwrap();
+    exchange(&mut stream, &vec![3; 300_000]).await.unwrap();
     let metrics = alice.metrics();
     assert!(
         metrics.contains("nat_traversal_current_method{strategy=\"direct\"} 1"),
@@ -274,8 +205,7 @@ async fn a_reservation_comes_back_on_another_relay() {
     let mut listener = config(&[&first, &second]);
     listener.relay_reservations = 1;
     listener.direct = false;
-    let bob = peer(listener).await;
-    echo(&bob);
+    let bob = echoing(listener).await;
     let before = bob.ticket();
     first.shutdown().await;
     until(|| bob.ticket() != before && !bob.ticket().relays().is_empty()).await;
@@ -284,7 +214,7 @@ async fn a_reservation_comes_back_on_another_relay() {
     dialler.direct = false;
     let alice = peer(dialler).await;
     let conn = alice.connect(&after).await.unwrap();
-    echoed(&conn, b"moved").await;
+    echoed(&conn).await;
 }
 
 #[tokio::test]
@@ -300,8 +230,7 @@ async fn a_reservation_comes_back_when_its_relay_does() {
     let first = Server::start(server.clone()).await.unwrap();
     let mut listener = config(&[&first]);
     listener.direct = false;
-    let bob = peer(listener).await;
-    echo(&bob);
+    let bob = echoing(listener).await;
     first.shutdown().await;
     until(|| bob.ticket().relays().is_empty()).await;
     // QUIC keeps its socket until the peers have had time to hear of the close.
@@ -320,18 +249,7 @@ async fn a_reservation_comes_back_when_its_relay_does() {
     dialler.direct = false;
     let alice = peer(dialler).await;
     let conn = alice.connect(&bob.ticket()).await.unwrap();
-    echoed(&conn, b"back").await;
-}
-
-/// Waits for what only a snapshot tells.
-async fn until(condition: impl Fn() -> bool) {
-    timeout(PATIENCE, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .expect("the condition comes true");
+    echoed(&conn).await;
 }
 
 #[tokio::test]

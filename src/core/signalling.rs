@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::sdp;
+use super::{candidate::MAX_CANDIDATE_LEN, sdp};
 
 /// Protocol name of the signalling stream.
 pub(crate) const PROTOCOL: &str = "/webrtc-signaling/0.0.1";
@@ -24,6 +24,10 @@ pub(crate) const MAX_MESSAGES: usize = 128;
 
 /// Most candidates kept while the description they wait for is not there.
 pub(crate) const MAX_HELD_CANDIDATES: usize = 64;
+
+/// Longest candidate read, in bytes of its JSON: the attribute and what stands around it. Others may
+/// be as long as the message, and so many are held that their length matters.
+const MAX_CANDIDATE_JSON: usize = 2 * MAX_CANDIDATE_LEN;
 
 /// A candidate as `RTCIceCandidate.toJSON()` writes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +61,7 @@ pub(crate) enum Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SignallingError {
-    /// Longer than [`MAX_MESSAGE_LEN`].
+    /// Longer than [`MAX_MESSAGE_LEN`], or a candidate longer than 2 KiB.
     TooLong(usize),
     /// Not the protocol's protobuf; names the field.
     Malformed(&'static str),
@@ -75,12 +79,7 @@ pub enum SignallingError {
 impl fmt::Display for SignallingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong(len) => {
-                write!(
-                    f,
-                    "message of {len} bytes, {MAX_MESSAGE_LEN} at most allowed"
-                )
-            }
+            Self::TooLong(len) => write!(f, "{len} bytes are more than are read"),
             Self::Malformed(field) => write!(f, "malformed message: {field}"),
             Self::Candidate(why) => write!(f, "candidate is not an RTCIceCandidate: {why}"),
             Self::Description(error) => write!(f, "session description: {error}"),
@@ -181,6 +180,9 @@ impl IceCandidate {
     pub fn from_json(json: &str) -> Result<Option<Self>, SignallingError> {
         if matches!(json.trim(), "" | "null" | "\"\"") {
             return Ok(None);
+        }
+        if json.len() > MAX_CANDIDATE_JSON {
+            return Err(SignallingError::TooLong(json.len()));
         }
         let candidate: Self = serde_json::from_str(json)
             .map_err(|error| SignallingError::Candidate(error.to_string()))?;

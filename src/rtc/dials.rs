@@ -17,6 +17,10 @@ use crate::circuit::Duplex;
 /// Offers that one dial takes in; a peer has no reason to send a second one.
 const MAX_OFFERS: usize = 1;
 
+/// Offers of one peer that are answered at once, so that no peer takes all the places there are:
+/// js-libp2p makes one through each relay that it knows the peer at.
+const MAX_ANSWERS: usize = 4;
+
 /// The negotiations under way, shared by a transport and its futures. `T` is a connection.
 pub(crate) struct Dials<T>(Arc<Mutex<HashMap<PeerId, Entry<T>>>>);
 
@@ -80,13 +84,17 @@ impl<T> Dials<T> {
         }
     }
 
-    /// Registers an answer to `peer`.
-    pub(crate) fn answering(&self, peer: PeerId) -> Answering<T> {
-        self.lock().entry(peer).or_default().answering += 1;
-        Answering {
-            dials: self.clone(),
-            peer,
-        }
+    /// Registers an answer to `peer`; `None` while it has as many as it may.
+    pub(crate) fn answering(&self, peer: PeerId) -> Option<Answering<T>> {
+        let mut peers = self.lock();
+        let entry = peers.entry(peer).or_default();
+        (entry.answering < MAX_ANSWERS).then(|| {
+            entry.answering += 1;
+            Answering {
+                dials: self.clone(),
+                peer,
+            }
+        })
     }
 
     /// The connection that is being answered, if one is. Cancelled when the answer fails.
@@ -177,7 +185,7 @@ mod tests {
         let dials = Dials::<u8>::default();
         let peer = PeerId::random();
         assert!(dials.wait_for_answer(peer).is_none());
-        let answering = dials.answering(peer);
+        let answering = dials.answering(peer).unwrap();
         let mut wait = dials.wait_for_answer(peer).unwrap();
         assert_eq!(answering.finish(7), None);
         assert_eq!(wait.try_recv(), Ok(Some(7)));
@@ -185,10 +193,21 @@ mod tests {
     }
 
     #[test]
+    fn one_peer_has_so_many_answers_and_no_more() {
+        let dials = Dials::<u8>::default();
+        let peer = PeerId::random();
+        let mut answers: Vec<_> = (0..MAX_ANSWERS).map(|_| dials.answering(peer)).collect();
+        assert!(answers.iter().all(Option::is_some) && dials.answering(peer).is_none());
+        assert!(dials.answering(PeerId::random()).is_some());
+        answers.pop();
+        assert!(dials.answering(peer).is_some());
+    }
+
+    #[test]
     fn an_answer_that_fails_lets_the_dial_go_on() {
         let dials = Dials::<u8>::default();
         let peer = PeerId::random();
-        let answering = dials.answering(peer);
+        let answering = dials.answering(peer).unwrap();
         let mut wait = dials.wait_for_answer(peer).unwrap();
         drop(answering);
         assert!(wait.try_recv().is_err());
@@ -199,7 +218,7 @@ mod tests {
         let dials = Dials::<u8>::default();
         let peer = PeerId::random();
         let (dialling, _offers) = dials.dialling(peer);
-        let answering = dials.answering(peer);
+        let answering = dials.answering(peer).unwrap();
         drop(dials.wait_for_answer(peer));
         assert_eq!(answering.finish(7), Some(7));
         drop(dialling);

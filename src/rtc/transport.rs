@@ -25,7 +25,7 @@ use super::{
     attempt::{Attempt, Offered, until},
     backend::Backend,
     behaviour::{Notice, Request},
-    dials::Dials,
+    dials::{Answering, Dials},
     error::Error,
     muxer::{Muxer, PathUpdate},
     negotiation::Negotiating,
@@ -164,9 +164,14 @@ impl<B: Backend> Transport<B> {
             tracing::debug!(%peer, "offer refused: too many under way");
             return;
         }
+        let Some(answering) = self.shared.dials.answering(peer) else {
+            tracing::debug!(%peer, "offer refused: too many of this peer");
+            return;
+        };
+        let places = (self.answers.clone(), answering);
         self.events.push_back(TransportEvent::Incoming {
             listener_id: listener.id,
-            upgrade: answer(self.shared.clone(), self.answers.clone(), peer, offered).boxed(),
+            upgrade: answer(self.shared.clone(), places, peer, offered).boxed(),
             local_addr: Multiaddr::empty().with(Protocol::WebRTC),
             send_back_addr: address::label(peer),
         });
@@ -206,12 +211,11 @@ async fn dial<B: Backend>(mut shared: Shared<B>, target: Target) -> Result<Outpu
 
 async fn answer<B: Backend>(
     shared: Shared<B>,
-    _permit: Arc<()>,
+    (_permit, answering): (Arc<()>, Answering<Output<B>>),
     peer: PeerId,
     offered: Offered,
 ) -> Result<Output<B>, Error> {
     let deadline = Instant::now() + shared.config.timeout;
-    let answering = shared.dials.answering(peer);
     let connection = shared.backend.connect(peer)?;
     let established = Negotiating::answer(
         connection,

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     native::transports,
-    node::streams,
+    node::{self, streams},
 };
 
 /// Longest wait for peers to be told of a shutdown.
@@ -208,7 +208,18 @@ impl Relay {
             }
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relay_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Early(event)) => self.on_early(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
             _ => {}
+        }
+    }
+
+    /// Who vanished without a close would keep its reservation for as long as TCP hopes for it, a
+    /// quarter of an hour, and whoever asks for a circuit to it would wait.
+    fn on_ping(&mut self, event: ping::Event) {
+        // Whatever else fails may be a peer that does not speak it.
+        if let Err(ping::Failure::Timeout) = event.result {
+            tracing::debug!(peer = %event.peer, "a peer does not answer");
+            self.swarm.close_connection(event.connection);
         }
     }
 
@@ -358,7 +369,7 @@ fn behaviour(
                 // The interfaces of a server are nobody's business, its announced addresses are.
                 .with_hide_listen_addrs(true),
         ),
-        ping: ping::Behaviour::default(),
+        ping: node::ping(),
         autonat: autonat::v2::server::Behaviour::default(),
         early: streams::Behaviour::new(Carried::protocols(), false),
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Form, Row, held::Held, peers};
+use crate::{Form, Row, common, held::Held, peers};
 
 /// How much of the time it takes until every pool, cache and heap has its size.
 const WARM_UP: f64 = 0.4;
@@ -16,7 +16,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let relay = peers::relay(1024).await;
     let mut config = peers::config(&relay);
     config.idle_timeout = Duration::ZERO;
-    let listener = peers::listener(config.clone()).await;
+    let listener = common::echoing(config.clone()).await;
     let start = Instant::now();
     let (mut rounds, mut at_warm, mut warm) = (0u32, 0, None);
     while start.elapsed() < time {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 
 use crate::{
-    Row, peers,
+    Row, common, peers,
     report::{Times, ms},
 };
 
@@ -18,7 +18,7 @@ pub(crate) async fn run() -> Vec<Row> {
     let relay = peers::relay(LIMIT).await;
     let mut config = peers::config(&relay);
     config.direct = false;
-    let listeners = (0..=LIMIT).map(|_| peers::listener(config.clone()));
+    let listeners = (0..=LIMIT).map(|_| common::echoing(config.clone()));
     let listeners = join_all(listeners).await;
     let dialler = peers::dialler(config).await;
     let mut connections = Vec::new();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, future::join_all, stream};
 
 use crate::{
-    Form, Row, peers,
+    Form, Row, common, peers,
     report::{Times, ms},
 };
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
 async fn at_once(count: usize, each: usize) -> Row {
     let relay = peers::relay(2 * count).await;
     // They come one after another, as peers do; that they are connected to at once is measured.
-    let listeners = (0..count).map(|_| peers::listener(peers::config(&relay)));
+    let listeners = (0..count).map(|_| common::echoing(peers::config(&relay)));
     let listeners: Vec<_> = stream::iter(listeners).buffered(COMING).collect().await;
     let diallers = (0..count.div_ceil(each)).map(|_| peers::dialler(peers::config(&relay)));
     let diallers = join_all(diallers).await;

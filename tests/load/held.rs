@@ -13,7 +13,7 @@ use std::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::join_all, stream};
 use throughline::{Config, Connection, Ticket};
 
-use crate::{Form, Row, peers};
+use crate::{Form, Row, common, peers};
 
 /// The argument that makes this program the peer that is measured; its relay follows.
 pub(crate) const MEASURED: &str = "--measured";
@@ -84,7 +84,7 @@ pub(crate) async fn measured(relay: String) {
     let mut config = peers::quiet();
     config.relays = vec![relay];
     config.idle_timeout = Duration::ZERO;
-    let listener = peers::listener(config).await;
+    let listener = common::echoing(config).await;
     println!("{}", listener.ticket());
     let mut asked = tokio::task::spawn_blocking(next_line);
     while asked.await.is_ok_and(|line| line.is_some()) {

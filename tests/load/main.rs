@@ -7,6 +7,8 @@
 
 mod churn;
 mod circuits;
+#[path = "../common/mod.rs"]
+mod common;
 mod connects;
 mod held;
 mod peers;

@@ -8,10 +8,12 @@ use std::{
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use throughline::{
-    Config, Connection, Connector, Error, PathEvent, PathKind, Stream,
+    Config, Connection, Connector, Error, PathEvent, PathKind,
     server::{Server, ServerConfig},
 };
 use tokio::time::timeout;
+
+use crate::common::peer;
 
 /// Far beyond every promise; a loaded machine is slow, not broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,36 +53,10 @@ pub(crate) fn quiet() -> Config {
     config
 }
 
-/// A peer that echoes.
-pub(crate) async fn listener(config: Config) -> Connector {
-    let me = peer(config).await;
-    let connector = me.clone();
-    tokio::spawn(async move {
-        while let Some(connection) = connector.accept().await {
-            tokio::spawn(async move {
-                while let Some((_, stream)) = connection.accept_stream().await {
-                    tokio::spawn(echo(stream));
-                }
-            });
-        }
-    });
-    me
-}
-
-async fn echo(stream: Stream) -> std::io::Result<()> {
-    let (mut send, mut recv) = stream.split();
-    futures::io::copy(&mut recv, &mut send).await?;
-    send.close().await
-}
-
 /// A peer that only dials.
 pub(crate) async fn dialler(mut config: Config) -> Connector {
     config.reserve = false;
     peer(config).await
-}
-
-async fn peer(config: Config) -> Connector {
-    Connector::builder().config(config).bind().await.unwrap()
 }
 
 /// Connects through the relay and waits for a first byte; gives the time that took.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Form, Row, peers,
+    Form, Row, common, peers,
     report::{Times, ms},
 };
 
@@ -62,7 +62,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
         for (index, server) in servers.iter().enumerate() {
             let mut config = peers::config(&relay);
             config.stun = vec![server.clone()];
-            let listener = peers::listener(config.clone()).await;
+            let listener = common::echoing(config.clone()).await;
             let dialler = peers::dialler(config).await;
             let start = Instant::now();
             let (connection, time) = peers::meet(&dialler, &listener).await.unwrap();

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,6 +13,8 @@ use libp2p::{
     core::muxing::{StreamMuxer, StreamMuxerEvent},
 };
 use quinn::{RecvStream, SendStream, VarInt};
+
+use super::{FIRST_STREAMS, MAX_STREAMS};
 
 /// The application error code of a reset or a close; libp2p gives none a meaning.
 const NO_ERROR: VarInt = VarInt::from_u32(0);
@@ -77,6 +80,9 @@ pub(crate) struct Connection {
     connection: quinn::Connection,
     incoming: Streams,
     outgoing: Option<Streams>,
+    /// How many streams the peer may have open, and one clone for each that it has.
+    allowed: u32,
+    open: Arc<()>,
     closed: BoxFuture<'static, quinn::ConnectionError>,
 }
 
@@ -93,6 +99,8 @@ impl Connection {
             peer,
             incoming: accept(&connection),
             outgoing: None,
+            allowed: FIRST_STREAMS,
+            open: Arc::default(),
             closed: async move { closing.closed().await }.boxed(),
             connection,
         }
@@ -122,7 +130,13 @@ impl StreamMuxer for Connection {
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
         let (send, recv) = ready!(self.incoming.poll_unpin(cx))?;
         self.incoming = accept(&self.connection);
-        Poll::Ready(Ok(Stream::new(send, recv)))
+        let stream = Stream::new(send, recv, Some(self.open.clone()));
+        if Arc::strong_count(&self.open) > self.allowed as usize / 2 && self.allowed < MAX_STREAMS {
+            self.allowed = MAX_STREAMS.min(self.allowed * 2);
+            let allowed = self.allowed.into();
+            self.connection.set_max_concurrent_bi_streams(allowed);
+        }
+        Poll::Ready(Ok(stream))
     }
 
     fn poll_outbound(
@@ -137,7 +151,7 @@ impl StreamMuxer for Connection {
         let opened = ready!(outgoing.poll_unpin(cx));
         this.outgoing = None;
         let (send, recv) = opened?;
-        Poll::Ready(Ok(Stream::new(send, recv)))
+        Poll::Ready(Ok(Stream::new(send, recv, None)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
@@ -159,11 +173,16 @@ impl StreamMuxer for Connection {
 pub(crate) struct Stream {
     send: SendStream,
     recv: RecvStream,
+    _open: Option<Arc<()>>,
 }
 
 impl Stream {
-    fn new(send: SendStream, recv: RecvStream) -> Self {
-        Self { send, recv }
+    fn new(send: SendStream, recv: RecvStream, open: Option<Arc<()>>) -> Self {
+        Self {
+            send,
+            recv,
+            _open: open,
+        }
     }
 }
 
@@ -194,5 +213,81 @@ impl AsyncWrite for Stream {
         // An error says that the peer has stopped reading, or that it is finished.
         let _ = self.send.finish();
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::IpAddr, time::Duration};
+
+    use futures::{AsyncWriteExt as _, future::poll_fn};
+    use libp2p::identity::Keypair;
+
+    use super::{
+        super::{
+            Quic,
+            link::{Link, Route},
+        },
+        *,
+    };
+    use crate::native::socket::{Addresses, Receiver, Sockets};
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// Two ends of a connection over a candidate pair.
+    async fn pair() -> (Connection, Connection) {
+        let ends = [(); 2].map(|()| {
+            let keypair = Keypair::generate_ed25519();
+            let sockets = Sockets::bind(Addresses::default()).unwrap();
+            let address = (HERE, sockets.port(HERE).unwrap()).into();
+            let quic = Quic::new(&keypair, sockets.clone()).unwrap();
+            (keypair.public().to_peer_id(), sockets, address, quic)
+        });
+        let [
+            (client, sockets, from, quic),
+            (server, listening, to, other),
+        ] = ends;
+        let link = Link::new(sockets, Route::Pair(Some((from, to))));
+        let back = Link::new(listening.clone(), Route::Pair(Some((to, from))));
+        let receiver: Arc<dyn Receiver> = back.clone();
+        listening.route_quic_listener(&receiver);
+        let dialled = quic.over_pair(&link, server, true);
+        let (dialled, taken) = tokio::join!(dialled, other.over_pair(&back, client, false));
+        (dialled.unwrap(), taken.unwrap())
+    }
+
+    async fn open(connection: &mut Connection) -> Stream {
+        let opened = poll_fn(|cx| Pin::new(&mut *connection).poll_outbound(cx)).await;
+        let mut stream = opened.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn more_streams_are_allowed_as_they_are_used() {
+        let (mut from, mut to) = pair().await;
+        let mut opened = Vec::new();
+        while let Some(stream) = open(&mut from).now_or_never() {
+            opened.push(stream);
+        }
+        assert_eq!(opened.len(), FIRST_STREAMS as usize);
+        let opens = async {
+            while opened.len() < MAX_STREAMS as usize {
+                opened.push(open(&mut from).await);
+            }
+        };
+        let takes = async {
+            let mut taken = Vec::new();
+            while taken.len() < MAX_STREAMS as usize {
+                let next = poll_fn(|cx| Pin::new(&mut to).poll_inbound(cx)).await;
+                taken.push(next.unwrap());
+            }
+            taken
+        };
+        let all = futures::future::join(opens, takes);
+        let _taken = tokio::time::timeout(Duration::from_secs(20), all)
+            .await
+            .unwrap();
+        assert!(open(&mut from).now_or_never().is_none());
     }
 }

@@ -15,6 +15,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -63,7 +64,7 @@ struct Inbox {
 struct Run {
     source: SocketAddr,
     destination: SocketAddr,
-    data: Vec<u8>,
+    data: Bytes,
     stride: usize,
 }
 
@@ -120,7 +121,7 @@ impl Link {
         inbox.runs.push_back(Run {
             source,
             destination,
-            data: data.to_vec(),
+            data: Bytes::copy_from_slice(data),
             stride,
         });
         if let Some(waker) = inbox.waker.take() {
@@ -188,12 +189,14 @@ impl AsyncUdpSocket for Link {
         let mut inbox = lock(&self.inbox);
         let mut count = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta) {
-            let Some(run) = inbox.runs.pop_front() else {
+            let Some(run) = inbox.runs.front_mut() else {
                 break;
             };
-            inbox.bytes -= run.data.len();
-            let len = run.data.len().min(buf.len());
-            buf[..len].copy_from_slice(&run.data[..len]);
+            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
+            let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
+            let piece = run.data.split_to(most.min(run.data.len()));
+            let len = piece.len().min(buf.len());
+            buf[..len].copy_from_slice(&piece[..len]);
             *meta = RecvMeta {
                 addr: run.source,
                 len,
@@ -202,6 +205,11 @@ impl AsyncUdpSocket for Link {
                 dst_ip: Some(run.destination.ip()),
             };
             count += 1;
+            let is_done = run.data.is_empty();
+            inbox.bytes -= piece.len();
+            if is_done {
+                inbox.runs.pop_front();
+            }
         }
         if count == 0 {
             inbox.waker = Some(cx.waker().clone());
@@ -224,7 +232,10 @@ impl AsyncUdpSocket for Link {
     }
 
     fn max_receive_segments(&self) -> usize {
-        MAX_RECEIVE_SEGMENTS
+        match *lock(&self.route) {
+            Route::Any => MAX_RECEIVE_SEGMENTS,
+            Route::Pair(_) => PAIR_SEGMENTS,
+        }
     }
 
     fn may_fragment(&self) -> bool {
@@ -234,6 +245,10 @@ impl AsyncUdpSocket for Link {
 
 /// Datagrams that Linux joins to one at most (UDP GRO).
 const MAX_RECEIVE_SEGMENTS: usize = 64;
+
+/// Datagrams of a run that an endpoint of one connection takes at a time. It has room for 32 times
+/// as many for as long as it is, 3 MiB with all that a run may hold.
+const PAIR_SEGMENTS: usize = 1;
 
 /// Waits until the socket that refused a datagram takes one again.
 struct Writable {
@@ -270,4 +285,31 @@ fn mapped(address: SocketAddr) -> SocketAddr {
         IpAddr::V6(ip) => ip,
     };
     SocketAddr::new(ip.into(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_is_taken_in_pieces_of_whole_datagrams() {
+        let sockets = Sockets::bind(Default::default()).unwrap();
+        let link = Link::new(sockets, Route::Pair(None));
+        let run: Vec<u8> = (0..250).collect();
+        link.push(PEER, PEER, &run, 100);
+        let mut taken = Vec::new();
+        while lock(&link.inbox).bytes > 0 {
+            let (mut first, mut second) = ([0; 120], [0; 120]);
+            let mut buffers = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+            let mut meta = [RecvMeta::default(); 2];
+            let count = poll_fn(|cx| link.poll_recv(cx, &mut buffers, &mut meta)).await;
+            for (meta, buffer) in meta.iter().zip(&buffers).take(count.unwrap()) {
+                taken.push(buffer[..meta.len].to_vec());
+            }
+        }
+        let pieces: Vec<_> = run.chunks(100).map(<[u8]>::to_vec).collect();
+        assert_eq!(taken, pieces);
+    }
 }

@@ -36,6 +36,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// circuit of a relay's being one, with room for what is opened besides. libp2p has 256.
 const MAX_STREAMS: u32 = 1024 + 256;
 
+/// How many of them it may have at first; more when half of those are open. Each costs memory from
+/// the beginning, open or not: all of them 80 KiB for each connection.
+const FIRST_STREAMS: u32 = 64;
+
 /// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
 /// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
 const STREAM_WINDOW: u32 = 10_000_000;
@@ -78,7 +82,7 @@ impl Quic {
         let mut transport = quinn::TransportConfig::default();
         transport
             .max_concurrent_uni_streams(0u32.into())
-            .max_concurrent_bidi_streams(MAX_STREAMS.into())
+            .max_concurrent_bidi_streams(FIRST_STREAMS.into())
             .datagram_receive_buffer_size(None)
             .keep_alive_interval(Some(KEEP_ALIVE))
             .max_idle_timeout(Some(

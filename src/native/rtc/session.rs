@@ -139,7 +139,7 @@ pub(super) struct Session {
     /// DTLS has a clock, and may be used. A client gets it when there is a path to send on.
     dtls_started: bool,
     dtls_timeout: Option<Instant>,
-    /// Handshake records for the peer, and room for one record either way.
+    /// Handshake records for the peer, and room for one record either way, if DTLS is spoken.
     records: Vec<Vec<u8>>,
     scratch: Vec<u8>,
     verified: bool,
@@ -189,7 +189,7 @@ impl Session {
             dtls_started: false,
             dtls_timeout: None,
             records: Vec::new(),
-            scratch: vec![0; MAX_RECORD],
+            scratch: Vec::new(),
             verified: false,
             connected: false,
             association: None,

@@ -2,7 +2,7 @@
 
 use str0m::{config::DtlsVersion, crypto::dtls::DtlsOutput};
 
-use super::{MTU, Session, SessionEvent};
+use super::{MAX_RECORD, MTU, Session, SessionEvent};
 use crate::{core::sdp::Setup, native::rtc::association::Association, rtc::backend::BackendError};
 
 impl Session {
@@ -15,6 +15,7 @@ impl Session {
         );
         match dtls {
             Ok(mut dtls) => {
+                self.scratch.resize(MAX_RECORD, 0);
                 dtls.set_active(self.setup == Setup::Active);
                 self.dtls = Some(dtls);
                 if self.setup != Setup::Active || self.nominated.is_some() {

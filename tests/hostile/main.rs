@@ -17,73 +17,43 @@ use libp2p::{
     tcp, yamux,
 };
 use throughline::{Config, Connection, Connector, ErrorKind};
-use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
+
+#[path = "../common/mod.rs"]
+mod common;
+mod signalling;
+
 /// As src/native/stock.rs and src/node have them.
 const HANDSHAKES: usize = 256;
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_STREAMS: usize = 64;
 
-fn config() -> Config {
-    let mut config = Config::default();
-    config.listen = vec![
-        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
-        "/ip4/127.0.0.1/tcp/0".into(),
-    ];
-    config.port_mapping = false;
-    config
-}
+/// Less than anything that is held open may last, so that its end within this is a refusal.
+const SOON: Duration = Duration::from_secs(5);
 
-async fn peer(config: Config) -> Connector {
-    let me = Connector::builder().config(config).bind().await.unwrap();
-    let listening = async {
-        while me.ticket().addresses().len() < 2 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, listening).await.expect("its addresses");
+/// A peer that tells where it listens.
+async fn listening(me: Connector) -> Connector {
+    until(|| me.ticket().addresses().len() >= 2).await;
     me
 }
 
 /// A peer that echoes, with this configuration.
 async fn victim(config: Config) -> Connector {
-    let me = peer(config).await;
-    let connector = me.clone();
-    tokio::spawn(async move {
-        while let Some(connection) = connector.accept().await {
-            tokio::spawn(async move {
-                while let Some((_, stream)) = connection.accept_stream().await {
-                    tokio::spawn(async move {
-                        let (mut send, mut recv) = stream.split();
-                        futures::io::copy(&mut recv, &mut send).await?;
-                        send.close().await
-                    });
-                }
-            });
-        }
-    });
-    me
+    listening(echoing(config).await).await
 }
 
 async fn connect(to: &Connector) -> (Connector, Connection) {
     let me = peer(config()).await;
     let connection = me.connect(&to.ticket()).await.unwrap();
     (me, connection)
-}
-
-async fn echo(connection: &Connection) -> io::Result<throughline::Stream> {
-    let mut stream = connection.open("echo/1").await.map_err(io::Error::other)?;
-    stream.write_all(b"?").await?;
-    stream.flush().await?;
-    stream.read_exact(&mut [0]).await?;
-    Ok(stream)
-}
-
-async fn is_unharmed(connection: &Connection) {
-    let echoed = timeout(PATIENCE, echo(connection)).await;
-    echoed.expect("an answer").unwrap().close().await.unwrap();
 }
 
 fn address(of: &Connector, has: &str) -> Multiaddr {
@@ -113,7 +83,7 @@ fn hostile() -> Swarm<libp2p_stream::Behaviour> {
         .with_quic()
         .with_behaviour(|_| libp2p_stream::Behaviour::new())
         .unwrap()
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE * 10))
         .build()
 }
 
@@ -162,9 +132,9 @@ async fn one_peer_has_so_many_connections_and_no_more() {
             }
         }
     };
-    timeout(PATIENCE, refusals).await.expect("refusals");
+    timeout(SOON, refusals).await.expect("refusals");
     assert_eq!((made, refused), (CONNECTIONS_OF_A_PEER, beyond));
-    is_unharmed(&connection).await;
+    echoed(&connection).await;
 }
 
 #[tokio::test]
@@ -179,20 +149,21 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
     let beyond = 8;
     let dials = (0..HANDSHAKES + beyond).map(|_| TcpStream::connect(("127.0.0.1", port.unwrap())));
     let dials = join_all(dials).await.into_iter().map(Result::unwrap);
-    // One that is refused ends; the others have what we should answer, and wait.
-    let mut ends: FuturesUnordered<_> = dials
-        .map(|mut stream| async move {
-            let _ = stream.read_to_end(&mut Vec::new()).await;
-        })
-        .collect();
-    for _ in 0..beyond {
-        timeout(PATIENCE, ends.next()).await.expect("a refusal");
-    }
-    assert_eq!(ends.len(), HANDSHAKES);
-    is_unharmed(&connection).await;
-    drop(ends);
+    // One that is refused ends; the others are answered, and wait for what comes next.
+    const HELLO: &[u8] = b"\x13/multistream/1.0.0\n";
+    let answers = dials.map(async |mut stream| {
+        let _ = stream.write_all(HELLO).await;
+        let mut answer = [0; HELLO.len()];
+        let answered = timeout(SOON, stream.read_exact(&mut answer)).await;
+        answered.expect("an answer or an end").ok()?;
+        Some(stream)
+    });
+    let held: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
+    assert_eq!(held.len(), HANDSHAKES);
+    echoed(&connection).await;
+    drop(held);
     let (_late, connection) = connect(&victim).await;
-    is_unharmed(&connection).await;
+    echoed(&connection).await;
 }
 
 #[tokio::test]
@@ -202,7 +173,7 @@ async fn connections_beyond_the_limit_are_refused() {
     let victim = victim(few).await;
     let (_first, first) = connect(&victim).await;
     let (_second, second) = connect(&victim).await;
-    is_unharmed(&second).await;
+    echoed(&second).await;
     let third = peer(config()).await;
     let refused = async {
         match third.connect(&victim.ticket()).await {
@@ -214,8 +185,8 @@ async fn connections_beyond_the_limit_are_refused() {
         .await
         .expect("a refusal")
         .unwrap_err();
-    is_unharmed(&first).await;
-    is_unharmed(&second).await;
+    echoed(&first).await;
+    echoed(&second).await;
     first.close().await;
     let again = async {
         while echo(&third.connect(&victim.ticket()).await.unwrap())
@@ -228,7 +199,7 @@ async fn connections_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn connections_that_nobody_accepts_are_bounded() {
-    let victim = peer(config()).await;
+    let victim = listening(peer(config()).await).await;
     let ticket = victim.ticket();
     let peers = (0..=WAITING_CONNECTIONS).map(async |_| {
         let peer = peer(config()).await;
@@ -241,7 +212,7 @@ async fn connections_that_nobody_accepts_are_bounded() {
         .iter()
         .map(|(_, connection)| async move { connection.closed().await })
         .collect();
-    timeout(PATIENCE, closed.next()).await.expect("a refusal");
+    timeout(SOON, closed.next()).await.expect("a refusal");
     let mut accepted = 0;
     while let Ok(Some(_)) = timeout(Duration::from_millis(200), victim.accept()).await {
         accepted += 1;
@@ -269,7 +240,7 @@ async fn streams_beyond_the_limit_are_refused() {
         Some(ErrorKind::LimitExceeded),
         "{error}"
     );
-    is_unharmed(&honest).await;
+    echoed(&honest).await;
     held.pop().unwrap().close().await.unwrap();
     let again = async { while echo(&connection).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("room for another");
@@ -277,7 +248,7 @@ async fn streams_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn streams_that_nobody_accepts_are_bounded() {
-    let victim = peer(config()).await;
+    let victim = listening(peer(config()).await).await;
     let (_hostile, connection) = connect(&victim).await;
     let _held = timeout(PATIENCE, victim.accept()).await.unwrap().unwrap();
     let mut streams = Vec::new();
@@ -291,9 +262,32 @@ async fn streams_that_nobody_accepts_are_bounded() {
         .iter_mut()
         .map(|stream| async move { stream.read(&mut [0]).await })
         .collect();
-    let first = timeout(PATIENCE, ends.next()).await.expect("a refusal");
+    let first = timeout(SOON, ends.next()).await.expect("a refusal");
     first.unwrap().unwrap_err();
     assert_eq!(ends.len(), WAITING_STREAMS);
+}
+
+#[tokio::test]
+async fn streams_without_a_header_are_bounded() {
+    let mut few = config();
+    few.max_streams = 4;
+    let victim = victim(few).await;
+    let (_honest, honest) = connect(&victim).await;
+    let mut control = connected(&victim).await;
+    let mut streams = Vec::new();
+    for _ in 0..=4 {
+        let protocol = StreamProtocol::new("/throughline/stream/1");
+        let mut stream = control.open_stream(id(&victim), protocol).await.unwrap();
+        stream.flush().await.unwrap();
+        streams.push(stream);
+    }
+    let mut ends: FuturesUnordered<_> = streams
+        .iter_mut()
+        .map(|stream| async move { stream.read(&mut [0]).await.unwrap_or_default() })
+        .collect();
+    let first = timeout(SOON, ends.next()).await.expect("a refusal");
+    assert_eq!((first, ends.len()), (Some(0), 4));
+    echoed(&honest).await;
 }
 
 /// Streams without a header, and signalling that is none, on as many streams as one can open.
@@ -321,9 +315,9 @@ async fn streams_that_say_nothing_or_nonsense_harm_nobody() {
             }
         });
         let flood = timeout(Duration::from_secs(1), join_all(opens));
-        let (_flood, ()) = tokio::join!(flood, is_unharmed(&connection));
-        is_unharmed(&connection).await;
+        let (_flood, ()) = tokio::join!(flood, echoed(&connection));
+        echoed(&connection).await;
         let (_late, late) = connect(&victim).await;
-        is_unharmed(&late).await;
+        echoed(&late).await;
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
-    num::{NonZeroU32, NonZeroUsize},
+    io::Write as _,
+    net::{TcpStream, UdpSocket},
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -21,12 +21,11 @@ use libp2p::{
     tcp, yamux,
 };
 use libp2p_stream as stream;
-use stun_types::{
-    attribute::XorMappedAddress,
-    message::{BINDING, Message, MessageWrite as _, MessageWriteVec},
-};
 use throughline::server::{Server, ServerConfig};
 use tokio::time::timeout;
+
+mod http;
+mod stun;
 
 /// Long enough for a loaded machine; everything awaited is an event.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -382,201 +381,6 @@ async fn a_taken_port_is_named() {
     let error = Server::start(config).await.unwrap_err();
     assert_eq!(error.kind(), throughline::ErrorKind::Io);
     assert!(error.message().contains(&port.to_string()), "{error}");
-}
-
-fn stun_address(url: &str) -> SocketAddr {
-    url.strip_prefix("stun:").unwrap().parse().unwrap()
-}
-
-fn ask(socket: &UdpSocket, server: SocketAddr, request: &[u8]) -> Option<Vec<u8>> {
-    socket.send_to(request, server).unwrap();
-    let mut buffer = [0; 1500];
-    let (length, from) = socket.recv_from(&mut buffer).ok()?;
-    assert_eq!(from, server);
-    Some(buffer[..length].to_vec())
-}
-
-fn binding_request() -> Vec<u8> {
-    Message::builder_request(BINDING, MessageWriteVec::new()).finish()
-}
-
-#[tokio::test]
-async fn stun_tells_the_source_on_both_ports_and_ignores_what_is_malformed() {
-    let server = start(config()).await;
-    let urls: Vec<SocketAddr> = server
-        .stun_urls()
-        .iter()
-        .map(|url| stun_address(url))
-        .collect();
-    assert_eq!(urls.len(), 2);
-    let asked = tokio::task::spawn_blocking(move || {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        for server in urls {
-            // Unanswered: the next answer on the socket is that of the request behind them.
-            for malformed in [
-                &b""[..],
-                b"\0",
-                &[0; 20],
-                &[0xff; 1400],
-                b"GET / HTTP/1.1\r\n\r\n",
-            ] {
-                socket.send_to(malformed, server).unwrap();
-            }
-            let request = binding_request();
-            let answer = ask(&socket, server, &request).expect("an answer");
-            let answer = Message::from_bytes(&answer).unwrap();
-            let mapped = answer.attribute::<XorMappedAddress>().unwrap();
-            assert_eq!(
-                mapped.addr(answer.transaction_id()),
-                socket.local_addr().unwrap()
-            );
-            assert_eq!(
-                answer.transaction_id(),
-                Message::from_bytes(&request).unwrap().transaction_id()
-            );
-        }
-    });
-    asked.await.unwrap();
-    let metrics = server.metrics();
-    assert!(
-        metrics.contains("stun_requests_total{outcome=\"answered\"} 2\n"),
-        "{metrics}"
-    );
-    assert!(
-        metrics.contains("stun_requests_total{outcome=\"ignored\"} 10\n"),
-        "{metrics}"
-    );
-}
-
-#[tokio::test]
-async fn stun_answers_no_flood() {
-    let mut config = config();
-    config.stun.per_source = NonZeroU32::new(1).unwrap();
-    let server = start(config).await;
-    let address = stun_address(&server.stun_urls()[0]);
-    tokio::task::spawn_blocking(move || {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // A burst of twice the rate is answered, what follows at once is not.
-        assert!(ask(&socket, address, &binding_request()).is_some());
-        assert!(ask(&socket, address, &binding_request()).is_some());
-        for _ in 0..20 {
-            socket.send_to(&binding_request(), address).unwrap();
-        }
-    })
-    .await
-    .unwrap();
-    let limited = async {
-        while !server.metrics().contains("outcome=\"limited\"") {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, limited).await.unwrap();
-}
-
-fn http(url: &str, request: &str) -> String {
-    let address: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-fn get(url: &str, path: &str) -> String {
-    http(
-        url,
-        &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
-    )
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn http_serves_the_page_and_nothing_beside_it() {
-    let home = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = home.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    };
-    write("www/index.html", "<h1>page</h1>");
-    write("npm/dist/index.js", "export {}");
-    write("npm/pkg/a.wasm", "wasm");
-    write("npm/package.json", "{}");
-    write("secret", "secret");
-    let mut config = config();
-    config.http.www = Some(home.path().join("www"));
-    config.http.npm = Some(home.path().join("npm"));
-    let server = start(config).await;
-    let url = server.http_url().to_owned();
-    let peer = server.peer_id().to_string();
-    tokio::task::spawn_blocking(move || {
-        let page = get(&url, "/");
-        assert!(
-            page.starts_with("HTTP/1.1 200") && page.ends_with("<h1>page</h1>"),
-            "{page}"
-        );
-        assert!(page.contains("nosniff"));
-        assert!(get(&url, "/npm/dist/index.js").contains("text/javascript"));
-        assert!(get(&url, "/npm/pkg/a.wasm").contains("application/wasm"));
-        for path in [
-            "/no",
-            "/npm/package.json",
-            "/../secret",
-            "/..%2fsecret",
-            "/npm/dist/../../secret",
-        ] {
-            let answer = get(&url, path);
-            assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
-        }
-        assert!(get(&url, "/health").ends_with("ok\n"));
-        let config = get(&url, "/config.json");
-        let json = config.split_once("\r\n\r\n").unwrap().1;
-        let config: serde_json::Value = serde_json::from_str(json).unwrap();
-        assert_eq!(config["peer_id"], peer);
-        assert_eq!(config["relays"].as_array().unwrap().len(), 4);
-        assert_eq!(config["stun"].as_array().unwrap().len(), 2);
-        assert_eq!(config["turn"], serde_json::json!([]), "no secret, no TURN");
-        assert!(config["demo"].is_null());
-        let metrics = get(&url, "/metrics");
-        assert!(metrics.contains("throughline_connections 0\n"), "{metrics}");
-        assert!(
-            metrics.contains("http_requests_total{outcome=\"client_error\"} 5\n"),
-            "{metrics}"
-        );
-        let bad = http(&url, "\0\0\0\r\n\r\n");
-        assert!(bad.starts_with("HTTP/1.1 400"), "{bad}");
-    })
-    .await
-    .unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn each_page_gets_credentials_of_its_own_for_turn() {
-    let mut config = config();
-    config.turn.secret = Some("secret".into());
-    let server = start(config).await;
-    let url = server.http_url().to_owned();
-    let turn = || {
-        let answer = get(&url, "/config.json");
-        let json = answer.split_once("\r\n\r\n").unwrap().1;
-        let config: serde_json::Value = serde_json::from_str(json).unwrap();
-        config["turn"][0].clone()
-    };
-    let (first, second) = tokio::task::block_in_place(|| (turn(), turn()));
-    assert_eq!(first["urls"], serde_json::json!(server.turn_urls()));
-    let urls = server.turn_urls();
-    assert!(urls[0].starts_with("turn:127.0.0.1:") && urls[1].ends_with("?transport=tcp"));
-    assert_ne!(first["username"], second["username"]);
-    assert_ne!(first["credential"], second["credential"]);
-    let shared = server.turn_credentials().unwrap();
-    assert!(shared.username.ends_with(":peer") && !shared.credential.is_empty());
-    assert!(
-        server
-            .metrics()
-            .contains("throughline_turn_allocations 0\n")
-    );
 }
 
 #[tokio::test]

@@ -1,0 +1,104 @@
+//! Peers on loopback that echo, and the program. Each test file uses its own part of it.
+#![allow(dead_code)]
+
+use std::{io, time::Duration};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use throughline::{Config, Connection, Connector, PathKind, Stream};
+use tokio::time::timeout;
+
+#[cfg(feature = "cli")]
+pub(crate) mod program;
+
+/// Long enough for a loaded machine; everything awaited is an event.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A relay at ports of its own.
+#[cfg(feature = "server")]
+pub(crate) async fn relay() -> throughline::server::Server {
+    let mut config = throughline::server::ServerConfig::default();
+    config.hosts = vec![std::net::Ipv4Addr::LOCALHOST.into()];
+    config.port = 0;
+    throughline::server::Server::start(config).await.unwrap()
+}
+
+/// A peer that leaves the networks of whoever runs this alone.
+pub(crate) fn config() -> Config {
+    let mut config = Config::default();
+    config.listen = vec![
+        "/ip4/127.0.0.1/udp/0/quic-v1".into(),
+        "/ip4/127.0.0.1/tcp/0".into(),
+    ];
+    config.port_mapping = false;
+    config
+}
+
+pub(crate) async fn peer(config: Config) -> Connector {
+    Connector::builder().config(config).bind().await.unwrap()
+}
+
+/// A peer that echoes every stream until it closes.
+pub(crate) async fn echoing(config: Config) -> Connector {
+    let me = peer(config).await;
+    let connector = me.clone();
+    tokio::spawn(async move {
+        while let Some(connection) = connector.accept().await {
+            tokio::spawn(async move {
+                while let Some((_, stream)) = connection.accept_stream().await {
+                    tokio::spawn(async move {
+                        let (mut send, mut recv) = stream.split();
+                        futures::io::copy(&mut recv, &mut send).await?;
+                        send.close().await
+                    });
+                }
+            });
+        }
+    });
+    me
+}
+
+/// A stream on which an echo came.
+pub(crate) async fn echo(connection: &Connection) -> io::Result<Stream> {
+    let mut stream = connection.open("echo/1").await.map_err(io::Error::other)?;
+    exchange(&mut stream, b"still there").await?;
+    Ok(stream)
+}
+
+/// There and back.
+pub(crate) async fn exchange(stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+    let mut back = vec![0; bytes.len()];
+    let exchange = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await?;
+        stream.read_exact(&mut back).await
+    };
+    timeout(PATIENCE, exchange).await??;
+    assert!(back == bytes);
+    Ok(())
+}
+
+/// An echo must come.
+pub(crate) async fn echoed(connection: &Connection) {
+    echo(connection).await.unwrap().close().await.unwrap();
+}
+
+/// Waits for what only a snapshot tells.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let turned = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let turned = timeout(PATIENCE, turned).await;
+    turned.expect("the condition comes true");
+}
+
+pub(crate) async fn until_path(connection: &Connection, kind: PathKind) {
+    let mut events = connection.path_events();
+    let changed = async {
+        while connection.path().is_none_or(|path| path.kind != kind) {
+            assert!(events.next().await.is_some(), "closed before it was {kind}");
+        }
+    };
+    timeout(PATIENCE, changed).await.expect("the path changes");
+}
