@@ -43,18 +43,23 @@ pub(crate) async fn echoing(config: Config) -> Connector {
     let connector = me.clone();
     tokio::spawn(async move {
         while let Some(connection) = connector.accept().await {
-            tokio::spawn(async move {
-                while let Some((_, stream)) = connection.accept_stream().await {
-                    tokio::spawn(async move {
-                        let (mut send, mut recv) = stream.split();
-                        futures::io::copy(&mut recv, &mut send).await?;
-                        send.close().await
-                    });
-                }
-            });
+            echo_streams(connection);
         }
     });
     me
+}
+
+/// Echoes every stream of a connection.
+pub(crate) fn echo_streams(connection: Connection) {
+    tokio::spawn(async move {
+        while let Some((_, stream)) = connection.accept_stream().await {
+            tokio::spawn(async move {
+                let (mut send, mut recv) = stream.split();
+                futures::io::copy(&mut recv, &mut send).await?;
+                send.close().await
+            });
+        }
+    });
 }
 
 /// A stream on which an echo came.
