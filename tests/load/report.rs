@@ -87,7 +87,7 @@ impl Report {
              Peers and relay share one process, so that the connects of both ends and of the relay are paid for by the \
              same cores; the cold start is of processes, and what connections hold is read from a peer that is a \
              process of its own. All circuits end as direct paths. The faults that need a network are in \
-             tests/lab/tests/faults.rs, those that need none in tests/faults.rs and tests/hostile.rs.\n\n\
+             tests/lab/tests/faults.rs, those that need none in tests/faults and tests/hostile.\n\n\
              | scenario | promised | aimed at | measured | |\n| --- | --- | --- | --- | --- |\n",
             today(),
             self.form.pick("short", "long"),
