@@ -1,6 +1,5 @@
 //! Signalling that floods, at the edge of each limit, and peers that stop half-way through DTLS.
 
-use futures::future;
 use libp2p::Stream;
 use str0m::{
     Candidate, Input, Output, Rtc,
@@ -116,7 +115,6 @@ fn offer(length: Option<usize>) -> String {
 async fn messages_beyond_a_limit_end_the_negotiation() {
     let victim = victim(config()).await;
     let (_honest, connection) = connect(&victim).await;
-    let mut control = connected(&victim).await;
     let plain = message(OFFER, &offer(None));
     let candidates = |count| {
         (1..=count)
@@ -147,6 +145,8 @@ async fn messages_beyond_a_limit_end_the_negotiation() {
         (vec![], padded(MESSAGE_LEN + 1), false),
     ];
     for (nth, (before, offer, allowed)) in edges.into_iter().enumerate() {
+        // Another peer each time: one is answered only so often.
+        let mut control = connected(&victim).await;
         let mut signalling = Signalling::open(&mut control, id(&victim)).await;
         for message in before {
             signalling.say(&message).await;
@@ -347,7 +347,7 @@ fn handshakes_of_dtls_that_stop_half_way_end_in_time() {
         assert!(tasks() > before);
         echoed(&connection).await;
         let ends = held.iter_mut().map(|(signalling, _)| signalling.hear());
-        let ends = future::join_all(ends).await;
+        let ends = join_all(ends).await;
         let time = begun.elapsed();
         assert!(ends.iter().all(Option::is_none));
         // Neither at once nor late.
