@@ -26,10 +26,11 @@ lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the
 	cargo build --locked
 	cargo run --quiet --locked -p throughline-lab -- matrix --json target/matrix.json --markdown target/matrix.md $(LAB)
 
-bench: setup-test ## measure ours beside iroh and libp2p behind real NATs (needs root; BENCH="--repeat 30" for more), then the decoders
+bench: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## measure ours beside iroh, rust-libp2p, js-libp2p and bare WebRTC (needs root; BENCH="--repeat 30" for more), then the decoders
 	cargo build --release --locked
 	cargo build --release --locked --manifest-path benches/peers/Cargo.toml
 	cargo run --quiet --locked -p throughline-lab -- compare --json target/compare.json --markdown target/compare.md $(BENCH)
+	THROUGHLINE=$${CARGO_TARGET_DIR:-target}/release/throughline node benches/browser/main.mjs --markdown target/browser.md
 	cargo bench --locked --features fuzzing --bench decoders -- --warm-up-time 0.3 --measurement-time 1
 
 load: setup-test ## measure load and faults against what was promised, a quarter of an hour; also in docs/load.md

@@ -79,6 +79,8 @@ async function count(stream) {
 const open = async (address, protocol) =>
   roomy(await libp2p.dialProtocol(multiaddr(address), protocol, { signal: AbortSignal.timeout(20_000) }));
 
+const dial = async (address) => void (await libp2p.dial(multiaddr(address), { signal: AbortSignal.timeout(20_000) }));
+
 /** How the connections to `peerId` run, as multiaddresses of their remote ends. */
 const paths = (peerId) => libp2p.getConnections().filter((c) => c.remotePeer.toString() === peerId).map((c) => c.remoteAddr.toString());
 
@@ -104,6 +106,13 @@ async function echoed(address, protocol, size) {
   return { bytes, sent: hex(sent.digest()), received: hex(received.digest()) };
 }
 
+/** Sends a byte and waits until it is back. */
+async function byte(address, protocol) {
+  const stream = await open(address, protocol);
+  await send(stream, new Uint8Array(1));
+  await stream[Symbol.asyncIterator]().next();
+}
+
 /** Opens, sends a little, resets. */
 async function reset(address, protocol) {
   const stream = await open(address, protocol);
@@ -111,4 +120,4 @@ async function reset(address, protocol) {
   stream.abort(onPurpose);
 }
 
-window.node = { start, paths, echoed, reset, happened, open: async (address, protocol) => void (await open(address, protocol)) };
+window.node = { start, dial, paths, echoed, byte, reset, happened, open: async (address, protocol) => void (await open(address, protocol)) };

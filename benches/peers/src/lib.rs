@@ -57,6 +57,9 @@ pub struct Listen {
     /// The relay to be reached through; none for loopback.
     #[arg(long)]
     pub relay: Option<String>,
+    /// Stay on the circuit.
+    #[arg(long)]
+    pub relay_only: bool,
 }
 
 /// `connect`.
@@ -66,6 +69,9 @@ pub struct Connect {
     /// The relay whose link is warm before the clock starts.
     #[arg(long)]
     pub relay: Option<String>,
+    /// Stay on the circuit.
+    #[arg(long)]
+    pub relay_only: bool,
     /// How long to wait for a direct path, in seconds.
     #[arg(long)]
     pub wait_direct: Option<f64>,

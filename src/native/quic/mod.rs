@@ -7,6 +7,7 @@
 
 mod connection;
 mod link;
+mod tls;
 mod transport;
 
 use std::{fmt, io, sync::Arc, time::Duration};
@@ -74,9 +75,8 @@ impl Quic {
     /// # Errors
     /// When no certificate can be made.
     pub(crate) fn new(keypair: &Keypair, sockets: Sockets) -> io::Result<Self> {
-        let client = libp2p_tls::make_client_config(keypair, None).map_err(io::Error::other)?;
+        let (client, server) = tls::configs(keypair)?;
         let client = QuicClientConfig::try_from(client).map_err(io::Error::other)?;
-        let server = libp2p_tls::make_server_config(keypair).map_err(io::Error::other)?;
         let server = QuicServerConfig::try_from(server).map_err(io::Error::other)?;
 
         let mut transport = quinn::TransportConfig::default();

@@ -3,13 +3,17 @@
 //   {"id":1,"op":"launch","browser":"a","executable":"/path/of/wrapper","http":"http://11.1.0.2:444"}
 //   {"id":2,"op":"listen","browser":"a","options":{..}}                 -> {"ticket":"..","peerId":".."}
 //   {"id":3,"op":"connect","browser":"b","options":{..},"ticket":"..","waitDirectMs":5000} -> {"events":[..]}
+//   With "stock":true among the options the page has js-libp2p in place of our package.
 //   {"id":4,"op":"close","browser":"a"}                                 closes its peer, keeps the browser
 //
 // Arguments: the folder whose node_modules has playwright-core.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import path from "node:path";
 import * as page from "./page.mjs";
+import * as stockPage from "./stock_page.mjs";
 
 const { chromium } = createRequire(path.join(path.resolve(process.argv[2]), "package.json"))("playwright-core");
 const browsers = new Map();
@@ -35,22 +39,54 @@ async function launch({ browser, executable, http }) {
   await tab.route(`${http}/lab`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
   await tab.goto(`${http}/lab`);
   await tab.evaluate(() => import("/npm/dist/index.js").then((m) => m.load()));
-  browsers.set(browser, { instance, tab });
+  browsers.set(browser, { instance, tab, http });
   return { version: instance.version() };
 }
 
-const run = (name) => ({ browser, ...argument }) => {
+function find(browser) {
   const entry = browsers.get(browser);
   if (!entry) throw new Error(`no browser ${browser}`);
-  return entry.tab.evaluate(page[name], argument);
-};
+  return entry;
+}
+
+const run = (name) => ({ browser, ...argument }) =>
+  argument.options?.stock ? runStock(name, browser, argument) : find(browser).tab.evaluate(page[name], argument);
+
+// js-libp2p in one file, made when it is first asked for.
+let bundled;
+async function bundle() {
+  const { bundle } = await import("../../interop/bundle.mjs");
+  const folder = await mkdtemp(path.join(tmpdir(), "throughline-"));
+  await bundle(folder);
+  return folder;
+}
+
+/** In a page of its own: the bundle's node has no end. */
+async function runStock(name, browser, argument) {
+  const entry = find(browser);
+  const folder = await (bundled ??= bundle());
+  await entry.stock?.close();
+  entry.stock = await entry.instance.newPage();
+  await entry.stock.route(`${entry.http}/lab`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
+  await entry.stock.goto(`${entry.http}/lab`);
+  await entry.stock.addScriptTag({ path: path.join(folder, "libp2p.js"), type: "module" });
+  await entry.stock.waitForFunction(() => "node" in window);
+  return entry.stock.evaluate(stockPage[name], argument);
+}
+
+async function close({ browser }) {
+  const entry = find(browser);
+  await entry.stock?.close();
+  entry.stock = undefined;
+  return entry.tab.evaluate(page.close);
+}
 
 const operations = {
   launch,
   listen: run("listen"),
   connect: run("connect"),
   send: run("send"),
-  close: run("close"),
+  close,
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
@@ -64,4 +100,5 @@ for await (const line of createInterface({ input: process.stdin })) {
     .then((reply) => console.log(JSON.stringify(reply)));
 }
 await Promise.all([...browsers.values()].map(({ instance }) => instance.close()));
+if (bundled) await rm(await bundled, { recursive: true, force: true });
 process.exit(0);

@@ -1,44 +1,34 @@
-//! Our program beside programs over other SDKs: in one lab, one run, one after another.
+//! Our program and package beside others over other SDKs: in one lab, one run, one after another.
 
 use std::{
     fmt::{self, Write as _},
     fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::{LabError, Result},
+    arena::{Arena, DIRECT_WITHIN},
+    error::Result,
     link::{PEER_ROUND_TRIP, RELAY_ROUND_TRIP},
     matrix::Times,
     nat::NatKind,
-    program::Program,
     run::Run,
+    scenario::Pairing,
     spec::Spec,
-    stage::{Parts, Stage},
-    topology::RELAY,
+    stage::Parts,
+    theory::Peer,
 };
-
-/// How long a peer may take to be reachable.
-const READY_WITHIN: Duration = Duration::from_secs(20);
-/// How long a direct path is waited for.
-const DIRECT_WITHIN: Duration = Duration::from_secs(15);
-/// What a program may take beyond that and its measurement.
-const GRACE: Duration = Duration::from_secs(25);
-/// Where iroh's relay listens; it takes the next port too.
-const IROH_PORT: u16 = 3340;
-/// What makes our `connect` reach its relay before the clock starts, as it has in a program that runs for a while.
-/// The peers do so always.
-const WARM: &[&str] = &["--warm"];
 
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Contest {
     /// How often each contender connects, at least once.
     pub repeat: usize,
-    /// How often the throughput of each is measured; 0 leaves it out.
+    /// How often those do where a page takes part; 0 leaves them out.
+    pub pages: usize,
+    /// How often the throughput of each is measured, directly and through relays; 0 leaves it out.
     pub throughput: usize,
     /// How long each of those measurements takes.
     pub seconds: f64,
@@ -59,8 +49,8 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// All of them, ours first.
-    pub const ALL: [Self; 3] = [Self::Throughline, Self::Iroh, Self::Libp2p];
+    /// All of them, first the one that the others are measured by.
+    pub const ALL: [Self; 3] = [Self::Iroh, Self::Libp2p, Self::Throughline];
 }
 
 impl fmt::Display for Contender {
@@ -68,9 +58,53 @@ impl fmt::Display for Contender {
         f.pad(match self {
             Self::Throughline => "throughline",
             Self::Iroh => "iroh 1.4",
-            Self::Libp2p => "libp2p 0.57",
+            Self::Libp2p => "rust-libp2p 0.57",
         })
     }
+}
+
+/// Who meets where a page takes part: js-libp2p, then ours.
+const PAGES: [(&str, Pairing, bool); 4] = [
+    (
+        "js-libp2p 3.3, page to page",
+        pairing(Peer::Browser, Peer::Browser),
+        true,
+    ),
+    (
+        "throughline, page to page",
+        pairing(Peer::Browser, Peer::Browser),
+        false,
+    ),
+    (
+        "throughline, page to program",
+        pairing(Peer::Browser, Peer::Native),
+        false,
+    ),
+    (
+        "throughline, program to page",
+        pairing(Peer::Native, Peer::Browser),
+        false,
+    ),
+];
+
+/// Whose peers talk through a relay, and whether it is libp2p's.
+const RELAYED: [(&str, Contender, bool); 4] = [
+    ("rust-libp2p through its own", Contender::Libp2p, true),
+    (
+        "rust-libp2p through throughline's",
+        Contender::Libp2p,
+        false,
+    ),
+    (
+        "throughline through rust-libp2p's",
+        Contender::Throughline,
+        true,
+    ),
+    ("throughline through its own", Contender::Throughline, false),
+];
+
+const fn pairing(dialler: Peer, listener: Peer) -> Pairing {
+    Pairing { dialler, listener }
 }
 
 /// The results.
@@ -82,32 +116,45 @@ pub struct Comparison {
     pub peer_round_trip_ms: u64,
     /// The machine's load averages before the run and after it.
     pub load: [String; 2],
-    /// One for each contender, ours first.
-    pub scores: Vec<Score>,
+    /// Program to program, in the order of [`Contender::ALL`].
+    pub programs: Vec<Score>,
+    /// Where a page takes part: js-libp2p, then ours.
+    pub pages: Vec<Score>,
+    /// Through relays: both contenders that can use both.
+    pub relayed: Vec<Score>,
 }
 
 /// What one contender came to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Score {
     /// Whose it is.
-    pub contender: Contender,
-    /// Milliseconds to the first echoed byte, with a warm relay link.
+    pub name: String,
+    /// Milliseconds to the first echoed byte.
     pub first_byte_ms: Option<Times>,
     /// Milliseconds to a direct path.
     pub direct_ms: Option<Times>,
-    /// Megabits a second over the direct path between two NATs, on links without delay.
+    /// Megabits a second between two NATs, on links without delay.
     pub mbit_s: Option<Times>,
     /// Every attempt to connect.
     pub runs: Vec<Run>,
+    /// Every throughput.
+    pub rates: Vec<f64>,
 }
 
-/// Where they meet.
-struct Arena {
-    // Fields drop in this order: the relay before the lab it runs in.
-    _relay: Program,
-    stage: Stage,
-    parts: Parts,
-    peers: PathBuf,
+impl Score {
+    fn new(name: impl ToString) -> Self {
+        Self {
+            name: name.to_string(),
+            ..Self::default()
+        }
+    }
+
+    fn settled(mut self) -> Self {
+        self.first_byte_ms = Times::of(self.runs.iter().filter_map(|run| run.first_byte_ms));
+        self.direct_ms = Times::of(self.runs.iter().filter_map(|run| run.direct_ms));
+        self.mbit_s = slowest(&self.rates);
+        self
+    }
 }
 
 /// Lets all contenders connect in turn, so that whatever the machine does meanwhile happens to all of them.
@@ -117,48 +164,58 @@ struct Arena {
 pub fn compare(
     contest: &Contest,
     parts: &Parts,
-    progress: impl Fn(Contender, &Run),
+    progress: impl Fn(&str, &Run, Option<f64>),
 ) -> Result<Comparison> {
     let before = load();
-    let mut runs: [Vec<Run>; 3] = Default::default();
-    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut programs = Contender::ALL.map(Score::new);
+    let mut pages = PAGES.map(|(name, ..)| Score::new(name));
+    let mut relayed = RELAYED.map(|(name, ..)| Score::new(name));
     let spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
-    let arena = Arena::up(spec.clone().figure_delays(), parts, &contest.peers)?;
-    for index in turns(contest.repeat.max(1)) {
+
+    let mut arena = Arena::up(spec.clone().figure_delays(), parts, &contest.peers)?;
+    for index in turns(contest.repeat.max(1), programs.len()) {
         let (run, _) = arena.meet(Contender::ALL[index], None)?;
-        progress(Contender::ALL[index], &run);
-        runs[index].push(run);
+        progress(&programs[index].name, &run, None);
+        programs[index].runs.push(run);
+    }
+    // As the programs above, and as pages do anyway.
+    arena.stage.warm = true;
+    for index in turns(contest.pages, pages.len()) {
+        let (name, pairing, stock) = PAGES[index];
+        arena.stage.stock_pages = stock;
+        let run = arena.stage.meet(pairing, "a", "b", DIRECT_WITHIN)?;
+        progress(name, &run, None);
+        pages[index].runs.push(run);
     }
     drop(arena);
+
     if contest.throughput > 0 {
         let arena = Arena::up(spec, parts, &contest.peers)?;
-        for index in turns(contest.throughput) {
+        for index in turns(contest.throughput, programs.len()) {
             let (run, rate) = arena.meet(Contender::ALL[index], Some(contest.seconds))?;
-            progress(Contender::ALL[index], &run);
-            rates[index].extend(rate);
+            progress(&programs[index].name, &run, rate);
+            programs[index].rates.extend(rate);
+        }
+        for index in turns(contest.throughput, relayed.len()) {
+            let (name, contender, stock) = RELAYED[index];
+            let (run, rate) = arena.carry(contender, stock, contest.seconds)?;
+            progress(name, &run, rate);
+            relayed[index].rates.extend(rate);
         }
     }
-    let scores = Contender::ALL
-        .into_iter()
-        .zip(runs.into_iter().zip(rates))
-        .map(|(contender, (runs, rates))| Score {
-            contender,
-            first_byte_ms: Times::of(runs.iter().filter_map(|run| run.first_byte_ms)),
-            direct_ms: Times::of(runs.iter().filter_map(|run| run.direct_ms)),
-            mbit_s: slowest(&rates),
-            runs,
-        });
+    let settled = |scores: Vec<Score>| scores.into_iter().map(Score::settled).collect();
     Ok(Comparison {
         relay_round_trip_ms: RELAY_ROUND_TRIP.as_millis() as u64,
         peer_round_trip_ms: PEER_ROUND_TRIP.as_millis() as u64,
         load: [before, load()],
-        scores: scores.collect(),
+        programs: settled(programs.into()),
+        pages: settled(pages.into()),
+        relayed: settled(relayed.into()),
     })
 }
 
-/// Each contender once a round, and each round another one first.
-fn turns(rounds: usize) -> impl Iterator<Item = usize> {
-    let all = Contender::ALL.len();
+/// Each of `all` once a round, and each round another one first.
+fn turns(rounds: usize, all: usize) -> impl Iterator<Item = usize> {
     (0..rounds).flat_map(move |round| (0..all).map(move |turn| (round + turn) % all))
 }
 
@@ -176,137 +233,79 @@ fn load() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-impl Arena {
-    fn up(spec: Spec, parts: &Parts, peers: &Path) -> Result<Self> {
-        for program in ["iroh-peer", "libp2p-peer"] {
-            if !peers.join(program).is_file() {
-                return Err(LabError::Missing(format!(
-                    "there is no {program} in {} (make bench builds it)",
-                    peers.display()
-                )));
-            }
-        }
-        let stage = Stage::up(spec, parts)?;
-        let mut command = stage.lab.host("relay")?.command(peers.join("iroh-peer"));
-        command.args(["serve", "--host", &RELAY[0].to_string()]);
-        command.args(["--port", &IROH_PORT.to_string()]);
-        let relay = Program::start("iroh's relay", command)?;
-        relay.wait("ready", READY_WITHIN)?;
-        Ok(Self {
-            _relay: relay,
-            stage,
-            parts: parts.clone(),
-            peers: peers.to_owned(),
-        })
-    }
-
-    /// The contender's peer on host `a` connects to the one on host `b`, both of them new processes.
-    fn meet(&self, contender: Contender, bench: Option<f64>) -> Result<(Run, Option<f64>)> {
-        let listener = self.start(contender, "b", &["listen"])?;
-        let ready = match listener.wait("ready", READY_WITHIN) {
-            Ok(ready) => ready,
-            Err(error) => return Ok((Run::failed(format!("the listener: {error}")), None)),
-        };
-        let ticket = ready["ticket"].as_str().unwrap_or_default();
-        let wait = DIRECT_WITHIN.as_secs().to_string();
-        let mut arguments = vec!["connect", ticket, "--wait-direct", &wait];
-        let seconds = bench.unwrap_or_default().to_string();
-        if bench.is_some() {
-            arguments.extend(["--bench", &seconds]);
-        }
-        let dialler = self.start(contender, "a", &arguments)?;
-        let patience = DIRECT_WITHIN + Duration::from_secs_f64(bench.unwrap_or_default()) + GRACE;
-        let deadline = Instant::now() + patience;
-        let events: Vec<_> = std::iter::from_fn(|| dialler.next(deadline)).collect();
-        let measured = events.iter().find(|event| event["event"] == "bench");
-        let rate = measured.and_then(|event| event["mbit_s"].as_f64());
-        Ok((Run::from_events(&events), rate))
-    }
-
-    fn start(&self, contender: Contender, host: &str, arguments: &[&str]) -> Result<Program> {
-        let ours = contender == Contender::Throughline;
-        let (program, relay) = match contender {
-            Contender::Throughline => (self.parts.program.clone(), self.stage.peer_arguments()),
-            Contender::Iroh => {
-                let url = format!("http://{}:{IROH_PORT}", RELAY[0]);
-                (self.peers.join("iroh-peer"), vec!["--relay".into(), url])
-            }
-            Contender::Libp2p => {
-                let quic = |address: &String| address.contains("/quic-v1/p2p/");
-                let address = self.stage.relays().into_iter().find(quic);
-                let address = address.ok_or_else(|| LabError::Program("no QUIC relay".into()))?;
-                (
-                    self.peers.join("libp2p-peer"),
-                    vec!["--relay".into(), address],
-                )
-            }
-        };
-        let mut command = self.stage.lab.host(host)?.command(program);
-        command.args(arguments).arg("--json").args(relay);
-        match arguments[0] {
-            "listen" if ours => _ = command.arg("--echo"),
-            // Something to do: without it the program would talk to its standard input.
-            "connect" if ours => {
-                command.args(WARM);
-                if !arguments.contains(&"--bench") {
-                    command.args(["--ping", "1"]);
-                }
-            }
-            _ => {}
-        }
-        Program::start(format!("{contender} {} on {host}", arguments[0]), command)
-    }
-}
-
 impl Comparison {
-    /// A table in Markdown, which is fit for a terminal too. The ratio is the peer's figure by ours, turned so that
-    /// more than 1 speaks for ours.
-    pub fn table(&self) -> String {
-        let mut text = format!(
-            "| {:<11} | {:>5} | {:<22} | {:<22} | {:<22} |\n| --- | ---: | --- | --- | --- |\n",
-            "", "met", "first byte ms", "direct ms", "Mbit/s"
-        );
-        let Some(ours) = self.scores.first() else {
-            return text;
-        };
-        for score in &self.scores {
-            let met = score
-                .runs
-                .iter()
-                .filter(|run| run.path.as_deref() == Some("direct"));
-            let _ = writeln!(
-                text,
-                "| {:<11} | {:>5} | {:<22} | {:<22} | {:<22} |",
-                score.contender,
-                format!("{}/{}", met.count(), score.runs.len()),
-                figure(
-                    score.first_byte_ms,
-                    ours.first_byte_ms,
-                    |theirs, ours| theirs / ours
-                ),
-                figure(score.direct_ms, ours.direct_ms, |theirs, ours| theirs
-                    / ours),
-                figure(score.mbit_s, ours.mbit_s, |theirs, ours| ours / theirs),
-            );
+    /// Tables in Markdown, which are fit for a terminal too.
+    pub fn tables(&self) -> String {
+        let mut text = String::from("### Program to program\n\n");
+        text += &table(&self.programs);
+        if self.pages.iter().any(|score| !score.runs.is_empty()) {
+            text += "\n### Where a page takes part\n\n";
+            text += &table(&self.pages);
+        }
+        if self.relayed.iter().any(|score| !score.rates.is_empty()) {
+            text += "\n### Through a relay\n\n";
+            text += &table(&self.relayed);
         }
         let _ = writeln!(
             text,
-            "\nMedian (worst), and how many times better ours is. Two port-restricted NATs, {} ms round trip to the \
-             relay, {} ms between the peers, relay links warm; throughput over the direct path without delay. \
-             Load averages {} before, {} after.",
+            "\nMedian (worst), and how many times better than the first row. Two port-restricted NATs, {} ms round trip \
+             to the relay, {} ms between the peers, relay links warm; throughput without delay, directly or over \
+             circuits of QUIC connections. Load averages {} before, {} after.",
             self.relay_round_trip_ms, self.peer_round_trip_ms, self.load[0], self.load[1],
         );
         text
     }
 }
 
-fn figure(theirs: Option<Times>, ours: Option<Times>, ratio: impl Fn(f64, f64) -> f64) -> String {
-    let Some(times) = theirs else {
+/// The columns that were measured.
+fn table(scores: &[Score]) -> String {
+    type Figure = (&'static str, fn(&Score) -> Option<Times>, bool);
+    const FIGURES: [Figure; 3] = [
+        ("first byte ms", |score| score.first_byte_ms, false),
+        ("direct ms", |score| score.direct_ms, false),
+        ("Mbit/s", |score| score.mbit_s, true),
+    ];
+    let measured = |(_, of, _): &Figure| scores.iter().any(|score| of(score).is_some());
+    let figures: Vec<_> = FIGURES.into_iter().filter(measured).collect();
+    let met = scores.iter().any(|score| !score.runs.is_empty());
+    let mut text = format!("| {:<33} |", "");
+    let mut line = String::from("| --- |");
+    if met {
+        text += " direct |";
+        line += " ---: |";
+    }
+    for (name, ..) in &figures {
+        let _ = write!(text, " {name:<22} |");
+        line += " --- |";
+    }
+    let _ = writeln!(text, "\n{line}");
+    for (row, score) in scores.iter().enumerate() {
+        let _ = write!(text, "| {:<33} |", score.name);
+        if met {
+            let direct = |run: &&Run| run.path.as_deref() == Some("direct");
+            let direct = score.runs.iter().filter(direct).count();
+            let _ = write!(text, " {:>6} |", format!("{direct}/{}", score.runs.len()));
+        }
+        let reference = scores.first().filter(|_| row > 0);
+        for (_, of, more) in &figures {
+            let cell = figure(of(score), reference.and_then(of), *more);
+            let _ = write!(text, " {cell:<22} |");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Median, worst, and how many times better than `reference` that is.
+fn figure(times: Option<Times>, reference: Option<Times>, more: bool) -> String {
+    let Some(times) = times else {
         return "-".into();
     };
     let mut text = format!("{:.0} ({:.0})", times.median, times.worst);
-    if let Some(ours) = ours {
-        let _ = write!(text, ", x{:.2}", ratio(times.median, ours.median));
+    if let Some(reference) = reference {
+        let ratio = times.median / reference.median;
+        let ratio = if more { ratio } else { ratio.recip() };
+        let _ = write!(text, ", x{ratio:.2}");
     }
     text
 }
@@ -317,7 +316,7 @@ mod tests {
 
     #[test]
     fn each_takes_part_equally_and_starts_as_often() {
-        let order: Vec<_> = turns(3).collect();
+        let order: Vec<_> = turns(3, 3).collect();
         assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
     }
 
@@ -325,9 +324,31 @@ mod tests {
     fn the_worst_rate_is_the_lowest_and_more_is_better() {
         let rates = slowest(&[300.0, 100.0, 200.0]).unwrap();
         assert_eq!((rates.median, rates.worst), (200.0, 100.0));
-        let ours = slowest(&[400.0]);
-        let text = figure(Some(rates), ours, |theirs, ours| ours / theirs);
-        assert_eq!(text, "200 (100), x2.00");
-        assert_eq!(figure(None, ours, |theirs, _| theirs), "-");
+        assert_eq!(
+            figure(Some(rates), slowest(&[400.0]), true),
+            "200 (100), x0.50"
+        );
+        assert_eq!(
+            figure(Some(rates), slowest(&[400.0]), false),
+            "200 (100), x2.00"
+        );
+        assert_eq!(figure(None, Some(rates), true), "-");
+    }
+
+    #[test]
+    fn a_table_has_the_columns_that_were_measured() {
+        let score = Score {
+            rates: vec![100.0],
+            ..Score::new("one")
+        };
+        let text = table(&[score.clone().settled(), score.settled()]);
+        assert!(
+            text.contains("Mbit/s") && !text.contains("direct ms"),
+            "{text}"
+        );
+        assert!(
+            text.contains("100 (100)  ") && text.contains("100 (100), x1.00"),
+            "{text}"
+        );
     }
 }

@@ -30,6 +30,7 @@
 //!
 //! It runs on Linux as root; [`Lab::available`] says what is missing.
 
+mod arena;
 mod available;
 mod browser;
 pub mod classify;

@@ -89,6 +89,8 @@ pub struct Stage {
     launched: HashSet<String>,
     /// Whether native diallers have their link to the relay before they connect.
     pub warm: bool,
+    /// Whether pages use js-libp2p in place of our package.
+    pub stock_pages: bool,
     arguments: Vec<String>,
     ice_servers: Vec<Value>,
     /// Our server.
@@ -110,6 +112,7 @@ impl Stage {
             parts: parts.clone(),
             launched: HashSet::new(),
             warm: false,
+            stock_pages: false,
             arguments: Vec::new(),
             ice_servers: Vec::new(),
             serve,
@@ -339,7 +342,11 @@ impl Stage {
             .collect();
         let mut servers = vec![json!({ "urls": self.serve.stun() })];
         servers.extend(self.ice_servers.iter().cloned());
-        json!({ "relays": relays, "iceServers": servers })
+        let mut options = json!({ "relays": relays, "iceServers": servers });
+        if self.stock_pages {
+            options["stock"] = true.into();
+        }
+        options
     }
 }
 

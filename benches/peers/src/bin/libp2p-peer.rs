@@ -11,11 +11,11 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, dcutr, identify, identity,
     multiaddr::Protocol,
     noise, ping, relay,
-    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
+    swarm::{ConnectionId, NetworkBehaviour, SwarmEvent, behaviour::toggle::Toggle},
     yamux,
 };
 use serde_json::json;
-use throughline_peers::{Cli, Command, Connect, Listen, Result, answer, event, ms};
+use throughline_peers::{Cli, Command, Connect, Listen, Result, Serve, answer, event, ms};
 use tokio::sync::oneshot;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/bench/1");
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     throughline_peers::run(async {
         match cli.command {
-            Command::Serve(_) => Err("there is none: use `throughline serve`".into()),
+            Command::Serve(args) => serve(args).await,
             Command::Listen(args) => listen(args).await,
             Command::Connect(args) => connect(args).await,
         }
@@ -36,14 +36,56 @@ fn main() -> ExitCode {
 #[derive(NetworkBehaviour)]
 struct Behaviour {
     relay: relay::client::Behaviour,
-    dcutr: dcutr::Behaviour,
+    dcutr: Toggle<dcutr::Behaviour>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     stream: libp2p_stream::Behaviour,
 }
 
+#[derive(NetworkBehaviour)]
+struct RelayBehaviour {
+    relay: relay::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+/// The relay as libp2p has it, but for its limits: they are for signalling, not for throughput.
+async fn serve(args: Serve) -> Result<()> {
+    let mut swarm = libp2p::SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_quic()
+        .with_behaviour(|key| {
+            let config = relay::Config {
+                max_circuit_duration: IDLE,
+                max_circuit_bytes: 0,
+                ..relay::Config::default()
+            };
+            let identify = identify::Config::new("/bench".into(), key.public());
+            RelayBehaviour {
+                relay: relay::Behaviour::new(key.public().to_peer_id(), config),
+                identify: identify::Behaviour::new(identify),
+                ping: ping::Behaviour::default(),
+            }
+        })?
+        .build();
+    let address = Multiaddr::from(args.host)
+        .with(Protocol::Udp(args.port))
+        .with(Protocol::QuicV1);
+    swarm.listen_on(address.clone())?;
+    swarm.add_external_address(address.clone());
+    let address = address.with(Protocol::P2p(*swarm.local_peer_id()));
+    while !matches!(
+        swarm.select_next_some().await,
+        SwarmEvent::NewListenAddr { .. }
+    ) {}
+    event(json!({ "event": "ready", "address": address.to_string() }));
+    loop {
+        swarm.select_next_some().await;
+    }
+}
+
 /// A swarm that listens on QUIC; with a relay its link is up and both ends know the addresses seen.
-async fn swarm(relay: Option<&Multiaddr>) -> Result<Swarm<Behaviour>> {
+async fn swarm(relay: Option<&Multiaddr>, punch: bool) -> Result<Swarm<Behaviour>> {
     let key = identity::Keypair::generate_ed25519();
     let mut swarm = libp2p::SwarmBuilder::with_existing_identity(key)
         .with_tokio()
@@ -51,7 +93,9 @@ async fn swarm(relay: Option<&Multiaddr>) -> Result<Swarm<Behaviour>> {
         .with_relay_client(noise::Config::new, yamux::Config::default)?
         .with_behaviour(|key, relay| Behaviour {
             relay,
-            dcutr: dcutr::Behaviour::new(key.public().to_peer_id()),
+            dcutr: punch
+                .then(|| dcutr::Behaviour::new(key.public().to_peer_id()))
+                .into(),
             identify: identify::Behaviour::new(identify::Config::new(
                 "/bench".into(),
                 key.public(),
@@ -97,7 +141,7 @@ async fn listen(args: Listen) -> Result<()> {
         .relay
         .map(|relay| relay.parse::<Multiaddr>())
         .transpose()?;
-    let mut swarm = swarm(relay.as_ref()).await?;
+    let mut swarm = swarm(relay.as_ref(), !args.relay_only).await?;
     let me = *swarm.local_peer_id();
     let address = match relay {
         None => swarm.listeners().next().cloned().ok_or("no address")?,
@@ -135,7 +179,7 @@ async fn connect(args: Connect) -> Result<()> {
         return Err("a ticket without a peer id".into());
     };
     let relay = args.relay.as_deref().map(str::parse).transpose()?;
-    let mut swarm = swarm(relay.as_ref()).await?;
+    let mut swarm = swarm(relay.as_ref(), !args.relay_only).await?;
     let mut control = swarm.behaviour().stream.new_control();
     let start = Instant::now();
     swarm.dial(ticket)?;

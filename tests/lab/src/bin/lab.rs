@@ -130,7 +130,10 @@ struct CompareArguments {
     /// How often each connects.
     #[arg(long, value_name = "N", default_value_t = 10)]
     repeat: usize,
-    /// How often the throughput of each is measured; 0 leaves it out.
+    /// How often those do where a page takes part; 0 leaves them out.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pages: usize,
+    /// How often the throughput of each is measured, directly and through relays; 0 leaves it out.
     #[arg(long, value_name = "N", default_value_t = 3)]
     throughput: usize,
     /// How long each of those measurements takes.
@@ -296,27 +299,36 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
 fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
     Lab::available().map_err(LabError::Missing)?;
     let parts = Parts::find_release(arguments.throughline)?;
+    let mut pages = arguments.pages;
+    if pages > 0
+        && let Err(missing) = Browsers::available(&parts.repository)
+    {
+        eprintln!("lab: SKIPPED what a page takes part in: {missing}");
+        pages = 0;
+    }
     let contest = Contest {
         repeat: arguments.repeat,
+        pages,
         throughput: arguments.throughput,
         seconds: arguments.seconds,
         peers: arguments.peers.unwrap_or_else(|| parts.peers()),
     };
-    let results = compare(&contest, &parts, |contender, run| {
+    let results = compare(&contest, &parts, |name, run, rate| {
         let ms = |time: Option<f64>| time.map_or("-".into(), |ms| format!("{ms:.0}"));
         let (first_byte, direct) = (ms(run.first_byte_ms), ms(run.direct_ms));
         let error = run.error.as_deref().and_then(|error| error.lines().next());
         let error = error.unwrap_or_default();
-        eprintln!("{contender:<11} first byte {first_byte:>5} ms, direct {direct:>5} ms {error}");
+        let rate = rate.map_or(String::new(), |rate| format!(", {rate:.0} Mbit/s"));
+        eprintln!("{name:<33} first byte {first_byte:>5} ms, direct {direct:>5} ms{rate} {error}");
     })?;
-    print!("{}", results.table());
+    print!("{}", results.tables());
     if let Some(file) = arguments.json {
         let text =
             serde_json::to_string_pretty(&results).map_err(|e| LabError::Program(e.to_string()))?;
         write(&file, &text)?;
     }
     if let Some(file) = arguments.markdown {
-        write(&file, &results.table())?;
+        write(&file, &results.tables())?;
     }
     Ok(ExitCode::SUCCESS)
 }
