@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    backend::offer,
+    backend::{offer, transports::LISTENS},
     config::{Config, TurnServer, check_protocol},
     connection::Connection,
     error::{Error, ErrorKind},
@@ -116,7 +116,7 @@ impl Connector {
         protocol: &str,
     ) -> Result<(Connection, Stream), Error> {
         check_protocol(protocol)?;
-        let sealing = offer::sealing().filter(|_| ticket.is_resumable());
+        let sealing = offer::sealing(&ticket.peer_id().0).filter(|_| ticket.is_resumable());
         let Some(sealing) = sealing else {
             let connection = self.connect(ticket).await?;
             let stream = connection.open(protocol).await?;
@@ -260,7 +260,8 @@ impl Builder {
 
     /// Starts the peer. With relays configured and [`Config::reserve`] set, returns once the first
     /// of them holds a reservation, so that [`Connector::ticket`] is complete; the others follow
-    /// in the background, and are kept, renewed and replaced from then on.
+    /// in the background, and are kept, renewed and replaced from then on. With that set and no
+    /// relay, a native peer returns once it knows an address that it listens at, or after a second.
     ///
     /// On native targets it must be called within a tokio runtime.
     ///
@@ -274,7 +275,7 @@ impl Builder {
     pub async fn bind(self) -> Result<Connector, Error> {
         self.config.validate()?;
         let identity = self.identity.unwrap_or_else(Identity::generate);
-        let wait = self.config.reserve && !self.config.relays.is_empty();
+        let wait = self.config.reserve && (LISTENS || !self.config.relays.is_empty());
         let (commands, incoming, shared) = node::start(identity, self.config)?;
         let connector = Connector {
             commands,

@@ -26,6 +26,16 @@ fn through_relays(me: &Connector) -> Ticket {
 }
 
 #[tokio::test]
+async fn without_a_relay_the_ticket_has_an_address_at_once() {
+    for _ in 0..20 {
+        let mut anywhere = Config::default();
+        anywhere.port_mapping = false;
+        let me = peer(anywhere).await;
+        assert!(!me.ticket().addresses().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_circuit_is_usable_at_once_and_carries_both_directions() {
     let relay = relay().await;
     let mut relayed = config(&[&relay]);

@@ -114,11 +114,14 @@ impl From<OfferError> for io::Error {
     }
 }
 
-/// That this target seals what goes early.
+/// That something can be sealed here. Where nothing can, there is no value of it, and what needs
+/// one is not compiled.
+#[derive(Clone, Copy)]
 pub(crate) struct Sealing;
 
-pub(crate) fn sealing() -> Option<Sealing> {
-    Some(Sealing)
+/// Whether something can be sealed for `peer`.
+pub(crate) fn sealing(peer: &PeerId) -> Option<Sealing> {
+    identity_of(peer).map(|_| Sealing)
 }
 
 /// What carries a resumable stream: a substream of a connection, or what is sealed.
@@ -139,11 +142,6 @@ fn identity_of(peer: &PeerId) -> Option<[u8; KEY]> {
 fn montgomery(identity: &[u8; KEY]) -> Option<[u8; KEY]> {
     let key = VerifyingKey::from_bytes(identity).ok()?;
     Some(key.to_montgomery().to_bytes())
-}
-
-/// Whether offers can be sealed for `peer`.
-pub(crate) fn is_sealable(peer: &PeerId) -> bool {
-    identity_of(peer).is_some()
 }
 
 /// Seals offers as this peer, and opens those for it. Clones share what was seen.

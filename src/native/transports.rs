@@ -128,6 +128,9 @@ pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTranspor
         .boxed()
 }
 
+/// A peer has addresses of its own.
+pub(crate) const LISTENS: bool = true;
+
 /// The addresses a peer listens on unless it is told otherwise: QUIC and TCP on every
 /// interface and both families, on ports the system chooses.
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {

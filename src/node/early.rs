@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::{
         self,
-        offer::{Sealed, carrier},
+        offer::{Sealed, carrier, sealing},
     },
     connection::Connection,
     core::{
@@ -58,7 +58,7 @@ impl Node {
     /// The way to the peer has come up, or may have: sends what waits for that.
     pub(super) fn send_all_early(&mut self, id: u64) {
         let session = self.sessions.get(&id).filter(|s| s.active.is_none());
-        let (Some(session), Some(_)) = (session, &self.sealer) else {
+        let Some(session) = session.filter(|s| sealing(&s.peer).is_some()) else {
             return;
         };
         let ours = session.pumps.iter().filter(|(_, pump)| pump.opener);
@@ -69,12 +69,12 @@ impl Node {
 
     /// Asks a relay to carry one of our streams to the peer until there is a path.
     pub(super) fn send_early(&mut self, id: u64, stream: StreamId) {
-        let (Some(session), Some(_)) = (self.sessions.get_mut(&id), &self.sealer) else {
+        let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
         let targets = session.targets.as_ref();
         let taken = targets.and_then(|targets| targets.incarnation).is_some();
-        if let Some((relay, link)) = session.offer_relay(&self.relays).filter(|_| taken)
+        if let Some((relay, link, sealing)) = session.offer_relay(&self.relays).filter(|_| taken)
             && let Link::Up(conn, _) = link.link
             && let Some(pump) = session.pumps.get_mut(&stream).filter(|pump| !pump.early)
         {
@@ -82,9 +82,12 @@ impl Node {
             let protocol = StreamProtocol::new(OFFER_PROTOCOL);
             let streams = &mut self.swarm.behaviour_mut().streams;
             let open = streams.open(relay, conn, protocol);
-            let session = id;
-            self.opening
-                .insert(open, Purpose::Early { session, stream });
+            let purpose = Purpose::Early {
+                session: id,
+                stream,
+                _sealing: sealing,
+            };
+            self.opening.insert(open, purpose);
         }
     }
 
@@ -96,8 +99,7 @@ impl Node {
         stream: StreamId,
         result: Result<Substream, OpenError>,
     ) {
-        let session = self.sessions.get(&id).filter(|s| s.active.is_none());
-        let (Some(session), Some(_)) = (session, &self.sealer) else {
+        let Some(session) = self.sessions.get(&id).filter(|s| s.active.is_none()) else {
             return;
         };
         let targets = session.targets.as_ref();
@@ -137,8 +139,8 @@ impl Node {
         backend::runtime::spawn(async move {
             let opened = async {
                 let (peer, content, mut sealed) = sealer.open(stream).await?;
-                if content == Content::Signalling {
-                    return Ok(Internal::Offered(peer, Box::pin(sealed)));
+                if let (Content::Signalling, Some(sealing)) = (content, sealing(&peer)) {
+                    return Ok(Internal::Offered(peer, Box::pin(sealed), sealing));
                 }
                 let header = resumable::read_header(&mut sealed).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Internal::Header {

@@ -36,7 +36,9 @@ use super::{
     timers::Timers,
 };
 use crate::{
-    Config, backend, circuit,
+    Config,
+    backend::{self, offer::Sealing},
+    circuit,
     connection::Connection,
     core::{
         address,
@@ -152,7 +154,7 @@ pub(super) enum Internal {
     /// The peer knows that the connection is closed.
     FarewellDone(PeerId),
     /// A peer signals by a sealed offer, through a relay of ours.
-    Offered(PeerId, circuit::Duplex),
+    Offered(PeerId, circuit::Duplex, Sealing),
 }
 
 #[expect(
@@ -393,7 +395,7 @@ impl Node {
                 substream,
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
-            Internal::Offered(peer, stream) => {
+            Internal::Offered(peer, stream, _) => {
                 self.swarm.behaviour_mut().rtc.signalled(peer, stream);
             }
         }

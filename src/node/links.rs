@@ -1,7 +1,7 @@
 //! Keeps links to relays and the reservations on them: renewed by libp2p while the link stands,
 //! made anew when it breaks, moved to a standby when a relay stays away.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol,
@@ -20,6 +20,7 @@ use super::{
     session::Session,
 };
 use crate::{
+    backend::transports::LISTENS,
     circuit,
     core::{
         address,
@@ -29,6 +30,9 @@ use crate::{
     error::{Error, ErrorKind},
     event::Cause,
 };
+
+/// How long the system may take to tell the first address that we listen at.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Starts as many reservations as are wanted and missing.
@@ -170,6 +174,7 @@ impl Node {
     /// A listener has an address: of a reservation, or of our own.
     pub(super) fn on_listen_addr(&mut self, listener: ListenerId, addr: &Multiaddr) {
         let Some((_, relay)) = self.relays.by_listener(listener) else {
+            self.settling |= self.is_alone();
             return;
         };
         if let Some(announced) = Relays::announced(addr)
@@ -187,7 +192,9 @@ impl Node {
     /// libp2p has reported all addresses that came with a reservation.
     pub(super) fn on_settled(&mut self) {
         self.refresh_ticket();
-        self.answer_online(|| Ok(()));
+        if self.is_online() {
+            self.answer_online(|| Ok(()));
+        }
     }
 
     pub(super) fn on_reservation_ended(&mut self, listener: ListenerId, reason: Option<&str>) {
@@ -270,12 +277,14 @@ impl Node {
     }
 
     pub(super) fn wait_online(&mut self, reply: oneshot::Sender<Result<(), Error>>) {
-        if self.relays.held() > 0 && !self.settling {
+        if !self.settling && self.is_online() {
             let _ = reply.send(Ok(()));
             return;
         }
         self.online.push(reply);
-        if self.relays.all_failed() {
+        if self.is_alone() {
+            self.timers.after(LISTEN_TIMEOUT, Timer::OnlineDeadline);
+        } else if self.relays.all_failed() {
             let error = self.no_relay();
             self.answer_online(|| Err(Error::new(ErrorKind::NoRelay, error.clone())));
         } else {
@@ -284,7 +293,21 @@ impl Node {
         }
     }
 
+    /// No relay is to be waited for.
+    fn is_alone(&self) -> bool {
+        LISTENS && self.config.relays.is_empty()
+    }
+
+    /// Whether the ticket leads to us.
+    fn is_online(&self) -> bool {
+        self.relays.held() > 0 || self.is_alone() && !self.direct_addresses().is_empty()
+    }
+
     pub(super) fn on_online_deadline(&mut self) {
+        if self.is_alone() {
+            self.answer_online(|| Ok(()));
+            return;
+        }
         let error = self.no_relay();
         self.answer_online(|| Err(Error::new(ErrorKind::NoRelay, error.clone())));
     }

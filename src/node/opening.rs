@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backend::{
         self,
-        offer::{Carrier, carrier},
+        offer::{Carrier, Sealing, carrier},
     },
     core::{
         circuit::CircuitError,
@@ -58,12 +58,17 @@ pub(super) enum Purpose {
     /// To ask a relay for a circuit.
     Circuit(CircuitReply),
     /// To carry a resumable stream before there is a path, sealed.
-    Early { session: u64, stream: StreamId },
+    Early {
+        session: u64,
+        stream: StreamId,
+        _sealing: Sealing,
+    },
     /// To signal ICE by a sealed offer, for a dial at this relay's address.
     Offer {
         session: u64,
         way: usize,
         relay: Multiaddr,
+        _sealing: Sealing,
     },
     /// To say goodbye.
     Farewell(PeerId),
@@ -235,13 +240,16 @@ impl Node {
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
-            Some(Purpose::Early { session, stream }) => {
+            Some(Purpose::Early {
+                session, stream, ..
+            }) => {
                 self.on_early_stream(session, stream, result);
             }
             Some(Purpose::Offer {
                 session,
                 way,
                 relay,
+                ..
             }) => self.on_offer_stream(session, way, &relay, result),
             Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
             None => {}

@@ -169,7 +169,7 @@ impl Node {
         session.offering = false;
         if let Some(relay) = session.circuit().cloned() {
             self.dial_ice(id, way, &relay);
-        } else if let Some((relay, link)) = session.offer_relay(&self.relays)
+        } else if let Some((relay, link, sealing)) = session.offer_relay(&self.relays)
             && let Link::Up(conn, addr) = link.link.clone()
         {
             session.offering = true;
@@ -180,6 +180,7 @@ impl Node {
                 session: id,
                 way,
                 relay: addr,
+                _sealing: sealing,
             };
             self.opening.insert(open, purpose);
         } else {

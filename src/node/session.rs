@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Config,
-    backend::{self, offer::Carrier},
+    backend::offer::{Carrier, Sealing, sealing},
     connection::{Connection, SessionState, WeakConnection},
     core::{
         offer::Incarnation,
@@ -182,16 +182,18 @@ impl Session {
         paths.any(|path| path.kind == PathKind::Direct)
     }
 
-    /// The relay that passes a sealed offer on to the peer.
-    pub(crate) fn offer_relay<'a>(&self, relays: &'a Relays) -> Option<(PeerId, &'a Relay)> {
+    /// The relay that passes on to the peer what is sealed for it.
+    pub(crate) fn offer_relay<'a>(
+        &self,
+        relays: &'a Relays,
+    ) -> Option<(PeerId, &'a Relay, Sealing)> {
+        let sealing = sealing(&self.peer)?;
         let targets = self.targets.as_ref().filter(|_| !self.unoffered)?;
-        let mut known = targets.relays.iter();
-        known
-            .find_map(|relay| {
-                let link = relays.get(relay)?;
-                (link.forwards && matches!(link.link, Link::Up(..))).then_some((*relay, link))
-            })
-            .filter(|_| backend::offer::is_sealable(&self.peer))
+        targets.relays.iter().find_map(|relay| {
+            let link = relays.get(relay)?;
+            let usable = link.forwards && matches!(link.link, Link::Up(..));
+            usable.then_some((*relay, link, sealing))
+        })
     }
 
     /// The circuit to close when `new` is another one: two are up when both peers dialled at the

@@ -6,9 +6,10 @@ use libp2p::{PeerId, Stream, identity::Keypair};
 use crate::core::offer::{Content, Incarnation};
 
 /// There is none.
+#[derive(Clone, Copy)]
 pub(crate) enum Sealing {}
 
-pub(crate) fn sealing() -> Option<Sealing> {
+pub(crate) fn sealing(_: &PeerId) -> Option<Sealing> {
     None
 }
 
@@ -50,8 +51,4 @@ impl Sealer {
     ) -> Result<(PeerId, Content, Stream), std::io::Error> {
         match *self {}
     }
-}
-
-pub(crate) fn is_sealable(_: &PeerId) -> bool {
-    false
 }

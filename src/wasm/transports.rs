@@ -49,6 +49,9 @@ pub(crate) fn peer(
 }
 
 /// None: a page is reached through relays and `/webrtc` alone.
+/// A page has no address of its own.
+pub(crate) const LISTENS: bool = false;
+
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
     Vec::new()
 }

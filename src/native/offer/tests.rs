@@ -234,6 +234,6 @@ fn an_answer_of_somebody_else_is_an_error() {
 
 #[test]
 fn identities_of_other_kinds_have_no_offers() {
-    assert!(!is_sealable(&PeerId::random()));
-    assert!(is_sealable(&peer().id));
+    assert!(sealing(&PeerId::random()).is_none());
+    assert!(sealing(&peer().id).is_some());
 }

@@ -46,7 +46,7 @@ impl Node {
     /// Our own addresses that somebody else could dial: first those of which it is known, then
     /// those of interfaces, for peers on the same network. Loopback is of use on the same machine
     /// only, and then only when there is nothing else.
-    fn direct_addresses(&self) -> Vec<Multiaddr> {
+    pub(in crate::node) fn direct_addresses(&self) -> Vec<Multiaddr> {
         let all = || {
             self.listening.values().flatten().filter(|a| {
                 address::route(a) == address::Route::Direct && !address::is_link_local(a)
