@@ -56,9 +56,10 @@ impl Offered {
     }
 }
 
-/// How long a sealed offer may stay without an answer before the next way to signal is asked for;
-/// a connection that this attempt could be signalled over has long come up by then, if any does.
-const SEALED_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a sealed offer may stay without an answer before the next way to signal is asked for. A
+/// peer that drops an offer says so by the end of the stream; one that is only slow, with a thousand
+/// others to answer, must not be asked for the same once more.
+const SEALED_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A signalling stream that was asked for.
 pub(crate) type Requested = oneshot::Receiver<Result<Signal, Error>>;
