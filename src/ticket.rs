@@ -192,7 +192,7 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidTicket, message)
 }
 
-/// Layout before base64url: a byte of flags; the peer id; with [`EARLY`] the incarnation, 8 bytes;
+/// Layout before base64url: a byte of flags; the peer id; with `EARLY` the incarnation, 8 bytes;
 /// relays; addresses; mapped addresses. Each list is a count byte, each item a two-byte big-endian
 /// length and the item's binary form, which for a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
