@@ -298,10 +298,15 @@ impl Node {
         conn: ConnectionId,
         result: Result<Duration, ping::Failure>,
     ) {
-        if let (Some(relay), Ok(rtt)) = (self.relays.get_mut(&peer), &result)
+        if let Some(relay) = self.relays.get_mut(&peer)
             && matches!(&relay.link, Link::Up(id, _) if *id == conn)
         {
-            relay.rtt = Some(*rtt);
+            match &result {
+                Ok(rtt) => relay.rtt = Some(*rtt),
+                // A relay that vanished without a word: TCP would hope for a quarter of an hour.
+                Err(ping::Failure::Timeout) => _ = self.swarm.close_connection(conn),
+                Err(_) => {}
+            }
         }
         let Some(&id) = self.by_peer.get(&peer) else {
             return;

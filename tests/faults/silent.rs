@@ -183,3 +183,19 @@ async fn a_peer_that_vanished_with_its_reservation_is_refused_by_the_relay() {
     });
     future::join_all(refusals).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_vanished_is_replaced() {
+    let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [(first, gone), (_second, standby)] =
+        homes.each_ref().map(|h| serve(free_ports(), h.path()));
+    let [gone, standby] = [gone, standby].map(|ready| address(&ready, "/tcp/"));
+    let mut config = relayed(&gone);
+    config.relays.push(standby.clone());
+    config.relay_reservations = 1;
+    let me = peer(config).await;
+    assert!(gone.contains(&me.ticket().relays()[0]));
+    first.signal("-STOP");
+    let moved = |relay: &String| standby.contains(relay);
+    until(|| me.ticket().relays().iter().any(moved)).await;
+}
