@@ -3,7 +3,7 @@
 //!
 //! Each message is a proto3 message behind its length as an unsigned varint.
 
-use super::frame::{skip_field, take_bytes, take_varint};
+use super::protobuf::{behind_length, field, skip_field, take_bytes, take_varint};
 
 /// The protocol a server is asked with.
 pub(crate) const DIAL_REQUEST: &str = "/libp2p/autonat/2/dial-request";
@@ -68,8 +68,7 @@ pub(crate) fn request(address: &[u8], nonce: u64) -> Vec<u8> {
     let mut request = field(BYTES, address);
     request.push(NONCE as u8);
     request.extend(nonce.to_le_bytes());
-    let message = field(REQUEST, &request);
-    [length(message.len()), message].concat()
+    behind_length(&field(REQUEST, &request))
 }
 
 /// As much as a server wants before it dials.
@@ -79,8 +78,7 @@ pub(crate) fn data(wanted: usize) -> Vec<u8> {
     while left > 0 {
         let piece = left.min(MAX_PIECE);
         let message = field(DATA_RESPONSE, &field(BYTES, &vec![0; piece]));
-        messages.extend(length(message.len()));
-        messages.extend(message);
+        messages.extend(behind_length(&message));
         left -= piece;
     }
     messages
@@ -139,15 +137,6 @@ fn last<const N: usize>(mut rest: &[u8], tags: &[u64; N]) -> Option<[u64; N]> {
         }
     }
     Some(values)
-}
-
-fn field(tag: u64, value: &[u8]) -> Vec<u8> {
-    [vec![tag as u8], length(value.len()), value.to_vec()].concat()
-}
-
-fn length(length: usize) -> Vec<u8> {
-    let mut buffer = unsigned_varint::encode::usize_buffer();
-    unsigned_varint::encode::usize(length, &mut buffer).to_vec()
 }
 
 #[cfg(test)]

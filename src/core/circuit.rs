@@ -7,7 +7,7 @@ use std::fmt;
 
 use multiaddr::PeerId;
 
-use super::frame::{skip_field, take_varint};
+use super::protobuf::{behind_length, field, skip_field, take_varint};
 
 /// The protocol a relay is asked with.
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
@@ -31,16 +31,7 @@ pub(crate) fn connect(peer: &PeerId) -> Vec<u8> {
     let id = field(PEER_ID, &peer.to_bytes());
     let mut message = vec![TYPE as u8, TYPE_CONNECT];
     message.extend(field(PEER, &id));
-    [length(&message), message].concat()
-}
-
-fn field(tag: u64, value: &[u8]) -> Vec<u8> {
-    [vec![tag as u8], length(value), value.to_vec()].concat()
-}
-
-fn length(value: &[u8]) -> Vec<u8> {
-    let mut buffer = unsigned_varint::encode::usize_buffer();
-    unsigned_varint::encode::usize(value.len(), &mut buffer).to_vec()
+    behind_length(&message)
 }
 
 /// Why there is no circuit.
@@ -163,7 +154,7 @@ mod tests {
         let status = unsigned_varint::encode::u64(status, &mut buffer);
         // type = STATUS, limit { duration = 60 }, status
         let body = [&[8, 2, 4 << 3 | 2, 2, 8, 60, STATUS as u8], status].concat();
-        [length(&body), body].concat()
+        behind_length(&body)
     }
 
     /// Feeds `stream` as wanted; gives the result and how much was taken.

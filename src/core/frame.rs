@@ -9,6 +9,8 @@ use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::protobuf::{skip_field, take_bytes, take_varint};
+
 /// Largest frame with its length prefix, in bytes.
 pub(crate) const MAX_FRAME_LEN: usize = 16 * 1024;
 
@@ -166,34 +168,6 @@ impl Decoder {
         }
         Ok(frame)
     }
-}
-
-/// Takes an unsigned varint off the front; `None` when it is cut off or overlong.
-pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
-    let (value, rest) = unsigned_varint::decode::u64(bytes).ok()?;
-    *bytes = rest;
-    Some(value)
-}
-
-/// Takes a length-delimited protobuf value off the front.
-pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let len = usize::try_from(take_varint(bytes)?).ok()?;
-    let (value, rest) = bytes.split_at_checked(len)?;
-    *bytes = rest;
-    Some(value)
-}
-
-/// Skips the value of a protobuf field that we do not know.
-pub(crate) fn skip_field(tag: u64, bytes: &mut &[u8]) -> Option<()> {
-    let fixed = match tag & 7 {
-        0 => return take_varint(bytes).map(drop),
-        2 => return take_bytes(bytes).map(drop),
-        1 => 8,
-        5 => 4,
-        _ => return None,
-    };
-    *bytes = bytes.split_at_checked(fixed)?.1;
-    Some(())
 }
 
 /// The state of one direction of a stream.

@@ -17,6 +17,7 @@ pub(crate) mod nat;
 pub(crate) mod offer;
 pub(crate) mod path;
 pub(crate) mod plan;
+pub(crate) mod protobuf;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
 pub(crate) mod race;

@@ -9,7 +9,11 @@ use std::{collections::VecDeque, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{candidate::MAX_CANDIDATE_LEN, sdp};
+use super::{
+    candidate::MAX_CANDIDATE_LEN,
+    protobuf::{field, skip_field, take_bytes, take_varint},
+    sdp,
+};
 
 /// Protocol name of the signalling stream.
 pub(crate) const PROTOCOL: &str = "/webrtc-signaling/0.0.1";
@@ -112,14 +116,10 @@ impl Message {
             Self::Candidate(Some(candidate)) => (2, Some(candidate.to_json())),
         };
         let data = data.unwrap_or_default();
-        let mut out = Vec::with_capacity(data.len() + 8);
         // The type is written even when 0: it has explicit presence.
-        out.extend([FIELD_TYPE as u8, kind]);
+        let mut out = vec![FIELD_TYPE as u8, kind];
         if !data.is_empty() {
-            out.push(FIELD_DATA as u8);
-            let mut len = unsigned_varint::encode::usize_buffer();
-            out.extend_from_slice(unsigned_varint::encode::usize(data.len(), &mut len));
-            out.extend_from_slice(data.as_bytes());
+            out.extend(field(FIELD_DATA, data.as_bytes()));
         }
         out
     }
@@ -135,19 +135,17 @@ impl Message {
         let mut kind = None;
         let mut data = None;
         while !bytes.is_empty() {
-            let tag = super::frame::take_varint(&mut bytes).ok_or(Malformed("tag"))?;
+            let tag = take_varint(&mut bytes).ok_or(Malformed("tag"))?;
             match tag {
                 FIELD_TYPE => {
-                    let value = super::frame::take_varint(&mut bytes).ok_or(Malformed("type"))?;
+                    let value = take_varint(&mut bytes).ok_or(Malformed("type"))?;
                     kind = Some(value);
                 }
                 FIELD_DATA => {
-                    let value = super::frame::take_bytes(&mut bytes).ok_or(Malformed("data"))?;
+                    let value = take_bytes(&mut bytes).ok_or(Malformed("data"))?;
                     data = Some(std::str::from_utf8(value).map_err(|_| Malformed("data"))?);
                 }
-                tag => {
-                    super::frame::skip_field(tag, &mut bytes).ok_or(Malformed("unknown field"))?
-                }
+                tag => skip_field(tag, &mut bytes).ok_or(Malformed("unknown field"))?,
             }
         }
         match (kind, data) {

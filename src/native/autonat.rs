@@ -10,9 +10,10 @@
 //! than none.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     convert::Infallible,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -20,12 +21,12 @@ use std::{
 };
 
 use futures::{
-    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, StreamExt as _, future::BoxFuture,
-    stream::FuturesUnordered,
+    AsyncWriteExt as _, FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered,
 };
 use libp2p::{
     Multiaddr, PeerId, Stream, StreamProtocol,
     core::{Endpoint, transport::PortUse},
+    multiaddr::Protocol,
     swarm::{
         ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
         THandlerOutEvent, ToSwarm,
@@ -38,6 +39,7 @@ use crate::{
         autonat::{self, Answer, Outcome},
         reachability::{Change, Reachability},
     },
+    native::message,
     node::streams::{self, OpenId},
 };
 
@@ -61,6 +63,10 @@ pub(crate) struct Behaviour {
     dialled: Vec<(PeerId, ConnectionId, Multiaddr)>,
     accepted: HashSet<ConnectionId>,
     nonces: Nonces,
+    /// What the router forwards to us.
+    mapped: Option<Multiaddr>,
+    /// What the swarm has not been told of it yet.
+    news: VecDeque<ToSwarm<Infallible, THandlerInEvent<Self>>>,
     opening: HashMap<OpenId, (u64, PeerId, Multiaddr)>,
     tests: FuturesUnordered<BoxFuture<'static, (u64, PeerId, Outcome)>>,
     proofs: FuturesUnordered<BoxFuture<'static, ()>>,
@@ -81,12 +87,33 @@ impl Behaviour {
             dialled: Vec::new(),
             accepted: HashSet::new(),
             nonces: Nonces::default(),
+            mapped: None,
+            news: VecDeque::new(),
             opening: HashMap::new(),
             tests: FuturesUnordered::new(),
             proofs: FuturesUnordered::new(),
             start: Instant::now(),
             timer: Box::pin(sleep(Duration::ZERO)),
             waker: None,
+        }
+    }
+
+    /// Takes in what the router forwards to us now: an address like those that others see us at.
+    pub(crate) fn set_mapped(&mut self, mapped: Option<SocketAddr>) {
+        // All UDP goes over one socket, so what is mapped takes QUIC.
+        let mapped = mapped.map(|addr| {
+            let address = Multiaddr::from(addr.ip()).with(Protocol::Udp(addr.port()));
+            address.with(Protocol::QuicV1)
+        });
+        if self.mapped == mapped {
+            return;
+        }
+        let before = std::mem::replace(&mut self.mapped, mapped.clone());
+        let ended = before.map(ToSwarm::ExternalAddrExpired);
+        let begun = mapped.map(ToSwarm::NewExternalAddrCandidate);
+        self.news.extend(ended.into_iter().chain(begun));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 
@@ -241,6 +268,9 @@ impl NetworkBehaviour for Behaviour {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        if let Some(news) = self.news.pop_front() {
+            return Poll::Ready(news);
+        }
         let change = loop {
             match self.streams.poll(cx) {
                 Poll::Ready(ToSwarm::GenerateEvent(event)) => {
@@ -294,7 +324,7 @@ async fn ask(mut stream: Stream, address: &Multiaddr, nonce: u64) -> io::Result<
     for _ in 0..2 {
         stream.write_all(&send).await?;
         stream.flush().await?;
-        let answer = read(&mut stream, autonat::MAX_ANSWER).await?;
+        let answer = message::read(&mut stream, autonat::MAX_ANSWER).await?;
         match autonat::answer(&answer).ok_or(io::ErrorKind::InvalidData)? {
             Answer::Wants(bytes) => send = autonat::data(bytes),
             Answer::Done(outcome) => {
@@ -309,7 +339,7 @@ async fn ask(mut stream: Stream, address: &Multiaddr, nonce: u64) -> io::Result<
 
 /// Reads a nonce, and says that it was expected if it was.
 async fn take_proof(mut stream: Stream, nonces: Nonces) -> io::Result<()> {
-    let proof = read(&mut stream, autonat::MAX_PROOF).await?;
+    let proof = message::read(&mut stream, autonat::MAX_PROOF).await?;
     let nonce = autonat::proof(&proof).ok_or(io::ErrorKind::InvalidData)?;
     match lock(&nonces).get_mut(&nonce) {
         Some(proven) => *proven = true,
@@ -317,24 +347,6 @@ async fn take_proof(mut stream: Stream, nonces: Nonces) -> io::Result<()> {
     }
     stream.write_all(&autonat::PROOF_TAKEN).await?;
     stream.close().await
-}
-
-/// Reads one message of at most `most` bytes, without its length.
-async fn read(stream: &mut Stream, most: usize) -> io::Result<Vec<u8>> {
-    let mut prefix = Vec::new();
-    let length = loop {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).await?;
-        prefix.extend(byte);
-        match unsigned_varint::decode::usize(&prefix) {
-            Ok((length, _)) if length <= most => break length,
-            Err(unsigned_varint::decode::Error::Insufficient) if prefix.len() < 3 => {}
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }
-    };
-    let mut message = vec![0; length];
-    stream.read_exact(&mut message).await?;
-    Ok(message)
 }
 
 #[cfg(all(test, feature = "server"))]

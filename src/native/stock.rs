@@ -7,7 +7,7 @@ use libp2p::{
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{autonat, dcutr, mapped};
+use super::{autonat, dcutr};
 use crate::{Config, core::autonat::DIAL_REQUEST, node};
 
 /// Handshakes under way that others have begun; further ones are refused. Each takes some tens of
@@ -24,7 +24,6 @@ pub(crate) struct Behaviour {
     dcutr: Toggle<dcutr::Behaviour>,
     /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
     autonat: Toggle<autonat::Behaviour>,
-    mapped: mapped::Behaviour,
 }
 
 /// DCUtR dials by itself.
@@ -43,13 +42,14 @@ pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
         autonat: direct
             .then(|| autonat::Behaviour::new(config.autonat_retry))
             .into(),
-        mapped: mapped::Behaviour::default(),
     }
 }
 
 /// Takes in what the router forwards to us now.
 pub(crate) fn set_mapped(behaviour: &mut Behaviour, mapped: Option<SocketAddr>) {
-    behaviour.mapped.set(mapped);
+    if let Some(autonat) = behaviour.autonat.as_mut() {
+        autonat.set_mapped(mapped);
+    }
 }
 
 /// Takes in what a peer serves.
@@ -66,6 +66,6 @@ pub(crate) fn ping(event: BehaviourEvent) -> Option<ping::Event> {
         BehaviourEvent::Ping(event) => Some(event),
         BehaviourEvent::Limits(never) => match never {},
         BehaviourEvent::Autonat(never) => match never {},
-        BehaviourEvent::Dcutr(_) | BehaviourEvent::Mapped(_) => None,
+        BehaviourEvent::Dcutr(_) => None,
     }
 }

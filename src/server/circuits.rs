@@ -24,9 +24,10 @@ use super::config::RelayLimits;
 use crate::{
     core::{
         circuit::EARLY_PROTOCOL,
-        frame::{skip_field, take_bytes, take_varint},
         offer::OFFER_PROTOCOL,
+        protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint},
     },
+    native::message,
     node::streams::{OpenError, OpenId},
 };
 
@@ -313,7 +314,7 @@ async fn read_request(
     mut stream: Stream,
     reports: mpsc::Sender<Report>,
 ) {
-    let request = timeout(MESSAGE_TIMEOUT, read_message(&mut stream)).await;
+    let request = timeout(MESSAGE_TIMEOUT, message::read(&mut stream, MAX_MESSAGE)).await;
     let Ok(Ok(request)) = request else {
         return;
     };
@@ -400,7 +401,7 @@ impl Circuit {
             pump(&mut from_source, &mut to_peer, &carried, most).await
         };
         let back = async {
-            let answer = timeout(MESSAGE_TIMEOUT, read_message(&mut from_peer)).await;
+            let answer = timeout(MESSAGE_TIMEOUT, message::read(&mut from_peer, MAX_MESSAGE)).await;
             let status = match answer {
                 Ok(Ok(answer)) => decode(&answer).and_then(|message| message.stop_status()),
                 Ok(Err(_)) | Err(_) => Some(Status::Failed as u64),
@@ -444,26 +445,6 @@ async fn pump(
         }
         to.write_all(&chunk[..read]).await?;
     }
-}
-
-/// Reads a message behind its length, and nothing that stands behind it.
-async fn read_message(stream: &mut (impl futures::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
-    let mut length = 0;
-    // Two bytes hold every length allowed.
-    for shift in [0, 7] {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).await?;
-        length |= usize::from(byte[0] & 0x7f) << shift;
-        if byte[0] & 0x80 == 0 {
-            if length > MAX_MESSAGE {
-                break;
-            }
-            let mut message = vec![0; length];
-            stream.read_exact(&mut message).await?;
-            return Ok(message);
-        }
-    }
-    Err(io::ErrorKind::InvalidData.into())
 }
 
 // HopMessage { type = 1, peer = 2, limit = 4, status = 5 }; types RESERVE, CONNECT, STATUS.
@@ -511,32 +492,16 @@ fn decode(mut rest: &[u8]) -> Option<Message> {
     Some(message)
 }
 
-fn varint(value: u64) -> Vec<u8> {
-    let mut buffer = unsigned_varint::encode::u64_buffer();
-    unsigned_varint::encode::u64(value, &mut buffer).to_vec()
-}
-
-fn behind_length(bytes: Vec<u8>) -> Vec<u8> {
-    [varint(bytes.len() as u64), bytes].concat()
-}
-
 fn hop_status(status: u64) -> Vec<u8> {
-    behind_length([vec![8, HOP_STATUS, 0x28], varint(status)].concat())
+    behind_length(&[vec![8, HOP_STATUS, 0x28], varint(status)].concat())
 }
 
 fn stop_connect(source: &PeerId, limits: &RelayLimits) -> Vec<u8> {
-    let id = [vec![0x0a], behind_length(source.to_bytes())].concat();
-    let seconds = limits.circuit_duration().as_secs();
-    let limit = [
-        vec![8],
-        varint(seconds),
-        vec![0x10],
-        varint(limits.circuit_bytes),
-    ]
-    .concat();
-    let peer = [vec![0x12], behind_length(id)].concat();
-    let limit = [vec![0x1a], behind_length(limit)].concat();
-    behind_length([vec![8, 0], peer, limit].concat())
+    let seconds = varint(limits.circuit_duration().as_secs());
+    let bytes = varint(limits.circuit_bytes);
+    let limit = [vec![8], seconds, vec![0x10], bytes].concat();
+    let peer = field(0x12, &field(0x0a, &source.to_bytes()));
+    behind_length(&[vec![8, 0], peer, field(0x1a, &limit)].concat())
 }
 
 #[cfg(test)]
@@ -548,7 +513,7 @@ mod tests {
         let peer = PeerId::random();
         let request = crate::core::circuit::connect(&peer);
         let mut stream = &request[..];
-        let message = futures::executor::block_on(read_message(&mut stream)).unwrap();
+        let message = futures::executor::block_on(message::read(&mut stream, MAX_MESSAGE)).unwrap();
         assert_eq!(decode(&message).unwrap().connect_to(), Some(peer));
         assert!(decode(&[8, 1, 0x20, 100]).unwrap().stop_status() == Some(100));
         assert!(decode(&[8, 0, 0x20, 100]).unwrap().stop_status().is_none());

@@ -1,5 +1,6 @@
 //! The client against libp2p's server.
 
+use futures::AsyncReadExt as _;
 use libp2p::{
     Swarm, Transport as _,
     autonat::v2::server,
@@ -115,7 +116,7 @@ async fn lie(mut liar: Swarm<streams::Behaviour>, told: mpsc::Sender<()>) {
                 mut stream,
                 ..
             }) => {
-                let request = read(&mut stream, 64).await.unwrap();
+                let request = message::read(&mut stream, 64).await.unwrap();
                 let (_, last) = request.split_last_chunk().unwrap();
                 nonce = u64::from_le_bytes(*last);
                 let back = StreamProtocol::new(autonat::DIAL_BACK);
@@ -168,4 +169,32 @@ async fn a_proof_is_taken_only_where_others_reach_us() {
         }
     };
     timeout(SOON, three).await.expect("it asks again");
+}
+
+#[tokio::test]
+async fn a_mapping_is_a_candidate_until_it_ends() {
+    let mut swarm = swarm(Behaviour::new(RETRY));
+    let mut news = async |mapped: Option<&str>| {
+        let mapped = mapped.map(|addr| addr.parse().unwrap());
+        swarm.behaviour_mut().set_mapped(mapped);
+        let mut news = Vec::new();
+        while let Some(event) = swarm.next().now_or_never() {
+            news.extend(match event.unwrap() {
+                SwarmEvent::NewExternalAddrCandidate { address } => Some(format!("+{address}")),
+                SwarmEvent::ExternalAddrExpired { address } => Some(format!("-{address}")),
+                _ => None,
+            });
+        }
+        news
+    };
+    let [first, second] = ["203.0.113.1:9", "203.0.113.1:10"];
+    assert!(news(None).await.is_empty());
+    assert_eq!(news(Some(first)).await, ["+/ip4/203.0.113.1/udp/9/quic-v1"]);
+    assert!(news(Some(first)).await.is_empty());
+    let moved = [
+        "-/ip4/203.0.113.1/udp/9/quic-v1",
+        "+/ip4/203.0.113.1/udp/10/quic-v1",
+    ];
+    assert_eq!(news(Some(second)).await, moved);
+    assert_eq!(news(None).await, ["-/ip4/203.0.113.1/udp/10/quic-v1"]);
 }
