@@ -75,7 +75,10 @@ fn innermost(error: &(dyn StdError + 'static)) -> (Cause, String) {
             None => break,
         }
     }
-    let reason = error.to_string();
+    // libp2p's resolver has a list even of one.
+    let listed = error.to_string();
+    let reason = listed.trim_start_matches("Multiple dial errors occurred:");
+    let reason = reason.replace("\n - ", " ").trim().to_owned();
     (known.unwrap_or_else(|| by_words(&reason)), reason)
 }
 
@@ -127,7 +130,8 @@ fn by_words(reason: &str) -> Cause {
         Cause::Refused
     } else if reason.contains("unreachable") {
         Cause::Unreachable
-    } else if reason.contains("is not supported") {
+    } else if reason.contains("is not supported") || reason.contains("unsupported resolved address")
+    {
         Cause::NoAddress
     } else {
         Cause::Transport

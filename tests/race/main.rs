@@ -347,6 +347,27 @@ async fn a_direct_dial_counts_each_of_its_ends() {
     assert_eq!(causes(&error), [(Strategy::Direct, Cause::Timeout)]);
     let lost = ["attempts direct 1", "failures direct timeout 1"];
     assert_eq!(books(&alice), entries(&lost));
+
+    let rude = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = rude.local_addr().unwrap().port();
+    tokio::spawn(async move { while rude.accept().await.is_ok() {} });
+    let alice = peer(dialler()).await;
+    for (address, cause) in [
+        (format!("/ip4/127.0.0.1/tcp/{port}"), Cause::Transport),
+        // Nothing is sent there: no network leads to it.
+        ("/ip4/255.255.255.255/tcp/1".into(), Cause::Unreachable),
+        ("/ip4/127.0.0.1/udp/1/utp".into(), Cause::NoAddress),
+    ] {
+        let error = refused(&alice, &ticket(&[], &[address])).await;
+        assert_eq!(causes(&error), [(Strategy::Direct, cause)], "{error}");
+    }
+    let lost = [
+        "attempts direct 3",
+        "failures direct no_address 1",
+        "failures direct transport 1",
+        "failures direct unreachable 1",
+    ];
+    assert_eq!(books(&alice), entries(&lost));
 }
 
 #[tokio::test]
