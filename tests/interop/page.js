@@ -25,6 +25,9 @@ async function start({ relay, iceServers = [] }) {
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
+    // Chromium starved of CPU loses a whole window at once and needs some ten seconds to recover, with
+    // pings waiting behind it; js-libp2p would give the connection up after 5 s.
+    connectionMonitor: { abortConnectionOnPingFailure: false },
     services: { identify: identify(), ping: ping() },
   });
   const handle = (protocol, serve) => libp2p.handle(protocol, (stream) => serve(roomy(stream)).catch((error) => console.error(protocol, String(error))));
