@@ -4,8 +4,8 @@
 //   --rounds N       how often data channels are measured, 3 if left out
 //   --starts N       how often the start is, 15 if left out
 //   --markdown FILE  writes it there, too
-import { copyFileSync, readdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { copyFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { launch, root, serve, temporary } from "../../tests/browser/harness.mjs";
 import { bundle } from "../../tests/interop/bundle.mjs";
@@ -48,7 +48,10 @@ Median (worst) of ${values.starts}, each in a new browser context, from loopback
 Chromium ${browser.version()}, Node.js ${process.versions.node}. Load averages ${before} before, ${load()} after.
 `;
   console.log(text);
-  if (values.markdown) writeFileSync(values.markdown, text);
+  if (values.markdown) {
+    mkdirSync(dirname(values.markdown), { recursive: true });
+    writeFileSync(values.markdown, text);
+  }
 } finally {
   for (const end of ends) await end();
 }

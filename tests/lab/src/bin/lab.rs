@@ -334,8 +334,12 @@ fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).map_err(|source| LabError::Io {
-        what: format!("write {}", file.display()),
-        source,
-    })
+    // cargo may have been told another folder than target/.
+    let folder = file.parent().map_or(Ok(()), fs::create_dir_all);
+    folder
+        .and_then(|()| fs::write(file, text))
+        .map_err(|source| LabError::Io {
+            what: format!("write {}", file.display()),
+            source,
+        })
 }
