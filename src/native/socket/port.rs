@@ -27,6 +27,10 @@ const RECEIVE_LEN: usize = 64 * 1024;
 /// long as the socket is.
 const RECEIVE_BATCH: usize = 8;
 
+/// Calls in a row, one to two milliseconds. Between two turns every other task that is ready has
+/// one, and where those are thousands, as on a busy relay, the kernel's buffer must last until then.
+const TURN: usize = 64;
+
 /// One bound socket.
 pub(super) struct Port {
     pub(super) socket: UdpSocket,
@@ -66,51 +70,56 @@ pub(super) async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
             tracing::warn!(%error, "UDP socket failed");
             return;
         }
-        let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
-        let mut slices = memory.chunks_mut(RECEIVE_LEN);
-        let mut buffers: [IoSliceMut<'_>; RECEIVE_BATCH] =
-            std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
-        let received = port.socket.try_io(Interest::READABLE, || {
-            let socket = UdpSockRef::from(&port.socket);
-            port.state.recv(socket, &mut buffers, &mut metas)
-        });
-        let count = match received {
-            Ok(count) => count,
-            // An ICMP error of an earlier datagram, or nothing there after all.
-            Err(_) => continue,
-        };
-        let now = Instant::now();
-        for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
-            let ip = meta.dst_ip.unwrap_or(port.local.ip());
-            let destination = SocketAddr::new(ip, port.local.port());
-            let server = lock(&routes)
-                .by_server
-                .get(&(port.local.port(), meta.addr))
-                .cloned();
-            let server = server.and_then(|carrier| carrier.upgrade());
-            let (run, stride) = (&buffer[..meta.len], meta.stride.max(1));
-            let Some(server) = server else {
-                dispatch(
-                    &routes,
-                    now,
-                    meta.addr,
-                    destination,
-                    (run, stride),
-                    &mut touched,
-                );
-                continue;
+        for _ in 0..TURN {
+            let mut metas = [RecvMeta::default(); RECEIVE_BATCH];
+            let mut slices = memory.chunks_mut(RECEIVE_LEN);
+            let mut buffers: [IoSliceMut<'_>; RECEIVE_BATCH] =
+                std::array::from_fn(|_| IoSliceMut::new(slices.next().unwrap_or_default()));
+            let received = port.socket.try_io(Interest::READABLE, || {
+                let socket = UdpSockRef::from(&port.socket);
+                port.state.recv(socket, &mut buffers, &mut metas)
+            });
+            // Nothing there any more, or an ICMP error of an earlier datagram.
+            let Ok(count) = received else {
+                break;
             };
-            for datagram in run.chunks(stride) {
-                if !server.take(now, datagram) {
-                    let one = (datagram, stride);
-                    dispatch(&routes, now, meta.addr, destination, one, &mut touched);
-                }
-            }
+            let runs = metas.iter().zip(&buffers).take(count);
+            take(&port, &routes, runs, &mut touched);
         }
         for receiver in touched.drain(..) {
             receiver.received_all();
         }
         // A flood must not starve the tasks that work on what came.
         tokio::task::yield_now().await;
+    }
+}
+
+/// Hands over what arrived together.
+fn take<'a>(
+    port: &Port,
+    routes: &Mutex<Routes>,
+    runs: impl Iterator<Item = (&'a RecvMeta, &'a IoSliceMut<'a>)>,
+    touched: &mut Vec<Handle>,
+) {
+    let now = Instant::now();
+    for (meta, buffer) in runs {
+        let ip = meta.dst_ip.unwrap_or(port.local.ip());
+        let destination = SocketAddr::new(ip, port.local.port());
+        let server = lock(routes)
+            .by_server
+            .get(&(port.local.port(), meta.addr))
+            .cloned();
+        let server = server.and_then(|carrier| carrier.upgrade());
+        let (run, stride) = (&buffer[..meta.len], meta.stride.max(1));
+        let Some(server) = server else {
+            dispatch(routes, now, meta.addr, destination, (run, stride), touched);
+            continue;
+        };
+        for datagram in run.chunks(stride) {
+            if !server.take(now, datagram) {
+                let one = (datagram, stride);
+                dispatch(routes, now, meta.addr, destination, one, touched);
+            }
+        }
     }
 }
