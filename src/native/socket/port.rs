@@ -85,9 +85,9 @@ pub(super) async fn read(port: Arc<Port>, routes: Arc<Mutex<Routes>>) {
             };
             let runs = metas.iter().zip(&buffers).take(count);
             take(&port, &routes, runs, &mut touched);
-        }
-        for receiver in touched.drain(..) {
-            receiver.received_all();
+            for receiver in touched.drain(..) {
+                receiver.received_all();
+            }
         }
         // A flood must not starve the tasks that work on what came.
         tokio::task::yield_now().await;
