@@ -4,6 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::{
@@ -55,11 +56,11 @@ impl Offered {
     }
 }
 
-/// For how much of a dial's time a sealed offer may stay without an answer before the next way to
-/// signal is asked for. A peer that drops an offer says so by the end of the stream; one that is only
-/// slow, with a thousand others to answer, must not be asked for the same once more: everything it
-/// is asked twice makes it slower still.
-const SEALED_SHARE: f32 = 0.75;
+/// How long a sealed offer may stay without an answer before the next way to signal is asked for. A
+/// peer that drops an offer says so by the end of the stream; one that is only slow, with a thousand
+/// others to answer, must not be asked for the same once more: everything it is asked twice makes it
+/// slower still. What is left of a dial is enough for another way where there is one.
+const SEALED_PATIENCE: Duration = Duration::from_secs(7);
 
 /// A signalling stream that was asked for.
 pub(crate) type Requested = oneshot::Receiver<Result<Signal, Error>>;
@@ -154,10 +155,7 @@ impl<B: Backend> Attempt<B> {
     }
 
     fn offer(&mut self, signal: Signal) -> Own<B> {
-        self.patience = signal.sealed.then(|| {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            Delay::new(left.mul_f32(SEALED_SHARE))
-        });
+        self.patience = signal.sealed.then(|| Delay::new(SEALED_PATIENCE));
         match self.backend.connect(self.remote) {
             Ok(connection) => Own::Offering(Negotiating::offer(
                 connection,
