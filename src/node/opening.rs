@@ -68,7 +68,7 @@ pub(super) enum Purpose {
         session: u64,
         way: usize,
         relay: Multiaddr,
-        _sealing: Sealing,
+        sealing: Sealing,
     },
     /// To say goodbye.
     Farewell(PeerId),
@@ -249,8 +249,8 @@ impl Node {
                 session,
                 way,
                 relay,
-                ..
-            }) => self.on_offer_stream(session, way, &relay, result),
+                sealing,
+            }) => self.on_offer_stream(session, way, &relay, sealing, result),
             Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
             None => {}
         }

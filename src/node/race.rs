@@ -18,7 +18,7 @@ use super::{
     streams::OpenError,
 };
 use crate::{
-    backend::stock::PUNCHES,
+    backend::{offer::Sealing, stock::PUNCHES},
     core::{
         address,
         birthday::Guessing,
@@ -180,7 +180,7 @@ impl Node {
                 session: id,
                 way,
                 relay: addr,
-                _sealing: sealing,
+                sealing,
             };
             self.opening.insert(open, purpose);
         } else {
@@ -203,6 +203,7 @@ impl Node {
         id: u64,
         way: usize,
         relay: &Multiaddr,
+        sealing: Sealing,
         result: Result<Substream, OpenError>,
     ) {
         let session = self.sessions.get(&id);
@@ -213,7 +214,7 @@ impl Node {
         match self.seal(&peer, Content::Signalling, result) {
             Some(sealed) => {
                 let rtc = &mut self.swarm.behaviour_mut().rtc;
-                rtc.signal_over(peer, Box::pin(sealed));
+                rtc.signal_over(peer, Box::pin(sealed), sealing);
                 self.dial_ice(id, way, relay);
             }
             None => {

@@ -22,6 +22,7 @@ use super::{
     negotiation::{Established, Negotiating, Signalling},
 };
 use crate::{
+    backend::offer::Sealing,
     circuit::Duplex,
     core::signalling::{MAX_MESSAGES, Message},
 };
@@ -56,11 +57,13 @@ impl Offered {
     }
 }
 
-/// How long a sealed offer may stay without an answer before the next way to signal is asked for. A
-/// peer that drops an offer says so by the end of the stream; one that is only slow, with a thousand
-/// others to answer, must not be asked for the same once more: everything it is asked twice makes it
-/// slower still. What is left of a dial is enough for another way where there is one.
-const SEALED_PATIENCE: Duration = Duration::from_secs(7);
+/// For how much of a dial's time a sealed offer may stay without an answer before the next way to
+/// signal is asked for. A peer that drops an offer says so by the end of the stream; one that is only
+/// slow, with a thousand others to answer, must not be asked for the same once more: everything it
+/// is asked twice makes it slower still. What is left is enough for another way where there is one.
+fn patience(left: Duration) -> Duration {
+    left * 3 / 4
+}
 
 /// A signalling stream that was asked for.
 pub(crate) type Requested = oneshot::Receiver<Result<Signal, Error>>;
@@ -87,7 +90,7 @@ pub(crate) struct Attempt<B: Backend> {
     timeout: Delay,
     own: Own<B>,
     /// How long a sealed offer is waited for; none is under way without.
-    patience: Option<Delay>,
+    patience: Option<(Delay, Sealing)>,
     /// Asks for another signalling stream.
     request: Box<dyn FnMut() -> Requested + Send>,
     offers: mpsc::Receiver<Duplex>,
@@ -151,11 +154,14 @@ impl<B: Backend> Attempt<B> {
 
     fn lost_patience(&mut self, cx: &mut Context<'_>) -> bool {
         let patience = self.patience.as_mut();
-        patience.is_some_and(|patience| Pin::new(patience).poll(cx).is_ready())
+        patience.is_some_and(|(patience, _)| Pin::new(patience).poll(cx).is_ready())
     }
 
     fn offer(&mut self, signal: Signal) -> Own<B> {
-        self.patience = signal.sealed.then(|| Delay::new(SEALED_PATIENCE));
+        self.patience = signal.sealed.map(|sealing| {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            (Delay::new(patience(left)), sealing)
+        });
         match self.backend.connect(self.remote) {
             Ok(connection) => Own::Offering(Negotiating::offer(
                 connection,
@@ -236,6 +242,79 @@ impl<B: Backend> Future for Attempt<B> {
                 Own::Failed(error) => return Poll::Ready(Err(error.clone())),
             };
             this.own = Own::Failed(error);
+        }
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use std::io;
+
+    use futures::{AsyncRead, AsyncWrite};
+    use libp2p::identity::Keypair;
+
+    use super::*;
+    use crate::{
+        backend::{Rtc, offer::sealing},
+        rtc::Config,
+    };
+
+    /// Takes everything and says nothing.
+    struct Silent;
+
+    impl AsyncRead for Silent {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Silent {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            data: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(data.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sealed_offer_without_an_answer_leaves_time_for_another_way() {
+        let [local, remote] = [(); 2].map(|()| Keypair::generate_ed25519().public().to_peer_id());
+        let (asked, mut asks) = mpsc::unbounded();
+        let request = move || {
+            let (reply, requested) = oneshot::channel();
+            asked.unbounded_send(reply).unwrap();
+            requested
+        };
+        let (_offers, offers) = mpsc::channel(1);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let backend = Rtc::new(&Config::default()).unwrap();
+        let attempt = Attempt::new(backend, (local, remote), deadline, request, offers);
+        let another = async {
+            let sealed = sealing(&remote);
+            let stream = Box::pin(Silent);
+            let signal = Ok(Signal { stream, sealed });
+            let first = asks.next().await.unwrap();
+            assert!(sealed.is_some() && first.send(signal).is_ok());
+            asks.next().await
+        };
+        // Ended by whichever comes first: the other way is asked for, or the dial is over.
+        tokio::select! {
+            another = another => assert!(another.is_some()),
+            _ = attempt => panic!("nothing else was tried"),
         }
     }
 }

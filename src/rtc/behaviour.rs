@@ -26,7 +26,7 @@ use super::{
     handler::{Handler, OpenSignalling, Reply, Signal, SignallingOpened},
     muxer::PathUpdate,
 };
-use crate::circuit::Duplex;
+use crate::{backend::offer::Sealing, circuit::Duplex};
 
 /// Messages that wait for the transport to take them; inbound signalling streams beyond it are
 /// reset.
@@ -77,7 +77,7 @@ pub struct Behaviour {
     /// Established connections by peer; the flag tells `/webrtc` ones.
     connections: HashMap<PeerId, Vec<(ConnectionId, bool)>>,
     /// Streams to signal over with peers that there is no connection to yet.
-    sealed: HashMap<PeerId, Duplex>,
+    sealed: HashMap<PeerId, (Duplex, Sealing)>,
     /// Circuits being dialled for signalling.
     dialling: HashMap<ConnectionId, Vec<Reply>>,
     /// Path updates whose address change the swarm has not told yet.
@@ -115,8 +115,8 @@ impl Behaviour {
     }
 
     /// Lets the next dial to `peer` signal over `stream`, until [`retract`](Self::retract).
-    pub(crate) fn signal_over(&mut self, peer: PeerId, stream: Duplex) {
-        self.sealed.insert(peer, stream);
+    pub(crate) fn signal_over(&mut self, peer: PeerId, stream: Duplex, sealing: Sealing) {
+        self.sealed.insert(peer, (stream, sealing));
     }
 
     /// No dial to `peer` is to signal over what was given for it.
@@ -136,10 +136,10 @@ impl Behaviour {
         if reply.is_canceled() {
             return;
         }
-        if let Some(stream) = self.sealed.remove(&target.peer) {
+        if let Some((stream, sealing)) = self.sealed.remove(&target.peer) {
             let _ = reply.send(Ok(Signal {
                 stream,
-                sealed: true,
+                sealed: Some(sealing),
             }));
             return;
         }

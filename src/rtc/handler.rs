@@ -20,7 +20,7 @@ use libp2p::{
 };
 
 use super::error::Error;
-use crate::{circuit::Duplex, core::signalling};
+use crate::{backend::offer::Sealing, circuit::Duplex, core::signalling};
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new(signalling::PROTOCOL);
 
@@ -32,7 +32,7 @@ pub struct Signal {
     pub(crate) stream: Duplex,
     /// It goes to the peer around any connection, and may prove to lead nowhere: the peer has
     /// shown no sign of life yet.
-    pub(crate) sealed: bool,
+    pub(crate) sealed: Option<Sealing>,
 }
 
 /// Opens and accepts signalling streams on one connection.
@@ -130,7 +130,7 @@ impl ConnectionHandler for Handler {
             }) => {
                 let signal = Signal {
                     stream: Box::pin(stream),
-                    sealed: false,
+                    sealed: None,
                 };
                 drop(reply.send(Ok(signal)));
             }
