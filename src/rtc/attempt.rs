@@ -246,7 +246,7 @@ impl<B: Backend> Future for Attempt<B> {
     }
 }
 
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
 mod tests {
     use std::io;
 
