@@ -78,6 +78,9 @@ pub struct Connect {
     /// Measure throughput for this long, in seconds.
     #[arg(long)]
     pub bench: Option<f64>,
+    /// Stay connected until the standard input ends.
+    #[arg(long)]
+    pub hold: bool,
 }
 
 /// Runs `work` on tokio; its error becomes an event.
@@ -111,6 +114,13 @@ pub fn event(event: Value) {
 /// Milliseconds since `start`.
 pub fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Waits for the end of the standard input.
+pub async fn held() -> Result<()> {
+    let read = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    tokio::task::spawn_blocking(read).await??;
+    Ok(())
 }
 
 /// Sends a byte and waits until it is back.

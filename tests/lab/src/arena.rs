@@ -27,6 +27,16 @@ const GRACE: Duration = Duration::from_secs(25);
 const IROH_PORT: u16 = 3340;
 /// Where libp2p's relay listens.
 const LIBP2P_PORT: u16 = 3350;
+/// How many connections a listener holds before those that are counted: they fill what it has once.
+const HELD_BEFORE: usize = 4;
+/// How many processes connect at the same time to hold a connection.
+const COMING: usize = 8;
+/// Longer than anything lingers that a connection needed on its way up.
+const SETTLED: Duration = Duration::from_secs(6);
+/// How many send at the same time; more would take each other's time, and their memory with it.
+const SENDERS: usize = 4;
+/// Longer than every process that sends meanwhile needs to start.
+const SENDING: &str = "60";
 /// What makes our `connect` reach its relay before the clock starts, as it has in a program that runs for a while.
 /// The peers do so always.
 const WARM: &str = "--warm";
@@ -79,13 +89,68 @@ impl Arena {
         contender: Contender,
         bench: Option<f64>,
     ) -> Result<(Run, Option<f64>)> {
-        let relay = match contender {
+        let relay = self.relay_for(contender)?;
+        let wait = DIRECT_WITHIN.as_secs().to_string();
+        self.talk(contender, &relay, &["--wait-direct", &wait], bench)
+    }
+
+    /// What the contender's peer on host `b` holds for each peer on host `a`, in KiB: for `count` with nothing to do,
+    /// and for a few that send to it. All are processes of their own, connected directly.
+    pub(crate) fn hold(&self, contender: Contender, count: usize) -> Result<[f64; 2]> {
+        let relay = self.relay_for(contender)?;
+        let listener = self.listen(contender, &relay)?;
+        let ready = listener.wait("ready", READY_WITHIN)?;
+        let ticket = ready["ticket"].as_str().unwrap_or_default();
+        let wait = DIRECT_WITHIN.as_secs().to_string();
+        let connect = |count: usize, action: &[&str]| {
+            let mut arguments = vec!["connect", ticket];
+            arguments.extend(action);
+            arguments.extend((contender == Contender::Throughline).then_some(WARM));
+            let mut held = Vec::new();
+            while held.len() < count {
+                let come = 0..COMING.min(count - held.len());
+                let come = come.map(|_| self.start(contender, "a", &arguments, &relay));
+                let come = come.collect::<Result<Vec<_>>>()?;
+                for program in &come {
+                    let direct = |event: &Value| event["path"] == "direct";
+                    program.wait_for(READY_WITHIN + DIRECT_WITHIN, "a direct path", direct)?;
+                }
+                held.extend(come);
+            }
+            Ok::<_, LabError>(held)
+        };
+        let hold: &[&str] = match contender {
+            // Nothing comes from its standard input, so there is nothing to do.
+            Contender::Throughline => &[],
+            Contender::Iroh | Contender::Libp2p => &["--wait-direct", &wait, "--hold"],
+        };
+        let _first = connect(HELD_BEFORE, hold)?;
+        let before = listener.resident_kib(SETTLED)?;
+        let _idle = connect(count, hold)?;
+        let idle = listener.resident_kib(SETTLED)?;
+        let _active = connect(SENDERS, &["--wait-direct", &wait, "--bench", SENDING])?;
+        let active = listener.resident_kib(SETTLED)?;
+        Ok([
+            (idle - before) / count as f64,
+            (active - idle) / SENDERS as f64,
+        ])
+    }
+
+    /// What makes the contender's peers use their relay.
+    fn relay_for(&self, contender: Contender) -> Result<Vec<String>> {
+        Ok(match contender {
             Contender::Throughline => self.stage.peer_arguments(),
             Contender::Iroh => relay(format!("http://{}:{IROH_PORT}", RELAY[0])),
             Contender::Libp2p => relay(self.ours()?),
+        })
+    }
+
+    fn listen(&self, contender: Contender, both: &[String]) -> Result<Program> {
+        let echo: &[&str] = match contender {
+            Contender::Throughline => &["listen", "--echo"],
+            Contender::Iroh | Contender::Libp2p => &["listen"],
         };
-        let wait = DIRECT_WITHIN.as_secs().to_string();
-        self.talk(contender, &relay, &["--wait-direct", &wait], bench)
+        self.start(contender, "b", echo, both)
     }
 
     /// The same through a relay, ours or the `stock` one, and nowhere else, both links of the circuit over QUIC.
@@ -120,12 +185,7 @@ impl Arena {
         bench: Option<f64>,
     ) -> Result<(Run, Option<f64>)> {
         let ours = contender == Contender::Throughline;
-        let echo: &[&str] = if ours {
-            &["listen", "--echo"]
-        } else {
-            &["listen"]
-        };
-        let listener = self.start(contender, "b", echo, both)?;
+        let listener = self.listen(contender, both)?;
         let ready = match listener.wait("ready", READY_WITHIN) {
             Ok(ready) => ready,
             Err(error) => return Ok((Run::failed(format!("the listener: {error}")), None)),

@@ -32,6 +32,8 @@ pub struct Contest {
     pub throughput: usize,
     /// How long each of those measurements takes.
     pub seconds: f64,
+    /// How many idle connections the memory of one is taken from; 0 leaves it out.
+    pub held: usize,
     /// The folder of the peers' programs; see `benches/peers`.
     pub peers: PathBuf,
 }
@@ -122,6 +124,8 @@ pub struct Comparison {
     pub pages: Vec<Score>,
     /// Through relays: both contenders that can use both.
     pub relayed: Vec<Score>,
+    /// What connections cost in memory, in the order of [`Contender::ALL`].
+    pub held: Vec<Score>,
 }
 
 /// What one contender came to.
@@ -135,6 +139,10 @@ pub struct Score {
     pub direct_ms: Option<Times>,
     /// Megabits a second between two NATs, on links without delay.
     pub mbit_s: Option<Times>,
+    /// KiB that a peer holds for an idle connection.
+    pub idle_kib: Option<Times>,
+    /// KiB that a peer holds for a connection on which the other sends as fast as it can.
+    pub active_kib: Option<Times>,
     /// Every attempt to connect.
     pub runs: Vec<Run>,
     /// Every throughput.
@@ -164,18 +172,19 @@ impl Score {
 pub fn compare(
     contest: &Contest,
     parts: &Parts,
-    progress: impl Fn(&str, &Run, Option<f64>),
+    progress: impl Fn(&str, &str),
 ) -> Result<Comparison> {
     let before = load();
     let mut programs = Contender::ALL.map(Score::new);
     let mut pages = PAGES.map(|(name, ..)| Score::new(name));
     let mut relayed = RELAYED.map(|(name, ..)| Score::new(name));
+    let mut held = Contender::ALL.map(Score::new);
     let spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
 
     let mut arena = Arena::up(spec.clone().figure_delays(), parts, &contest.peers)?;
     for index in turns(contest.repeat.max(1), programs.len()) {
         let (run, _) = arena.meet(Contender::ALL[index], None)?;
-        progress(&programs[index].name, &run, None);
+        progress(&programs[index].name, &told(&run, None));
         programs[index].runs.push(run);
     }
     // As the programs above, and as pages do anyway.
@@ -184,23 +193,37 @@ pub fn compare(
         let (name, pairing, stock) = PAGES[index];
         arena.stage.stock_pages = stock;
         let run = arena.stage.meet(pairing, "a", "b", DIRECT_WITHIN)?;
-        progress(name, &run, None);
+        progress(name, &told(&run, None));
         pages[index].runs.push(run);
     }
     drop(arena);
 
-    if contest.throughput > 0 {
+    if contest.throughput > 0 || contest.held > 0 {
         let arena = Arena::up(spec, parts, &contest.peers)?;
         for index in turns(contest.throughput, programs.len()) {
             let (run, rate) = arena.meet(Contender::ALL[index], Some(contest.seconds))?;
-            progress(&programs[index].name, &run, rate);
+            progress(&programs[index].name, &told(&run, rate));
             programs[index].rates.extend(rate);
         }
         for index in turns(contest.throughput, relayed.len()) {
             let (name, contender, stock) = RELAYED[index];
             let (run, rate) = arena.carry(contender, stock, contest.seconds)?;
-            progress(name, &run, rate);
+            progress(name, &told(&run, rate));
             relayed[index].rates.extend(rate);
+        }
+        if contest.held > 0 {
+            for (score, contender) in held.iter_mut().zip(Contender::ALL) {
+                match arena.hold(contender, contest.held) {
+                    Ok([idle, active]) => {
+                        let told = format!("{idle:.0} KiB idle, {active:.0} KiB active");
+                        progress(&score.name, &told);
+                        score.idle_kib = Times::of([idle].into_iter());
+                        score.active_kib = Times::of([active].into_iter());
+                    }
+                    // As one that does not meet: its row stays empty.
+                    Err(error) => progress(&score.name, &error.to_string()),
+                }
+            }
         }
     }
     let settled = |scores: Vec<Score>| scores.into_iter().map(Score::settled).collect();
@@ -211,7 +234,18 @@ pub fn compare(
         programs: settled(programs.into()),
         pages: settled(pages.into()),
         relayed: settled(relayed.into()),
+        held: held.into(),
     })
+}
+
+/// One meeting in a line.
+fn told(run: &Run, rate: Option<f64>) -> String {
+    let ms = |time: Option<f64>| time.map_or("-".into(), |ms| format!("{ms:.0}"));
+    let (first_byte, direct) = (ms(run.first_byte_ms), ms(run.direct_ms));
+    let error = run.error.as_deref().and_then(|error| error.lines().next());
+    let error = error.unwrap_or_default();
+    let rate = rate.map_or(String::new(), |rate| format!(", {rate:.0} Mbit/s"));
+    format!("first byte {first_byte:>5} ms, direct {direct:>5} ms{rate} {error}")
 }
 
 /// Each of `all` once a round, and each round another one first.
@@ -246,6 +280,10 @@ impl Comparison {
             text += "\n### Through a relay\n\n";
             text += &table(&self.relayed);
         }
+        if self.held.iter().any(|score| score.idle_kib.is_some()) {
+            text += "\n### Memory of a connection\n\n";
+            text += &table(&self.held);
+        }
         let _ = writeln!(
             text,
             "\nMedian (worst), and how many times better than the first row. Two port-restricted NATs, {} ms round trip \
@@ -260,10 +298,12 @@ impl Comparison {
 /// The columns that were measured.
 fn table(scores: &[Score]) -> String {
     type Figure = (&'static str, fn(&Score) -> Option<Times>, bool);
-    const FIGURES: [Figure; 3] = [
+    const FIGURES: [Figure; 5] = [
         ("first byte ms", |score| score.first_byte_ms, false),
         ("direct ms", |score| score.direct_ms, false),
         ("Mbit/s", |score| score.mbit_s, true),
+        ("idle KiB", |score| score.idle_kib, false),
+        ("active KiB", |score| score.active_kib, false),
     ];
     let measured = |(_, of, _): &Figure| scores.iter().any(|score| of(score).is_some());
     let figures: Vec<_> = FIGURES.into_iter().filter(measured).collect();

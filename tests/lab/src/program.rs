@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
+    fmt, fs,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -92,13 +92,26 @@ impl Program {
     /// # Errors
     /// [`LabError::Program`] when the program reports an error of its own or ends, [`LabError::Timeout`].
     pub fn wait(&self, event: &str, within: Duration) -> Result<Value> {
+        self.wait_for(within, event, |value| value["event"] == event)
+    }
+
+    /// Waits for an event that is `wanted`, which errors call `what`, and drops those before it.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for(
+        &self,
+        within: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let deadline = Instant::now() + within;
         loop {
             match self
                 .events
                 .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             {
-                Ok(value) if value["event"] == event => return Ok(value),
+                Ok(value) if wanted(&value) => return Ok(value),
                 Ok(value) if value["event"] == "error" => {
                     return Err(LabError::Program(format!(
                         "{} says {value}\n{}",
@@ -108,22 +121,41 @@ impl Program {
                 }
                 Ok(_) => {}
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    let what = format!("{event:?} from {}", self.name);
                     return Err(LabError::Timeout {
-                        what,
+                        what: format!("{what} from {}", self.name),
                         after: within,
                         log: self.log(),
                     });
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return Err(LabError::Program(format!(
-                        "{} ended before {event:?}:\n{}",
+                        "{} ended before {what}:\n{}",
                         self.name,
                         self.log()
                     )));
                 }
             }
         }
+    }
+
+    /// The least that it has had in memory in the time to come, in KiB: what is on its way out goes meanwhile.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] when it has ended.
+    pub fn resident_kib(&self, within: Duration) -> Result<f64> {
+        let (start, mut least) = (Instant::now(), f64::INFINITY);
+        while start.elapsed() < within {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+                .context(format!("read what {} holds", self.name))?;
+            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let kib = resident.and_then(|text| text.trim().strip_suffix(" kB"));
+            let kib = kib.and_then(|text| text.parse().ok());
+            least = least.min(kib.ok_or_else(|| {
+                LabError::Program(format!("{} has no memory: it ended", self.name))
+            })?);
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(least)
     }
 
     /// Writes one JSON line to the program's standard input.

@@ -124,6 +124,9 @@ async fn connect(args: Connect) -> Result<()> {
         let (writer, reader) = connection.open_bi().await?;
         throughline_peers::upload(reader, writer, seconds).await?;
     }
+    if args.hold {
+        throughline_peers::held().await?;
+    }
     endpoint.close().await;
     Ok(())
 }

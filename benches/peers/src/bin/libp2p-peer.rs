@@ -220,7 +220,7 @@ async fn connect(args: Connect) -> Result<()> {
     event(json!({ "event": "first_byte", "ms": ms(start) }));
     if let Some(seconds) = args.wait_direct {
         tokio::time::timeout(Duration::from_secs_f64(seconds), direct).await??;
-        if relayed {
+        if relayed && !args.hold {
             let (done, gone) = oneshot::channel();
             let _ = leave_relay.send(done);
             // An error is what tells that the connection is gone.
@@ -230,6 +230,9 @@ async fn connect(args: Connect) -> Result<()> {
     if let Some(seconds) = args.bench {
         let (reader, writer) = control.open_stream(peer, PROTOCOL).await?.split();
         throughline_peers::upload(reader, writer, seconds).await?;
+    }
+    if args.hold {
+        throughline_peers::held().await?;
     }
     Ok(())
 }

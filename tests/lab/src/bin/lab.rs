@@ -139,6 +139,9 @@ struct CompareArguments {
     /// How long each of those measurements takes.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     seconds: f64,
+    /// How many idle connections the memory of one is taken from; 0 leaves it out.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    held: usize,
     /// The program to try [default: $THROUGHLINE, or what cargo build --release made].
     #[arg(long, value_name = "FILE")]
     throughline: Option<PathBuf>,
@@ -311,15 +314,11 @@ fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
         pages,
         throughput: arguments.throughput,
         seconds: arguments.seconds,
+        held: arguments.held,
         peers: arguments.peers.unwrap_or_else(|| parts.peers()),
     };
-    let results = compare(&contest, &parts, |name, run, rate| {
-        let ms = |time: Option<f64>| time.map_or("-".into(), |ms| format!("{ms:.0}"));
-        let (first_byte, direct) = (ms(run.first_byte_ms), ms(run.direct_ms));
-        let error = run.error.as_deref().and_then(|error| error.lines().next());
-        let error = error.unwrap_or_default();
-        let rate = rate.map_or(String::new(), |rate| format!(", {rate:.0} Mbit/s"));
-        eprintln!("{name:<33} first byte {first_byte:>5} ms, direct {direct:>5} ms{rate} {error}");
+    let results = compare(&contest, &parts, |name, told| {
+        eprintln!("{name:<33} {told}")
     })?;
     print!("{}", results.tables());
     if let Some(file) = arguments.json {
