@@ -22,6 +22,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let mut rows = vec![at_once(MANY, EACH).await];
     if form == Form::Long {
         rows.push(at_once(10 * MANY, EACH).await);
+        rows.push(at_once(10 * MANY, 10 * MANY).await);
     }
     rows.push(at_once(MANY, MANY).await);
     rows
