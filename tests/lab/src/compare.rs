@@ -221,7 +221,7 @@ pub fn compare(
                         score.active_kib = Times::of([active].into_iter());
                     }
                     // As one that does not meet: its row stays empty.
-                    Err(error) => progress(&score.name, &error.to_string()),
+                    Err(error) => progress(&score.name, &told(&Run::failed(error), None)),
                 }
             }
         }
