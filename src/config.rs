@@ -251,8 +251,9 @@ impl Default for Config {
 }
 
 /// How long each strategy waits for its start, from when it could start: `direct` and
-/// `circuit_relay` from the call to connect, the others from when a circuit is up. In TOML, JSON
-/// and JavaScript an object of whole milliseconds; what is left out keeps its default.
+/// `circuit_relay` from the call to connect, the others from when they can be signalled, over a
+/// circuit or by an offer sealed for a relay. In TOML, JSON and JavaScript an object of whole
+/// milliseconds; what is left out keeps its default.
 ///
 /// `stun`, `upnp` and `turn` share one negotiation, which begins after the shortest of their
 /// delays.
@@ -269,7 +270,8 @@ pub struct StartDelays {
     /// Mapped ports. Defaults to 0.
     #[serde(with = "millis")]
     pub upnp: Duration,
-    /// Relay circuits. Defaults to 0.
+    /// Relay circuits. Defaults to 0, with which those that a sealed offer may make needless are
+    /// made two at a time, or after 3 s.
     #[serde(alias = "circuitRelay", with = "millis")]
     pub circuit_relay: Duration,
     /// TURN servers. Defaults to 0.

@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, num::NonZeroUsize, time::Duration};
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, join};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join_all, join};
 use throughline::{
     Config, Connection, Connector, ErrorKind, Identity, PathKind,
     server::{Server, ServerConfig},
@@ -193,4 +193,36 @@ async fn what_is_wrong_at_once_is_said_at_once() {
     let listener = peer(config(&relay, true)).await;
     let unnamed = dialler.open(&listener.ticket(), "").await.unwrap_err();
     assert_eq!(unnamed.kind(), ErrorKind::InvalidProtocol);
+}
+
+#[tokio::test]
+async fn a_circuit_that_starts_late_delays_no_offer() {
+    let relay = relay().await;
+    let listener = echoing(config(&relay, true)).await;
+    let mut late = config(&relay, true);
+    late.relays.clear();
+    late.start_delays.circuit_relay = PATIENCE;
+    let dialler = peer(late).await;
+    let ticket = listener.ticket().without_addresses();
+    let connected = dialler.connect(&ticket).await.unwrap();
+    assert_eq!(connected.path().unwrap().kind, PathKind::Direct);
+}
+
+/// They wait for each other where an offer is enough, which must not be for ever.
+#[tokio::test]
+async fn every_connection_of_many_at_once_has_its_circuit_in_the_end() {
+    let relay = relay().await;
+    let listeners = join_all((0..8).map(|_| echoing(config(&relay, true)))).await;
+    let dialler = peer(config(&relay, true)).await;
+    let connects = listeners.iter().map(|listener| connect(&dialler, listener));
+    let connected = join_all(connects).await;
+    let held = format!("throughline_relay_circuits {}", connected.len());
+    let all = async {
+        while !relay.metrics().lines().any(|line| line == held) {
+            dialler.report().await.unwrap();
+        }
+    };
+    timeout(PATIENCE, all).await.expect(&relay.metrics());
+    let direct = |c: &Connection| c.path().unwrap().kind == PathKind::Direct;
+    assert!(connected.iter().all(direct));
 }

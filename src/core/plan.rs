@@ -17,6 +17,9 @@ use crate::{
 /// where the first relay does its work. Twice the delay of RFC 8305 section 5, since a circuit
 /// takes twice the round trips of a TCP connection.
 const RELAY_STAGGER: Duration = Duration::from_millis(500);
+/// How long a circuit waits at most for others like it, where an offer may make do without: half
+/// of what a connect has by default, so that the other half is left for the circuit.
+pub(crate) const SPARE_WAIT: Duration = Duration::from_secs(5);
 /// A lost circuit is the way back to everything else, so it is sought sooner than a better path,
 const CIRCUIT_HASTE: u32 = 4;
 /// for as long as the session lasts, at pauses that grow to this.
@@ -70,6 +73,14 @@ pub(crate) struct Rules {
     pub(crate) backoff: Duration,
 }
 
+impl Rules {
+    /// Whether a circuit can wait where an offer can be sealed: ICE may make do without it, and
+    /// nobody has said how long it is to wait.
+    pub(crate) fn spares_circuits(&self) -> bool {
+        !self.ice.is_empty() && self.start.of(Strategy::CircuitRelay).is_zero()
+    }
+}
+
 /// What is known of a peer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Known {
@@ -83,6 +94,9 @@ pub(crate) struct Known {
     pub(crate) circuit: bool,
     /// Whether an offer can be sealed for it, which needs no circuit.
     pub(crate) offer: bool,
+    /// Whether a circuit is to wait for others: [`Rules::spares_circuits`], and enough of them
+    /// are being made already.
+    pub(crate) spared: bool,
     /// Whether ICE is under way, which outlives its circuit once the candidates are exchanged.
     pub(crate) ice: bool,
     /// The best path that is up, or about to be.
@@ -123,7 +137,7 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     let mut steps = Vec::new();
     if known.ours {
         if !known.circuit {
-            steps.extend(circuits(&known.relays, rules));
+            steps.extend(circuits(known, rules));
         }
         if known.addresses && known.best != Some(PathKind::Direct) {
             steps.push(better(AttemptId::Direct, &[Strategy::Direct], 1, rules));
@@ -139,11 +153,15 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     }
 }
 
-fn circuits<'a>(relays: &'a [PeerId], rules: &'a Rules) -> impl Iterator<Item = Step> + 'a {
-    (0..).zip(relays).map(|(nth, relay)| Step {
+fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step> + 'a {
+    let mut first = rules.start.of(Strategy::CircuitRelay);
+    if known.spared {
+        first += SPARE_WAIT;
+    }
+    (0..).zip(&known.relays).map(move |(nth, relay)| Step {
         attempt: AttemptId::Circuit(*relay),
         strategies: vec![Strategy::CircuitRelay],
-        after: rules.start.of(Strategy::CircuitRelay) + RELAY_STAGGER * nth,
+        after: first + RELAY_STAGGER * nth,
         timeout: rules.timeout,
         ways: 1,
         retries: u32::MAX,

@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Left(AttemptId, Strategy, Cause, String),
     /// An attempt cannot go on before the plan that follows, or a later one, holds it.
     Deferred(AttemptId),
+    /// A circuit need not wait any longer.
+    Due,
     /// Time has passed; see [`Race::wake`].
     Tick,
     /// The session ends.
@@ -95,6 +97,11 @@ enum State {
 impl Slot {
     fn is_running(&self) -> bool {
         matches!(self.state, State::Running(_))
+    }
+
+    /// A circuit that has not failed yet.
+    fn is_new_circuit(&self) -> bool {
+        matches!(self.step.attempt, AttemptId::Circuit(_)) && self.step.backoff.failures() == 0
     }
 
     /// Whether this may still give a path better than `kind` at its first try.
@@ -166,6 +173,18 @@ impl Race {
         running.filter(circuit).count()
     }
 
+    /// Whether a circuit is sought, now or some time.
+    pub(crate) fn seeks_circuit(&self) -> bool {
+        let circuit = |s: &Slot| matches!(s.step.attempt, AttemptId::Circuit(_));
+        self.slots.iter().any(circuit)
+    }
+
+    /// Whether a circuit waits for its start, which [`Event::Due`] brings about.
+    pub(crate) fn awaits_circuit(&self) -> bool {
+        let waits = |s: &Slot| matches!(s.state, State::At(_)) && s.is_new_circuit();
+        self.circuits() == 0 && self.slots.iter().any(waits)
+    }
+
     /// When the next [`Event::Tick`] is due.
     pub(crate) fn wake(&self) -> Option<Duration> {
         let steps = self.slots.iter().filter_map(|slot| match slot.state {
@@ -214,7 +233,9 @@ impl Race {
                 if let Some(slot) = self.slots.iter_mut().find(running) {
                     slot.state = State::Deferred;
                 }
+                self.hasten_circuit(now, attempt);
             }
+            Event::Due => self.start_next_circuit(now),
             Event::Joined(attempt, strategy) => {
                 self.join(now, attempt, strategy, &mut actions);
             }
@@ -349,10 +370,7 @@ impl Race {
             self.tried.extend(records.iter().cloned());
         }
         actions.extend(records.into_iter().map(Action::Ended));
-        // A second relay need not wait for the time that the first one no longer uses.
-        if let AttemptId::Circuit(_) = self.slots[at].step.attempt {
-            self.start_next_circuit(now);
-        }
+        self.hasten_circuit(now, self.slots[at].step.attempt);
     }
 
     fn running(&mut self, attempt: AttemptId) -> Option<&mut Slot> {
@@ -397,14 +415,22 @@ impl Race {
         actions.push(Action::Ended(left));
     }
 
+    /// A second relay need not wait for the time that the first one no longer uses, and no circuit
+    /// for ICE to make do without it.
+    fn hasten_circuit(&mut self, now: Duration, failed: AttemptId) {
+        let next = match failed {
+            AttemptId::Circuit(_) => true,
+            AttemptId::Ice => self.circuits() == 0,
+            AttemptId::Direct => false,
+        };
+        if next {
+            self.start_next_circuit(now);
+        }
+    }
+
     fn start_next_circuit(&mut self, now: Duration) {
         let standby = self.slots.iter_mut().filter_map(|slot| match slot.state {
-            State::At(at)
-                if matches!(slot.step.attempt, AttemptId::Circuit(_))
-                    && slot.step.backoff.failures() == 0 =>
-            {
-                Some((at, slot))
-            }
+            State::At(at) if slot.is_new_circuit() => Some((at, slot)),
             _ => None,
         });
         if let Some((at, slot)) = standby.min_by_key(|(at, _)| *at) {
@@ -431,8 +457,12 @@ impl Race {
         if self.is_awaited() {
             self.tried.extend(records.iter().cloned());
         }
-        actions.push(Action::Cancel(self.slots[at].step.attempt));
+        let attempt = self.slots[at].step.attempt;
+        actions.push(Action::Cancel(attempt));
         actions.extend(records.into_iter().map(Action::Ended));
+        if attempt == AttemptId::Ice {
+            self.hasten_circuit(now, attempt);
+        }
     }
 
     /// Starts what is due.

@@ -71,6 +71,7 @@ impl Node {
             session.waiting.push_back(waiting);
             let deadline = session.started.elapsed() + self.config.connect_timeout;
             self.race(id, Event::Connect { deadline });
+            self.link_for_offers(id);
             self.replan(id);
         }
     }

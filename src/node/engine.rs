@@ -32,6 +32,7 @@ use super::{
     relays::Relays,
     resumable::{PumpEvent, Via},
     session::Session,
+    spares::Spares,
     streams::{self, OpenId},
     timers::Timers,
 };
@@ -99,6 +100,7 @@ pub(super) struct Node {
     pub(super) farewells: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
     pub(super) raw: HashMap<StreamProtocol, String>,
     pub(super) relays: Relays,
+    pub(super) spares: Spares,
     /// Seals offers, where the identity allows it.
     pub(super) sealer: Option<backend::offer::Sealer>,
     /// One clone for each offer that is being opened.
@@ -134,6 +136,8 @@ pub(super) enum Timer {
     Idle(u64),
     /// A stream's substream failed on a path that still stands.
     Reattach(u64, resume::StreamId),
+    /// There is a place for a circuit that could wait.
+    Spare,
     /// The pause after a relay's failure is over.
     RelayRested(PeerId),
     /// A relay has had long enough to grant a reservation.
@@ -409,6 +413,7 @@ impl Node {
             Timer::Pair(session, conn) => self.on_pair_unknown(session, conn),
             Timer::Idle(session) => self.on_idle(session),
             Timer::Reattach(session, stream) => self.attach(session, stream),
+            Timer::Spare => self.start_spares(),
             Timer::RelayRested(relay) => self.on_relay_rested(relay),
             Timer::ReservationDeadline(listener) => self.on_reservation_deadline(listener),
             Timer::OnlineDeadline => self.on_online_deadline(),

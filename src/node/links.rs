@@ -20,12 +20,13 @@ use super::{
     session::Session,
 };
 use crate::{
-    backend::transports::LISTENS,
+    backend::{offer::sealing, transports::LISTENS},
     circuit,
     core::{
         address,
         circuit::{CircuitError, EARLY_PROTOCOL, HOP_PROTOCOL},
         plan::AttemptId,
+        race::Event,
     },
     error::{Error, ErrorKind},
     event::Cause,
@@ -76,6 +77,21 @@ impl Node {
         }
     }
 
+    /// Brings up a link to offer over, whenever the circuit starts.
+    pub(super) fn link_for_offers(&mut self, session: u64) {
+        let session = self.sessions.get(&session);
+        let session = session.filter(|session| sealing(&session.peer).is_some());
+        let Some(targets) = session.and_then(|session| session.targets.as_ref()) else {
+            return;
+        };
+        let mut links = targets.relays.iter().filter_map(|r| self.relays.get(r));
+        if links.all(|relay| relay.link == Link::Down)
+            && let Some(first) = targets.relays.first()
+        {
+            self.dial_relay(*first);
+        }
+    }
+
     pub(super) fn on_link_up(&mut self, peer: PeerId, conn: ConnectionId, remote: &Multiaddr) {
         let Some(relay) = self.relays.get_mut(&peer) else {
             return;
@@ -112,6 +128,10 @@ impl Node {
             let reason = format!("relay not reached: {reason}");
             let attempt = AttemptId::Circuit(peer);
             self.attempt_failed(session, attempt, Cause::RelayUnreachable, reason);
+        }
+        // No offer goes over this one.
+        for session in self.sessions_over(peer) {
+            self.race(session, Event::Due);
         }
         self.rest(peer, reason);
     }
@@ -244,15 +264,19 @@ impl Node {
 
     /// A relay is there, or can do more than was known: tells the sessions that it leads to.
     pub(super) fn replan_over(&mut self, relay: PeerId) {
+        for id in self.sessions_over(relay) {
+            self.send_all_early(id);
+            self.replan(id);
+        }
+    }
+
+    fn sessions_over(&self, relay: PeerId) -> Vec<u64> {
         let over = |session: &Session| {
             let targets = session.targets.as_ref();
             targets.is_some_and(|targets| targets.relays.contains(&relay))
         };
         let sessions = self.sessions.iter().filter(|(_, session)| over(session));
-        for id in sessions.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.send_all_early(id);
-            self.replan(id);
-        }
+        sessions.map(|(id, _)| *id).collect()
     }
 
     /// Closes links that only ended sessions needed. While a close is being told, a link may be

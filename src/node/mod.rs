@@ -15,6 +15,7 @@ mod opening;
 mod race;
 mod relays;
 mod session;
+mod spares;
 pub(crate) mod streams;
 mod timers;
 

@@ -1,5 +1,7 @@
 //! Does what the race to each peer says: dials, takes dials back, answers those who wait.
 
+use std::{collections::HashMap, time::Duration};
+
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol,
     swarm::{
@@ -54,13 +56,34 @@ impl Node {
             self.timers.after(at.saturating_sub(now), Timer::Race(id));
         }
         session.wake = wake;
+        if session.race.circuits() == 0 && self.spares.leave(id) {
+            // After all that is to be done at once.
+            self.timers.after(Duration::ZERO, Timer::Spare);
+        }
     }
 
     /// Tells a session's race what is known now.
     pub(super) fn replan(&mut self, id: u64) {
         if let Some(session) = self.sessions.get(&id) {
-            let plan = plan::plan(&session.known(&self.relays), &self.rules);
+            let mut known = session.known(&self.relays);
+            let can_wait = self.rules.spares_circuits() && session.expects_offer(&self.relays);
+            known.spared = can_wait
+                && !known.circuit
+                && !session.race.seeks_circuit()
+                && !self.spares.enter(id);
+            let plan = plan::plan(&known, &self.rules);
             self.race(id, Event::Plan(plan));
+        }
+    }
+
+    /// Makes circuits that had to wait.
+    pub(super) fn start_spares(&mut self) {
+        let waits = |sessions: &HashMap<u64, Session>, id| {
+            let session = sessions.get(&id);
+            session.is_some_and(|session| session.race.awaits_circuit())
+        };
+        while let Some(id) = self.spares.call(|id| waits(&self.sessions, id)) {
+            self.race(id, Event::Due);
         }
     }
 

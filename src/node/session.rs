@@ -196,6 +196,16 @@ impl Session {
         })
     }
 
+    /// Whether an offer can be sealed for the peer, now or as soon as a link that is coming up is up.
+    pub(crate) fn expects_offer(&self, relays: &Relays) -> bool {
+        let forwards = |relay: &PeerId| {
+            let relay = relays.get(relay);
+            relay.is_some_and(|relay| relay.forwards && relay.link != Link::Down)
+        };
+        let targets = self.targets.as_ref().filter(|_| !self.unoffered);
+        sealing(&self.peer).is_some() && targets.is_some_and(|t| t.relays.iter().any(forwards))
+    }
+
     /// The circuit to close when `new` is another one: two are up when both peers dialled at the
     /// same time, and both keep the one that the lower id dialled; or when ours was taken back too
     /// late, and its dialler closes it. A peer that dials later has lost the old one.

@@ -89,8 +89,11 @@ pub(crate) struct Attempt<B: Backend> {
     deadline: Instant,
     timeout: Delay,
     own: Own<B>,
-    /// How long a sealed offer is waited for; none is under way without.
+    /// How long a sealed offer is waited for before another way is asked for. Without these two none
+    /// is under way.
     patience: Option<(Delay, Sealing)>,
+    /// Another way for what a sealed offer may have failed at; there may be none.
+    other: Option<(Requested, Sealing)>,
     /// Asks for another signalling stream.
     request: Box<dyn FnMut() -> Requested + Send>,
     offers: mpsc::Receiver<Duplex>,
@@ -119,6 +122,7 @@ impl<B: Backend> Attempt<B> {
             timeout: until(deadline),
             own: Own::Requesting(request()),
             patience: None,
+            other: None,
             request: Box::new(request),
             offers,
             offered: None,
@@ -136,7 +140,7 @@ impl<B: Backend> Attempt<B> {
     }
 
     fn answer(&mut self, offered: Offered) -> Own<B> {
-        self.patience = None;
+        (self.patience, self.other) = (None, None);
         let answer = self
             .backend
             .connect(self.remote)
@@ -152,12 +156,28 @@ impl<B: Backend> Attempt<B> {
         answer.map_or_else(Own::Failed, Own::Answering)
     }
 
-    fn lost_patience(&mut self, cx: &mut Context<'_>) -> bool {
-        let patience = self.patience.as_mut();
-        patience.is_some_and(|(patience, _)| Pin::new(patience).poll(cx).is_ready())
+    /// Another way to signal, when the sealed offer has had its time and there is one.
+    fn poll_other(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
+        if let Some((patience, sealing)) = &mut self.patience {
+            ready!(Pin::new(patience).poll(cx));
+            self.other = Some(((self.request)(), *sealing));
+            self.patience = None;
+        }
+        let Some((other, _)) = &mut self.other else {
+            return Poll::Pending;
+        };
+        match ready!(Pin::new(other).poll(cx)) {
+            Ok(Ok(signal)) => Poll::Ready(signal),
+            // The offer is still the best there is.
+            Ok(Err(_)) | Err(oneshot::Canceled) => {
+                self.other = None;
+                Poll::Pending
+            }
+        }
     }
 
     fn offer(&mut self, signal: Signal) -> Own<B> {
+        self.other = None;
         self.patience = signal.sealed.map(|sealing| {
             let left = self.deadline.saturating_duration_since(Instant::now());
             (Delay::new(patience(left)), sealing)
@@ -219,7 +239,8 @@ impl<B: Backend> Future for Attempt<B> {
                 Own::Offering(negotiating) | Own::Answering(negotiating) => {
                     let polled = Pin::new(&mut *negotiating).poll(cx);
                     // Without a sign of life the sealed offer may have led nowhere.
-                    let silent = this.patience.is_some() && !negotiating.is_described();
+                    let sealed = this.patience.is_some() || this.other.is_some();
+                    let silent = sealed && !negotiating.is_described();
                     match polled {
                         Poll::Ready(Ok(established)) => {
                             let offered = this.offered.take().filter(Offered::has_offer);
@@ -229,12 +250,17 @@ impl<B: Backend> Future for Attempt<B> {
                             }));
                         }
                         Poll::Ready(Err(error)) if !silent => error,
-                        Poll::Pending if !silent || !this.lost_patience(cx) => {
-                            return Poll::Pending;
-                        }
-                        Poll::Ready(Err(_)) | Poll::Pending => {
+                        Poll::Ready(Err(_)) => {
                             this.patience = None;
-                            this.own = Own::Requesting((this.request)());
+                            let other = this.other.take().map(|(other, _)| other);
+                            let other = other.unwrap_or_else(|| (this.request)());
+                            this.own = Own::Requesting(other);
+                            continue;
+                        }
+                        Poll::Pending if !silent => return Poll::Pending,
+                        Poll::Pending => {
+                            let signal = ready!(this.poll_other(cx));
+                            this.own = this.offer(signal);
                             continue;
                         }
                     }
@@ -250,7 +276,7 @@ impl<B: Backend> Future for Attempt<B> {
 mod tests {
     use std::io;
 
-    use futures::{AsyncRead, AsyncWrite};
+    use futures::{AsyncRead, AsyncWrite, future};
     use libp2p::identity::Keypair;
 
     use super::*;
@@ -291,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sealed_offer_without_an_answer_leaves_time_for_another_way() {
+    async fn a_sealed_offer_without_an_answer_leaves_time_for_another_way_or_goes_on() {
         let [local, remote] = [(); 2].map(|()| Keypair::generate_ed25519().public().to_peer_id());
         let (asked, mut asks) = mpsc::unbounded();
         let request = move || {
@@ -303,18 +329,20 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(1);
         let backend = Rtc::new(&Config::default()).unwrap();
         let attempt = Attempt::new(backend, (local, remote), deadline, request, offers);
-        let another = async {
+        let asked_twice = async {
             let sealed = sealing(&remote);
             let stream = Box::pin(Silent);
             let signal = Ok(Signal { stream, sealed });
             let first = asks.next().await.unwrap();
             assert!(sealed.is_some() && first.send(signal).is_ok());
-            asks.next().await
+            let second = asks.next().await.unwrap();
+            assert!(Instant::now() < deadline);
+            let none = Error::SignallingLost("no circuit".to_owned());
+            assert!(second.send(Err(none)).is_ok());
         };
-        // Ended by whichever comes first: the other way is asked for, or the dial is over.
-        tokio::select! {
-            another = another => assert!(another.is_some()),
-            _ = attempt => panic!("nothing else was tried"),
-        }
+        let (ended, ()) = future::join(attempt, asked_twice).await;
+        // Of the offer, not of what else there might have been.
+        assert!(matches!(ended, Err(Error::Timeout(_))));
+        assert!(Instant::now() >= deadline);
     }
 }

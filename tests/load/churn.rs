@@ -12,7 +12,11 @@ const AIM: i64 = 1 << 10;
 const FEW: i64 = 16;
 
 pub(crate) async fn run(form: Form) -> Vec<Row> {
-    let time = Duration::from_secs(form.pick(45, 600));
+    let time = Duration::from_secs(match form {
+        Form::Short => 45,
+        Form::Long => 600,
+        Form::Hour => 3600,
+    });
     let relay = peers::relay(1024).await;
     let mut config = peers::config(&relay);
     config.idle_timeout = Duration::ZERO;

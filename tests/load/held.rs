@@ -13,7 +13,7 @@ use std::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::join_all, stream};
 use throughline::{Config, Connection, Ticket};
 
-use crate::{Form, Row, common, peers};
+use crate::{Form, Row, common, peers, report};
 
 /// The argument that makes this program the peer that is measured; its relay follows.
 pub(crate) const MEASURED: &str = "--measured";
@@ -170,7 +170,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let each = |all: i64| all as f64 / count as f64;
     let row = |scenario: String, aim, held: Held, reached| Row {
         scenario,
-        promised: "-",
+        promised: report::NONE,
         aim,
         measured: format!(
             "{:.0} KiB, {:.1} descriptors, {:.1} tasks each",

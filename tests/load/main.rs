@@ -2,8 +2,9 @@
 //! aimed at, what is measured.
 //!
 //! `cargo test --test load` runs the short form and fails where a promise is broken; an aim that is
-//! missed is shown. `make load` runs the long form and writes the table to docs/load.md. An
-//! argument that is no option runs only the scenarios whose name contains it.
+//! missed is shown. `make load` runs the long form and writes the table to docs/load.md; with
+//! `--hour` connections come and go for an hour in it. An argument that is no option runs only the
+//! scenarios whose name contains it.
 
 mod churn;
 mod circuits;
@@ -52,6 +53,7 @@ async fn run() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--long" => form = Form::Long,
+            "--hour" => form = Form::Hour,
             held::MEASURED => {
                 held::measured(arguments.next().unwrap_or_default()).await;
                 return ExitCode::SUCCESS;

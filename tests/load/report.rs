@@ -14,16 +14,21 @@ pub(crate) enum Form {
     Short,
     /// About a quarter of an hour, for figures.
     Long,
+    /// The same, with connections that come and go for an hour.
+    Hour,
 }
 
 impl Form {
     pub(crate) fn pick<T>(self, short: T, long: T) -> T {
         match self {
             Self::Short => short,
-            Self::Long => long,
+            Self::Long | Self::Hour => long,
         }
     }
 }
+
+/// Nothing was promised of a scenario, or nothing more is aimed at.
+pub(crate) const NONE: &str = "-";
 
 /// One line of the table.
 #[derive(Debug)]
@@ -45,6 +50,7 @@ impl fmt::Display for Row {
         let verdict = match (self.kept, self.reached, self.known) {
             (false, _, Some(why)) => &format!("BROKEN, known: {why}"),
             (false, _, None) => "BROKEN",
+            (true, ..) if self.aim == NONE => "kept",
             (true, false, _) => "kept, aim missed",
             (true, true, _) => "aim reached",
         };

@@ -3,7 +3,7 @@ use proptest::{collection::vec, prop_assert, prop_assert_eq, proptest};
 
 use super::*;
 use crate::core::plan::{
-    self, Known,
+    self, Known, SPARE_WAIT,
     tests::{SECOND, rules},
 };
 
@@ -440,11 +440,49 @@ fn what_is_deferred_is_no_hope() {
     assert_eq!(causes, expected);
 }
 
+#[test]
+fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let spared = || {
+        let mut track = Track::new(&[relay], false);
+        (track.known.offer, track.known.spared) = (true, true);
+        assert_eq!(started(&track.connect(MS)), [AttemptId::Ice]);
+        assert!(track.race.seeks_circuit() && track.race.awaits_circuit());
+        track
+    };
+    let mut track = spared();
+    assert_eq!(started(&track.tell(2 * MS, Event::Due)), [circuit]);
+    assert!(track.race.seeks_circuit() && !track.race.awaits_circuit());
+    assert_eq!(track.tell(3 * MS, Event::Due), []);
+
+    let mut track = spared();
+    let actions = track.tell(2 * MS, Event::Deferred(AttemptId::Ice));
+    assert_eq!(started(&actions), [circuit]);
+
+    let mut track = spared();
+    let actions = track.failed(2 * MS, AttemptId::Ice, Cause::NoPair);
+    assert_eq!(started(&actions), [circuit]);
+
+    let mut track = spared();
+    assert_eq!(started(&track.tell(SPARE_WAIT, Event::Tick)), []);
+    let actions = track.tell(SPARE_WAIT + MS, Event::Tick);
+    assert_eq!(started(&actions), [circuit]);
+
+    let mut track = Track::new(&[relay], false);
+    (track.known.offer, track.known.spared) = (true, true);
+    track.rules.timeout = 2 * SECOND;
+    track.connect(MS);
+    let actions = track.tell(2 * SECOND + MS, Event::Tick);
+    assert_eq!(started(&actions), [circuit]);
+    assert!(!actions.iter().any(|a| matches!(a, Action::GiveUp { .. })));
+}
+
 proptest! {
     /// Attempts are successes, failures and what still runs, per strategy; no connect is
     /// answered twice, and none is left when its time is over.
     #[test]
-    fn the_books_balance(events in vec((0u64..4_000, 0u8..11, 0u8..4), 1..60)) {
+    fn the_books_balance(events in vec((0u64..4_000, 0u8..12, 0u8..4), 1..60)) {
         let relays = [PeerId::random(), PeerId::random()];
         let ids = [
             AttemptId::Circuit(relays[0]),
@@ -462,6 +500,7 @@ proptest! {
             let actions = match what {
                 0 | 1 => {
                     waiting += 1;
+                    track.known.spared = what == 1;
                     track.connect(now)
                 }
                 2 if track.race.is_running(id) => {
@@ -490,6 +529,7 @@ proptest! {
                     let (birthday, reason) = (Strategy::Birthday, String::new());
                     track.tell(now, Event::Left(id, birthday, Cause::NoPair, reason))
                 }
+                10 => track.tell(now, Event::Due),
                 _ => track.tell(now, Event::Tick),
             };
             for action in actions {

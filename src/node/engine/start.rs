@@ -25,7 +25,7 @@ use crate::{
     metrics::Metrics,
     node::{
         Command, Shared, behaviour::Behaviour, dials, opening::CLOSE_PROTOCOL, relays::Relays,
-        timers::Timers,
+        spares::Spares, timers::Timers,
     },
     rtc,
     ticket::Ticket,
@@ -147,6 +147,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         farewells: HashMap::new(),
         raw,
         online: Vec::new(),
+        spares: Spares::default(),
         settling: false,
         listening: HashMap::new(),
         observed: Vec::new(),

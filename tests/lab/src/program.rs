@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use crate::error::{Context, LabError, Result};
 
-/// Lines of standard error that are kept for the day something fails.
+/// Events and lines of standard error that are kept for the day something fails.
 const LOG_LINES: usize = 60;
 
-/// With this variable set, what programs print on standard error appears on ours too.
+/// With this variable set, what programs print appears on our standard error too.
 const ECHO_LOG: &str = "LAB_LOG";
 
 /// A running program. Dropping it kills it.
@@ -53,6 +53,7 @@ impl Program {
                 for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                     match serde_json::from_str::<Value>(&line) {
                         Ok(event) if event.is_object() => {
+                            keep(&log, &name, line);
                             if sender.send(event).is_err() {
                                 return;
                             }
@@ -171,7 +172,7 @@ impl Program {
             .context(format!("write to {}", self.name))
     }
 
-    /// The last lines of its standard error.
+    /// Its last events and lines of standard error.
     pub fn log(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().map(|line| format!("  {line}\n")).collect()

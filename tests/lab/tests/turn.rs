@@ -36,7 +36,11 @@ fn meet_behind(nat: NatKind, turn: impl FnOnce(&Stage) -> (Vec<String>, Option<C
         .unwrap();
     let path = wait_for_turn(&dialler);
     assert_eq!(path["strategy"], "turn");
-    let bench = dialler.wait("bench", WITHIN).unwrap();
+    let bench = dialler.wait("bench", WITHIN);
+    let bench = bench.unwrap_or_else(|error| {
+        let listener = listener.program.as_ref().map(|program| program.log());
+        panic!("{error}\nthe listener:\n{}", listener.unwrap_or_default())
+    });
     println!(
         "{nat:?}: on TURN after {} ms, {} Mbit/s",
         path["ms"], bench["mbit_s"]
