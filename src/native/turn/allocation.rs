@@ -21,7 +21,11 @@ use turn_client_proto::{
     api::{Transmit, TurnConfig, TurnEvent, TurnPollRet, TurnRecvRet},
     prelude::{DelayedTransmitBuild as _, TurnClientApi as _},
     tcp::TurnClientTcp,
-    types::{AddressFamily, TurnCredentials},
+    types::{
+        AddressFamily, TurnCredentials,
+        attribute::{ChannelNumber, XorPeerAddress},
+        message::CHANNEL_BIND,
+    },
     udp::TurnClientUdp,
 };
 
@@ -59,6 +63,9 @@ const ADDRESS_ERROR_CODE: AttributeType = AttributeType::new(0x8001);
 /// Bytes that wait for a TCP connection at most: a round trip's worth at 20 Mbit/s and 100 ms.
 const MAX_QUEUE: usize = 256 << 10;
 
+/// What is left beyond for requests, which nobody repeats on a stream: more than there can be.
+const MAX_REQUESTS: usize = 64 << 10;
+
 turn_client_proto::impl_client!(Client, (Udp, TurnClientUdp), (Tcp, TurnClientTcp));
 
 /// Which families of relayed addresses an allocation is to have.
@@ -91,6 +98,9 @@ struct State {
     /// Peers that were asked for, and when the server refused them, if it did.
     peers: HashMap<IpAddr, Option<Instant>>,
     channels: HashSet<SocketAddr>,
+    /// The peers of channels that were asked for. A server may use one before its answer is here, and
+    /// the answer may be lost where a connection to the server is full.
+    numbers: HashMap<u16, SocketAddr>,
     waiting: VecDeque<(SocketAddr, Vec<u8>)>,
     relayed: Vec<SocketAddr>,
     deleted: bool,
@@ -118,10 +128,10 @@ impl Queue {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds whole frames, or drops them.
-    fn push(&self, frames: &[u8]) {
+    /// Adds whole frames, or drops them where `most` bytes would wait.
+    fn push(&self, frames: &[u8], most: usize) {
         let mut bytes = self.bytes();
-        if bytes.len() + frames.len() <= MAX_QUEUE {
+        if bytes.len() + frames.len() <= most {
             bytes.extend_from_slice(frames);
         }
         drop(bytes);
@@ -182,6 +192,7 @@ impl Allocation {
             client,
             peers: HashMap::new(),
             channels: HashSet::new(),
+            numbers: HashMap::new(),
             waiting: VecDeque::new(),
             relayed: Vec::new(),
             deleted: false,
@@ -278,7 +289,7 @@ impl Allocation {
         let due = state.client.poll_transmit(clock + REQUEST_CADENCE);
         drop(state);
         if let Some(due) = due.filter(|_| deleted) {
-            self.send_to_server(&due.data, due.data.len());
+            self.ask(&due.data);
         }
         deleted
     }
@@ -326,6 +337,9 @@ impl Allocation {
             }
         }
         while let Some(transmit) = state.client.poll_transmit(clock) {
+            if let Some((number, peer)) = asked_channel(&transmit.data) {
+                state.numbers.insert(number, peer);
+            }
             out.push(transmit);
         }
         // Sending has set timers.
@@ -335,7 +349,7 @@ impl Allocation {
         };
         drop(state);
         for transmit in out {
-            self.send_to_server(&transmit.data, transmit.data.len());
+            self.ask(&transmit.data);
         }
         match polled {
             TurnPollRet::WaitUntil(at) => {
@@ -356,11 +370,19 @@ impl Allocation {
         }
     }
 
+    /// Sends a request.
+    fn ask(&self, request: &[u8]) {
+        match &self.queue {
+            Some(queue) => queue.push(request, MAX_QUEUE + MAX_REQUESTS),
+            None => self.send_to_server(request, request.len()),
+        }
+    }
+
     /// Sends frames of `segment` bytes, the last one possibly shorter, which over a connection
     /// are padded ones.
     fn send_to_server(&self, mut frames: &[u8], segment: usize) {
         match &self.queue {
-            Some(queue) => queue.push(frames),
+            Some(queue) => queue.push(frames, MAX_QUEUE),
             None => {
                 // A full buffer loses the rest, as a network would.
                 let _ = self
@@ -490,14 +512,16 @@ impl Carrier for Allocation {
         }
         let received = Transmit::new(data, transport, self.server, local());
         let received = state.client.recv(received, clock);
-        if let TurnRecvRet::PeerData(received) = received {
-            let peer = received.peer;
+        let datagram = match &received {
+            TurnRecvRet::PeerData(received) => Some((received.peer, received.data())),
+            _ => channel_data(&state.numbers, data),
+        };
+        if let Some((peer, datagram)) = datagram {
             let relayed = state.relayed.iter().find(|r| r.is_ipv4() == peer.is_ipv4());
             let relayed = relayed.copied();
             drop(state);
             if let Some(relayed) = relayed {
-                self.sockets
-                    .receive_relayed(now, peer, relayed, received.data());
+                self.sockets.receive_relayed(now, peer, relayed, datagram);
             }
         } else {
             drop(state);
@@ -514,6 +538,28 @@ fn error_code(message: &Message<'_>) -> Option<u16> {
     }
     let code = message.attribute::<ErrorCode>().ok()?.code();
     (code != ErrorCode::STALE_NONCE).then_some(code)
+}
+
+/// The channel that a request is to bind, and its peer.
+fn asked_channel(request: &[u8]) -> Option<(u16, SocketAddr)> {
+    let message = Message::from_bytes(request).ok()?;
+    let bind = message.has_method(CHANNEL_BIND) && message.has_class(MessageClass::Request);
+    let number = message.attribute::<ChannelNumber>().ok().filter(|_| bind)?;
+    let peer = message.attribute::<XorPeerAddress>().ok()?;
+    Some((number.channel(), peer.addr(message.transaction_id())))
+}
+
+/// The datagram in a ChannelData message (RFC 8656 section 12.4), and its peer.
+fn channel_data<'a>(
+    numbers: &HashMap<u16, SocketAddr>,
+    frame: &'a [u8],
+) -> Option<(SocketAddr, &'a [u8])> {
+    let [first, second, high, low, data @ ..] = frame else {
+        return None;
+    };
+    let peer = numbers.get(&u16::from_be_bytes([*first, *second]))?;
+    let len = u16::from_be_bytes([*high, *low]);
+    Some((*peer, data.get(..usize::from(len))?))
 }
 
 /// What the client takes for its own address; it only compares it.
@@ -541,5 +587,24 @@ pub(super) fn is_private(ip: IpAddr) -> bool {
             shared || ip.is_private() || ip.is_loopback() || ip.is_link_local()
         }
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_find_room_where_data_does_not() {
+        let queue = Queue::default();
+        let fill = |most: usize| {
+            let before = queue.bytes().len();
+            for _ in 0..=most / 1024 {
+                queue.push(&[1; 1024], most);
+            }
+            queue.bytes().len() - before
+        };
+        assert_eq!(fill(MAX_QUEUE), MAX_QUEUE);
+        assert_eq!(fill(MAX_QUEUE + MAX_REQUESTS), MAX_REQUESTS);
     }
 }

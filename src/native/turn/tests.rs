@@ -13,7 +13,8 @@ use stun_types::{
     message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec},
 };
 use tokio::{
-    net::{TcpListener, UdpSocket},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::watch,
     task::JoinHandle,
     time::timeout,
@@ -22,6 +23,7 @@ use tokio::{
 use super::{
     Relays, Roots, Server,
     allocation::{Allocation, Families},
+    frame,
 };
 use crate::{
     Config, TurnServer,
@@ -96,7 +98,11 @@ fn datagram(n: u8) -> Vec<u8> {
 
 async fn relays_both_ways(over_tcp: bool) {
     let turn = Turn::start().await;
-    let peer = Peer::new(turn.server(over_tcp));
+    datagrams_cross(&turn, turn.server(over_tcp)).await;
+}
+
+async fn datagrams_cross(turn: &Turn, server: Server) {
+    let peer = Peer::new(server);
     let _hold = peer.relays.hold();
     let [relayed] = peer.relayed(1).await[..] else {
         panic!("one family");
@@ -110,12 +116,22 @@ async fn relays_both_ways(over_tcp: bool) {
     let inbox: Arc<dyn Receiver> = Arc::new(Inbox(Mutex::new(sender)));
     peer.sockets.route_source(far_addr, &inbox);
 
-    // The first waits for its permission; by the last there is a channel.
-    for n in 0..20 {
+    // As of a check: it waits for its permission, and needs no channel.
+    let mut buffer = [0; 64];
+    peer.sockets.send(relayed.addr, far_addr, &[0; 8], 8).await;
+    assert_eq!(
+        timeout(SOON, far.recv(&mut buffer)).await.unwrap().unwrap(),
+        8
+    );
+
+    // An address, the permission, a channel; then what the channel carries.
+    let (mut left, mut n) = (20, 0);
+    while left > 0 {
+        left -= usize::from(turn.granted() == 3);
+        n = (n + 1) % 100;
         let mut both = datagram(n);
         both.extend(&datagram(n)[..3]);
         peer.sockets.send(relayed.addr, far_addr, &both, 5).await;
-        let mut buffer = [0; 64];
         for len in [5, 3] {
             let (got, from) = timeout(SOON, far.recv_from(&mut buffer))
                 .await
@@ -142,6 +158,44 @@ async fn datagrams_cross_over_udp() {
 #[tokio::test]
 async fn datagrams_cross_over_tcp() {
     timeout(SOON, relays_both_ways(true)).await.unwrap();
+}
+
+/// Hands on what comes over TCP, but for answers that a channel is bound.
+async fn without_bound_channels(server: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pass = async move {
+        let (mut asking, mut asked) = listener.accept().await.unwrap().0.into_split();
+        let server = TcpStream::connect(server).await.unwrap();
+        let (mut answering, mut answered) = server.into_split();
+        let answers = async {
+            let mut buffer = Vec::new();
+            while answering.read_buf(&mut buffer).await.unwrap() > 0 {
+                while let Some(frame) = frame::first(&buffer).unwrap() {
+                    if !buffer.starts_with(&[0x01, 0x09]) {
+                        asked.write_all(&buffer[..frame.end]).await.unwrap();
+                    }
+                    buffer.drain(..frame.end);
+                }
+            }
+        };
+        let _ = tokio::join!(tokio::io::copy(&mut asking, &mut answered), answers);
+    };
+    (address, tokio::spawn(pass))
+}
+
+#[tokio::test]
+async fn a_channel_is_used_whose_answer_is_lost() {
+    let turn = Turn::start().await;
+    let mut server = turn.server(true);
+    let url = server.url.to_string();
+    let address = url
+        .trim_start_matches("turn:")
+        .trim_end_matches("?transport=tcp");
+    let (proxy, task) = without_bound_channels(address.parse().unwrap()).await;
+    server.url = format!("turn:{proxy}?transport=tcp").parse().unwrap();
+    timeout(SOON, datagrams_cross(&turn, server)).await.unwrap();
+    task.abort();
 }
 
 async fn gives_back(over_tcp: bool) {

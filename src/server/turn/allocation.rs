@@ -43,8 +43,17 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// Sends a frame, or loses it when there is no room: nobody waits for a slow client.
-    pub(super) fn send(&self, frame: &[u8]) {
+    /// Sends what came from a peer, or loses it when there is no room: nobody waits for a slow client.
+    /// A quarter of the room is left for answers, which nobody asks for again on a stream.
+    fn relay(&self, frame: &[u8]) {
+        match self {
+            Self::Stream(queue) if queue.capacity() <= queue.max_capacity() / 4 => {}
+            _ => self.answer(frame),
+        }
+    }
+
+    /// Sends an answer.
+    pub(super) fn answer(&self, frame: &[u8]) {
         match self {
             Self::Datagrams(socket, client) => {
                 let _ = socket.try_send_to(frame, *client);
@@ -174,11 +183,11 @@ async fn read(socket: Arc<UdpSocket>, peers: Arc<Peers>, reply: Reply, metrics: 
             Route::Channel(number) => {
                 buffer[..2].copy_from_slice(&number.to_be_bytes());
                 buffer[2..HEADER].copy_from_slice(&(len as u16).to_be_bytes());
-                reply.send(&buffer[..HEADER + len]);
+                reply.relay(&buffer[..HEADER + len]);
             }
             Route::Indication => {
                 if let Some(indication) = indication(peer, &buffer[HEADER..HEADER + len]) {
-                    reply.send(&indication);
+                    reply.relay(&indication);
                 }
             }
         }
@@ -303,6 +312,20 @@ mod tests {
 
     fn peer(n: u8) -> SocketAddr {
         ([192, 0, 2, n], 9).into()
+    }
+
+    #[test]
+    fn answers_find_room_where_data_does_not() {
+        let (sender, mut queue) = mpsc::channel(8);
+        let reply = Reply::Stream(sender);
+        for n in 0..10 {
+            reply.relay(&[n; 4]);
+        }
+        reply.answer(&[42; 6]);
+        let sent: Vec<_> = std::iter::from_fn(|| queue.try_recv().ok()).collect();
+        let data = (0..6).map(|n| vec![n; 4]);
+        let answer = vec![42, 42, 42, 42, 42, 42, 0, 0];
+        assert_eq!(sent, data.chain([answer]).collect::<Vec<_>>());
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Requests {
                     };
                     self.metrics.turn(outcome);
                     if let Some(answer) = answer {
-                        reply.send(&answer);
+                        reply.answer(&answer);
                     }
                 }
                 _ => self.metrics.turn("ignored"),

@@ -71,10 +71,19 @@ impl Turn {
     }
 
     pub(crate) fn allocations(&self) -> usize {
+        self.metric("throughline_turn_allocations ").unwrap()
+    }
+
+    /// How many requests were granted.
+    pub(crate) fn granted(&self) -> usize {
+        let name = "throughline_turn_requests_total{outcome=\"granted\"} ";
+        self.metric(name).unwrap_or_default()
+    }
+
+    fn metric(&self, name: &str) -> Option<usize> {
         let text = self.metrics.encode().unwrap();
-        let mut lines = text.lines();
-        let held = lines.find_map(|line| line.strip_prefix("throughline_turn_allocations "));
-        held.unwrap().parse().unwrap()
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.map(|value| value.parse().unwrap())
     }
 
     pub(crate) async fn wait_for_allocations(&self, count: usize) {
