@@ -45,7 +45,7 @@ pub(crate) struct SessionState {
 }
 
 /// Events kept for a slow reader; what is older is reported as `Lagged`.
-const EVENT_BUFFER: usize = 64;
+const EVENT_BUFFER: usize = 32;
 /// Attempts kept per connection: some dozen tries of every strategy.
 const MAX_ATTEMPTS: usize = 64;
 
@@ -128,7 +128,7 @@ impl Connection {
     }
 
     /// Every change of path and every attempt from now on. Several callers may listen; one that is
-    /// slower than 64 events is told so by [`PathEvent::Lagged`]. Ends after [`PathEvent::Closed`].
+    /// slower than 32 events is told so by [`PathEvent::Lagged`]. Ends after [`PathEvent::Closed`].
     ///
     /// To miss nothing, subscribe first and then read [`path`](Self::path) and
     /// [`attempts`](Self::attempts).

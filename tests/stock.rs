@@ -30,7 +30,13 @@ async fn ours(relay: &Multiaddr) -> Connector {
     let mut config = Config::default();
     config.relays = vec![relay.to_string()];
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
-    Connector::builder().config(config).bind().await.unwrap()
+    let me = Connector::builder().config(config).bind().await.unwrap();
+    // Without a round trip in between, the peer may ask for our address before the relay has told it.
+    let told = async { while me.report().await.unwrap().observed.is_empty() {} };
+    timeout(PATIENCE, told)
+        .await
+        .expect("the relay tells our address");
+    me
 }
 
 /// A stock peer that knows its address as the relay sees it.

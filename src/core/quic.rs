@@ -1,11 +1,13 @@
 //! To which endpoint a QUIC datagram goes, read from what every version leaves in the clear
 //! (RFC 8999).
 //!
-//! Several endpoints share a socket: one listens and dials, and each ICE session has one. They are
-//! told apart by a mark in the connection ids that they choose, not by the address a datagram comes
-//! from, because two connections may have that in common.
+//! Several endpoints share a socket: one listens and dials, and others are those of ICE sessions. They
+//! and the sessions are told apart by a mark in the connection ids that are ours to choose, not by the
+//! address a datagram comes from, because two connections may have that in common.
 
-/// The mark of one endpoint.
+use std::time::Duration;
+
+/// The mark of one endpoint or session.
 pub(crate) type Tag = [u8; 4];
 
 /// Length of the connection ids that our endpoints choose: the mark and 8 random bytes, which make
@@ -22,7 +24,7 @@ const LONG_HEADER: u8 = 0x80;
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
-    /// The endpoint of ours, if there is one with this mark.
+    /// The endpoint or session of ours, if there is one with this mark.
     pub(crate) tag: Option<Tag>,
     /// Whether a connection may begin with it: the peer may have chosen the connection id.
     pub(crate) may_begin: bool,
@@ -44,6 +46,39 @@ impl Destination {
             tag: id.first_chunk().copied().filter(|_| ours),
             may_begin,
         })
+    }
+}
+
+/// Tells when datagrams are worth joining for the kernel (UDP GSO).
+///
+/// Quinn makes room for all that can be joined as soon as a connection sends one that is, and keeps it:
+/// 14 KiB, for which a connection that only opens, or stays idle, has no use.
+#[derive(Debug, Default)]
+pub(crate) struct Bulk {
+    /// Datagrams of the turn that a connection has.
+    sent: usize,
+    /// When the last turn was that was of many.
+    last: Option<Duration>,
+}
+
+impl Bulk {
+    /// More than any message of a handshake.
+    const MANY: usize = 8;
+
+    /// A round trip far away, and what schedulers add.
+    const LASTS: Duration = Duration::from_secs(1);
+
+    pub(crate) fn sent(&mut self, datagrams: usize) {
+        self.sent = self.sent.saturating_add(datagrams);
+    }
+
+    /// A connection has its turn to send `now`, counted from any fixed time. Returns whether datagrams
+    /// may be joined in it.
+    pub(crate) fn turn(&mut self, now: Duration) -> bool {
+        if std::mem::take(&mut self.sent) >= Self::MANY {
+            self.last = Some(now);
+        }
+        self.last.is_some_and(|last| now < last + Self::LASTS)
     }
 }
 
@@ -70,6 +105,22 @@ mod tests {
         assert_eq!(Destination::of(&short[..12]), None);
         assert_eq!(Destination::of(&[0xc0, 0, 0, 0, 1, 20, 1]), None);
         assert_eq!(Destination::of(&[]), None);
+    }
+
+    #[test]
+    fn datagrams_are_joined_while_turns_are_of_many() {
+        let (mut bulk, start) = (Bulk::default(), Duration::from_secs(7));
+        assert!(!bulk.turn(start));
+        for _ in 1..Bulk::MANY {
+            bulk.sent(1);
+        }
+        assert!(!bulk.turn(start));
+        bulk.sent(3);
+        bulk.sent(Bulk::MANY - 3);
+        assert!(bulk.turn(start));
+        bulk.sent(1);
+        assert!(bulk.turn(start + Bulk::LASTS / 2));
+        assert!(!bulk.turn(start + Bulk::LASTS));
     }
 
     proptest! {

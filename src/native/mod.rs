@@ -3,6 +3,7 @@
 mod autonat;
 mod dcutr;
 pub(crate) mod gather;
+pub(crate) mod heap;
 pub(crate) mod identity;
 mod mdns;
 pub(crate) mod message;

@@ -70,7 +70,7 @@ pub(super) fn raw_protocol(name: &str) -> Result<StreamProtocol, Error> {
 
 pub(super) struct Node {
     pub(super) config: Config,
-    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) swarm: Swarm<backend::heap::OnHeap<Behaviour>>,
     /// The sockets, and what is known of the network they are in.
     pub(super) net: backend::Net,
     /// Resolves when more is known of the NAT.

@@ -4,6 +4,7 @@
 //! `SendWrapper`; a page's wasm has one thread.
 
 mod direct;
+pub(crate) mod heap;
 mod js;
 mod listener;
 pub(crate) mod offer;

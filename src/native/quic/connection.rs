@@ -218,54 +218,113 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, time::Duration};
+    use std::{
+        net::{IpAddr, SocketAddr},
+        time::Duration,
+    };
 
     use futures::{AsyncWriteExt as _, future::poll_fn};
     use libp2p::identity::Keypair;
 
     use super::{
-        super::{
-            Quic,
-            link::{Link, Route},
-        },
+        super::{PairLink, Quic},
         *,
     };
     use crate::native::socket::{Addresses, Receiver, Sockets};
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    /// Two ends of a connection over a candidate pair.
-    async fn pair() -> (Connection, Connection) {
-        let ends = [(); 2].map(|()| {
-            let keypair = Keypair::generate_ed25519();
-            let sockets = Sockets::bind(Addresses::default()).unwrap();
-            let address = (HERE, sockets.port(HERE).unwrap()).into();
-            let quic = Quic::new(&keypair, sockets.clone()).unwrap();
-            (keypair.public().to_peer_id(), sockets, address, quic)
-        });
-        let [
-            (client, sockets, from, quic),
-            (server, listening, to, other),
-        ] = ends;
-        let link = Link::new(sockets, Route::Pair(Some((from, to))));
-        let back = Link::new(listening.clone(), Route::Pair(Some((to, from))));
-        let receiver: Arc<dyn Receiver> = back.clone();
-        listening.route_quic_listener(&receiver);
-        let dialled = quic.over_pair(&link, server, true);
-        let (dialled, taken) = tokio::join!(dialled, other.over_pair(&back, client, false));
-        (dialled.unwrap(), taken.unwrap())
+    struct Peer {
+        id: PeerId,
+        sockets: Sockets,
+        address: SocketAddr,
+        quic: Quic,
     }
 
-    async fn open(connection: &mut Connection) -> Stream {
-        let opened = poll_fn(|cx| Pin::new(&mut *connection).poll_outbound(cx)).await;
+    impl Peer {
+        fn new() -> Self {
+            let keypair = Keypair::generate_ed25519();
+            let sockets = Sockets::bind(Addresses::default()).unwrap();
+            Self {
+                id: keypair.public().to_peer_id(),
+                address: (HERE, sockets.port(HERE).unwrap()).into(),
+                quic: Quic::new(&keypair, sockets.clone()).unwrap(),
+                sockets,
+            }
+        }
+
+        fn link_to(&self, other: &Self) -> Arc<PairLink> {
+            let link = self.quic.pair_link().unwrap();
+            link.set_pair(self.address, other.address);
+            link
+        }
+    }
+
+    /// One end of a connection over a candidate pair.
+    struct End {
+        connection: Connection,
+        _link: Arc<PairLink>,
+    }
+
+    async fn connect(from: &Peer, to: &Peer) -> [End; 2] {
+        let (link, back) = (from.link_to(to), to.link_to(from));
+        let receiver: Arc<dyn Receiver> = back.clone();
+        to.sockets.route_quic_listener(&receiver);
+        let dialled = from.quic.over_pair(&link, to.id, true);
+        let taken = to.quic.over_pair(&back, from.id, false);
+        let (dialled, taken) = tokio::join!(dialled, taken);
+        [(dialled, link), (taken, back)].map(|(connection, _link)| End {
+            connection: connection.unwrap(),
+            _link,
+        })
+    }
+
+    async fn open(end: &mut End) -> Stream {
+        let opened = poll_fn(|cx| Pin::new(&mut end.connection).poll_outbound(cx)).await;
         let mut stream = opened.unwrap();
         stream.write_all(b"x").await.unwrap();
         stream
     }
 
+    async fn next(end: &mut End) -> Stream {
+        let next = poll_fn(|cx| Pin::new(&mut end.connection).poll_inbound(cx)).await;
+        next.unwrap()
+    }
+
+    #[tokio::test]
+    async fn sessions_with_the_same_addresses_are_told_apart() {
+        let (one, other) = (Peer::new(), Peer::new());
+        let mut pairs = Vec::new();
+        for _ in 0..3 {
+            pairs.push(connect(&one, &other).await);
+        }
+        let [from, _] = &mut pairs[1];
+        open(from).await;
+        let arrived = |end| tokio::time::timeout(Duration::from_secs(5), next(end));
+        arrived(&mut pairs[1][1]).await.unwrap();
+        for end in [0, 2] {
+            assert!(next(&mut pairs[end][1]).now_or_never().is_none());
+        }
+    }
+
+    /// The one that closes gives up its session at once.
+    #[tokio::test]
+    async fn a_close_still_reaches_the_peer() {
+        let (one, other) = (Peer::new(), Peer::new());
+        let [mut from, mut to] = connect(&one, &other).await;
+        open(&mut from).await;
+        next(&mut to).await;
+        let closed = poll_fn(|cx| Pin::new(&mut from.connection).poll_close(cx));
+        closed.await.unwrap();
+        drop(from);
+        let told = poll_fn(|cx| Pin::new(&mut to.connection).poll_inbound(cx));
+        let told = tokio::time::timeout(Duration::from_secs(5), told).await;
+        assert!(told.unwrap().is_err());
+    }
+
     #[tokio::test]
     async fn more_streams_are_allowed_as_they_are_used() {
-        let (mut from, mut to) = pair().await;
+        let [mut from, mut to] = connect(&Peer::new(), &Peer::new()).await;
         let mut opened = Vec::new();
         while let Some(stream) = open(&mut from).now_or_never() {
             opened.push(stream);
@@ -279,8 +338,7 @@ mod tests {
         let takes = async {
             let mut taken = Vec::new();
             while taken.len() < MAX_STREAMS as usize {
-                let next = poll_fn(|cx| Pin::new(&mut to).poll_inbound(cx)).await;
-                taken.push(next.unwrap());
+                taken.push(next(&mut to).await);
             }
             taken
         };

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::Instant,
@@ -22,41 +22,34 @@ use quinn::{
 };
 use str0m::ice::StunMessage;
 
-use crate::native::socket::{Receiver, Sockets};
+use crate::{
+    core::quic::Bulk,
+    native::socket::{Receiver, Sockets},
+};
 
-/// Where the peer of an ICE session always is, as its endpoint sees it: an address that is nobody's
-/// (RFC 6666). The candidate pair below changes without QUIC taking notice.
-pub(super) const PEER: SocketAddr =
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)), 1);
+/// Bytes that may wait for a reader; more are dropped, as by a full socket buffer.
+const MAX_WAITING: usize = 4 << 20;
 
-/// Bytes that may wait for an endpoint; more are dropped, as by a full socket buffer.
-const INBOX: usize = 4 << 20;
+/// What a run of datagrams takes besides its bytes.
+const RUN: usize = 256;
 
-/// Runs of datagrams that may wait, likewise.
-const INBOX_RUNS: usize = 16 << 10;
+/// Datagrams that Linux joins to one at most (UDP GRO).
+const MAX_RECEIVE_SEGMENTS: usize = 64;
 
-/// Where datagrams come from and go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// To the addresses that the endpoint names.
-    Any,
-    /// Between one local address and one of the peer, once both are known.
-    Pair(Option<(SocketAddr, SocketAddr)>),
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One endpoint's view of the shared sockets.
-pub(crate) struct Link {
-    sockets: Sockets,
-    route: Mutex<Route>,
-    inbox: Mutex<Inbox>,
-    /// Which socket refused a datagram last.
-    full_v6: AtomicBool,
-}
+/// How much of one sender's waits for the endpoint.
+pub(super) type Waiting = Arc<AtomicUsize>;
+
+/// What has arrived for an endpoint.
+#[derive(Default)]
+pub(super) struct Inbox(Mutex<Arrived>);
 
 #[derive(Default)]
-struct Inbox {
+struct Arrived {
     runs: VecDeque<Run>,
-    bytes: usize,
     waker: Option<Waker>,
 }
 
@@ -66,6 +59,152 @@ struct Run {
     destination: SocketAddr,
     data: Bytes,
     stride: usize,
+    size: usize,
+    waiting: Waiting,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+impl Inbox {
+    /// Takes in `data`, cut into datagrams of `stride` bytes, unless too much is `waiting` already.
+    pub(super) fn push(
+        &self,
+        (source, destination): (SocketAddr, SocketAddr),
+        data: &[u8],
+        stride: usize,
+        waiting: &Waiting,
+    ) {
+        let size = data.len() + RUN;
+        let before = waiting.fetch_add(size, Ordering::Relaxed);
+        let run = Run {
+            source,
+            destination,
+            data: Bytes::copy_from_slice(data),
+            stride,
+            size,
+            waiting: waiting.clone(),
+        };
+        if before + size > MAX_WAITING {
+            return;
+        }
+        let mut arrived = lock(&self.0);
+        arrived.runs.push_back(run);
+        if let Some(waker) = arrived.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// As [`AsyncUdpSocket::poll_recv`].
+    pub(super) fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut arrived = lock(&self.0);
+        let mut count = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            let Some(run) = arrived.runs.front_mut() else {
+                break;
+            };
+            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
+            let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
+            let piece = run.data.split_to(most.min(run.data.len()));
+            let len = piece.len().min(buf.len());
+            buf[..len].copy_from_slice(&piece[..len]);
+            *meta = RecvMeta {
+                addr: run.source,
+                len,
+                stride: run.stride,
+                ecn: None,
+                dst_ip: Some(run.destination.ip()),
+            };
+            count += 1;
+            if run.data.is_empty() {
+                arrived.runs.pop_front();
+            }
+        }
+        if count == 0 {
+            arrived.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(count))
+    }
+}
+
+/// Where datagrams of an endpoint go out.
+pub(super) struct Outlet {
+    sockets: Sockets,
+    /// Which socket refused a datagram last.
+    full_v6: AtomicBool,
+    bulk: Mutex<Bulk>,
+    start: Instant,
+}
+
+impl Outlet {
+    pub(super) fn new(sockets: Sockets) -> Arc<Self> {
+        Arc::new(Self {
+            sockets,
+            full_v6: AtomicBool::new(false),
+            bulk: Mutex::default(),
+            start: Instant::now(),
+        })
+    }
+
+    /// Sends what `transmit` holds, between addresses of the network's.
+    pub(super) fn try_send(
+        &self,
+        source: SocketAddr,
+        destination: SocketAddr,
+        transmit: &Transmit<'_>,
+    ) -> io::Result<()> {
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let mut data = transmit.contents;
+        lock(&self.bulk).sent(data.len().div_ceil(segment.max(1)));
+        // An unreachable address is one that does not answer: QUIC has its timers for that.
+        self.sockets
+            .try_send(source, destination, &mut data, segment)
+            .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
+    }
+
+    pub(super) fn poller(self: &Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable {
+            outlet: self.clone(),
+            waiting: None,
+        })
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        // An IPv6 endpoint speaks IPv4 as well, in mapped addresses.
+        let port = self.sockets.port(Ipv6Addr::UNSPECIFIED.into());
+        Ok(SocketAddr::new(
+            Ipv6Addr::UNSPECIFIED.into(),
+            port.unwrap_or(0),
+        ))
+    }
+
+    /// Quinn asks at the beginning of each turn of a connection.
+    pub(super) fn max_segments(&self) -> usize {
+        match lock(&self.bulk).turn(self.start.elapsed()) {
+            true => self.sockets.max_segments(),
+            false => 1,
+        }
+    }
+
+    pub(super) fn may_fragment(&self) -> bool {
+        self.sockets.may_fragment()
+    }
+}
+
+/// What the endpoint that listens and dials takes for its socket.
+pub(crate) struct Link {
+    outlet: Arc<Outlet>,
+    inbox: Inbox,
+    waiting: Waiting,
 }
 
 impl fmt::Debug for Link {
@@ -74,63 +213,17 @@ impl fmt::Debug for Link {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Link {
-    pub(crate) fn new(sockets: Sockets, route: Route) -> Arc<Self> {
+    pub(super) fn new(sockets: Sockets) -> Arc<Self> {
         Arc::new(Self {
-            sockets,
-            route: Mutex::new(route),
-            inbox: Mutex::default(),
-            full_v6: AtomicBool::new(false),
+            outlet: Outlet::new(sockets),
+            inbox: Inbox::default(),
+            waiting: Waiting::default(),
         })
     }
-
-    /// Uses the pair from now on.
-    pub(crate) fn set_pair(&self, source: SocketAddr, destination: SocketAddr) {
-        *lock(&self.route) = Route::Pair(Some((source, destination)));
-    }
-
-    /// The pair in use.
-    pub(crate) fn pair(&self) -> Option<(SocketAddr, SocketAddr)> {
-        match *lock(&self.route) {
-            Route::Any => None,
-            Route::Pair(pair) => pair,
-        }
-    }
-
-    /// Takes in what has arrived.
-    pub(crate) fn push(
-        &self,
-        source: SocketAddr,
-        destination: SocketAddr,
-        data: &[u8],
-        stride: usize,
-    ) {
-        let source = match *lock(&self.route) {
-            Route::Any => mapped(source),
-            Route::Pair(_) => PEER,
-        };
-        let mut inbox = lock(&self.inbox);
-        if inbox.bytes + data.len() > INBOX || inbox.runs.len() >= INBOX_RUNS {
-            return;
-        }
-        inbox.bytes += data.len();
-        inbox.runs.push_back(Run {
-            source,
-            destination,
-            data: Bytes::copy_from_slice(data),
-            stride,
-        });
-        if let Some(waker) = inbox.waker.take() {
-            waker.wake();
-        }
-    }
 }
 
-/// Routed here by the marks in connection ids, or as the listener.
+/// Routed here by the mark in connection ids, or as the listener.
 impl Receiver for Link {
     fn receive(&self, _: Instant, _: SocketAddr, _: SocketAddr, _: &[u8]) {}
 
@@ -147,37 +240,23 @@ impl Receiver for Link {
         data: &[u8],
         segment: usize,
     ) -> bool {
-        self.push(source, destination, data, segment);
+        let ends = (mapped(source), destination);
+        self.inbox.push(ends, data, segment, &self.waiting);
         true
     }
 }
 
 impl AsyncUdpSocket for Link {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable {
-            link: self,
-            waiting: None,
-        })
+        self.outlet.poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let (source, destination) = match *lock(&self.route) {
-            Route::Any => {
-                let ip = transmit.src_ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
-                let source = SocketAddr::new(ip.to_canonical(), 0);
-                let to = transmit.destination;
-                (source, SocketAddr::new(to.ip().to_canonical(), to.port()))
-            }
-            Route::Pair(Some(pair)) => pair,
-            // Lost, as on any path that is not there.
-            Route::Pair(None) => return Ok(()),
-        };
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let mut data = transmit.contents;
-        // An unreachable address is one that does not answer: QUIC has its timers for that.
-        self.sockets
-            .try_send(source, destination, &mut data, segment)
-            .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
+        let ip = transmit.src_ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        let source = SocketAddr::new(ip.to_canonical(), 0);
+        let to = transmit.destination;
+        let destination = SocketAddr::new(to.ip().to_canonical(), to.port());
+        self.outlet.try_send(source, destination, transmit)
     }
 
     fn poll_recv(
@@ -186,73 +265,29 @@ impl AsyncUdpSocket for Link {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut inbox = lock(&self.inbox);
-        let mut count = 0;
-        for (buf, meta) in bufs.iter_mut().zip(meta) {
-            let Some(run) = inbox.runs.front_mut() else {
-                break;
-            };
-            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
-            let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
-            let piece = run.data.split_to(most.min(run.data.len()));
-            let len = piece.len().min(buf.len());
-            buf[..len].copy_from_slice(&piece[..len]);
-            *meta = RecvMeta {
-                addr: run.source,
-                len,
-                stride: run.stride,
-                ecn: None,
-                dst_ip: Some(run.destination.ip()),
-            };
-            count += 1;
-            let is_done = run.data.is_empty();
-            inbox.bytes -= piece.len();
-            if is_done {
-                inbox.runs.pop_front();
-            }
-        }
-        if count == 0 {
-            inbox.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(count))
+        self.inbox.poll_recv(cx, bufs, meta)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        // An IPv6 endpoint speaks IPv4 as well, in mapped addresses.
-        let port = self.sockets.port(Ipv6Addr::UNSPECIFIED.into());
-        Ok(SocketAddr::new(
-            Ipv6Addr::UNSPECIFIED.into(),
-            port.unwrap_or(0),
-        ))
+        self.outlet.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.sockets.max_segments()
+        self.outlet.max_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        match *lock(&self.route) {
-            Route::Any => MAX_RECEIVE_SEGMENTS,
-            Route::Pair(_) => PAIR_SEGMENTS,
-        }
+        MAX_RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {
-        self.sockets.may_fragment()
+        self.outlet.may_fragment()
     }
 }
 
-/// Datagrams that Linux joins to one at most (UDP GRO).
-const MAX_RECEIVE_SEGMENTS: usize = 64;
-
-/// Datagrams of a run that an endpoint of one connection takes at a time. It has room for 32 times
-/// as many for as long as it is, 3 MiB with all that a run may hold.
-const PAIR_SEGMENTS: usize = 1;
-
 /// Waits until the socket that refused a datagram takes one again.
 struct Writable {
-    link: Arc<Link>,
+    outlet: Arc<Outlet>,
     waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
 }
 
@@ -266,11 +301,11 @@ impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let waiting = this.waiting.get_or_insert_with(|| {
-            let full: IpAddr = match this.link.full_v6.load(Ordering::Relaxed) {
+            let full: IpAddr = match this.outlet.full_v6.load(Ordering::Relaxed) {
                 true => Ipv6Addr::UNSPECIFIED.into(),
                 false => Ipv4Addr::UNSPECIFIED.into(),
             };
-            Box::pin(this.link.sockets.writable(full))
+            Box::pin(this.outlet.sockets.writable(full))
         });
         let ready = ready!(waiting.as_mut().poll(cx));
         this.waiting = None;
@@ -289,27 +324,51 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use futures::future::poll_fn;
+    use futures::{FutureExt as _, future::poll_fn};
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_run_is_taken_in_pieces_of_whole_datagrams() {
-        let sockets = Sockets::bind(Default::default()).unwrap();
-        let link = Link::new(sockets, Route::Pair(None));
+    const ENDS: (SocketAddr, SocketAddr) = {
+        let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
+        (nobody, nobody)
+    };
+
+    /// The next datagrams, or runs of them, in buffers of 120 bytes.
+    fn take(inbox: &Inbox) -> Option<Vec<Vec<u8>>> {
+        let (mut first, mut second) = ([0; 120], [0; 120]);
+        let mut buffers = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
+        let mut meta = [RecvMeta::default(); 2];
+        let polled = poll_fn(|cx| inbox.poll_recv(cx, &mut buffers, &mut meta));
+        let count = polled.now_or_never()?.unwrap();
+        let taken = meta.iter().zip(&buffers).take(count);
+        Some(taken.map(|(m, buffer)| buffer[..m.len].to_vec()).collect())
+    }
+
+    #[test]
+    fn a_run_is_taken_in_pieces_of_whole_datagrams() {
+        let (inbox, waiting) = (Inbox::default(), Waiting::default());
         let run: Vec<u8> = (0..250).collect();
-        link.push(PEER, PEER, &run, 100);
-        let mut taken = Vec::new();
-        while lock(&link.inbox).bytes > 0 {
-            let (mut first, mut second) = ([0; 120], [0; 120]);
-            let mut buffers = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
-            let mut meta = [RecvMeta::default(); 2];
-            let count = poll_fn(|cx| link.poll_recv(cx, &mut buffers, &mut meta)).await;
-            for (meta, buffer) in meta.iter().zip(&buffers).take(count.unwrap()) {
-                taken.push(buffer[..meta.len].to_vec());
-            }
-        }
+        inbox.push(ENDS, &run, 100, &waiting);
+        let taken: Vec<_> = std::iter::from_fn(|| take(&inbox)).flatten().collect();
         let pieces: Vec<_> = run.chunks(100).map(<[u8]>::to_vec).collect();
         assert_eq!(taken, pieces);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn one_that_sends_too_much_takes_no_room_of_others() {
+        let (inbox, flood, other) = (Inbox::default(), Waiting::default(), Waiting::default());
+        for _ in 0..=MAX_WAITING / RUN {
+            inbox.push(ENDS, &[1], 1, &flood);
+        }
+        let full = flood.load(Ordering::Relaxed);
+        assert!(
+            (MAX_WAITING - 2 * RUN..=MAX_WAITING).contains(&full),
+            "{full}"
+        );
+        inbox.push(ENDS, &[2], 1, &other);
+        let taken: Vec<_> = std::iter::from_fn(|| take(&inbox)).flatten().collect();
+        assert_eq!(taken.len(), full / (1 + RUN) + 1);
+        assert_eq!(taken.last().unwrap(), &[2]);
     }
 }

@@ -1,12 +1,13 @@
 //! QUIC on the shared sockets, wire-compatible with libp2p's `/quic-v1`: as a transport of its own,
 //! and over the candidate pair of an ICE session.
 //!
-//! One endpoint listens and dials. An ICE session has one of its own, whose peer never changes
-//! address: when ICE nominates another pair, the [`Link`] below it sends there, and neither the
+//! One endpoint listens and dials. Others are those of ICE sessions, to which a peer never changes its
+//! address: when ICE nominates another pair, the [`PairLink`] below sends there, and neither the
 //! connection nor its congestion controller is told.
 
 mod connection;
 mod link;
+mod pairs;
 mod tls;
 mod transport;
 
@@ -14,16 +15,18 @@ use std::{fmt, io, sync::Arc, time::Duration};
 
 use libp2p::{PeerId, identity::Keypair};
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime, VarInt,
+    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime,
+    VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
     rustls::pki_types::CertificateDer,
 };
 
 pub(crate) use self::{
     connection::{Connection, Error},
-    link::{Link, Route},
+    pairs::PairLink,
     transport::{Transport, socket_addr},
 };
+use self::{link::Link, pairs::Groups};
 use super::socket::{Receiver, Sockets};
 use crate::core::quic::{CONNECTION_ID_LEN, Tag};
 
@@ -39,7 +42,7 @@ const MAX_STREAMS: u32 = 1024 + 256;
 
 /// How many of them it may have at first; more when half of those are open. Each costs memory from
 /// the beginning, open or not: all of them 80 KiB for each connection.
-const FIRST_STREAMS: u32 = 64;
+const FIRST_STREAMS: u32 = 32;
 
 /// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
 /// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
@@ -61,6 +64,7 @@ struct Inner {
     sockets: Sockets,
     client: quinn::ClientConfig,
     server: quinn::ServerConfig,
+    groups: Groups,
 }
 
 impl fmt::Debug for Quic {
@@ -103,27 +107,21 @@ impl Quic {
             sockets,
             client,
             server,
+            groups: Groups::default(),
         })))
     }
 
-    /// An endpoint that takes connections and makes them, over `link`. Needs a Tokio runtime.
+    /// The endpoint that listens and dials, over `link`. Needs a Tokio runtime.
     fn endpoint(&self, link: &Arc<Link>) -> io::Result<Endpoint> {
-        let mut tag = Tag::default();
-        getrandom::fill(&mut tag).map_err(io::Error::other)?;
-        let receiver: Arc<dyn Receiver> = link.clone();
-        self.0.sockets.route_tag(tag, &receiver);
-        let mut config = EndpointConfig::default();
-        config
-            .supported_versions(vec![1])
-            // Cleared fixed bits would make datagrams look like those of other protocols here.
-            .grease_quic_bit(false)
-            .cid_generator(move || Box::new(TaggedIds(tag)));
-        Endpoint::new_with_abstract_socket(
-            config,
-            Some(self.0.server.clone()),
-            link.clone(),
-            Arc::new(TokioRuntime),
-        )
+        endpoint(&self.0.sockets, &self.0.server, link)
+    }
+
+    /// What lies below the connection of an ICE session.
+    ///
+    /// # Errors
+    /// Without randomness.
+    pub(crate) fn pair_link(&self) -> io::Result<Arc<PairLink>> {
+        self.0.groups.link(&self.0.sockets, &self.0.server)
     }
 
     /// Takes one side of the handshake with `peer` over the candidate pair below `link`, and
@@ -133,32 +131,58 @@ impl Quic {
     /// Dropping the future gives the handshake up.
     pub(crate) async fn over_pair(
         &self,
-        link: &Arc<Link>,
+        link: &PairLink,
         peer: PeerId,
         client: bool,
     ) -> Result<Connection, Error> {
-        let endpoint = self.endpoint(link)?;
         if client {
-            let connecting =
-                endpoint.connect_with(self.0.client.clone(), link::PEER, SERVER_NAME)?;
+            link.refuse();
+            let connecting = link.connect(self.0.client.clone(), SERVER_NAME)?;
             return authenticated(connecting.await?, Some(peer));
         }
         loop {
-            let incoming = endpoint.accept().await.ok_or(Error::Closed)?;
+            let incoming = link.incoming().await.ok_or(Error::Closed)?;
             // A forged first packet must not end the wait for the real one.
-            let connecting = match incoming.accept() {
+            let connecting = match link.accept(incoming) {
                 Ok(connecting) => connecting.await,
                 Err(error) => Err(error),
             };
             match connecting.map_err(Error::from) {
                 Ok(connection) => match authenticated(connection, Some(peer)) {
-                    Ok(connection) => return Ok(connection),
+                    Ok(connection) => {
+                        link.refuse();
+                        return Ok(connection);
+                    }
                     Err(error) => tracing::debug!(%error, "a QUIC connection is refused"),
                 },
                 Err(error) => tracing::debug!(%error, "a QUIC handshake failed"),
             }
         }
     }
+}
+
+/// An endpoint that takes connections and makes them, over `socket`. Needs a Tokio runtime.
+fn endpoint<S: AsyncUdpSocket + Receiver>(
+    sockets: &Sockets,
+    server: &quinn::ServerConfig,
+    socket: &Arc<S>,
+) -> io::Result<Endpoint> {
+    let mut tag = Tag::default();
+    getrandom::fill(&mut tag).map_err(io::Error::other)?;
+    let receiver: Arc<dyn Receiver> = socket.clone();
+    sockets.route_tag(tag, &receiver);
+    let mut config = EndpointConfig::default();
+    config
+        .supported_versions(vec![1])
+        // Cleared fixed bits would make datagrams look like those of other protocols here.
+        .grease_quic_bit(false)
+        .cid_generator(move || Box::new(MarkedIds(tag)));
+    Endpoint::new_with_abstract_socket(
+        config,
+        Some(server.clone()),
+        socket.clone(),
+        Arc::new(TokioRuntime),
+    )
 }
 
 /// Checks who is at the other end, which the handshake has proved.
@@ -180,16 +204,17 @@ fn authenticated(
     }
 }
 
-/// Connection ids that begin with the mark of their endpoint. An observer could tell by it which
-/// connections share an endpoint, as it can by their addresses.
-struct TaggedIds(Tag);
+/// Connection ids that begin with the mark of their session, or of their endpoint. An observer could
+/// tell by it which connections share an endpoint, as it can by their addresses.
+struct MarkedIds(Tag);
 
-impl ConnectionIdGenerator for TaggedIds {
+impl ConnectionIdGenerator for MarkedIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; CONNECTION_ID_LEN];
         // Without randomness, ids collide and quinn asks again; the handshake needs it anyway.
         let _ = getrandom::fill(&mut id);
-        id[..self.0.len()].copy_from_slice(&self.0);
+        let mark = pairs::mark().unwrap_or(self.0);
+        id[..mark.len()].copy_from_slice(&mark);
         ConnectionId::new(&id)
     }
 

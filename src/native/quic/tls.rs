@@ -10,6 +10,7 @@ use libp2p_tls::certificate;
 use quinn::rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
     SupportedCipherSuite, SupportedProtocolVersion,
+    client::Resumption,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{
         CryptoProvider,
@@ -58,6 +59,8 @@ pub(super) fn configs(keypair: &Keypair) -> io::Result<(ClientConfig, ServerConf
         .with_custom_certificate_verifier(verifier.clone())
         .with_client_cert_resolver(key.clone());
     client.alpn_protocols = vec![ALPN.to_vec()];
+    // All peers have one server name: a ticket of one would be shown to the next.
+    client.resumption = Resumption::disabled();
 
     let server = ServerConfig::builder_with_provider(provider);
     let server = server.with_protocol_versions(VERSIONS);
@@ -66,6 +69,7 @@ pub(super) fn configs(keypair: &Keypair) -> io::Result<(ClientConfig, ServerConf
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(key);
     server.alpn_protocols = vec![ALPN.to_vec()];
+    server.send_tls13_tickets = 0;
     // rust-libp2p asks for ChaCha20 first, whatever its CPU can do.
     server.ignore_client_order = true;
     Ok((client, server))

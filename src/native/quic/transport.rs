@@ -23,7 +23,7 @@ use libp2p::{
 use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
-use super::{Connection, Error, Link, Quic, Route, SERVER_NAME, authenticated};
+use super::{Connection, Error, Quic, SERVER_NAME, authenticated, link::Link};
 use crate::native::socket::{Receiver, any_source};
 
 /// How often a peer that is to dial us is sent a datagram, so that our NAT lets it in: at random
@@ -83,7 +83,7 @@ impl Transport {
     /// # Errors
     /// When the endpoint cannot be made.
     pub(crate) fn new(quic: Quic, timeout: Duration) -> io::Result<Self> {
-        let link = Link::new(quic.0.sockets.clone(), Route::Any);
+        let link = Link::new(quic.0.sockets.clone());
         let endpoint = quic.endpoint(&link)?;
         let listener: Arc<dyn Receiver> = link;
         quic.0.sockets.route_quic_listener(&listener);

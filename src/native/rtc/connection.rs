@@ -33,7 +33,7 @@ use crate::{
     native::{
         gather::{Gathered, Origin},
         mdns,
-        quic::{Connection, Link, Quic},
+        quic::{Connection, PairLink, Quic},
         socket::{Adopted, Receiver, Sockets},
         turn::Hold,
     },
@@ -151,7 +151,7 @@ pub(super) struct Network {
 /// What a QUIC handshake needs.
 pub(super) struct Handshake {
     pub(super) quic: Quic,
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<PairLink>,
     pub(super) peer: PeerId,
 }
 

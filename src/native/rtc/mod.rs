@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     gather::{Gatherer, Settings},
-    quic::{Link, Quic, Route},
+    quic::Quic,
     socket::{Addresses, Sockets, any_source},
     stun,
     turn::{Roots, Server},
@@ -157,11 +157,14 @@ impl backend::Backend for Backend {
     fn connect(&self, peer: PeerId) -> Result<PeerConnection, BackendError> {
         self.0.gatherer.attempt_begins();
         let sockets = self.0.sockets.clone();
-        let handshake = self.0.quic.clone().map(|quic| Handshake {
-            link: Link::new(sockets.clone(), Route::Pair(None)),
-            quic,
-            peer,
-        });
+        let handshake = match self.0.quic.clone() {
+            Some(quic) => {
+                let link = quic.pair_link();
+                let link = link.map_err(|error| BackendError::Io(error.to_string()))?;
+                Some(Handshake { quic, link, peer })
+            }
+            None => None,
+        };
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = Session::new(self.0.identity.clone(), link, Instant::now());
         session.may_guess(self.0.birthday, Gate::of_process());

@@ -36,7 +36,7 @@ use crate::{
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::{gather::LocalCandidate, quic::Link},
+    native::{gather::LocalCandidate, quic::PairLink},
     rtc::backend::{BackendError, CandidatePair},
 };
 
@@ -105,7 +105,7 @@ pub(super) struct Session {
     phase: Phase,
     secure: Secure,
     /// Below the QUIC endpoint, where this side speaks QUIC.
-    link: Option<Arc<Link>>,
+    link: Option<Arc<PairLink>>,
     /// A QUIC handshake was begun.
     quic_begun: bool,
     /// How it ended, until the answer says that it counts.
@@ -154,7 +154,7 @@ pub(super) struct Session {
 
 impl Session {
     /// `link` is below the QUIC endpoint of this connection, if it is to have one.
-    pub(super) fn new(identity: Arc<Identity>, link: Option<Arc<Link>>, now: Instant) -> Self {
+    pub(super) fn new(identity: Arc<Identity>, link: Option<Arc<PairLink>>, now: Instant) -> Self {
         Self {
             ice: agent::new(identity.crypto.sha1_hmac_provider, now),
             identity,

@@ -92,6 +92,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         );
     let stock = backend::stock::behaviour(local, &config);
     let behaviour = Behaviour::new(keypair, webrtc_behaviour, relay_behaviour, stock, inbound);
+    let behaviour = backend::heap::on_heap(behaviour);
     // Closing what nobody needs is the node's decision, so libp2p's idle timer never makes it. A
     // browser's timers end at 2^31 ms, which is a little over 24 days.
     let swarm_config =
