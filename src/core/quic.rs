@@ -1,5 +1,5 @@
 //! To which endpoint a QUIC datagram goes, read from what every version leaves in the clear
-//! (RFC 8999).
+//! (RFC 8999), and when those that go out are worth joining.
 //!
 //! Several endpoints share a socket: one listens and dials, and others are those of ICE sessions. They
 //! and the sessions are told apart by a mark in the connection ids that are ours to choose, not by the

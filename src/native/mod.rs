@@ -5,6 +5,7 @@ mod dcutr;
 pub(crate) mod gather;
 pub(crate) mod heap;
 pub(crate) mod identity;
+pub(crate) mod limits;
 mod mdns;
 pub(crate) mod message;
 pub(crate) mod offer;

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 
 use libp2p::{
-    PeerId, StreamProtocol, connection_limits, ping,
+    PeerId, StreamProtocol, ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{autonat, dcutr};
+use super::{
+    autonat, dcutr,
+    limits::{self, Most},
+};
 use crate::{Config, core::autonat::DIAL_REQUEST, node};
 
 /// Handshakes under way that others have begun; further ones are refused. Each takes some tens of
@@ -19,7 +22,7 @@ const MAX_CONNECTIONS_PER_PEER: u32 = 16;
 /// The behaviours of those protocols.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
-    limits: connection_limits::Behaviour,
+    limits: limits::Behaviour,
     ping: ping::Behaviour,
     dcutr: Toggle<dcutr::Behaviour>,
     /// Has relays and other servers dial our addresses from elsewhere (AutoNAT v2).
@@ -32,11 +35,14 @@ pub(crate) const PUNCHES: bool = true;
 pub(crate) fn behaviour(local: PeerId, config: &Config) -> Behaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;
-    let limits = connection_limits::ConnectionLimits::default()
-        .with_max_pending_incoming(Some(MAX_HANDSHAKES))
-        .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER));
+    let most = Most {
+        established: u32::MAX,
+        per_peer: MAX_CONNECTIONS_PER_PEER,
+        incoming: MAX_HANDSHAKES,
+        outgoing: u32::MAX,
+    };
     Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
+        limits: limits::Behaviour::new(most),
         ping: node::ping(),
         dcutr: direct.then(|| dcutr::Behaviour::new(local)).into(),
         autonat: direct

@@ -11,7 +11,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, Transport as _, autonat, connection_limits,
+    Multiaddr, PeerId, Swarm, Transport as _, autonat,
     core::{muxing::StreamMuxerBox, transport::ListenerId, upgrade::Version},
     identify, identity,
     multiaddr::Protocol,
@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    native::transports,
+    native::{
+        limits::{self, Most},
+        transports,
+    },
     node::{self, streams},
 };
 
@@ -41,7 +44,7 @@ const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 #[derive(NetworkBehaviour)]
 struct Behaviour {
     // First, so that it refuses before others make room for a connection.
-    limits: connection_limits::Behaviour,
+    limits: limits::Behaviour,
     relay: relay::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -361,7 +364,7 @@ fn behaviour(
     let peer = keypair.public().to_peer_id();
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
     Behaviour {
-        limits: connection_limits::Behaviour::new(connection_limits(&config.connections)),
+        limits: limits::Behaviour::new(most(&config.connections)),
         relay: relay::Behaviour::new(peer, relay_config(&config.relay, reserved, room)),
         identify: identify::Behaviour::new(
             identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
@@ -375,12 +378,13 @@ fn behaviour(
     }
 }
 
-fn connection_limits(limits: &ConnectionLimits) -> connection_limits::ConnectionLimits {
-    connection_limits::ConnectionLimits::default()
-        .with_max_established(Some(limits.established))
-        .with_max_established_per_peer(Some(limits.per_peer))
-        .with_max_pending_incoming(Some(limits.pending))
-        .with_max_pending_outgoing(Some(limits.pending))
+fn most(limits: &ConnectionLimits) -> Most {
+    Most {
+        established: limits.established,
+        per_peer: limits.per_peer,
+        incoming: limits.pending,
+        outgoing: limits.pending,
+    }
 }
 
 fn relay_config(limits: &RelayLimits, reserved: &Reserved, room: &Room) -> relay::Config {

@@ -277,7 +277,7 @@ impl AsyncUdpSocket for Pairs {
     }
 }
 
-/// One session's way to the endpoint. Dropping it leaves the connection without a path.
+/// One session's way to its endpoint. A second after it is dropped, its connection has no path.
 pub(crate) struct PairLink {
     group: Arc<Group>,
     below: Arc<Below>,
@@ -381,12 +381,16 @@ impl Receiver for PairLink {
 
 impl Drop for PairLink {
     fn drop(&mut self) {
-        let (pairs, peer) = (self.group.pairs.clone(), self.below.peer);
+        let (pairs, peer) = (&self.group.pairs, self.below.peer);
         match runtime::Handle::try_current() {
             Ok(runtime) => {
+                // The sockets are there for as long as the endpoint has something to say.
+                let pairs = Arc::downgrade(pairs);
                 let forget = async move {
                     time::sleep(LINGER).await;
-                    pairs.forget(peer);
+                    if let Some(pairs) = pairs.upgrade() {
+                        pairs.forget(peer);
+                    }
                 };
                 _ = runtime.spawn(forget);
             }
