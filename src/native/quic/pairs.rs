@@ -14,7 +14,7 @@ use std::{
     net::{Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -56,9 +56,9 @@ pub(super) fn mark() -> Option<Tag> {
     MARK.get()
 }
 
-/// The endpoints there are.
+/// The endpoints there are: each for as long as a session has a link to it.
 #[derive(Default)]
-pub(super) struct Groups(Mutex<Vec<Arc<Group>>>);
+pub(super) struct Groups(Mutex<Vec<Weak<Group>>>);
 
 impl Groups {
     /// The link of another session.
@@ -71,13 +71,14 @@ impl Groups {
         server: &quinn::ServerConfig,
     ) -> io::Result<Arc<PairLink>> {
         let mut groups = lock(&self.0);
-        groups.retain(|group| group.sessions() > 0);
-        let room = groups.iter().find(|group| group.sessions() < TOGETHER);
+        groups.retain(|group| group.strong_count() > 0);
+        let mut alive = groups.iter().filter_map(Weak::upgrade);
+        let room = alive.find(|group| group.sessions() < TOGETHER);
         let group = match room {
-            Some(group) => group.clone(),
+            Some(group) => group,
             None => {
                 let group = Group::new(sockets, server)?;
-                groups.push(group.clone());
+                groups.push(Arc::downgrade(&group));
                 group
             }
         };
