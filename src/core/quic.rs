@@ -2,12 +2,12 @@
 //! (RFC 8999), and when those that go out are worth joining.
 //!
 //! Several endpoints share a socket: one listens and dials, and others are those of ICE sessions. They
-//! and the sessions are told apart by a mark in the connection ids that are ours to choose, not by the
-//! address a datagram comes from, because two connections may have that in common.
+//! are told apart by a mark in the connection ids that are ours to choose, not by the address a
+//! datagram comes from, because two connections may have that in common.
 
 use std::time::Duration;
 
-/// The mark of one endpoint or session.
+/// The mark of one endpoint.
 pub(crate) type Tag = [u8; 4];
 
 /// Length of the connection ids that our endpoints choose: the mark and 8 random bytes, which make
@@ -24,7 +24,7 @@ const LONG_HEADER: u8 = 0x80;
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
-    /// The endpoint or session of ours, if there is one with this mark.
+    /// The endpoint of ours, if there is one with this mark.
     pub(crate) tag: Option<Tag>,
     /// Whether a connection may begin with it: the peer may have chosen the connection id.
     pub(crate) may_begin: bool,

@@ -33,14 +33,17 @@ const MAX_DATAGRAM: usize = 65_000;
 
 /// A receiver of datagrams.
 pub(crate) trait Receiver: Send + Sync + 'static {
-    /// A datagram from `source` arrived at the local address `destination`.
-    fn receive(&self, now: Instant, source: SocketAddr, destination: SocketAddr, data: &[u8]);
+    /// A datagram of another protocol than QUIC from `source` arrived at the local address
+    /// `destination`.
+    fn receive(&self, _: Instant, _source: SocketAddr, _destination: SocketAddr, _data: &[u8]) {}
 
     /// All datagrams that arrived together were handed over: act on them.
-    fn received_all(&self);
+    fn received_all(&self) {}
 
     /// Whether a STUN response with this content answers a request of the receiver.
-    fn accepts(&self, message: &StunMessage<'_>) -> bool;
+    fn accepts(&self, _: &StunMessage<'_>) -> bool {
+        false
+    }
 
     /// A run of QUIC datagrams of `segment` bytes, the last one possibly shorter, that begins a
     /// connection. Returns whether the receiver takes connections from `source`.

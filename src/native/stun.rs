@@ -167,8 +167,6 @@ impl Receiver for StunClient {
         }
     }
 
-    fn received_all(&self) {}
-
     fn accepts(&self, _: &StunMessage<'_>) -> bool {
         // Checked by transaction and source in `receive`.
         true

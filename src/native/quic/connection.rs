@@ -219,7 +219,7 @@ impl AsyncWrite for Stream {
 #[cfg(test)]
 mod tests {
     use std::{
-        net::{IpAddr, SocketAddr},
+        net::{IpAddr, Ipv4Addr, SocketAddr},
         time::Duration,
     };
 
@@ -232,7 +232,7 @@ mod tests {
     };
     use crate::native::socket::{Addresses, Receiver, Sockets};
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     struct Peer {
         id: PeerId,
@@ -253,10 +253,26 @@ mod tests {
             }
         }
 
-        fn link_to(&self, other: &Self) -> Arc<PairLink> {
+        fn link_to(&self, other: SocketAddr) -> Arc<PairLink> {
             let link = self.quic.pair_link().unwrap();
-            link.set_pair(self.address, other.address);
+            link.set_pair(self.address, other);
             link
+        }
+    }
+
+    /// Takes what begins a connection, as an ICE session does.
+    struct Door(Arc<PairLink>);
+
+    impl Receiver for Door {
+        fn receive_quic(
+            &self,
+            source: SocketAddr,
+            _: SocketAddr,
+            data: &[u8],
+            segment: usize,
+        ) -> bool {
+            self.0.push(source, data, segment);
+            true
         }
     }
 
@@ -267,8 +283,13 @@ mod tests {
     }
 
     async fn connect(from: &Peer, to: &Peer) -> [End; 2] {
-        let (link, back) = (from.link_to(to), to.link_to(from));
-        let receiver: Arc<dyn Receiver> = back.clone();
+        connect_over(from, to, to.address).await
+    }
+
+    /// Over pairs of which one end has another address of the peer's than the peer sends from.
+    async fn connect_over(from: &Peer, to: &Peer, at: SocketAddr) -> [End; 2] {
+        let (link, back) = (from.link_to(at), to.link_to(from.address));
+        let receiver: Arc<dyn Receiver> = Arc::new(Door(back.clone()));
         to.sockets.route_quic_listener(&receiver);
         let dialled = from.quic.over_pair(&link, to.id, true);
         let taken = to.quic.over_pair(&back, from.id, false);
@@ -304,6 +325,30 @@ mod tests {
         arrived(&mut pairs[1][1]).await.unwrap();
         for end in [0, 2] {
             assert!(next(&mut pairs[end][1]).now_or_never().is_none());
+        }
+    }
+
+    /// As with TURN, where each end may relay. Connection ids that are made after the handshake
+    /// are in use by then.
+    #[tokio::test]
+    async fn ends_may_send_over_different_pairs() {
+        let (one, other) = (Peer::new(), Peer::new());
+        let at =
+            |last| SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), other.address.port());
+        let mut pairs = Vec::new();
+        for last in 1..=3 {
+            pairs.push(connect_over(&one, &other, at(last)).await);
+        }
+        for _ in 0..3 {
+            for ends in &mut pairs {
+                let crosses = async {
+                    open(&mut ends[0]).await;
+                    next(&mut ends[1]).await;
+                };
+                let crosses = tokio::time::timeout(Duration::from_secs(5), crosses);
+                crosses.await.unwrap();
+                ends.swap(0, 1);
+            }
         }
     }
 

@@ -1,15 +1,15 @@
-//! What a QUIC endpoint takes for its socket: the shared sockets, seen through the marks of its own
+//! What a QUIC endpoint takes for its socket: the shared sockets, seen through the mark of its own
 //! connection ids.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::Instant,
@@ -20,15 +20,22 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use str0m::ice::StunMessage;
 
+use super::path::Path;
 use crate::{
     core::quic::Bulk,
     native::socket::{Receiver, Sockets},
 };
 
-/// Bytes that may wait for a reader; more are dropped, as by a full socket buffer.
-const MAX_WAITING: usize = 4 << 20;
+/// Addresses that are nobody's (RFC 6666).
+pub(super) const DISCARD: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
+
+/// Where all peers are, as the endpoint of ICE sessions sees it.
+pub(super) const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(DISCARD), 1);
+
+/// Bytes that may wait for an endpoint, of which what comes from one address takes half at most; more
+/// are dropped, as by a full socket buffer.
+const MAX_WAITING: usize = 8 << 20;
 
 /// What a run of datagrams takes besides its bytes.
 const RUN: usize = 256;
@@ -36,175 +43,84 @@ const RUN: usize = 256;
 /// Datagrams that Linux joins to one at most (UDP GRO).
 const MAX_RECEIVE_SEGMENTS: usize = 64;
 
+/// Datagrams of a run that an endpoint of ICE sessions takes at a time. It has room for 32 times as
+/// many for as long as it is, 3 MiB with all that a run may hold.
+const PAIR_SEGMENTS: usize = 1;
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How much of one sender's waits for the endpoint.
-pub(super) type Waiting = Arc<AtomicUsize>;
-
 /// What has arrived for an endpoint.
 #[derive(Default)]
-pub(super) struct Inbox(Mutex<Arrived>);
-
-#[derive(Default)]
-struct Arrived {
+struct Inbox {
     runs: VecDeque<Run>,
+    waiting: usize,
+    /// How much of it came from where.
+    from: HashMap<IpAddr, usize>,
     waker: Option<Waker>,
 }
 
 /// Datagrams of `stride` bytes, the last one possibly shorter, from one place to one place.
 struct Run {
-    source: SocketAddr,
-    destination: SocketAddr,
+    source: IpAddr,
+    /// Where the endpoint has the sender.
+    peer: SocketAddr,
+    local: Option<IpAddr>,
     data: Bytes,
     stride: usize,
     size: usize,
-    waiting: Waiting,
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.size, Ordering::Relaxed);
-    }
 }
 
 impl Inbox {
-    /// Takes in `data`, cut into datagrams of `stride` bytes, unless too much is `waiting` already.
-    pub(super) fn push(
-        &self,
-        (source, destination): (SocketAddr, SocketAddr),
-        data: &[u8],
-        stride: usize,
-        waiting: &Waiting,
-    ) {
-        let size = data.len() + RUN;
-        let before = waiting.fetch_add(size, Ordering::Relaxed);
-        let run = Run {
-            source,
-            destination,
-            data: Bytes::copy_from_slice(data),
-            stride,
-            size,
-            waiting: waiting.clone(),
-        };
-        if before + size > MAX_WAITING {
+    /// Takes in a run, unless as much waits of its sender's as there is room left: however many send
+    /// too much, others find room.
+    fn push(&mut self, run: Run) {
+        let from = self.from.entry(run.source).or_default();
+        if *from + run.size + self.waiting + run.size > MAX_WAITING {
             return;
         }
-        let mut arrived = lock(&self.0);
-        arrived.runs.push_back(run);
-        if let Some(waker) = arrived.waker.take() {
+        *from += run.size;
+        self.waiting += run.size;
+        self.runs.push_back(run);
+        if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// As [`AsyncUdpSocket::poll_recv`].
-    pub(super) fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let mut arrived = lock(&self.0);
-        let mut count = 0;
-        for (buf, meta) in bufs.iter_mut().zip(meta) {
-            let Some(run) = arrived.runs.front_mut() else {
-                break;
-            };
-            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
-            let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
-            let piece = run.data.split_to(most.min(run.data.len()));
-            let len = piece.len().min(buf.len());
-            buf[..len].copy_from_slice(&piece[..len]);
-            *meta = RecvMeta {
-                addr: run.source,
-                len,
-                stride: run.stride,
-                ecn: None,
-                dst_ip: Some(run.destination.ip()),
-            };
-            count += 1;
-            if run.data.is_empty() {
-                arrived.runs.pop_front();
+    /// Forgets the first run, of which nothing is left.
+    fn pop(&mut self) {
+        let Some(Run { source, size, .. }) = self.runs.pop_front() else {
+            return;
+        };
+        self.waiting -= size;
+        if let Entry::Occupied(mut from) = self.from.entry(source) {
+            *from.get_mut() -= size;
+            if *from.get() == 0 {
+                from.remove();
             }
         }
-        if count == 0 {
-            arrived.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(count))
     }
 }
 
-/// Where datagrams of an endpoint go out.
-pub(super) struct Outlet {
+/// Where an endpoint has its peers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    /// At their addresses.
+    Network,
+    /// All at [`PEER`], each on the path of its connection.
+    Paths,
+}
+
+/// One endpoint's view of the shared sockets.
+pub(crate) struct Link {
     sockets: Sockets,
+    peers: Peers,
+    inbox: Mutex<Inbox>,
     /// Which socket refused a datagram last.
     full_v6: AtomicBool,
     bulk: Mutex<Bulk>,
     start: Instant,
-}
-
-impl Outlet {
-    pub(super) fn new(sockets: Sockets) -> Arc<Self> {
-        Arc::new(Self {
-            sockets,
-            full_v6: AtomicBool::new(false),
-            bulk: Mutex::default(),
-            start: Instant::now(),
-        })
-    }
-
-    /// Sends what `transmit` holds, between addresses of the network's.
-    pub(super) fn try_send(
-        &self,
-        source: SocketAddr,
-        destination: SocketAddr,
-        transmit: &Transmit<'_>,
-    ) -> io::Result<()> {
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let mut data = transmit.contents;
-        lock(&self.bulk).sent(data.len().div_ceil(segment.max(1)));
-        // An unreachable address is one that does not answer: QUIC has its timers for that.
-        self.sockets
-            .try_send(source, destination, &mut data, segment)
-            .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
-    }
-
-    pub(super) fn poller(self: &Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable {
-            outlet: self.clone(),
-            waiting: None,
-        })
-    }
-
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        // An IPv6 endpoint speaks IPv4 as well, in mapped addresses.
-        let port = self.sockets.port(Ipv6Addr::UNSPECIFIED.into());
-        Ok(SocketAddr::new(
-            Ipv6Addr::UNSPECIFIED.into(),
-            port.unwrap_or(0),
-        ))
-    }
-
-    /// Quinn asks at the beginning of each turn of a connection.
-    pub(super) fn max_segments(&self) -> usize {
-        match lock(&self.bulk).turn(self.start.elapsed()) {
-            true => self.sockets.max_segments(),
-            false => 1,
-        }
-    }
-
-    pub(super) fn may_fragment(&self) -> bool {
-        self.sockets.may_fragment()
-    }
-}
-
-/// What the endpoint that listens and dials takes for its socket.
-pub(crate) struct Link {
-    outlet: Arc<Outlet>,
-    inbox: Inbox,
-    waiting: Waiting,
 }
 
 impl fmt::Debug for Link {
@@ -214,25 +130,53 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
+    /// Of the endpoint that listens and dials.
     pub(super) fn new(sockets: Sockets) -> Arc<Self> {
+        Self::with(sockets, Peers::Network)
+    }
+
+    /// Of an endpoint of ICE sessions.
+    pub(super) fn over_paths(sockets: Sockets) -> Arc<Self> {
+        Self::with(sockets, Peers::Paths)
+    }
+
+    fn with(sockets: Sockets, peers: Peers) -> Arc<Self> {
         Arc::new(Self {
-            outlet: Outlet::new(sockets),
-            inbox: Inbox::default(),
-            waiting: Waiting::default(),
+            sockets,
+            peers,
+            inbox: Mutex::default(),
+            full_v6: AtomicBool::new(false),
+            bulk: Mutex::default(),
+            start: Instant::now(),
         })
+    }
+
+    /// Takes in `data`, cut into datagrams of `stride` bytes, that came to the address `local`, as
+    /// the endpoint is to see it.
+    pub(super) fn push(
+        &self,
+        source: SocketAddr,
+        local: Option<IpAddr>,
+        data: &[u8],
+        stride: usize,
+    ) {
+        let peer = match self.peers {
+            Peers::Network => mapped(source),
+            Peers::Paths => PEER,
+        };
+        lock(&self.inbox).push(Run {
+            source: source.ip(),
+            peer,
+            local,
+            data: Bytes::copy_from_slice(data),
+            stride,
+            size: data.len() + RUN,
+        });
     }
 }
 
 /// Routed here by the mark in connection ids, or as the listener.
 impl Receiver for Link {
-    fn receive(&self, _: Instant, _: SocketAddr, _: SocketAddr, _: &[u8]) {}
-
-    fn received_all(&self) {}
-
-    fn accepts(&self, _: &StunMessage<'_>) -> bool {
-        false
-    }
-
     fn receive_quic(
         &self,
         source: SocketAddr,
@@ -240,23 +184,44 @@ impl Receiver for Link {
         data: &[u8],
         segment: usize,
     ) -> bool {
-        let ends = (mapped(source), destination);
-        self.inbox.push(ends, data, segment, &self.waiting);
+        let local = match self.peers {
+            Peers::Network => Some(destination.ip()),
+            Peers::Paths => None,
+        };
+        self.push(source, local, data, segment);
         true
     }
 }
 
 impl AsyncUdpSocket for Link {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.outlet.poller()
+        Box::pin(Writable {
+            link: self,
+            waiting: None,
+        })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let ip = transmit.src_ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
-        let source = SocketAddr::new(ip.to_canonical(), 0);
-        let to = transmit.destination;
-        let destination = SocketAddr::new(to.ip().to_canonical(), to.port());
-        self.outlet.try_send(source, destination, transmit)
+        let pair = match self.peers {
+            Peers::Network => {
+                let ip = transmit.src_ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+                let to = transmit.destination;
+                let to = SocketAddr::new(to.ip().to_canonical(), to.port());
+                Some((SocketAddr::new(ip.to_canonical(), 0), to))
+            }
+            Peers::Paths => Path::current(),
+        };
+        let Some((source, destination)) = pair else {
+            // Lost, as on any path that is not there.
+            return Ok(());
+        };
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let mut data = transmit.contents;
+        lock(&self.bulk).sent(data.len().div_ceil(segment.max(1)));
+        // An unreachable address is one that does not answer: QUIC has its timers for that.
+        self.sockets
+            .try_send(source, destination, &mut data, segment)
+            .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
     }
 
     fn poll_recv(
@@ -265,29 +230,68 @@ impl AsyncUdpSocket for Link {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.inbox.poll_recv(cx, bufs, meta)
+        let mut inbox = lock(&self.inbox);
+        let mut count = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta) {
+            let Some(run) = inbox.runs.front_mut() else {
+                break;
+            };
+            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
+            let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
+            let piece = run.data.split_to(most.min(run.data.len()));
+            let len = piece.len().min(buf.len());
+            buf[..len].copy_from_slice(&piece[..len]);
+            *meta = RecvMeta {
+                addr: run.peer,
+                len,
+                stride: run.stride,
+                ecn: None,
+                dst_ip: run.local,
+            };
+            count += 1;
+            if run.data.is_empty() {
+                inbox.pop();
+            }
+        }
+        if count == 0 {
+            inbox.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(count))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.outlet.local_addr()
+        // An IPv6 endpoint speaks IPv4 as well, in mapped addresses.
+        let port = self.sockets.port(Ipv6Addr::UNSPECIFIED.into());
+        Ok(SocketAddr::new(
+            Ipv6Addr::UNSPECIFIED.into(),
+            port.unwrap_or(0),
+        ))
     }
 
+    /// Quinn asks at the beginning of each turn of a connection.
     fn max_transmit_segments(&self) -> usize {
-        self.outlet.max_segments()
+        match lock(&self.bulk).turn(self.start.elapsed()) {
+            true => self.sockets.max_segments(),
+            false => 1,
+        }
     }
 
     fn max_receive_segments(&self) -> usize {
-        MAX_RECEIVE_SEGMENTS
+        match self.peers {
+            Peers::Network => MAX_RECEIVE_SEGMENTS,
+            Peers::Paths => PAIR_SEGMENTS,
+        }
     }
 
     fn may_fragment(&self) -> bool {
-        self.outlet.may_fragment()
+        self.sockets.may_fragment()
     }
 }
 
 /// Waits until the socket that refused a datagram takes one again.
 struct Writable {
-    outlet: Arc<Outlet>,
+    link: Arc<Link>,
     waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
 }
 
@@ -301,11 +305,11 @@ impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let waiting = this.waiting.get_or_insert_with(|| {
-            let full: IpAddr = match this.outlet.full_v6.load(Ordering::Relaxed) {
+            let full: IpAddr = match this.link.full_v6.load(Ordering::Relaxed) {
                 true => Ipv6Addr::UNSPECIFIED.into(),
                 false => Ipv4Addr::UNSPECIFIED.into(),
             };
-            Box::pin(this.outlet.sockets.writable(full))
+            Box::pin(this.link.sockets.writable(full))
         });
         let ready = ready!(waiting.as_mut().poll(cx));
         this.waiting = None;
@@ -328,47 +332,56 @@ mod tests {
 
     use super::*;
 
-    const ENDS: (SocketAddr, SocketAddr) = {
-        let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
-        (nobody, nobody)
-    };
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
+    fn link() -> Arc<Link> {
+        Link::over_paths(Sockets::bind(Default::default()).unwrap())
+    }
+
+    fn push(link: &Link, from: IpAddr, data: &[u8], stride: usize) {
+        link.push(SocketAddr::new(from, 1), None, data, stride);
+    }
 
     /// The next datagrams, or runs of them, in buffers of 120 bytes.
-    fn take(inbox: &Inbox) -> Option<Vec<Vec<u8>>> {
+    fn take(link: &Link) -> Option<Vec<Vec<u8>>> {
         let (mut first, mut second) = ([0; 120], [0; 120]);
         let mut buffers = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
         let mut meta = [RecvMeta::default(); 2];
-        let polled = poll_fn(|cx| inbox.poll_recv(cx, &mut buffers, &mut meta));
+        let polled = poll_fn(|cx| link.poll_recv(cx, &mut buffers, &mut meta));
         let count = polled.now_or_never()?.unwrap();
         let taken = meta.iter().zip(&buffers).take(count);
         Some(taken.map(|(m, buffer)| buffer[..m.len].to_vec()).collect())
     }
 
-    #[test]
-    fn a_run_is_taken_in_pieces_of_whole_datagrams() {
-        let (inbox, waiting) = (Inbox::default(), Waiting::default());
-        let run: Vec<u8> = (0..250).collect();
-        inbox.push(ENDS, &run, 100, &waiting);
-        let taken: Vec<_> = std::iter::from_fn(|| take(&inbox)).flatten().collect();
-        let pieces: Vec<_> = run.chunks(100).map(<[u8]>::to_vec).collect();
-        assert_eq!(taken, pieces);
-        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    fn take_all(link: &Link) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| take(link)).flatten().collect()
     }
 
-    #[test]
-    fn one_that_sends_too_much_takes_no_room_of_others() {
-        let (inbox, flood, other) = (Inbox::default(), Waiting::default(), Waiting::default());
-        for _ in 0..=MAX_WAITING / RUN {
-            inbox.push(ENDS, &[1], 1, &flood);
+    #[tokio::test]
+    async fn a_run_is_taken_in_pieces_of_whole_datagrams() {
+        let link = link();
+        let run: Vec<u8> = (0..250).collect();
+        push(&link, HERE, &run, 100);
+        let pieces: Vec<_> = run.chunks(100).map(<[u8]>::to_vec).collect();
+        assert_eq!(take_all(&link), pieces);
+        let inbox = lock(&link.inbox);
+        assert!(inbox.waiting == 0 && inbox.from.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_sends_too_much_leaves_others_half_the_room() {
+        let link = link();
+        let runs = MAX_WAITING / (1 + RUN);
+        for _ in 0..runs {
+            push(&link, HERE, &[1], 1);
         }
-        let full = flood.load(Ordering::Relaxed);
-        assert!(
-            (MAX_WAITING - 2 * RUN..=MAX_WAITING).contains(&full),
-            "{full}"
-        );
-        inbox.push(ENDS, &[2], 1, &other);
-        let taken: Vec<_> = std::iter::from_fn(|| take(&inbox)).flatten().collect();
-        assert_eq!(taken.len(), full / (1 + RUN) + 1);
-        assert_eq!(taken.last().unwrap(), &[2]);
+        for _ in 0..runs {
+            push(&link, THERE, &[2], 1);
+        }
+        let taken = take_all(&link);
+        let of = |sender| taken.iter().filter(|data| data[..] == [sender]).count();
+        assert_eq!(of(1), runs / 2);
+        assert_eq!(of(2), runs / 4);
     }
 }

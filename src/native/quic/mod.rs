@@ -2,21 +2,22 @@
 //! and over the candidate pair of an ICE session.
 //!
 //! One endpoint listens and dials. Others are those of ICE sessions, to which a peer never changes its
-//! address: when ICE nominates another pair, the [`PairLink`] below sends there, and neither the
-//! connection nor its congestion controller is told.
+//! address: when ICE nominates another pair, the path below goes there, and neither the connection nor
+//! its congestion controller is told.
 
 mod connection;
 mod link;
 mod pairs;
+mod path;
 mod tls;
 mod transport;
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
+use futures::StreamExt as _;
 use libp2p::{PeerId, identity::Keypair};
 use quinn::{
-    AsyncUdpSocket, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, TokioRuntime,
-    VarInt,
+    ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
     rustls::pki_types::CertificateDer,
 };
@@ -26,7 +27,7 @@ pub(crate) use self::{
     pairs::PairLink,
     transport::{Transport, socket_addr},
 };
-use self::{link::Link, pairs::Groups};
+use self::{link::Link, pairs::Groups, path::OnPaths};
 use super::socket::{Receiver, Sockets};
 use crate::core::quic::{CONNECTION_ID_LEN, Tag};
 
@@ -135,13 +136,14 @@ impl Quic {
         peer: PeerId,
         client: bool,
     ) -> Result<Connection, Error> {
+        let mut incoming = link.incoming().ok_or(Error::Closed)?;
         if client {
-            link.refuse();
+            drop(incoming);
             let connecting = link.connect(self.0.client.clone(), SERVER_NAME)?;
             return authenticated(connecting.await?, Some(peer));
         }
         loop {
-            let incoming = link.incoming().await.ok_or(Error::Closed)?;
+            let incoming = incoming.next().await.ok_or(Error::Closed)?;
             // A forged first packet must not end the wait for the real one.
             let connecting = match link.accept(incoming) {
                 Ok(connecting) => connecting.await,
@@ -149,10 +151,7 @@ impl Quic {
             };
             match connecting.map_err(Error::from) {
                 Ok(connection) => match authenticated(connection, Some(peer)) {
-                    Ok(connection) => {
-                        link.refuse();
-                        return Ok(connection);
-                    }
+                    Ok(connection) => return Ok(connection),
                     Err(error) => tracing::debug!(%error, "a QUIC connection is refused"),
                 },
                 Err(error) => tracing::debug!(%error, "a QUIC handshake failed"),
@@ -161,15 +160,15 @@ impl Quic {
     }
 }
 
-/// An endpoint that takes connections and makes them, over `socket`. Needs a Tokio runtime.
-fn endpoint<S: AsyncUdpSocket + Receiver>(
+/// An endpoint that takes connections and makes them, over `link`. Needs a Tokio runtime.
+fn endpoint(
     sockets: &Sockets,
     server: &quinn::ServerConfig,
-    socket: &Arc<S>,
+    link: &Arc<Link>,
 ) -> io::Result<Endpoint> {
     let mut tag = Tag::default();
     getrandom::fill(&mut tag).map_err(io::Error::other)?;
-    let receiver: Arc<dyn Receiver> = socket.clone();
+    let receiver: Arc<dyn Receiver> = link.clone();
     sockets.route_tag(tag, &receiver);
     let mut config = EndpointConfig::default();
     config
@@ -180,8 +179,8 @@ fn endpoint<S: AsyncUdpSocket + Receiver>(
     Endpoint::new_with_abstract_socket(
         config,
         Some(server.clone()),
-        socket.clone(),
-        Arc::new(TokioRuntime),
+        link.clone(),
+        Arc::new(OnPaths),
     )
 }
 
@@ -204,8 +203,8 @@ fn authenticated(
     }
 }
 
-/// Connection ids that begin with the mark of their session, or of their endpoint. An observer could
-/// tell by it which connections share an endpoint, as it can by their addresses.
+/// Connection ids that begin with the mark of their endpoint. An observer could tell by it which
+/// connections share one, as it can by their addresses.
 struct MarkedIds(Tag);
 
 impl ConnectionIdGenerator for MarkedIds {
@@ -213,8 +212,7 @@ impl ConnectionIdGenerator for MarkedIds {
         let mut id = [0; CONNECTION_ID_LEN];
         // Without randomness, ids collide and quinn asks again; the handshake needs it anyway.
         let _ = getrandom::fill(&mut id);
-        let mark = pairs::mark().unwrap_or(self.0);
-        id[..mark.len()].copy_from_slice(&mark);
+        id[..self.0.len()].copy_from_slice(&self.0);
         ConnectionId::new(&id)
     }
 

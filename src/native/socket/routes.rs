@@ -281,8 +281,6 @@ pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride
             self.count(data);
         }
 
-        fn received_all(&self) {}
-
         fn accepts(&self, message: &StunMessage<'_>) -> bool {
             message.is_successful_binding_response()
         }

@@ -29,7 +29,7 @@ use turn_client_proto::{
     udp::TurnClientUdp,
 };
 
-use super::{Failure, Offer, Server, frame};
+use super::{Failure, Offer, Server, frame, queue::Queue};
 use crate::native::socket::{Carrier, Sockets};
 
 /// First retransmission of a request over UDP, its greatest interval, how many there are, and how
@@ -59,12 +59,6 @@ const REFUSED: Duration = Duration::from_secs(30);
 
 /// With it a server says why there is no address of a family (RFC 8656 section 18.12).
 const ADDRESS_ERROR_CODE: AttributeType = AttributeType::new(0x8001);
-
-/// Bytes that wait for a TCP connection at most: a round trip's worth at 20 Mbit/s and 100 ms.
-const MAX_QUEUE: usize = 256 << 10;
-
-/// What is left beyond for requests, which nobody repeats on a stream: more than there can be.
-const MAX_REQUESTS: usize = 64 << 10;
 
 turn_client_proto::impl_client!(Client, (Udp, TurnClientUdp), (Tcp, TurnClientTcp));
 
@@ -114,40 +108,6 @@ struct State {
     elsewhere: Option<SocketAddr>,
     /// Told once there is an IPv4 address and nothing is said of an IPv6 one.
     ipv6: Option<oneshot::Sender<()>>,
-}
-
-/// What a connection has to send.
-#[derive(Default)]
-pub(super) struct Queue {
-    bytes: Mutex<Vec<u8>>,
-    filled: Notify,
-}
-
-impl Queue {
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds whole frames, or drops them where `most` bytes would wait.
-    fn push(&self, frames: &[u8], most: usize) {
-        let mut bytes = self.bytes();
-        if bytes.len() + frames.len() <= most {
-            bytes.extend_from_slice(frames);
-        }
-        drop(bytes);
-        self.filled.notify_one();
-    }
-
-    /// Waits for something and takes it all.
-    pub(super) async fn take(&self) -> Vec<u8> {
-        loop {
-            let taken = std::mem::take(&mut *self.bytes());
-            if !taken.is_empty() {
-                return taken;
-            }
-            self.filled.notified().await;
-        }
-    }
 }
 
 /// What is to be done after the client was asked.
@@ -373,7 +333,7 @@ impl Allocation {
     /// Sends a request.
     fn ask(&self, request: &[u8]) {
         match &self.queue {
-            Some(queue) => queue.push(request, MAX_QUEUE + MAX_REQUESTS),
+            Some(queue) => queue.request(request),
             None => self.send_to_server(request, request.len()),
         }
     }
@@ -382,7 +342,7 @@ impl Allocation {
     /// are padded ones.
     fn send_to_server(&self, mut frames: &[u8], segment: usize) {
         match &self.queue {
-            Some(queue) => queue.push(frames, MAX_QUEUE),
+            Some(queue) => queue.data(frames),
             None => {
                 // A full buffer loses the rest, as a network would.
                 let _ = self
@@ -587,24 +547,5 @@ pub(super) fn is_private(ip: IpAddr) -> bool {
             shared || ip.is_private() || ip.is_loopback() || ip.is_link_local()
         }
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_find_room_where_data_does_not() {
-        let queue = Queue::default();
-        let fill = |most: usize| {
-            let before = queue.bytes().len();
-            for _ in 0..=most / 1024 {
-                queue.push(&[1; 1024], most);
-            }
-            queue.bytes().len() - before
-        };
-        assert_eq!(fill(MAX_QUEUE), MAX_QUEUE);
-        assert_eq!(fill(MAX_QUEUE + MAX_REQUESTS), MAX_REQUESTS);
     }
 }

@@ -7,6 +7,7 @@
 mod allocation;
 mod check;
 pub(crate) mod frame;
+mod queue;
 mod stream;
 mod tls;
 

@@ -7,7 +7,6 @@ use std::{
 };
 
 use proptest::prelude::*;
-use str0m::ice::StunMessage;
 use stun_types::{
     attribute::{AlternateServer, ErrorCode, Nonce, Realm},
     message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec},
@@ -82,12 +81,6 @@ impl Receiver for Inbox {
             .lock()
             .unwrap()
             .send((source, destination, data.to_vec()));
-    }
-
-    fn received_all(&self) {}
-
-    fn accepts(&self, _: &StunMessage<'_>) -> bool {
-        false
     }
 }
 

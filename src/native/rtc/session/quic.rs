@@ -69,7 +69,7 @@ impl Session {
         if link.pair().is_none() {
             link.set_pair(destination, source);
         }
-        link.push(destination, data, segment);
+        link.push(source, data, segment);
         true
     }
 }

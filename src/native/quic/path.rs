@@ -1,0 +1,64 @@
+//! The candidate pair that a connection goes over.
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
+
+use super::link::lock;
+
+tokio::task_local! {
+    /// Of the connection that sends.
+    static PATH: Arc<Path>;
+}
+
+/// Addresses, ours and the peer's, once they are known. They may change at any time.
+#[derive(Debug, Default)]
+pub(super) struct Path(Mutex<Option<(SocketAddr, SocketAddr)>>);
+
+impl Path {
+    pub(super) fn set(&self, source: SocketAddr, destination: SocketAddr) {
+        *lock(&self.0) = Some((source, destination));
+    }
+
+    pub(super) fn get(&self) -> Option<(SocketAddr, SocketAddr)> {
+        *lock(&self.0)
+    }
+
+    /// Begins a connection that goes over this path.
+    pub(super) fn begin<R>(self: &Arc<Self>, begin: impl FnOnce() -> R) -> R {
+        PATH.sync_scope(self.clone(), begin)
+    }
+
+    /// The path of the connection that sends.
+    pub(super) fn current() -> Option<(SocketAddr, SocketAddr)> {
+        PATH.try_with(|path| path.get()).ok().flatten()
+    }
+}
+
+/// Tokio, where the task of a connection knows the path that it was begun on: Quinn has one task for
+/// each, which sends whatever the connection sends.
+#[derive(Debug)]
+pub(super) struct OnPaths;
+
+impl Runtime for OnPaths {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        match PATH.try_with(Arc::clone) {
+            Ok(path) => TokioRuntime.spawn(Box::pin(PATH.scope(path, task))),
+            Err(_) => TokioRuntime.spawn(task),
+        }
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+}
