@@ -271,7 +271,7 @@ pub struct StartDelays {
     #[serde(with = "millis")]
     pub upnp: Duration,
     /// Relay circuits. Defaults to 0, with which those that a sealed offer may make needless are
-    /// made two at a time, or after 3 s.
+    /// made two at a time, or after 5 s.
     #[serde(alias = "circuitRelay", with = "millis")]
     pub circuit_relay: Duration,
     /// TURN servers. Defaults to 0.
