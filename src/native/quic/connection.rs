@@ -337,7 +337,9 @@ mod tests {
             |last| SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), other.address.port());
         let mut pairs = Vec::new();
         for last in 1..=3 {
-            pairs.push(connect_over(&one, &other, at(last)).await);
+            let made = connect_over(&one, &other, at(last));
+            let made = tokio::time::timeout(Duration::from_secs(5), made);
+            pairs.push(made.await.unwrap());
         }
         for _ in 0..3 {
             for ends in &mut pairs {
