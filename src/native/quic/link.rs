@@ -104,11 +104,11 @@ impl Inbox {
 }
 
 /// Where an endpoint has its peers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Peers {
-    /// At their addresses.
+#[derive(Clone, Copy)]
+pub(super) enum Peers {
+    /// At their addresses: the endpoint that listens and dials.
     Network,
-    /// All at [`PEER`], each on the path of its connection.
+    /// All at [`PEER`], each on the path of its connection: those of ICE sessions.
     Paths,
 }
 
@@ -130,17 +130,7 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    /// Of the endpoint that listens and dials.
-    pub(super) fn new(sockets: Sockets) -> Arc<Self> {
-        Self::with(sockets, Peers::Network)
-    }
-
-    /// Of an endpoint of ICE sessions.
-    pub(super) fn over_paths(sockets: Sockets) -> Arc<Self> {
-        Self::with(sockets, Peers::Paths)
-    }
-
-    fn with(sockets: Sockets, peers: Peers) -> Arc<Self> {
+    pub(super) fn new(sockets: Sockets, peers: Peers) -> Arc<Self> {
         Arc::new(Self {
             sockets,
             peers,
@@ -336,7 +326,7 @@ mod tests {
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
     fn link() -> Arc<Link> {
-        Link::over_paths(Sockets::bind(Default::default()).unwrap())
+        Link::new(Sockets::bind(Default::default()).unwrap(), Peers::Paths)
     }
 
     fn push(link: &Link, from: IpAddr, data: &[u8], stride: usize) {

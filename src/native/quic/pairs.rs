@@ -21,7 +21,7 @@ use quinn::{ConnectError, Connecting, ConnectionError, Endpoint, Incoming};
 use tokio::task::AbortHandle;
 
 use super::{
-    link::{DISCARD, Link, PEER, lock},
+    link::{DISCARD, Link, PEER, Peers, lock},
     path::Path,
 };
 use crate::native::socket::Sockets;
@@ -101,7 +101,7 @@ impl Drop for Group {
 
 impl Group {
     fn new(sockets: &Sockets, server: &quinn::ServerConfig) -> io::Result<Arc<Self>> {
-        let link = Link::over_paths(sockets.clone());
+        let link = Link::new(sockets.clone(), Peers::Paths);
         let endpoint = super::endpoint(sockets, server, &link)?;
         let sessions = Arc::new(Sessions::default());
         let (accepting, takers) = (endpoint.clone(), sessions.clone());

@@ -23,7 +23,10 @@ use libp2p::{
 use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
-use super::{Connection, Error, Quic, SERVER_NAME, authenticated, link::Link};
+use super::{
+    Connection, Error, Quic, SERVER_NAME, authenticated,
+    link::{Link, Peers},
+};
 use crate::native::socket::{Receiver, any_source};
 
 /// How often a peer that is to dial us is sent a datagram, so that our NAT lets it in: at random
@@ -83,7 +86,7 @@ impl Transport {
     /// # Errors
     /// When the endpoint cannot be made.
     pub(crate) fn new(quic: Quic, timeout: Duration) -> io::Result<Self> {
-        let link = Link::new(quic.0.sockets.clone());
+        let link = Link::new(quic.0.sockets.clone(), Peers::Network);
         let endpoint = quic.endpoint(&link)?;
         let listener: Arc<dyn Receiver> = link;
         quic.0.sockets.route_quic_listener(&listener);
