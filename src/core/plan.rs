@@ -17,8 +17,9 @@ use crate::{
 /// where the first relay does its work. Twice the delay of RFC 8305 section 5, since a circuit
 /// takes twice the round trips of a TCP connection.
 const RELAY_STAGGER: Duration = Duration::from_millis(500);
-/// How long a circuit waits at most for others like it, where an offer may make do without: half
-/// of what a connect has by default, so that the other half is left for the circuit.
+/// How long a connection without a path waits for its circuit's turn at most, where an offer may
+/// make do without: half of what a connect has by default, so that the other half is left for the
+/// circuit.
 pub(crate) const SPARE_WAIT: Duration = Duration::from_secs(5);
 /// A lost circuit is the way back to everything else, so it is sought sooner than a better path,
 const CIRCUIT_HASTE: u32 = 4;
@@ -120,6 +121,8 @@ pub(crate) struct Step {
     pub(crate) strategies: Vec<Strategy>,
     /// When it starts, from when it came into the plan.
     pub(crate) after: Duration,
+    /// Whether it waits for its turn instead if there is a path before.
+    pub(crate) spared: bool,
     /// How long it may take.
     pub(crate) timeout: Duration,
     /// How many ways of it there are, for a peer that does not speak the first.
@@ -162,6 +165,7 @@ fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step
         attempt: AttemptId::Circuit(*relay),
         strategies: vec![Strategy::CircuitRelay],
         after: first + RELAY_STAGGER * nth,
+        spared: known.spared,
         timeout: rules.timeout,
         ways: 1,
         retries: u32::MAX,
@@ -180,6 +184,7 @@ fn better(attempt: AttemptId, strategies: &[Strategy], ways: usize, rules: &Rule
         attempt,
         strategies: strategies.to_vec(),
         after: delays.map(|s| rules.start.of(*s)).min().unwrap_or_default(),
+        spared: false,
         timeout: match attempt {
             AttemptId::Ice => rules.timeout + rules.guessing,
             _ => rules.timeout,
@@ -233,6 +238,7 @@ pub(crate) mod tests {
             attempt: AttemptId::Circuit(relay),
             strategies: vec![Strategy::CircuitRelay],
             after,
+            spared: false,
             timeout: 10 * SECOND,
             ways: 1,
             retries: u32::MAX,
@@ -245,6 +251,7 @@ pub(crate) mod tests {
             attempt,
             strategies: strategies.to_vec(),
             after,
+            spared: false,
             timeout: 10 * SECOND,
             ways: 1,
             retries: 3,

@@ -84,6 +84,8 @@ struct Slot {
 enum State {
     /// Starts then.
     At(Duration),
+    /// Starts when it is its turn, with [`Event::Due`].
+    Spared,
     /// Under way since then.
     Running(Duration),
     /// Under way, and goes on when the plan holds it again.
@@ -99,9 +101,11 @@ impl Slot {
         matches!(self.state, State::Running(_))
     }
 
-    /// A circuit that has not failed yet.
-    fn is_new_circuit(&self) -> bool {
-        matches!(self.step.attempt, AttemptId::Circuit(_)) && self.step.backoff.failures() == 0
+    /// A circuit that waits for its start and has not failed yet.
+    fn is_standby(&self) -> bool {
+        matches!(self.step.attempt, AttemptId::Circuit(_))
+            && matches!(self.state, State::At(_) | State::Spared)
+            && self.step.backoff.failures() == 0
     }
 
     /// Whether this may still give a path better than `kind` at its first try.
@@ -181,8 +185,7 @@ impl Race {
 
     /// Whether a circuit waits for its start, which [`Event::Due`] brings about.
     pub(crate) fn awaits_circuit(&self) -> bool {
-        let waits = |s: &Slot| matches!(s.state, State::At(_)) && s.is_new_circuit();
-        self.circuits() == 0 && self.slots.iter().any(waits)
+        self.circuits() == 0 && self.slots.iter().any(Slot::is_standby)
     }
 
     /// When the next [`Event::Tick`] is due.
@@ -190,7 +193,7 @@ impl Race {
         let steps = self.slots.iter().filter_map(|slot| match slot.state {
             State::At(at) => Some(at),
             State::Running(since) => Some(since + slot.step.timeout),
-            State::Deferred | State::Failed | State::Spent => None,
+            State::Spared | State::Deferred | State::Failed | State::Spent => None,
         });
         let connects = self.connects.front().map(|deadline| match self.path {
             None => *deadline,
@@ -271,6 +274,8 @@ impl Race {
 
     fn adopt(&mut self, now: Duration, plan: Plan, actions: &mut Vec<Action>) {
         let lost = self.path.is_some() && plan.path.is_none();
+        let found = self.path.is_none() && plan.path.is_some();
+        let idle = self.circuits() == 0;
         self.path = plan.path.map(|kind| {
             let since = self.path.map_or(now, |(_, since)| since);
             (kind, since)
@@ -292,7 +297,10 @@ impl Race {
             let known = |s: &&mut Slot| s.step.attempt == step.attempt;
             match self.slots.iter_mut().find(known) {
                 None => self.slots.push(Slot {
-                    state: State::At(now + step.after),
+                    state: match self.path {
+                        Some(_) if step.spared => State::Spared,
+                        _ => State::At(now + step.after),
+                    },
                     step,
                     way: 0,
                     strategies: Vec::new(),
@@ -305,6 +313,9 @@ impl Race {
                 Some(slot) if lost && !slot.is_running() => {
                     slot.state = State::At(now + step.after);
                     slot.step = step;
+                }
+                Some(slot) if found && idle && slot.step.spared && slot.is_standby() => {
+                    slot.state = State::Spared;
                 }
                 Some(_) => {}
             }
@@ -429,12 +440,13 @@ impl Race {
     }
 
     fn start_next_circuit(&mut self, now: Duration) {
-        let standby = self.slots.iter_mut().filter_map(|slot| match slot.state {
-            State::At(at) if slot.is_new_circuit() => Some((at, slot)),
-            _ => None,
-        });
-        if let Some((at, slot)) = standby.min_by_key(|(at, _)| *at) {
-            slot.state = State::At(at.min(now));
+        let start = |slot: &&mut Slot| match slot.state {
+            State::At(at) => at,
+            _ => Duration::MAX,
+        };
+        let standby = self.slots.iter_mut().filter(|slot| slot.is_standby());
+        if let Some(slot) = standby.min_by_key(start) {
+            slot.state = State::At(start(&slot).min(now));
         }
     }
 
@@ -460,9 +472,7 @@ impl Race {
         let attempt = self.slots[at].step.attempt;
         actions.push(Action::Cancel(attempt));
         actions.extend(records.into_iter().map(Action::Ended));
-        if attempt == AttemptId::Ice {
-            self.hasten_circuit(now, attempt);
-        }
+        self.hasten_circuit(now, attempt);
     }
 
     /// Starts what is due.

@@ -1,6 +1,6 @@
 //! Does what the race to each peer says: dials, takes dials back, answers those who wait.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol,
@@ -9,6 +9,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
+use web_time::Instant;
 
 use super::{
     causes,
@@ -56,9 +57,11 @@ impl Node {
             self.timers.after(at.saturating_sub(now), Timer::Race(id));
         }
         session.wake = wake;
-        if session.race.circuits() == 0 && self.spares.leave(id) {
-            // After all that is to be done at once.
-            self.timers.after(Duration::ZERO, Timer::Spare);
+        if session.race.circuits() == 0
+            && let needed = session.active.is_none()
+            && let Some(rest) = self.spares.leave(id, Instant::now(), needed)
+        {
+            self.timers.after(rest, Timer::Spare);
         }
     }
 
@@ -70,7 +73,7 @@ impl Node {
             known.spared = can_wait
                 && !known.circuit
                 && !session.race.seeks_circuit()
-                && !self.spares.enter(id);
+                && !self.spares.enter(id, Instant::now());
             let plan = plan::plan(&known, &self.rules);
             self.race(id, Event::Plan(plan));
         }
@@ -82,7 +85,8 @@ impl Node {
             let session = sessions.get(&id);
             session.is_some_and(|session| session.race.awaits_circuit())
         };
-        while let Some(id) = self.spares.call(|id| waits(&self.sessions, id)) {
+        let now = Instant::now();
+        while let Some(id) = self.spares.call(now, |id| waits(&self.sessions, id)) {
             self.race(id, Event::Due);
         }
     }

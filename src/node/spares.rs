@@ -1,50 +1,75 @@
 //! Circuits that can wait, made a few at a time.
 //!
 //! Where an offer is sealed, a circuit is what a connection falls back to, and much of what its
-//! beginning costs. A program that connects to many peers at once has them sooner without.
+//! beginning costs. A program that connects to many peers at once has them sooner without. How long
+//! a circuit takes says how much there is to do, here, at the relay or at the peer, so the slower
+//! they are, the longer the next one waits.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-/// How many are made at a time. More take nothing from what connects cost together; with one alone a
-/// peer that has vanished would hold up all others.
+use web_time::Instant;
+
+/// How many are made at a time. With one place a peer that has vanished would hold up all others.
 const PLACES: usize = 2;
+/// A place rests so many times as long as the circuit took that had it, where another path was
+/// sooner;
+const RESTS: u32 = 8;
+/// only this often where circuits are what is needed.
+const NEEDED_RESTS: u32 = 1;
+/// But no longer than this.
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 pub(super) struct Spares {
-    /// Sessions whose circuit has a place, and those that wait for one.
-    placed: Vec<u64>,
+    /// Whose circuit has a place, and since when.
+    placed: Vec<(u64, Instant)>,
+    /// When the places that rest are free again.
+    resting: Vec<Instant>,
     waiting: VecDeque<u64>,
 }
 
 impl Spares {
     /// Gives a session's circuit a place, or a turn to wait for.
-    pub(super) fn enter(&mut self, session: u64) -> bool {
-        let free = self.placed.len() < PLACES;
+    pub(super) fn enter(&mut self, session: u64, now: Instant) -> bool {
+        let free = self.has_place(now);
         if free {
-            self.placed.push(session);
+            self.placed.push((session, now));
         } else {
             self.waiting.push_back(session);
         }
         free
     }
 
-    /// Whether somebody's turn has come, now that a session's circuit is up, or will not be.
-    pub(super) fn leave(&mut self, session: u64) -> bool {
-        let before = self.placed.len();
-        self.placed.retain(|placed| *placed != session);
-        self.placed.len() < before && !self.waiting.is_empty()
+    /// A session's circuit is up, or will not be. Gives the time until its place, if it has one, is
+    /// free for the next, who is to be [called](Self::call) then. `needed` says whether the session
+    /// has no path without it.
+    pub(super) fn leave(&mut self, session: u64, now: Instant, needed: bool) -> Option<Duration> {
+        let place = self
+            .placed
+            .iter()
+            .position(|(placed, _)| *placed == session)?;
+        let (_, since) = self.placed.swap_remove(place);
+        let rests = if needed { NEEDED_RESTS } else { RESTS };
+        let rest = (now.saturating_duration_since(since) * rests).min(LONGEST_REST);
+        self.resting.push(now + rest);
+        Some(rest)
     }
 
     /// The session whose turn it is, among those that still are `waiting`. It has a place now.
-    pub(super) fn call(&mut self, waiting: impl Fn(u64) -> bool) -> Option<u64> {
-        while self.placed.len() < PLACES {
+    pub(super) fn call(&mut self, now: Instant, waiting: impl Fn(u64) -> bool) -> Option<u64> {
+        while self.has_place(now) {
             let next = self.waiting.pop_front()?;
             if waiting(next) {
-                self.placed.push(next);
+                self.placed.push((next, now));
                 return Some(next);
             }
         }
         None
+    }
+
+    fn has_place(&mut self, now: Instant) -> bool {
+        self.resting.retain(|free| *free > now);
+        self.placed.len() + self.resting.len() < PLACES
     }
 }
 
@@ -52,26 +77,46 @@ impl Spares {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
     fn a_place_that_is_left_goes_to_the_first_that_still_waits() {
-        let mut spares = Spares::default();
-        let placed = (0..9).filter(|session| spares.enter(*session)).count();
+        let (mut spares, now) = (Spares::default(), Instant::now());
+        let placed = (0..9).filter(|session| spares.enter(*session, now)).count();
         assert_eq!(placed, PLACES);
-        assert_eq!(spares.call(|_| true), None);
-        assert!(!spares.leave(8), "it has no place");
-        assert!(spares.leave(0));
-        assert_eq!(spares.call(|session| session > 4), Some(5));
-        assert_eq!(spares.call(|_| true), None);
-        assert!(spares.leave(5));
-        assert_eq!(spares.call(|_| true), Some(6));
+        assert_eq!(spares.call(now, |_| true), None);
+        assert_eq!(spares.leave(8, now, true), None, "it has no place");
+        assert_eq!(spares.leave(0, now, true), Some(Duration::ZERO));
+        assert_eq!(spares.call(now, |session| session > 4), Some(5));
+        assert_eq!(spares.call(now, |_| true), None);
+        assert_eq!(spares.leave(5, now, false), Some(Duration::ZERO));
+        assert_eq!(spares.call(now, |_| true), Some(6));
     }
 
     #[test]
     fn nobody_is_called_where_nobody_waits() {
-        let mut spares = Spares::default();
-        assert!(spares.enter(1));
-        assert!(!spares.leave(1));
-        assert!(!spares.leave(1));
-        assert_eq!(spares.call(|_| true), None);
+        let (mut spares, now) = (Spares::default(), Instant::now());
+        assert!(spares.enter(1, now));
+        assert_eq!(spares.leave(1, now, true), Some(Duration::ZERO));
+        assert_eq!(spares.leave(1, now, true), None);
+        assert_eq!(spares.call(now, |_| true), None);
+    }
+
+    #[test]
+    fn a_place_rests_by_what_it_took_and_whether_it_was_needed() {
+        let (mut spares, now) = (Spares::default(), Instant::now());
+        let placed = (0..9).filter(|session| spares.enter(*session, now)).count();
+        assert_eq!(placed, PLACES);
+        let quick = now + 20 * MS;
+        assert_eq!(spares.leave(0, quick, false), Some(160 * MS));
+        assert!(!spares.enter(9, quick));
+        assert_eq!(spares.call(quick + 159 * MS, |_| true), None);
+        assert_eq!(spares.call(quick + 160 * MS, |_| true), Some(2));
+        assert_eq!(spares.leave(2, quick + 180 * MS, true), Some(20 * MS));
+        let slow = now + 9 * LONGEST_REST;
+        assert_eq!(spares.call(slow, |_| true), Some(3));
+        assert_eq!(spares.leave(1, slow, true), Some(LONGEST_REST));
+        assert_eq!(spares.call(slow, |_| true), None);
+        assert_eq!(spares.call(slow + LONGEST_REST, |_| true), Some(4));
     }
 }

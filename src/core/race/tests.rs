@@ -469,6 +469,21 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     let actions = track.tell(SPARE_WAIT + MS, Event::Tick);
     assert_eq!(started(&actions), [circuit]);
 
+    let mut track = spared();
+    track.up(2 * MS, AttemptId::Ice, Strategy::Stun);
+    assert_eq!(track.race.wake(), None, "it waits for its turn alone");
+    assert!(track.race.awaits_circuit());
+    assert_eq!(started(&track.tell(SECOND, Event::Due)), [circuit]);
+    track.up(2 * SECOND, circuit, Strategy::CircuitRelay);
+    track.known.circuit = false;
+    assert_eq!(track.replan(3 * SECOND), []);
+    assert_eq!(track.race.wake(), None, "and so does the next one");
+
+    let mut track = spared();
+    track.up(2 * MS, AttemptId::Ice, Strategy::Stun);
+    (track.known.best, track.known.path, track.known.spared) = (None, None, false);
+    assert_eq!(started(&track.replan(3 * MS)), [circuit, AttemptId::Ice]);
+
     let mut track = Track::new(&[relay], false);
     (track.known.offer, track.known.spared) = (true, true);
     track.rules.timeout = 2 * SECOND;
