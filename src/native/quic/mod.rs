@@ -27,7 +27,7 @@ pub(crate) use self::{
     pairs::PairLink,
     transport::{Transport, socket_addr},
 };
-use self::{link::Link, pairs::Groups, path::OnPaths};
+use self::{link::Link, pairs::Groups, path::OnPaths, tls::Verifier};
 use super::socket::{Receiver, Sockets};
 use crate::core::quic::{CONNECTION_ID_LEN, Tag};
 
@@ -65,6 +65,7 @@ struct Inner {
     sockets: Sockets,
     client: quinn::ClientConfig,
     server: quinn::ServerConfig,
+    verifier: Arc<Verifier>,
     groups: Groups,
 }
 
@@ -80,7 +81,7 @@ impl Quic {
     /// # Errors
     /// When no certificate can be made.
     pub(crate) fn new(keypair: &Keypair, sockets: Sockets) -> io::Result<Self> {
-        let (client, server) = tls::configs(keypair)?;
+        let (client, server, verifier) = tls::configs(keypair)?;
         let client = QuicClientConfig::try_from(client).map_err(io::Error::other)?;
         let server = QuicServerConfig::try_from(server).map_err(io::Error::other)?;
 
@@ -108,6 +109,7 @@ impl Quic {
             sockets,
             client,
             server,
+            verifier,
             groups: Groups::default(),
         })))
     }
@@ -140,7 +142,7 @@ impl Quic {
         if client {
             drop(incoming);
             let connecting = link.connect(self.0.client.clone(), SERVER_NAME)?;
-            return authenticated(connecting.await?, Some(peer));
+            return self.authenticated(connecting.await?, Some(peer));
         }
         loop {
             let incoming = incoming.next().await.ok_or(Error::Closed)?;
@@ -150,12 +152,31 @@ impl Quic {
                 Err(error) => Err(error),
             };
             match connecting.map_err(Error::from) {
-                Ok(connection) => match authenticated(connection, Some(peer)) {
+                Ok(connection) => match self.authenticated(connection, Some(peer)) {
                     Ok(connection) => return Ok(connection),
                     Err(error) => tracing::debug!(%error, "a QUIC connection is refused"),
                 },
                 Err(error) => tracing::debug!(%error, "a QUIC handshake failed"),
             }
+        }
+    }
+
+    /// Checks who is at the other end, which the handshake has proved.
+    fn authenticated(
+        &self,
+        connection: quinn::Connection,
+        expected: Option<PeerId>,
+    ) -> Result<Connection, Error> {
+        let identity = connection.peer_identity().ok_or(Error::Certificate)?;
+        let chain = identity
+            .downcast::<Vec<CertificateDer<'static>>>()
+            .map_err(|_| Error::Certificate)?;
+        let certificate = chain.first().ok_or(Error::Certificate)?;
+        let peer = self.0.verifier.peer(certificate);
+        let peer = peer.map_err(|_| Error::Certificate)?;
+        match expected {
+            Some(expected) if expected != peer => Err(Error::WrongPeer(peer)),
+            _ => Ok(Connection::new(peer, connection)),
         }
     }
 }
@@ -182,25 +203,6 @@ fn endpoint(
         link.clone(),
         Arc::new(OnPaths),
     )
-}
-
-/// Checks who is at the other end, which the handshake has proved.
-fn authenticated(
-    connection: quinn::Connection,
-    expected: Option<PeerId>,
-) -> Result<Connection, Error> {
-    let identity = connection.peer_identity().ok_or(Error::Certificate)?;
-    let chain = identity
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .map_err(|_| Error::Certificate)?;
-    let certificate = chain.first().ok_or(Error::Certificate)?;
-    let certificate =
-        libp2p_tls::certificate::parse(certificate).map_err(|_| Error::Certificate)?;
-    let peer = certificate.peer_id();
-    match expected {
-        Some(expected) if expected != peer => Err(Error::WrongPeer(peer)),
-        _ => Ok(Connection::new(peer, connection)),
-    }
 }
 
 /// Connection ids that begin with the mark of their endpoint. An observer could tell by it which

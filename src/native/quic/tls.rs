@@ -3,9 +3,13 @@
 //! `libp2p-tls` makes certificates and judges them; its own configurations want ChaCha20 first,
 //! which takes a quarter of the time of a transfer where the CPU has instructions for AES.
 
-use std::{io, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex},
+};
 
-use libp2p::identity::Keypair;
+use libp2p::{PeerId, identity::Keypair};
 use libp2p_tls::certificate;
 use quinn::rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
@@ -27,6 +31,8 @@ use quinn::rustls::{
     version::TLS13,
 };
 
+use super::link::lock;
+
 /// In the order in which we want them. All three are libp2p's, so every peer has one of them; 128
 /// bits are what the keys of the handshake and of peers are worth.
 const CIPHERS: [SupportedCipherSuite; 3] = [
@@ -40,8 +46,14 @@ const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13];
 
 const ALPN: &[u8] = b"libp2p";
 
-/// What both ends of a handshake make of a key: its certificate, as client and as server.
-pub(super) fn configs(keypair: &Keypair) -> io::Result<(ClientConfig, ServerConfig)> {
+/// Handshakes whose end nobody has asked about yet; more are judged again.
+const PROVED: usize = 64;
+
+/// What both ends of a handshake make of a key: its certificate, as client and as server, and who
+/// judges the peer's.
+pub(super) fn configs(
+    keypair: &Keypair,
+) -> io::Result<(ClientConfig, ServerConfig, Arc<Verifier>)> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = CIPHERS.to_vec();
     let provider = Arc::new(provider);
@@ -49,7 +61,7 @@ pub(super) fn configs(keypair: &Keypair) -> io::Result<(ClientConfig, ServerConf
     let key = provider.key_provider.load_private_key(key);
     let key = CertifiedKey::new(vec![certificate], key.map_err(io::Error::other)?);
     let key = Arc::new(SingleCertAndKey::from(key));
-    let verifier = Arc::new(Verifier(provider.clone()));
+    let verifier = Arc::new(Verifier::new(provider.clone()));
 
     let client = ClientConfig::builder_with_provider(provider.clone());
     let client = client.with_protocol_versions(VERSIONS);
@@ -66,22 +78,44 @@ pub(super) fn configs(keypair: &Keypair) -> io::Result<(ClientConfig, ServerConf
     let server = server.with_protocol_versions(VERSIONS);
     let mut server = server
         .map_err(io::Error::other)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(verifier.clone())
         .with_cert_resolver(key);
     server.alpn_protocols = vec![ALPN.to_vec()];
     server.send_tls13_tickets = 0;
     // rust-libp2p asks for ChaCha20 first, whatever its CPU can do.
     server.ignore_client_order = true;
-    Ok((client, server))
+    Ok((client, server, verifier))
 }
 
-/// Takes any certificate that binds its key to a peer id. Whose it is, [`authenticated`] looks at.
-///
-/// [`authenticated`]: super::authenticated
+/// Takes any certificate that binds its key to a peer id, and says whose it is.
 #[derive(Debug)]
-struct Verifier(Arc<CryptoProvider>);
+pub(super) struct Verifier {
+    provider: Arc<CryptoProvider>,
+    /// The latest certificates of handshakes, and whose they are.
+    proved: Mutex<VecDeque<(CertificateDer<'static>, PeerId)>>,
+}
 
 impl Verifier {
+    fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            provider,
+            proved: Mutex::default(),
+        }
+    }
+
+    /// Whose the certificate of a handshake is. The first time that is asked, it is known from the
+    /// handshake.
+    pub(super) fn peer(&self, certificate: &CertificateDer<'_>) -> Result<PeerId, Error> {
+        let mut proved = lock(&self.proved);
+        if let Some(at) = proved.iter().position(|(known, _)| known == certificate)
+            && let Some((_, peer)) = proved.remove(at)
+        {
+            return Ok(peer);
+        }
+        drop(proved);
+        Ok(certificate::parse(certificate)?.peer_id())
+    }
+
     /// "Endpoints MUST abort the connection attempt if more than one certificate is received".
     fn alone(others: &[CertificateDer<'_>]) -> Result<(), Error> {
         if !others.is_empty() {
@@ -93,17 +127,26 @@ impl Verifier {
     /// "… or if the certificate's self-signature is not valid." Judged here, once, since no handshake
     /// ends without: parsing a certificate is two signatures more to verify.
     fn signed(
+        &self,
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let certificate = certificate::parse(certificate)?;
-        certificate.verify_signature(signature.scheme, message, signature.signature())?;
+        let parsed = certificate::parse(certificate)?;
+        parsed.verify_signature(signature.scheme, message, signature.signature())?;
+        let peer = parsed.peer_id();
+        let mut proved = lock(&self.proved);
+        if proved.len() == PROVED {
+            proved.pop_front();
+        }
+        proved.push_back((certificate.clone().into_owned(), peer));
         Ok(HandshakeSignatureValid::assertion())
     }
 
     fn schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -139,7 +182,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Self::signed(message, certificate, signature)
+        self.signed(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -177,7 +220,7 @@ impl ClientCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Self::signed(message, certificate, signature)
+        self.signed(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -219,13 +262,18 @@ mod tests {
         let keys = [(); 2].map(|()| Keypair::generate_ed25519());
         let [a, b] = keys.each_ref().map(|key| configs(key).unwrap());
         let (client, server) = shake(a.0, b.1).unwrap();
+        let verifiers = [b.2, a.2];
         let suite = client.negotiated_cipher_suite().unwrap().suite();
         assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
-        let peers = [server.peer_certificates(), client.peer_certificates()].map(|chain| {
-            let chain = chain.unwrap();
-            certificate::parse(&chain[0]).unwrap().peer_id()
-        });
-        assert_eq!(peers, keys.map(|key| key.public().to_peer_id()));
+        let shown = [server.peer_certificates(), client.peer_certificates()];
+        let keys = keys.map(|key| key.public().to_peer_id());
+        for ((verifier, shown), key) in verifiers.iter().zip(shown).zip(keys) {
+            let shown = &shown.unwrap()[0];
+            assert_eq!(lock(&verifier.proved).len(), 1);
+            assert_eq!(verifier.peer(shown).unwrap(), key);
+            assert_eq!(lock(&verifier.proved).len(), 0);
+            assert_eq!(verifier.peer(shown).unwrap(), key, "asked again");
+        }
     }
 
     #[test]
@@ -243,21 +291,21 @@ mod tests {
     #[test]
     fn a_client_without_a_certificate_and_a_chain_of_two_are_refused() {
         let key = Keypair::generate_ed25519();
-        let (_, server) = configs(&key).unwrap();
+        let (_, server, _) = configs(&key).unwrap();
         let provider = server.crypto_provider().clone();
         let client = ClientConfig::builder_with_provider(provider.clone());
         let mut client = client
             .with_protocol_versions(VERSIONS)
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Verifier(provider)))
+            .with_custom_certificate_verifier(Arc::new(Verifier::new(provider)))
             .with_no_client_auth();
         client.alpn_protocols = vec![ALPN.to_vec()];
         let error = shake(client, server).unwrap_err();
         assert_eq!(error, Error::NoCertificatesPresented);
 
         let (certificate, _) = certificate::generate(&key).unwrap();
-        let verifier = Verifier(Arc::new(aws_lc_rs::default_provider()));
+        let verifier = Verifier::new(Arc::new(aws_lc_rs::default_provider()));
         let judge = |others: &[CertificateDer<'static>]| {
             verifier.verify_client_cert(&certificate, others, UnixTime::now())
         };
@@ -274,7 +322,7 @@ mod tests {
             .load_private_key(signer);
         let signer = signer.unwrap();
         let shown = |certificate: Vec<u8>| {
-            let (mut client, server) = configs(&key).unwrap();
+            let (mut client, server, _) = configs(&key).unwrap();
             let shown = CertifiedKey::new(vec![certificate.into()], signer.clone());
             client.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
             shake(client, server)

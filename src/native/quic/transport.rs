@@ -24,7 +24,7 @@ use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
 use super::{
-    Connection, Error, Quic, SERVER_NAME, authenticated,
+    Connection, Error, Quic, SERVER_NAME,
     link::{Link, Peers},
 };
 use crate::native::socket::{Receiver, any_source};
@@ -135,7 +135,7 @@ impl Transport {
         };
         self.events.push_back(TransportEvent::Incoming {
             listener_id: id,
-            upgrade: within(self.timeout, handshake(connecting)).boxed(),
+            upgrade: within(self.timeout, handshake(self.quic.clone(), connecting)).boxed(),
             local_addr: multiaddr(bound),
             send_back_addr: multiaddr(remote),
         });
@@ -146,7 +146,8 @@ impl Transport {
         let (sender, receiver) = oneshot::channel();
         self.expected.lock().insert(remote, sender);
         let awaited = Awaited(self.expected.clone(), remote);
-        let sockets = self.quic.0.sockets.clone();
+        let quic = self.quic.clone();
+        let sockets = quic.0.sockets.clone();
         let punch = async move {
             loop {
                 let mut datagram = [0; PUNCH_LEN];
@@ -165,7 +166,7 @@ impl Transport {
                 connecting = receiver => connecting.map_err(|_| Error::Closed)?,
                 () = punch => return Err(Error::Closed),
             };
-            let connection = authenticated(connecting.await?, Some(peer))?;
+            let connection = quic.authenticated(connecting.await?, Some(peer))?;
             Ok((peer, connection))
         })
         .boxed()
@@ -177,8 +178,8 @@ fn accept(endpoint: &Endpoint) -> BoxFuture<'static, Option<quinn::Incoming>> {
     async move { endpoint.accept().await }.boxed()
 }
 
-async fn handshake(connecting: quinn::Connecting) -> Result<Output, Error> {
-    let connection = authenticated(connecting.await?, None)?;
+async fn handshake(quic: Quic, connecting: quinn::Connecting) -> Result<Output, Error> {
+    let connection = quic.authenticated(connecting.await?, None)?;
     Ok((connection.peer(), connection))
 }
 
@@ -274,10 +275,11 @@ impl transport::Transport for Transport {
             };
             return Ok(self.dial_as_listener(remote, peer));
         }
-        let (endpoint, client) = (self.endpoint.clone(), self.quic.0.client.clone());
+        let (endpoint, quic) = (self.endpoint.clone(), self.quic.clone());
         let dial = async move {
+            let client = quic.0.client.clone();
             let connecting = endpoint.connect_with(client, remote, SERVER_NAME)?;
-            handshake(connecting).await
+            handshake(quic, connecting).await
         };
         Ok(within(self.timeout, dial).boxed())
     }
