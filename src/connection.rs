@@ -10,7 +10,7 @@ use crate::{
     error::{Error, ErrorKind},
     event::{Attempt, Path, PathEvent, PathEvents},
     identity::PeerId,
-    node::Command,
+    node::{Command, Incoming},
     stream::Stream,
 };
 
@@ -32,14 +32,15 @@ struct Inner {
     peer: PeerId,
     session: u64,
     commands: mpsc::Sender<Command>,
-    incoming: Mutex<mpsc::Receiver<(String, Stream)>>,
+    incoming: Mutex<mpsc::Receiver<Incoming>>,
     state: Arc<SessionState>,
 }
 
 /// What the node keeps up to date and handles read.
 pub(crate) struct SessionState {
     path: watch::Sender<Option<Path>>,
-    events: broadcast::Sender<PathEvent>,
+    /// Behind a pointer, since there is room for all of them from the beginning.
+    events: broadcast::Sender<Arc<PathEvent>>,
     attempts: StdMutex<Vec<Attempt>>,
     closed: watch::Sender<Option<ErrorKind>>,
 }
@@ -75,7 +76,7 @@ impl SessionState {
             }
         }
         // No receiver is not an error: nobody watches.
-        let _ = self.events.send(event);
+        let _ = self.events.send(Arc::new(event));
     }
 
     pub(crate) fn close(&self, kind: ErrorKind) {
@@ -99,7 +100,7 @@ impl Connection {
         peer: PeerId,
         session: u64,
         commands: mpsc::Sender<Command>,
-        incoming: mpsc::Receiver<(String, Stream)>,
+        incoming: mpsc::Receiver<Incoming>,
         state: Arc<SessionState>,
     ) -> Self {
         Self {
@@ -142,7 +143,7 @@ impl Connection {
                     Next::End => return None,
                     Next::Event(event) => event,
                     Next::Wait => match receiver.recv().await {
-                        Ok(event) => event,
+                        Ok(event) => Arc::unwrap_or_clone(event),
                         Err(broadcast::error::RecvError::Lagged(missed)) => {
                             PathEvent::Lagged { missed }
                         }
@@ -197,7 +198,13 @@ impl Connection {
     /// # Cancel safety
     /// Cancel safe: no stream is lost.
     pub async fn accept_stream(&self) -> Option<(String, Stream)> {
-        self.inner.incoming.lock().await.recv().await
+        self.inner
+            .incoming
+            .lock()
+            .await
+            .recv()
+            .await
+            .map(|stream| *stream)
     }
 
     /// Waits until the connection is closed and gives the reason:
@@ -247,7 +254,7 @@ enum Next {
 
 /// A subscription made after the close starts with its `Closed`.
 fn receiver_or_end(
-    receiver: &mut broadcast::Receiver<PathEvent>,
+    receiver: &mut broadcast::Receiver<Arc<PathEvent>>,
     ended: Option<ErrorKind>,
 ) -> Next {
     match ended {

@@ -27,7 +27,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::{behaviour::ping, engine::start};
+pub(crate) use self::{behaviour::ping, engine::start, session::Incoming};
 use crate::{
     backend::offer::Sealing, connection::Connection, error::Error, identity::PeerId,
     metrics::Metrics, report::Report, stream::Stream, ticket::Ticket,

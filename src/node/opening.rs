@@ -368,7 +368,7 @@ impl Node {
         };
         if let Some(session) = self.sessions.get(&id) {
             let stream = Stream::plain(&name, substream);
-            if session.incoming.try_send((name, stream)).is_err() {
+            if session.incoming.try_send(Box::new((name, stream))).is_err() {
                 tracing::debug!("nobody accepts, an incoming stream is refused");
             }
         }
@@ -404,7 +404,7 @@ impl Node {
                     Ok(place) => {
                         let protocol = protocol.clone();
                         self.take_in(id, header, substream, connection, |stream| {
-                            place.send((protocol, stream));
+                            place.send(Box::new((protocol, stream)));
                         });
                         return self.release_opens(id);
                     }

@@ -39,7 +39,8 @@ pub(crate) const INCOMING_STREAMS: usize = 64;
 /// Circuits that come up within this were dialled at the same time.
 const TOGETHER: Duration = Duration::from_secs(2);
 
-pub(crate) type Incoming = (String, Stream);
+/// A stream that the peer opened, behind a pointer, since there is room for many from the beginning.
+pub(crate) type Incoming = Box<(String, Stream)>;
 /// Who waits for the race to bring a path.
 pub(crate) enum Waiting {
     Connect(oneshot::Sender<Result<Connection, Error>>),

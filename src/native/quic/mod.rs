@@ -43,7 +43,7 @@ const MAX_STREAMS: u32 = 1024 + 256;
 
 /// How many of them it may have at first; more when half of those are open. Each costs memory from
 /// the beginning, open or not: all of them 80 KiB for each connection.
-const FIRST_STREAMS: u32 = 32;
+const FIRST_STREAMS: u32 = 16;
 
 /// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
 /// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
