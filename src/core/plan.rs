@@ -21,6 +21,11 @@ const RELAY_STAGGER: Duration = Duration::from_millis(500);
 /// make do without: half of what a connect has by default, so that the other half is left for the
 /// circuit.
 pub(crate) const SPARE_WAIT: Duration = Duration::from_secs(5);
+/// So much longer for each that waits before it, since all at once would take what their offers need
+/// where there is too much to do;
+const SPARE_STAGGER: Duration = Duration::from_millis(400);
+/// at most so many times, which leaves the last ones a quarter.
+const SPARE_STAGGERED: usize = 6;
 /// A lost circuit is the way back to everything else, so it is sought sooner than a better path,
 const CIRCUIT_HASTE: u32 = 4;
 /// for as long as the session lasts, at pauses that grow to this.
@@ -95,9 +100,9 @@ pub(crate) struct Known {
     pub(crate) circuit: bool,
     /// Whether an offer can be sealed for it, which needs no circuit.
     pub(crate) offer: bool,
-    /// Whether a circuit is to wait for others: [`Rules::spares_circuits`], and enough of them
-    /// are being made already.
-    pub(crate) spared: bool,
+    /// How many circuits wait before this one, if it is to wait for others:
+    /// [`Rules::spares_circuits`], and enough of them are being made already.
+    pub(crate) spared: Option<usize>,
     /// Whether ICE is under way, which outlives its circuit once the candidates are exchanged.
     pub(crate) ice: bool,
     /// The best path that is up, or about to be.
@@ -158,14 +163,14 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
 
 fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step> + 'a {
     let mut first = rules.start.of(Strategy::CircuitRelay);
-    if known.spared {
-        first += SPARE_WAIT;
+    if let Some(before) = known.spared {
+        first += SPARE_WAIT + SPARE_STAGGER * before.min(SPARE_STAGGERED) as u32;
     }
     (0..).zip(&known.relays).map(move |(nth, relay)| Step {
         attempt: AttemptId::Circuit(*relay),
         strategies: vec![Strategy::CircuitRelay],
         after: first + RELAY_STAGGER * nth,
-        spared: known.spared,
+        spared: known.spared.is_some(),
         timeout: rules.timeout,
         ways: 1,
         retries: u32::MAX,
@@ -299,6 +304,20 @@ pub(crate) mod tests {
         assert_eq!(plan(&up, &rules).steps[1].after, 3 * SECOND);
         rules.start.stun = 5 * SECOND;
         assert_eq!(plan(&up, &rules).steps[1].after, 4 * SECOND);
+    }
+
+    #[test]
+    fn circuits_that_wait_do_not_end_their_wait_together() {
+        let mut known = known(&[PeerId::random()]);
+        known.addresses = false;
+        let waits = [None, Some(0), Some(1), Some(6), Some(900)].map(|before| {
+            known.spared = before;
+            let step = plan(&known, &rules()).steps.remove(0);
+            assert_eq!(step.spared, before.is_some());
+            step.after
+        });
+        let expected = [0, 5_000, 5_400, 7_400, 7_400].map(Duration::from_millis);
+        assert_eq!(waits, expected);
     }
 
     #[test]

@@ -70,10 +70,9 @@ impl Node {
         if let Some(session) = self.sessions.get(&id) {
             let mut known = session.known(&self.relays);
             let can_wait = self.rules.spares_circuits() && session.expects_offer(&self.relays);
-            known.spared = can_wait
-                && !known.circuit
-                && !session.race.seeks_circuit()
-                && !self.spares.enter(id, Instant::now());
+            if can_wait && !known.circuit && !session.race.seeks_circuit() {
+                known.spared = self.spares.enter(id, Instant::now());
+            }
             let plan = plan::plan(&known, &self.rules);
             self.race(id, Event::Plan(plan));
         }

@@ -29,15 +29,14 @@ pub(super) struct Spares {
 }
 
 impl Spares {
-    /// Gives a session's circuit a place, or a turn to wait for.
-    pub(super) fn enter(&mut self, session: u64, now: Instant) -> bool {
-        let free = self.has_place(now);
-        if free {
+    /// Gives a session's circuit a place, or else a turn to wait for, after so many others.
+    pub(super) fn enter(&mut self, session: u64, now: Instant) -> Option<usize> {
+        if self.has_place(now) {
             self.placed.push((session, now));
-        } else {
-            self.waiting.push_back(session);
+            return None;
         }
-        free
+        self.waiting.push_back(session);
+        Some(self.waiting.len() - 1)
     }
 
     /// A session's circuit is up, or will not be. Gives the time until its place, if it has one, is
@@ -82,8 +81,9 @@ mod tests {
     #[test]
     fn a_place_that_is_left_goes_to_the_first_that_still_waits() {
         let (mut spares, now) = (Spares::default(), Instant::now());
-        let placed = (0..9).filter(|session| spares.enter(*session, now)).count();
-        assert_eq!(placed, PLACES);
+        let turns = (0..9).map(|session| spares.enter(session, now));
+        let expected = [None; PLACES].into_iter().chain((0..7).map(Some));
+        assert!(turns.eq(expected));
         assert_eq!(spares.call(now, |_| true), None);
         assert_eq!(spares.leave(8, now, true), None, "it has no place");
         assert_eq!(spares.leave(0, now, true), Some(Duration::ZERO));
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn nobody_is_called_where_nobody_waits() {
         let (mut spares, now) = (Spares::default(), Instant::now());
-        assert!(spares.enter(1, now));
+        assert_eq!(spares.enter(1, now), None);
         assert_eq!(spares.leave(1, now, true), Some(Duration::ZERO));
         assert_eq!(spares.leave(1, now, true), None);
         assert_eq!(spares.call(now, |_| true), None);
@@ -105,11 +105,12 @@ mod tests {
     #[test]
     fn a_place_rests_by_what_it_took_and_whether_it_was_needed() {
         let (mut spares, now) = (Spares::default(), Instant::now());
-        let placed = (0..9).filter(|session| spares.enter(*session, now)).count();
-        assert_eq!(placed, PLACES);
+        let turns = (0..9).map(|session| spares.enter(session, now));
+        let expected = [None; PLACES].into_iter().chain((0..7).map(Some));
+        assert!(turns.eq(expected));
         let quick = now + 20 * MS;
         assert_eq!(spares.leave(0, quick, false), Some(160 * MS));
-        assert!(!spares.enter(9, quick));
+        assert_eq!(spares.enter(9, quick), Some(7));
         assert_eq!(spares.call(quick + 159 * MS, |_| true), None);
         assert_eq!(spares.call(quick + 160 * MS, |_| true), Some(2));
         assert_eq!(spares.leave(2, quick + 180 * MS, true), Some(20 * MS));

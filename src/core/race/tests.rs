@@ -446,7 +446,7 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     let circuit = AttemptId::Circuit(relay);
     let spared = || {
         let mut track = Track::new(&[relay], false);
-        (track.known.offer, track.known.spared) = (true, true);
+        (track.known.offer, track.known.spared) = (true, Some(0));
         assert_eq!(started(&track.connect(MS)), [AttemptId::Ice]);
         assert!(track.race.seeks_circuit() && track.race.awaits_circuit());
         track
@@ -481,11 +481,11 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
 
     let mut track = spared();
     track.up(2 * MS, AttemptId::Ice, Strategy::Stun);
-    (track.known.best, track.known.path, track.known.spared) = (None, None, false);
+    (track.known.best, track.known.path, track.known.spared) = (None, None, None);
     assert_eq!(started(&track.replan(3 * MS)), [circuit, AttemptId::Ice]);
 
     let mut track = Track::new(&[relay], false);
-    (track.known.offer, track.known.spared) = (true, true);
+    (track.known.offer, track.known.spared) = (true, Some(0));
     track.rules.timeout = 2 * SECOND;
     track.connect(MS);
     let actions = track.tell(2 * SECOND + MS, Event::Tick);
@@ -515,7 +515,7 @@ proptest! {
             let actions = match what {
                 0 | 1 => {
                     waiting += 1;
-                    track.known.spared = what == 1;
+                    track.known.spared = (what == 1).then_some(0);
                     track.connect(now)
                 }
                 2 if track.race.is_running(id) => {
