@@ -98,14 +98,13 @@ fn figure_delays_hold_between_peers_and_to_the_relay() {
     let a = lab.host("a").unwrap();
     for (server, asked) in [(relay, RELAY_ROUND_TRIP), (peer, PEER_ROUND_TRIP)] {
         let times = round_trips(&a, server, 20);
-        let (median, worst) = (times[10], times[19]);
-        println!(
-            "asked {asked:?}: first to last {:?} .. {worst:?}, median {median:?}",
-            times[0]
-        );
+        // What the machine adds to the others is not the link's.
+        let (fastest, median, worst) = (times[0], times[10], times[19]);
+        println!("asked {asked:?}: first to last {fastest:?} .. {worst:?}, median {median:?}");
         assert_eq!(times.len(), 20);
-        assert!(times[0] >= asked, "faster than light: {:?}", times[0]);
-        assert!(median < asked + 3 * MS, "{median:?} for {asked:?}");
+        assert!(fastest >= asked, "faster than light: {fastest:?}");
+        assert!(fastest < asked + 3 * MS, "{fastest:?} for {asked:?}");
+        assert!(median < asked + 10 * MS, "{median:?} for {asked:?}");
     }
 }
 
