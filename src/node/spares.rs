@@ -78,12 +78,19 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    #[test]
-    fn a_place_that_is_left_goes_to_the_first_that_still_waits() {
-        let (mut spares, now) = (Spares::default(), Instant::now());
+    /// Sessions 0 to 8 have come; the first two have places.
+    fn crowded(now: Instant) -> Spares {
+        let mut spares = Spares::default();
         let turns = (0..9).map(|session| spares.enter(session, now));
         let expected = [None; PLACES].into_iter().chain((0..7).map(Some));
         assert!(turns.eq(expected));
+        spares
+    }
+
+    #[test]
+    fn a_place_that_is_left_goes_to_the_first_that_still_waits() {
+        let now = Instant::now();
+        let mut spares = crowded(now);
         assert_eq!(spares.call(now, |_| true), None);
         assert_eq!(spares.leave(8, now, true), None, "it has no place");
         assert_eq!(spares.leave(0, now, true), Some(Duration::ZERO));
@@ -104,10 +111,8 @@ mod tests {
 
     #[test]
     fn a_place_rests_by_what_it_took_and_whether_it_was_needed() {
-        let (mut spares, now) = (Spares::default(), Instant::now());
-        let turns = (0..9).map(|session| spares.enter(session, now));
-        let expected = [None; PLACES].into_iter().chain((0..7).map(Some));
-        assert!(turns.eq(expected));
+        let now = Instant::now();
+        let mut spares = crowded(now);
         let quick = now + 20 * MS;
         assert_eq!(spares.leave(0, quick, false), Some(160 * MS));
         assert_eq!(spares.enter(9, quick), Some(7));
