@@ -218,8 +218,8 @@ impl Connection {
         }
     }
 
-    /// Closes the connection and tells the peer. Idempotent. Bytes that a stream has not sent are
-    /// lost: finish streams first.
+    /// Closes the connection and tells the peer. Idempotent. Streams that both ends
+    /// have finished or reset end in good order first; what others have not sent is lost.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         let command = Command::CloseSession {

@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use futures::AsyncWriteExt as _;
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join};
 use throughline::{
     Config, Connector, ErrorKind, PathKind, Ticket,
     server::{Server, ServerConfig},
@@ -18,6 +18,38 @@ fn config(relays: &[&Server]) -> Config {
     let mut config = common::config();
     config.relays = relays.iter().flat_map(|r| r.addresses().to_vec()).collect();
     config
+}
+
+/// Whoever has read the other's last byte has no reason to wait before it closes the connection, and
+/// the other's `close` must not take that for a loss.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stream_is_closed_in_good_order_by_a_peer_that_leaves_at_its_end() {
+    let bob = peer(config(&[])).await;
+    let alice = peer(config(&[])).await;
+    until(|| !bob.ticket().addresses().is_empty()).await;
+    let ticket = bob.ticket();
+    for round in 0..100 {
+        let ask = async {
+            let conn = alice.connect(&ticket).await.unwrap();
+            let mut stream = conn.open("echo/1").await.unwrap();
+            stream.write_all(b"request").await.unwrap();
+            stream.close().await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"answer");
+            conn.close().await;
+        };
+        let answer = async {
+            let conn = bob.accept().await.unwrap();
+            let (_, mut stream) = conn.accept_stream().await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            stream.write_all(b"answer").await.unwrap();
+            let closed = stream.close().await;
+            assert!(closed.is_ok(), "round {round}: {closed:?}");
+            assert_eq!(conn.closed().await, ErrorKind::ConnectionClosed);
+        };
+        timeout(PATIENCE, join(ask, answer)).await.unwrap();
+    }
 }
 
 /// A ticket that leads through relays only.

@@ -271,6 +271,12 @@ impl Resume {
         }
     }
 
+    /// Whether neither end has anything to add, so that [`is_complete`](Self::is_complete) is but a
+    /// matter of time.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.reset.is_some() || self.send.is_finished() && self.recv.is_finished()
+    }
+
     /// Whether [`poll_transmit`](Self::poll_transmit) has anything to send.
     pub(crate) fn has_output(&self) -> bool {
         self.attached

@@ -195,7 +195,7 @@ impl Node {
                 Ok(id) => (id, None),
                 Err(error) => {
                     tracing::debug!(%error, "an incoming connection is refused");
-                    self.turn_away(peer, conn);
+                    self.turn_away(peer, conn, Vec::new());
                     return;
                 }
             },
@@ -253,7 +253,7 @@ impl Node {
                 let peer = session.peer;
                 self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
                 if let Some(conn) = conn {
-                    self.turn_away(peer, conn);
+                    self.turn_away(peer, conn, Vec::new());
                 }
             }
         }

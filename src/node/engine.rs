@@ -54,7 +54,7 @@ use crate::{
     rtc,
 };
 
-/// How long closing connections may take to say so.
+/// How long streams that end may take before a connection closes, and the close to be told.
 pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The name on the wire of a protocol that stock peers speak; libp2p's begin with a slash.
@@ -448,7 +448,7 @@ impl Node {
         for session in self.sessions.keys().copied().collect::<Vec<_>>() {
             self.close_session(session, None);
         }
-        self.timers.after(FAREWELL * 2, Timer::ShutdownDeadline);
+        self.timers.after(FAREWELL * 3, Timer::ShutdownDeadline);
         self.stop_if_done();
     }
 

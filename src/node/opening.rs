@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{
     AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
-    future::{Either, select},
+    future::{Either, join_all, select},
 };
 use futures_timer::Delay;
 use libp2p::{Multiaddr, PeerId, Stream as Substream, StreamProtocol, swarm::ConnectionId};
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::{
     connect::Conns,
     engine::{FAREWELL, Internal, Node, Timer, raw_protocol},
-    resumable::{self, PumpEvent, StreamConfig, Via},
+    resumable::{self, PumpEvent, PumpHandle, StreamConfig, Via},
     session::Pump,
     streams::OpenError,
 };
@@ -70,8 +70,8 @@ pub(super) enum Purpose {
         relay: Multiaddr,
         sealing: Sealing,
     },
-    /// To say goodbye.
-    Farewell(PeerId),
+    /// To say goodbye, behind the end of streams.
+    Farewell(PeerId, Vec<PumpHandle<Carrier>>),
 }
 
 impl Node {
@@ -122,7 +122,7 @@ impl Node {
         Ok((stream_id, stream))
     }
 
-    fn keep(&mut self, id: u64, handle: resumable::PumpHandle<Carrier>, opener: bool) {
+    fn keep(&mut self, id: u64, handle: PumpHandle<Carrier>, opener: bool) {
         if let Some(session) = self.sessions.get_mut(&id) {
             self.shared.metrics.streams.inc();
             let pump = Pump {
@@ -251,7 +251,7 @@ impl Node {
                 relay,
                 sealing,
             }) => self.on_offer_stream(session, way, &relay, sealing, result),
-            Some(Purpose::Farewell(peer)) => self.say_farewell(peer, result),
+            Some(Purpose::Farewell(peer, ending)) => self.say_farewell(peer, ending, result),
             None => {}
         }
     }
@@ -448,7 +448,7 @@ impl Node {
     /// Closes a connection and tells the peer. `reply` is answered when the peer knows, or has had
     /// its time.
     pub(super) fn close_session(&mut self, id: u64, reply: Option<oneshot::Sender<()>>) {
-        let Some(session) = self.sessions.get(&id) else {
+        let Some(session) = self.sessions.get_mut(&id) else {
             if let Some(reply) = reply {
                 let _ = reply.send(());
             }
@@ -460,7 +460,10 @@ impl Node {
         waiting.extend(reply);
         match farewell {
             Some(connection) => {
-                self.turn_away(peer, connection);
+                let ending = session.pumps.extract_if(|_, pump| pump.handle.is_ending());
+                let ending: Vec<_> = ending.map(|(_, pump)| pump.handle).collect();
+                self.shared.metrics.streams.dec_by(ending.len() as i64);
+                self.turn_away(peer, connection, ending);
                 self.end_session(id, ErrorKind::ConnectionClosed, Conns::Keep);
             }
             None => {
@@ -471,22 +474,35 @@ impl Node {
     }
 
     /// Tells a peer that has no session that this is on purpose, so that it does not come back, and
-    /// lets it go.
-    pub(super) fn turn_away(&mut self, peer: PeerId, connection: ConnectionId) {
+    /// lets it go. Streams that are `ending` may end first: the peer, which may wait for just that,
+    /// would take them for cut short.
+    pub(super) fn turn_away(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        ending: Vec<PumpHandle<Carrier>>,
+    ) {
         self.farewells.entry(peer).or_default();
         let protocol = StreamProtocol::new(CLOSE_PROTOCOL);
         let streams = &mut self.swarm.behaviour_mut().streams;
         let open = streams.open(peer, connection, protocol);
-        self.opening.insert(open, Purpose::Farewell(peer));
+        self.opening.insert(open, Purpose::Farewell(peer, ending));
     }
 
-    fn say_farewell(&mut self, peer: PeerId, result: Result<Substream, OpenError>) {
+    fn say_farewell(
+        &mut self,
+        peer: PeerId,
+        ending: Vec<PumpHandle<Carrier>>,
+        result: Result<Substream, OpenError>,
+    ) {
         let Ok(mut substream) = result else {
             self.finish_farewell(peer);
             return;
         };
         let report = self.internal_tx.clone();
         backend::runtime::spawn(async move {
+            let ended = join_all(ending.into_iter().map(PumpHandle::ended)).boxed();
+            select(ended, Delay::new(FAREWELL)).await;
             // Lazy negotiation sends the protocol with the close; the peer's end of stream tells
             // that it has come.
             let told = async {

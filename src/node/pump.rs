@@ -11,6 +11,7 @@ use std::{
 
 use futures::channel::mpsc::Sender;
 use futures_timer::Delay;
+use tokio::sync::oneshot;
 
 use super::{
     junction::{Junction, keep},
@@ -50,7 +51,8 @@ pub(crate) struct Pump<S> {
     began: bool,
     output: Output,
     timer: Option<(Wait, Delay)>,
-    ended: bool,
+    /// Dropped when the stream has ended, well or badly.
+    running: Option<oneshot::Sender<()>>,
 }
 
 /// A substream and what has been read from it.
@@ -100,6 +102,7 @@ impl<S: Substream> Pump<S> {
         mailbox: Arc<Mailbox<S>>,
         config: StreamConfig,
         events: Sender<PumpEvent>,
+        running: oneshot::Sender<()>,
     ) -> Self {
         Self {
             id,
@@ -113,7 +116,7 @@ impl<S: Substream> Pump<S> {
             began: false,
             output: Output::default(),
             timer: None,
-            ended: false,
+            running: Some(running),
         }
     }
 
@@ -336,13 +339,13 @@ impl<S: Substream> Future for Pump<S> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if !this.ended {
+        if this.running.is_some() {
             let result = ready!(this.turn(cx));
             if let Err(error) = result {
                 tracing::debug!(stream = ?this.id, %error, "stream failed");
                 this.junction.lock().fail(&error);
             }
-            this.ended = true;
+            this.running = None;
             this.current = None;
             this.old = None;
             this.event = Some(PumpEvent::Done { id: this.id });
@@ -358,7 +361,7 @@ impl<S: Substream> Future for Pump<S> {
 
 impl<S> Drop for Pump<S> {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.running.is_some() {
             let error = Error::new(ErrorKind::ConnectionClosed, "the connection was closed");
             self.junction.lock().fail(&error);
         }

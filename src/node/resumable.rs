@@ -17,6 +17,7 @@ use futures::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, channel::mpsc::Sender,
 };
 use libp2p::swarm::ConnectionId;
+use tokio::sync::oneshot;
 
 use super::{junction::Junction, pump::Pump};
 use crate::{
@@ -55,7 +56,10 @@ pub(crate) enum PumpEvent {
 /// The event loop's end of a stream. Dropping it closes the stream.
 pub(crate) struct PumpHandle<S> {
     id: StreamId,
+    junction: Arc<Junction>,
     mailbox: Arc<Mailbox<S>>,
+    /// Fails when the stream has ended.
+    running: oneshot::Receiver<()>,
 }
 
 /// One letter of each kind: what is newer replaces what the pump has not yet taken.
@@ -122,6 +126,16 @@ impl<S> PumpHandle<S> {
         self.post(|letters| {
             letters.fail.get_or_insert(error);
         });
+    }
+
+    /// Whether neither end has anything to add, and the stream ends by itself as soon as both know.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.junction.lock().resume.is_ending()
+    }
+
+    /// Waits until the stream has ended. Dropping this closes the stream.
+    pub(crate) async fn ended(mut self) {
+        let _ = (&mut self.running).await;
     }
 
     fn post(&self, write: impl FnOnce(&mut Letters<S>)) {
@@ -194,9 +208,23 @@ fn start<S: Substream>(
 ) -> (Stream, PumpHandle<S>, Pump<S>) {
     let junction = Arc::new(Junction::new(resume));
     let mailbox = Mailbox::new(attach);
-    let pump = Pump::new(id, junction.clone(), mailbox.clone(), config, events);
-    let stream = Stream::resumable(protocol, junction);
-    (stream, PumpHandle { id, mailbox }, pump)
+    let (sender, running) = oneshot::channel();
+    let pump = Pump::new(
+        id,
+        junction.clone(),
+        mailbox.clone(),
+        config,
+        events,
+        sender,
+    );
+    let stream = Stream::resumable(protocol, junction.clone());
+    let handle = PumpHandle {
+        id,
+        junction,
+        mailbox,
+        running,
+    };
+    (stream, handle, pump)
 }
 
 /// Reads the header of an incoming substream, and nothing behind it. The caller bounds the time.

@@ -53,6 +53,11 @@ impl RecvSide {
         self.finished && !self.fin_ack_due
     }
 
+    /// Whether the peer has finished, and everything has arrived.
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     pub(super) fn is_readable(&self) -> bool {
         self.finished || self.buffer.len() > 0
     }

@@ -67,6 +67,11 @@ impl SendSide {
         }
     }
 
+    /// Whether no more will be written.
+    pub(super) fn is_finished(&self) -> bool {
+        self.fin != Fin::Open
+    }
+
     pub(super) fn is_acked(&self) -> bool {
         self.fin == Fin::Acked
     }

@@ -1,5 +1,6 @@
 use std::{
     hash::{DefaultHasher, Hasher as _},
+    pin::pin,
     sync::Mutex,
 };
 
@@ -348,6 +349,26 @@ async fn close_waits_for_the_peer_and_half_close_leaves_the_other_half() {
     let done = Some(PumpEvent::Done { id });
     assert_eq!(ends.opener_events.next().await, done);
     assert_eq!(ends.acceptor_events.next().await, done);
+}
+
+#[tokio::test]
+async fn a_connection_that_closes_waits_for_what_both_have_finished() {
+    let (mut world, mut ends) = World::new(CONFIG);
+    world.connect();
+    ends.near.write_all(b"ping").await.unwrap();
+    let mut far = ends.accepted.next().await.unwrap();
+    far.close().await.unwrap();
+    settle().await;
+    assert!(!world.opener.is_ending(), "more may be written at this end");
+    drop(ends.near);
+    assert!(world.opener.is_ending());
+    let ended = world.opener.ended();
+    futures::pin_mut!(ended);
+    assert!(futures::poll!(&mut ended).is_pending());
+    ended.await;
+    settle().await;
+    let acceptor = world.acceptor.lock().unwrap().take().unwrap();
+    assert!(futures::poll!(pin!(acceptor.ended())).is_ready());
 }
 
 #[tokio::test]
