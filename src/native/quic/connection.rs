@@ -227,7 +227,7 @@ mod tests {
     use libp2p::identity::Keypair;
 
     use super::{
-        super::{PairLink, Quic},
+        super::{LARGEST_DATAGRAM, PairLink, Quic},
         *,
     };
     use crate::native::socket::{Addresses, Receiver, Sockets};
@@ -310,6 +310,21 @@ mod tests {
     async fn next(end: &mut End) -> Stream {
         let next = poll_fn(|cx| Pin::new(&mut end.connection).poll_inbound(cx)).await;
         next.unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_probe_finds_what_most_paths_carry() {
+        let (one, other) = (Peer::new(), Peer::new());
+        let [mut from, mut to] = connect(&one, &other).await;
+        loop {
+            let path = from.connection.connection.stats().path;
+            if path.current_mtu > 1200 {
+                assert_eq!(path.current_mtu, LARGEST_DATAGRAM);
+                break assert_eq!(path.sent_plpmtud_probes, 1);
+            }
+            open(&mut from).await;
+            next(&mut to).await;
+        }
     }
 
     #[tokio::test]

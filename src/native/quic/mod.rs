@@ -50,6 +50,16 @@ const FIRST_STREAMS: u32 = 16;
 const STREAM_WINDOW: u32 = 10_000_000;
 const CONNECTION_WINDOW: u32 = 15_000_000;
 
+/// The largest datagram that a path is probed for, in bytes of UDP: what IPv6 leaves of the 1,492 of
+/// PPPoE. Ethernet would carry half a percent more.
+const LARGEST_DATAGRAM: u16 = 1444;
+
+/// Half of the way to it from the 1,200 that every path carries, and one more: Quinn's search for the
+/// size then begins at its upper end, where most paths end it within one round trip. Others are
+/// found to carry 1,321 or 1,200. The default, 20, takes four round trips and as many probes, with
+/// their acknowledgements a third of all that a new connection sends.
+const PROBE_STEP: u16 = (LARGEST_DATAGRAM - 1200) / 2 + 1;
+
 /// What the round trip is taken for before it is measured (RFC 9002 section 6.2.2 has 333 ms): the
 /// first packet of a hole punch is often lost, and its retransmission follows after three of these.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -85,6 +95,10 @@ impl Quic {
         let client = QuicClientConfig::try_from(client).map_err(io::Error::other)?;
         let server = QuicServerConfig::try_from(server).map_err(io::Error::other)?;
 
+        let mut probes = quinn::MtuDiscoveryConfig::default();
+        probes
+            .upper_bound(LARGEST_DATAGRAM)
+            .minimum_change(PROBE_STEP);
         let mut transport = quinn::TransportConfig::default();
         transport
             .max_concurrent_uni_streams(0u32.into())
@@ -95,6 +109,7 @@ impl Quic {
                 VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32).into(),
             ))
             .allow_spin(false)
+            .mtu_discovery_config(Some(probes))
             .stream_receive_window(STREAM_WINDOW.into())
             .receive_window(CONNECTION_WINDOW.into())
             .initial_rtt(INITIAL_RTT);
