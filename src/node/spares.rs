@@ -3,14 +3,16 @@
 //! Where an offer is sealed, a circuit is what a connection falls back to, and much of what its
 //! beginning costs. A program that connects to many peers at once has them sooner without. How long
 //! a circuit takes says how much there is to do, here, at the relay or at the peer, so the slower
-//! they are, the longer the next one waits.
+//! they are, the longer the next one waits; and whether one was needed says whether others are.
 
 use std::{collections::VecDeque, time::Duration};
 
 use web_time::Instant;
 
-/// How many are made at a time. With one place a peer that has vanished would hold up all others.
-const PLACES: usize = 2;
+/// How many are made at a time where they are needed: twice as many with each that was. Where the last
+/// was not, it is one. A peer that has vanished holds up no other for good: where there is no path, a
+/// circuit's wait has an end.
+const MOST_PLACES: usize = 4;
 /// A place rests so many times as long as the circuit took that had it, where another path was
 /// sooner;
 const RESTS: u32 = 8;
@@ -19,13 +21,24 @@ const NEEDED_RESTS: u32 = 1;
 /// But no longer than this.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-#[derive(Default)]
 pub(super) struct Spares {
+    places: usize,
     /// Whose circuit has a place, and since when.
     placed: Vec<(u64, Instant)>,
     /// When the places that rest are free again.
     resting: Vec<Instant>,
     waiting: VecDeque<u64>,
+}
+
+impl Default for Spares {
+    fn default() -> Self {
+        Self {
+            places: 1,
+            placed: Vec::new(),
+            resting: Vec::new(),
+            waiting: VecDeque::new(),
+        }
+    }
 }
 
 impl Spares {
@@ -48,7 +61,12 @@ impl Spares {
             .iter()
             .position(|(placed, _)| *placed == session)?;
         let (_, since) = self.placed.swap_remove(place);
-        let rests = if needed { NEEDED_RESTS } else { RESTS };
+        let (places, rests) = if needed {
+            ((self.places * 2).min(MOST_PLACES), NEEDED_RESTS)
+        } else {
+            (1, RESTS)
+        };
+        self.places = places;
         let rest = (now.saturating_duration_since(since) * rests).min(LONGEST_REST);
         self.resting.push(now + rest);
         Some(rest)
@@ -68,7 +86,7 @@ impl Spares {
 
     fn has_place(&mut self, now: Instant) -> bool {
         self.resting.retain(|free| *free > now);
-        self.placed.len() + self.resting.len() < PLACES
+        self.placed.len() + self.resting.len() < self.places
     }
 }
 
@@ -78,12 +96,11 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Sessions 0 to 8 have come; the first two have places.
+    /// Sessions 0 to 8 have come; the first has the place.
     fn crowded(now: Instant) -> Spares {
         let mut spares = Spares::default();
         let turns = (0..9).map(|session| spares.enter(session, now));
-        let expected = [None; PLACES].into_iter().chain((0..7).map(Some));
-        assert!(turns.eq(expected));
+        assert!(turns.eq([None].into_iter().chain((0..8).map(Some))));
         spares
     }
 
@@ -93,7 +110,7 @@ mod tests {
         let mut spares = crowded(now);
         assert_eq!(spares.call(now, |_| true), None);
         assert_eq!(spares.leave(8, now, true), None, "it has no place");
-        assert_eq!(spares.leave(0, now, true), Some(Duration::ZERO));
+        assert_eq!(spares.leave(0, now, false), Some(Duration::ZERO));
         assert_eq!(spares.call(now, |session| session > 4), Some(5));
         assert_eq!(spares.call(now, |_| true), None);
         assert_eq!(spares.leave(5, now, false), Some(Duration::ZERO));
@@ -115,14 +132,40 @@ mod tests {
         let mut spares = crowded(now);
         let quick = now + 20 * MS;
         assert_eq!(spares.leave(0, quick, false), Some(160 * MS));
-        assert_eq!(spares.enter(9, quick), Some(7));
+        assert_eq!(spares.enter(9, quick), Some(8));
         assert_eq!(spares.call(quick + 159 * MS, |_| true), None);
-        assert_eq!(spares.call(quick + 160 * MS, |_| true), Some(2));
-        assert_eq!(spares.leave(2, quick + 180 * MS, true), Some(20 * MS));
-        let slow = now + 9 * LONGEST_REST;
-        assert_eq!(spares.call(slow, |_| true), Some(3));
-        assert_eq!(spares.leave(1, slow, true), Some(LONGEST_REST));
+        assert_eq!(spares.call(quick + 160 * MS, |_| true), Some(1));
+        assert_eq!(
+            spares.leave(1, quick + 180 * MS, true),
+            Some(20 * MS),
+            "it was needed"
+        );
+        let second = quick + 180 * MS;
+        assert_eq!(spares.call(second, |_| true), Some(2));
+        let slow = second + 9 * LONGEST_REST;
+        assert_eq!(spares.leave(2, slow, false), Some(LONGEST_REST));
         assert_eq!(spares.call(slow, |_| true), None);
-        assert_eq!(spares.call(slow + LONGEST_REST, |_| true), Some(4));
+        assert_eq!(spares.call(slow + LONGEST_REST, |_| true), Some(3));
+    }
+
+    #[test]
+    fn there_are_more_places_as_long_as_circuits_are_needed() {
+        let now = Instant::now();
+        let mut spares = crowded(now);
+        let next = |spares: &mut Spares| {
+            std::iter::from_fn(|| spares.call(now, |_| true)).collect::<Vec<_>>()
+        };
+        spares.leave(0, now, true);
+        assert_eq!(next(&mut spares), [1, 2]);
+        spares.leave(1, now, true);
+        assert_eq!(next(&mut spares), [3, 4, 5]);
+        spares.leave(2, now, true);
+        assert_eq!(next(&mut spares), [6], "no more than four");
+        spares.leave(3, now, false);
+        assert!(next(&mut spares).is_empty());
+        for session in [4, 5, 6] {
+            spares.leave(session, now, false);
+        }
+        assert_eq!(next(&mut spares), [7], "one");
     }
 }
