@@ -271,8 +271,8 @@ pub struct StartDelays {
     #[serde(with = "millis")]
     pub upnp: Duration,
     /// Relay circuits. Defaults to 0, with which those that a sealed offer may make needless are
-    /// made two at a time, with pauses that grow with the time they take; after 5 to 7.4 s where
-    /// there is no path without.
+    /// made one at a time, up to four where they are needed, with pauses that grow with the time they
+    /// take; after 5 to 7.4 s where there is no path without.
     #[serde(alias = "circuitRelay", with = "millis")]
     pub circuit_relay: Duration,
     /// TURN servers. Defaults to 0.
