@@ -198,13 +198,8 @@ impl Connection {
     /// # Cancel safety
     /// Cancel safe: no stream is lost.
     pub async fn accept_stream(&self) -> Option<(String, Stream)> {
-        self.inner
-            .incoming
-            .lock()
-            .await
-            .recv()
-            .await
-            .map(|stream| *stream)
+        let mut incoming = self.inner.incoming.lock().await;
+        incoming.recv().await.map(|stream| *stream)
     }
 
     /// Waits until the connection is closed and gives the reason:

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{
     AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
-    future::{Either, join_all, select},
+    future::{Either, select},
 };
 use futures_timer::Delay;
 use libp2p::{Multiaddr, PeerId, Stream as Substream, StreamProtocol, swarm::ConnectionId};
@@ -501,8 +501,12 @@ impl Node {
         };
         let report = self.internal_tx.clone();
         backend::runtime::spawn(async move {
-            let ended = join_all(ending.into_iter().map(PumpHandle::ended)).boxed();
-            select(ended, Delay::new(FAREWELL)).await;
+            let ended = async {
+                for stream in ending {
+                    stream.ended().await;
+                }
+            };
+            select(ended.boxed(), Delay::new(FAREWELL)).await;
             // Lazy negotiation sends the protocol with the close; the peer's end of stream tells
             // that it has come.
             let told = async {
