@@ -54,7 +54,10 @@ use crate::{
     rtc,
 };
 
-/// How long streams that end may take before a connection closes, and the close to be told.
+/// How long streams that end may take before their connection closes: on a slow path two round trips and
+/// a retransmission.
+pub(super) const LAST_STREAMS: Duration = Duration::from_secs(2);
+/// How long closing connections may take to say so.
 pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The name on the wire of a protocol that stock peers speak; libp2p's begin with a slash.
@@ -448,7 +451,8 @@ impl Node {
         for session in self.sessions.keys().copied().collect::<Vec<_>>() {
             self.close_session(session, None);
         }
-        self.timers.after(FAREWELL * 3, Timer::ShutdownDeadline);
+        let patience = LAST_STREAMS + FAREWELL * 2;
+        self.timers.after(patience, Timer::ShutdownDeadline);
         self.stop_if_done();
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{
     connect::Conns,
-    engine::{FAREWELL, Internal, Node, Timer, raw_protocol},
+    engine::{FAREWELL, Internal, LAST_STREAMS, Node, Timer, raw_protocol},
     resumable::{self, PumpEvent, PumpHandle, StreamConfig, Via},
     session::Pump,
     streams::OpenError,
@@ -506,7 +506,7 @@ impl Node {
                     stream.ended().await;
                 }
             };
-            select(ended.boxed(), Delay::new(FAREWELL)).await;
+            select(ended.boxed(), Delay::new(LAST_STREAMS)).await;
             // Lazy negotiation sends the protocol with the close; the peer's end of stream tells
             // that it has come.
             let told = async {
