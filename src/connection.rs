@@ -213,8 +213,8 @@ impl Connection {
         }
     }
 
-    /// Closes the connection and tells the peer. Idempotent. Streams that both ends
-    /// have finished or reset end in good order first; what others have not sent is lost.
+    /// Closes the connection and tells the peer. Idempotent. Streams that both ends have finished, or
+    /// one has reset, end in good order first, in 2 s at most; what others have not sent is lost.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         let command = Command::CloseSession {

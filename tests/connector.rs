@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join};
 use throughline::{
-    Config, Connector, ErrorKind, PathKind, Ticket,
+    Attempt, Cause, Config, Connector, ErrorKind, PathKind, Ticket,
     server::{Server, ServerConfig},
 };
 use tokio::time::timeout;
@@ -18,38 +18,6 @@ fn config(relays: &[&Server]) -> Config {
     let mut config = common::config();
     config.relays = relays.iter().flat_map(|r| r.addresses().to_vec()).collect();
     config
-}
-
-/// Whoever has read the other's last byte has no reason to wait before it closes the connection, and
-/// the other's `close` must not take that for a loss.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_stream_is_closed_in_good_order_by_a_peer_that_leaves_at_its_end() {
-    let bob = peer(config(&[])).await;
-    let alice = peer(config(&[])).await;
-    until(|| !bob.ticket().addresses().is_empty()).await;
-    let ticket = bob.ticket();
-    for round in 0..100 {
-        let ask = async {
-            let conn = alice.connect(&ticket).await.unwrap();
-            let mut stream = conn.open("echo/1").await.unwrap();
-            stream.write_all(b"request").await.unwrap();
-            stream.close().await.unwrap();
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await.unwrap();
-            assert_eq!(answer, b"answer");
-            conn.close().await;
-        };
-        let answer = async {
-            let conn = bob.accept().await.unwrap();
-            let (_, mut stream) = conn.accept_stream().await.unwrap();
-            stream.read_to_end(&mut Vec::new()).await.unwrap();
-            stream.write_all(b"answer").await.unwrap();
-            let closed = stream.close().await;
-            assert!(closed.is_ok(), "round {round}: {closed:?}");
-            assert_eq!(conn.closed().await, ErrorKind::ConnectionClosed);
-        };
-        timeout(PATIENCE, join(ask, answer)).await.unwrap();
-    }
 }
 
 /// A ticket that leads through relays only.
@@ -162,13 +130,49 @@ async fn a_peer_without_a_reservation_is_told_apart() {
     }
 }
 
-#[tokio::test]
-async fn a_full_relay_is_told_apart() {
+/// A relay with room for one circuit of each peer.
+async fn small_relay() -> Server {
     let mut server = ServerConfig::default();
     server.hosts = vec![Ipv4Addr::LOCALHOST.into()];
     server.port = 0;
     server.relay.circuits_per_peer = std::num::NonZeroUsize::MIN;
-    let relay = Server::start(server).await.unwrap();
+    Server::start(server).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_full_relay_leaves_the_way_to_another() {
+    let (full, other) = (small_relay().await, relay().await);
+    let relayed = |relays: &[&Server]| {
+        let mut relayed = config(relays);
+        relayed.direct = false;
+        relayed
+    };
+    let carol = peer(relayed(&[&full])).await;
+    let bob = peer(relayed(&[&full, &other])).await;
+    let named = |relay: &Server, ticket: &Ticket| {
+        let addresses = relay.addresses();
+        ticket.relays().iter().any(|a| addresses.contains(a))
+    };
+    until(|| {
+        [&full, &other]
+            .iter()
+            .all(|relay| named(relay, &bob.ticket()))
+    })
+    .await;
+    let alice = peer(relayed(&[&full])).await;
+    let _conn = alice.connect(&carol.ticket()).await.unwrap();
+    let ticket = bob.ticket();
+    let connect = timeout(PATIENCE, alice.connect(&ticket)).await;
+    let conn = connect.unwrap().unwrap();
+    assert_eq!(conn.path().unwrap().kind, PathKind::Relayed);
+    let tried = conn.attempts();
+    let refused = |attempt: &Attempt| attempt.cause == Some(Cause::Limit);
+    assert!(tried.iter().any(refused), "{tried:?}");
+}
+
+#[tokio::test]
+async fn a_full_relay_is_told_apart() {
+    let relay = small_relay().await;
     let mut relayed = config(&[&relay]);
     relayed.direct = false;
     let bob = peer(relayed.clone()).await;
@@ -204,6 +208,38 @@ async fn an_address_that_others_can_dial_is_confirmed_and_leads_the_ticket() {
     .expect("the relay dials back");
     assert_eq!(bob.ticket().addresses()[0], confirmed);
     assert!(bob.report().await.unwrap().listening.contains(&confirmed));
+}
+
+/// Whoever has read the other's last byte has no reason to wait before it closes the connection, and
+/// the other's `close` must not take that for a loss.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stream_is_closed_in_good_order_by_a_peer_that_leaves_at_its_end() {
+    let bob = peer(config(&[])).await;
+    let alice = peer(config(&[])).await;
+    until(|| !bob.ticket().addresses().is_empty()).await;
+    let ticket = bob.ticket();
+    for round in 0..100 {
+        let ask = async {
+            let conn = alice.connect(&ticket).await.unwrap();
+            let mut stream = conn.open("echo/1").await.unwrap();
+            stream.write_all(b"request").await.unwrap();
+            stream.close().await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"answer");
+            conn.close().await;
+        };
+        let answer = async {
+            let conn = bob.accept().await.unwrap();
+            let (_, mut stream) = conn.accept_stream().await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            stream.write_all(b"answer").await.unwrap();
+            let closed = stream.close().await;
+            assert!(closed.is_ok(), "round {round}: {closed:?}");
+            assert_eq!(conn.closed().await, ErrorKind::ConnectionClosed);
+        };
+        timeout(PATIENCE, join(ask, answer)).await.unwrap();
+    }
 }
 
 #[tokio::test]

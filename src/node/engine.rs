@@ -54,8 +54,8 @@ use crate::{
     rtc,
 };
 
-/// How long streams that end may take before their connection closes: on a slow path two round trips and
-/// a retransmission.
+/// How long streams that end may take before their connection closes: on a slow path two round
+/// trips and a retransmission.
 pub(super) const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// How long closing connections may take to say so.
 pub(super) const FAREWELL: Duration = Duration::from_millis(500);

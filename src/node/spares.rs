@@ -9,9 +9,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use web_time::Instant;
 
-/// How many are made at a time where they are needed: twice as many with each that was. Where the last
-/// was not, it is one. A peer that has vanished holds up no other for good: where there is no path, a
-/// circuit's wait has an end.
+/// How many are made at a time at most: one where the last was not needed, twice as many with each
+/// that was. A peer that has vanished holds up nobody for good, since a circuit's wait has an end
+/// where there is no path.
 const MOST_PLACES: usize = 4;
 /// A place rests so many times as long as the circuit took that had it, where another path was
 /// sooner;
@@ -22,6 +22,7 @@ const NEEDED_RESTS: u32 = 1;
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
 pub(super) struct Spares {
+    /// How many are made at a time now.
     places: usize,
     /// Whose circuit has a place, and since when.
     placed: Vec<(u64, Instant)>,
