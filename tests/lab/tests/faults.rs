@@ -142,6 +142,14 @@ fn peers_meet_over_links_that_lose() {
         ("5 % lost", lossy(0.05)),
         ("20 % lost", lossy(0.20)),
         (
+            "10 % sent twice, 10 % overtaking",
+            Link {
+                duplicate: 0.1,
+                reorder: 0.1,
+                ..Link::default()
+            },
+        ),
+        (
             "nothing beyond 1280 bytes",
             Link {
                 mtu: 1280,
