@@ -20,10 +20,13 @@ pub(crate) mod plan;
 pub(crate) mod protobuf;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
+#[allow(dead_code, reason = "only a server shares what it has")]
+pub(crate) mod quota;
 pub(crate) mod race;
 #[allow(dead_code, reason = "nobody dials a browser")]
 pub(crate) mod reachability;
 pub(crate) mod resume;
+pub(crate) mod scope;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;
 pub(crate) mod server_url;

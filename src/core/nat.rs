@@ -1,7 +1,7 @@
 //! What a NAT does, concluded from what was seen of it (RFC 4787, RFC 5780), and which ports it
 //! will use next.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde::Serialize;
 
@@ -199,31 +199,6 @@ pub(crate) fn filtering(both: Option<bool>, port: Option<bool>) -> NatFiltering 
     }
 }
 
-/// Whether an address is one of the internet: a router that calls another its external one stands
-/// behind a NAT itself (RFC 1918, RFC 6598), and a port mapped there leads nowhere.
-pub(crate) fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            let zero = ip.octets()[0] == 0;
-            !(ip.is_private()
-                || shared
-                || zero
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip == Ipv4Addr::BROADCAST)
-        }
-        IpAddr::V6(ip) => {
-            !(ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_unique_local()
-                || ip.is_unicast_link_local()
-                || ip.is_multicast())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -335,30 +310,6 @@ mod tests {
             (None, None, F::Unknown),
         ] {
             assert_eq!(filtering(both, port), expected, "{both:?} {port:?}");
-        }
-    }
-
-    #[test]
-    fn private_and_shared_addresses_are_not_public() {
-        for (ip, public) in [
-            ("10.0.0.1", false),
-            ("172.16.0.1", false),
-            ("172.32.0.1", true),
-            ("192.168.0.1", false),
-            ("100.63.255.255", true),
-            ("100.64.0.0", false),
-            ("100.127.255.255", false),
-            ("100.128.0.0", true),
-            ("0.0.0.0", false),
-            ("127.0.0.1", false),
-            ("169.254.1.1", false),
-            ("255.255.255.255", false),
-            ("203.0.113.7", true),
-            ("fd00::1", false),
-            ("fe80::1", false),
-            ("2001:db8::1", true),
-        ] {
-            assert_eq!(is_public(ip.parse().unwrap()), public, "{ip}");
         }
     }
 

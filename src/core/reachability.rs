@@ -8,7 +8,7 @@ use std::{net::IpAddr, time::Duration};
 
 use multiaddr::{Multiaddr, PeerId, Protocol};
 
-use super::{autonat::Outcome, nat};
+use super::{autonat::Outcome, scope::is_global};
 
 /// Addresses kept at most. There are a few for each interface and family.
 const MAX_ADDRESSES: usize = 16;
@@ -183,8 +183,8 @@ impl Candidate {
 /// A name is of the internet.
 fn is_public(address: &Multiaddr) -> bool {
     match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => nat::is_public(IpAddr::V4(ip)),
-        Some(Protocol::Ip6(ip)) => nat::is_public(IpAddr::V6(ip)),
+        Some(Protocol::Ip4(ip)) => is_global(IpAddr::V4(ip)),
+        Some(Protocol::Ip6(ip)) => is_global(IpAddr::V6(ip)),
         _ => true,
     }
 }

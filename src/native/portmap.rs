@@ -23,7 +23,7 @@ use super::{
     socket::Sockets,
 };
 use crate::{
-    core::nat,
+    core::scope::is_global,
     event::{Cause, Strategy},
     report::{MappingProtocols, NatReport, PortMappingState},
 };
@@ -113,7 +113,7 @@ impl Mapper {
     /// Gets a mapping and follows what becomes of it, until `stopped`.
     async fn map(&self, hosts: &[SocketAddr], stopped: &mut oneshot::Receiver<()>) {
         // Nothing stands before a machine whose addresses are those of the internet.
-        if !hosts.iter().any(|host| !nat::is_public(host.ip())) {
+        if !hosts.iter().any(|host| !is_global(host.ip())) {
             self.tell(PortMappingState::Off, None);
             let _ = stopped.await;
             return;
@@ -168,7 +168,7 @@ impl Mapper {
     }
 
     fn publish(&self, hosts: &[SocketAddr], mapped: Option<SocketAddr>) {
-        let usable = mapped.filter(|mapped| nat::is_public(mapped.ip()));
+        let usable = mapped.filter(|mapped| is_global(mapped.ip()));
         let candidate = usable.and_then(|addr| {
             let base = towards(addr).map(|ip| SocketAddr::new(ip, self.port.get()));
             let base = base.filter(|base| hosts.contains(base));

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -25,6 +24,7 @@ use crate::{
         plan::{AttemptId, Known},
         race::Race,
         resume::StreamId,
+        scope::is_global,
     },
     error::{Error, ErrorKind},
     event::{Path, PathEvent, PathKind, Strategy},
@@ -392,12 +392,7 @@ pub(crate) fn path_of(pair: &CandidatePair) -> Path {
 fn is_host(end: &Endpoint) -> bool {
     match (end.kind, end.addr.map(|a| a.ip())) {
         (CandidateKind::Host, _) => true,
-        (CandidateKind::PeerReflexive, Some(IpAddr::V4(ip))) => {
-            ip.is_private() || ip.is_loopback() || ip.is_link_local()
-        }
-        (CandidateKind::PeerReflexive, Some(IpAddr::V6(ip))) => {
-            ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
+        (CandidateKind::PeerReflexive, Some(ip)) => !is_global(ip),
         _ => false,
     }
 }

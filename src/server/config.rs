@@ -49,6 +49,10 @@ pub struct ServerConfig {
     pub connections: ConnectionLimits,
     /// What HTTP serves.
     pub http: HttpConfig,
+    /// Whether the line that is logged for each refusal names the address that was refused, for a
+    /// program that watches the log and bans addresses. Default `false`: addresses are personal
+    /// data.
+    pub log_addresses: bool,
 }
 
 impl Default for ServerConfig {
@@ -63,6 +67,7 @@ impl Default for ServerConfig {
             turn: TurnConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
+            log_addresses: false,
         }
     }
 }
@@ -111,6 +116,11 @@ impl ServerConfig {
             (60..=MAX_CREDENTIAL_SECONDS).contains(&turn.credential_seconds),
             "turn.credential_seconds",
             "60 to 31536000",
+        )?;
+        check(
+            (1..=100).contains(&self.connections.share_per_address),
+            "connections.share_per_address",
+            "1 to 100",
         )?;
         check(
             self.announce.len() <= 16,
@@ -306,8 +316,14 @@ pub struct ConnectionLimits {
     /// Seconds after which a connection without reservation, circuit or stream is closed.
     /// Default 30.
     pub idle_seconds: u64,
-    /// HTTP connections held at once; more wait to be accepted. Default 256.
+    /// HTTP connections held at once; more are refused. Default 256.
     pub http: NonZeroUsize,
+    /// The share of every pool (connections, handshakes, reservations, circuits, allocations, and
+    /// so on) that one IPv4 address or one IPv6 /64 may hold, in percent, 1 to 100; an IPv6 /48 may
+    /// hold twice that. Default 10: nine addresses together leave room for a tenth, and an office
+    /// behind one address has 400 reservations. A small pool gives 8 places, or three quarters of
+    /// its own, to anybody. 100 lets one address have everything.
+    pub share_per_address: u8,
 }
 
 impl Default for ConnectionLimits {
@@ -318,6 +334,7 @@ impl Default for ConnectionLimits {
             pending: 512,
             idle_seconds: 30,
             http: nonzero_usize(256),
+            share_per_address: 10,
         }
     }
 }
@@ -401,6 +418,12 @@ mod tests {
         refused("turn.realm", |c| c.turn.realm = "a\r\n".into());
         refused("turn.credential_seconds", |c| {
             c.turn.credential_seconds = 59
+        });
+        refused("connections.share_per_address", |c| {
+            c.connections.share_per_address = 0
+        });
+        refused("connections.share_per_address", |c| {
+            c.connections.share_per_address = 101
         });
         with(|c| c.relay.reservation_seconds = 60).unwrap();
         refused("relay.reservation_seconds", |c| {

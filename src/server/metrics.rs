@@ -30,11 +30,18 @@ pub(crate) struct Metrics {
     turn_allocations: Gauge,
     turn_relayed: Counter,
     http: Family<Outcome, Counter>,
+    refused: Family<Refused, Counter>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Refused {
+    what: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -58,6 +65,7 @@ impl Metrics {
             turn_allocations: Gauge::default(),
             turn_relayed: Counter::default(),
             http: Family::default(),
+            refused: Family::default(),
             registry: Arc::default(),
         };
         registry.register(
@@ -115,6 +123,11 @@ impl Metrics {
             "http_requests",
             "HTTP requests by outcome",
             metrics.http.clone(),
+        );
+        registry.register(
+            "refused",
+            "What was refused to strangers, by what they asked for and by the limit that refused it",
+            metrics.refused.clone(),
         );
         let limits = Family::<Resource, Gauge>::default();
         for (resource, limit) in [
@@ -196,6 +209,10 @@ impl Metrics {
 
     pub(crate) fn http(&self, outcome: &'static str) {
         count(&self.http, outcome);
+    }
+
+    pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {
+        self.refused.get_or_create(&Refused { what, reason }).inc();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {

@@ -24,6 +24,7 @@ mod circuits;
 mod config;
 mod http;
 mod metrics;
+mod pool;
 mod rate;
 pub(crate) mod stun;
 mod swarm;
@@ -47,6 +48,7 @@ pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
     http::{DemoPeer, PageConfig, PageTurn, Site},
     metrics::Metrics,
+    pool::Pools,
     swarm::Relay,
     turn::Authority,
 };
@@ -93,6 +95,7 @@ impl Server {
             None => Identity::generate(),
         };
         let metrics = Metrics::new(&config);
+        let pools = Pools::new(&config, &metrics);
         // Sockets that fail at once come first: nothing has to be undone then.
         let http_listeners = bind_http(&config)?;
         let stun_sockets = bind_stun(&config)?;
@@ -104,7 +107,8 @@ impl Server {
             Some(_) => bind_turn(&config)?,
             None => (Vec::new(), Vec::new()),
         };
-        let relay = Relay::start(&config, identity.keypair(), metrics.clone()).await?;
+        let relay =
+            Relay::start(&config, identity.keypair(), metrics.clone(), pools.clone()).await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);

@@ -2,9 +2,11 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
+
+use crate::core::quota::network;
 
 /// Sources remembered at once: 1 MiB at most.
 const MAX_SOURCES: usize = 16_384;
@@ -58,7 +60,7 @@ impl RateLimiter {
 
     /// Whether `source` may act at `now`.
     pub(crate) fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        let key = network_of(source);
+        let key = network(source);
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&key) {
             self.forget_full_buckets(now);
             // Every remembered source is active: a flood of forged ones. Strangers wait.
@@ -87,16 +89,10 @@ impl RateLimiter {
     }
 }
 
-/// One household has one IPv4 address, or one IPv6 /64 (RFC 6177 section 2).
-fn network_of(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        v4 @ IpAddr::V4(_) => v4,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
     fn v4(n: u32) -> IpAddr {

@@ -26,6 +26,7 @@ use super::{
     circuits::{self, Carried, Circuits, Room},
     config::{ConnectionLimits, RelayLimits, ServerConfig},
     metrics::Metrics,
+    pool::Pools,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -67,6 +68,7 @@ impl Relay {
         config: &ServerConfig,
         keypair: &identity::Keypair,
         metrics: Metrics,
+        _pools: Pools,
     ) -> Result<Self, Error> {
         let reserved = Reserved::default();
         let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));

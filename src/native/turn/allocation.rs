@@ -30,7 +30,10 @@ use turn_client_proto::{
 };
 
 use super::{Failure, Offer, Server, frame, queue::Queue};
-use crate::native::socket::{Carrier, Sockets};
+use crate::{
+    core::scope::is_global,
+    native::socket::{Carrier, Sockets},
+};
 
 /// First retransmission of a request over UDP, its greatest interval, how many there are, and how
 /// long the last one waits. RFC 8489 section 6.2.1 recommends 500 ms, which on a lost packet
@@ -388,7 +391,7 @@ impl Allocation {
     fn wait_for_permission(&self, state: &mut State, now: Instant, to: SocketAddr, data: &[u8]) {
         let relayed = state.relayed.iter().find(|r| r.is_ipv4() == to.is_ipv4());
         // A server on the internet does not reach into private networks, and may refuse to try.
-        if relayed.is_none_or(|relayed| is_private(to.ip()) && !is_private(relayed.ip())) {
+        if relayed.is_none_or(|relayed| !is_global(to.ip()) && is_global(relayed.ip())) {
             return;
         }
         match state.peers.get(&to.ip()) {
@@ -536,16 +539,4 @@ fn config(server: &Server, families: &Families) -> TurnConfig {
     }
     config.set_request_retransmits(RTO, RTO_MAX, RETRANSMITS, RTO_LAST);
     config
-}
-
-/// Whether it means something on a local network only (RFC 6890).
-pub(super) fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [first, second, ..] = ip.octets();
-            let shared = first == 100 && second & 0xc0 == 64;
-            shared || ip.is_private() || ip.is_loopback() || ip.is_link_local()
-        }
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
 }

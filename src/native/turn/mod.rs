@@ -25,14 +25,17 @@ use tokio::{
     time,
 };
 
-use self::allocation::{Allocation, Families, is_private};
+use self::allocation::{Allocation, Families};
 pub(crate) use self::tls::Roots;
 use super::{
     gather::{Gathered, LocalCandidate, Origin},
     socket::{Adopted, Carrier, Sockets, any_source},
 };
 use crate::{
-    core::server_url::{ServerUrl, Service, Transport},
+    core::{
+        scope::is_global,
+        server_url::{ServerUrl, Service, Transport},
+    },
     event::{Cause, Strategy},
     report::NatReport,
 };
@@ -266,7 +269,7 @@ impl Task {
             // of our own network. The name that TLS has to prove stays.
             if let Err(Failure::Elsewhere(other)) = result
                 && other != addr
-                && (is_private(addr.ip()) || !is_private(other.ip()))
+                && (!is_global(addr.ip()) || is_global(other.ip()))
             {
                 result = self.both_families(other, &mut released).await;
             }
