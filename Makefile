@@ -1,13 +1,14 @@
 # Everything a user or a reviewer types. Each target sets up what it needs first.
-.PHONY: help demo test lab bench load fuzz check wasm setup-build setup-test
+.PHONY: help demo test lab bench load fuzz check package wasm setup-build setup-check setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 WASM := node js/scripts/toolchain.mjs
 JS   := js/dist/.built
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-build $(JS) ## start a relay, a native peer and the demo page on this machine
 	cargo build --locked
@@ -39,13 +40,27 @@ load: setup-test ## measure load and faults against what was promised, a quarter
 fuzz: setup-build ## let libFuzzer search every decoder for a minute each (SECONDS=600 for more)
 	scripts/fuzz $(or $(SECONDS),60)
 
-check: setup-build js/node_modules/.package-lock.json ## format, lints on both targets, documentation
+# The features one by one: what is compiled for all of them together may miss something alone.
+FEATURES := server cli fuzzing
+
+check: setup-check js/node_modules/.package-lock.json ## format, lints on both targets and for each feature, documentation, dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-features --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features -- -D warnings
+	for feature in $(FEATURES); do cargo clippy --locked --no-default-features --features $$feature -- -D warnings || exit 1; done
 	$(WASM) cargo clippy --locked --target wasm32-unknown-unknown --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --all-features --no-deps
+	$(WASM) cargo-deny --offline --locked check --allow duplicate bans licenses sources
+	@scripts/msrv
 
-setup-build setup-test: setup-%:
+package: setup-build $(JS) ## make the crate and the npm package as they would be published
+	cargo package --locked --allow-dirty --no-verify
+	folder=$$(mktemp -d) && tar -xf $(TARGET)/package/throughline-*.crate -C $$folder --strip-components 1 && \
+		CARGO_TARGET_DIR=$(TARGET) cargo clippy --locked --manifest-path $$folder/Cargo.toml -- -D warnings; \
+		status=$$?; rm -rf $$folder; exit $$status
+	cd js && npm pack --dry-run
+
+setup-build setup-check setup-test: setup-%:
 	@scripts/setup $*
 
 $(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/node_modules/.package-lock.json
