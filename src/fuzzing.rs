@@ -8,7 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
-use multiaddr::Multiaddr;
+use multiaddr::{Multiaddr, PeerId, Protocol};
 use str0m::ice::StunMessage;
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         self, autonat,
         candidate::Candidate,
         circuit::{Answer, CircuitError},
+        dial_back::Server,
         frame::{self, StreamState},
         mdns,
         resume::{self, Header, Request, Resume, StreamId},
@@ -41,6 +42,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("circuit", circuit),
     ("data_channel", data_channel),
     ("datagrams", datagrams),
+    ("dial_request", dial_request),
     ("frame", frame),
     ("mdns", mdns),
     ("options", options),
@@ -129,6 +131,26 @@ pub fn datagrams(data: &[u8]) -> bool {
         stride => stride,
     };
     socket::demultiplex(SOURCE, "evtj", run, stride) > 0
+}
+
+/// What an AutoNAT server is asked to dial.
+pub fn dial_request(data: &[u8]) -> bool {
+    if data.len() > autonat::MAX_REQUEST {
+        return false;
+    }
+    let _ = autonat::is_taken(data);
+    let Some(request) = autonat::read_request(data) else {
+        return false;
+    };
+    let observed = Multiaddr::from(SOURCE.ip()).with(Protocol::Tcp(SOURCE.port()));
+    let client = PeerId::from_bytes(&[0, 0]).expect("an empty key");
+    let server = Server::default();
+    if let Some((index, address)) = server.choose(&request.addresses, &client, &observed) {
+        assert!(index < request.addresses.len());
+        assert_eq!(address.iter().next(), observed.iter().next(), "a stranger");
+        assert!((2..=3).contains(&address.iter().count()));
+    }
+    true
 }
 
 /// Frames on a data channel, which come in pieces as long as the first byte says.

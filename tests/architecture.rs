@@ -102,6 +102,26 @@ fn javascript_is_met_in_one_folder() {
     assert_eq!(found, Vec::<String>::new());
 }
 
+/// A server that connects to what a stranger names can be aimed. Only the AutoNAT server does, and
+/// `core::dial_back` says where to.
+#[test]
+fn a_server_dials_nobody_but_who_asks_to_be_tested() {
+    let forbidden = [
+        "DialOpts",
+        "ToSwarm::Dial",
+        ".dial(",
+        ".connect(",
+        "TcpStream::connect",
+        "TcpSocket",
+        "lookup_host",
+        "to_socket_addrs",
+    ];
+    let found = breaches("src/server", &forbidden, |name, _| {
+        name == "src/server/autonat.rs" || name.ends_with("tests.rs")
+    });
+    assert_eq!(found, Vec::<String>::new());
+}
+
 #[test]
 fn backends_do_not_know_each_other() {
     let none = |_: &str, _: &str| false;

@@ -1,21 +1,27 @@
 //! What a client says to an AutoNAT v2 server that is to dial it, and what the server answers
-//! (libp2p specification `autonat/autonat-v2.md`).
+//! (libp2p specification `autonat/autonat-v2.md`). Both sides are here.
 //!
-//! Each message is a proto3 message behind its length as an unsigned varint.
+//! Each message is a proto3 message behind its length as an unsigned varint. What is read comes
+//! without its length.
 
-use super::protobuf::{behind_length, field, skip_field, take_bytes, take_varint};
+use super::protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint};
 
 /// The protocol a server is asked with.
 pub(crate) const DIAL_REQUEST: &str = "/libp2p/autonat/2/dial-request";
 /// The protocol of the stream that proves that the server reached us.
 pub(crate) const DIAL_BACK: &str = "/libp2p/autonat/2/dial-back";
 
+/// Longest request taken, as in libp2p: some hundred addresses.
+pub(crate) const MAX_REQUEST: usize = 4104;
 /// Longest answer taken; those there are have a few bytes.
 pub(crate) const MAX_ANSWER: usize = 256;
 /// Longest proof: a field of 8 bytes.
 pub(crate) const MAX_PROOF: usize = 9;
 /// `DialBackResponse { status = OK }`, which is what proto3 leaves out.
 pub(crate) const PROOF_TAKEN: [u8; 1] = [0];
+
+/// Longest answer to a proof that is taken: a field of two bytes, and room for what is not known.
+pub(crate) const MAX_PROOF_ANSWER: usize = 16;
 
 /// How much a server may ask us to send before it dials, so that nobody can use it to flood
 /// others: the specification has 30,000 to 100,000 bytes.
@@ -33,13 +39,16 @@ const BYTES: u64 = 1 << 3 | 2;
 const NONCE: u64 = 2 << 3 | 1;
 // DialDataRequest { addrIdx = 1, numBytes = 2 }
 const NUM_BYTES: u64 = 2 << 3;
-// DialResponse { status = 1, addrIdx = 2, dialStatus = 3 }
+// DialResponse { status = 1, addrIdx = 2, dialStatus = 3 }, DialBackResponse { status = 1 }
 const STATUS: u64 = 1 << 3;
+const INDEX: u64 = 2 << 3;
 const DIAL_STATUS: u64 = 3 << 3;
 // DialBack { nonce = 1 }
 const PROOF: u64 = 1 << 3 | 1;
 
 const OK: u64 = 200;
+const REJECTED: u64 = 100;
+const REFUSED: u64 = 101;
 const DIAL_ERROR: u64 = 100;
 const DIAL_BACK_ERROR: u64 = 101;
 
@@ -63,6 +72,36 @@ pub(crate) enum Answer {
     Done(Outcome),
 }
 
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Request<'a> {
+    /// The addresses, the one that matters most first. They may be anything.
+    pub(crate) addresses: Vec<&'a [u8]>,
+    pub(crate) nonce: u64,
+}
+
+/// What a server says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Response {
+    /// It does not treat it now, or cannot read it.
+    Rejected,
+    /// It dials none of the addresses.
+    Refused,
+    /// It has dialled the address with this index.
+    Tested(usize, Dialled),
+}
+
+/// What became of a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialled {
+    /// The client has taken the proof.
+    Reached,
+    /// There was no connection.
+    Unreached,
+    /// There was one, but the client did not take the proof there.
+    Unproven,
+}
+
 /// Asks a server to dial `address` and to say `nonce` there.
 pub(crate) fn request(address: &[u8], nonce: u64) -> Vec<u8> {
     let mut request = field(BYTES, address);
@@ -84,7 +123,7 @@ pub(crate) fn data(wanted: usize) -> Vec<u8> {
     messages
 }
 
-/// Reads an answer, without its length.
+/// Reads an answer.
 pub(crate) fn answer(mut rest: &[u8]) -> Option<Answer> {
     let mut answer = None;
     while !rest.is_empty() {
@@ -110,7 +149,7 @@ fn outcome(response: &[u8]) -> Option<Outcome> {
     })
 }
 
-/// Reads what proves that a server reached us, without its length.
+/// Reads what proves that a server reached us.
 pub(crate) fn proof(mut rest: &[u8]) -> Option<u64> {
     let mut nonce = None;
     while !rest.is_empty() {
@@ -124,6 +163,68 @@ pub(crate) fn proof(mut rest: &[u8]) -> Option<u64> {
         }
     }
     nonce
+}
+
+/// Reads a request.
+pub(crate) fn read_request(mut rest: &[u8]) -> Option<Request<'_>> {
+    let mut request = None;
+    while !rest.is_empty() {
+        match take_varint(&mut rest)? {
+            REQUEST => request = Some(dial_request(take_bytes(&mut rest)?)?),
+            tag => skip_field(tag, &mut rest)?,
+        }
+    }
+    request
+}
+
+fn dial_request(mut rest: &[u8]) -> Option<Request<'_>> {
+    let mut request = Request {
+        addresses: Vec::new(),
+        nonce: 0,
+    };
+    while !rest.is_empty() {
+        match take_varint(&mut rest)? {
+            BYTES => request.addresses.push(take_bytes(&mut rest)?),
+            NONCE => {
+                let (bytes, behind) = rest.split_first_chunk()?;
+                request.nonce = u64::from_le_bytes(*bytes);
+                rest = behind;
+            }
+            tag => skip_field(tag, &mut rest)?,
+        }
+    }
+    Some(request)
+}
+
+/// Answers a request.
+pub(crate) fn response(response: Response) -> Vec<u8> {
+    let number = |tag: u64, value: u64| [varint(tag), varint(value)].concat();
+    let fields = match response {
+        Response::Rejected => number(STATUS, REJECTED),
+        Response::Refused => number(STATUS, REFUSED),
+        Response::Tested(index, dialled) => {
+            let dialled = match dialled {
+                Dialled::Reached => OK,
+                Dialled::Unreached => DIAL_ERROR,
+                Dialled::Unproven => DIAL_BACK_ERROR,
+            };
+            let (status, index) = (number(STATUS, OK), number(INDEX, index as u64));
+            [status, index, number(DIAL_STATUS, dialled)].concat()
+        }
+    };
+    behind_length(&field(RESPONSE, &fields))
+}
+
+/// Proves to a client that it was reached.
+pub(crate) fn dial_back(nonce: u64) -> Vec<u8> {
+    let mut message = vec![PROOF as u8];
+    message.extend(nonce.to_le_bytes());
+    behind_length(&message)
+}
+
+/// Whether a client says that it has taken the proof.
+pub(crate) fn is_taken(answer: &[u8]) -> bool {
+    last(answer, &[STATUS]) == Some([0])
 }
 
 /// The last values of varint fields; 0, which proto3 leaves out, for those that are not there.
@@ -182,7 +283,71 @@ mod tests {
         assert_eq!(proof(&[]), None);
     }
 
+    #[test]
+    fn a_response_is_as_the_specification_has_it() {
+        assert_eq!(response(Response::Rejected), [4, 0x12, 2, 8, 100]);
+        assert_eq!(response(Response::Refused), [4, 0x12, 2, 8, 101]);
+        let reached = response(Response::Tested(1, Dialled::Reached));
+        assert_eq!(reached, [10, 0x12, 8, 8, 0xc8, 1, 0x10, 1, 0x18, 0xc8, 1]);
+        let unreached = response(Response::Tested(0, Dialled::Unreached));
+        assert_eq!(unreached, [9, 0x12, 7, 8, 0xc8, 1, 0x10, 0, 0x18, 100]);
+        for (said, outcome) in [
+            (Response::Rejected, Outcome::Unknown),
+            (Response::Refused, Outcome::Unknown),
+            (Response::Tested(3, Dialled::Reached), Outcome::Reached),
+            (
+                Response::Tested(200, Dialled::Unreached),
+                Outcome::Unreached,
+            ),
+            (Response::Tested(0, Dialled::Unproven), Outcome::Unreached),
+        ] {
+            assert_eq!(answer(&response(said)[1..]), Some(Answer::Done(outcome)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_none() {
+        assert_eq!(read_request(&[]), None);
+        assert_eq!(read_request(&data(7)[1..]), None, "nobody asked for data");
+        let empty = field(REQUEST, &[]);
+        let empty = read_request(&empty).unwrap();
+        assert_eq!((empty.addresses.len(), empty.nonce), (0, 0));
+        assert_eq!(read_request(&[0x0a, 4, 0x0a, 3, 7, 8]), None, "cut off");
+        assert_eq!(read_request(&[0x0a, 3, 0x11, 1, 2]), None, "half a nonce");
+    }
+
+    #[test]
+    fn a_proof_is_taken_or_not() {
+        assert!(is_taken(&PROOF_TAKEN[1..]) && is_taken(&[8, 0]) && is_taken(&[0x10, 9]));
+        assert!(!is_taken(&[8, 1]) && !is_taken(&[8]));
+        assert!(dial_back(u64::MAX).len() <= MAX_PROOF + 1);
+    }
+
     proptest! {
+        #[test]
+        fn a_request_says_what_was_asked(
+            addresses in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
+            nonce: u64,
+        ) {
+            let fields = addresses.iter().map(|address| field(BYTES, address));
+            let nonce_field = [&[NONCE as u8][..], &nonce.to_le_bytes()].concat();
+            let fields: Vec<_> = fields.chain([nonce_field]).flatten().collect();
+            let message = field(REQUEST, &fields);
+            let expected = Request {
+                addresses: addresses.iter().map(Vec::as_slice).collect(),
+                nonce,
+            };
+            prop_assert_eq!(read_request(&message), Some(expected));
+        }
+
+        #[test]
+        fn the_other_side_reads_what_is_written(address: [u8; 9], nonce: u64) {
+            let asked = request(&address, nonce);
+            let read = read_request(&asked[1..]).unwrap();
+            prop_assert_eq!((read.addresses, read.nonce), (vec![&address[..]], nonce));
+            prop_assert_eq!(proof(&dial_back(nonce)[1..]), Some(nonce));
+        }
+
         #[test]
         fn data_is_as_much_as_was_asked_for(wanted in 0usize..100_001) {
             let data = data(wanted);
@@ -201,7 +366,10 @@ mod tests {
 
         #[test]
         fn noise_never_panics(noise in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = (answer(&noise), proof(&noise));
+            let _ = (answer(&noise), proof(&noise), is_taken(&noise));
+            if let Some(request) = read_request(&noise) {
+                prop_assert!(request.addresses.len() <= noise.len());
+            }
         }
     }
 }

@@ -12,7 +12,8 @@ use super::{autonat::Outcome, scope::is_global};
 
 /// Addresses kept at most. There are a few for each interface and family.
 const MAX_ADDRESSES: usize = 16;
-/// Tests under way at a time. Each may cost 100 kB and ten seconds.
+/// Tests under way at a time, one for each server: ours make but one for each peer. Each may cost
+/// 100 kB and ten seconds.
 const MAX_TESTS: usize = 4;
 /// After how many pauses of a retry a confirmed address is tested again, and what is confirmed no
 /// longer counts: with the default of 30 s, 10 and 20 minutes. A test costs up to 100 kB.
@@ -41,8 +42,8 @@ struct Candidate {
     address: Multiaddr,
     /// When it is tested next.
     due: Duration,
-    /// The nonce of the test under way.
-    test: Option<u64>,
+    /// The nonce of the test under way, and who makes it.
+    test: Option<(u64, PeerId)>,
     /// Tests since the last one that reached us.
     failures: u32,
     /// Who has reached us there, and until when that counts.
@@ -102,17 +103,19 @@ impl Reachability {
         servers: &[(PeerId, Multiaddr)],
         nonce: u64,
     ) -> Option<Test> {
-        let under_way = self.candidates.iter().filter(|c| c.test.is_some()).count();
-        if under_way >= MAX_TESTS {
+        let under_way = self.candidates.iter().filter_map(|c| c.test);
+        let busy: Vec<_> = under_way.map(|(_, server)| server).collect();
+        if busy.len() >= MAX_TESTS {
             return None;
         }
         let due = self.candidates.iter_mut();
         let due = due.filter(|c| c.test.is_none() && c.due <= now);
         let (candidate, server) = due
             .filter_map(|c| Some((c.server(servers)?, c)))
+            .filter(|(server, _)| !busy.contains(server))
             .map(|(server, c)| (c, server))
             .min_by_key(|(c, _)| c.due)?;
-        candidate.test = Some(nonce);
+        candidate.test = Some((nonce, server));
         Some(Test {
             address: candidate.address.clone(),
             server,
@@ -129,7 +132,7 @@ impl Reachability {
     ) -> Option<Change> {
         let retry = self.retry;
         let all = &mut self.candidates;
-        let candidate = all.iter_mut().find(|c| c.test == Some(nonce))?;
+        let candidate = all.iter_mut().find(|c| c.test == Some((nonce, server)))?;
         candidate.test = None;
         let address = candidate.address.clone();
         if outcome == Outcome::Reached {
@@ -321,17 +324,31 @@ mod tests {
     }
 
     #[test]
-    fn there_are_bounds() {
+    fn a_server_makes_one_test_at_a_time() {
         let servers = servers(1);
+        let mut known = Reachability::new(RETRY);
+        known.add(ZERO, &ours());
+        known.add(ZERO, &address("/ip4/203.0.113.1/tcp/9"));
+        let first = known.test(RETRY, &servers, 1).unwrap();
+        assert_eq!(known.test(RETRY, &servers, 2), None);
+        known.tested(RETRY, 1, first.server, Outcome::Reached);
+        let second = known.test(RETRY, &servers, 2).unwrap();
+        assert_ne!(second.address, first.address);
+    }
+
+    #[test]
+    fn there_are_bounds() {
+        let servers = servers(MAX_TESTS + 1);
         let mut known = Reachability::new(RETRY);
         let at = |n: usize| address(&format!("/ip4/203.0.113.{n}/udp/9/quic-v1"));
         for n in 0..MAX_ADDRESSES {
             known.add(ZERO, &at(n));
         }
         for nonce in 0..MAX_TESTS as u64 {
-            assert!(known.test(RETRY, &servers, nonce).is_some());
+            let only = &servers[nonce as usize..];
+            assert!(known.test(RETRY, only, nonce).is_some());
         }
-        assert_eq!(known.test(RETRY, &servers, 99), None);
+        assert_eq!(known.test(RETRY, &servers[MAX_TESTS..], 99), None);
         known.tested(RETRY, 0, servers[0].0, Outcome::Unreached);
         known.add(ZERO, &at(200));
         assert_eq!(known.candidates.len(), MAX_ADDRESSES);

@@ -45,6 +45,8 @@ pub struct ServerConfig {
     pub stun: StunLimits,
     /// The TURN server.
     pub turn: TurnConfig,
+    /// The AutoNAT server.
+    pub autonat: AutonatConfig,
     /// How many connections are held.
     pub connections: ConnectionLimits,
     /// What HTTP serves.
@@ -65,6 +67,7 @@ impl Default for ServerConfig {
             relay: RelayLimits::default(),
             stun: StunLimits::default(),
             turn: TurnConfig::default(),
+            autonat: AutonatConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
             log_addresses: false,
@@ -299,6 +302,39 @@ impl std::fmt::Debug for TurnConfig {
             .field("enabled", &self.secret.is_some())
             .field("realm", &self.realm)
             .finish_non_exhaustive()
+    }
+}
+
+/// The AutoNAT v2 server, which dials peers that ask for it, so that they know whether others reach
+/// them.
+///
+/// A peer is dialled at the IP address that it is seen at and nowhere else, by QUIC or TCP, at a
+/// port from 1024 on or at the one that it is seen at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct AutonatConfig {
+    /// Whether peers at private and loopback addresses, and at the server's own, are dialled.
+    /// Default `false`: where a reverse proxy or a port forwarding stands before the server,
+    /// everybody seems to come from there, and could have its ports tried. A server for one
+    /// network or one machine needs it.
+    pub allow_private: bool,
+    /// Dials per second for one IPv4 address, or one IPv6 /64, on average, and twice as many in a
+    /// burst. Default 4: the peers of an office behind one address, which ask for a few when they
+    /// start and each ten minutes.
+    pub per_source: NonZeroU32,
+    /// Dials per second for all together, and twice as many in a burst. Default 100; 64 are under
+    /// way at once, and each costs a socket and a handshake.
+    pub total: NonZeroU32,
+}
+
+impl Default for AutonatConfig {
+    fn default() -> Self {
+        Self {
+            allow_private: false,
+            per_source: nonzero_u32(4),
+            total: nonzero_u32(100),
+        }
     }
 }
 

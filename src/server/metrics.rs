@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     turn_allocations: Gauge,
     turn_relayed: Counter,
     http: Family<Outcome, Counter>,
+    autonat: Family<Outcome, Counter>,
     refused: Family<Refused, Counter>,
 }
 
@@ -65,6 +66,7 @@ impl Metrics {
             turn_allocations: Gauge::default(),
             turn_relayed: Counter::default(),
             http: Family::default(),
+            autonat: Family::default(),
             refused: Family::default(),
             registry: Arc::default(),
         };
@@ -123,6 +125,11 @@ impl Metrics {
             "http_requests",
             "HTTP requests by outcome",
             metrics.http.clone(),
+        );
+        registry.register(
+            "autonat_tests",
+            "Requests of peers to be dialled by outcome",
+            metrics.autonat.clone(),
         );
         registry.register(
             "refused",
@@ -209,6 +216,10 @@ impl Metrics {
 
     pub(crate) fn http(&self, outcome: &'static str) {
         count(&self.http, outcome);
+    }
+
+    pub(crate) fn autonat(&self, outcome: &'static str) {
+        count(&self.autonat, outcome);
     }
 
     pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {

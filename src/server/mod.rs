@@ -19,6 +19,7 @@
 //! ```
 
 mod assets;
+mod autonat;
 mod certificate;
 mod circuits;
 mod config;
@@ -41,8 +42,8 @@ use libp2p::Multiaddr;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 pub use self::config::{
-    ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig, StunLimits,
-    TurnConfig,
+    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
+    StunLimits, TurnConfig,
 };
 pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
@@ -107,8 +108,15 @@ impl Server {
             Some(_) => bind_turn(&config)?,
             None => (Vec::new(), Vec::new()),
         };
-        let relay =
-            Relay::start(&config, identity.keypair(), metrics.clone(), pools.clone()).await?;
+        let own = own_sockets(&[&stun_sockets, &turn_udp], &[&http_listeners, &turn_tcp]);
+        let relay = Relay::start(
+            &config,
+            identity.keypair(),
+            metrics.clone(),
+            pools.clone(),
+            own,
+        )
+        .await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
@@ -353,6 +361,20 @@ fn bind_error(service: &str, address: SocketAddr, error: io::Error) -> Error {
         format!("cannot bind {service} to {address}: {error}"),
     )
     .with_source(error)
+}
+
+/// Where the services besides the relay are.
+fn own_sockets(
+    udp: &[&[(SocketAddr, UdpSocket)]],
+    tcp: &[&[(SocketAddr, TcpListener)]],
+) -> Vec<SocketAddr> {
+    let udp = udp.iter().copied().flatten();
+    let tcp = tcp.iter().copied().flatten();
+    let bound = udp.map(|(_, socket)| socket.local_addr());
+    bound
+        .chain(tcp.map(|(_, listener)| listener.local_addr()))
+        .flatten()
+        .collect()
 }
 
 /// The IP addresses that others are told: of wildcard hosts those of the interfaces.

@@ -11,8 +11,12 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, Transport as _, autonat,
-    core::{muxing::StreamMuxerBox, transport::ListenerId, upgrade::Version},
+    Multiaddr, PeerId, Swarm, Transport as _,
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{ListenerId, timeout::TransportTimeout},
+        upgrade::Version,
+    },
     identify, identity,
     multiaddr::Protocol,
     ping, relay,
@@ -22,7 +26,7 @@ use libp2p_metrics::BandwidthTransport;
 use tokio::sync::oneshot;
 
 use super::{
-    certificate,
+    autonat, certificate,
     circuits::{self, Carried, Circuits, Room},
     config::{ConnectionLimits, RelayLimits, ServerConfig},
     metrics::Metrics,
@@ -49,7 +53,7 @@ struct Behaviour {
     relay: relay::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
-    autonat: autonat::v2::server::Behaviour,
+    autonat: autonat::Behaviour,
     early: streams::Behaviour,
 }
 
@@ -68,11 +72,16 @@ impl Relay {
         config: &ServerConfig,
         keypair: &identity::Keypair,
         metrics: Metrics,
-        _pools: Pools,
+        pools: Pools,
+        mut own: Vec<SocketAddr>,
     ) -> Result<Self, Error> {
         let reserved = Reserved::default();
         let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));
-        let behaviour = behaviour(config, keypair, &reserved, &circuits.room);
+        let announced = config.announced()?;
+        own.extend(announced.iter().filter_map(autonat::socket));
+        own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
+        let autonat = autonat::Behaviour::new(&config.autonat, own, &pools, metrics.clone());
+        let behaviour = behaviour(config, keypair, &reserved, &circuits.room, autonat);
         let transport = transport(config, keypair, &metrics)?;
         let swarm_config = swarm::Config::with_tokio_executor()
             .with_substream_upgrade_protocol_override(Version::V1Lazy)
@@ -80,7 +89,7 @@ impl Relay {
         let peer = keypair.public().to_peer_id();
         let mut relay = Self {
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
-            announce: Announcements::new(config.announced()?),
+            announce: Announcements::new(announced),
             metrics,
             reserved,
             circuits,
@@ -362,6 +371,7 @@ fn behaviour(
     keypair: &identity::Keypair,
     reserved: &Reserved,
     room: &Room,
+    autonat: autonat::Behaviour,
 ) -> Behaviour {
     let peer = keypair.public().to_peer_id();
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
@@ -375,7 +385,7 @@ fn behaviour(
                 .with_hide_listen_addrs(true),
         ),
         ping: node::ping(),
-        autonat: autonat::v2::server::Behaviour::default(),
+        autonat,
         early: streams::Behaviour::new(Carried::protocols(), false),
     }
 }
@@ -457,7 +467,8 @@ fn transport(
         .collect();
     let internet = transports::server(keypair, &quic, transports::DEFAULT_CONNECT_TIMEOUT)
         .map_err(|e| io_error("cannot set up the transports", e))?;
-    let all = transports::join(webrtc, internet);
+    let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
+    let all = transports::join(webrtc, internet.boxed());
     let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));
     Ok(counted
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))

@@ -19,6 +19,7 @@ pub(crate) async fn relay() -> throughline::server::Server {
     let mut config = throughline::server::ServerConfig::default();
     config.hosts = vec![std::net::Ipv4Addr::LOCALHOST.into()];
     config.port = 0;
+    config.autonat.allow_private = true;
     throughline::server::Server::start(config).await.unwrap()
 }
 

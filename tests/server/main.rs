@@ -24,6 +24,7 @@ use libp2p_stream as stream;
 use throughline::server::{Server, ServerConfig};
 use tokio::time::timeout;
 
+mod autonat;
 mod http;
 mod stun;
 

@@ -28,6 +28,8 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
     }
     let loopback = config.hosts.iter().all(IpAddr::is_loopback);
+    // Nobody comes from elsewhere.
+    config.autonat.allow_private |= loopback;
     // The usual port, so that a reload finds the page again, unless another program has it.
     let server = match Server::start(config.clone()).await {
         Err(_) if config.port == default.port => {

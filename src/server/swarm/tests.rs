@@ -44,6 +44,28 @@ fn loopback_is_announced_only_where_nothing_else_is_there() {
     );
 }
 
+#[tokio::test]
+async fn a_server_dials_nobody_by_itself() {
+    let config = ServerConfig {
+        hosts: vec!["127.0.0.1".parse().unwrap()],
+        port: 0,
+        ..ServerConfig::default()
+    };
+    let metrics = Metrics::new(&config);
+    let pools = Pools::new(&config, &metrics);
+    let keypair = identity::Keypair::generate_ed25519();
+    let relay = Relay::start(&config, &keypair, metrics, pools, Vec::new());
+    let mut relay = relay.await.unwrap();
+    let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));
+    let address = address.with(Protocol::Tcp(victim.local_addr().unwrap().port()));
+    let dialled = relay.swarm.dial(address);
+    assert!(
+        matches!(dialled, Err(swarm::DialError::Denied { .. })),
+        "{dialled:?}"
+    );
+}
+
 #[test]
 fn a_full_relay_still_renews() {
     let reserved = Reserved::default();
