@@ -74,7 +74,10 @@ pub fn address(data: &[u8]) -> bool {
     let _ = core::address::route(&addr);
     let _ = core::address::relay_part(&addr);
     let _ = core::address::scope_of(&addr);
-    if core::dial::Policy::new(true, Vec::new()).check(&addr).is_ok() {
+    if core::dial::Policy::new(true, Vec::new())
+        .check(&addr)
+        .is_ok()
+    {
         // What is written into requests, as it is.
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(addr.iter().all(|part| match part {
