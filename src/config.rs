@@ -6,7 +6,10 @@ use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::server_url::{ServerUrl, Service},
+    core::{
+        address,
+        server_url::{ServerUrl, Service},
+    },
     error::{Error, ErrorKind},
     event::Strategy,
     ticket::relay_id,
@@ -97,6 +100,16 @@ pub struct Config {
     /// Whether to try for paths other than the relay. `false` keeps every address of this peer
     /// from the other side. Defaults to `true`.
     pub direct: bool,
+    /// Whether addresses that others name (in tickets, as relays, as candidates) are dialled in
+    /// private networks and on this machine. Defaults to `true`: peers on one network meet there.
+    /// Set it to `false` in a server that dials its users' tickets, because each ticket could point
+    /// it at a service of its own network. Whatever it says, nobody is dialled at link-local,
+    /// multicast, reserved and metadata addresses, [`relays`](Self::relays) that are IP addresses
+    /// are dialled, and this machine gets no first bytes that somebody else has chosen: QUIC, TCP,
+    /// and WebSocket at `/` of an IP address or of `localhost` are all that is dialled there. In a
+    /// browser it counts for relays; who may be checked as a candidate the browser decides.
+    #[serde(alias = "dialPrivate")]
+    pub dial_private: bool,
     /// The longest that [`Connector::connect`](crate::Connector::connect) may take. 100 ms to
     /// 10 min. Defaults to 10 s; it returns on the first path, which is much sooner.
     #[serde(
@@ -224,6 +237,7 @@ impl Default for Config {
             listen: Vec::new(),
             protocols: Vec::new(),
             direct: true,
+            dial_private: true,
             connect_timeout: CONNECT_TIMEOUT,
             strategy_timeout: STRATEGY_TIMEOUT,
             start_delays: StartDelays::default(),
@@ -448,12 +462,17 @@ fn parse_all(field: &str, texts: &[String]) -> Result<Vec<Multiaddr>, Error> {
     texts
         .iter()
         .map(|text| {
-            text.parse().map_err(|e| {
-                Error::new(
-                    ErrorKind::InvalidAddress,
-                    format!("{field}: `{text}` is not a multiaddress: {e}"),
-                )
-            })
+            let refuse = |why: &dyn std::fmt::Display| {
+                let message = format!("{field}: `{}` {why}", text.escape_debug());
+                Error::new(ErrorKind::InvalidAddress, message)
+            };
+            let address = text
+                .parse()
+                .map_err(|e| refuse(&format_args!("is not a multiaddress: {e}")))?;
+            match address::fault(&address) {
+                Some(why) => Err(refuse(&format_args!("cannot be used: {why}"))),
+                None => Ok(address),
+            }
         })
         .collect()
 }

@@ -169,6 +169,8 @@ causes! {
     WrongPeer = "wrong_peer", "ask the peer for a fresh ticket";
     /// No address is of a kind that can be dialled here.
     NoAddress = "no_address", "let both peers use a relay that both can reach";
+    /// The address is one where nobody else may send us (see `Config::dial_private`).
+    Forbidden = "forbidden", "check where the ticket comes from, or set dial_private";
     /// The relay of the circuit was not reached.
     RelayUnreachable = "relay_unreachable", "check that the relay runs and that its address is right";
     /// The relay was reached, but it does not know the peer.

@@ -75,7 +75,19 @@ pub fn address(data: &[u8]) -> bool {
     let _ = address::advertised(&addr);
     let _ = core::address::route(&addr);
     let _ = core::address::relay_part(&addr);
-    let _ = core::address::is_link_local(&addr);
+    let _ = core::address::scope_of(&addr);
+    if core::dial::Policy::new(true, Vec::new())
+        .check(&addr)
+        .is_ok()
+    {
+        // What is written into requests, as it is.
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        assert!(addr.iter().all(|part| match part {
+            Protocol::Ws(text) | Protocol::Wss(text) | Protocol::Sni(text) => plain(&text),
+            Protocol::Dns(text) | Protocol::Dns4(text) | Protocol::Dns6(text) => plain(&text),
+            _ => true,
+        }));
+    }
     true
 }
 

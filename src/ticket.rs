@@ -11,7 +11,7 @@ use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::offer::Incarnation,
+    core::{address, offer::Incarnation},
     error::{Error, ErrorKind},
     identity::PeerId,
 };
@@ -19,7 +19,7 @@ use crate::{
 /// Printed first, so that a ticket is recognised and its form can change.
 const PREFIX: &str = "tl1";
 /// Enough for two relays with every transport each, and some hosts; bounds what a ticket makes us dial.
-const MAX_ADDRESSES: usize = 32;
+pub(crate) const MAX_ADDRESSES: usize = 32;
 /// One for each address family and NAT that a peer may be behind; also how many datagrams a ticket
 /// makes us send unasked.
 const MAX_MAPPED: usize = 4;
@@ -123,11 +123,7 @@ impl Ticket {
             }
         }
         for address in relays.iter().chain(&addresses) {
-            if address.len() > MAX_ADDRESS_BYTES {
-                return Err(invalid(format!(
-                    "an address is over {MAX_ADDRESS_BYTES} bytes"
-                )));
-            }
+            check_address(address).map_err(invalid)?;
         }
         Ok(Self {
             peer,
@@ -185,6 +181,21 @@ pub(crate) fn relay_id(address: &Multiaddr) -> Option<libp2p::PeerId> {
     match address.iter().last() {
         Some(Protocol::P2p(peer)) => Some(peer),
         _ => None,
+    }
+}
+
+/// Whether a ticket may hold `address`.
+///
+/// # Errors
+/// What is wrong with it, with the address.
+pub(crate) fn check_address(address: &Multiaddr) -> Result<(), String> {
+    if address.len() > MAX_ADDRESS_BYTES {
+        return Err(format!("an address is over {MAX_ADDRESS_BYTES} bytes"));
+    }
+    match address::fault(address) {
+        // Its text may hold what a terminal obeys.
+        Some(why) => Err(format!("`{}`: {why}", address.to_string().escape_debug())),
+        None => Ok(()),
     }
 }
 
@@ -402,6 +413,25 @@ mod tests {
         let peer = Identity::generate().peer_id();
         let error = Ticket::from_parts(peer, ["/ip4/192.0.2.1/tcp/1"], []).unwrap_err();
         assert!(error.message().contains("relay 0"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_aims_is_refused_by_name() {
+        let peer = Identity::generate().peer_id();
+        for address in [
+            "/ip4/192.0.2.1/tcp/1/x-parity-ws/%2Fa%0D%0AHost:%20b",
+            "/dns4/a b/tcp/1/ws",
+            "/ip4/192.0.2.1/tcp/1/ip4/127.0.0.1/tcp/6379/ws",
+        ] {
+            let error = Ticket::from_parts(peer, [], [address]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTicket);
+            assert!(error.message().contains(address), "{error}");
+            let mut aimed = sample();
+            aimed.addresses.push(address.parse().unwrap());
+            let error = aimed.to_string().parse::<Ticket>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTicket);
+            assert!(error.message().contains(address), "{error}");
+        }
     }
 
     proptest! {

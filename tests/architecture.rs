@@ -122,6 +122,43 @@ fn a_server_dials_nobody_but_who_asks_to_be_tested() {
     assert_eq!(found, Vec::<String>::new());
 }
 
+/// Whoever names an address aims us. So sockets connect and agents send in few places, each of which
+/// asks `core::dial` first or goes where the user's configuration says.
+#[test]
+fn nobody_is_dialled_past_the_guard() {
+    let candidates = "src/native/rtc/session/candidates.rs";
+    let guard = "src/native/guard.rs";
+    let transports = "src/native/transports.rs";
+    let turn = "src/native/turn/mod.rs";
+    let expected: [(&str, &[&str]); 11] = [
+        // The transports, and what is between them and whoever dials.
+        ("tcp::tokio::Transport::new", &[transports]),
+        ("quic::tokio::Transport::new", &[transports]),
+        ("super::quic::Transport::new", &[transports]),
+        ("with_dns(", &[guard, transports]),
+        ("guard.over(", &[transports]),
+        ("guard.named(", &[transports]),
+        ("policy.check(", &["src/node/dials.rs"]),
+        // Candidates that the session allows, a socket for one of these, configured TURN servers
+        // and where they may refer us to, and what sends nothing.
+        ("ice.add_remote_candidate(", &[candidates]),
+        ("TcpStream::connect", &["src/native/turn/stream.rs"]),
+        (
+            "socket.connect(",
+            &["src/native/portmap.rs", "src/native/rtc/burst.rs", turn],
+        ),
+        ("may_refer(", &["src/core/dial.rs", turn, turn]),
+    ];
+    for (word, places) in expected {
+        let found = breaches("src", &[word], |name, _| {
+            name.starts_with("src/bin/") || name.ends_with("tests.rs")
+        });
+        let mut files: Vec<_> = found.iter().filter_map(|at| at.split(':').next()).collect();
+        files.sort_unstable();
+        assert_eq!(files, places, "{word}: {found:#?}");
+    }
+}
+
 #[test]
 fn backends_do_not_know_each_other() {
     let none = |_: &str, _: &str| false;

@@ -34,6 +34,11 @@ export interface Config {
   readonly relayReservations?: number;
   /** Whether to try for paths other than the relay. Defaults to `true`. */
   readonly direct?: boolean;
+  /**
+   * Whether relays that tickets name are dialled in private networks and on this machine. Defaults to
+   * `true`. A program in Node or Deno that dials its users' tickets sets it to `false`.
+   */
+  readonly dialPrivate?: boolean;
   /** The longest a connect may take. 100 to 600,000 ms, defaults to 10,000. */
   readonly connectTimeoutMs?: number;
   /** The longest one attempt by one strategy may take. 100 to 600,000 ms, defaults to 10,000. */

@@ -12,6 +12,7 @@ export type Cause =
   | "unreachable"
   | "wrong_peer"
   | "no_address"
+  | "forbidden"
   | "relay_unreachable"
   | "no_reservation"
   | "limit"

@@ -21,6 +21,7 @@ fn defaults_are_those_that_were_promised() {
         "listen": [],
         "protocols": [],
         "direct": true,
+        "dial_private": true,
         "connect_timeout_ms": 10_000,
         "strategy_timeout_ms": 10_000,
         "start_delays_ms": {
@@ -142,6 +143,9 @@ fn ranges_hold_at_their_edges() {
     with(|c| c.stream_window = (64 << 20) + 1).unwrap_err();
     let error = with(|c| c.relays = vec!["/ip4/192.0.2.1/tcp/1".into()]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+    let path = "/ip4/192.0.2.1/tcp/1/x-parity-ws/%2f%0d%0a";
+    let error = with(|c| c.listen = vec!["/ip4/192.0.2.1/tcp/1/x-parity-ws/%2f%0d%0a".into()]);
+    assert!(error.unwrap_err().message().contains(path));
     with(|c| c.stun = vec!["192.0.2.1".into()]).unwrap_err();
     with(|c| c.stun = vec!["stuns:192.0.2.1".into()]).unwrap_err();
     with(|c| c.port_mapping_timeout = Duration::from_secs(60)).unwrap();

@@ -1,6 +1,9 @@
-//! Multiaddresses of relays, circuits and `/webrtc`, taken apart and put together.
+//! Multiaddresses of relays, circuits and `/webrtc`, taken apart and put together, and what is wrong
+//! with those that others have written.
 
 use multiaddr::{Multiaddr, PeerId, Protocol};
+
+use super::scope::{Scope, scope};
 
 /// What an address of a peer leads through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,26 +70,98 @@ pub(crate) fn with_peer(address: &Multiaddr, peer: PeerId) -> Option<Multiaddr> 
     address.clone().with_p2p(peer).ok()
 }
 
-/// Whether `address` means nothing without the interface it was seen on (RFC 4007 section 6).
-pub(crate) fn is_link_local(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_link_local(),
-        Some(Protocol::Ip6(ip)) => ip.is_unicast_link_local(),
-        _ => false,
+/// Where the IP address in `address` leads; `None` without one.
+pub(crate) fn scope_of(address: &Multiaddr) -> Option<Scope> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(scope(ip.into())),
+        Protocol::Ip6(ip) => Some(scope(ip.into())),
+        _ => None,
     }
 }
 
-/// Whether only this machine can reach `address`.
-pub(crate) fn is_loopback(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
-        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
-        _ => false,
-    }
+/// What is wrong with `address`, if anything is.
+///
+/// Binary multiaddresses hold any text as a name or a path, and what dials them writes that into
+/// requests. So every address that somebody else has written is looked at before it is used.
+pub(crate) fn fault(address: &Multiaddr) -> Option<&'static str> {
+    address.iter().enumerate().find_map(|(at, part)| {
+        let sound = match &part {
+            Protocol::Dns(name)
+            | Protocol::Dns4(name)
+            | Protocol::Dns6(name)
+            | Protocol::Dnsaddr(name)
+            | Protocol::Sni(name) => is_host_name(name),
+            _ => true,
+        };
+        if !sound {
+            return Some("a host name in it is none");
+        }
+        match part {
+            Protocol::Ws(path) | Protocol::Wss(path) if !is_path(&path) => {
+                Some("its path is not one of RFC 3986")
+            }
+            // Its text has no slash in front.
+            Protocol::HttpPath(path) if !is_path_text(&path) => {
+                Some("its path is not one of RFC 3986")
+            }
+            // Transports disagree about which of two hosts counts.
+            Protocol::Ip4(_)
+            | Protocol::Ip6(_)
+            | Protocol::Dns(_)
+            | Protocol::Dns4(_)
+            | Protocol::Dns6(_)
+            | Protocol::Dnsaddr(_)
+                if at > 0 =>
+            {
+                Some("its host does not come first, or is not the only one")
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Whether `path` is `path-absolute [ "?" query ]` (RFC 3986 section 3.3 and 3.4).
+fn is_path(path: &str) -> bool {
+    path.starts_with('/') && !path.starts_with("//") && is_path_text(path)
+}
+
+/// `pchar`, `/` and `?` only.
+fn is_path_text(text: &str) -> bool {
+    let escaped = |rest: &str| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
+    };
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:@/?".contains(&b);
+    text.bytes().all(is_part) && text.split('%').skip(1).all(escaped)
+}
+
+/// Whether `name` is a host name (RFC 1123 section 2.1), with the underscore that many have.
+///
+/// One that ends in a number is an IPv4 address to some (URL standard section 3.5), in forms such as
+/// `127.1` and `0x7f000001`. An address is written as one.
+fn is_host_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let number = match hex {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => last.bytes().all(|b| b.is_ascii_digit()),
+    };
+    name.len() <= 253 && name.split('.').all(is_label) && !number
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const RELAY: &str =
@@ -113,9 +188,139 @@ mod tests {
         assert_eq!(route(&webrtc(&relay, peer)), Route::WebRtc);
         assert_eq!(route(&relay), Route::Direct);
         assert_eq!(with_peer(&relay, peer), None);
-        assert!(!is_loopback(&relay));
-        assert!(is_loopback(&"/ip6/::1/udp/1".parse().unwrap()));
-        assert!(is_link_local(&"/ip6/fe80::1/udp/1".parse().unwrap()));
-        assert!(!is_link_local(&relay));
+        assert_eq!(scope_of(&relay), Some(Scope::Global));
+        let scope_of = |text: &str| scope_of(&text.parse().unwrap());
+        assert_eq!(scope_of("/ip6/::1/udp/1"), Some(Scope::Loopback));
+        assert_eq!(scope_of("/ip6/fe80::1/udp/1"), Some(Scope::Forbidden));
+        assert_eq!(scope_of("/dns/a/udp/1"), None);
+    }
+
+    fn with(part: Protocol<'_>) -> Multiaddr {
+        "/ip4/192.0.2.1/tcp/80"
+            .parse::<Multiaddr>()
+            .unwrap()
+            .with(part)
+    }
+
+    #[test]
+    fn paths_are_those_of_rfc_3986() {
+        for path in [
+            "/",
+            "/a",
+            "/a/b/",
+            "/a//b",
+            "/a?b=c&d=/?",
+            "/%0d%0a",
+            "/-._~!$&'()*+,;=:@",
+        ] {
+            assert_eq!(fault(&with(Protocol::Ws(path.into()))), None, "{path}");
+            assert_eq!(fault(&with(Protocol::Wss(path.into()))), None, "{path}");
+        }
+        for path in [
+            "", "a", "//a", "/ ", "/\r\n", "/\n", "/\0", "/\t", "/\u{e9}", "/#", "/\"", "/<",
+            "/\\", "/^", "/`", "/{", "/|", "/[", "/\x7f", "/%", "/%0", "/%0g", "/%g0",
+        ] {
+            assert!(
+                fault(&with(Protocol::Ws(path.into()))).is_some(),
+                "{path:?}"
+            );
+            assert!(
+                fault(&with(Protocol::Wss(path.into()))).is_some(),
+                "{path:?}"
+            );
+        }
+        assert_eq!(fault(&with(Protocol::HttpPath("a/b".into()))), None);
+        assert!(fault(&with(Protocol::HttpPath("a\r\n".into()))).is_some());
+    }
+
+    #[test]
+    fn names_are_those_of_hosts() {
+        let label = "a".repeat(63);
+        let long = [&label[..61], &label, &label, &label]
+            .map(str::to_owned)
+            .join(".");
+        for name in [
+            "a",
+            "a.example",
+            "a.example.",
+            "3com",
+            "_x.example",
+            "xn--a.1a",
+            "0xg",
+            &label,
+            &long,
+        ] {
+            let address = Multiaddr::from(Protocol::Dns(name.to_owned().into()));
+            assert_eq!(fault(&address), None, "{name}");
+        }
+        let longer = format!("{long}a");
+        let label = format!("{label}a");
+        for name in [
+            "",
+            ".",
+            "a..b",
+            ".a",
+            "-a",
+            "a-.b",
+            "a b",
+            "a\r\n",
+            "a:1",
+            "a/b",
+            "a@b",
+            "a?b",
+            "\u{e9}",
+            "1",
+            "127.1",
+            "127.0.0.1",
+            "a.0x7f",
+            "0x7f000001",
+            "0X",
+            "1.",
+            &label,
+            &longer,
+        ] {
+            let parts = [
+                Protocol::Dns,
+                Protocol::Dns4,
+                Protocol::Dns6,
+                Protocol::Dnsaddr,
+            ];
+            for part in parts {
+                assert!(fault(&part(name.into()).into()).is_some(), "{name:?}");
+            }
+            assert!(
+                fault(&with(Protocol::Sni(name.into()))).is_some(),
+                "{name:?}"
+            );
+        }
+    }
+
+    proptest! {
+        /// What passes can be written into a request as it is.
+        #[test]
+        fn what_passes_has_only_bytes_of_the_set(text in "[/a%0-9.?# \r\n\\-]{0,8}|.{0,12}", bytes: Vec<u8>) {
+            for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
+                let is_sound = |part: Protocol<'_>| fault(&with(part)).is_none();
+                let visible = |more: &str| {
+                    text.bytes().all(|b| b.is_ascii_alphanumeric() || more.as_bytes().contains(&b))
+                };
+                if is_sound(Protocol::Ws(text.as_str().into())) {
+                    prop_assert!(text.starts_with('/'));
+                    prop_assert!(visible("-._~%!$&'()*+,;=:@/?"));
+                }
+                if is_sound(Protocol::Sni(text.as_str().into())) {
+                    prop_assert!(visible("-._"));
+                    prop_assert!(text.parse::<std::net::IpAddr>().is_err());
+                }
+            }
+        }
+
+        /// Neither does any address that comes in bytes.
+        #[test]
+        fn no_bytes_break_it(bytes: Vec<u8>) {
+            if let Ok(address) = Multiaddr::try_from(bytes) {
+                let _ = fault(&address);
+            }
+        }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) mod candidate;
 pub(crate) mod circuit;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+#[allow(dead_code, reason = "a browser resolves names itself")]
+pub(crate) mod dial;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a browser resolves such names itself")]
 pub(crate) mod mdns;
@@ -17,6 +19,7 @@ pub(crate) mod mdns;
 pub(crate) mod nat;
 #[allow(dead_code, reason = "a browser seals no offers")]
 pub(crate) mod offer;
+pub(crate) mod pace;
 pub(crate) mod path;
 pub(crate) mod plan;
 pub(crate) mod protobuf;

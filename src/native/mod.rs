@@ -3,6 +3,7 @@
 mod autonat;
 mod dcutr;
 pub(crate) mod gather;
+pub(crate) mod guard;
 pub(crate) mod heap;
 pub(crate) mod identity;
 pub(crate) mod limits;
@@ -23,11 +24,14 @@ use std::net::SocketAddr;
 
 use libp2p::identity::Keypair;
 
-use self::{quic::Quic, socket::Addresses};
+use self::{guard::Guard, quic::Quic, socket::Addresses};
 use crate::{
     Config, Error, ErrorKind,
     config::server_url,
-    core::server_url::{Service, Transport},
+    core::{
+        dial::Policy,
+        server_url::{Service, Transport},
+    },
     rtc::{BackendError, Config as RtcConfig},
 };
 
@@ -35,14 +39,15 @@ use crate::{
 pub(crate) type Rtc = rtc::Backend;
 
 /// What the transports of one peer share: the UDP sockets, and what speaks over them.
-#[derive(Debug)]
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
     pub(crate) quic: Quic,
+    pub(crate) guard: Guard,
 }
 
 impl Net {
-    /// Binds the sockets. What becomes of guessing ports goes to `guesses`.
+    /// Binds the sockets. What becomes of guessing ports goes to `guesses`, and what is dialled is
+    /// what `policy` allows.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when an address
@@ -52,6 +57,7 @@ impl Net {
         rtc_config: &RtcConfig,
         keypair: &Keypair,
         guesses: rtc::Guesses,
+        policy: &Policy,
     ) -> Result<Self, BackendError> {
         let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
         let sockets = rtc::bind(addresses)?;
@@ -60,6 +66,7 @@ impl Net {
         Ok(Self {
             rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(guesses))?,
             quic,
+            guard: Guard::new(policy.clone()),
         })
     }
 }

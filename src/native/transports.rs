@@ -20,8 +20,10 @@ use libp2p::{
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
-use super::{Net, quic::Quic};
+use super::{Net, guard::Guard, quic::Quic};
 use crate::circuit::Duplex;
+#[cfg(feature = "server")]
+use crate::core::dial::Policy;
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -49,7 +51,9 @@ pub(crate) fn peer(
         .multiplex(yamux::Config::default())
         .timeout(timeout)
         .boxed();
-    let direct = internet(keypair, timeout, || own_quic(&net.quic, timeout))?;
+    let direct = internet(keypair, timeout, &net.guard, || {
+        own_quic(&net.quic, timeout)
+    })?;
     Ok(join(join(first, circuits), direct))
 }
 
@@ -73,7 +77,9 @@ pub(crate) fn server(
             .map_err(|e| io::Error::new(e.kind(), format!("QUIC at {address}: {e}")))?;
         own.push(Quic::new(keypair, sockets)?);
     }
-    internet(keypair, timeout, || {
+    // Which addresses a server tests is decided where it is asked to; here, only where nobody goes.
+    let guard = Guard::new(Policy::new(true, Vec::new()));
+    internet(keypair, timeout, &guard, || {
         let stock = quic::tokio::Transport::new(quic::Config::new(keypair));
         let stock = stock
             .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -93,16 +99,16 @@ fn own_quic(quic: &Quic, timeout: Duration) -> io::Result<BoxedTransport> {
 fn internet(
     keypair: &identity::Keypair,
     timeout: Duration,
+    guard: &Guard,
     quic: impl Fn() -> io::Result<BoxedTransport>,
 ) -> io::Result<BoxedTransport> {
     let noise = noise_config(keypair)?;
     // TCP port reuse and the reuse of the QUIC listener's socket are what makes a hole
     // punch possible; libp2p does both unless a dial forbids it.
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
-    let tcp_only = || Ok(tcp());
     // A WebSocket needs the name for TLS and the Host header, so it resolves below itself,
     // and stands first: the resolver outside of QUIC and TCP takes every name for its own.
-    let websocket = websocket::Config::new(with_dns(tcp_only)?)
+    let websocket = websocket::Config::new(guard.named(tcp)?)
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
         .multiplex(yamux::Config::default())
@@ -113,7 +119,7 @@ fn internet(
             .authenticate(noise.clone())
             .multiplex(yamux::Config::default())
             .boxed();
-        Ok(join(quic()?, tcp))
+        Ok(guard.over(join(quic()?, tcp)))
     })?
     .boxed();
     Ok(TransportTimeout::new(join(websocket, quic_and_tcp), timeout).boxed())
@@ -149,7 +155,9 @@ fn noise_config(keypair: &identity::Keypair) -> io::Result<noise::Config> {
 
 /// Resolves names with the system's servers, or, where there are none (a network namespace,
 /// a container without DNS), with `/etc/hosts` alone instead of refusing to start.
-fn with_dns<T>(inner: impl Fn() -> io::Result<T>) -> io::Result<dns::tokio::Transport<T>> {
+pub(super) fn with_dns<T>(
+    inner: impl Fn() -> io::Result<T>,
+) -> io::Result<dns::tokio::Transport<T>> {
     dns::tokio::Transport::system(inner()?).or_else(|error| {
         tracing::info!(%error, "no DNS servers are configured, names resolve by the hosts file only");
         Ok(dns::tokio::Transport::custom(

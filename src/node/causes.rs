@@ -5,7 +5,7 @@ use std::{error::Error as StdError, io};
 use libp2p::swarm::DialError;
 
 use crate::{
-    core::circuit::CircuitError,
+    core::{circuit::CircuitError, dial::Barred},
     event::Cause,
     rtc::{self, BackendError, Phase},
 };
@@ -49,7 +49,7 @@ fn no_address() -> (Cause, String) {
 
 fn rank(cause: Cause) -> u8 {
     match cause {
-        Cause::NoAddress => 3,
+        Cause::NoAddress | Cause::Forbidden => 3,
         Cause::Unreachable => 2,
         Cause::Transport => 1,
         _ => 0,
@@ -83,6 +83,9 @@ fn innermost(error: &(dyn StdError + 'static)) -> (Cause, String) {
 }
 
 fn recognised(error: &(dyn StdError + 'static)) -> Option<Cause> {
+    if error.is::<Barred>() {
+        return Some(Cause::Forbidden);
+    }
     if let Some(error) = error.downcast_ref::<rtc::Error>() {
         return Some(of_ice(error));
     }
@@ -124,7 +127,11 @@ fn of_ice(error: &rtc::Error) -> Cause {
 /// Some transports' own types are hidden behind libp2p's generic ones.
 fn by_words(reason: &str) -> Cause {
     let reason = reason.to_lowercase();
-    if reason.contains("timed out") || reason.contains("timeout") {
+    if reason.contains("not dialled: over") {
+        Cause::Limit
+    } else if reason.contains("not dialled:") {
+        Cause::Forbidden
+    } else if reason.contains("timed out") || reason.contains("timeout") {
         Cause::Timeout
     } else if reason.contains("refused") {
         Cause::Refused

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     engine::{DialFor, Node, Timer},
     relays::Link,
-    session::{Conn, INCOMING_STREAMS, Session, Targets, Waiting, path_of},
+    session::{Conn, INCOMING_STREAMS, Session, Targets, Waiting, keep_newest, path_of},
 };
 use crate::{
     connection::{Connection, SessionState},
@@ -22,7 +22,7 @@ use crate::{
     event::{Cause, Path, PathKind, Strategy},
     identity::PeerId as PublicPeerId,
     rtc::CandidatePair,
-    ticket::{Ticket, relay_id},
+    ticket::{MAX_ADDRESSES, Ticket, relay_id},
 };
 
 /// A browser tells its nominated pair within a few of its statistics' ticks.
@@ -147,16 +147,14 @@ impl Node {
             if ticket.is_forwarded() {
                 self.relays.trust(&relay_peer);
             }
-            if !targets.relays.contains(&relay_peer) {
-                targets.relays.push(relay_peer);
-            }
+            keep_newest(&mut targets.relays, relay_peer, MAX_ADDRESSES);
         }
         if direct {
             // The peer's checks come as soon as it has our offer, and ours later than that.
             self.net.rtc.open_nat(ticket.mapped_addrs());
             for addr in ticket.direct_addrs() {
-                if address::route(addr) == Route::Direct && !targets.direct.contains(addr) {
-                    targets.direct.push(addr.clone());
+                if address::route(addr) == Route::Direct {
+                    keep_newest(&mut targets.direct, addr.clone(), MAX_ADDRESSES);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! Dials that can be taken back one by one.
 //!
 //! libp2p aborts pending dials only all at once, together with every connection to their peer. A
-//! transport above all others sees which futures belong to a dial of ours, and ends them.
+//! transport above all others sees which futures belong to a dial of ours, and ends them. It also
+//! sees every address whole, whoever named it, and refuses those that nobody may have us dial.
 
 use std::{
     io,
@@ -21,6 +22,8 @@ use libp2p::{
         transport::{self, Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
     },
 };
+
+use crate::core::dial::Policy;
 
 type Output = (PeerId, StreamMuxerBox);
 
@@ -57,11 +60,16 @@ impl Recorder {
 pub(super) struct Transport {
     inner: Boxed<Output>,
     recorder: Recorder,
+    policy: Policy,
 }
 
 impl Transport {
-    pub(super) fn new(inner: Boxed<Output>, recorder: Recorder) -> Self {
-        Self { inner, recorder }
+    pub(super) fn new(inner: Boxed<Output>, recorder: Recorder, policy: Policy) -> Self {
+        Self {
+            inner,
+            recorder,
+            policy,
+        }
     }
 }
 
@@ -88,6 +96,9 @@ impl transport::Transport for Transport {
         addr: Multiaddr,
         opts: DialOpts,
     ) -> Result<Self::Dial, TransportError<Self::Error>> {
+        if let Err(barred) = self.policy.check(&addr) {
+            return Err(TransportError::Other(io::Error::other(barred)));
+        }
         let dial = self.inner.dial(addr, opts)?;
         let Some(handles) = &mut *self.recorder.lock() else {
             return Ok(dial);
@@ -120,7 +131,7 @@ mod tests {
     /// Dials that never end.
     fn endless(recorder: &Recorder) -> Transport {
         let never = transport::dummy::DummyTransport::<Output>::new().boxed();
-        Transport::new(never, recorder.clone())
+        Transport::new(never, recorder.clone(), Policy::new(true, Vec::new()))
     }
 
     #[test]

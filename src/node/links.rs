@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     engine::{DialFor, Node, Timer, random},
     opening::Purpose,
+    race::TOO_MANY,
     relays::{Link, Relays, Reservation},
     session::Session,
 };
@@ -30,6 +31,7 @@ use crate::{
     },
     error::{Error, ErrorKind},
     event::Cause,
+    ticket::check_address,
 };
 
 /// How long the system may take to tell the first address that we listen at.
@@ -64,31 +66,47 @@ impl Node {
 
     /// Brings up the link to `relay` for the circuit of a session.
     pub(super) fn link_for(&mut self, session: u64, relay: PeerId) {
-        let Some(entry) = self.relays.get_mut(&relay) else {
+        let Some(entry) = self.relays.get(&relay) else {
             return;
         };
-        match entry.link {
-            Link::Up(..) => self.dial_over(session, relay),
-            Link::Dialling(_) => entry.waiting.push(session),
-            Link::Down => {
-                entry.waiting.push(session);
-                self.dial_relay(relay);
-            }
+        let is_down = match entry.link {
+            Link::Up(..) => return self.dial_over(session, relay),
+            Link::Dialling(_) => false,
+            Link::Down => true,
+        };
+        if is_down && !self.may_dial_relay(session, relay) {
+            let attempt = AttemptId::Circuit(relay);
+            return self.attempt_failed(session, attempt, Cause::Limit, TOO_MANY.to_owned());
+        }
+        if let Some(entry) = self.relays.get_mut(&relay) {
+            entry.waiting.push(session);
+        }
+        if is_down {
+            self.dial_relay(relay);
         }
     }
 
+    /// Whether `session` may have us dial `relay`: always, where the user has named it.
+    fn may_dial_relay(&mut self, session: u64, relay: PeerId) -> bool {
+        let known = self.relays.get(&relay);
+        let foreign = known.filter(|relay| !relay.configured);
+        let count = foreign.map_or(0, |relay| relay.addresses.len());
+        self.may_dial(session, count)
+    }
+
     /// Brings up a link to offer over, whenever the circuit starts.
-    pub(super) fn link_for_offers(&mut self, session: u64) {
-        let session = self.sessions.get(&session);
+    pub(super) fn link_for_offers(&mut self, id: u64) {
+        let session = self.sessions.get(&id);
         let session = session.filter(|session| sealing(&session.peer).is_some());
         let Some(targets) = session.and_then(|session| session.targets.as_ref()) else {
             return;
         };
         let mut links = targets.relays.iter().filter_map(|r| self.relays.get(r));
         if links.all(|relay| relay.link == Link::Down)
-            && let Some(first) = targets.relays.first()
+            && let Some(first) = targets.relays.first().copied()
+            && self.may_dial_relay(id, first)
         {
-            self.dial_relay(*first);
+            self.dial_relay(first);
         }
     }
 
@@ -197,7 +215,9 @@ impl Node {
             self.settling |= self.is_alone();
             return;
         };
+        // One that no ticket may hold would leave us without any.
         if let Some(announced) = Relays::announced(addr)
+            && check_address(&announced).is_ok()
             && !relay.announced.contains(&announced)
         {
             relay.announced.push(announced);

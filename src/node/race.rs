@@ -33,6 +33,9 @@ use crate::{
     event::{Attempt, Cause, Outcome, PathEvent, Strategy},
 };
 
+/// Why an address that a ticket names is not dialled.
+pub(super) const TOO_MANY: &str = "the peer's tickets have made us dial too many addresses";
+
 impl Node {
     /// Tells a session's race what happened, and does what it says.
     pub(super) fn race(&mut self, id: u64, event: Event) {
@@ -183,9 +186,26 @@ impl Node {
 
     fn start_direct(&mut self, id: u64) {
         let targets = self.sessions.get(&id).and_then(|s| s.targets.as_ref());
-        if let Some(addresses) = targets.map(|targets| targets.direct.clone()) {
+        let Some(addresses) = targets.map(|targets| targets.direct.clone()) else {
+            return;
+        };
+        if self.may_dial(id, addresses.len()) {
             self.dial_peer(id, AttemptId::Direct, |_| addresses);
+        } else {
+            self.attempt_failed(id, AttemptId::Direct, Cause::Limit, TOO_MANY.to_owned());
         }
+    }
+
+    /// Whether a session's tickets may make us dial `count` addresses now.
+    pub(super) fn may_dial(&mut self, id: u64, count: usize) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return false;
+        };
+        let passed = session.started.elapsed();
+        let mut targets = session.targets.as_mut();
+        targets
+            .as_mut()
+            .is_none_or(|targets| targets.may_dial(passed, count))
     }
 
     fn start_ice(&mut self, id: u64, way: usize) {

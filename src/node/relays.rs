@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, swarm::ConnectionId};
 
+use super::session::keep_newest;
 use crate::{
     core::{address, backoff::Backoff},
     report::RelayReport,
@@ -116,14 +117,15 @@ impl Relays {
         }
     }
 
-    /// Notes an address of a relay.
+    /// Notes an address of a relay. Only the user names those of a configured one, which is dialled
+    /// for as long as we live. Of another the newest count: an older ticket must not hide them.
     pub(crate) fn learn(&mut self, peer: PeerId, address: &Multiaddr, configured: bool) {
         let relay = self.known.entry(peer).or_insert_with(|| {
             self.order.push(peer);
             Relay::new(configured)
         });
-        if !relay.addresses.contains(address) && relay.addresses.len() < MAX_ADDRESSES {
-            relay.addresses.push(address.clone());
+        if relay.configured == configured {
+            keep_newest(&mut relay.addresses, address.clone(), MAX_ADDRESSES);
         }
     }
 
@@ -267,6 +269,22 @@ mod tests {
             relays.get_mut(peer).unwrap().resting = true;
         }
         assert!(relays.all_failed());
+    }
+
+    #[test]
+    fn a_ticket_adds_no_address_to_a_configured_relay() {
+        let peers = peers(1);
+        let mut relays = configured(&peers, 1);
+        let aimed = |port: usize| format!("/ip4/192.0.2.9/tcp/{port}/p2p/{}", peers[0]);
+        relays.learn(peers[0], &aimed(1).parse().unwrap(), false);
+        assert_eq!(relays.get(&peers[0]).unwrap().addresses.len(), 1);
+        let mut foreign = configured(&[], 1);
+        for port in 1..=MAX_ADDRESSES + 1 {
+            foreign.learn(peers[0], &aimed(port).parse().unwrap(), false);
+        }
+        let known = &foreign.get(&peers[0]).unwrap().addresses;
+        assert_eq!(known.len(), MAX_ADDRESSES);
+        assert_eq!(known.last().unwrap().to_string(), aimed(MAX_ADDRESSES + 1));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     connection::{Connection, SessionState, WeakConnection},
     core::{
         offer::Incarnation,
+        pace::Pace,
         path::{self, Candidate},
         plan::{AttemptId, Known},
         race::Race,
@@ -31,6 +32,7 @@ use crate::{
     metrics::Metrics,
     rtc::{CandidateKind, CandidatePair, Endpoint},
     stream::Stream,
+    ticket::MAX_ADDRESSES,
 };
 
 /// Streams opened by the peer that may wait to be accepted.
@@ -93,13 +95,50 @@ impl Waiting {
     }
 }
 
+/// Addresses that tickets make us dial for one peer: so many at once, and so many a second after
+/// that. All of a full ticket are within it with three retries, and the relays' come once more.
+const DIALS_AT_ONCE: u32 = 5 * MAX_ADDRESSES as u32;
+const DIALS_PER_SECOND: u32 = 1;
+
 /// Where a peer can be dialled.
-#[derive(Default)]
 pub(crate) struct Targets {
+    /// At most as many as a ticket holds.
     pub(crate) relays: Vec<PeerId>,
+    /// Likewise.
     pub(crate) direct: Vec<Multiaddr>,
     /// The run of the peer that takes early data.
     pub(crate) incarnation: Option<Incarnation>,
+    pace: Pace,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            relays: Vec::new(),
+            direct: Vec::new(),
+            incarnation: None,
+            pace: Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE),
+        }
+    }
+}
+
+impl Targets {
+    /// Whether `count` addresses may be dialled now, of which some time after the first ticket has
+    /// passed.
+    pub(crate) fn may_dial(&mut self, passed: Duration, count: usize) -> bool {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.pace.take(passed, count, Duration::ZERO).is_some()
+    }
+}
+
+/// Adds what is `new`, in the place of what has been there longest when there are too many.
+pub(crate) fn keep_newest<T: PartialEq>(known: &mut Vec<T>, new: T, most: usize) {
+    if !known.contains(&new) {
+        if known.len() >= most {
+            known.remove(0);
+        }
+        known.push(new);
+    }
 }
 
 /// One libp2p connection to the peer.
@@ -407,6 +446,22 @@ mod tests {
             addr: Some(addr.parse().unwrap()),
             mapped: false,
         }
+    }
+
+    #[test]
+    fn tickets_for_one_peer_make_us_dial_so_much_and_no_more() {
+        let (mut targets, at) = (Targets::default(), Duration::from_secs(7));
+        for _ in 0..5 {
+            assert!(targets.may_dial(at, MAX_ADDRESSES));
+        }
+        assert!(!targets.may_dial(at, 1));
+        assert!(targets.may_dial(at + Duration::from_secs(1), 1));
+        assert!(!targets.may_dial(at + Duration::from_secs(1), 1));
+        let mut known = vec![1, 2];
+        for new in [2, 3] {
+            keep_newest(&mut known, new, 2);
+        }
+        assert_eq!(known, [2, 3]);
     }
 
     #[test]

@@ -112,6 +112,10 @@ pub struct Config {
     /// How much may be tried to guess the port of a NAT that gives each destination another one;
     /// `None` guesses none. Native only. Default: [`Effort::default`].
     pub birthday: Option<Effort>,
+    /// Whether candidates in private networks and on this machine are checked, where we check them
+    /// ourselves (not in a browser). Link-local, multicast, reserved and metadata addresses never
+    /// are. Default: `true`.
+    pub dial_private: bool,
     /// A PEM file of certificate authorities to trust for `turns:` besides the public ones, where
     /// we connect ourselves (not in a browser). Default: none.
     pub turn_ca: Option<PathBuf>,
@@ -129,6 +133,7 @@ impl Default for Config {
             port_mapping_timeout: DEFAULT_PORT_MAPPING_TIMEOUT,
             mdns: true,
             birthday: Some(Effort::default()),
+            dial_private: true,
             turn_ca: None,
             max_inbound: DEFAULT_MAX_INBOUND,
         }

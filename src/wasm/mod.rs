@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Config, Error,
-    core::birthday::Guessing,
+    core::{birthday::Guessing, dial::Policy},
     rtc::{BackendError, Config as RtcConfig},
 };
 
@@ -40,6 +40,7 @@ impl Net {
         rtc_config: &RtcConfig,
         _: &Keypair,
         _: mpsc::Sender<(PeerId, Guessing)>,
+        _: &Policy,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
         Ok(Self { rtc })

@@ -4,6 +4,8 @@ use std::fmt;
 
 use multiaddr::{Multiaddr, Protocol};
 
+use crate::core::address;
+
 /// The URL of a WebSocket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url(String);
@@ -15,6 +17,10 @@ impl Url {
     /// `/tls/ws` or `/tls/sni/<name>/ws` and at most one `/p2p/<peer>`. Anything behind that,
     /// as in a circuit through this relay, belongs to another transport.
     pub(crate) fn from_multiaddr(address: &Multiaddr) -> Option<Self> {
+        // A name or a path could change the meaning of the URL around it.
+        if address::fault(address).is_some() {
+            return None;
+        }
         let mut parts = address.iter().peekable();
         let host = parts.next()?;
         let Protocol::Tcp(port) = parts.next()? else {
@@ -44,11 +50,11 @@ impl Url {
                 | Protocol::Dns(_)
                 | Protocol::Dns4(_)
                 | Protocol::Dns6(_),
-            ) => host_name(&name)?,
+            ) => name,
             (None, Protocol::Ip4(ip)) => ip.to_string(),
             (None, Protocol::Ip6(ip)) => format!("[{ip}]"),
             (None, Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) => {
-                host_name(&name)?
+                name.into_owned()
             }
             _ => return None,
         };
@@ -65,12 +71,6 @@ impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// `name`, unless it would change the meaning of the URL around it.
-fn host_name(name: &str) -> Option<String> {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
-    (!name.is_empty() && name.chars().all(plain)).then(|| name.to_owned())
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     core::{
         birthday::Guessing,
+        dial::Policy,
         server_url::{ServerUrl, Service, Transport},
     },
     report::NatReport,
@@ -54,6 +55,8 @@ struct Inner {
     sockets: Sockets,
     gatherer: Gatherer,
     identity: Arc<Identity>,
+    /// Where others may have us send datagrams.
+    policy: Policy,
     birthday: Option<Effort>,
     /// Whether names are asked for in the local network.
     mdns: bool,
@@ -104,6 +107,7 @@ impl Backend {
             gatherer: Gatherer::start(&sockets, settings),
             sockets,
             identity: Arc::new(Identity::generate()?),
+            policy: Policy::new(config.dial_private, Vec::new()),
             birthday: config.birthday,
             mdns: config.mdns,
             guesses,
@@ -121,7 +125,10 @@ impl Backend {
     /// Opens our NAT for what comes from `addresses`, before anybody there has heard of us.
     pub(crate) fn open_nat(&self, addresses: &[SocketAddr]) {
         let indication = stun::message::indication();
-        for address in addresses {
+        for address in addresses
+            .iter()
+            .filter(|to| self.0.policy.allows(**to).is_ok())
+        {
             // An address that cannot be reached needs no opening.
             let source = any_source(*address);
             let mut data = indication.as_slice();
@@ -167,6 +174,7 @@ impl backend::Backend for Backend {
         };
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = Session::new(self.0.identity.clone(), link, Instant::now());
+        session.keep_to(self.0.policy.clone());
         session.may_guess(self.0.birthday, Gate::of_process());
         let network = Network {
             candidates: self.0.gatherer.watch(),

@@ -33,6 +33,8 @@ use crate::{
     core::{
         birthday::{Effort, Guessing, Side},
         candidate::Candidate,
+        dial::Policy,
+        scope::{Scope, scope},
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
@@ -110,6 +112,8 @@ pub(super) struct Session {
     quic_begun: bool,
     /// How it ended, until the answer says that it counts.
     quic_ended: Option<Result<(), BackendError>>,
+    /// Where the peer may have us send.
+    policy: Policy,
     /// How much may be guessed, and our part in it.
     effort: Option<Effort>,
     side: Option<Side>,
@@ -167,6 +171,7 @@ impl Session {
             link,
             quic_begun: false,
             quic_ended: None,
+            policy: Policy::new(true, Vec::new()),
             effort: None,
             side: None,
             gate: Gate::default(),
@@ -216,6 +221,8 @@ impl Session {
     ) {
         self.now = self.now.max(now);
         match data.first() {
+            // A check is answered, and checked back, where it says it comes from.
+            Some(0..=3) if scope(source.ip()) == Scope::Forbidden => {}
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
                     let is_request = message.is_binding_request();

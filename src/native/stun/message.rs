@@ -10,6 +10,8 @@ use stun_types::{
     },
 };
 
+use crate::core::scope::{Scope, scope};
+
 /// RFC 5780 section 7.2.
 pub(crate) const CHANGE_REQUEST: AttributeType = AttributeType::new(0x0003);
 /// RFC 5780 section 7.3.
@@ -89,7 +91,7 @@ pub(crate) fn response(datagram: &[u8]) -> Option<(TransactionId, Response)> {
     }
     let response = match message.class() {
         MessageClass::Success => Response::Success {
-            mapped: message.attribute::<XorMappedAddress>().ok()?.addr(id),
+            mapped: mapped(&message)?,
             discovers: message.raw_attribute(RESPONSE_ORIGIN).is_some(),
             other: message
                 .raw_attribute(OTHER_ADDRESS)
@@ -100,6 +102,13 @@ pub(crate) fn response(datagram: &[u8]) -> Option<(TransactionId, Response)> {
         MessageClass::Request | MessageClass::Indication => return None,
     };
     Some((id, response))
+}
+
+/// XOR-MAPPED-ADDRESS. We tell peers that it is ours, so that they send there.
+fn mapped(message: &Message<'_>) -> Option<SocketAddr> {
+    let mapped = message.attribute::<XorMappedAddress>().ok()?;
+    let mapped = mapped.addr(message.transaction_id());
+    (scope(mapped.ip()) != Scope::Forbidden).then_some(mapped)
 }
 
 #[cfg(test)]
@@ -145,6 +154,12 @@ mod tests {
         let code = ErrorCode::builder(420).build().unwrap();
         error.add_attribute(&code).unwrap();
         assert_eq!(response(&error.finish()), Some((id, Response::Error(420))));
+        let mut aimed = Message::builder_success(&request, MessageWriteVec::new());
+        let metadata = "169.254.169.254:80".parse().unwrap();
+        aimed
+            .add_attribute(&XorMappedAddress::new(metadata, id))
+            .unwrap();
+        assert_eq!(response(&aimed.finish()), None);
         let empty = Message::builder_success(&request, MessageWriteVec::new());
         assert_eq!(response(&empty.finish()), None);
     }

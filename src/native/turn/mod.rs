@@ -13,7 +13,7 @@ mod tls;
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     core::{
-        scope::is_global,
+        dial::may_refer,
         server_url::{ServerUrl, Service, Transport},
     },
     event::{Cause, Strategy},
@@ -265,11 +265,10 @@ impl Task {
         let mut result = Err(Failure::Name);
         for addr in first.into_iter().chain(found.iter().find(other).copied()) {
             result = self.both_families(addr, &mut released).await;
-            // Once, so never in a circle; and a server on the internet does not lead us to hosts
-            // of our own network. The name that TLS has to prove stays.
+            // Once, so never in a circle. The name that TLS has to prove stays.
             if let Err(Failure::Elsewhere(other)) = result
                 && other != addr
-                && (!is_global(addr.ip()) || is_global(other.ip()))
+                && may_refer(addr.ip(), other.ip())
             {
                 result = self.both_families(other, &mut released).await;
             }
@@ -340,7 +339,7 @@ impl Task {
         };
         let ends = (source, addr);
         let allocation = Allocation::over_udp(&self.server, ends, &self.sockets, families);
-        let offer = self.offer(&allocation);
+        let offer = self.offer(addr, &allocation);
         if !self.sockets.route_server(port, addr, &offer.carrier) {
             return Err(Failure::Duplicate);
         }
@@ -369,7 +368,7 @@ impl Task {
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Connect)?;
         let allocation = Allocation::over_stream(&self.server, addr, &self.sockets, families);
-        let offer = self.offer(&allocation);
+        let offer = self.offer(addr, &allocation);
         tokio::select! {
             ended = allocation.drive(OPEN_TIMEOUT, released, &offer) => ended,
             failure = stream::carry(stream, &allocation) => Err(failure),
@@ -383,11 +382,12 @@ impl Task {
         }
     }
 
-    fn offer(&self, allocation: &Arc<Allocation>) -> Offer {
+    fn offer(&self, server: SocketAddr, allocation: &Arc<Allocation>) -> Offer {
         let mut live = lock(&self.live);
         live.retain(|other| other.strong_count() > 0);
         live.push(Arc::downgrade(allocation));
         Offer {
+            server: server.ip(),
             carrier: allocation.clone(),
             transport: self.transport(),
             sockets: self.sockets.clone(),
@@ -418,6 +418,7 @@ async fn released(mut demand: watch::Receiver<Demand>, linger: Duration) {
 
 /// The relayed addresses of an allocation as candidates. Dropping it takes them back.
 pub(super) struct Offer {
+    server: IpAddr,
     carrier: Arc<dyn Carrier>,
     transport: Transport,
     sockets: Sockets,
@@ -428,6 +429,15 @@ pub(super) struct Offer {
 impl Offer {
     /// Offers a relayed address.
     fn add(&self, relayed: SocketAddr) {
+        let current = self.current.upgrade();
+        let taken = |of: &Gathered| of.candidates.iter().any(|known| known.base == relayed);
+        // Peers are sent there, and all that we send from there goes to the server.
+        if !may_refer(self.server, relayed.ip())
+            || current.as_ref().is_some_and(|of| taken(&of.borrow()))
+        {
+            tracing::debug!("a TURN server gives an address that cannot be one of its own");
+            return;
+        }
         let candidate = LocalCandidate {
             origin: Origin::Turn(self.transport),
             addr: relayed,
@@ -435,7 +445,7 @@ impl Offer {
         };
         self.sockets.route_relayed(relayed, &self.carrier);
         lock(&self.relayed).push(candidate);
-        if let Some(current) = self.current.upgrade() {
+        if let Some(current) = current {
             current.send_modify(|gathered| gathered.candidates.push(candidate));
         }
     }

@@ -5,7 +5,12 @@ use std::net::SocketAddr;
 use libp2p::Multiaddr;
 
 use super::Node;
-use crate::{backend, core::address, report::NatMapping, ticket::Ticket};
+use crate::{
+    backend,
+    core::{address, scope::Scope},
+    report::NatMapping,
+    ticket::{Ticket, check_address},
+};
 
 /// Direct addresses in a ticket.
 const TICKET_DIRECT: usize = 8;
@@ -14,7 +19,8 @@ impl Node {
     /// Some server has dialled this address of ours, or it is one of a circuit.
     pub(super) fn on_confirmed(&mut self, address: Multiaddr) {
         let direct = address::route(&address) == address::Route::Direct;
-        if direct && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
+        let usable = direct && check_address(&address).is_ok();
+        if usable && !self.confirmed.contains(&address) && self.confirmed.len() < TICKET_DIRECT {
             self.confirmed.push(address);
             self.confirmed_changed();
         }
@@ -47,13 +53,13 @@ impl Node {
     /// those of interfaces, for peers on the same network. Loopback is of use on the same machine
     /// only, and then only when there is nothing else.
     pub(in crate::node) fn direct_addresses(&self) -> Vec<Multiaddr> {
-        let all = || {
-            self.listening.values().flatten().filter(|a| {
-                address::route(a) == address::Route::Direct && !address::is_link_local(a)
-            })
+        let is_own = |address: &&Multiaddr| {
+            let scope = address::scope_of(address);
+            address::route(address) == address::Route::Direct && scope != Some(Scope::Forbidden)
         };
+        let all = || self.listening.values().flatten().filter(is_own);
         let usable: Vec<_> = all()
-            .filter(|a| !address::is_loopback(a))
+            .filter(|a| address::scope_of(a) != Some(Scope::Loopback))
             .cloned()
             .collect();
         let usable = if usable.is_empty() {

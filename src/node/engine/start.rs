@@ -18,7 +18,7 @@ use super::{Node, nat_changed, raw_protocol};
 use crate::{
     Config, backend, circuit,
     connection::Connection,
-    core::{offer::OFFER_PROTOCOL, plan::Rules, resume},
+    core::{dial::Policy, offer::OFFER_PROTOCOL, plan::Rules, resume},
     error::{Error, ErrorKind},
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
@@ -56,11 +56,12 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
 
     let rtc_config = rtc_config(&config);
     let (guesses_tx, guesses) = mpsc::channel(REPORTS);
-    let net =
-        backend::Net::open(&config, &rtc_config, keypair, guesses_tx).map_err(|e| match e {
-            rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
-            other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
-        })?;
+    let policy = Policy::new(config.dial_private, relay_addrs.clone());
+    let net = backend::Net::open(&config, &rtc_config, keypair, guesses_tx, &policy);
+    let net = net.map_err(|e| match e {
+        rtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
+        other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
+    })?;
     let (webrtc, webrtc_behaviour) = rtc::with_backend(local, rtc_config, net.rtc.clone());
     let webrtc = webrtc
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
@@ -72,7 +73,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let transport =
         backend::transports::peer(keypair, webrtc, circuits, &net, patience).map_err(io)?;
     let recorder = dials::Recorder::default();
-    let transport = dials::Transport::new(transport, recorder.clone()).boxed();
+    let transport = dials::Transport::new(transport, recorder.clone(), policy).boxed();
 
     let raw: HashMap<StreamProtocol, String> = config
         .protocols
@@ -218,6 +219,7 @@ fn rtc_config(config: &Config) -> rtc::Config {
         turn_ca: config.turn_ca.clone(),
         mdns: config.mdns,
         birthday: effort(config),
+        dial_private: config.dial_private,
         ..rtc::Config::default()
     }
 }

@@ -8,6 +8,7 @@ use super::{Phase, Session, SessionEvent, agent};
 use crate::{
     core::{
         candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
+        dial::Policy,
         signalling::IceCandidate,
     },
     native::gather::{LocalCandidate, Origin},
@@ -28,7 +29,23 @@ impl Session {
         }
     }
 
+    /// Candidates that `policy` bars are as if they had never been named.
+    pub(in crate::native::rtc) fn keep_to(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Whether the peer may have us send to `candidate`. A name is not known yet.
+    pub(super) fn allows(&self, candidate: &Candidate) -> bool {
+        let to = candidate.socket_addr();
+        to.is_none_or(|to| self.policy.allows(to).is_ok())
+    }
+
+    /// The one way by which a candidate of the peer comes to the agent.
     pub(super) fn add_remote(&mut self, candidate: &Candidate) {
+        if !self.allows(candidate) {
+            tracing::debug!("a candidate that must not be sent to is skipped");
+            return;
+        }
         let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
         if let CandidateAddr::Name(..) = candidate.addr
             && usable

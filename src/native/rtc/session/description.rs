@@ -57,7 +57,9 @@ impl Session {
         }
     }
 
-    fn describe_remote(&mut self, remote: Description) {
+    fn describe_remote(&mut self, mut remote: Description) {
+        // Guessing ports looks at them too.
+        remote.candidates.retain(|candidate| self.allows(candidate));
         if remote.fingerprint.hash != "sha-256" {
             let what = format!(
                 "fingerprint by {} is not supported",

@@ -1,0 +1,236 @@
+//! Stands before the sockets: no dial goes where the [`Policy`] lets nobody send us, whoever named
+//! the address, and no more dials go out than a connector may make.
+//!
+//! It is below the resolver, because a name says nothing of where it leads.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use libp2p::{
+    Multiaddr, Transport as _,
+    core::transport::{self, Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
+};
+use tokio::time;
+
+use super::transports::with_dns;
+use crate::core::{
+    address,
+    dial::{Barred, Policy, endpoint},
+    pace::Pace,
+};
+
+/// Dials to addresses that others have named, of one connector: so many a second, and so many at
+/// once before that counts. A thousand connects at once to peers with four addresses each are
+/// within it, and whoever wants to flood a host by tickets has better means than this.
+const DIALS_PER_SECOND: u32 = 1024;
+const DIALS_AT_ONCE: u32 = 4096;
+/// How long a dial waits for its turn; half of what a strategy has by default.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the transports of a connector have in common.
+#[derive(Clone)]
+pub(crate) struct Guard(Arc<Inner>);
+
+struct Inner {
+    policy: Policy,
+    pace: Mutex<Pace>,
+    start: Instant,
+}
+
+/// Why a dial was refused by a limit of ours.
+#[derive(Debug)]
+pub(crate) struct TooMany;
+
+impl fmt::Display for TooMany {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not dialled: over {DIALS_PER_SECOND} dials in a second")
+    }
+}
+
+impl std::error::Error for TooMany {}
+
+impl Guard {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self(Arc::new(Inner {
+            policy,
+            pace: Mutex::new(Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE)),
+            start: Instant::now(),
+        }))
+    }
+
+    /// Guards `inner`, whose connections begin with bytes that nobody else chooses.
+    pub(crate) fn over<T>(&self, inner: T) -> Guarded<T> {
+        Guarded {
+            inner,
+            guard: self.clone(),
+            allows: Policy::allows,
+        }
+    }
+
+    /// Guards and resolves `tcp` for connections that say by which name they came.
+    ///
+    /// # Errors
+    /// When nothing can be resolved.
+    pub(crate) fn named<T>(&self, tcp: impl Fn() -> T) -> io::Result<Boxed<T::Output>>
+    where
+        T: transport::Transport<Error = io::Error> + Send + Unpin + 'static,
+        T::Dial: Send + 'static,
+        T::ListenerUpgrade: Send + 'static,
+        T::Output: 'static,
+    {
+        let known = Known(self.over(tcp()));
+        let resolved = with_dns(|| {
+            Ok(Guarded {
+                inner: tcp(),
+                guard: self.clone(),
+                allows: Policy::allows_named,
+            })
+        })?;
+        let either = known.or_transport(resolved);
+        Ok(either
+            .map(|either, _| either.into_inner())
+            .map_err(|either| either.either(io::Error::other, io::Error::other))
+            .boxed())
+    }
+
+    /// How long a dial of `to` has to wait.
+    fn turn(&self, to: SocketAddr) -> io::Result<Duration> {
+        if self.0.policy.is_trusted(to) {
+            return Ok(Duration::ZERO);
+        }
+        let now = self.0.start.elapsed();
+        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = pace.take(now, 1, PATIENCE);
+        turn.ok_or_else(|| io::Error::other(TooMany))
+    }
+}
+
+type Allows = fn(&Policy, SocketAddr) -> Result<(), Barred>;
+
+/// A transport that dials IP addresses, guarded.
+pub(crate) struct Guarded<T> {
+    inner: T,
+    guard: Guard,
+    allows: Allows,
+}
+
+impl<T> Guarded<T> {
+    fn check(&self, address: &Multiaddr, to: SocketAddr) -> Result<(), Barred> {
+        // What a resolver answers has been seen by nobody.
+        match address::fault(address) {
+            Some(why) => Err(Barred::Malformed(why)),
+            None => (self.allows)(&self.guard.0.policy, to),
+        }
+    }
+}
+
+impl<T> transport::Transport for Guarded<T>
+where
+    T: transport::Transport<Error = io::Error> + Unpin,
+    T::Dial: Send + 'static,
+{
+    type Output = T::Output;
+    type Error = io::Error;
+    type ListenerUpgrade = T::ListenerUpgrade;
+    type Dial = BoxFuture<'static, io::Result<T::Output>>;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
+        self.inner.listen_on(id, addr)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
+        // Transports differ in what they read as an IP address; whatever this one is not sure of is
+        // not dialled.
+        let Some(to) = endpoint(&addr) else {
+            return Err(TransportError::MultiaddrNotSupported(addr));
+        };
+        if let Err(barred) = self.check(&addr, to) {
+            return Err(TransportError::Other(io::Error::other(barred)));
+        }
+        let guard = self.guard.clone();
+        let dial = self.inner.dial(addr, opts)?;
+        Ok(async move {
+            // Here, because of several addresses of a peer most begin later, if at all.
+            let turn = guard.turn(to)?;
+            if !turn.is_zero() {
+                time::sleep(turn).await;
+            }
+            dial.await
+        }
+        .boxed())
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
+}
+
+/// Dials addresses that need no resolver, and `localhost`, which RFC 6761 section 6.3 keeps from it.
+struct Known<T>(Guarded<T>);
+
+impl<T> transport::Transport for Known<T>
+where
+    T: transport::Transport<Error = io::Error> + Unpin,
+    T::Dial: Send + 'static,
+{
+    type Output = T::Output;
+    type Error = io::Error;
+    type ListenerUpgrade = T::ListenerUpgrade;
+    type Dial = BoxFuture<'static, io::Result<T::Output>>;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
+        self.0.listen_on(id, addr)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.0.remove_listener(id)
+    }
+
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
+        match endpoint(&addr) {
+            Some(to) => {
+                let ip = Multiaddr::from(to.ip());
+                let rest = addr.iter().skip(1);
+                self.0.dial(rest.fold(ip, Multiaddr::with), opts)
+            }
+            None => Err(TransportError::MultiaddrNotSupported(addr)),
+        }
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
