@@ -29,6 +29,7 @@ use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
 #[path = "../common/mod.rs"]
 mod common;
 mod signalling;
+mod turn;
 
 /// As src/native/stock.rs and src/node have them.
 const HANDSHAKES: usize = 256;
