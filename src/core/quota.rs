@@ -149,12 +149,8 @@ impl Ledger {
 }
 
 fn keys(holder: Holder) -> impl Iterator<Item = Key> {
-    let ip = holder.ip.map(|ip| ip.to_canonical());
-    let site = match ip {
-        Some(IpAddr::V6(ip)) => Some(Key::Site(prefix(ip, 48))),
-        _ => None,
-    };
-    let address = ip.map(|ip| Key::Address(network(ip)));
+    let site = holder.ip.and_then(site).map(Key::Site);
+    let address = holder.ip.map(|ip| Key::Address(network(ip)));
     let peer = holder.peer.map(Key::Peer);
     peer.into_iter().chain(address).chain(site)
 }
@@ -164,6 +160,14 @@ pub(crate) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
         IpAddr::V6(ip) => prefix(ip, 64).into(),
+    }
+}
+
+/// The /48 of an IPv6 address.
+pub(crate) fn site(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip.to_canonical() {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(prefix(ip, 48)),
     }
 }
 

@@ -78,14 +78,21 @@ pub(crate) fn scope(ip: IpAddr) -> Scope {
             let within = |prefix: Ipv6Addr, length| is_within(bits, prefix.to_bits(), 128, length);
             let rows = V6.iter().filter(|row| within(row.0, row.1));
             let own = rows.max_by_key(|row| row.1).map_or(Forbidden, |row| row.2);
-            let holders = HOLDS_V4.iter().filter(|row| within(row.0, row.1));
-            let held = holders.map(|row| Ipv4Addr::from_bits((bits >> (96 - row.2)) as u32));
-            let teredo = within(v6([0x2001, 0, 0, 0, 0, 0, 0, 0]), 32);
-            // RFC 4380 section 4: the client's address with every bit turned.
-            let client = teredo.then(|| Ipv4Addr::from_bits(!(bits as u32)));
-            held.chain(client).map(scope_v4).fold(own, Scope::max)
+            held(ip).map(scope_v4).fold(own, Scope::max)
         }
     }
+}
+
+/// The IPv4 addresses that an IPv6 one holds: what is sent to it may end at them.
+pub(crate) fn held(ip: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
+    let bits = ip.to_bits();
+    let within = move |prefix: Ipv6Addr, length| is_within(bits, prefix.to_bits(), 128, length);
+    let holders = HOLDS_V4.iter().filter(move |row| within(row.0, row.1));
+    let held = holders.map(move |row| Ipv4Addr::from_bits((bits >> (96 - row.2)) as u32));
+    let teredo = within(v6([0x2001, 0, 0, 0, 0, 0, 0, 0]), 32);
+    // RFC 4380 section 4: the client's address with every bit turned.
+    let client = teredo.then(|| Ipv4Addr::from_bits(!(bits as u32)));
+    held.chain(client)
 }
 
 /// Whether anybody on the internet reaches `ip`.

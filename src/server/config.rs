@@ -120,6 +120,14 @@ impl ServerConfig {
             "turn.credential_seconds",
             "60 to 31536000",
         )?;
+        for (field, bytes) in [
+            ("turn.bytes_per_source", turn.bytes_per_source),
+            ("turn.bytes_total", turn.bytes_total),
+        ] {
+            // The longest datagram passes.
+            let holds = bytes == 0 || (16_384..=MAX_BYTES).contains(&bytes);
+            check(holds, field, "0, or 16384 to 1000000000000")?;
+        }
         check(
             (1..=100).contains(&self.connections.share_per_address),
             "connections.share_per_address",
@@ -262,20 +270,42 @@ pub struct TurnConfig {
     pub first_port: u16,
     /// To this one. Default 65535.
     pub last_port: u16,
-    /// Allocations at once; each costs a port or two and 10 KiB each. Default 1024.
+    /// Relayed addresses at once, and never more than there are ports from `first_port` to
+    /// `last_port`; an allocation of both IP families has two. The clients of one IP address hold
+    /// [`share_per_address`](ConnectionLimits::share_per_address) of them at most. Each costs a port
+    /// and up to 70 KiB, where its client has 256 permissions and channels. Default 1024.
     pub allocations: NonZeroUsize,
-    /// Allocations at once of one user name. Default 256: peers may share one.
+    /// Relayed addresses at once of one user name. Default 256: peers may share one.
     pub allocations_per_user: NonZeroUsize,
-    /// TCP connections at once; more wait to be accepted. Default 1024.
+    /// TCP connections at once; more are closed as they come. One IP address holds
+    /// [`share_per_address`](ConnectionLimits::share_per_address) of them at most. Each costs a few
+    /// KiB, and up to 300 KiB where its client reads slowly. Default 1024.
     pub connections: NonZeroUsize,
     /// Requests per second that one IPv4 address, or one IPv6 /64, may make on average, and twice
-    /// as many in a burst; relayed data are none. Default 100.
+    /// as many in a burst; an IPv6 /48 twice that. Relayed data are none. Default 100.
     pub requests_per_source: NonZeroU32,
+    /// Bytes per second, both directions together, that are relayed for the clients of one IPv4
+    /// address, or one IPv6 /64, on average, and twice as many in a burst; for an IPv6 /48 twice
+    /// that. More are lost. 0, or 16384 to 1000000000000; 0 is no limit. Default 62500000, which is
+    /// 500 Mbit/s: nobody has more than half of a gigabit link.
+    pub bytes_per_source: u64,
+    /// Bytes per second that are relayed for all clients together; as `bytes_per_source`.
+    /// Default 0: the link is the limit, and only its owner knows what it carries.
+    pub bytes_total: u64,
     /// Whether clients may reach private, loopback and link-local addresses through the server:
     /// those of its own networks. Default `false` (RFC 8656 section 21.1).
     pub allow_private_peers: bool,
 }
 
+impl TurnConfig {
+    /// How many relayed addresses there are at most.
+    pub(crate) fn relayed_addresses(&self) -> usize {
+        let ports = usize::from(self.last_port.saturating_sub(self.first_port)) + 1;
+        self.allocations.get().min(ports)
+    }
+}
+
+const MAX_BYTES: u64 = 1_000_000_000_000;
 const MAX_CREDENTIAL_SECONDS: u64 = 365 * 24 * 60 * 60;
 
 impl Default for TurnConfig {
@@ -291,6 +321,8 @@ impl Default for TurnConfig {
             allocations_per_user: nonzero_usize(256),
             connections: nonzero_usize(1024),
             requests_per_source: nonzero_u32(100),
+            bytes_per_source: 62_500_000,
+            bytes_total: 0,
             allow_private_peers: false,
         }
     }
@@ -454,6 +486,11 @@ mod tests {
         refused("turn.realm", |c| c.turn.realm = "a\r\n".into());
         refused("turn.credential_seconds", |c| {
             c.turn.credential_seconds = 59
+        });
+        with(|c| c.turn.bytes_total = 16_384).unwrap();
+        refused("turn.bytes_total", |c| c.turn.bytes_total = 16_383);
+        refused("turn.bytes_per_source", |c| {
+            c.turn.bytes_per_source = 1_000_000_000_001
         });
         refused("connections.share_per_address", |c| {
             c.connections.share_per_address = 0

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     pin::Pin,
     sync::{Arc, PoisonError, RwLock},
@@ -13,7 +13,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State, connect_info::Connected},
     http::{HeaderValue, Response, StatusCode, header},
     response::IntoResponse,
     routing::get,
@@ -61,9 +61,10 @@ pub(crate) struct PageTurn {
 }
 
 impl PageTurn {
-    /// Fresh credentials, of a user of their own: one page cannot use up the quota of another.
-    fn server(&self) -> PageTurnServer {
-        let id = format!("page-{:016x}", rand::random::<u64>());
+    /// Fresh credentials for a page at `source`, whose user is always the same: what it holds on the
+    /// TURN server counts for one, however often it asks here.
+    fn server(&self, source: IpAddr) -> PageTurnServer {
+        let id = self.authority.page_user(source);
         let issued = self
             .authority
             .issue(&id, PAGE_CREDENTIALS, SystemTime::now());
@@ -110,8 +111,19 @@ pub(crate) async fn serve(listener: TcpListener, site: Site, max_connections: us
         permits: Arc::new(Semaphore::new(max_connections)),
     };
     // Returns only on an error of the listener, and then there is nothing left to serve.
-    if let Err(error) = axum::serve(listener, router(site)).await {
+    let service = router(site).into_make_service_with_connect_info::<Source>();
+    if let Err(error) = axum::serve(listener, service).await {
         tracing::error!(%error, "HTTP");
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+struct Source(IpAddr);
+
+impl Connected<axum::serve::IncomingStream<'_, BoundedListener>> for Source {
+    fn connect_info(stream: axum::serve::IncomingStream<'_, BoundedListener>) -> Self {
+        Self(stream.remote_addr().ip())
     }
 }
 
@@ -168,9 +180,13 @@ async fn metrics(State(site): State<Site>) -> Response<Body> {
     }
 }
 
-async fn config(State(site): State<Site>) -> Response<Body> {
+async fn config(
+    State(site): State<Site>,
+    ConnectInfo(Source(ip)): ConnectInfo<Source>,
+) -> Response<Body> {
     let mut page = site.page();
-    page.turn.extend(site.turn.as_ref().map(PageTurn::server));
+    page.turn
+        .extend(site.turn.as_ref().map(|turn| turn.server(ip)));
     match serde_json::to_string(&page) {
         Ok(json) => (
             [

@@ -123,6 +123,12 @@ impl Server {
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
         let turn = turn_urls(&turn_udp, &turn_tcp, &ips)?;
+        let turn_addresses =
+            turn::RelayAddresses::new(config.hosts.clone(), ips.clone(), config.turn.external_ip);
+        let own = Arc::new(turn::Own::new(
+            udp_ports(relay.listening(), stun_sockets.iter().chain(&turn_udp)),
+            turn_addresses.told(),
+        ));
         let http = http_url(&http_listeners, &ips)?;
         let peer_id = identity.peer_id();
         let page = Arc::new(RwLock::new(PageConfig {
@@ -175,23 +181,22 @@ impl Server {
             let from_std = |error| Error::new(ErrorKind::Io, format!("turn: {error}"));
             let udp = turn_udp.into_iter().map(|(_, socket)| socket);
             let tcp = turn_tcp.into_iter().map(|(_, socket)| socket);
-            let listeners = turn::Listeners {
-                udp: udp
-                    .map(tokio::net::UdpSocket::from_std)
-                    .collect::<io::Result<_>>()
-                    .map_err(from_std)?,
-                tcp: tcp
-                    .map(tokio::net::TcpListener::from_std)
-                    .collect::<io::Result<_>>()
-                    .map_err(from_std)?,
-            };
-            services.push(tokio::spawn(turn::serve(
-                listeners,
-                config.turn.clone(),
+            let udp = udp.map(tokio::net::UdpSocket::from_std);
+            let tcp = tcp.map(tokio::net::TcpListener::from_std);
+            let listeners = turn::Listeners::new(
+                udp.collect::<io::Result<_>>().map_err(from_std)?,
+                tcp.collect::<io::Result<_>>().map_err(from_std)?,
+            );
+            let setup = turn::Setup {
+                config: config.turn.clone(),
                 authority,
-                turn::relay_ips(&config.hosts, &ips, config.turn.external_ip),
-                metrics.clone(),
-            )));
+                addresses: turn_addresses,
+                own,
+                pools: pools.clone(),
+                metrics: metrics.clone(),
+            };
+            let listeners = listeners.map_err(from_std)?;
+            services.push(tokio::spawn(turn::serve(listeners, setup)));
         }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
@@ -423,6 +428,20 @@ fn turn_urls(
         urls.extend(reachable(bound, ips).map(|address| format!("turn:{address}{query}")));
     }
     Ok(urls)
+}
+
+/// Every UDP port of the server: those of its sockets, and those that lead to them from elsewhere.
+fn udp_ports<'a>(
+    listening: impl Iterator<Item = &'a Multiaddr>,
+    sockets: impl Iterator<Item = &'a (SocketAddr, UdpSocket)>,
+) -> Vec<u16> {
+    let of_peers = listening.flat_map(|address| address.iter());
+    let of_peers = of_peers.filter_map(|protocol| match protocol {
+        multiaddr::Protocol::Udp(port) => Some(port),
+        _ => None,
+    });
+    let bound = sockets.filter_map(|(_, socket)| socket.local_addr().ok());
+    of_peers.chain(bound.map(|bound| bound.port())).collect()
 }
 
 fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<String, Error> {

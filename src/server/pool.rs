@@ -36,7 +36,7 @@ pub(crate) struct Pools {
     pub(crate) http: Pool,
     /// TCP connections of TURN clients.
     pub(crate) turn_connections: Pool,
-    /// TURN allocations.
+    /// Relayed addresses of TURN clients.
     pub(crate) allocations: Pool,
     pub(crate) refusals: Refusals,
 }
@@ -63,7 +63,7 @@ impl Pools {
             dial_backs: of_peers("dial_back", DIAL_BACKS, 1),
             http: pool("http", connections.http.get()),
             turn_connections: pool("turn_connection", config.turn.connections.get()),
-            allocations: pool("allocation", config.turn.allocations.get()),
+            allocations: pool("allocation", config.turn.relayed_addresses()),
             refusals,
         }
     }

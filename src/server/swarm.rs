@@ -146,6 +146,11 @@ impl Relay {
         addresses
     }
 
+    /// Where peers may come in: the bound addresses, and those announced besides.
+    pub(crate) fn listening(&self) -> impl Iterator<Item = &Multiaddr> {
+        self.announce.bound.iter().chain(&self.announce.configured)
+    }
+
     /// Serves until `stop` is sent or dropped, then says goodbye to everybody.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         loop {

@@ -30,6 +30,7 @@ use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
 mod common;
 mod signalling;
 mod tickets;
+mod turn;
 
 /// As src/native/stock.rs and src/node have them.
 const HANDSHAKES: usize = 256;

@@ -94,6 +94,23 @@ async fn relays_both_ways(over_tcp: bool) {
     datagrams_cross(&turn, turn.server(over_tcp)).await;
 }
 
+/// A wildcard host on a machine with several interfaces.
+#[tokio::test]
+async fn the_relayed_address_is_of_the_interface_that_was_asked() {
+    let turn = Turn::start_at(Ipv4Addr::UNSPECIFIED).await;
+    for (interface, over_tcp) in [
+        ([127, 0, 0, 1], false),
+        ([127, 0, 0, 2], false),
+        ([127, 0, 0, 3], true),
+    ] {
+        let interface = interface.into();
+        // An answer from elsewhere is none of the server's.
+        let peer = Peer::new(turn.server_at(interface, over_tcp));
+        let _hold = peer.relays.hold();
+        assert_eq!(peer.relayed(1).await[0].addr.ip(), interface);
+    }
+}
+
 async fn datagrams_cross(turn: &Turn, server: Server) {
     let peer = Peer::new(server);
     let _hold = peer.relays.hold();

@@ -13,13 +13,17 @@ use stun_types::{
     attribute::ErrorCode,
     message::{Message, MessageWrite as _, MessageWriteExt as _, MessageWriteVec, TransactionId},
 };
-use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
+use tokio::{net::UdpSocket, task::AbortHandle};
 use turn_client_proto::types::{
     attribute::{Data, XorPeerAddress},
     message::DATA,
 };
 
-use crate::{native::turn::frame, server::metrics::Metrics};
+use super::{
+    addresses::RelayAddress, datagrams::Datagrams, meter::Meter, reach::Reach, requests::Client,
+    stream::Queue,
+};
+use crate::server::{pool::Place, rate::Bucket};
 
 /// RFC 8656 section 9 and section 12.
 const PERMISSION: Duration = Duration::from_secs(300);
@@ -35,20 +39,26 @@ pub(super) const MAX_DATAGRAM: usize = 9 << 10;
 /// Ports tried before the range counts as full.
 const PORT_TRIES: usize = 64;
 
+/// Datagrams relayed in a row before other tasks have their turn.
+const BURST: usize = 64;
+
+/// Requests per second of a client that holds an allocation, and twice as many in a burst, besides
+/// what its address may ask: whoever forges that address cannot keep it from renewing.
+const REQUESTS: f64 = 10.0;
+
 /// The way back to a client.
 #[derive(Clone)]
 pub(super) enum Reply {
-    Datagrams(Arc<UdpSocket>, SocketAddr),
-    Stream(mpsc::Sender<Vec<u8>>),
+    Datagrams(Arc<Datagrams>, Client),
+    Stream(Queue),
 }
 
 impl Reply {
     /// Sends what came from a peer, or loses it when there is no room: nobody waits for a slow client.
-    /// A quarter of the room is left for answers, which nobody asks for again on a stream.
     fn relay(&self, frame: &[u8]) {
         match self {
-            Self::Stream(queue) if queue.capacity() <= queue.max_capacity() / 4 => {}
-            _ => self.answer(frame),
+            Self::Datagrams(..) => self.answer(frame),
+            Self::Stream(queue) => queue.relay(frame),
         }
     }
 
@@ -56,13 +66,9 @@ impl Reply {
     pub(super) fn answer(&self, frame: &[u8]) {
         match self {
             Self::Datagrams(socket, client) => {
-                let _ = socket.try_send_to(frame, *client);
+                socket.send(client.local.ip(), client.address, frame);
             }
-            Self::Stream(queue) => {
-                let mut padded = frame.to_vec();
-                frame::pad(&mut padded, frame.len());
-                let _ = queue.try_send(padded);
-            }
+            Self::Stream(queue) => queue.answer(frame),
         }
     }
 }
@@ -75,6 +81,7 @@ pub(super) struct Allocation {
     pub(super) relays: Vec<Relay>,
     pub(super) peers: Arc<Peers>,
     expires: Mutex<Instant>,
+    requests: Mutex<Bucket>,
 }
 
 impl Allocation {
@@ -83,7 +90,7 @@ impl Allocation {
         transaction: TransactionId,
         relays: Vec<Relay>,
         peers: Arc<Peers>,
-        expires: Instant,
+        (now, expires): (Instant, Instant),
     ) -> Self {
         Self {
             username,
@@ -91,7 +98,14 @@ impl Allocation {
             relays,
             peers,
             expires: Mutex::new(expires),
+            requests: Mutex::new(Bucket::new(REQUESTS, now)),
         }
+    }
+
+    /// Whether the client may ask at `now`, whatever others ask in its name.
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.take(REQUESTS, 1.0, now)
     }
 
     pub(super) fn expires(&self) -> MutexGuard<'_, Instant> {
@@ -106,12 +120,68 @@ impl Allocation {
     }
 }
 
+/// Between whom a relayed address passes datagrams, and within which limits.
+#[derive(Clone)]
+pub(super) struct Passage {
+    pub(super) peers: Arc<Peers>,
+    pub(super) reply: Reply,
+    pub(super) reach: Arc<Reach>,
+    pub(super) meter: Meter,
+}
+
+impl Passage {
+    /// Whether a datagram may pass to or from a permitted peer. The permission is not enough: it is
+    /// of an IP address, and what that is may have changed.
+    fn passes(&self, peer: SocketAddr, length: usize) -> bool {
+        match self.reach.bars(peer) {
+            Some(bar) => {
+                self.meter.refuse("turn_datagram", bar.name());
+                false
+            }
+            None => self.meter.passes(length),
+        }
+    }
+
+    /// Relays to the client what has arrived at `socket`.
+    fn relay(&self, socket: &UdpSocket) -> io::Result<()> {
+        const HEADER: usize = 4;
+        // On the stack, and only while something is there: who is silent costs no buffer.
+        let mut buffer = [0; HEADER + MAX_DATAGRAM + 1];
+        for _ in 0..BURST {
+            let (len, peer) = match socket.try_recv_from(&mut buffer[HEADER..]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                received => received?,
+            };
+            let route = self.peers.route(peer, Instant::now());
+            if len > MAX_DATAGRAM || route == Route::Denied || !self.passes(peer, len) {
+                continue;
+            }
+            match route {
+                Route::Denied => {}
+                Route::Channel(number) => {
+                    buffer[..2].copy_from_slice(&number.to_be_bytes());
+                    buffer[2..HEADER].copy_from_slice(&(len as u16).to_be_bytes());
+                    self.reply.relay(&buffer[..HEADER + len]);
+                }
+                Route::Indication => {
+                    if let Some(indication) = indication(peer, &buffer[HEADER..HEADER + len]) {
+                        self.reply.relay(&indication);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One relayed address.
 pub(super) struct Relay {
     /// What the client is told.
     pub(super) address: SocketAddr,
     socket: Arc<UdpSocket>,
+    passage: Passage,
     reader: AbortHandle,
+    _place: Place,
 }
 
 impl Drop for Relay {
@@ -121,17 +191,15 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Opens a port of `ports` on `ip`, which clients are told as `told`, and relays what comes
-    /// to it from `peers`.
+    /// Opens a port of `ports`, for which `place` was taken, and relays what comes to it.
     ///
     /// # Errors
     /// When no port is free.
     pub(super) fn open(
-        (ip, told): (IpAddr, IpAddr),
+        RelayAddress { bound: ip, told }: RelayAddress,
         ports: &RangeInclusive<u16>,
-        peers: &Arc<Peers>,
-        reply: &Reply,
-        metrics: &Metrics,
+        place: Place,
+        passage: Passage,
     ) -> io::Result<Self> {
         let mut bound = Err(io::ErrorKind::AddrInUse.into());
         for _ in 0..PORT_TRIES {
@@ -146,52 +214,36 @@ impl Relay {
         socket.set_nonblocking(true)?;
         let socket = Arc::new(UdpSocket::from_std(socket)?);
         let address = SocketAddr::new(told, socket.local_addr()?.port());
-        let read = read(
-            socket.clone(),
-            peers.clone(),
-            reply.clone(),
-            metrics.clone(),
-        );
+        let read = read(socket.clone(), passage.clone());
         Ok(Self {
             address,
             socket,
+            passage,
             reader: tokio::spawn(read).abort_handle(),
+            _place: place,
         })
     }
 
     /// Sends a datagram to a permitted peer, or loses it.
     pub(super) fn send(&self, datagram: &[u8], peer: SocketAddr) {
-        let _ = self.socket.try_send_to(datagram, peer);
+        if self.passage.passes(peer, datagram.len()) {
+            let _ = self.socket.try_send_to(datagram, peer);
+        }
     }
 }
 
 /// Relays what permitted peers send.
-async fn read(socket: Arc<UdpSocket>, peers: Arc<Peers>, reply: Reply, metrics: Metrics) {
-    const HEADER: usize = 4;
-    let mut buffer = vec![0; HEADER + MAX_DATAGRAM + 1];
+async fn read(socket: Arc<UdpSocket>, passage: Passage) {
     loop {
-        let Ok((len, peer)) = socket.recv_from(&mut buffer[HEADER..]).await else {
+        let relayed = socket
+            .readable()
+            .await
+            .and_then(|()| passage.relay(&socket));
+        if relayed.is_err() {
             // An ICMP error of an earlier datagram; anything lasting must not keep a core busy.
             tokio::time::sleep(Duration::from_millis(1)).await;
-            continue;
-        };
-        if len > MAX_DATAGRAM {
-            continue;
         }
-        match peers.route(peer, Instant::now()) {
-            Route::Denied => continue,
-            Route::Channel(number) => {
-                buffer[..2].copy_from_slice(&number.to_be_bytes());
-                buffer[2..HEADER].copy_from_slice(&(len as u16).to_be_bytes());
-                reply.relay(&buffer[..HEADER + len]);
-            }
-            Route::Indication => {
-                if let Some(indication) = indication(peer, &buffer[HEADER..HEADER + len]) {
-                    reply.relay(&indication);
-                }
-            }
-        }
-        metrics.turn_relayed(len);
+        tokio::task::yield_now().await;
     }
 }
 
@@ -312,20 +364,6 @@ mod tests {
 
     fn peer(n: u8) -> SocketAddr {
         ([192, 0, 2, n], 9).into()
-    }
-
-    #[test]
-    fn answers_find_room_where_data_does_not() {
-        let (sender, mut queue) = mpsc::channel(8);
-        let reply = Reply::Stream(sender);
-        for n in 0..10 {
-            reply.relay(&[n; 4]);
-        }
-        reply.answer(&[42; 6]);
-        let sent: Vec<_> = std::iter::from_fn(|| queue.try_recv().ok()).collect();
-        let data = (0..6).map(|n| vec![n; 4]);
-        let answer = vec![42, 42, 42, 42, 42, 42, 0, 0];
-        assert_eq!(sent, data.chain([answer]).collect::<Vec<_>>());
     }
 
     #[test]

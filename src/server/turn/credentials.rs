@@ -12,7 +12,10 @@ use std::{
 
 use data_encoding::{BASE64, HEXLOWER};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    core::{quota::network, scope::is_global},
+    error::{Error, ErrorKind},
+};
 
 /// How long a nonce may be used (RFC 8489 section 9.2.5 has the server say 438 then).
 const NONCE: Duration = Duration::from_secs(60 * 60);
@@ -117,6 +120,20 @@ impl Authority {
         }
     }
 
+    /// The id of the user that a page at `source` is: one for each IPv4 address or IPv6 /64, so that
+    /// whoever loads the page again and again has one quota. Whoever has not the server's key
+    /// cannot tell which address it is.
+    ///
+    /// A source that is not global may be a proxy, whose clients must not share a quota: they get a
+    /// user each.
+    pub(crate) fn page_user(&self, source: IpAddr) -> String {
+        let tag = match is_global(source) {
+            true => self.hmac(&self.key, &[b"page", &octets(network(source))]),
+            false => rand::random(),
+        };
+        format!("page-{}", HEXLOWER.encode(&tag[..8]))
+    }
+
     /// The password of a user; `None` when the user name is none of ours or has ended.
     pub(crate) fn check(&self, username: &str, now: SystemTime) -> Option<String> {
         let (expiry, _) = username.split_once(':')?;
@@ -135,10 +152,7 @@ impl Authority {
     }
 
     fn nonce_of(&self, client: SocketAddr, made: u64) -> String {
-        let ip = match client.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
-        };
+        let ip = octets(client.ip());
         let (port, time) = (client.port().to_be_bytes(), made.to_be_bytes());
         let tag = self.hmac(&self.key, &[&time, &ip, &port]);
         HEXLOWER.encode(&time) + &HEXLOWER.encode(&tag[..12])
@@ -153,6 +167,13 @@ impl Authority {
             let age = seconds(now).checked_sub(made);
             age.is_some_and(|age| age <= NONCE.as_secs()) && self.nonce_of(client, made) == nonce
         })
+    }
+}
+
+fn octets(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
     }
 }
 
@@ -206,6 +227,22 @@ mod tests {
             assert_eq!(authority.check(stranger, at(0)), None, "{stranger}");
         }
         assert!(!format!("{issued:?}").contains(&issued.credential));
+    }
+
+    #[test]
+    fn a_household_is_one_user_of_pages() {
+        let (authority, other) = (Authority::new("s").unwrap(), Authority::new("s").unwrap());
+        let user = |ip: &str| authority.page_user(ip.parse().unwrap());
+        assert_eq!(user("192.0.2.1"), user("::ffff:192.0.2.1"));
+        assert_ne!(user("192.0.2.1"), user("192.0.2.2"));
+        assert_eq!(user("2001:db8::1"), user("2001:db8::ffff:1"));
+        assert_ne!(user("2001:db8::1"), user("2001:db8:0:1::1"));
+        let of_other = other.page_user("192.0.2.1".parse().unwrap());
+        assert_ne!(user("192.0.2.1"), of_other, "a key of its own");
+        for proxy in ["127.0.0.1", "10.0.0.1", "::1"] {
+            assert_ne!(user(proxy), user(proxy), "{proxy}");
+        }
+        assert_eq!(user("192.0.2.1").len(), "page-".len() + 16);
     }
 
     #[test]

@@ -18,15 +18,16 @@ use stun_types::{
         MessageWriteExt as _, MessageWriteVec, Method,
     },
 };
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::runtime::Runtime;
 use turn_client_proto::types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 use super::{
-    Authority,
+    Authority, Own, RelayAddresses, Setup,
     allocation::Reply,
     requests::{Client, Requests},
+    stream,
 };
-use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics};
+use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools};
 
 /// An answer says little more than what was asked: names, a nonce, a signature.
 const MOST_MORE: usize = 160;
@@ -49,15 +50,24 @@ impl Session {
         let authority = Arc::new(Authority::new("secret").ok()?);
         let user = authority.issue("ann", Duration::from_secs(86_400), SystemTime::now());
         let loopback = IpAddr::from([127, 0, 0, 1]);
-        let (ips, metrics) = (vec![(loopback, loopback)], Metrics::new(&config));
+        let metrics = Metrics::new(&config);
+        let setup = Setup {
+            authority: authority.clone(),
+            addresses: RelayAddresses::new(vec![loopback], vec![], None),
+            own: Arc::new(Own::new([3478], [loopback])),
+            pools: Pools::new(&config, &metrics),
+            config: config.turn,
+            metrics,
+        };
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         Some(Self {
             runtime: runtime.enable_io().build().ok()?,
-            requests: Requests::new(&config.turn, authority.clone(), ips, metrics),
+            requests: Requests::new(setup),
             authority,
             user,
             client: Client {
-                listener: 0,
+                over_tcp: true,
+                local: (loopback, 3478).into(),
                 address: ([192, 0, 2, 1], 5000).into(),
             },
         })
@@ -75,8 +85,8 @@ impl Session {
     }
 
     fn ask<'a>(&self, frames: impl Iterator<Item = &'a [u8]>) -> usize {
-        let (sender, mut answers) = mpsc::channel(8);
-        let reply = Reply::Stream(sender);
+        let (queue, mut answers) = stream::queue(64 * 1024);
+        let reply = Reply::Stream(queue);
         let mut answered = 0;
         for frame in frames {
             let signed = match frame {
@@ -86,7 +96,7 @@ impl Session {
             let frame = signed.as_deref().unwrap_or(frame);
             self.requests.receive(self.client, &reply, frame);
             let mut more = 0;
-            while let Ok(answer) = answers.try_recv() {
+            while let Some(answer) = answers.try_next() {
                 assert!(
                     Message::from_bytes(&answer).is_ok(),
                     "an answer that is none"

@@ -26,19 +26,25 @@ use turn_client_proto::types::{
         Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
         XorRelayedAddress,
     },
-    message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH, SEND},
+    message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH},
 };
 
 use super::{
-    allocation::{Allocation, Peers, Relay, Reply},
+    Setup,
+    addresses::RelayAddresses,
+    allocation::{Allocation, Passage, Relay, Reply, Route},
     credentials::Authority,
-    is_forbidden,
+    meter::Meters,
+    reach::{Bar, Reach},
 };
-use crate::server::{
-    config::TurnConfig,
-    metrics::Metrics,
-    rate::RateLimiter,
-    stun::{self, Layout, Outcome},
+use crate::{
+    core::quota,
+    server::{
+        metrics::Metrics,
+        pool::{Pool, Refusals},
+        rate::RateLimiter,
+        stun::{self, Layout, Outcome},
+    },
 };
 
 /// RFC 8656 section 7.2: the lifetime of an allocation, at the least and unless more is asked
@@ -46,7 +52,7 @@ use crate::server::{
 const LIFETIME: u32 = 600;
 const MAX_LIFETIME: u32 = 3600;
 
-/// Requests per second to all clients together, at most.
+/// Requests per second of all clients together, over UDP and over TCP, at most.
 const TOTAL_REQUESTS: u32 = 20_000;
 
 /// Most attributes that an error answer names as unknown.
@@ -70,27 +76,31 @@ const UNDERSTOOD: [AttributeType; 13] = [
     ReservationToken::TYPE,
 ];
 
-/// A client is known by where it came in and from where (the 5-tuple of RFC 8656 section 2).
+/// A client is known by its 5-tuple (RFC 8656 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client {
-    pub(super) listener: usize,
+    pub(super) over_tcp: bool,
+    /// The address of the server that it asked at.
+    pub(super) local: SocketAddr,
     pub(super) address: SocketAddr,
 }
-
-/// Addresses to relay on, and what clients are told of them; one of each family at most.
-pub(crate) type RelayIps = Vec<(IpAddr, IpAddr)>;
 
 /// The state of the server.
 pub(super) struct Requests {
     realm: String,
     authority: Arc<Authority>,
-    ips: RelayIps,
+    addresses: RelayAddresses,
     ports: RangeInclusive<u16>,
-    most: usize,
+    /// Relayed addresses.
+    places: Pool,
     most_per_user: usize,
-    allow_private: bool,
+    reach: Arc<Reach>,
     allocations: Mutex<HashMap<Client, Arc<Allocation>>>,
-    limiter: Mutex<RateLimiter>,
+    /// Sources over UDP are forged easily: they spend nothing of those over TCP.
+    udp: Mutex<RateLimiter>,
+    tcp: Mutex<RateLimiter>,
+    meters: Meters,
+    refusals: Refusals,
     metrics: Metrics,
 }
 
@@ -100,8 +110,8 @@ struct Success {
     lifetime: Option<u32>,
     relayed: Vec<SocketAddr>,
     mapped: Option<SocketAddr>,
-    /// The additional family that there is no address of.
-    missing: Option<AddressFamily>,
+    /// The family that there is no address of, and why.
+    missing: Option<(AddressFamily, u16)>,
 }
 
 enum Refusal {
@@ -116,23 +126,33 @@ impl From<u16> for Refusal {
 }
 
 impl Requests {
-    pub(super) fn new(
-        config: &TurnConfig,
-        authority: Arc<Authority>,
-        ips: RelayIps,
-        metrics: Metrics,
-    ) -> Self {
-        let rate = config.requests_per_source.get();
+    pub(super) fn new(setup: Setup) -> Self {
+        let Setup {
+            config,
+            authority,
+            addresses,
+            own,
+            pools,
+            metrics,
+        } = setup;
+        let limiter = || {
+            let rate = config.requests_per_source.get();
+            Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now()))
+        };
+        let meters = Meters::new(&config, metrics.clone(), pools.refusals.clone());
         Self {
             realm: config.realm.clone(),
             authority,
-            ips,
+            addresses,
             ports: config.first_port..=config.last_port,
-            most: config.allocations.get(),
+            places: pools.allocations,
             most_per_user: config.allocations_per_user.get(),
-            allow_private: config.allow_private_peers,
+            reach: Arc::new(Reach::new(config.allow_private_peers, own)),
             allocations: Mutex::default(),
-            limiter: Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now())),
+            udp: limiter(),
+            tcp: limiter(),
+            meters,
+            refusals: pools.refusals,
             metrics,
         }
     }
@@ -169,64 +189,68 @@ impl Requests {
         self.metrics.turn_allocations(all.len());
     }
 
-    /// Handles one frame of a client.
+    /// Counts that `what` was refused to a client.
+    pub(super) fn refuse(&self, what: &'static str, reason: &'static str, client: Client) {
+        self.refusals.tell(what, reason, Some(client.address.ip()));
+    }
+
+    /// Handles one frame of a client. Nothing is decoded before its sender may send it: data needs
+    /// an allocation, and anything else is limited for each source.
     pub(super) fn receive(&self, client: Client, reply: &Reply, frame: &[u8]) {
         let now = Instant::now();
-        match frame {
-            [first @ 0x40..=0x4f, second, high, low, data @ ..] => {
+        let held = self.allocation(client);
+        match (frame, held) {
+            // RFC 8656 section 12.4, and an indication of the Send method (RFC 8489 section 5).
+            ([0x40..=0x4f, ..] | [0x00, 0x16, ..], None) => self.metrics.turn("ignored"),
+            ([first @ 0x40..=0x4f, second, high, low, data @ ..], Some(allocation)) => {
                 let number = u16::from_be_bytes([*first, *second]);
                 let len = usize::from(u16::from_be_bytes([*high, *low]));
                 if let Some(data) = data.get(..len) {
-                    self.channel_data(client, number, data, now);
+                    channel_data(&allocation, number, data, now);
                 }
             }
-            _ => match Message::from_bytes(frame) {
-                Ok(message) if message.has_class(MessageClass::Indication) => {
-                    if message.has_method(SEND) {
-                        self.send_indication(client, &message, now);
-                    }
+            ([0x00, 0x16, ..], Some(allocation)) => {
+                if let Ok(message) = Message::from_bytes(frame) {
+                    send_indication(&allocation, &message, now);
                 }
-                Ok(message) if message.has_class(MessageClass::Request) => {
-                    let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-                    let allowed = limiter.allow(client.address.ip(), now);
-                    drop(limiter);
-                    let (answer, outcome) = match allowed {
-                        true if message.has_method(BINDING) => binding(frame, client.address),
-                        true => self.request(client, reply, &message, now),
-                        false => (None, "limited"),
-                    };
-                    self.metrics.turn(outcome);
-                    if let Some(answer) = answer {
-                        reply.answer(&answer);
-                    }
+            }
+            (_, held) => match self.may_ask(client, held, now) {
+                Ok(()) => self.handle(client, reply, frame, now),
+                Err(refusal) => {
+                    self.metrics.turn("limited");
+                    self.refuse("turn_request", refusal.name(), client);
                 }
-                _ => self.metrics.turn("ignored"),
             },
         }
     }
 
-    fn channel_data(&self, client: Client, number: u16, data: &[u8], now: Instant) {
-        if let Some(allocation) = self.allocation(client)
-            && let Some(peer) = allocation.peers.of_channel(number, now)
-            && let Some(relay) = allocation.relay(peer.ip())
-        {
-            relay.send(data, peer);
-            self.metrics.turn_relayed(data.len());
+    fn may_ask(
+        &self,
+        client: Client,
+        held: Option<Arc<Allocation>>,
+        now: Instant,
+    ) -> Result<(), quota::Refusal> {
+        if held.is_some_and(|allocation| allocation.may_ask(now)) {
+            return Ok(());
         }
+        let limiter = match client.over_tcp {
+            true => &self.tcp,
+            false => &self.udp,
+        };
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.take(client.address.ip(), 1.0, now)
     }
 
-    /// RFC 8656 section 11.2: what has no permission is dropped.
-    fn send_indication(&self, client: Client, message: &Message<'_>, now: Instant) {
-        if let Some(allocation) = self.allocation(client)
-            && let Ok(peer) = message.attribute::<XorPeerAddress>()
-            && let Ok(data) = message.attribute::<Data<'_>>()
-        {
-            let peer = peer.addr(message.transaction_id());
-            let permitted = allocation.peers.route(peer, now) != super::allocation::Route::Denied;
-            if let Some(relay) = allocation.relay(peer.ip()).filter(|_| permitted) {
-                relay.send(data.data(), peer);
-                self.metrics.turn_relayed(data.data().len());
-            }
+    fn handle(&self, client: Client, reply: &Reply, frame: &[u8], now: Instant) {
+        let (answer, outcome) = match Message::from_bytes(frame) {
+            Ok(message) if !message.has_class(MessageClass::Request) => (None, "ignored"),
+            Ok(message) if message.has_method(BINDING) => binding(frame, client.address),
+            Ok(message) => self.request(client, reply, &message, now),
+            Err(_) => (None, "ignored"),
+        };
+        self.metrics.turn(outcome);
+        if let Some(answer) = answer {
+            reply.answer(&answer);
         }
     }
 
@@ -241,7 +265,7 @@ impl Requests {
         let known = [ALLOCATE, REFRESH, CREATE_PERMISSION, CHANNEL_BIND];
         if !known.contains(&request.method()) {
             return (
-                self.refuse(request, ErrorCode::BAD_REQUEST, client, false),
+                self.error(request, ErrorCode::BAD_REQUEST, client, false),
                 "refused",
             );
         }
@@ -249,7 +273,7 @@ impl Requests {
             Ok(user) => user,
             Err(code) => {
                 let challenged = matches!(code, ErrorCode::UNAUTHORIZED | ErrorCode::STALE_NONCE);
-                let answer = self.refuse(request, code, client, challenged);
+                let answer = self.error(request, code, client, challenged);
                 return (answer, "unauthorized");
             }
         };
@@ -265,8 +289,8 @@ impl Requests {
                 }
                 match request.method() {
                     REFRESH => self.refresh(client, &allocation, request, now),
-                    CREATE_PERMISSION => self.permit(&allocation, request, now),
-                    _ => self.bind_channel(&allocation, request, now),
+                    CREATE_PERMISSION => self.permit(client, &allocation, request, now),
+                    _ => self.bind_channel(client, &allocation, request, now),
                 }
             }
         });
@@ -329,7 +353,7 @@ impl Requests {
     }
 
     /// An answer without a signature: nobody has proved to know a key.
-    fn refuse(
+    fn error(
         &self,
         request: &Message<'_>,
         code: u16,
@@ -387,53 +411,69 @@ impl Requests {
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
             (Err(_), Err(_)) => (AddressFamily::IPV4, None),
         };
-        {
-            let all = self.allocations();
-            let of_user = all.values().filter(|held| held.username == username);
-            if of_user.count() >= self.most_per_user {
-                return Err(ErrorCode::ALLOCATION_QUOTA_REACHED.into());
-            }
-            if all.len() >= self.most {
-                return Err(ErrorCode::INSUFFICIENT_CAPACITY.into());
-            }
-        }
-        let peers = Arc::<Peers>::default();
-        let open = |family: AddressFamily| {
-            let of_family =
-                |(_, told): &&(IpAddr, IpAddr)| told.is_ipv4() == (family == AddressFamily::IPV4);
-            let ips = self.ips.iter().find(of_family).copied();
-            let ips = ips.ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
-            Relay::open(ips, &self.ports, &peers, reply, &self.metrics).map_err(|error| {
-                tracing::debug!(%error, "no relayed address");
-                ErrorCode::INSUFFICIENT_CAPACITY
-            })
+        let passage = Passage {
+            peers: Arc::default(),
+            reply: reply.clone(),
+            reach: self.reach.clone(),
+            meter: self.meters.of(client.address.ip()),
         };
         let mut relays = Vec::new();
         let mut missing = None;
-        match (
-            open(family),
-            additional.map(|family| (family, open(family))),
-        ) {
-            (Ok(relay), None) => relays.push(relay),
-            (Ok(relay), Some((_, Ok(other)))) => relays.extend([relay, other]),
-            (Ok(relay), Some((family, Err(_)))) => {
-                relays.push(relay);
-                missing = Some(family);
+        for family in [Some(family), additional].into_iter().flatten() {
+            match self.open(client, family, username, relays.len(), &passage) {
+                Ok(relay) => relays.push(relay),
+                Err(code) if additional.is_some() && missing.is_none() => {
+                    missing = Some((family, code));
+                }
+                Err(code) => return Err(code.into()),
             }
-            (Err(_), Some((_, Ok(other)))) => {
-                relays.push(other);
-                missing = Some(family);
-            }
-            (Err(code), _) => return Err(code.into()),
         }
         let success = success(&relays, missing);
         let expires = now + Duration::from_secs(lifetime.into());
         let transaction = request.transaction_id();
-        let held = Allocation::new(username.to_owned(), transaction, relays, peers, expires);
+        let username = username.to_owned();
+        let peers = passage.peers;
+        let held = Allocation::new(username, transaction, relays, peers, (now, expires));
         self.change(|all| {
             all.insert(client, Arc::new(held));
         });
         Ok(success)
+    }
+
+    /// A relayed address for a client that has `opened` others in the same allocation.
+    fn open(
+        &self,
+        client: Client,
+        family: AddressFamily,
+        username: &str,
+        opened: usize,
+        passage: &Passage,
+    ) -> Result<Relay, u16> {
+        let v4 = family == AddressFamily::IPV4;
+        let address = self.addresses.of(client.local.ip(), v4);
+        let address = address.ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
+        let of_user = self.relays_of(username) + opened;
+        if of_user >= self.most_per_user {
+            self.refuse("allocation", "user", client);
+            return Err(ErrorCode::ALLOCATION_QUOTA_REACHED);
+        }
+        let place = self.places.take(client.address.ip());
+        let place = place.map_err(|refusal| match refusal {
+            quota::Refusal::Full => ErrorCode::INSUFFICIENT_CAPACITY,
+            _ => ErrorCode::ALLOCATION_QUOTA_REACHED,
+        })?;
+        Relay::open(address, &self.ports, place, passage.clone()).map_err(|error| {
+            tracing::debug!(%error, "no relayed address");
+            self.refuse("allocation", "port", client);
+            ErrorCode::INSUFFICIENT_CAPACITY
+        })
+    }
+
+    /// How many relayed addresses a user has.
+    fn relays_of(&self, username: &str) -> usize {
+        let all = self.allocations();
+        let of_user = all.values().filter(|held| held.username == username);
+        of_user.map(|held| held.relays.len()).sum()
     }
 
     /// RFC 8656 section 8.2.
@@ -471,6 +511,7 @@ impl Requests {
     /// RFC 8656 section 10.2.
     fn permit(
         &self,
+        client: Client,
         allocation: &Allocation,
         request: &Message<'_>,
         now: Instant,
@@ -481,7 +522,9 @@ impl Requests {
                 let peer = XorPeerAddress::from_raw(attribute);
                 let peer = peer.map_err(|_| ErrorCode::BAD_REQUEST)?;
                 let peer = peer.addr(request.transaction_id()).ip();
-                self.check_peer(allocation, peer)?;
+                // Of any port: relayed addresses of other clients may be at the server's own.
+                let bar = self.reach.bars_ip(peer);
+                self.check_peer(client, allocation, peer, bar)?;
                 ips.push(peer);
             }
         }
@@ -495,6 +538,7 @@ impl Requests {
     /// RFC 8656 section 12.2.
     fn bind_channel(
         &self,
+        client: Client,
         allocation: &Allocation,
         request: &Message<'_>,
         now: Instant,
@@ -509,19 +553,48 @@ impl Requests {
         if !(0x4000..=0x4fff).contains(&number) {
             return Err(ErrorCode::BAD_REQUEST.into());
         }
-        self.check_peer(allocation, peer.ip())?;
+        let bar = self.reach.bars(peer);
+        self.check_peer(client, allocation, peer.ip(), bar)?;
         allocation.peers.bind(number, peer, now)?;
         Ok(Success::default())
     }
 
-    fn check_peer(&self, allocation: &Allocation, peer: IpAddr) -> Result<(), u16> {
+    fn check_peer(
+        &self,
+        client: Client,
+        allocation: &Allocation,
+        peer: IpAddr,
+        bar: Option<Bar>,
+    ) -> Result<(), u16> {
+        if let Some(bar) = bar {
+            self.refuse("turn_peer", bar.name(), client);
+            return Err(ErrorCode::FORBIDDEN);
+        }
         if allocation.relay(peer).is_none() {
             return Err(ErrorCode::PEER_ADDRESS_FAMILY_MISMATCH);
         }
-        if is_forbidden(peer, self.allow_private) {
-            return Err(ErrorCode::FORBIDDEN);
-        }
         Ok(())
+    }
+}
+
+fn channel_data(allocation: &Allocation, number: u16, data: &[u8], now: Instant) {
+    if let Some(peer) = allocation.peers.of_channel(number, now)
+        && let Some(relay) = allocation.relay(peer.ip())
+    {
+        relay.send(data, peer);
+    }
+}
+
+/// RFC 8656 section 11.2: what has no permission is dropped.
+fn send_indication(allocation: &Allocation, message: &Message<'_>, now: Instant) {
+    if let Ok(peer) = message.attribute::<XorPeerAddress>()
+        && let Ok(data) = message.attribute::<Data<'_>>()
+    {
+        let peer = peer.addr(message.transaction_id());
+        let permitted = allocation.peers.route(peer, now) != Route::Denied;
+        if let Some(relay) = allocation.relay(peer.ip()).filter(|_| permitted) {
+            relay.send(data.data(), peer);
+        }
     }
 }
 
@@ -578,8 +651,12 @@ fn succeed(
     if let Some(lifetime) = success.lifetime {
         answer.add_attribute(&Lifetime::new(lifetime)).ok()?;
     }
-    if let Some(missing) = success.missing {
-        let code = error_code(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
+    if let Some((missing, code)) = success.missing {
+        // RFC 8656 section 7.3 knows these two.
+        let code = error_code(match code {
+            ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED => code,
+            _ => ErrorCode::INSUFFICIENT_CAPACITY,
+        })?;
         answer
             .add_attribute(&AddressErrorCode::new(missing, code))
             .ok()?;

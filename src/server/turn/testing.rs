@@ -11,10 +11,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Authority, Listeners, TurnCredentials, serve};
+use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, serve};
 use crate::{
     native::turn::Server,
-    server::{ServerConfig, metrics::Metrics},
+    server::{ServerConfig, metrics::Metrics, pool::Pools},
 };
 
 /// A TURN server on loopback.
@@ -34,7 +34,11 @@ impl Drop for Turn {
 
 impl Turn {
     pub(crate) async fn start() -> Self {
-        let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
+        Self::start_at(Ipv4Addr::LOCALHOST).await
+    }
+
+    pub(crate) async fn start_at(ip: Ipv4Addr) -> Self {
+        let ip = IpAddr::from(ip);
         let udp = UdpSocket::bind((ip, 0)).await.unwrap();
         let tcp = TcpListener::bind((ip, 0)).await.unwrap();
         let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
@@ -43,12 +47,16 @@ impl Turn {
         let mut config = ServerConfig::default();
         config.turn.allow_private_peers = true;
         let metrics = Metrics::new(&config);
-        let listeners = Listeners {
-            udp: vec![udp],
-            tcp: vec![tcp],
+        let listeners = Listeners::new(vec![udp], vec![tcp]).unwrap();
+        let setup = Setup {
+            authority,
+            addresses: RelayAddresses::new(vec![ip], vec![], None),
+            own: Arc::new(Own::new([addresses.0.port()], [ip])),
+            pools: Pools::new(&config, &metrics),
+            config: config.turn,
+            metrics: metrics.clone(),
         };
-        let turn = config.turn;
-        let serve = serve(listeners, turn, authority, vec![(ip, ip)], metrics.clone());
+        let serve = serve(listeners, setup);
         Self {
             udp: addresses.0,
             tcp: addresses.1,
@@ -59,9 +67,15 @@ impl Turn {
     }
 
     pub(crate) fn server(&self, over_tcp: bool) -> Server {
+        let bound = if over_tcp { self.tcp } else { self.udp };
+        self.server_at(bound.ip(), over_tcp)
+    }
+
+    /// As who reaches it at `ip` knows it.
+    pub(crate) fn server_at(&self, ip: IpAddr, over_tcp: bool) -> Server {
         let url = match over_tcp {
-            true => format!("turn:{}?transport=tcp", self.tcp),
-            false => format!("turn:{}", self.udp),
+            true => format!("turn:{ip}:{}?transport=tcp", self.tcp.port()),
+            false => format!("turn:{ip}:{}", self.udp.port()),
         };
         Server {
             url: url.parse().unwrap(),

@@ -2,10 +2,17 @@
 
 use proptest::prelude::*;
 use stun_types::message::Method;
-use tokio::sync::mpsc;
+use turn_client_proto::types::message::SEND;
 
 use super::*;
-use crate::server::{ServerConfig, TurnCredentials};
+use crate::server::{
+    ServerConfig, TurnConfig, TurnCredentials,
+    pool::Pools,
+    turn::{
+        Own,
+        stream::{Frames, queue},
+    },
+};
 
 /// A server on loopback and one client of it.
 struct Net {
@@ -13,32 +20,49 @@ struct Net {
     user: TurnCredentials,
     client: Client,
     reply: Reply,
-    answers: mpsc::Receiver<Vec<u8>>,
+    answers: Frames,
 }
 
 impl Net {
     fn new(configure: impl FnOnce(&mut TurnConfig)) -> Self {
-        let mut config = TurnConfig::default();
-        configure(&mut config);
+        Self::on(&["127.0.0.1"], configure)
+    }
+
+    /// With relayed addresses at `hosts`.
+    fn on(hosts: &[&str], configure: impl FnOnce(&mut TurnConfig)) -> Self {
+        let mut config = ServerConfig::default();
+        configure(&mut config.turn);
         let authority = Arc::new(Authority::new("secret").unwrap());
         let hour = Duration::from_secs(3600);
         let user = authority.issue("ann", hour, SystemTime::now());
-        let metrics = Metrics::new(&ServerConfig::default());
-        let loopback = IpAddr::from([127, 0, 0, 1]);
-        let ips = vec![(loopback, loopback)];
-        let (sender, answers) = mpsc::channel(8);
+        let metrics = Metrics::new(&config);
+        let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let setup = Setup {
+            authority,
+            addresses: RelayAddresses::new(hosts, vec![], None),
+            own: Arc::new(Own::new([3478], [PUBLIC])),
+            pools: Pools::new(&config, &metrics),
+            config: config.turn,
+            metrics,
+        };
+        let (queue, answers) = queue(64 * 1024);
         Self {
-            requests: Requests::new(&config, authority, ips, metrics),
+            requests: Requests::new(setup),
             user,
             client: client(1),
-            reply: Reply::Stream(sender),
+            reply: Reply::Stream(queue),
             answers,
         }
     }
 
+    fn fresh_user(&self, id: &str) -> TurnCredentials {
+        let hour = Duration::from_secs(3600);
+        self.requests.authority.issue(id, hour, SystemTime::now())
+    }
+
     fn send(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         self.requests.receive(self.client, &self.reply, frame);
-        self.answers.try_recv().ok()
+        self.answers.try_next()
     }
 
     fn signed(&self, method: Method, fill: impl FnOnce(&mut MessageWriteVec)) -> Vec<u8> {
@@ -73,9 +97,13 @@ impl Net {
     }
 }
 
+/// What the server is to others.
+const PUBLIC: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
+
 fn client(port: u16) -> Client {
     Client {
-        listener: 0,
+        over_tcp: true,
+        local: ([127, 0, 0, 1], 3478).into(),
         address: ([192, 0, 2, 1], port).into(),
     }
 }
@@ -200,22 +228,195 @@ async fn a_jump_of_the_wall_clock_ends_no_allocation() {
 #[tokio::test]
 async fn quotas_hold() {
     let mut net = Net::new(|config| {
-        config.allocations = 3.try_into().unwrap();
-        config.allocations_per_user = 2.try_into().unwrap();
+        config.allocations = 6.try_into().unwrap();
+        config.allocations_per_user = 3.try_into().unwrap();
     });
-    for (port, expected) in [(1, 0), (2, 0), (3, 486)] {
+    for (port, expected) in [(1, 0), (2, 0), (3, 0), (4, 486)] {
         net.client = client(port);
         assert_eq!(net.ask(ALLOCATE, udp), expected);
     }
-    let now = SystemTime::now();
-    net.user = net
-        .requests
-        .authority
-        .issue("bob", Duration::from_secs(60), now);
-    for (port, expected) in [(4, 0), (5, 508)] {
+    // Three quarters of so few: a user of its own gives an address no more than that.
+    for (port, expected) in [(5, 0), (6, 486), (7, 486)] {
+        net.user = net.fresh_user(&format!("fresh-{port}"));
         net.client = client(port);
         assert_eq!(net.ask(ALLOCATE, udp), expected);
     }
+    for (last, expected) in [(2, 0), (3, 0), (4, 508)] {
+        net.user = net.fresh_user("bob");
+        net.client = Client {
+            address: ([192, 0, 2, last], 1).into(),
+            ..client(1)
+        };
+        assert_eq!(net.ask(ALLOCATE, udp), expected);
+    }
+    for port in 1..=5 {
+        net.requests.close(client(port));
+    }
+    net.client = client(9);
+    assert_eq!(net.ask(ALLOCATE, udp), 0, "the places are back");
+}
+
+#[tokio::test]
+async fn both_families_of_an_allocation_count() {
+    let mut net = Net::on(&["127.0.0.1", "::1"], |config| {
+        config.allocations_per_user = 3.try_into().unwrap();
+    });
+    let both = |m: &mut MessageWriteVec| {
+        udp(m);
+        m.add_attribute(&AdditionalAddressFamily::new(AddressFamily::IPV6))
+            .unwrap();
+    };
+    let request = net.signed(ALLOCATE, both);
+    let answer = net.send(&request).unwrap();
+    let answer = Message::from_bytes(&answer).unwrap();
+    assert!(!answer.has_attribute(AddressErrorCode::TYPE));
+    assert_eq!(net.requests.places.taken(), 2);
+    net.client = client(2);
+    let request = net.signed(ALLOCATE, both);
+    let answer = net.send(&request).unwrap();
+    let answer = Message::from_bytes(&answer).unwrap();
+    let missing = answer.attribute::<AddressErrorCode>().unwrap();
+    assert_eq!(
+        (missing.family(), missing.error().code()),
+        (AddressFamily::IPV6, 508)
+    );
+    assert_eq!(net.requests.places.taken(), 3);
+}
+
+/// Every way of writing an address, in every request that names a peer.
+#[tokio::test]
+async fn nobody_is_sent_where_nobody_may_be_sent() {
+    let mut net = Net::new(|_| {});
+    assert_eq!(net.ask(ALLOCATE, udp), 0);
+    for ip in [
+        "0.0.0.0",
+        "10.0.0.1",
+        "127.0.0.1",
+        "100.64.0.1",
+        "100.100.100.200",
+        "168.63.129.16",
+        "169.254.169.254",
+        "192.0.0.192",
+        "198.18.0.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "[::]",
+        "[::1]",
+        "[::127.0.0.1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::10.0.0.1]",
+        "[64:ff9b::169.254.169.254]",
+        "[64:ff9b:1::1]",
+        "[2001:0:808:808:0:0:80ff:fffe]",
+        "[2002:a00:1::1]",
+        "[2002:a9fe:a9fe::1]",
+        "[fc00::1]",
+        "[fd00:ec2::254]",
+        "[fe80::1]",
+        "[fec0::1]",
+        "[ff02::1]",
+    ] {
+        let addr = format!("{ip}:9");
+        assert_eq!(net.ask(CREATE_PERMISSION, peer(&addr)), 403, "{addr}");
+        let bind = |m: &mut MessageWriteVec| {
+            m.add_attribute(&ChannelNumber::new(0x4000)).unwrap();
+            peer(&addr)(m);
+        };
+        assert_eq!(net.ask(CHANNEL_BIND, bind), 403, "{addr}");
+        // Each source may ask a hundred times in a second.
+        net.requests.tcp = Mutex::new(RateLimiter::new(100, 100, Instant::now()));
+    }
+}
+
+/// Even where the permission is there, by whatever fault or change.
+#[tokio::test]
+async fn what_is_barred_passes_in_neither_direction() {
+    let mut net = Net::new(|_| {});
+    assert_eq!(net.ask(ALLOCATE, udp), 0);
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    let there = stranger.local_addr().unwrap();
+    let allocation = net.requests.allocation(net.client).unwrap();
+    allocation
+        .peers
+        .bind(0x4000, there, Instant::now())
+        .unwrap();
+    assert_eq!(net.send(&[0x40, 0, 0, 4, 1, 2, 3, 4]), None);
+    let mut send = Message::builder_indication(SEND, MessageWriteVec::new());
+    peer(&there.to_string())(&mut send);
+    send.add_attribute(&Data::new(b"data")).unwrap();
+    assert_eq!(net.send(&send.finish()), None);
+    let relayed = allocation.relays[0].address;
+    stranger.send_to(b"data", relayed).unwrap();
+    let refused = |reason: &str| {
+        let name =
+            format!("throughline_refused_total{{what=\"turn_datagram\",reason=\"{reason}\"}} ");
+        let text = net.requests.metrics.encode().unwrap();
+        let count = text.lines().find_map(|line| line.strip_prefix(&name));
+        count.map_or(0, |count| count.parse().unwrap())
+    };
+    while refused("scope") < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(stranger.recv(&mut [0; 16]).is_err(), "nothing came");
+    assert!(net.answers.try_next().is_none(), "nothing went");
+}
+
+#[tokio::test]
+async fn the_server_itself_is_no_peer_and_its_clients_are() {
+    let mut net = Net::new(|_| {});
+    assert_eq!(net.ask(ALLOCATE, udp), 0);
+    let mut ask = |number, ip: &str, port: u16| {
+        let bind = |m: &mut MessageWriteVec| {
+            m.add_attribute(&ChannelNumber::new(number)).unwrap();
+            peer(&format!("{ip}:{port}"))(m);
+        };
+        net.ask(CHANNEL_BIND, bind)
+    };
+    let public = PUBLIC.to_string();
+    assert_eq!(ask(0x4000, &public, 3478), 403);
+    assert_eq!(ask(0x4000, "[64:ff9b::198.51.100.1]", 3478), 403);
+    assert_eq!(ask(0x4000, &public, 49_152), 0);
+    assert_eq!(ask(0x4001, "198.51.100.2", 3478), 0);
+    assert_eq!(net.ask(CREATE_PERMISSION, peer("198.51.100.1:3478")), 0);
+}
+
+/// Whoever forges an address spends what strangers there may ask, and no more.
+#[tokio::test]
+async fn a_client_renews_while_its_address_is_forged() {
+    let mut net = Net::new(|config| config.requests_per_source = 1.try_into().unwrap());
+    let holder = net.client;
+    assert_eq!(net.ask(ALLOCATE, udp), 0);
+    net.client = client(2);
+    let stranger = Message::builder_request(ALLOCATE, MessageWriteVec::new()).finish();
+    let answered = (0..100).filter(|_| net.send(&stranger).is_some()).count();
+    assert_eq!(answered, 1);
+    net.client = holder;
+    for _ in 0..10 {
+        assert_eq!(net.ask(REFRESH, |_| {}), 0);
+    }
+    net.client = Client {
+        over_tcp: false,
+        ..client(3)
+    };
+    assert!(net.send(&stranger).is_some(), "TCP and UDP are apart");
+}
+
+#[tokio::test]
+async fn data_of_nobody_costs_nothing() {
+    let mut net = Net::new(|config| config.requests_per_source = 1.try_into().unwrap());
+    let mut send = Message::builder_indication(SEND, MessageWriteVec::new());
+    peer("192.0.2.9:9")(&mut send);
+    send.add_attribute(&Data::new(b"data")).unwrap();
+    let send = send.finish();
+    for _ in 0..50 {
+        assert_eq!(net.send(&[0x40, 0, 0, 4, 1, 2, 3, 4]), None);
+        assert_eq!(net.send(&send), None);
+    }
+    let text = net.requests.metrics.encode().unwrap();
+    let ignored = "throughline_turn_requests_total{outcome=\"ignored\"} 100";
+    assert!(text.lines().any(|line| line == ignored), "{text}");
 }
 
 #[tokio::test]

@@ -1,0 +1,117 @@
+//! How much is relayed for one client.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use crate::server::{config::TurnConfig, metrics::Metrics, pool::Refusals, rate::RateLimiter};
+
+/// Counts and limits the bytes of all clients.
+#[derive(Clone)]
+pub(super) struct Meters {
+    bytes: Arc<Mutex<RateLimiter>>,
+    metrics: Metrics,
+    refusals: Refusals,
+}
+
+impl Meters {
+    pub(super) fn new(config: &TurnConfig, metrics: Metrics, refusals: Refusals) -> Self {
+        let rate = |bytes: u64| match bytes {
+            0 => UNLIMITED,
+            bytes => bytes as f64,
+        };
+        let (each, all) = (config.bytes_per_source, config.bytes_total);
+        let limiter = RateLimiter::of(rate(each), rate(all), Instant::now());
+        Self {
+            bytes: Arc::new(Mutex::new(limiter)),
+            metrics,
+            refusals,
+        }
+    }
+
+    /// Counts for `client`, whose allocations share its limit.
+    pub(super) fn of(&self, client: IpAddr) -> Meter {
+        Meter {
+            client,
+            all: self.clone(),
+        }
+    }
+}
+
+/// More than any machine sends, and small enough for the arithmetic of buckets.
+const UNLIMITED: f64 = 1e15;
+
+/// Counts and limits the bytes of one client.
+#[derive(Clone)]
+pub(super) struct Meter {
+    client: IpAddr,
+    all: Meters,
+}
+
+impl Meter {
+    /// Whether a datagram of `length` bytes may pass, in either direction.
+    pub(super) fn passes(&self, length: usize) -> bool {
+        let mut bytes = self
+            .all
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let spent = bytes.take(self.client, length as f64, Instant::now());
+        drop(bytes);
+        match spent {
+            Ok(()) => self.all.metrics.turn_relayed(length),
+            Err(refusal) => self.refuse("turn_datagram", refusal.name()),
+        }
+        spent.is_ok()
+    }
+
+    /// Counts that `what` was refused to the client.
+    pub(super) fn refuse(&self, what: &'static str, reason: &'static str) {
+        self.all.refusals.tell(what, reason, Some(self.client));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::config::ServerConfig;
+
+    #[test]
+    fn one_client_has_its_share_and_another_its_own() {
+        let mut config = ServerConfig::default();
+        config.turn.bytes_per_source = 20_000;
+        let metrics = Metrics::new(&config);
+        let refusals = Refusals::new(metrics.clone(), false);
+        let meters = Meters::new(&config.turn, metrics.clone(), refusals);
+        let passed = |client: [u8; 4]| {
+            let meter = meters.of(client.into());
+            (0..1000).filter(|_| meter.passes(1000)).count()
+        };
+        // The burst, and what comes back meanwhile.
+        assert!((40..60).contains(&passed([192, 0, 2, 1])));
+        assert!((40..60).contains(&passed([192, 0, 2, 2])));
+        let text = metrics.encode().unwrap();
+        assert!(
+            text.contains(r#"{what="turn_datagram",reason="address"}"#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn no_limit_is_none() {
+        let config = ServerConfig {
+            turn: TurnConfig {
+                bytes_per_source: 0,
+                bytes_total: 0,
+                ..TurnConfig::default()
+            },
+            ..ServerConfig::default()
+        };
+        let metrics = Metrics::new(&config);
+        let refusals = Refusals::new(metrics.clone(), false);
+        let meter = Meters::new(&config.turn, metrics, refusals).of([192, 0, 2, 1].into());
+        assert!((0..100_000).all(|_| meter.passes(9000)));
+    }
+}

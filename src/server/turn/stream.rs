@@ -1,0 +1,321 @@
+//! The TCP side: a connection is one client.
+//!
+//! What it costs grows with what has arrived and with what the client has yet to read, and both are
+//! bounded.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time,
+};
+
+use super::{
+    allocation::{MAX_DATAGRAM, Reply},
+    deadlines::{Deadlines, WRITE},
+    requests::{Client, Requests},
+};
+use crate::{native::turn::frame, server::pool::Pool};
+
+/// Bytes that wait for a slow client at most, with [`OVERHEAD`] for each frame; more are lost. A
+/// burst of a QUIC connection has room.
+const QUEUE: usize = 256 * 1024;
+
+/// What a frame costs that waits, besides its bytes.
+const OVERHEAD: usize = 64;
+
+/// Bytes that wait in the kernel before they are sent, besides those that the client has yet to
+/// acknowledge: what waits longer than it must is old when it arrives.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNSENT: u32 = 64 * 1024;
+
+/// Bytes read in one call.
+const CHUNK: usize = 8 * 1024;
+
+/// The longest frame: one that carries the longest datagram, with its attributes.
+const MAX_FRAME: usize = MAX_DATAGRAM + 128;
+
+/// Serves the connections of `listener` until the future is dropped. What `places` refuses is
+/// closed at once: it must not wait in front of others.
+pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Requests>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let (Ok(place), Ok(local)) = (places.take(address.ip()), stream.local_addr())
+                else {
+                    continue;
+                };
+                let client = Client {
+                    over_tcp: true,
+                    local,
+                    address,
+                };
+                let requests = requests.clone();
+                tasks.spawn(async move {
+                    serve_one(stream, client, &requests).await;
+                    requests.close(client);
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "TURN listener");
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn serve_one(mut stream: TcpStream, client: Client, requests: &Requests) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+    let (queue, frames) = queue(QUEUE);
+    let (reader, writer) = stream.split();
+    let in_time = tokio::select! {
+        in_time = write(writer, frames, WRITE) => in_time,
+        in_time = read(reader, client, Reply::Stream(queue), requests) => in_time,
+    };
+    if !in_time {
+        requests.refuse("turn_connection", "deadline", client);
+        // The kernel forgets what it has yet to send, too.
+        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Whether the connection has ended before a deadline.
+async fn write(mut writer: WriteHalf<'_>, mut frames: Frames, patience: Duration) -> bool {
+    while let Some(frame) = frames.next().await {
+        match time::timeout(patience, writer.write_all(&frame)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Whether the connection has ended before a deadline.
+async fn read(reader: ReadHalf<'_>, client: Client, reply: Reply, requests: &Requests) -> bool {
+    let mut deadlines = Deadlines::new(Instant::now());
+    let mut assembler = Assembler::default();
+    loop {
+        let readable = time::timeout_at(deadlines.next().into(), reader.readable()).await;
+        // Also when something is there each time: a byte makes no deadline later.
+        if deadlines.have_passed(Instant::now(), || requests.has_allocation(client)) {
+            return false;
+        }
+        match readable {
+            Err(_) => continue,
+            Ok(Err(_)) => return true,
+            Ok(Ok(())) => {}
+        }
+        // On the stack, and only while something is there: who sends nothing costs no buffer.
+        let mut chunk = [0; CHUNK];
+        let len = match reader.try_read(&mut chunk) {
+            Ok(0) => return true,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return true,
+        };
+        let bytes = chunk.get(..len).unwrap_or_default();
+        let frames = assembler.take(bytes, |frame| requests.receive(client, &reply, frame));
+        let Ok(frames) = frames else {
+            return true;
+        };
+        deadlines.received(Instant::now(), frames, !assembler.is_empty());
+    }
+}
+
+/// Puts frames together. It holds the part of one that has come, and nothing between frames.
+#[derive(Debug, Default)]
+struct Assembler(Vec<u8>);
+
+impl Assembler {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes the next `bytes` of the stream and hands over each frame that they end. Gives how many
+    /// there were.
+    ///
+    /// # Errors
+    /// When what follows is not TURN, or longer than anything that is relayed.
+    fn take(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) -> Result<usize, frame::NotTurn> {
+        let part = std::mem::take(&mut self.0);
+        let joined = match part.is_empty() {
+            true => None,
+            false => Some([&part, bytes].concat()),
+        };
+        let stream = joined.as_deref().unwrap_or(bytes);
+        let (mut rest, mut frames) = (stream, 0);
+        while let Some(frame) = frame::first(rest)? {
+            each(rest.get(..frame.len).unwrap_or_default());
+            rest = rest.get(frame.end..).unwrap_or_default();
+            frames += 1;
+        }
+        if rest.len() >= MAX_FRAME {
+            return Err(frame::NotTurn);
+        }
+        self.0 = rest.to_vec();
+        Ok(frames)
+    }
+}
+
+/// The way to a client that reads a stream. A clone leads to the same.
+#[derive(Clone)]
+pub(super) struct Queue {
+    frames: mpsc::UnboundedSender<(Vec<u8>, OwnedSemaphorePermit)>,
+    /// The bound of `frames`, in bytes.
+    room: Arc<Semaphore>,
+    size: usize,
+}
+
+/// What waits in a [`Queue`].
+pub(super) struct Frames(mpsc::UnboundedReceiver<(Vec<u8>, OwnedSemaphorePermit)>);
+
+/// A queue with room for `size` bytes.
+pub(super) fn queue(size: usize) -> (Queue, Frames) {
+    let (frames, waiting) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(size));
+    let queue = Queue { frames, room, size };
+    (queue, Frames(waiting))
+}
+
+impl Queue {
+    /// Appends what came from a peer, unless that leaves less than a quarter of the room: nobody
+    /// asks again for an answer on a stream.
+    pub(super) fn relay(&self, frame: &[u8]) {
+        if self.room.available_permits() >= cost(frame) + self.size / 4 {
+            self.answer(frame);
+        }
+    }
+
+    /// Appends an answer, while there is room.
+    pub(super) fn answer(&self, frame: &[u8]) {
+        let cost = u32::try_from(cost(frame)).unwrap_or(u32::MAX);
+        let Ok(room) = self.room.clone().try_acquire_many_owned(cost) else {
+            return;
+        };
+        let mut padded = Vec::with_capacity(frame.len().next_multiple_of(4));
+        padded.extend_from_slice(frame);
+        frame::pad(&mut padded, frame.len());
+        let _ = self.frames.send((padded, room));
+    }
+}
+
+fn cost(frame: &[u8]) -> usize {
+    frame.len().next_multiple_of(4) + OVERHEAD
+}
+
+impl Frames {
+    /// The next frame; `None` when nobody sends any more.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        Some(self.0.recv().await?.0)
+    }
+
+    /// The next frame, if one waits.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn try_next(&mut self) -> Option<Vec<u8>> {
+        Some(self.0.try_recv().ok()?.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn answers_find_room_where_data_does_not() {
+        let (queue, mut frames) = queue(8 * (4 + OVERHEAD));
+        for n in 0..10 {
+            queue.relay(&[n; 4]);
+        }
+        queue.answer(&[42; 3]);
+        let sent: Vec<_> = std::iter::from_fn(|| frames.try_next()).collect();
+        let data = (0..6).map(|n| vec![n; 4]);
+        assert_eq!(sent, data.chain([vec![42, 42, 42, 0]]).collect::<Vec<_>>());
+        assert_eq!(
+            queue.room.available_permits(),
+            queue.size,
+            "all room is back"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (queue, frames) = queue(64 << 20);
+        // More than the kernel holds for it.
+        for _ in 0..1000 {
+            queue.answer(&[0; 32_000]);
+        }
+        let (_reader, writer) = stream.split();
+        assert!(!write(writer, frames, Duration::from_millis(100)).await);
+        assert_eq!(
+            queue.room.available_permits(),
+            queue.size,
+            "nothing waits any more"
+        );
+    }
+
+    #[test]
+    fn a_frame_that_never_ends_costs_what_has_come_and_then_the_connection() {
+        let mut assembler = Assembler::default();
+        // It announces 65,535 bytes.
+        let mut sent = assembler.take(&[0x40, 0, 0xff, 0xff], |_| {}).map(|_| 4);
+        while let Ok(bytes) = sent {
+            assert!(assembler.0.capacity() <= bytes, "{bytes}");
+            assert!(bytes < MAX_FRAME);
+            sent = assembler.take(&[7], |_| {}).map(|_| bytes + 1);
+        }
+    }
+
+    proptest! {
+        /// However the stream is cut.
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            lengths in prop::collection::vec(0u16..400, 0..12),
+            cuts in prop::collection::vec(1usize..600, 1..40),
+        ) {
+            let mut stream = Vec::new();
+            let mut sent = Vec::new();
+            for len in lengths {
+                let mut frame = vec![0x40, 1];
+                frame.extend(len.to_be_bytes());
+                frame.resize(4 + usize::from(len), 9);
+                stream.extend(&frame);
+                frame::pad(&mut stream, frame.len());
+                sent.push(frame);
+            }
+            let (mut assembler, mut seen, mut count) = (Assembler::default(), Vec::new(), 0);
+            let (mut rest, mut cuts) = (&stream[..], cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                count += assembler.take(now, |frame| seen.push(frame.to_vec())).unwrap();
+                rest = later;
+            }
+            prop_assert!(assembler.is_empty());
+            prop_assert_eq!(count, sent.len());
+            prop_assert_eq!(seen, sent);
+        }
+    }
+}

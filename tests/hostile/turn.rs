@@ -1,0 +1,376 @@
+//! Strangers at a TURN server: each has an address of its own on loopback.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use stun_types::{
+    AddressFamily,
+    attribute::{ErrorCode, Nonce, Realm, Username},
+    message::{
+        IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageClass, MessageWrite as _,
+        MessageWriteExt as _, MessageWriteVec, Method,
+    },
+};
+use throughline::server::{Server, ServerConfig};
+use tokio::{
+    net::{TcpSocket, UdpSocket},
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use turn_client_proto::types::{
+    attribute::{
+        ChannelNumber, Data, RequestedAddressFamily, RequestedTransport, XorPeerAddress,
+        XorRelayedAddress,
+    },
+    message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, DATA, SEND},
+};
+
+use super::*;
+
+/// Who attacks, and who is to be served meanwhile.
+const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+
+/// As src/server/turn/deadlines.rs has it.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+
+async fn server(configure: impl FnOnce(&mut ServerConfig)) -> Server {
+    let mut config = ServerConfig::default();
+    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    config.port = 0;
+    config.turn.secret = Some("secret".into());
+    config.turn.allow_private_peers = true;
+    configure(&mut config);
+    Server::start(config).await.unwrap()
+}
+
+fn turn(server: &Server, tcp: bool) -> SocketAddr {
+    let mut urls = server.turn_urls().iter();
+    let url = urls.find(|url| url.contains("tcp") == tcp).unwrap();
+    let url = url.strip_prefix("turn:").unwrap();
+    url.split('?').next().unwrap().parse().unwrap()
+}
+
+/// How often `what` was refused for `reason`.
+fn refused(server: &Server, what: &str, reason: &str) -> usize {
+    let name = format!("throughline_refused_total{{what=\"{what}\",reason=\"{reason}\"}} ");
+    let metrics = server.metrics();
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+async fn dial(from: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    socket.connect(to).await
+}
+
+enum Wire {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+/// A client that does as it likes.
+struct Client {
+    wire: Wire,
+    username: String,
+    credential: String,
+    /// The realm and the nonce, once the server has told them.
+    challenge: Option<(String, String)>,
+}
+
+impl Client {
+    async fn udp(server: &Server, from: Ipv4Addr) -> Self {
+        let socket = UdpSocket::bind((from, 0)).await.unwrap();
+        socket.connect(turn(server, false)).await.unwrap();
+        Self::over(server, Wire::Udp(socket))
+    }
+
+    async fn tcp(server: &Server, from: Ipv4Addr) -> Self {
+        let stream = dial(from, turn(server, true)).await.unwrap();
+        Self::over(server, Wire::Tcp(stream))
+    }
+
+    fn over(server: &Server, wire: Wire) -> Self {
+        let user = server.turn_credentials().unwrap();
+        Self {
+            wire,
+            username: user.username.clone(),
+            credential: user.credential.clone(),
+            challenge: None,
+        }
+    }
+
+    async fn send(&mut self, frame: &[u8]) {
+        match &mut self.wire {
+            Wire::Udp(socket) => _ = socket.send(frame).await.unwrap(),
+            Wire::Tcp(stream) => stream.write_all(frame).await.unwrap(),
+        }
+    }
+
+    async fn receive(&mut self) -> Vec<u8> {
+        let mut frame = vec![0; 2048];
+        let received = async {
+            match &mut self.wire {
+                Wire::Udp(socket) => {
+                    let len = socket.recv(&mut frame).await.unwrap();
+                    frame.truncate(len);
+                }
+                Wire::Tcp(stream) => {
+                    stream.read_exact(&mut frame[..20]).await.unwrap();
+                    let len = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+                    frame.truncate(20 + len);
+                    stream.read_exact(&mut frame[20..]).await.unwrap();
+                }
+            }
+        };
+        timeout(SOON, received).await.expect("an answer");
+        frame
+    }
+
+    /// The answer to a request, which is signed once there is a challenge.
+    async fn ask(&mut self, method: Method, fill: &dyn Fn(&mut MessageWriteVec)) -> Vec<u8> {
+        loop {
+            let mut request = Message::builder_request(method, MessageWriteVec::new());
+            fill(&mut request);
+            let challenged = self.challenge.clone();
+            if let Some((realm, nonce)) = &challenged {
+                let user = self.username.clone();
+                request
+                    .add_attribute(&Username::new(&user).unwrap())
+                    .unwrap();
+                request.add_attribute(&Realm::new(realm).unwrap()).unwrap();
+                request.add_attribute(&Nonce::new(nonce).unwrap()).unwrap();
+                let key = LongTermKeyCredentials::new(user, self.credential.clone(), realm.clone());
+                request
+                    .add_message_integrity(&key.into(), IntegrityAlgorithm::Sha1)
+                    .unwrap();
+            }
+            self.send(&request.finish()).await;
+            let answer = self.receive().await;
+            if challenged.is_some() {
+                return answer;
+            }
+            let told = Message::from_bytes(&answer).unwrap();
+            let realm = told.attribute::<Realm>().unwrap().realm().to_owned();
+            let nonce = told.attribute::<Nonce>().unwrap().nonce().to_owned();
+            self.challenge = Some((realm, nonce));
+        }
+    }
+
+    /// The relayed address, or the code of the refusal.
+    async fn allocate(&mut self) -> Result<SocketAddr, u16> {
+        let answer = self
+            .ask(ALLOCATE, &|request| {
+                let family = RequestedAddressFamily::new(AddressFamily::IPV4);
+                request.add_attribute(&RequestedTransport::new(17)).unwrap();
+                request.add_attribute(&family).unwrap();
+            })
+            .await;
+        let told = Message::from_bytes(&answer).unwrap();
+        match code(&answer) {
+            0 => {
+                let relayed = told.attribute::<XorRelayedAddress>().unwrap();
+                Ok(relayed.addr(told.transaction_id()))
+            }
+            code => Err(code),
+        }
+    }
+
+    async fn permit(&mut self, peer: SocketAddr) -> u16 {
+        code(
+            &self
+                .ask(CREATE_PERMISSION, &|request| name(request, peer))
+                .await,
+        )
+    }
+
+    async fn bind(&mut self, number: u16, peer: SocketAddr) -> u16 {
+        let bind = |request: &mut MessageWriteVec| {
+            request.add_attribute(&ChannelNumber::new(number)).unwrap();
+            name(request, peer);
+        };
+        code(&self.ask(CHANNEL_BIND, &bind).await)
+    }
+
+    async fn send_to(&mut self, peer: SocketAddr, data: &[u8]) {
+        let mut send = Message::builder_indication(SEND, MessageWriteVec::new());
+        name(&mut send, peer);
+        send.add_attribute(&Data::new(data)).unwrap();
+        self.send(&send.finish()).await;
+    }
+
+    /// What comes next from a peer.
+    async fn hear(&mut self) -> (SocketAddr, Vec<u8>) {
+        let frame = self.receive().await;
+        let told = Message::from_bytes(&frame).unwrap();
+        assert!(told.has_method(DATA));
+        let peer = told.attribute::<XorPeerAddress>().unwrap();
+        let data = told.attribute::<Data<'_>>().unwrap();
+        (peer.addr(told.transaction_id()), data.data().to_vec())
+    }
+}
+
+fn name(message: &mut MessageWriteVec, peer: SocketAddr) {
+    let peer = XorPeerAddress::new(peer, message.transaction_id());
+    message.add_attribute(&peer).unwrap();
+}
+
+/// The code of a refusal; 0 for success.
+fn code(answer: &[u8]) -> u16 {
+    let told = Message::from_bytes(answer).unwrap();
+    match told.has_class(MessageClass::Success) {
+        true => 0,
+        false => told.attribute::<ErrorCode>().unwrap().code(),
+    }
+}
+
+/// Connects, and sends a byte now and then, until the server closes. Gives how long that took.
+async fn drips(to: SocketAddr) -> Duration {
+    let connected = Instant::now();
+    let Ok(mut stream) = dial(STRANGER, to).await else {
+        return Duration::ZERO;
+    };
+    let end = connected + PATIENCE;
+    // The head of a frame of the longest kind, which never ends.
+    for byte in [0x40, 0, 0xff, 0xff]
+        .into_iter()
+        .chain(std::iter::repeat(7))
+    {
+        let mut closed = [0];
+        let pause = Instant::now() + Duration::from_millis(250);
+        if stream.write_all(&[byte]).await.is_err()
+            || timeout_at(pause, stream.read(&mut closed)).await.is_ok()
+        {
+            break;
+        }
+        assert!(Instant::now() < end, "a dripping connection lasts");
+    }
+    connected.elapsed()
+}
+
+/// Connections at once, as many as any machine has descriptors for, and how often each is tried.
+const STRANGERS: usize = 300;
+const TRIES: usize = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dripping_connections_of_one_address_keep_nobody_out() {
+    let server = server(|_| {}).await;
+    let tcp = turn(&server, true);
+    let mut strangers = JoinSet::new();
+    for _ in 0..STRANGERS {
+        strangers.spawn(async move {
+            let mut lasted = Duration::ZERO;
+            for _ in 0..TRIES {
+                if lasted < SOON {
+                    lasted = drips(tcp).await;
+                }
+            }
+            lasted
+        });
+    }
+    until(|| refused(&server, "turn_connection", "address") > 1000).await;
+    for _ in 0..10 {
+        Client::tcp(&server, HONEST).await.allocate().await.unwrap();
+        Client::udp(&server, HONEST).await.allocate().await.unwrap();
+    }
+    let lasted = strangers.join_all().await;
+    // Those that had a place lost it at the deadline, and the others at once.
+    let share = 102;
+    let longest = lasted.iter().max().unwrap();
+    assert!(*longest < FIRST_FRAME + SOON, "{longest:?}");
+    let held = lasted.iter().filter(|lasted| **lasted >= FIRST_FRAME);
+    assert!((1..=share).contains(&held.count()));
+    assert!(refused(&server, "turn_connection", "deadline") > 0);
+    // The places are back.
+    Client::tcp(&server, STRANGER)
+        .await
+        .allocate()
+        .await
+        .unwrap();
+}
+
+/// User name and password out of `/config.json`.
+async fn page_credentials(server: &Server, from: Ipv4Addr) -> (String, String) {
+    let host = server.http_url().strip_prefix("http://").unwrap();
+    let mut stream = dial(from, host.parse().unwrap()).await.unwrap();
+    let request = format!("GET /config.json HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let value = |name: &str| {
+        let (_, after) = answer.split_once(&format!("\"{name}\":\"")).unwrap();
+        after.split('"').next().unwrap().to_owned()
+    };
+    (value("username"), value("credential"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fresh_credentials_give_one_address_its_share_and_no_more() {
+    let server = server(|config| config.turn.allocations = 64.try_into().unwrap()).await;
+    let mut held = Vec::new();
+    let mut refusals = 0;
+    for _ in 0..20 {
+        let (username, credential) = page_credentials(&server, STRANGER).await;
+        for _ in 0..2 {
+            let mut client = Client::udp(&server, STRANGER).await;
+            client.username.clone_from(&username);
+            client.credential.clone_from(&credential);
+            match client.allocate().await {
+                Ok(_) => held.push(client),
+                Err(code) => {
+                    assert_eq!(code, 486);
+                    refusals += 1;
+                }
+            }
+        }
+    }
+    assert_eq!((held.len(), refusals), (8, 32));
+    assert_eq!(refused(&server, "allocation", "address"), 32);
+    Client::udp(&server, HONEST).await.allocate().await.unwrap();
+    Client::tcp(&server, HONEST).await.allocate().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_relays_to_its_clients_and_not_to_itself() {
+    let server = server(|_| {}).await;
+    let (mut one, mut other) = (
+        Client::udp(&server, STRANGER).await,
+        Client::tcp(&server, HONEST).await,
+    );
+    let (of_one, of_other) = (
+        one.allocate().await.unwrap(),
+        other.allocate().await.unwrap(),
+    );
+    let stun = server
+        .stun_urls()
+        .iter()
+        .map(|url| url.strip_prefix("stun:"));
+    let mut own: Vec<SocketAddr> = stun.map(|url| url.unwrap().parse().unwrap()).collect();
+    own.push(turn(&server, false));
+    let quic = server.addresses().iter().filter_map(|address| {
+        let (_, port) = address.split_once("/udp/")?;
+        port.split('/').next()?.parse().ok()
+    });
+    own.extend(quic.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+    assert_eq!(own.len(), 5, "{own:?}");
+    assert_eq!(one.permit(of_other).await, 0);
+    assert_eq!(other.permit(of_one).await, 0);
+    let mut nested = Message::builder_request(ALLOCATE, MessageWriteVec::new());
+    nested.add_attribute(&RequestedTransport::new(17)).unwrap();
+    let nested = nested.finish();
+    for ip in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 9, 9, 9)].map(IpAddr::from) {
+        one.permit((ip, 9).into()).await;
+        for own in &own {
+            let own = SocketAddr::new(ip, own.port());
+            assert_eq!(one.bind(0x4000, own).await, 403, "{own}");
+            one.send_to(own, &nested).await;
+        }
+    }
+    // What came of them would come first: sockets keep the order.
+    one.send_to(of_other, b"to a client").await;
+    assert_eq!(other.hear().await, (of_one, b"to a client".to_vec()));
+    other.send_to(of_one, b"and back").await;
+    assert_eq!(one.hear().await, (of_other, b"and back".to_vec()));
+    assert_eq!(refused(&server, "turn_datagram", "own"), 10);
+    assert_eq!(refused(&server, "turn_peer", "own"), 10);
+}
