@@ -1,4 +1,4 @@
-//! The chain of stock libp2p transports, in the one order that works.
+//! The chain of libp2p transports, in the one order that works.
 //!
 //! `libp2p::SwarmBuilder` puts the relay client first, where it would swallow the
 //! `…/p2p-circuit/webrtc` addresses of our own transport; so the chain is built by hand:
@@ -15,12 +15,12 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, tcp, websocket, yamux,
+    noise, quic, tcp, yamux,
 };
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
-use super::{Net, quic::Quic};
+use super::{Net, quic::Quic, websocket};
 use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
@@ -102,7 +102,7 @@ fn internet(
     let tcp_only = || Ok(tcp());
     // A WebSocket needs the name for TLS and the Host header, so it resolves below itself,
     // and stands first: the resolver outside of QUIC and TCP takes every name for its own.
-    let websocket = websocket::Config::new(with_dns(tcp_only)?)
+    let websocket = websocket::Transport::new(with_dns(tcp_only)?)?
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
         .multiplex(yamux::Config::default())
