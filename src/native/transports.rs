@@ -15,13 +15,13 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, tcp, yamux,
+    noise, quic, tcp,
 };
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
 use super::{Net, quic::Quic, websocket};
-use crate::circuit::Duplex;
+use crate::{circuit::Duplex, muxer::Yamux};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -46,7 +46,7 @@ pub(crate) fn peer(
     let circuits = circuits
         .upgrade(Version::V1Lazy)
         .authenticate(noise_config(keypair)?)
-        .multiplex(yamux::Config::default())
+        .multiplex(Yamux::default())
         .timeout(timeout)
         .boxed();
     let direct = internet(keypair, timeout, || own_quic(&net.quic, timeout))?;
@@ -105,13 +105,13 @@ fn internet(
     let websocket = websocket::Transport::new(with_dns(tcp_only)?)?
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
-        .multiplex(yamux::Config::default())
+        .multiplex(Yamux::default())
         .boxed();
     let quic_and_tcp = with_dns(|| {
         let tcp = tcp()
             .upgrade(Version::V1Lazy)
             .authenticate(noise.clone())
-            .multiplex(yamux::Config::default())
+            .multiplex(Yamux::default())
             .boxed();
         Ok(join(quic()?, tcp))
     })?

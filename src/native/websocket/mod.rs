@@ -26,7 +26,7 @@ use futures_rustls::{
     },
 };
 use libp2p::{
-    Multiaddr, Transport as _,
+    Multiaddr,
     core::transport::{DialOpts, ListenerId, TransportError, TransportEvent},
     multiaddr::Protocol,
 };

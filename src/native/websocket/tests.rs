@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future};
 use libp2p::{
+    Transport as _,
     core::{
         Endpoint,
         transport::{Boxed, PortUse},
