@@ -25,8 +25,9 @@ use libp2p::{
     multiaddr::Protocol,
     noise, ping, quic, relay,
     swarm::{self, NetworkBehaviour, SwarmEvent},
-    tcp, websocket, yamux,
+    tcp, yamux,
 };
+use libp2p_websocket as websocket;
 use throughline::rtc;
 
 #[derive(NetworkBehaviour)]

@@ -25,7 +25,13 @@ use crate::{
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
     },
-    native::{rtc::dcep, socket, stun::message, turn::frame as turn},
+    native::{
+        rtc::dcep,
+        socket,
+        stun::message,
+        turn::frame as turn,
+        websocket::frame::{self as websocket_frame, Role as WebSocketRole},
+    },
     rtc::address,
     server::{stun, turn::fuzzing::Session},
     ticket::Ticket,
@@ -56,6 +62,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ticket", ticket),
     ("turn_requests", turn_requests),
     ("turn_stream", turn_stream),
+    ("websocket", websocket),
 ];
 
 const ID: StreamId = StreamId([7; 16]);
@@ -351,6 +358,40 @@ pub fn turn_stream(mut data: &[u8]) -> bool {
             }
         }
     }
+}
+
+/// What a WebSocket's peer sends: to a server if the first byte is odd, else to a client, in pieces
+/// as long as half of that byte.
+pub fn websocket(data: &[u8]) -> bool {
+    let Some((&first, data)) = data.split_first() else {
+        return false;
+    };
+    let role = match first & 1 {
+        1 => WebSocketRole::Server,
+        _ => WebSocketRole::Client,
+    };
+    let read = |piece: usize| {
+        let mut decoder = websocket_frame::Decoder::new(role);
+        let (mut payload, mut signals) = (Vec::new(), Vec::new());
+        for piece in data.chunks(piece) {
+            let mut piece = piece.to_vec();
+            let read = decoder.decode(&mut piece, |signal| signals.push(signal));
+            match read {
+                Ok(len) => payload.extend_from_slice(&piece[..len]),
+                Err(violation) => return (payload, signals, Some(violation)),
+            }
+            if matches!(signals.last(), Some(websocket_frame::Signal::Close(_))) {
+                break;
+            }
+        }
+        (payload, signals, None)
+    };
+    let (payload, signals, violation) = read(usize::from(first / 2).max(1));
+    let (all, all_signals, all_violation) = read(1);
+    assert_eq!((&signals, violation), (&all_signals, all_violation));
+    // What comes in one piece with a breach is lost.
+    assert!(all.starts_with(&payload) && (violation.is_some() || all == payload));
+    violation.is_none()
 }
 
 /// Moves `bytes` through a resumable stream in memory, from its opener to its acceptor.

@@ -38,6 +38,7 @@
 #![warn(missing_docs, unreachable_pub, unused_qualifications)]
 #![forbid(unsafe_code)]
 
+mod arriving;
 mod circuit;
 mod config;
 mod connection;
@@ -50,6 +51,7 @@ mod event;
 pub mod fuzzing;
 mod identity;
 mod metrics;
+mod muxer;
 mod node;
 mod report;
 pub mod rtc;

@@ -36,3 +36,4 @@ pub(crate) mod scope;
 pub(crate) mod sdp;
 pub(crate) mod server_url;
 pub(crate) mod signalling;
+pub(crate) mod yamux;

@@ -4,6 +4,8 @@ use std::io;
 
 use futures::{AsyncRead, AsyncReadExt as _};
 
+use crate::arriving;
+
 /// Reads one of at most `most` bytes, which is less than 16 KiB, and nothing that stands behind it.
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
@@ -19,9 +21,7 @@ pub(crate) async fn read(
             if length > most {
                 break;
             }
-            let mut message = vec![0; length];
-            stream.read_exact(&mut message).await?;
-            return Ok(message);
+            return arriving::read(stream, length).await;
         }
     }
     Err(io::ErrorKind::InvalidData.into())

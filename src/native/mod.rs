@@ -19,6 +19,7 @@ pub(crate) mod stock;
 pub(crate) mod stun;
 pub(crate) mod transports;
 pub(crate) mod turn;
+pub(crate) mod websocket;
 
 use std::net::SocketAddr;
 

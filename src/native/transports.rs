@@ -1,4 +1,4 @@
-//! The chain of stock libp2p transports, in the one order that works.
+//! The chain of libp2p transports, in the one order that works.
 //!
 //! `libp2p::SwarmBuilder` puts the relay client first, where it would swallow the
 //! `…/p2p-circuit/webrtc` addresses of our own transport; so the chain is built by hand:
@@ -15,15 +15,15 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, tcp, websocket, yamux,
+    noise, quic, tcp,
 };
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
-use super::{Net, guard::Guard, quic::Quic};
-use crate::circuit::Duplex;
+use super::{Net, guard::Guard, quic::Quic, websocket};
 #[cfg(feature = "server")]
 use crate::core::dial::Policy;
+use crate::{circuit::Duplex, muxer::Yamux};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -48,7 +48,7 @@ pub(crate) fn peer(
     let circuits = circuits
         .upgrade(Version::V1Lazy)
         .authenticate(noise_config(keypair)?)
-        .multiplex(yamux::Config::default())
+        .multiplex(Yamux::default())
         .timeout(timeout)
         .boxed();
     let direct = internet(keypair, timeout, &net.guard, || {
@@ -108,16 +108,16 @@ fn internet(
     let tcp = || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
     // A WebSocket needs the name for TLS and the Host header, so it resolves below itself,
     // and stands first: the resolver outside of QUIC and TCP takes every name for its own.
-    let websocket = websocket::Config::new(guard.named(tcp)?)
+    let websocket = websocket::Transport::new(guard.named(tcp)?)?
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
-        .multiplex(yamux::Config::default())
+        .multiplex(Yamux::default())
         .boxed();
     let quic_and_tcp = with_dns(|| {
         let tcp = tcp()
             .upgrade(Version::V1Lazy)
             .authenticate(noise.clone())
-            .multiplex(yamux::Config::default())
+            .multiplex(Yamux::default())
             .boxed();
         Ok(guard.over(join(quic()?, tcp)))
     })?

@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::{junction::Junction, pump::Pump};
 use crate::{
+    arriving,
     core::resume::{Frame, Header, MAX_HEADER, ProtocolError, Refusal, Request, Resume, StreamId},
     error::{Error, ErrorKind},
     stream::Stream,
@@ -248,8 +249,7 @@ pub(crate) async fn read_header<S: AsyncRead + Unpin>(substream: &mut S) -> Resu
     if length > MAX_HEADER {
         return Err(violation(ProtocolError::Length(length as u64)));
     }
-    let mut header = vec![0; length];
-    substream.read_exact(&mut header).await?;
+    let header = arriving::read(substream, length).await?;
     Header::decode(&header).map_err(violation)
 }
 

@@ -11,12 +11,12 @@ use libp2p::{
         transport::{Boxed, timeout::TransportTimeout},
         upgrade::Version,
     },
-    identity, noise, yamux,
+    identity, noise,
 };
 use multiaddr::Multiaddr;
 
 use super::{Net, direct, websocket};
-use crate::circuit::Duplex;
+use crate::{circuit::Duplex, muxer::Yamux};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -39,7 +39,7 @@ pub(crate) fn peer(
     let upgraded = join(circuits, websocket)
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
-        .multiplex(yamux::Config::default())
+        .multiplex(Yamux::default())
         .boxed();
     let direct = direct::Transport::new(keypair.clone())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))

@@ -11,7 +11,7 @@ use std::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport as _,
-    core::muxing::StreamMuxerBox,
+    core::{muxing::StreamMuxerBox, upgrade::Version},
     multiaddr::Protocol,
     noise, ping, relay,
     swarm::{
@@ -57,33 +57,36 @@ fn client() -> Swarm<Behaviour> {
         libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate)
             .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
     };
-    futures::executor::block_on(async {
-        SwarmBuilder::with_new_identity()
-            .with_tokio()
-            .with_tcp(
-                tcp::Config::default(),
-                noise::Config::new,
-                yamux::Config::default,
-            )
-            .unwrap()
-            .with_quic()
-            .with_other_transport(webrtc)
-            .unwrap()
-            .with_dns_config(Default::default(), Default::default())
-            .with_websocket(noise::Config::new, yamux::Config::default)
-            .await
-            .unwrap()
-            .with_relay_client(noise::Config::new, yamux::Config::default)
-            .unwrap()
-            .with_behaviour(|_, relay| Behaviour {
-                relay,
-                ping: ping::Behaviour::default(),
-                stream: stream::Behaviour::new(),
-            })
-            .unwrap()
-            .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
-            .build()
-    })
+    let websocket = |keys: &libp2p::identity::Keypair| {
+        libp2p_websocket::Config::new(tcp::tokio::Transport::new(tcp::Config::default()))
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise::Config::new(keys).unwrap())
+            .multiplex(yamux::Config::default())
+    };
+    SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default(),
+            noise::Config::new,
+            yamux::Config::default,
+        )
+        .unwrap()
+        .with_quic()
+        .with_other_transport(webrtc)
+        .unwrap()
+        .with_other_transport(websocket)
+        .unwrap()
+        .with_dns_config(Default::default(), Default::default())
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|_, relay| Behaviour {
+            relay,
+            ping: ping::Behaviour::default(),
+            stream: stream::Behaviour::new(),
+        })
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build()
 }
 
 fn address(server: &Server, has: &str) -> Multiaddr {

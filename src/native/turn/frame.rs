@@ -4,9 +4,6 @@
 const STUN_HEADER: usize = 20;
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 
-/// The longest frame: a STUN message, or the data of a channel, with the longest length there is.
-pub(crate) const MAX_FRAME: usize = STUN_HEADER + u16::MAX as usize + 1;
-
 /// The first frame of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
@@ -66,6 +63,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The longest frame: a STUN message, or the data of a channel, with the longest length there is.
+    const MAX_FRAME: usize = STUN_HEADER + u16::MAX as usize + 1;
 
     fn stun(len: u16) -> Vec<u8> {
         let mut message = vec![0x01, 0x13];

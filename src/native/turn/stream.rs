@@ -10,8 +10,8 @@ use tokio::{
 use super::{Failure, allocation::Allocation, frame, tls::Roots};
 use crate::native::socket::Carrier as _;
 
-/// Two frames of the greatest length, so that a read always finds room.
-const BUFFER: usize = 2 * frame::MAX_FRAME;
+/// Bytes read in one call at least.
+const CHUNK: usize = 8 * 1024;
 
 /// A connection, with or without TLS.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -43,17 +43,18 @@ pub(super) async fn carry(stream: Box<dyn Stream>, allocation: &Allocation) -> F
 }
 
 async fn read(mut reader: impl AsyncRead + Unpin, allocation: &Allocation) -> Failure {
-    let mut buffer = vec![0; BUFFER];
-    let mut filled = 0;
+    // Grows with what has arrived of the first frame.
+    let mut buffer = Vec::new();
     loop {
-        match reader.read(&mut buffer[filled..]).await {
+        buffer.reserve(CHUNK);
+        match reader.read_buf(&mut buffer).await {
             Ok(0) | Err(_) => return Failure::Lost,
-            Ok(read) => filled += read,
+            Ok(_) => {}
         }
         let now = Instant::now();
         let mut at = 0;
         loop {
-            match frame::first(&buffer[at..filled]) {
+            match frame::first(&buffer[at..]) {
                 Ok(Some(frame)) => {
                     allocation.take(now, &buffer[at..at + frame.len]);
                     at += frame.end;
@@ -62,8 +63,8 @@ async fn read(mut reader: impl AsyncRead + Unpin, allocation: &Allocation) -> Fa
                 Err(frame::NotTurn) => return Failure::NotTurn,
             }
         }
-        buffer.copy_within(at..filled, 0);
-        filled -= at;
+        buffer.drain(..at);
+        buffer.shrink_to(4 * CHUNK);
     }
 }
 

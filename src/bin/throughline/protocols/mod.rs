@@ -74,8 +74,12 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     if length > MAX_JSON {
         return Err(violation(format!("{what}: {length} bytes are too many")));
     }
-    let mut json = vec![0; length];
-    reader.read_exact(&mut json).await?;
+    // Memory grows with what arrives, not with what is announced.
+    let mut json = Vec::new();
+    reader.take(length as u64).read_to_end(&mut json).await?;
+    if json.len() < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
     serde_json::from_slice(&json).map_err(|error| violation(format!("{what}: {error}")))
 }
 
