@@ -234,3 +234,69 @@ where
         Pin::new(&mut self.0).poll(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use libp2p::core::{
+        Endpoint,
+        transport::{PortUse, Transport as _, dummy::DummyTransport},
+    };
+
+    use super::*;
+
+    /// Whether a dial comes to the transport below, which knows no address.
+    fn passes(guarded: &mut Guarded<Boxed<()>>, address: &str) -> bool {
+        let opts = DialOpts {
+            role: Endpoint::Dialer,
+            port_use: PortUse::Reuse,
+        };
+        match guarded.dial(address.parse().unwrap(), opts) {
+            Err(TransportError::Other(error)) => {
+                assert!(error.get_ref().is_some_and(|inner| inner.is::<Barred>()));
+                false
+            }
+            Err(TransportError::MultiaddrNotSupported(_)) => true,
+            Ok(_) => unreachable!("nothing is below"),
+        }
+    }
+
+    #[test]
+    fn what_a_name_has_led_to_is_looked_at() {
+        let guard = Guard::new(Policy::new(true, Vec::new()));
+        let mut own = guard.over(DummyTransport::<()>::new().boxed());
+        assert!(passes(&mut own, "/ip4/127.0.0.1/tcp/1"));
+        assert!(passes(&mut own, "/ip4/10.0.0.1/udp/1/quic-v1"));
+        assert!(!passes(&mut own, "/ip4/169.254.169.254/tcp/1"));
+        assert!(!passes(
+            &mut own,
+            "/ip4/192.0.2.1/tcp/1/ip4/127.0.0.1/tcp/1"
+        ));
+        let mut named = guard.over(DummyTransport::<()>::new().boxed());
+        named.allows = Policy::allows_named;
+        assert!(passes(&mut named, "/ip4/10.0.0.1/tcp/1"));
+        assert!(!passes(&mut named, "/ip4/127.0.0.1/tcp/1"));
+        let guard = Guard::new(Policy::new(false, Vec::new()));
+        let mut server = guard.over(DummyTransport::<()>::new().boxed());
+        assert!(passes(&mut server, "/ip4/192.0.2.1/tcp/1"));
+        assert!(!passes(&mut server, "/ip4/10.0.0.1/tcp/1"));
+        assert!(!passes(&mut server, "/ip4/127.0.0.1/udp/1/quic-v1"));
+    }
+
+    #[test]
+    fn a_flood_of_dials_is_refused_and_the_users_own_relay_is_not() {
+        let relay = "/ip4/192.0.2.9/tcp/1".parse().unwrap();
+        let guard = Guard::new(Policy::new(true, vec![relay]));
+        let to: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let most = DIALS_AT_ONCE + DIALS_PER_SECOND * PATIENCE.as_secs() as u32;
+        let taken = (0..most * 2).take_while(|_| guard.turn(to).is_ok()).count();
+        // Time passes meanwhile.
+        assert!(
+            (most as usize..most as usize * 2).contains(&taken),
+            "{taken}"
+        );
+        let refused = guard.turn(to).unwrap_err();
+        assert!(refused.get_ref().is_some_and(|inner| inner.is::<TooMany>()));
+        let own = guard.turn("192.0.2.9:1".parse().unwrap()).unwrap();
+        assert_eq!(own, Duration::ZERO);
+    }
+}

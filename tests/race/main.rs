@@ -354,8 +354,8 @@ async fn a_direct_dial_counts_each_of_its_ends() {
     let alice = peer(dialler()).await;
     for (address, cause) in [
         (format!("/ip4/127.0.0.1/tcp/{port}"), Cause::Transport),
-        // Nothing is sent there: no network leads to it.
-        ("/ip4/255.255.255.255/tcp/1".into(), Cause::Unreachable),
+        // Nothing is sent there, whoever names it.
+        ("/ip4/255.255.255.255/tcp/1".into(), Cause::Forbidden),
         ("/ip4/127.0.0.1/udp/1/utp".into(), Cause::NoAddress),
     ] {
         let error = refused(&alice, &ticket(&[], &[address])).await;
@@ -363,9 +363,9 @@ async fn a_direct_dial_counts_each_of_its_ends() {
     }
     let lost = [
         "attempts direct 3",
+        "failures direct forbidden 1",
         "failures direct no_address 1",
         "failures direct transport 1",
-        "failures direct unreachable 1",
     ];
     assert_eq!(books(&alice), entries(&lost));
 }

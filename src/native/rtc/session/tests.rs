@@ -297,3 +297,46 @@ fn a_name_is_asked_for_once_and_its_address_connects() {
     }
     assert_eq!(net.ends[0].take_named().len(), MAX_NAMES - 1);
 }
+
+#[test]
+fn nothing_goes_where_a_peer_must_not_have_us_send() {
+    let barred = [
+        "169.254.169.254",
+        "224.0.0.1",
+        "0.0.0.0",
+        "10.0.0.1",
+        "127.0.0.1",
+    ];
+    for (private, allowed) in [(true, 2), (false, 0)] {
+        let mut net = Net::new();
+        net.ends[0].keep_to(Policy::new(private, Vec::new()));
+        net.ends[0].set_side(Some(Side::Easy));
+        // In the answer, one by one and as the answer to a name.
+        net.negotiate(|answer| {
+            let lines = barred.map(|ip| format!("a=candidate:1 1 udp 1 {ip} 9 typ srflx\r\n"));
+            answer + &lines.concat()
+        });
+        for ip in barred {
+            net.ends[0].add_remote_candidate(&IceCandidate {
+                candidate: format!("candidate:1 1 udp 1 {ip} 8 typ host"),
+                ..IceCandidate::default()
+            });
+            let named = "candidate:1 1 udp 1 a.local 7 typ host".parse().unwrap();
+            net.ends[0].resolved(&named, ip.parse().unwrap());
+        }
+        let remote = net.ends[0].remote.as_ref().unwrap();
+        assert_eq!(remote.candidates.len(), 1 + allowed);
+        let sources = net.ends[0].sources();
+        assert_eq!(sources.len(), 1 + 3 * allowed, "{sources:?}");
+        for _ in 0..200 {
+            net.step();
+            let aimed = |to: &SocketAddr| *to != addr(0) && *to != addr(1);
+            let sent = net.flying.iter().map(|(_, _, _, to, _)| *to);
+            let sent: Vec<_> = sent.filter(aimed).collect();
+            let forbidden = |to: &SocketAddr| scope(to.ip()) == Scope::Forbidden;
+            assert!(!sent.iter().any(forbidden), "{sent:?}");
+            assert!(private || sent.is_empty(), "{sent:?}");
+        }
+        assert!(net.saw(0, connected));
+    }
+}
