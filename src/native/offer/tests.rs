@@ -1,6 +1,10 @@
-use std::{collections::VecDeque, task::Waker};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
 
-use futures::{AsyncWriteExt as _, FutureExt as _, executor::block_on, future::join};
+use futures::{AsyncWrite, AsyncWriteExt as _, FutureExt as _, executor::block_on, future::join};
 use libp2p::identity::Keypair;
 use proptest::prelude::*;
 use snow::{
@@ -8,7 +12,10 @@ use snow::{
     resolvers::{CryptoResolver as _, DefaultResolver},
 };
 
-use super::*;
+use super::{
+    sealed::{MAX_SEALED, PIECE, TAG},
+    *,
+};
 
 /// Bytes on their way, and who waits for them.
 #[derive(Default)]
