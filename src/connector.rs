@@ -42,7 +42,9 @@ impl Connector {
     }
 
     /// How to reach this peer as of now: the relays that hold a reservation for it, and its own
-    /// addresses. Ask anew after the network changed.
+    /// addresses. Ask anew after the network changed. With an identity that is kept, a ticket also
+    /// leads to later runs of this peer; nothing is sealed for those by it, so that a connect waits
+    /// for a circuit first.
     pub fn ticket(&self) -> Ticket {
         self.shared.ticket()
     }
@@ -94,11 +96,16 @@ impl Connector {
     /// [`Connection::path`] is `None`.
     ///
     /// # Security
-    /// Early data is sealed for the peer's identity key, and from this peer's. The relay cannot
-    /// read it, and the peer takes no copy of it, not even when it has been started anew. But it
-    /// has no forward secrecy: who records it and later steals the *peer's* identity key can read
-    /// the bytes that were written before the peer's first word. Everything after that, and all
-    /// of [`connect`](Self::connect), is protected by keys that exist once.
+    /// Early data is what is written before the peer's first word. It is sealed for the peer's
+    /// identity key and signed by this peer's: the relay cannot read it, and nobody else can write
+    /// it, not even whoever has stolen the peer's key. The peer takes it once. A copy is refused
+    /// by the run of the peer that has seen it, however clocks jump, and by every later run. Two
+    /// things that a path gives are missing. Early data has no forward secrecy: whoever records it
+    /// and later steals the *peer's* identity key can read it. And whoever carries it can hold it
+    /// back for up to four minutes, and for longer if the peer's clock is wrong, before the peer
+    /// takes it. Everything after the peer's first word, and all of [`connect`](Self::connect), is
+    /// protected by keys that exist once. The peer sees by [`Stream::is_early`] that a stream
+    /// began with early data.
     ///
     /// # Errors
     /// At once: [`ErrorKind::InvalidProtocol`]; [`ErrorKind::InvalidTicket`] for this peer's own;
@@ -135,7 +142,7 @@ impl Connector {
 
     /// The next connection that another peer made to this one; `None` once the connector is
     /// closed. One that the peer began by [`open`](Self::open) may have a stream before it has a
-    /// path. Clones share one queue; when 64 connections wait, further ones are refused.
+    /// path, which [`Stream::is_early`] tells. Clones share one queue; when 64 connections wait, further ones are refused.
     ///
     /// # Cancel safety
     /// Cancel safe: no connection is lost.

@@ -20,6 +20,7 @@ use crate::{
         dial_back::Server,
         frame::{self, StreamState},
         mdns,
+        offer::Prelude,
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
         server_url::ServerUrl,
@@ -51,6 +52,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dial_request", dial_request),
     ("frame", frame),
     ("mdns", mdns),
+    ("offer", offer),
     ("options", options),
     ("quic", quic),
     ("resume", resume),
@@ -203,6 +205,15 @@ pub fn frame(data: &[u8]) -> bool {
 pub fn mdns(data: &[u8]) -> bool {
     let name = mdns::Name::parse("0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local");
     name.is_some_and(|name| !name.answers(data).is_empty())
+}
+
+/// What an opened offer says of itself.
+pub fn offer(data: &[u8]) -> bool {
+    let Some((prelude, rest)) = Prelude::take(data) else {
+        return false;
+    };
+    assert_eq!([&prelude.encode()[..], rest].concat(), data);
+    true
 }
 
 /// The options of a connector as JSON.

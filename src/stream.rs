@@ -48,6 +48,7 @@ use crate::{
 pub struct Stream {
     send: SendStream,
     recv: RecvStream,
+    early: bool,
 }
 
 /// The writing half of a [`Stream`], from [`Stream::split`].
@@ -111,12 +112,28 @@ impl Stream {
         Self {
             send: SendStream(half.clone()),
             recv: RecvStream(half),
+            early: false,
         }
+    }
+
+    /// The same stream, whose first bytes came as early data.
+    pub(crate) fn early(mut self) -> Self {
+        self.early = true;
+        self
     }
 
     /// The name the stream was opened for.
     pub fn protocol(&self) -> &str {
         self.send.protocol()
+    }
+
+    /// Whether the peer opened this stream with early data, by [`Connector::open`]. What that does
+    /// not promise of the bytes that came before this peer's first answer stands
+    /// [there](crate::Connector::open#security). `false` for a stream that this peer opened.
+    ///
+    /// [`Connector::open`]: crate::Connector::open
+    pub fn is_early(&self) -> bool {
+        self.early
     }
 
     /// Ends both directions at once and tells the peer why. What is unsent or unread is thrown away;

@@ -30,7 +30,7 @@ const MAX_TEXT: usize = 8192;
 
 /// The peer speaks resumable streams.
 const RESUMABLE: u8 = 1;
-/// It takes early data.
+/// It takes sealed offers.
 const EARLY: u8 = 2;
 /// Its relays forward what is sent before it has agreed.
 const FORWARDED: u8 = 4;
@@ -49,7 +49,7 @@ pub struct Ticket {
     resumable: bool,
     /// The relays forward what is sent before the peer has agreed.
     forwarded: bool,
-    /// The run of the peer that takes early data, if it takes any.
+    /// The run of the peer that sealed offers are for, if it takes any.
     incarnation: Option<Incarnation>,
     relays: Vec<Multiaddr>,
     addresses: Vec<Multiaddr>,
@@ -137,7 +137,7 @@ impl Ticket {
     }
 
     /// With what a dialler may send before the peer has agreed: whether the relays forward it, and
-    /// the run of the peer that takes early data.
+    /// the run of the peer that sealed offers are for.
     pub(crate) fn with_early(mut self, forwarded: bool, incarnation: Option<Incarnation>) -> Self {
         self.forwarded = forwarded;
         self.incarnation = incarnation;

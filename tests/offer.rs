@@ -11,8 +11,11 @@ use throughline::{
 use tokio::time::timeout;
 
 use common::{PATIENCE, echo_streams, echoing, exchange, peer, relay, until_path};
+use tap::Tap;
 
 mod common;
+#[path = "common/tap.rs"]
+mod tap;
 
 fn config(relay: &Server, direct: bool) -> Config {
     let mut config = Config::default();
@@ -149,6 +152,100 @@ async fn what_is_sealed_for_an_earlier_run_of_the_peer_takes_the_first_path() {
     let (answered, _accepted) = join!(exchange(&mut stream, b"late"), accept(&listener));
     answered.unwrap();
     assert!(connection.path().is_some());
+}
+
+#[tokio::test]
+async fn an_offer_for_an_earlier_run_of_the_peer_leaves_it_to_the_circuit() {
+    let relay = relay().await;
+    let identity = Identity::generate();
+    let first = peer_as(identity.clone(), config(&relay, true)).await;
+    let ticket = first.ticket().without_addresses();
+    first.close().await;
+    let listener = peer_as(identity, config(&relay, true)).await;
+
+    let dialler = early_peer(&relay).await;
+    let (found, _accepted) = join!(dialler.connect(&ticket), accept(&listener));
+    until_path(&found.unwrap(), PathKind::Direct).await;
+}
+
+/// A peer that reserves at `tap` alone.
+fn tapped(tap: &Tap) -> Config {
+    let mut config = common::config();
+    config.birthday = false;
+    config.relays = vec![tap.address.clone()];
+    config
+}
+
+fn id(of: &Connector) -> libp2p::PeerId {
+    of.peer_id().to_string().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_relay_that_kept_an_offer_has_it_taken_once_and_by_one_run_of_the_peer() {
+    let mut tap = Tap::start().await;
+    let identity = Identity::generate();
+    let listener = peer_as(identity.clone(), tapped(&tap)).await;
+    let ticket = listener.ticket().without_addresses();
+    let dialler = peer(tapped(&tap)).await;
+    let (_connection, mut stream) = dialler.open(&ticket, "ask/1").await.unwrap();
+    stream.write_all(b"order").await.unwrap();
+    // The stream is offered, and signalling is; which comes first is open.
+    let flights = [tap.offered().await, tap.offered().await];
+    let (kept, sent) = flights.split_at(1);
+    let peer = id(&listener);
+
+    assert!(tap.is_answered(peer, &sent[0]).await);
+    assert!(!tap.is_answered(peer, &sent[0]).await);
+    listener.close().await;
+    let listener = peer_as(identity, tapped(&tap)).await;
+    assert!(!tap.is_answered(peer, &sent[0]).await);
+    assert!(!tap.is_answered(peer, &kept[0]).await);
+    assert_eq!(listener.report().await.unwrap().connections, 0);
+}
+
+#[tokio::test]
+async fn offers_that_say_nothing_keep_out_none_of_another_relay() {
+    let (relay, mut tap) = (relay().await, Tap::start().await);
+    let mut both = config(&relay, true);
+    both.relays.push(tap.address.clone());
+    let listener = peer(both).await;
+    let held = async {
+        while listener.ticket().relays().len() <= relay.addresses().len() {
+            listener.report().await.unwrap();
+        }
+    };
+    let held = timeout(PATIENCE, held).await;
+    held.expect("it reserves at both");
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(tap.open(id(&listener)).await);
+    }
+
+    let dialler = early_peer(&relay).await;
+    let ticket = listener.ticket().without_addresses();
+    let (connection, mut stream) = dialler.open(&ticket, "ask/1").await.unwrap();
+    let (answered, _accepted) = join!(exchange(&mut stream, b"early"), accept(&listener));
+    answered.unwrap();
+    assert!(connection.path().is_none());
+}
+
+#[tokio::test]
+async fn the_peer_sees_which_stream_began_with_early_data() {
+    let relay = relay().await;
+    let listener = peer(config(&relay, true)).await;
+    let dialler = early_peer(&relay).await;
+    let ticket = listener.ticket().without_addresses();
+    let (connection, mut early) = dialler.open(&ticket, "ask/1").await.unwrap();
+    assert!(!early.is_early());
+    early.write_all(b"early").await.unwrap();
+    let accepted = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let next = || timeout(PATIENCE, accepted.accept_stream());
+    assert!(next().await.unwrap().unwrap().1.is_early());
+
+    dialler.connect(&ticket).await.unwrap();
+    let mut late = connection.open("ask/1").await.unwrap();
+    late.write_all(b"late").await.unwrap();
+    assert!(!next().await.unwrap().unwrap().1.is_early());
 }
 
 #[tokio::test]

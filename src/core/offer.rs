@@ -12,53 +12,66 @@ pub(crate) const OFFER_PROTOCOL: &str = "/throughline/offer/1";
 /// has no clock.
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(120);
 
-/// Offers remembered at most; while they are so many, further ones wait for their circuits.
-const MAX_SEEN: usize = 4096;
+/// One relay may bring so many offers at once, which is how many peers may connect at the same
+/// moment without a circuit, and a further one each [`PACE`]. Whoever fills the pace of a relay
+/// makes the others that come through it wait for circuits, for as long as that goes on.
+const BURST: u32 = 64;
+const PACE: Duration = Duration::from_micros(1_000_000 / 16);
+
+/// How long an offer counts as fresh, from the fastest clock to the slowest. It is remembered for
+/// as long at least, and for twice that at most.
+const FRESH: Duration = MAX_SKEW.saturating_mul(2);
+
+/// What the pace of 16 relays, the most that hold reservations, can have remembered: 2.4 MB. Two
+/// relays, which is the default, can have 0.3 MB remembered.
+const MAX_SEEN: usize = 16 * (2 * FRESH.as_micros() / PACE.as_micros() + BURST as u128) as usize;
 
 /// Bytes of an X25519 or Ed25519 public key.
 pub(crate) const KEY: usize = 32;
 
+/// Bytes of an Ed25519 signature.
+pub(crate) const SIGNATURE: usize = 64;
+
 /// One run of a peer's process, by random numbers. What the peer has seen is forgotten with the
-/// run, so that early data for one run must mean nothing to the next.
+/// run, so that an offer for one run must mean nothing to the next.
 pub(crate) type Incarnation = [u8; 8];
 
-/// What follows a [`Prelude`].
+/// What follows the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Signalling of ICE. A copy can only make the peer try addresses.
+    /// Signalling of ICE.
     Signalling,
-    /// A resumable stream with the application's bytes, for this run of the peer alone.
-    Stream(Incarnation),
+    /// A resumable stream with the application's bytes.
+    Stream,
 }
 
-/// Who offers, when, and what: the first bytes of the first sealed message.
+/// Who offers, when, to which run of the peer, and what: the first bytes of the first sealed
+/// message. The offerer's signature of the [`statement`] follows, and then the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prelude {
     /// The Ed25519 key that is the offerer's peer id.
     pub(crate) identity: [u8; KEY],
     /// By the offerer's clock, since the Unix epoch.
     pub(crate) at: Duration,
+    pub(crate) incarnation: Incarnation,
     pub(crate) content: Content,
 }
 
 impl Prelude {
-    /// The longest one.
-    pub(crate) const MAX_LEN: usize = KEY + 8 + 1 + size_of::<Incarnation>();
+    pub(crate) const LEN: usize = KEY + 8 + size_of::<Incarnation>() + 1;
 
-    /// The key; the time in milliseconds, 64 bits, big-endian; 0 for signalling, or 1 and the
-    /// incarnation for a stream.
+    /// The key; the time in milliseconds, 64 bits, big-endian; the incarnation; 0 for signalling
+    /// or 1 for a stream.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(Self::MAX_LEN);
+        let mut bytes = Vec::with_capacity(Self::LEN);
         bytes.extend(self.identity);
         let millis = u64::try_from(self.at.as_millis()).unwrap_or(u64::MAX);
         bytes.extend(millis.to_be_bytes());
-        match self.content {
-            Content::Signalling => bytes.push(0),
-            Content::Stream(incarnation) => {
-                bytes.push(1);
-                bytes.extend(incarnation);
-            }
-        }
+        bytes.extend(self.incarnation);
+        bytes.push(match self.content {
+            Content::Signalling => 0,
+            Content::Stream => 1,
+        });
         bytes
     }
 
@@ -66,21 +79,46 @@ impl Prelude {
     pub(crate) fn take(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (identity, rest) = bytes.split_first_chunk()?;
         let (millis, rest) = rest.split_first_chunk()?;
+        let (incarnation, rest) = rest.split_first_chunk()?;
         let (content, rest) = match rest.split_first()? {
             (0, rest) => (Content::Signalling, rest),
-            (1, rest) => {
-                let (incarnation, rest) = rest.split_first_chunk()?;
-                (Content::Stream(*incarnation), rest)
-            }
+            (1, rest) => (Content::Stream, rest),
             _ => return None,
         };
         let prelude = Self {
             identity: *identity,
             at: Duration::from_millis(u64::from_be_bytes(*millis)),
+            incarnation: *incarnation,
             content,
         };
         Some((prelude, rest))
     }
+}
+
+/// What an offerer signs: that it began the handshake that has the hash `handshake` before its
+/// first message, with the key `ephemeral`, and said `said` in it. The hash covers the protocol
+/// and the peer's key.
+///
+/// Noise authenticates the first message of IK by a secret that both peers can compute (Noise
+/// Protocol Framework, section 7.7, source property 1): whoever holds the peer's key could write
+/// it in anybody's name. Only the offerer can sign.
+pub(crate) fn statement(
+    handshake: &[u8],
+    ephemeral: &[u8],
+    prelude: &Prelude,
+    said: &[u8],
+) -> Vec<u8> {
+    let protocol = OFFER_PROTOCOL.as_bytes();
+    [protocol, handshake, ephemeral, &prelude.encode(), said].concat()
+}
+
+/// One moment by two clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Since some moment of this run, by a clock that never jumps.
+    pub(crate) uptime: Duration,
+    /// Since the Unix epoch, by the wall clock, which is set now and then.
+    pub(crate) wall: Duration,
 }
 
 /// The offers of the last minutes. The first message of a handshake can be sent again by whoever
@@ -88,27 +126,70 @@ impl Prelude {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// Two spans of time, so that the older one can be dropped as a whole.
-    young: HashSet<[u8; KEY]>,
-    old: HashSet<[u8; KEY]>,
+    young: Span,
+    old: Span,
     /// When `young` was begun.
     since: Duration,
+    /// No offer that has been forgotten was made later than this. An offer is either remembered
+    /// or not later, so that no jump of the wall clock makes a copy count.
+    forgotten: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Span {
+    /// The first bytes of ephemeral keys, which are as good as random: two peers have the same
+    /// once in 2^47 offers, and what such an offer waits for is its circuit.
+    keys: HashSet<[u8; 8]>,
+    /// When the last of them was made.
+    latest: Duration,
 }
 
 impl Seen {
-    /// Whether an offer under the ephemeral key `key`, made `at`, is fresh `now`; remembers it.
-    pub(crate) fn admit(&mut self, now: Duration, at: Duration, key: [u8; KEY]) -> bool {
-        // An offer counts as fresh for twice the skew: from the fastest clock to the slowest.
-        let elapsed = now.saturating_sub(self.since);
-        if elapsed >= MAX_SKEW * 2 {
-            self.old = std::mem::take(&mut self.young);
-            self.since = now;
-            if elapsed >= MAX_SKEW * 4 {
-                self.old.clear();
-            }
+    /// Whether an offer under the ephemeral key `key`, made `at`, counts at `now`; remembers it.
+    pub(crate) fn admit(&mut self, now: Moment, at: Duration, key: [u8; KEY]) -> bool {
+        let elapsed = now.uptime.saturating_sub(self.since);
+        if elapsed >= FRESH {
+            self.begin_span();
+            self.since = now.uptime;
         }
-        let fresh = now.abs_diff(at) <= MAX_SKEW;
-        let room = self.young.len() + self.old.len() < MAX_SEEN;
-        fresh && room && !self.old.contains(&key) && self.young.insert(key)
+        if elapsed >= FRESH * 2 {
+            self.begin_span();
+        }
+        let fresh = now.wall.abs_diff(at) <= MAX_SKEW && at > self.forgotten;
+        let room = self.young.keys.len() + self.old.keys.len() < MAX_SEEN;
+        let Some(key) = key.first_chunk() else {
+            return false;
+        };
+        let counts = fresh && room && !self.old.keys.contains(key) && self.young.keys.insert(*key);
+        if counts {
+            self.young.latest = self.young.latest.max(at);
+        }
+        counts
+    }
+
+    fn begin_span(&mut self) {
+        let young = std::mem::take(&mut self.young);
+        let gone = std::mem::replace(&mut self.old, young);
+        self.forgotten = self.forgotten.max(gone.latest);
+    }
+}
+
+/// How many offers one relay brings (the generic cell rate algorithm, ITU-T I.371).
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// When as many will have been due as have come.
+    due: Duration,
+}
+
+impl Pace {
+    /// Whether another one may come at `now`, by a clock that never jumps.
+    pub(crate) fn admit(&mut self, now: Duration) -> bool {
+        let due = self.due.max(now);
+        let admitted = due - now <= PACE * (BURST - 1);
+        if admitted {
+            self.due = due + PACE;
+        }
+        admitted
     }
 }
 
@@ -118,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    const NOW: Duration = Duration::from_secs(1_800_000_000);
+    const WALL: Duration = Duration::from_secs(1_800_000_000);
 
     fn key(number: usize) -> [u8; KEY] {
         let mut key = [0; KEY];
@@ -126,35 +207,118 @@ mod tests {
         key
     }
 
+    /// So long after the start, by both clocks.
+    fn after(passed: Duration) -> Moment {
+        Moment {
+            uptime: passed,
+            wall: WALL + passed,
+        }
+    }
+
+    fn start() -> Moment {
+        after(Duration::ZERO)
+    }
+
     #[test]
     fn an_offer_is_taken_once() {
         let mut seen = Seen::default();
-        assert!(seen.admit(NOW, NOW, key(1)));
-        assert!(!seen.admit(NOW, NOW, key(1)));
-        assert!(seen.admit(NOW, NOW, key(2)));
+        assert!(seen.admit(start(), WALL, key(1)));
+        assert!(!seen.admit(start(), WALL, key(1)));
+        assert!(seen.admit(start(), WALL, key(2)));
     }
 
     #[test]
     fn clocks_may_differ_as_far_as_documented() {
         let mut seen = Seen::default();
         let more = MAX_SKEW + Duration::from_millis(1);
-        assert!(seen.admit(NOW, NOW - MAX_SKEW, key(1)));
-        assert!(seen.admit(NOW, NOW + MAX_SKEW, key(2)));
-        assert!(!seen.admit(NOW, NOW - more, key(3)));
-        assert!(!seen.admit(NOW, NOW + more, key(4)));
-        assert!(!seen.admit(NOW, Duration::ZERO, key(5)));
-        assert!(!seen.admit(NOW, Duration::MAX, key(6)));
+        assert!(seen.admit(start(), WALL - MAX_SKEW, key(1)));
+        assert!(seen.admit(start(), WALL + MAX_SKEW, key(2)));
+        assert!(!seen.admit(start(), WALL - more, key(3)));
+        assert!(!seen.admit(start(), WALL + more, key(4)));
+        assert!(!seen.admit(start(), Duration::ZERO, key(5)));
+        assert!(!seen.admit(start(), Duration::MAX, key(6)));
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_forth_and_back_makes_no_copy_count() {
+        let mut seen = Seen::default();
+        assert!(seen.admit(start(), WALL, key(1)));
+        let hour = Duration::from_secs(3600);
+        for (passed, wall) in [(FRESH, WALL + hour), (FRESH * 3, WALL + hour), (hour, WALL)] {
+            let now = Moment {
+                uptime: passed,
+                wall,
+            };
+            seen.admit(now, wall, key(2));
+            assert!(!seen.admit(now, WALL, key(1)));
+        }
     }
 
     #[test]
     fn memory_is_bounded_and_room_comes_back() {
         let mut seen = Seen::default();
         for number in 0..MAX_SEEN {
-            assert!(seen.admit(NOW, NOW, key(number)));
+            assert!(seen.admit(start(), WALL, key(number)));
         }
-        assert!(!seen.admit(NOW, NOW, key(MAX_SEEN)));
-        let later = NOW + MAX_SKEW * 4;
-        assert!(seen.admit(later, later, key(MAX_SEEN)));
+        assert!(!seen.admit(start(), WALL, key(MAX_SEEN)));
+        let later = after(FRESH * 2);
+        assert!(seen.admit(later, later.wall, key(MAX_SEEN)));
+    }
+
+    /// The relays that hold reservations cannot fill the memory, whatever they bring.
+    #[test]
+    fn the_pace_of_a_relay_leaves_room_for_the_others() {
+        let (mut seen, mut pace) = (Seen::default(), Pace::default());
+        let (mut number, mut most) = (0, 0);
+        for millis in (0..3 * FRESH.as_millis() as u64).step_by(10) {
+            let now = after(Duration::from_millis(millis));
+            while pace.admit(now.uptime) {
+                number += 1;
+                assert!(seen.admit(now, now.wall, key(number)));
+            }
+            most = most.max(seen.young.keys.len() + seen.old.keys.len());
+        }
+        assert!(most * 16 <= MAX_SEEN, "{most}");
+    }
+
+    #[test]
+    fn a_burst_and_then_the_pace() {
+        let mut pace = Pace::default();
+        let now = Duration::from_secs(9);
+        assert_eq!(
+            (0..1000).filter(|_| pace.admit(now)).count(),
+            BURST as usize
+        );
+        assert!(!pace.admit(now + PACE - Duration::from_micros(1)));
+        assert!(pace.admit(now + PACE));
+        assert!(!pace.admit(now + PACE));
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(
+            (0..1000).filter(|_| pace.admit(later)).count(),
+            BURST as usize
+        );
+    }
+
+    #[test]
+    fn a_statement_is_of_all_that_it_is_about() {
+        let prelude = Prelude {
+            identity: [1; KEY],
+            at: WALL,
+            incarnation: [2; 8],
+            content: Content::Stream,
+        };
+        let (hash, ephemeral) = ([3; 32], [4; KEY]);
+        let one = statement(&hash, &ephemeral, &prelude, b"order");
+        let mut preludes = [prelude; 4];
+        preludes[0].identity[0] ^= 1;
+        preludes[1].at += Duration::from_millis(1);
+        preludes[2].incarnation[7] ^= 1;
+        preludes[3].content = Content::Signalling;
+        let others = preludes.map(|other| statement(&hash, &ephemeral, &other, b"order"));
+        assert!(!others.contains(&one));
+        assert_ne!(one, statement(&[5; 32], &ephemeral, &prelude, b"order"));
+        assert_ne!(one, statement(&hash, &[5; KEY], &prelude, b"order"));
+        assert_ne!(one, statement(&hash, &ephemeral, &prelude, b"orders"));
     }
 
     proptest! {
@@ -162,14 +326,15 @@ mod tests {
         fn what_is_written_is_read(
             identity: [u8; KEY],
             millis: u64,
-            run: Option<Incarnation>,
+            incarnation: Incarnation,
+            stream: bool,
             rest: Vec<u8>,
         ) {
             let at = Duration::from_millis(millis);
-            let content = run.map_or(Content::Signalling, Content::Stream);
-            let prelude = Prelude { identity, at, content };
+            let content = if stream { Content::Stream } else { Content::Signalling };
+            let prelude = Prelude { identity, at, incarnation, content };
             let bytes = [&prelude.encode()[..], &rest].concat();
-            prop_assert!(bytes.len() - rest.len() <= Prelude::MAX_LEN);
+            prop_assert_eq!(bytes.len() - rest.len(), Prelude::LEN);
             prop_assert_eq!(Prelude::take(&bytes), Some((prelude, &rest[..])));
         }
 
@@ -180,33 +345,45 @@ mod tests {
             }
         }
 
-        /// No copy is taken while the offer itself would still count as fresh.
+        /// No copy is ever taken, however the wall clock jumps and whatever else comes.
         #[test]
-        fn no_copy_is_ever_taken(skew in -120_000i64..=120_000, steps in prop::collection::vec(1u64..100_000, 0..40)) {
+        fn no_copy_is_ever_taken(
+            skew in -120_000i64..=120_000,
+            steps in prop::collection::vec((0u64..300_000, -2_000_000i64..2_000_000, any::<bool>()), 0..40),
+        ) {
             let mut seen = Seen::default();
-            let at = Duration::from_millis(NOW.as_millis() as u64).saturating_add_signed_millis(skew);
-            prop_assert!(seen.admit(NOW, at, key(0)));
-            let mut now = NOW;
-            for (number, step) in steps.into_iter().enumerate() {
-                now += Duration::from_millis(step);
-                seen.admit(now, now, key(number + 1));
+            let at = shifted(WALL, skew);
+            prop_assert!(seen.admit(start(), at, key(0)));
+            let mut now = start();
+            for (number, (step, jump, back)) in steps.into_iter().enumerate() {
+                now.uptime += Duration::from_millis(step);
+                // The clock is set anywhere, or to when the copy would be the freshest.
+                now.wall = if back { at } else { shifted(now.wall, jump) };
+                seen.admit(now, now.wall, key(number + 1));
                 prop_assert!(!seen.admit(now, at, key(0)));
+            }
+        }
+
+        /// Whoever has a clock that is right is never refused for what has been forgotten.
+        #[test]
+        fn a_clock_that_does_not_jump_costs_nobody_an_offer(
+            steps in prop::collection::vec((1u64..300_000, -120_000i64..=120_000), 0..40),
+        ) {
+            let (mut seen, mut passed) = (Seen::default(), Duration::ZERO);
+            for (number, (step, skew)) in steps.into_iter().enumerate() {
+                passed += Duration::from_millis(step);
+                let now = after(passed);
+                prop_assert!(seen.admit(now, shifted(now.wall, skew), key(number)));
             }
         }
     }
 
-    trait Signed {
-        fn saturating_add_signed_millis(self, millis: i64) -> Self;
-    }
-
-    impl Signed for Duration {
-        fn saturating_add_signed_millis(self, millis: i64) -> Self {
-            let by = Duration::from_millis(millis.unsigned_abs());
-            if millis < 0 {
-                self.saturating_sub(by)
-            } else {
-                self + by
-            }
+    fn shifted(time: Duration, millis: i64) -> Duration {
+        let by = Duration::from_millis(millis.unsigned_abs());
+        if millis < 0 {
+            time.saturating_sub(by)
+        } else {
+            time + by
         }
     }
 }

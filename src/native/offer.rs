@@ -11,54 +11,54 @@
 //! peer. Then, from the offerer to the peer and back, messages of `Noise_IK_25519_ChaChaPoly_SHA256`
 //! (Noise Protocol Framework, section 7.5), each behind its length as 16 bits, big-endian. Static
 //! keys are the Montgomery forms of the Ed25519 keys that are the peer ids. The payload of the
-//! first message is a [`Prelude`] and then what a circuit would carry: signalling, or a resumable
-//! stream. A message without a payload is the end; a stream that ends without one was given up.
+//! first message is a [`Prelude`], the offerer's Ed25519 signature of the [`statement`], and then
+//! what a circuit would carry: signalling, or a resumable stream. A message without a payload is
+//! the end; a stream that ends without one was given up.
 //!
 //! # Security
 //! Both sides are authenticated: the peer, because nobody else reads the offer and answers it; the
-//! offerer, to the peer, by its static key. Who keeps the first message can send it again, which
-//! [`Seen`] stops, and can read it should the *peer's* identity be stolen later: the first message
-//! has no forward secrecy. Of signalling it holds candidates, fingerprints and a password for one
-//! try of ICE; what is said on the path that comes of it is protected by QUIC or DTLS with keys of
-//! their own. Of a stream it holds the application's first bytes, which is why only
-//! [`Connector::open`](crate::Connector::open) sends any, and says so. Since a copy of those must
-//! not be taken twice, not even by a peer that has been started anew and remembers nothing, they
-//! are sealed for one [`Incarnation`] of it, which its ticket tells.
+//! offerer, to the peer, by its signature, which not even whoever holds the *peer's* key can forge.
+//! The signature stands inside the seal, so that a relay does not learn who offers. To the peer,
+//! and to whoever holds its key, it proves that the offerer wrote the first message.
+//!
+//! Whoever keeps the first message can send it again, which [`Seen`] stops; since a peer that has
+//! been started anew remembers nothing, an offer is sealed for one [`Incarnation`] of it, which its
+//! ticket tells. Whoever keeps the first message can also read it, should the peer's identity be
+//! stolen later: it has no forward secrecy. Of signalling it holds candidates, fingerprints and a
+//! password for one try of ICE; what is said on the path that comes of it is protected by QUIC or
+//! DTLS with keys of their own. Of a stream it holds the application's first bytes, which is why
+//! only [`Connector::open`](crate::Connector::open) sends any, and says so.
+
+mod sealed;
 
 use std::{
     fmt, io,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use ed25519_dalek::{SigningKey, VerifyingKey};
-use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use futures::{AsyncRead, AsyncReadExt as _};
 use libp2p::{
     PeerId,
     identity::{Keypair, PublicKey, ed25519},
 };
-use snow::{Builder, HandshakeState, TransportState};
-use web_time::{SystemTime, UNIX_EPOCH};
+use snow::Builder;
+use web_time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::circuit::{AsyncReadWrite, Duplex, poll_drain};
-use crate::core::{
-    circuit,
-    offer::{Content, Incarnation, KEY, OFFER_PROTOCOL, Prelude, Seen},
-    signalling::MAX_MESSAGE_LEN,
+pub(crate) use self::sealed::Sealed;
+use self::sealed::{LENGTH, Noise, checked};
+use crate::{
+    circuit::{AsyncReadWrite, Duplex},
+    core::{
+        circuit,
+        offer::{
+            Content, Incarnation, KEY, Moment, OFFER_PROTOCOL, Prelude, SIGNATURE, Seen, statement,
+        },
+    },
 };
 
 const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_SHA256";
-
-/// Bytes sealed into one message: a whole message of signalling and its length, since the answer
-/// to the first is what opens the way for a second.
-const MAX_PLAIN: usize = MAX_MESSAGE_LEN + 8;
-
-/// What a handshake message has besides its payload: two keys and two tags at most.
-const MAX_OVERHEAD: usize = 2 * KEY + 2 * TAG;
-const TAG: usize = 16;
-const LENGTH: usize = 2;
 
 /// Why there is no signalling by this way. What is left is the circuit.
 #[derive(Debug)]
@@ -71,6 +71,8 @@ pub(crate) enum OfferError {
     Length,
     /// A message was not sealed for us, or not by the peer.
     Seal(snow::Error),
+    /// The offer was not signed by the peer that it names.
+    Signature,
     /// It was offered before, or long ago, or in the future, or to an earlier run of ours.
     Stale,
 }
@@ -82,6 +84,7 @@ impl fmt::Display for OfferError {
             Self::Io(error) => return write!(f, "the stream broke: {error}"),
             Self::Length => "a sealed message has an impossible length",
             Self::Seal(_) => "a sealed message does not open",
+            Self::Signature => "an offer is not signed by the peer that it names",
             Self::Stale => {
                 "an offer was seen before, is not for this run, or the clocks differ too much"
             }
@@ -94,7 +97,7 @@ impl std::error::Error for OfferError {
         match self {
             Self::Io(error) => Some(error),
             Self::Seal(error) => Some(error),
-            Self::Key | Self::Length | Self::Stale => None,
+            Self::Key | Self::Length | Self::Signature | Self::Stale => None,
         }
     }
 }
@@ -147,9 +150,11 @@ fn montgomery(identity: &[u8; KEY]) -> Option<[u8; KEY]> {
 /// Seals offers as this peer, and opens those for it. Clones share what was seen.
 #[derive(Clone)]
 pub(crate) struct Sealer {
-    identity: [u8; KEY],
+    identity: Arc<SigningKey>,
+    /// The Montgomery form of `identity`.
     secret: Arc<[u8; KEY]>,
     incarnation: Incarnation,
+    started: Instant,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -162,16 +167,22 @@ impl Sealer {
         let seed = keypair.secret();
         let key = SigningKey::from_bytes(seed.as_ref().try_into().ok()?);
         Some(Self {
-            identity: key.verifying_key().to_bytes(),
             secret: Arc::new(key.to_scalar_bytes()),
+            identity: Arc::new(key),
             incarnation,
+            started: Instant::now(),
             seen: Arc::default(),
         })
     }
 
-    /// What streams for this run of ours are sealed for.
+    /// What offers for this run of ours are sealed for.
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// How long this run has lasted, by a clock that never jumps.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn builder(&self) -> Result<Builder<'_>, OfferError> {
@@ -181,25 +192,40 @@ impl Sealer {
             .map_err(OfferError::from)
     }
 
-    /// Says something to `peer` over `stream`, which leads to a relay of both. What is written
-    /// first goes with the request.
+    /// Says something to the run `incarnation` of `peer` over `stream`, which leads to a relay of
+    /// both. What is written first goes with the request.
     pub(crate) fn offer<S>(
         &self,
         peer: &PeerId,
+        incarnation: Incarnation,
         content: Content,
         stream: S,
     ) -> Result<Sealed<S>, OfferError> {
         let theirs = identity_of(peer).as_ref().and_then(montgomery);
         let theirs = theirs.ok_or(OfferError::Key)?;
-        let handshake = self.builder()?.remote_public_key(&theirs)?;
+        // The handshake would make an ephemeral key of its own too late for it to be signed. This
+        // one is as random, and for this handshake alone.
+        let ephemeral = self.builder()?.generate_keypair()?;
+        let handshake = self
+            .builder()?
+            .remote_public_key(&theirs)?
+            .fixed_ephemeral_key_for_testing_only(&ephemeral.private)
+            .build_initiator()?;
         let prelude = Prelude {
-            identity: self.identity,
-            at: now(),
+            identity: self.identity.verifying_key().to_bytes(),
+            at: wall(),
+            incarnation,
             content,
         };
-        let mut sealed = Sealed::new(stream, handshake.build_initiator()?);
+        let first = First {
+            prelude,
+            handshake: handshake.get_handshake_hash().to_vec(),
+            ephemeral: ephemeral.public,
+            identity: self.identity.clone(),
+        };
+        let mut sealed = Sealed::new(stream, handshake);
         sealed.outgoing = circuit::connect(peer);
-        sealed.first = prelude.encode();
+        sealed.first = Some(Box::new(first));
         Ok(sealed)
     }
 
@@ -211,16 +237,22 @@ impl Sealer {
     where
         S: AsyncRead + Unpin,
     {
-        let mut sealed = Sealed::new(stream, self.builder()?.build_responder()?);
+        let handshake = self.builder()?.build_responder()?;
+        let hash = handshake.get_handshake_hash().to_vec();
+        let mut sealed = Sealed::new(stream, handshake);
         let mut length = [0; LENGTH];
         let read = sealed.stream.read_exact(&mut length).await;
         read.map_err(OfferError::Io)?;
-        let mut message = vec![0; checked(length)?];
-        let read = sealed.stream.read_exact(&mut message).await;
-        read.map_err(OfferError::Io)?;
+        let length = checked(length)?;
+        let mut message = Vec::new();
+        let mut arriving = (&mut sealed.stream).take(length as u64);
+        let read = arriving.read_to_end(&mut message).await;
+        if read.map_err(OfferError::Io)? < length {
+            return Err(OfferError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
         let plain = sealed.unseal(&message)?;
         let (prelude, rest) = Prelude::take(&plain).ok_or(OfferError::Length)?;
-        sealed.incoming = rest.to_vec();
+        let (signature, said) = rest.split_first_chunk().ok_or(OfferError::Length)?;
 
         let proven = match &sealed.noise {
             Noise::Handshake(noise) => noise.get_remote_static().map(<[u8]>::to_vec),
@@ -230,16 +262,22 @@ impl Sealer {
         if claimed.is_none() || claimed.as_ref().map(|key| &key[..]) != proven.as_deref() {
             return Err(OfferError::Key);
         }
-        if let Content::Stream(incarnation) = prelude.content
-            && incarnation != self.incarnation
-        {
+        if prelude.incarnation != self.incarnation {
             return Err(OfferError::Stale);
         }
         let ephemeral = message.first_chunk().ok_or(OfferError::Length)?;
+        let signed = statement(&hash, ephemeral, &prelude, said);
+        verify(&prelude.identity, &signed, signature)?;
+        let now = Moment {
+            uptime: self.uptime(),
+            wall: wall(),
+        };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.admit(now(), prelude.at, *ephemeral) {
+        if !seen.admit(now, prelude.at, *ephemeral) {
             return Err(OfferError::Stale);
         }
+        drop(seen);
+        sealed.incoming = said.to_vec();
         let identity = ed25519::PublicKey::try_from_bytes(&prelude.identity);
         let identity = identity.map_err(|_| OfferError::Key)?;
         let peer = PublicKey::from(identity).to_peer_id();
@@ -247,203 +285,38 @@ impl Sealer {
     }
 }
 
-fn now() -> Duration {
+/// Strictly: a key of small order, for which anybody can sign, is nobody's.
+fn verify(
+    identity: &[u8; KEY],
+    signed: &[u8],
+    signature: &[u8; SIGNATURE],
+) -> Result<(), OfferError> {
+    let key = VerifyingKey::from_bytes(identity).map_err(|_| OfferError::Key)?;
+    let signature = Signature::from_bytes(signature);
+    let verified = key.verify_strict(signed, &signature);
+    verified.map_err(|_| OfferError::Signature)
+}
+
+/// What the first message needs, but for what is said in it.
+struct First {
+    prelude: Prelude,
+    /// The hash of the handshake before the message.
+    handshake: Vec<u8>,
+    ephemeral: Vec<u8>,
+    identity: Arc<SigningKey>,
+}
+
+impl First {
+    fn payload(&self, said: &[u8]) -> Vec<u8> {
+        let signed = statement(&self.handshake, &self.ephemeral, &self.prelude, said);
+        let signature = self.identity.sign(&signed).to_bytes();
+        [&self.prelude.encode(), &signature[..], said].concat()
+    }
+}
+
+fn wall() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default()
-}
-
-fn checked(length: [u8; LENGTH]) -> Result<usize, OfferError> {
-    match usize::from(u16::from_be_bytes(length)) {
-        length if (TAG..=Prelude::MAX_LEN + MAX_PLAIN + MAX_OVERHEAD).contains(&length) => {
-            Ok(length)
-        }
-        _ => Err(OfferError::Length),
-    }
-}
-
-enum Noise {
-    Handshake(Box<HandshakeState>),
-    Transport(Box<TransportState>),
-    /// A message did not open.
-    Broken,
-}
-
-/// A stream whose bytes are sealed between two peers. The offerer's second write waits for the
-/// first bytes of the other.
-pub(crate) struct Sealed<S> {
-    stream: S,
-    noise: Noise,
-    /// Stands before what is written first.
-    first: Vec<u8>,
-    /// What is still to be written to the stream.
-    outgoing: Vec<u8>,
-    /// What was opened and not read.
-    incoming: Vec<u8>,
-    /// A message that has not come in whole, behind its length.
-    partial: Vec<u8>,
-    /// The end was said, by us and by the peer.
-    closed: bool,
-    ended: bool,
-}
-
-impl<S> Sealed<S> {
-    fn new(stream: S, noise: HandshakeState) -> Self {
-        Self {
-            stream,
-            noise: Noise::Handshake(Box::new(noise)),
-            first: Vec::new(),
-            outgoing: Vec::new(),
-            incoming: Vec::new(),
-            partial: Vec::new(),
-            closed: false,
-            ended: false,
-        }
-    }
-
-    fn is_writable(&self) -> bool {
-        match &self.noise {
-            Noise::Handshake(noise) => noise.is_my_turn(),
-            Noise::Transport(_) | Noise::Broken => true,
-        }
-    }
-
-    fn seal(&mut self, plain: &[u8]) -> Result<(), OfferError> {
-        let mut message = vec![0; plain.len() + MAX_OVERHEAD];
-        let length = match &mut self.noise {
-            Noise::Handshake(noise) => noise.write_message(plain, &mut message)?,
-            Noise::Transport(noise) => noise.write_message(plain, &mut message)?,
-            Noise::Broken => return Err(OfferError::Length),
-        };
-        let prefix = u16::try_from(length).map_err(|_| OfferError::Length)?;
-        self.outgoing.extend(prefix.to_be_bytes());
-        self.outgoing.extend(&message[..length]);
-        self.advance()
-    }
-
-    fn unseal(&mut self, message: &[u8]) -> Result<Vec<u8>, OfferError> {
-        let mut plain = vec![0; message.len()];
-        let length = match &mut self.noise {
-            Noise::Handshake(noise) => noise.read_message(message, &mut plain)?,
-            Noise::Transport(noise) => noise.read_message(message, &mut plain)?,
-            Noise::Broken => return Err(OfferError::Length),
-        };
-        plain.truncate(length);
-        self.advance()?;
-        Ok(plain)
-    }
-
-    fn advance(&mut self) -> Result<(), OfferError> {
-        self.noise = match std::mem::replace(&mut self.noise, Noise::Broken) {
-            Noise::Handshake(noise) if noise.is_handshake_finished() => {
-                Noise::Transport(Box::new(noise.into_transport_mode()?))
-            }
-            noise => noise,
-        };
-        Ok(())
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
-    fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        poll_drain(&mut self.stream, &mut self.outgoing, cx)
-    }
-
-    /// Reads one message.
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let wanted = match self.partial.first_chunk() {
-                None => LENGTH,
-                Some(length) => LENGTH + checked(*length)?,
-            };
-            let before = self.partial.len();
-            if before == wanted {
-                let message = std::mem::take(&mut self.partial);
-                let turn = self.is_writable();
-                self.incoming = self.unseal(&message[LENGTH..])?;
-                self.ended = self.incoming.is_empty();
-                if turn != self.is_writable() {
-                    // Whoever waits to write does so in the task that reads.
-                    cx.waker().wake_by_ref();
-                }
-                return Poll::Ready(Ok(()));
-            }
-            self.partial.resize(wanted, 0);
-            let read = Pin::new(&mut self.stream).poll_read(cx, &mut self.partial[before..]);
-            let read = match read {
-                Poll::Ready(Ok(read)) => read,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => {
-                    self.partial.truncate(before);
-                    return Poll::Pending;
-                }
-            };
-            self.partial.truncate(before + read);
-            if read == 0 {
-                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
-            }
-        }
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Sealed<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        while this.incoming.is_empty() && !this.ended {
-            ready!(this.poll_message(cx))?;
-        }
-        let length = buffer.len().min(this.incoming.len());
-        buffer[..length].copy_from_slice(&this.incoming[..length]);
-        this.incoming.drain(..length);
-        Poll::Ready(Ok(length))
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sealed<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if buffer.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        if !this.is_writable() {
-            // The first message must go before the answer can come; that is read by the same task,
-            // which `poll_message` wakes.
-            ready!(Pin::new(&mut *this).poll_flush(cx))?;
-            return Poll::Pending;
-        }
-        // One message at a time, but for what stands before the first.
-        if this.first.is_empty() {
-            ready!(this.poll_outgoing(cx))?;
-        }
-        let length = buffer.len().min(MAX_PLAIN);
-        let mut plain = std::mem::take(&mut this.first);
-        plain.extend(&buffer[..length]);
-        this.seal(&plain)?;
-        Poll::Ready(Ok(length))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_outgoing(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.closed && matches!(this.noise, Noise::Transport(_)) {
-            this.closed = true;
-            this.seal(&[])?;
-        }
-        ready!(this.poll_outgoing(cx))?;
-        Pin::new(&mut this.stream).poll_close(cx)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Streams that do not wait for a path: their first bytes are sealed for the peer and go through
 //! the relay at once, beside the requests that bring the path about.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{
     FutureExt as _,
@@ -12,7 +12,7 @@ use libp2p::{PeerId, Stream as Substream, StreamProtocol};
 
 use super::{
     engine::{Internal, Node, Timer},
-    opening::{HEADER_TIMEOUT, Purpose},
+    opening::Purpose,
     relays::Link,
     resumable,
     session::Waiting,
@@ -25,7 +25,7 @@ use crate::{
     },
     connection::Connection,
     core::{
-        offer::{Content, OFFER_PROTOCOL},
+        offer::{Content, Incarnation, OFFER_PROTOCOL},
         resume::StreamId,
     },
     error::Error,
@@ -33,8 +33,9 @@ use crate::{
     ticket::Ticket,
 };
 
-/// Sealed offers and streams that are being opened; each is some curve arithmetic.
-const MAX_OFFERS: usize = 32;
+/// For how long an offer may come in, which is sent in one flight: 33 KB take as long at 64 kbit/s.
+/// With the pace of a relay's offers it bounds how many come in at once, and what they hold.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(4);
 
 impl Node {
     /// Begins a connection, if there is none, and a stream on it, without waiting for either.
@@ -72,9 +73,7 @@ impl Node {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        let targets = session.targets.as_ref();
-        let taken = targets.and_then(|targets| targets.incarnation).is_some();
-        if let Some((relay, link, sealing)) = session.offer_relay(&self.relays).filter(|_| taken)
+        if let Some((relay, link, sealing)) = session.offer_relay(&self.relays)
             && let Link::Up(conn, _) = link.link
             && let Some(pump) = session.pumps.get_mut(&stream).filter(|pump| !pump.early)
         {
@@ -102,40 +101,38 @@ impl Node {
         let Some(session) = self.sessions.get(&id).filter(|s| s.active.is_none()) else {
             return;
         };
-        let targets = session.targets.as_ref();
-        let (Some(pump), Some(incarnation)) = (
-            session.pumps.get(&stream),
-            targets.and_then(|targets| targets.incarnation),
-        ) else {
-            return;
-        };
-        if let Some(sealed) = self.seal(&session.peer, Content::Stream(incarnation), result) {
+        let (peer, incarnation) = (&session.peer, session.incarnation());
+        if let Some(pump) = session.pumps.get(&stream)
+            && let Some(sealed) = self.seal(peer, incarnation, Content::Stream, result)
+        {
             pump.handle.attach(carrier(sealed), None);
         }
     }
 
-    /// Seals what will be said to `peer` on a stream to its relay.
+    /// Seals what will be said to the run `incarnation` of `peer` on a stream to its relay.
     pub(super) fn seal(
         &self,
         peer: &PeerId,
+        incarnation: Option<Incarnation>,
         content: Content,
         stream: Result<Substream, OpenError>,
     ) -> Option<Sealed<Substream>> {
         let sealer = self.sealer.as_ref()?;
-        sealer.offer(peer, content, stream.ok()?).ok()
+        sealer.offer(peer, incarnation?, content, stream.ok()?).ok()
     }
 
     /// A relay passes something sealed on; who sent it shows when it is opened.
     pub(super) fn take_offer(&mut self, relay: PeerId, stream: Substream) {
-        let reserved = self.relays.get(&relay).and_then(|r| r.listener()).is_some();
-        let Some(sealer) = self.sealer.clone().filter(|_| reserved) else {
+        let reserved = self.relays.get_mut(&relay);
+        let reserved = reserved.filter(|relay| relay.listener().is_some());
+        let (Some(sealer), Some(relay)) = (self.sealer.clone(), reserved) else {
             return;
         };
-        if Arc::strong_count(&self.offers) > MAX_OFFERS {
-            tracing::debug!("too many offers at once");
+        if !relay.offers.admit(sealer.uptime()) {
+            tracing::debug!("a relay brings too many offers");
             return;
         }
-        let (permit, report) = (self.offers.clone(), self.internal_tx.clone());
+        let report = self.internal_tx.clone();
         backend::runtime::spawn(async move {
             let opened = async {
                 let (peer, content, mut sealed) = sealer.open(stream).await?;
@@ -150,12 +147,11 @@ impl Node {
                     substream: carrier(sealed),
                 })
             };
-            match select(opened.boxed(), Delay::new(HEADER_TIMEOUT)).await {
+            match select(opened.boxed(), Delay::new(OFFER_TIMEOUT)).await {
                 Either::Left((Ok(event), _)) => _ = report.send(event).await,
                 Either::Left((Err(error), _)) => tracing::debug!(%error, "an offer is dropped"),
                 Either::Right(_) => {}
             }
-            drop(permit);
         });
     }
 

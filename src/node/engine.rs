@@ -106,8 +106,6 @@ pub(super) struct Node {
     pub(super) spares: Spares,
     /// Seals offers, where the identity allows it.
     pub(super) sealer: Option<backend::offer::Sealer>,
-    /// One clone for each offer that is being opened.
-    pub(super) offers: Arc<()>,
     pub(super) online: Vec<oneshot::Sender<Result<(), Error>>>,
     /// A reservation is complete as soon as libp2p has nothing more to report at the moment.
     pub(super) settling: bool,

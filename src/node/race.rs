@@ -256,8 +256,8 @@ impl Node {
         let Some(session) = session.filter(|s| s.race.is_running(AttemptId::Ice)) else {
             return;
         };
-        let peer = session.peer;
-        match self.seal(&peer, Content::Signalling, result) {
+        let (peer, incarnation) = (session.peer, session.incarnation());
+        match self.seal(&peer, incarnation, Content::Signalling, result) {
             Some(sealed) => {
                 let rtc = &mut self.swarm.behaviour_mut().rtc;
                 rtc.signal_over(peer, Box::pin(sealed), sealing);

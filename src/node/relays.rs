@@ -6,7 +6,7 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, swarm::ConnectionId
 
 use super::session::keep_newest;
 use crate::{
-    core::{address, backoff::Backoff},
+    core::{address, backoff::Backoff, offer::Pace},
     report::RelayReport,
     ticket::relay_id,
 };
@@ -33,6 +33,8 @@ pub(crate) struct Relay {
     /// Whether it forwards what is sent before the peer has agreed, on circuits and sealed: it has
     /// said so, or a ticket has of a relay that has not said anything yet.
     pub(crate) forwards: bool,
+    /// How fast it brings offers.
+    pub(crate) offers: Pace,
     /// Sessions that wait for the link, to dial a circuit.
     pub(crate) waiting: Vec<u64>,
     pub(crate) backoff: Backoff,
@@ -66,6 +68,7 @@ impl Relay {
             last_error: None,
             rtt: None,
             forwards: false,
+            offers: Pace::default(),
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,

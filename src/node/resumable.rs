@@ -196,7 +196,13 @@ pub(crate) fn accept<S: Substream>(
         header: Some(header),
     };
     let attach = Some(attachment);
-    Ok(start(id, &protocol, resume, attach, config, events))
+    let (stream, handle, pump) = start(id, &protocol, resume, attach, config, events);
+    let stream = if connection.is_none() {
+        stream.early()
+    } else {
+        stream
+    };
+    Ok((stream, handle, pump))
 }
 
 fn start<S: Substream>(

@@ -106,7 +106,7 @@ pub(crate) struct Targets {
     pub(crate) relays: Vec<PeerId>,
     /// Likewise.
     pub(crate) direct: Vec<Multiaddr>,
-    /// The run of the peer that takes early data.
+    /// The run of the peer that sealed offers are for.
     pub(crate) incarnation: Option<Incarnation>,
     pace: Pace,
 }
@@ -222,12 +222,18 @@ impl Session {
         paths.any(|path| path.kind == PathKind::Direct)
     }
 
+    /// The run of the peer that offers are sealed for, if its ticket told one.
+    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
+        self.targets.as_ref()?.incarnation
+    }
+
     /// The relay that passes on to the peer what is sealed for it.
     pub(crate) fn offer_relay<'a>(
         &self,
         relays: &'a Relays,
     ) -> Option<(PeerId, &'a Relay, Sealing)> {
         let sealing = sealing(&self.peer)?;
+        self.incarnation()?;
         let targets = self.targets.as_ref().filter(|_| !self.unoffered)?;
         targets.relays.iter().find_map(|relay| {
             let link = relays.get(relay)?;
@@ -243,7 +249,8 @@ impl Session {
             relay.is_some_and(|relay| relay.forwards && relay.link != Link::Down)
         };
         let targets = self.targets.as_ref().filter(|_| !self.unoffered);
-        sealing(&self.peer).is_some() && targets.is_some_and(|t| t.relays.iter().any(forwards))
+        let sealable = sealing(&self.peer).is_some() && self.incarnation().is_some();
+        sealable && targets.is_some_and(|t| t.relays.iter().any(forwards))
     }
 
     /// The circuit to close when `new` is another one: two are up when both peers dialled at the

@@ -123,7 +123,6 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let mut node = Node {
         relays: Relays::new(&relay_addrs, config.relay_reservations),
         sealer: sealer.clone(),
-        offers: Arc::new(()),
         swarm,
         nat_changed: nat_changed(&net),
         net,

@@ -1,0 +1,110 @@
+//! A relay that keeps what peers offer through it, and offers it when it likes.
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use libp2p::{
+    PeerId, Stream, StreamProtocol, SwarmBuilder, identify,
+    multiaddr::Protocol,
+    relay,
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
+use libp2p_stream::{Behaviour as Streams, Control, IncomingStreams};
+use tokio::{sync::oneshot, time::timeout};
+
+use super::common::PATIENCE;
+
+/// As src/core/offer.rs and src/core/circuit.rs have them.
+const OFFER: StreamProtocol = StreamProtocol::new("/throughline/offer/1");
+const EARLY: StreamProtocol = StreamProtocol::new("/throughline/circuit/1");
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    identify: identify::Behaviour,
+    relay: relay::Behaviour,
+    streams: Streams,
+}
+
+pub(crate) struct Tap {
+    pub(crate) address: String,
+    control: Control,
+    offers: IncomingStreams,
+    /// It claims to carry circuits as our own relay does.
+    _circuits: IncomingStreams,
+}
+
+impl Tap {
+    pub(crate) async fn start() -> Self {
+        let mut swarm = SwarmBuilder::with_new_identity()
+            .with_tokio()
+            .with_quic()
+            .with_behaviour(|key| Behaviour {
+                identify: identify::Behaviour::new(identify::Config::new(
+                    "/ipfs/id/1.0.0".to_owned(),
+                    key.public(),
+                )),
+                relay: relay::Behaviour::new(key.public().to_peer_id(), relay::Config::default()),
+                streams: Streams::new(),
+            })
+            .unwrap()
+            .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE * 10))
+            .build();
+        let id = *swarm.local_peer_id();
+        let mut control = swarm.behaviour().streams.new_control();
+        let (offers, circuits) = (control.accept(OFFER), control.accept(EARLY));
+        swarm
+            .listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap())
+            .unwrap();
+        let (listening, address) = oneshot::channel();
+        tokio::spawn(async move {
+            let mut listening = Some(listening);
+            loop {
+                if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+                    swarm.add_external_address(address.clone());
+                    let address = address.with(Protocol::P2p(id)).to_string();
+                    listening.take().map(|listening| listening.send(address));
+                }
+            }
+        });
+        let address = timeout(PATIENCE, address).await.expect("it listens");
+        Self {
+            address: address.unwrap(),
+            control,
+            offers: offers.unwrap(),
+            _circuits: circuits.unwrap(),
+        }
+    }
+
+    /// The first flight of the next offer that somebody wants to be passed on.
+    pub(crate) async fn offered(&mut self) -> Vec<u8> {
+        let flight = async {
+            let (_, mut stream) = self.offers.next().await.unwrap();
+            // The message to the relay, which is short, and one of the peer's behind its length.
+            let mut length = [0];
+            stream.read_exact(&mut length).await.unwrap();
+            stream
+                .read_exact(&mut vec![0; length[0].into()])
+                .await
+                .unwrap();
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).await.unwrap();
+            let mut message = vec![0; u16::from_be_bytes(length).into()];
+            stream.read_exact(&mut message).await.unwrap();
+            [&length[..], &message].concat()
+        };
+        timeout(PATIENCE, flight).await.expect("an offer")
+    }
+
+    /// A stream to `peer`, as if somebody offered something.
+    pub(crate) async fn open(&mut self, peer: PeerId) -> Stream {
+        let opened = timeout(PATIENCE, self.control.open_stream(peer, OFFER)).await;
+        opened.expect("the peer is there").unwrap()
+    }
+
+    /// Whether `peer` answers the offer `flight`.
+    pub(crate) async fn is_answered(&mut self, peer: PeerId, flight: &[u8]) -> bool {
+        let mut stream = self.open(peer).await;
+        stream.write_all(flight).await.unwrap();
+        stream.flush().await.unwrap();
+        let answered = timeout(PATIENCE, stream.read(&mut [0])).await;
+        matches!(answered.expect("an answer, or the end"), Ok(1))
+    }
+}
