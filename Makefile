@@ -48,7 +48,7 @@ check: setup-build js/node_modules/.package-lock.json ## format, lints on both t
 setup-build setup-test: setup-%:
 	@scripts/setup $*
 
-$(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/node_modules/.package-lock.json
+$(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/scripts/rustc js/node_modules/.package-lock.json
 	node js/scripts/build.mjs
 	@touch $@
 
