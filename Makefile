@@ -63,7 +63,7 @@ package: setup-build $(JS) ## make the crate and the npm package as they would b
 setup-build setup-check setup-test: setup-%:
 	@scripts/setup $*
 
-$(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/node_modules/.package-lock.json
+$(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/scripts/rustc js/node_modules/.package-lock.json
 	node js/scripts/build.mjs
 	@touch $@
 

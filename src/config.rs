@@ -77,7 +77,6 @@ pub struct Config {
     pub reserve: bool,
     /// How many relays to hold reservations on at a time. 1 to 16; the others stand by. Defaults
     /// to 2: one relay may die unnoticed.
-    #[serde(alias = "relayReservations")]
     pub relay_reservations: usize,
     /// STUN servers, as `stun:host[:port]` (RFC 7064), all asked at once. At most 16. Two tell what
     /// kind of NAT there is. STUN over TLS (`stuns:`) is refused: it would tell the address of a
@@ -89,7 +88,6 @@ pub struct Config {
     pub turn: Vec<TurnServer>,
     /// A PEM file of certificate authorities to trust for `turns:`, besides the public ones of the
     /// web. Native only; ignored in a browser, which has its own. Defaults to none.
-    #[serde(alias = "turnCa")]
     pub turn_ca: Option<PathBuf>,
     /// Addresses to listen on, native only; ignored in a browser. Defaults to an ephemeral port of
     /// every interface over QUIC and TCP.
@@ -112,85 +110,57 @@ pub struct Config {
     pub dial_private: bool,
     /// The longest that [`Connector::connect`](crate::Connector::connect) may take. 100 ms to
     /// 10 min. Defaults to 10 s; it returns on the first path, which is much sooner.
-    #[serde(
-        rename = "connect_timeout_ms",
-        alias = "connectTimeoutMs",
-        with = "millis"
-    )]
+    #[serde(rename = "connect_timeout_ms", with = "millis")]
     pub connect_timeout: Duration,
     /// The longest that one attempt by one strategy may take. 100 ms to 10 min. Defaults to 10 s:
     /// nobody waits for it, because all strategies run at the same time.
-    #[serde(
-        rename = "strategy_timeout_ms",
-        alias = "strategyTimeoutMs",
-        with = "millis"
-    )]
+    #[serde(rename = "strategy_timeout_ms", with = "millis")]
     pub strategy_timeout: Duration,
     /// How long each strategy waits for its start, by name. 0 to 1 min each. Defaults to 0, all at
     /// once, but for `birthday`, which is for what everything else fails at, with 1 s.
-    #[serde(rename = "start_delays_ms", alias = "startDelaysMs")]
+    #[serde(rename = "start_delays_ms")]
     pub start_delays: StartDelays,
     /// How long connect holds a path that is not direct back while a direct one may still come.
     /// 0 to 1 min. Defaults to 0: it returns on the first path, and streams move to a better one.
-    #[serde(
-        rename = "acceptance_delay_ms",
-        alias = "acceptanceDelayMs",
-        with = "millis"
-    )]
+    #[serde(rename = "acceptance_delay_ms", with = "millis")]
     pub acceptance_delay: Duration,
     /// How long to wait for a relay, to be reached and to grant a reservation. 100 ms to 10 min.
     /// Defaults to 10 s.
-    #[serde(rename = "relay_timeout_ms", alias = "relayTimeoutMs", with = "millis")]
+    #[serde(rename = "relay_timeout_ms", with = "millis")]
     pub relay_timeout: Duration,
     /// How long a STUN server may take to answer (RFC 8489 section 6.2.1). 100 ms to 1 min.
     /// Defaults to 5 s; an offer never waits for it.
-    #[serde(rename = "stun_timeout_ms", alias = "stunTimeoutMs", with = "millis")]
+    #[serde(rename = "stun_timeout_ms", with = "millis")]
     pub stun_timeout: Duration,
     /// Whether to ask the router to forward a UDP port to this machine, by PCP, NAT-PMP or
     /// UPnP-IGD; native only. The mapping is renewed while the connector lives and removed when it
     /// is closed. Defaults to `true`: behind a NAT that nothing else opens, it is what connects.
-    #[serde(alias = "portMapping")]
     pub port_mapping: bool,
     /// How long the router may take to answer that. 100 ms to 1 min. Defaults to 5 s; nothing
     /// waits for it.
-    #[serde(
-        rename = "port_mapping_timeout_ms",
-        alias = "portMappingTimeoutMs",
-        with = "millis"
-    )]
+    #[serde(rename = "port_mapping_timeout_ms", with = "millis")]
     pub port_mapping_timeout: Duration,
     /// How often each strategy for a direct path is repeated in the background after a failure.
     /// 0 to 100; 0 tries once. Defaults to 3. A lost circuit is sought for as long as the
     /// connection lasts.
-    #[serde(alias = "upgradeTries")]
     pub upgrade_tries: u32,
     /// The pause before the first repetition; it doubles each time and is jittered by a quarter.
     /// 10 ms to 10 min. Defaults to 2 s, hence 2, 4 and 8 s.
-    #[serde(
-        rename = "upgrade_backoff_ms",
-        alias = "upgradeBackoffMs",
-        with = "millis"
-    )]
+    #[serde(rename = "upgrade_backoff_ms", with = "millis")]
     pub upgrade_backoff: Duration,
     /// How long streams wait for a path after the last one is lost, before they fail with
     /// [`ErrorKind::ConnectionLost`]. 0 to 1 h. Defaults to 30 s.
-    #[serde(
-        rename = "resume_timeout_ms",
-        alias = "resumeTimeoutMs",
-        with = "millis"
-    )]
+    #[serde(rename = "resume_timeout_ms", with = "millis")]
     pub resume_timeout: Duration,
     /// A connection with no streams and no handle left is closed after this. 0 to 1 h. Defaults to
     /// 30 s.
-    #[serde(rename = "idle_timeout_ms", alias = "idleTimeoutMs", with = "millis")]
+    #[serde(rename = "idle_timeout_ms", with = "millis")]
     pub idle_timeout: Duration,
     /// Bytes in flight per stream and direction, which bound both its throughput (window divided
     /// by round-trip time) and its memory. 64 KiB to 64 MiB. Defaults to 4 MiB.
-    #[serde(alias = "streamWindow")]
     pub stream_window: u32,
     /// Circuits that this peer has open through relays at a time, all relays together; a connect
     /// beyond takes that of a connection which does not use it. 1 to 1,024. Defaults to 16.
-    #[serde(alias = "maxCircuits")]
     pub max_circuits: usize,
     /// How long an address of ours that others may be able to dial waits for its first test, by an
     /// AutoNAT server (relays, mostly), and for the next one after a test that failed, which
@@ -199,7 +169,7 @@ pub struct Config {
     /// Defaults to 30 s, hence 10 and 20 min: a test costs up to 100 kB. Nothing waits for it.
     /// Native only; ignored in a browser. Peers do not test each other: one in the network of the
     /// other reaches what nobody else does.
-    #[serde(rename = "autonat_retry_ms", alias = "autonatRetryMs", with = "millis")]
+    #[serde(rename = "autonat_retry_ms", with = "millis")]
     pub autonat_retry: Duration,
     /// Whether to ask the local network, by multicast DNS (RFC 6762), for the addresses that pages
     /// hide behind `<uuid>.local` names; no other name is asked for. Defaults to `true`: it finds
@@ -209,19 +179,14 @@ pub struct Config {
     /// entry for each socket and probe. Defaults to `true`. Native only; ignored in a browser.
     pub birthday: bool,
     /// Sockets opened for it on the side of the symmetric NAT. 1 to 1,024. Defaults to 256.
-    #[serde(alias = "birthdaySockets")]
     pub birthday_sockets: u16,
     /// Probes sent for it from the other side, at most. 1 to 65,536. Defaults to 1,024.
-    #[serde(alias = "birthdayProbes")]
     pub birthday_probes: u32,
     /// Probes per second. 1 to 10,000. Defaults to 100.
-    #[serde(alias = "birthdayRate")]
     pub birthday_rate: u32,
     /// Connections open at a time, in and out; more are refused. 1 to 65,536. Defaults to 1,024.
-    #[serde(alias = "maxConnections")]
     pub max_connections: usize,
     /// Streams open at a time on one connection; more are refused. 1 to 65,536. Defaults to 1,024.
-    #[serde(alias = "maxStreams")]
     pub max_streams: usize,
 }
 
@@ -287,7 +252,7 @@ pub struct StartDelays {
     /// Relay circuits. Defaults to 0, with which those that a sealed offer may make needless are
     /// made one at a time, up to four where they are needed, with pauses that grow with the time they
     /// take; after 5 to 7.4 s where there is no path without.
-    #[serde(alias = "circuitRelay", with = "millis")]
+    #[serde(with = "millis")]
     pub circuit_relay: Duration,
     /// TURN servers. Defaults to 0.
     #[serde(with = "millis")]

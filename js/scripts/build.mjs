@@ -12,8 +12,13 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const js = join(root, "js");
 const record = parse(readFileSync(join(root, "wasm-pack.toml"), "utf8"));
 
-// Flags that make panics shorter are not stable yet: the compiler takes them when it is told to.
-const flags = [...record.rustflags, ...withoutPaths()];
+// Flags that make code smaller are not stable yet: Rust takes them when it is told to.
+const flags = [...record.rustflags, ...withoutFeatures(), ...withoutPaths()];
+const rust = {
+  RUSTC_BOOTSTRAP: "1",
+  RUSTC_WRAPPER: join(js, "scripts/rustc"),
+  CARGO_ENCODED_RUSTFLAGS: flags.join("\x1f"),
+};
 
 run(
   "wasm-pack",
@@ -21,9 +26,9 @@ run(
     ...["build", join(root, record.crate), "--mode", "no-install", "--no-pack", "--no-gitignore"],
     ...["--target", record.target, "--profile", record["cargo-profile"]],
     ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]],
-    ...["--", "--locked"],
+    ...["--", "--locked", ...record["cargo-flags"]],
   ],
-  { cwd: root, env: { ...environment(), RUSTC_BOOTSTRAP: "1", CARGO_ENCODED_RUSTFLAGS: flags.join("\x1f") } },
+  { cwd: root, env: { ...environment(), ...rust } },
 );
 run("tsc", [], { cwd: js });
 for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));
@@ -44,6 +49,13 @@ for (const { module, name } of WebAssembly.Module.imports(new WebAssembly.Module
 }
 for (const fault of faults) console.error(`build: ${fault}`);
 process.exitCode = faults.length ? 1 : 0;
+
+/** Flags that tell scripts/rustc which features to leave out, and cargo when they change. */
+function withoutFeatures() {
+  return Object.entries(record.without).flatMap(([crate, features]) =>
+    features.map((feature) => `--cfg=without="${crate}/${feature}"`),
+  );
+}
 
 /** Flags that keep this machine's folders, and their length, out of the panic messages in the wasm. */
 function withoutPaths() {

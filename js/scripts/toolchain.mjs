@@ -18,8 +18,9 @@ export function environment() {
 
 function rustupHasTarget() {
   if (process.env.THROUGHLINE_STD === "debian") return false;
-  const query = ["--print", "target-libdir", "--target", "wasm32-unknown-unknown"];
-  return existsSync(execFileSync("rustc", query, { encoding: "utf8" }).trim());
+  const ask = (...query) => execFileSync("rustc", query, { encoding: "utf8" }).trim();
+  const library = ask("--print", "target-libdir", "--target", "wasm32-unknown-unknown");
+  return existsSync(library) && existsSync(join(ask("--print", "sysroot"), "lib/rustlib/src/rust/library"));
 }
 
 export function run(command, args, options = {}) {

@@ -1,3 +1,4 @@
+import { snakeCased } from "./casing.js";
 import { ThroughlineError } from "./errors.js";
 import type { Strategy } from "./events.js";
 import type { WasmSource } from "./load.js";
@@ -82,8 +83,8 @@ export interface CreateOptions extends Config {
 }
 
 /**
- * Options in the form of Rust's `Config`, where STUN and TURN servers are separate lists. What is
- * left, known or not, is checked there, so that there is one list of names.
+ * Options in the form and with the names of Rust's `Config`, where STUN and TURN servers are separate
+ * lists. What is left, known or not, is checked there, so that there is one list of names.
  */
 export function toRawConfig(options: CreateOptions): object {
   const { signal: _signal, wasm: _wasm, identity: _identity, iceServers = [], ...rest } = options;
@@ -102,5 +103,5 @@ export function toRawConfig(options: CreateOptions): object {
       }
     }
   }
-  return { ...rest, stun, turn };
+  return { ...(snakeCased(rest) as object), stun, turn };
 }

@@ -1,5 +1,5 @@
 import type { Attempt } from "./events.js";
-import { camelCased } from "./casing.js";
+import { camelCased, inCamelCase } from "./casing.js";
 
 /** Every error code, the same as in Rust; each says what to do about it. */
 export const errorCodes = [
@@ -71,13 +71,18 @@ export function toError(thrown: unknown): ThroughlineError {
   if (thrown instanceof ThroughlineError) return thrown;
   if (typeof thrown === "object" && thrown !== null && "code" in thrown && isCode(thrown.code)) {
     const { code, message, attempts, cause } = thrown as RawError;
-    return new ThroughlineError(code, message ?? code, {
+    return new ThroughlineError(code, named(code, message ?? code), {
       attempts: camelCased(attempts ?? []) as Attempt[],
       ...(cause === undefined ? {} : { cause }),
     });
   }
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   return new ThroughlineError("internal", message, { cause: thrown });
+}
+
+/** The message of an invalid option starts with its name, which is JavaScript's here. */
+function named(code: ErrorCode, message: string): string {
+  return code === "invalid_config" ? message.replace(/^[\w.]+(?=: )/, inCamelCase) : message;
 }
 
 interface RawError {

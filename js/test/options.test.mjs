@@ -7,17 +7,21 @@ import { toError } from "../dist/errors.js";
 import { iterate } from "../dist/iterate.js";
 import { assertSupported } from "../dist/platform.js";
 
-test("ICE servers are sorted into STUN and TURN, the rest passes", () => {
+test("ICE servers are sorted into STUN and TURN, the rest passes with Rust's names", () => {
   const config = toRawConfig({
     relays: ["/dns/relay"],
     identity: "secret",
     signal: AbortSignal.abort(),
     iceServers: [{ urls: ["stun:a", "turn:b"], username: "u", credential: "c" }, { urls: "turns:d" }],
-    unknown: 1,
+    connectTimeoutMs: 250,
+    startDelaysMs: { circuitRelay: 7 },
+    anUnknown: 1,
   });
   assert.deepEqual(config, {
     relays: ["/dns/relay"],
-    unknown: 1,
+    connect_timeout_ms: 250,
+    start_delays_ms: { circuit_relay: 7 },
+    an_unknown: 1,
     stun: ["stun:a"],
     turn: [
       { url: "turn:b", username: "u", credential: "c" },
@@ -44,6 +48,14 @@ test("what the bindings reject with becomes one error type", () => {
   ]);
   const cause = new RangeError("unreachable executed");
   assert.deepEqual([toError(cause).code, toError(cause).cause], ["internal", cause]);
+});
+
+test("the message of an invalid option begins with JavaScript's name of it", () => {
+  const message = (code, message) => toError({ code, message }).message;
+  assert.equal(message("invalid_config", "stun_timeout_ms: 1 is not"), "stunTimeoutMs: 1 is not");
+  assert.equal(message("invalid_config", "start_delays_ms.circuit_relay: 1"), "startDelaysMs.circuitRelay: 1");
+  assert.equal(message("invalid_config", "stun: `a_b` is"), "stun: `a_b` is");
+  assert.equal(message("io", "a_b: c"), "a_b: c");
 });
 
 test("a worker, an insecure page and a place without WebRTC each get their own words", () => {

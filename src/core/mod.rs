@@ -34,6 +34,7 @@ pub(crate) mod resume;
 pub(crate) mod scope;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;
+pub(crate) mod seconds;
 pub(crate) mod server_url;
 pub(crate) mod signalling;
 pub(crate) mod yamux;

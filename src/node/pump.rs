@@ -18,7 +18,10 @@ use super::{
     resumable::{Attachment, Mailbox, PumpEvent, StreamConfig, Substream, Via, violation},
 };
 use crate::{
-    core::resume::{Decoder, MAX_FRAME, ProtocolError, Refusal, StreamId},
+    core::{
+        resume::{Decoder, MAX_FRAME, ProtocolError, Refusal, StreamId},
+        seconds::Seconds,
+    },
     error::{Error, ErrorKind},
 };
 
@@ -320,7 +323,7 @@ impl<S: Substream> Pump<S> {
         if complete {
             return Poll::Ready(Ok(()));
         }
-        let seconds = patience.as_secs_f32();
+        let seconds = Seconds(patience);
         Poll::Ready(Err(match wait {
             Wait::Substream => Error::new(
                 ErrorKind::ConnectionLost,

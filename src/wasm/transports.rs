@@ -4,12 +4,14 @@
 
 use std::{io, time::Duration};
 
+use futures::{FutureExt, TryFutureExt, future::BoxFuture};
 use libp2p::{
     PeerId, Transport as _,
     core::{
+        UpgradeInfo,
         muxing::StreamMuxerBox,
         transport::{Boxed, timeout::TransportTimeout},
-        upgrade::Version,
+        upgrade::{InboundConnectionUpgrade, Negotiated, OutboundConnectionUpgrade, Version},
     },
     identity, noise,
 };
@@ -38,7 +40,7 @@ pub(crate) fn peer(
         .boxed();
     let upgraded = join(circuits, websocket)
         .upgrade(Version::V1Lazy)
-        .authenticate(noise)
+        .authenticate(Noise(noise))
         .multiplex(Yamux::default())
         .boxed();
     let direct = direct::Transport::new(keypair.clone())
@@ -54,6 +56,48 @@ pub(crate) const LISTENS: bool = false;
 
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
     Vec::new()
+}
+
+/// Noise between streams of one type, which is also that of `/webrtc-direct`: each type of stream
+/// would bring its own copy of the handshake, and then of the multiplexer.
+#[derive(Clone)]
+struct Noise(noise::Config);
+
+type Authenticated = BoxFuture<'static, Result<(PeerId, Duplex), noise::Error>>;
+
+fn erased((peer, stream): (PeerId, noise::Output<Duplex>)) -> (PeerId, Duplex) {
+    (peer, Box::pin(stream))
+}
+
+impl UpgradeInfo for Noise {
+    type Info = <noise::Config as UpgradeInfo>::Info;
+    type InfoIter = <noise::Config as UpgradeInfo>::InfoIter;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.0.protocol_info()
+    }
+}
+
+impl InboundConnectionUpgrade<Negotiated<Duplex>> for Noise {
+    type Output = (PeerId, Duplex);
+    type Error = noise::Error;
+    type Future = Authenticated;
+
+    fn upgrade_inbound(self, stream: Negotiated<Duplex>, info: Self::Info) -> Self::Future {
+        let stream: Duplex = Box::pin(stream);
+        self.0.upgrade_inbound(stream, info).map_ok(erased).boxed()
+    }
+}
+
+impl OutboundConnectionUpgrade<Negotiated<Duplex>> for Noise {
+    type Output = (PeerId, Duplex);
+    type Error = noise::Error;
+    type Future = Authenticated;
+
+    fn upgrade_outbound(self, stream: Negotiated<Duplex>, info: Self::Info) -> Self::Future {
+        let stream: Duplex = Box::pin(stream);
+        self.0.upgrade_outbound(stream, info).map_ok(erased).boxed()
+    }
 }
 
 /// Tries `left` first, `right` with what `left` does not know.
