@@ -310,9 +310,12 @@ impl NetworkBehaviour for Behaviour {
         match event {
             FromSwarm::NewListenAddr(new) => self.server.sockets.extend(socket(new.addr)),
             FromSwarm::ExpiredListenAddr(old) => {
-                let mut sockets = self.server.sockets.iter();
-                let at = sockets.position(|known| socket(old.addr) == Some(*known));
-                at.map(|at| self.server.sockets.swap_remove(at));
+                // One of them: QUIC and TCP may share an address.
+                let sockets = &mut self.server.sockets;
+                let same = |known: &SocketAddr| socket(old.addr) == Some(*known);
+                if let Some(at) = sockets.iter().position(same) {
+                    sockets.swap_remove(at);
+                }
             }
             FromSwarm::ConnectionEstablished(new) if new.endpoint.is_dialer() => {
                 if let Some(test) = self.dialling.remove(&new.connection_id) {
