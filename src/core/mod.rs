@@ -15,6 +15,8 @@ pub(crate) mod mdns;
 pub(crate) mod nat;
 #[allow(dead_code, reason = "a browser seals no offers")]
 pub(crate) mod offer;
+#[allow(dead_code, reason = "only a server serves strangers")]
+pub(crate) mod pace;
 pub(crate) mod path;
 pub(crate) mod plan;
 pub(crate) mod protobuf;
