@@ -1,6 +1,6 @@
 // Builds the npm package as ../wasm-pack.toml records it: the wasm and its bindings into pkg/, the
 // TypeScript into dist/, then holds the result against the record's budget and checks.
-import { cpSync, existsSync, readdirSync, readFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -34,10 +34,11 @@ run("tsc", [], { cwd: js });
 for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));
 
 const wasm = readFileSync(join(root, record["out-dir"], `${record["out-name"]}_bg.wasm`));
+const [brotli] = [`${record["out-name"]}_bg.wasm`, `${record["out-name"]}.js`].map(compressed);
 const sizes = {
   raw: wasm.byteLength,
   gzip: gzipSync(wasm, { level: 9 }).byteLength,
-  brotli: brotliCompressSync(wasm).byteLength,
+  brotli: brotli.byteLength,
 };
 console.log(`wasm: ${Object.entries(sizes).map(([form, size]) => `${size} bytes ${form}`).join(", ")}`);
 
@@ -55,6 +56,14 @@ function withoutFeatures() {
   return Object.entries(record.without).flatMap(([crate, features]) =>
     features.map((feature) => `--cfg=without="${crate}/${feature}"`),
   );
+}
+
+/** Writes the compressed form beside a file of pkg/: `throughline serve --npm` sends it. It is not published. */
+function compressed(name) {
+  const file = join(root, record["out-dir"], name);
+  const bytes = brotliCompressSync(readFileSync(file));
+  writeFileSync(`${file}.br`, bytes);
+  return bytes;
 }
 
 /** Flags that keep this machine's folders, and their length, out of the panic messages in the wasm. */

@@ -21,6 +21,8 @@ pub(crate) mod nat;
 pub(crate) mod offer;
 pub(crate) mod pace;
 pub(crate) mod path;
+#[allow(dead_code, reason = "only a server serves strangers")]
+pub(crate) mod patience;
 pub(crate) mod plan;
 pub(crate) mod protobuf;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]

@@ -1,11 +1,8 @@
 //! The identity file: made once, readable by its owner alone, never half written.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    path::Path,
-};
+use std::{io, path::Path};
 
+use super::secret::{self, Fault};
 use crate::{
     error::{Error, ErrorKind},
     identity::Identity,
@@ -29,119 +26,51 @@ impl Identity {
     /// never overwritten.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        match File::open(path) {
-            Ok(file) => load(path, file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(path),
-            Err(error) => Err(io_error(path, error)),
+        match load(path)? {
+            Some(identity) => Ok(identity),
+            None => create(path),
         }
     }
 }
 
-fn load(path: &Path, file: File) -> Result<Identity, Error> {
-    // On the open file and not on the path: nobody can swap it in between.
-    check_mode(path, &file)?;
-    let mut secret = String::new();
-    match file.take(MAX_FILE_LEN).read_to_string(&mut secret) {
-        Err(error) if error.kind() != io::ErrorKind::InvalidData => Err(io_error(path, error)),
-        // Bytes that are not text leave `secret` empty, which is no identity either.
-        _ => Identity::from_secret(&secret).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidIdentity,
-                format!(
-                    "{} holds no identity ({}); restore it from a backup, or delete it to get a \
-                     new identity",
-                    path.display(),
-                    error.message()
-                ),
-            )
-        }),
-    }
+fn load(path: &Path) -> Result<Option<Identity>, Error> {
+    let bytes = match secret::read(path, MAX_FILE_LEN) {
+        Ok(None) => return Ok(None),
+        Ok(Some(bytes)) => bytes,
+        Err(Fault::Io(error)) => return Err(io_error(path, error)),
+        Err(Fault::TooLong) => Vec::new(),
+        Err(fault) => {
+            let message = fault.describe(path);
+            return Err(Error::new(ErrorKind::InvalidIdentity, message));
+        }
+    };
+    // Bytes that are not text are no identity either.
+    let secret = String::from_utf8(bytes).unwrap_or_default();
+    let identity = Identity::from_secret(&secret).map_err(|error| {
+        Error::new(
+            ErrorKind::InvalidIdentity,
+            format!(
+                "{} holds no identity ({}); restore it from a backup, or delete it to get a new \
+                 identity",
+                path.display(),
+                error.message()
+            ),
+        )
+    })?;
+    Ok(Some(identity))
 }
 
 fn create(path: &Path) -> Result<Identity, Error> {
     let identity = Identity::generate();
     let line = identity.to_secret()? + "\n";
-    match publish(path, line.as_bytes()) {
+    match secret::publish(path, line.as_bytes()) {
         Ok(()) => Ok(identity),
         // Another program was faster: its identity is the one.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let file = File::open(path).map_err(|error| io_error(path, error))?;
-            load(path, file)
+            load(path)?.ok_or_else(|| io_error(path, io::ErrorKind::NotFound.into()))
         }
         Err(error) => Err(io_error(path, error)),
     }
-}
-
-/// Makes `path` appear with all of `bytes` in it and for its owner only, or fails with
-/// `AlreadyExists`.
-pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    create_private_directory(directory)?;
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // Two programs, or two threads of one, never share a temporary file.
-    let mut nonce = [0; 8];
-    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
-    let mut temporary_name = std::ffi::OsString::from(".");
-    temporary_name.push(name);
-    temporary_name.push(format!(".{:016x}", u64::from_ne_bytes(nonce)));
-    let temporary = directory.join(temporary_name);
-    let written = write_private(&temporary, bytes)
-        // A hard link, because renaming would replace a file made meanwhile.
-        .and_then(|()| fs::hard_link(&temporary, path));
-    let removed = fs::remove_file(&temporary);
-    written.and(removed)
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    let mut file = options.open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn create_private_directory(path: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::DirBuilderExt;
-        builder.mode(0o700);
-    }
-    builder.create(path)
-}
-
-#[cfg(unix)]
-fn check_mode(path: &Path, file: &File) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let metadata = file.metadata().map_err(|error| io_error(path, error))?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let path = path.display();
-    Err(Error::new(
-        ErrorKind::InvalidIdentity,
-        format!(
-            "{path} is accessible to others (mode {mode:03o}); if nobody can have copied it run \
-             `chmod 600 {path}`, else delete it to get a new identity"
-        ),
-    ))
-}
-
-#[cfg(not(unix))]
-fn check_mode(_: &Path, _: &File) -> Result<(), Error> {
-    Ok(())
 }
 
 fn io_error(path: &Path, error: io::Error) -> Error {
@@ -154,7 +83,7 @@ fn io_error(path: &Path, error: io::Error) -> Error {
 
 #[cfg(all(test, unix))]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt, sync::Barrier};
+    use std::{fs, os::unix::fs::PermissionsExt, sync::Barrier};
 
     use super::*;
 
@@ -196,7 +125,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("identity");
         for bytes in [&b""[..], b"not a key", &[0xff; 68], &[b'A'; 5000]] {
-            write_private(&path, bytes).unwrap();
+            secret::publish(&path, bytes).unwrap();
             let error = Identity::load_or_create(&path).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidIdentity, "{error}");
             assert_eq!(
@@ -234,10 +163,6 @@ mod tests {
         fs::write(&blocked, b"").unwrap();
         let error = Identity::load_or_create(blocked.join("identity")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-        // The link is the last step; what was written for it goes when it fails.
-        let taken = home.path().join("taken");
-        fs::create_dir(&taken).unwrap();
-        assert!(publish(&taken, b"key").is_err());
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
     }
 }

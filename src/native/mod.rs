@@ -14,6 +14,7 @@ mod portmap;
 pub(crate) mod quic;
 pub(crate) mod rtc;
 pub(crate) mod runtime;
+pub(crate) mod secret;
 pub(crate) mod socket;
 pub(crate) mod stock;
 pub(crate) mod stun;

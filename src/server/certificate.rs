@@ -1,13 +1,13 @@
 //! The DTLS certificate of `/webrtc-direct`, kept so that its hash, and with it every
 //! address and ticket that names it, outlives a restart.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use libp2p_webrtc::tokio::Certificate;
 
 use crate::{
     error::{Error, ErrorKind},
-    native::identity,
+    native::secret::{self, Fault},
 };
 
 /// Longest certificate file that is read.
@@ -18,49 +18,46 @@ pub(crate) fn generate() -> Result<Certificate, io::Error> {
     Certificate::generate(&mut rand::rng()).map_err(io::Error::other)
 }
 
-/// Reads the certificate at `path`, or makes one there. It is written as an identity is:
-/// whole or not at all, readable by its owner only.
+/// Reads the certificate at `path`, or makes one there. It is a [secret].
 pub(crate) fn load_or_create(path: &Path) -> Result<Certificate, Error> {
-    let read = || -> io::Result<Option<Certificate>> {
-        match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-            Ok(metadata) if metadata.len() > MAX_FILE_LEN => {
-                Err(io::Error::new(io::ErrorKind::InvalidData, "too long"))
-            }
-            Ok(_) => Certificate::from_pem(&fs::read_to_string(path)?)
-                .map(Some)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
-        }
+    let failed = |what: String| {
+        let message = format!("cannot use the /webrtc-direct certificate: {what}");
+        Error::new(ErrorKind::Io, message)
     };
-    let create = || {
-        let certificate = generate()?;
-        match identity::publish(path, certificate.serialize_pem().as_bytes()) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                read()?.ok_or_else(|| io::ErrorKind::NotFound.into())
-            }
-            Err(error) => Err(error),
-            Ok(()) => Ok(certificate),
-        }
+    let read = || -> Result<Option<Certificate>, Error> {
+        let bytes = secret::read(path, MAX_FILE_LEN).map_err(|f| failed(f.describe(path)))?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let malformed = |why: String| {
+            failed(format!(
+                "{}: {why}; delete it to get a new one (browsers then need the new addresses)",
+                path.display()
+            ))
+        };
+        let pem = String::from_utf8(bytes).map_err(|error| malformed(error.to_string()))?;
+        let certificate = Certificate::from_pem(&pem);
+        certificate
+            .map(Some)
+            .map_err(|error| malformed(error.to_string()))
     };
-    read()
-        .and_then(|found| found.map_or_else(create, Ok))
-        .map_err(|error| {
-            let advice = match error.kind() {
-                io::ErrorKind::InvalidData => {
-                    "; delete it to get a new one (browsers then need the new addresses)"
-                }
-                _ => "",
-            };
-            let path = path.display();
-            let message =
-                format!("cannot use the /webrtc-direct certificate {path}: {error}{advice}");
-            Error::new(ErrorKind::Io, message).with_source(error)
-        })
+    if let Some(certificate) = read()? {
+        return Ok(certificate);
+    }
+    let io_failed = |error: io::Error| failed(Fault::Io(error).describe(path));
+    let certificate = generate().map_err(io_failed)?;
+    match secret::publish(path, certificate.serialize_pem().as_bytes()) {
+        Ok(()) => Ok(certificate),
+        // Another program was faster: its certificate is the one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            read()?.ok_or_else(|| io_failed(io::ErrorKind::NotFound.into()))
+        }
+        Err(error) => Err(io_failed(error)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -76,9 +73,21 @@ mod tests {
     fn a_malformed_file_is_named_and_kept() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("webrtc.pem");
-        fs::write(&path, "not a certificate").unwrap();
+        secret::publish(&path, b"not a certificate").unwrap();
         let error = load_or_create(&path).unwrap_err();
         assert!(error.to_string().contains("webrtc.pem"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"not a certificate");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_certificate_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("webrtc.pem");
+        load_or_create(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = load_or_create(&path).unwrap_err();
+        assert!(error.message().contains("chmod 600"), "{error}");
     }
 }

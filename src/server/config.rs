@@ -1,7 +1,7 @@
 //! What a server is told at its start.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
@@ -10,7 +10,10 @@ use std::{
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    core::scope::{Scope, scope},
+    error::{Error, ErrorKind},
+};
 
 /// Settings of a [`Server`](crate::server::Server).
 ///
@@ -116,6 +119,12 @@ impl ServerConfig {
             "1 to turn.last_port",
         )?;
         check(
+            turn.external_ip
+                .is_none_or(|ip| scope(ip) != Scope::Forbidden),
+            "turn.external_ip",
+            "an address that clients can send to",
+        )?;
+        check(
             (60..=MAX_CREDENTIAL_SECONDS).contains(&turn.credential_seconds),
             "turn.credential_seconds",
             "60 to 31536000",
@@ -128,8 +137,21 @@ impl ServerConfig {
             let holds = bytes == 0 || (16_384..=MAX_BYTES).contains(&bytes);
             check(holds, field, "0, or 16384 to 1000000000000")?;
         }
+        let connections = &self.connections;
+        for (count, field) in [
+            (connections.established, "connections.established"),
+            (connections.per_peer, "connections.per_peer"),
+            (connections.pending, "connections.pending"),
+        ] {
+            check(count >= 1, field, "1 to 4294967295")?;
+        }
         check(
-            (1..=100).contains(&self.connections.share_per_address),
+            (1..=MAX_IDLE_SECONDS).contains(&connections.idle_seconds),
+            "connections.idle_seconds",
+            "1 to 86400",
+        )?;
+        check(
+            (1..=100).contains(&connections.share_per_address),
             "connections.share_per_address",
             "1 to 100",
         )?;
@@ -371,20 +393,24 @@ impl Default for AutonatConfig {
 }
 
 /// Limits of connections.
+///
+/// Where the system grants fewer descriptors than all pools together may need, after the limit has
+/// been raised as far as it may, every pool of connections and of allocations shrinks in proportion,
+/// and a warning names both numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ConnectionLimits {
-    /// Peers' connections held at once. Default 8192.
+    /// Peers' connections held at once, 1 to 4294967295. Default 8192.
     pub established: u32,
-    /// Connections of one peer. Default 8.
+    /// Connections of one peer, 1 to 4294967295. Default 8.
     pub per_peer: u32,
-    /// Connections whose handshake is under way. Default 512.
+    /// Connections whose handshake is under way, 1 to 4294967295. Default 512.
     pub pending: u32,
-    /// Seconds after which a connection without reservation, circuit or stream is closed.
-    /// Default 30.
+    /// Seconds after which a connection without reservation, circuit or stream is closed, 1 to
+    /// 86400. Default 30.
     pub idle_seconds: u64,
-    /// HTTP connections held at once; more are refused. Default 256.
+    /// HTTP connections held at once; more are closed at once. Default 256.
     pub http: NonZeroUsize,
     /// The share of every pool (connections, handshakes, reservations, circuits, allocations, and
     /// so on) that one IPv4 address or one IPv6 /64 may hold, in percent, 1 to 100; an IPv6 /48 may
@@ -407,15 +433,41 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What the HTTP listener serves besides `/metrics`, `/health` and `/config.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+const MAX_IDLE_SECONDS: u64 = 24 * 60 * 60;
+
+/// What is served over HTTP besides `/metrics`, `/health` and `/config.json`, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct HttpConfig {
-    /// Folder of the page at `/`. Default none: a built-in page that names the addresses.
+    /// Folder of the page at `/`. A file `name.br` or `name.gz` beside one is its compressed form,
+    /// sent while it is not older. Default none: a built-in page that names the addresses.
     pub www: Option<PathBuf>,
     /// Folder of the npm package, served under `/npm/`. Default none.
     pub npm: Option<PathBuf>,
+    /// An address of the operator's own, such as `127.0.0.1:9090`, with connections of its own.
+    /// `/metrics` is served there and no longer for everybody, and `/health` says there which pool is
+    /// full; for everybody it says whether the server is well and no more. Default none: both are
+    /// for everybody.
+    pub admin: Option<SocketAddr>,
+    /// Requests per second that one IPv4 address, or one IPv6 /64, may make on average, and twice as
+    /// many in a burst; more are answered with 429. Default 50: a page asks for some twenty files,
+    /// and an office behind one address reloads it.
+    pub requests_per_source: NonZeroU32,
+    /// Requests per second of all together. Default 2000, of which one address may make a fortieth.
+    pub requests: NonZeroU32,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            www: None,
+            npm: None,
+            admin: None,
+            requests_per_source: nonzero_u32(50),
+            requests: nonzero_u32(2000),
+        }
+    }
 }
 
 // Literals above zero only; a zero would become a one and not a panic.
@@ -482,6 +534,9 @@ mod tests {
         refused("port", |c| c.port = 65532);
         with(|c| c.turn.first_port = 65535).unwrap();
         refused("turn.first_port", |c| c.turn.last_port = 49_151);
+        refused("turn.external_ip", |c| {
+            c.turn.external_ip = Some("0.0.0.0".parse().unwrap())
+        });
         refused("turn.secret", |c| c.turn.secret = Some(String::new()));
         refused("turn.realm", |c| c.turn.realm = "a\r\n".into());
         refused("turn.credential_seconds", |c| {
@@ -492,6 +547,16 @@ mod tests {
         refused("turn.bytes_per_source", |c| {
             c.turn.bytes_per_source = 1_000_000_000_001
         });
+        refused("connections.established", |c| c.connections.established = 0);
+        refused("connections.per_peer", |c| c.connections.per_peer = 0);
+        refused("connections.pending", |c| c.connections.pending = 0);
+        with(|c| c.connections.idle_seconds = 86_400).unwrap();
+        for seconds in [0, 86_401, u64::MAX] {
+            let mut config = ServerConfig::default();
+            config.connections.idle_seconds = seconds;
+            let error = config.validate().unwrap_err();
+            assert!(error.message().starts_with("connections.idle_seconds"));
+        }
         refused("connections.share_per_address", |c| {
             c.connections.share_per_address = 0
         });

@@ -1,36 +1,30 @@
 //! HTTP: the demo page, `/config.json` that it reads, `/metrics` and `/health`.
+//!
+//! The last two can stand on an address of the operator's own. Then only whether the server is well
+//! is told on the public one, and not why it is not.
+
+mod connections;
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     path::PathBuf,
-    pin::Pin,
     sync::{Arc, PoisonError, RwLock},
-    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, Path, State, connect_info::Connected},
-    http::{HeaderValue, Response, StatusCode, header},
+    extract::{Extension, Path, State},
+    http::{HeaderValue, Response, StatusCode, header, request::Parts},
     response::IntoResponse,
     routing::get,
 };
 use serde::Serialize;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep},
-};
 
-use super::{assets, metrics::Metrics, turn::Authority};
-
-/// A connection on which nothing is read or written for this long is closed, so that those who
-/// send nothing cannot keep the others out.
-const IDLE: Duration = Duration::from_secs(30);
+use self::connections::Source;
+pub(crate) use self::connections::{Door, serve};
+use super::{assets, descriptors::Descriptors, metrics::Metrics, pool::Pools, turn::Authority};
 
 /// `/config.json`: what a page needs to reach others through this server.
 #[derive(Debug, Clone, Serialize)]
@@ -93,9 +87,29 @@ pub(crate) struct Site {
     pub(crate) metrics: Metrics,
     pub(crate) www: Option<Arc<PathBuf>>,
     pub(crate) npm: Option<Arc<PathBuf>>,
+    pub(crate) pools: Pools,
+    pub(crate) descriptors: Descriptors,
 }
 
 impl Site {
+    /// Why no more peers can be taken, in a word; none where they can.
+    fn unready(&self) -> Option<&'static str> {
+        let Pools {
+            handshakes,
+            connections,
+            reservations,
+            ..
+        } = &self.pools;
+        [
+            (handshakes.is_full(), "handshakes"),
+            (connections.is_full(), "connections"),
+            (reservations.is_full(), "reservations"),
+            (self.descriptors.are_short(), "descriptors"),
+        ]
+        .into_iter()
+        .find_map(|(unready, why)| unready.then_some(why))
+    }
+
     fn page(&self) -> PageConfig {
         self.page
             .read()
@@ -104,47 +118,33 @@ impl Site {
     }
 }
 
-/// Serves `site` on `listener` until the future is dropped.
-pub(crate) async fn serve(listener: TcpListener, site: Site, max_connections: usize) {
-    let listener = BoundedListener {
-        listener,
-        permits: Arc::new(Semaphore::new(max_connections)),
-    };
-    // Returns only on an error of the listener, and then there is nothing left to serve.
-    let service = router(site).into_make_service_with_connect_info::<Source>();
-    if let Err(error) = axum::serve(listener, service).await {
-        tracing::error!(%error, "HTTP");
-    }
-}
-
-/// Where a request comes from.
-#[derive(Clone, Copy, Debug)]
-struct Source(IpAddr);
-
-impl Connected<axum::serve::IncomingStream<'_, BoundedListener>> for Source {
-    fn connect_info(stream: axum::serve::IncomingStream<'_, BoundedListener>) -> Self {
-        Self(stream.remote_addr().ip())
-    }
-}
-
-fn router(site: Site) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
+/// What everybody gets. With an `admin` address the operator's part is left to that.
+pub(crate) fn public(site: Site, admin: bool) -> Router {
+    let pages = Router::new()
         .route("/config.json", get(config))
         .route("/npm/{*path}", get(npm))
         .route("/", get(index))
-        .route("/{*path}", get(www))
-        .layer(axum::middleware::map_response_with_state(
-            site.clone(),
-            finish,
-        ))
-        .with_state(site)
+        .route("/{*path}", get(www));
+    match admin {
+        true => pages.route("/health", get(well)).with_state(site),
+        false => pages.merge(operators()).with_state(site),
+    }
 }
 
-/// Counts the response and sets the headers that every one has.
-async fn finish(State(site): State<Site>, mut response: Response<Body>) -> Response<Body> {
-    site.metrics.http(match response.status().as_u16() {
+/// What the operator gets at an address of their own.
+pub(crate) fn admin(site: Site) -> Router {
+    operators().with_state(site)
+}
+
+fn operators() -> Router<Site> {
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+}
+
+/// Counts a response and sets the headers that every one has.
+fn finish(metrics: &Metrics, mut response: Response<Body>) -> Response<Body> {
+    metrics.http(match response.status().as_u16() {
         200..=399 => "ok",
         400..=499 => "client_error",
         _ => "server_error",
@@ -162,27 +162,41 @@ async fn finish(State(site): State<Site>, mut response: Response<Body>) -> Respo
     response
 }
 
-async fn health() -> &'static str {
-    "ok\n"
+async fn health(State(site): State<Site>) -> (StatusCode, String) {
+    match site.unready() {
+        None => (StatusCode::OK, "ok\n".into()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("unready: {why}\n")),
+    }
+}
+
+/// A stranger need not learn which pool to go on filling.
+async fn well(State(site): State<Site>) -> (StatusCode, &'static str) {
+    match site.unready() {
+        None => (StatusCode::OK, "ok\n"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unready\n"),
+    }
 }
 
 async fn metrics(State(site): State<Site>) -> Response<Body> {
     match site.metrics.encode() {
-        Ok(text) => (
-            [(
-                header::CONTENT_TYPE,
-                "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            )],
-            text,
-        )
-            .into_response(),
+        Ok(text) => open_metrics(text),
         Err(_) => assets::status(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 
+/// What `text` gives, at `/metrics` and nothing else.
+pub(crate) fn metrics_of(text: impl Fn() -> String + Clone + Send + Sync + 'static) -> Router {
+    Router::new().route("/metrics", get(move || async move { open_metrics(text()) }))
+}
+
+fn open_metrics(text: String) -> Response<Body> {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
 async fn config(
     State(site): State<Site>,
-    ConnectInfo(Source(ip)): ConnectInfo<Source>,
+    Extension(Source(ip)): Extension<Source>,
 ) -> Response<Body> {
     let mut page = site.page();
     page.turn
@@ -202,9 +216,9 @@ async fn config(
     }
 }
 
-async fn index(State(site): State<Site>) -> Response<Body> {
+async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
     match &site.www {
-        Some(www) => assets::file(www, "").await,
+        Some(www) => assets::file(www, "", &request).await,
         None => (
             [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
             built_in_page(&site.page()),
@@ -213,20 +227,20 @@ async fn index(State(site): State<Site>) -> Response<Body> {
     }
 }
 
-async fn www(State(site): State<Site>, Path(path): Path<String>) -> Response<Body> {
+async fn www(State(site): State<Site>, Path(path): Path<String>, request: Parts) -> Response<Body> {
     match &site.www {
-        Some(www) => assets::file(www, &path).await,
+        Some(www) => assets::file(www, &path, &request).await,
         None => assets::status(StatusCode::NOT_FOUND),
     }
 }
 
 /// The npm package's loader and wasm, as a visitor of a package mirror would load them.
-async fn npm(State(site): State<Site>, Path(path): Path<String>) -> Response<Body> {
+async fn npm(State(site): State<Site>, Path(path): Path<String>, request: Parts) -> Response<Body> {
     let published = ["dist/", "pkg/"]
         .iter()
         .any(|folder| path.starts_with(folder));
     match &site.npm {
-        Some(npm) if published => assets::file(npm, &path).await,
+        Some(npm) if published => assets::file(npm, &path, &request).await,
         _ => assets::status(StatusCode::NOT_FOUND),
     }
 }
@@ -242,121 +256,55 @@ fn built_in_page(page: &PageConfig) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Throughline relay</title>\
          <h1>Throughline relay</h1><p>Peer <code>{}</code></p><ul>{items}</ul>\
-         <p><a href=\"/metrics\">metrics</a> · <a href=\"/config.json\">config.json</a></p></html>",
+         <p><a href=\"/config.json\">config.json</a></p></html>",
         page.peer_id
     )
 }
 
-/// Accepts no more connections than there are permits; the others wait in the kernel.
-struct BoundedListener {
-    listener: TcpListener,
-    permits: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for BoundedListener {
-    type Io = BoundedStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        // The semaphore is never closed; without a permit the bound would be gone.
-        let permit = match Arc::clone(&self.permits).acquire_owned().await {
-            Ok(permit) => permit,
-            Err(_) => std::future::pending().await,
-        };
-        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (BoundedStream::new(stream, permit, IDLE), address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that ends when it is idle, and gives its permit back when it is dropped.
-struct BoundedStream {
-    stream: TcpStream,
-    idle: Duration,
-    deadline: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl BoundedStream {
-    fn new(stream: TcpStream, permit: OwnedSemaphorePermit, idle: Duration) -> Self {
-        Self {
-            stream,
-            idle,
-            deadline: Box::pin(sleep(idle)),
-            _permit: permit,
-        }
-    }
-
-    /// What `poll` gives, or an error once nothing has moved for too long.
-    fn unless_idle<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(result) = poll(Pin::new(&mut self.stream), cx) {
-            let deadline = Instant::now() + self.idle;
-            self.deadline.as_mut().reset(deadline);
-            return Poll::Ready(result);
-        }
-        ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for BoundedStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.unless_idle(cx, |stream, cx| stream.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for BoundedStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.unless_idle(cx, |stream, cx| stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     use super::*;
+    use crate::server::config::ServerConfig;
 
     #[tokio::test]
-    async fn a_silent_connection_ends_and_frees_its_place() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let permits = Arc::new(Semaphore::new(1));
-        let permit = Arc::clone(&permits).acquire_owned().await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = BoundedStream::new(stream, permit, Duration::from_millis(100));
-        client.write_all(b"a").await.unwrap();
-        let mut byte = [0];
-        stream.read_exact(&mut byte).await.unwrap();
-        let error = stream.read_exact(&mut byte).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(permits.available_permits(), 0);
-        drop(stream);
-        assert_eq!(permits.available_permits(), 1);
+    async fn health_says_which_pool_is_full_to_the_operator() {
+        let mut config = ServerConfig::default();
+        config.relay.reservations = 1.try_into().unwrap();
+        let metrics = Metrics::new(&config);
+        let pools = Pools::new(&config, &metrics);
+        let site = Site {
+            page: Arc::new(RwLock::new(PageConfig {
+                peer_id: String::new(),
+                relays: Vec::new(),
+                stun: Vec::new(),
+                turn: Vec::new(),
+                demo: None,
+            })),
+            turn: None,
+            metrics,
+            www: None,
+            npm: None,
+            pools: pools.clone(),
+            descriptors: Descriptors::unlimited(),
+        };
+        let told = async |site: &Site| {
+            (
+                health(State(site.clone())).await,
+                well(State(site.clone())).await,
+            )
+        };
+        let (operator, anybody) = told(&site).await;
+        assert_eq!(operator, (StatusCode::OK, "ok\n".into()));
+        assert_eq!(anybody, (StatusCode::OK, "ok\n"));
+        let ip = std::net::IpAddr::from([192, 0, 2, 1]);
+        let place = pools.reservations.take(ip).unwrap();
+        let (operator, anybody) = told(&site).await;
+        let unready = StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(operator, (unready, "unready: reservations\n".into()));
+        assert_eq!(anybody, (unready, "unready\n"));
+        drop(place);
+        let short = std::io::Error::from_raw_os_error(24);
+        site.descriptors.failed("http", &short);
+        assert_eq!(told(&site).await.0.1, "unready: descriptors\n");
     }
 }

@@ -23,7 +23,9 @@ mod autonat;
 mod certificate;
 mod circuits;
 mod config;
+mod descriptors;
 mod http;
+mod listeners;
 mod metrics;
 mod pool;
 mod rate;
@@ -34,6 +36,7 @@ pub(crate) mod turn;
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -47,15 +50,18 @@ pub use self::config::{
 };
 pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
-    http::{DemoPeer, PageConfig, PageTurn, Site},
+    http::{DemoPeer, Door, PageConfig, PageTurn, Site},
+    listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
-    pool::Pools,
+    pool::{Pool, Pools},
     swarm::Relay,
     turn::Authority,
 };
 use crate::{
+    core::scope::{Scope, scope},
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
+    native::secret,
     ticket::Ticket,
 };
 
@@ -72,6 +78,7 @@ pub struct Server {
     turn: Vec<String>,
     turn_credentials: Option<TurnCredentials>,
     http: String,
+    admin: Option<String>,
     page: Arc<RwLock<PageConfig>>,
     metrics: Metrics,
     stop: Option<oneshot::Sender<()>>,
@@ -83,14 +90,23 @@ impl Server {
     /// Opens all listeners and starts to serve.
     ///
     /// Must be called within a tokio runtime. Needs no DNS and no default route. Cancelling
-    /// the future closes what was opened.
+    /// the future closes what was opened. Raises the limit of descriptors of the process as far as
+    /// it may.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`] when a setting is out of range, [`ErrorKind::InvalidIdentity`]
-    /// when the identity file cannot be used, [`ErrorKind::Io`] when the certificate cannot be
-    /// used or an address is taken.
-    pub async fn start(config: ServerConfig) -> Result<Self, Error> {
+    /// [`ErrorKind::InvalidConfig`] when a setting is out of range or names a folder that is not
+    /// there, [`ErrorKind::InvalidIdentity`] when the identity file cannot be used,
+    /// [`ErrorKind::Io`] when the certificate cannot be used, others can write to the data
+    /// directory, or an address is taken.
+    pub async fn start(mut config: ServerConfig) -> Result<Self, Error> {
         config.validate()?;
+        check_folder("http.www", config.http.www.as_deref())?;
+        check_folder("http.npm", config.http.npm.as_deref())?;
+        if let Some(directory) = &config.data {
+            secret::check_directory(directory)
+                .map_err(|fault| Error::new(ErrorKind::Io, fault.describe(directory)))?;
+        }
+        let descriptors = descriptors::prepare(&mut config);
         let identity = match &config.data {
             Some(directory) => Identity::load_or_create(directory.join(IDENTITY_FILE))?,
             None => Identity::generate(),
@@ -98,7 +114,12 @@ impl Server {
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&config, &metrics);
         // Sockets that fail at once come first: nothing has to be undone then.
+        listeners::check_exclusive(&config)?;
         let http_listeners = bind_http(&config)?;
+        let admin_listener = match config.http.admin {
+            Some(address) => Some((address, bind_tcp_at("http.admin", address)?)),
+            None => None,
+        };
         let stun_sockets = bind_stun(&config)?;
         let authority = match &config.turn.secret {
             Some(secret) => Some(Arc::new(Authority::new(secret)?)),
@@ -115,11 +136,13 @@ impl Server {
             metrics.clone(),
             pools.clone(),
             own,
+            descriptors.clone(),
         )
         .await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
+        warn_of_external_ip(&config.turn, &ips);
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
         let turn = turn_urls(&turn_udp, &turn_tcp, &ips)?;
@@ -149,17 +172,31 @@ impl Server {
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
             npm: config.http.npm.clone().map(Arc::new),
+            pools: pools.clone(),
+            descriptors: descriptors.clone(),
         };
         let mut services = Vec::new();
-        for (address, listener) in http_listeners {
+        let door = |pool: &Pool| Door::new(pool, &config.http, &pools.refusals, &descriptors);
+        let public = http::public(site.clone(), admin_listener.is_some());
+        let (pages, operators) = (door(&pools.http), door(&pools.admin));
+        let admin = match &admin_listener {
+            Some((address, listener)) => {
+                let bound = listener.local_addr();
+                let bound = bound.map_err(|source| bind_error("http.admin", *address, source))?;
+                Some(format!("http://{bound}"))
+            }
+            None => None,
+        };
+        let public = http_listeners
+            .into_iter()
+            .map(|listener| (listener, public.clone(), pages.clone()));
+        let private = admin_listener
+            .into_iter()
+            .map(|listener| (listener, http::admin(site.clone()), operators.clone()));
+        for ((address, listener), router, door) in public.chain(private) {
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|source| bind_error("http", address, source))?;
-            let connections = config.connections.http.get();
-            services.push(tokio::spawn(http::serve(
-                listener,
-                site.clone(),
-                connections,
-            )));
+            services.push(tokio::spawn(http::serve(listener, router, door)));
         }
         let mut sockets = Vec::new();
         for (address, socket) in stun_sockets {
@@ -206,6 +243,7 @@ impl Server {
             turn,
             turn_credentials,
             http,
+            admin,
             page,
             metrics,
             stop: Some(stop),
@@ -246,6 +284,11 @@ impl Server {
         &self.http
     }
 
+    /// URL of the operator's [own address](HttpConfig::admin), if there is one.
+    pub fn admin_url(&self) -> Option<&str> {
+        self.admin.as_deref()
+    }
+
     /// Everything that the server counts, as `/metrics` shows it.
     pub fn metrics(&self) -> String {
         // Writing to a string does not fail.
@@ -284,88 +327,45 @@ impl Drop for Server {
     }
 }
 
-/// The page on the third port of each host.
-fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
-    bind_tcp("http", config, 2)
+/// Serves what `text` gives at `/metrics` of `listener`, bounded as the
+/// [operator's address](HttpConfig::admin) of a server is. For the program's `--metrics`.
+#[doc(hidden)]
+pub async fn serve_metrics(
+    listener: tokio::net::TcpListener,
+    text: impl Fn() -> String + Clone + Send + Sync + 'static,
+) {
+    let config = ServerConfig::default();
+    let pools = Pools::new(&config, &Metrics::new(&config));
+    let descriptors = descriptors::Descriptors::unlimited();
+    let door = Door::new(&pools.admin, &config.http, &pools.refusals, &descriptors);
+    http::serve(listener, http::metrics_of(text), door).await;
 }
 
-fn bind_tcp(
-    service: &str,
-    config: &ServerConfig,
-    n: u16,
-) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
-    config
-        .hosts
-        .iter()
-        .map(|host| {
-            let address = SocketAddr::new(*host, offset(config.port, n));
-            let socket = bind(address, socket2::Type::STREAM)
-                .and_then(|socket| socket.listen(1024).map(|()| socket))
-                .map_err(|source| bind_error(service, address, source))?;
-            Ok((address, socket.into()))
-        })
-        .collect()
-}
-
-/// STUN on the third and the fourth port of each host: the two mappings of one NAT show
-/// whether it maps by destination port, and an answer from the other one whether it lets it in.
-fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    bind_udp("stun", config, &[2, 3])
-}
-
-type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Vec<(SocketAddr, TcpListener)>);
-
-/// TURN on the fifth port of each host.
-fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
-    Ok((
-        bind_udp("turn", config, &[4])?,
-        bind_tcp("turn", config, 4)?,
-    ))
-}
-
-fn bind_udp(
-    service: &str,
-    config: &ServerConfig,
-    offsets: &[u16],
-) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    let at = |host: &IpAddr, n: &u16| SocketAddr::new(*host, offset(config.port, *n));
-    config
-        .hosts
-        .iter()
-        .flat_map(|host| offsets.iter().map(move |n| at(host, n)))
-        .map(|address| {
-            let socket = bind(address, socket2::Type::DGRAM)
-                .map_err(|source| bind_error(service, address, source))?;
-            Ok((address, socket.into()))
-        })
-        .collect()
-}
-
-fn offset(port: u16, n: u16) -> u16 {
-    if port == 0 { 0 } else { port.saturating_add(n) }
-}
-
-fn bind(address: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
-    if address.is_ipv6() {
-        // `0.0.0.0` and `::` may stand side by side.
-        socket.set_only_v6(true)?;
+/// A folder that is not there is a mistyped one.
+fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
+    match folder {
+        Some(folder) if !folder.is_dir() => Err(Error::new(
+            ErrorKind::InvalidConfig,
+            format!("{field}: {} is not a folder", folder.display()),
+        )),
+        _ => Ok(()),
     }
-    if kind == socket2::Type::STREAM {
-        // A restart must not wait for the TIME-WAIT of old connections.
-        socket.set_reuse_address(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
-fn bind_error(service: &str, address: SocketAddr, error: io::Error) -> Error {
-    Error::new(
-        ErrorKind::Io,
-        format!("cannot bind {service} to {address}: {error}"),
-    )
-    .with_source(error)
+/// Clients on the internet cannot reach a relayed address that is private.
+fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
+    let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
+    if let Some(external) = turn.external_ip
+        && turn.secret.is_some()
+        && !is_global(&external)
+        && ips.iter().any(is_global)
+    {
+        tracing::warn!(
+            %external,
+            "turn.external_ip is no public address, but this host has one: others cannot reach the \
+             relayed addresses that they are told"
+        );
+    }
 }
 
 /// Where the services besides the relay are.

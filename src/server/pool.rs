@@ -13,7 +13,9 @@ use crate::core::quota::{Holder, Ledger, Quota, Refusal};
 /// Requests for circuits and sealed offers that are read at once.
 const REQUESTS: usize = 1024;
 /// Addresses of peers that are dialled at once, to see whether they can be.
-const DIAL_BACKS: usize = 64;
+pub(crate) const DIAL_BACKS: usize = 64;
+/// HTTP connections to the operator's own address: some scrapers and load balancers.
+pub(crate) const ADMIN: usize = 32;
 
 /// Every pool of a server. A clone shares them.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub(crate) struct Pools {
     pub(crate) dial_backs: Pool,
     /// HTTP connections.
     pub(crate) http: Pool,
+    /// HTTP connections to the operator's own address.
+    pub(crate) admin: Pool,
     /// TCP connections of TURN clients.
     pub(crate) turn_connections: Pool,
     /// Relayed addresses of TURN clients.
@@ -62,6 +66,7 @@ impl Pools {
             offers: of_peers("offer", relay.circuits.get(), circuits_per_peer),
             dial_backs: of_peers("dial_back", DIAL_BACKS, 1),
             http: pool("http", connections.http.get()),
+            admin: pool("admin", ADMIN),
             turn_connections: pool("turn_connection", config.turn.connections.get()),
             allocations: pool("allocation", config.turn.relayed_addresses()),
             refusals,
@@ -142,7 +147,7 @@ const LINES: u32 = 100;
 /// Counts and logs what is refused.
 #[derive(Clone)]
 pub(crate) struct Refusals {
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Whether the log may name addresses: they are personal data.
     addresses: bool,
     lines: Arc<Mutex<RateLimiter>>,

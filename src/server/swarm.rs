@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    error::Error as StdError,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -29,6 +30,7 @@ use super::{
     autonat, certificate,
     circuits::{self, Carried, Circuits, Room},
     config::{ConnectionLimits, RelayLimits, ServerConfig},
+    descriptors::Descriptors,
     metrics::Metrics,
     pool::Pools,
 };
@@ -64,6 +66,39 @@ pub(crate) struct Relay {
     metrics: Metrics,
     reserved: Reserved,
     circuits: Circuits,
+    descriptors: Descriptors,
+    webrtc: Option<WildcardWebRtc>,
+}
+
+/// The `/webrtc-direct` listeners on each address of the IPv6 wildcard.
+///
+/// libp2p would bind the wildcard for both families, and IPv4 has a listener of its own. So they
+/// follow the addresses that the TCP listener tells of, which is bound for IPv6 alone.
+struct WildcardWebRtc {
+    port: u16,
+    listeners: HashMap<Ipv6Addr, ListenerId>,
+}
+
+impl WildcardWebRtc {
+    fn new(config: &ServerConfig) -> Option<Self> {
+        let wildcard = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        config.hosts.contains(&wildcard).then(|| Self {
+            port: next(config.port),
+            listeners: HashMap::new(),
+        })
+    }
+
+    /// The address of the machine that a TCP listener tells of. A link-local one says nothing
+    /// without its interface.
+    fn ip(address: &Multiaddr) -> Option<Ipv6Addr> {
+        let mut parts = address.iter();
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(Protocol::Ip6(ip)), Some(Protocol::Tcp(_)), None) => {
+                (!ip.is_unicast_link_local()).then_some(ip)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Relay {
@@ -74,6 +109,7 @@ impl Relay {
         metrics: Metrics,
         pools: Pools,
         mut own: Vec<SocketAddr>,
+        descriptors: Descriptors,
     ) -> Result<Self, Error> {
         let reserved = Reserved::default();
         let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));
@@ -93,6 +129,8 @@ impl Relay {
             metrics,
             reserved,
             circuits,
+            descriptors,
+            webrtc: WildcardWebRtc::new(config),
         };
         relay.listen(config).await?;
         Ok(relay)
@@ -176,23 +214,28 @@ impl Relay {
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
+                self.follow(&address);
                 self.announce.bound.insert(address);
                 self.announce();
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.unfollow(&address);
                 self.announce.bound.remove(&address);
                 self.announce();
             }
             SwarmEvent::ListenerClosed {
                 addresses, reason, ..
             } => {
-                tracing::error!(?reason, "a listener closed");
+                // Ok says that it was closed on purpose.
+                if let Err(error) = reason {
+                    tracing::error!(%error, "a listener closed");
+                }
                 for address in &addresses {
                     self.announce.bound.remove(address);
                 }
                 self.announce();
             }
-            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener"),
+            SwarmEvent::ListenerError { error, .. } => self.descriptors.failed("relay", &error),
             SwarmEvent::ConnectionEstablished {
                 peer_id,
                 connection_id,
@@ -229,6 +272,37 @@ impl Relay {
             SwarmEvent::Behaviour(BehaviourEvent::Early(event)) => self.on_early(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
             _ => {}
+        }
+    }
+
+    /// Listens for `/webrtc-direct` at an address that a TCP listener tells of.
+    fn follow(&mut self, address: &Multiaddr) {
+        let Some(webrtc) = &mut self.webrtc else {
+            return;
+        };
+        let Some(ip) = WildcardWebRtc::ip(address) else {
+            return;
+        };
+        if webrtc.listeners.contains_key(&ip) {
+            return;
+        }
+        let address = webrtc_address(ip.into(), webrtc.port);
+        match self.swarm.listen_on(address.clone()) {
+            Ok(listener) => _ = webrtc.listeners.insert(ip, listener),
+            Err(error) => {
+                let error = root(&error);
+                tracing::warn!(%address, %error, "cannot listen");
+            }
+        }
+    }
+
+    fn unfollow(&mut self, address: &Multiaddr) {
+        let Some(webrtc) = &mut self.webrtc else {
+            return;
+        };
+        let gone = WildcardWebRtc::ip(address).and_then(|ip| webrtc.listeners.remove(&ip));
+        if let Some(listener) = gone {
+            self.swarm.remove_listener(listener);
         }
     }
 
@@ -480,25 +554,35 @@ fn transport(
         .boxed())
 }
 
-/// QUIC and TCP on the base port, WebSocket and `/webrtc-direct` on the next.
+/// QUIC and TCP on the base port, WebSocket and `/webrtc-direct` on the next. Of the IPv6 wildcard
+/// the last is left to [`WildcardWebRtc`].
 fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
-    let next = if port == 0 { 0 } else { port.saturating_add(1) };
     hosts
         .iter()
-        .flat_map(|host| {
-            let host = Multiaddr::from(*host);
-            [
+        .flat_map(|ip| {
+            let host = Multiaddr::from(*ip);
+            let stream = [
                 host.clone()
                     .with(Protocol::Udp(port))
                     .with(Protocol::QuicV1),
                 host.clone().with(Protocol::Tcp(port)),
-                host.clone()
-                    .with(Protocol::Tcp(next))
+                host.with(Protocol::Tcp(next(port)))
                     .with(Protocol::Ws("/".into())),
-                host.with(Protocol::Udp(next)).with(Protocol::WebRTCDirect),
-            ]
+            ];
+            let is_wildcard = ip.is_ipv6() && ip.is_unspecified();
+            let webrtc = (!is_wildcard).then(|| webrtc_address(*ip, next(port)));
+            stream.into_iter().chain(webrtc)
         })
         .collect()
+}
+
+fn next(port: u16) -> u16 {
+    if port == 0 { 0 } else { port.saturating_add(1) }
+}
+
+fn webrtc_address(ip: IpAddr, port: u16) -> Multiaddr {
+    let host = Multiaddr::from(ip);
+    host.with(Protocol::Udp(port)).with(Protocol::WebRTCDirect)
 }
 
 /// Fails if `listener` is one of those that must open.
@@ -512,13 +596,24 @@ fn fail(
     };
     let source = reason.map_or_else(
         || io::Error::other("the listener closed"),
-        |error| io::Error::new(error.kind(), error.to_string()),
+        |error| io::Error::new(error.kind(), root(error).to_string()),
     );
     Err(listen_error(address, source))
 }
 
 fn listen_error(address: &Multiaddr, error: io::Error) -> Error {
-    io_error(&format!("cannot listen on {address}"), error)
+    let reason = io::Error::new(error.kind(), root(&error).to_string());
+    io_error(&format!("cannot listen on {address}"), reason)
+}
+
+/// What is at the bottom of `error`: the transports wrap the system's word in some of theirs that say
+/// nothing.
+fn root<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    root
 }
 
 fn io_error(what: &str, error: io::Error) -> Error {

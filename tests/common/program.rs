@@ -30,8 +30,12 @@ pub(crate) fn throughline(arguments: &[&str]) -> Command {
 
 impl Program {
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let mut child = throughline(arguments)
-            .arg("--json")
+        Self::spawn(throughline(arguments).arg("--json"))
+    }
+
+    /// Starts what prints as the program does with `--json`.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -28,6 +28,7 @@ use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod http;
 mod signalling;
 mod tickets;
 mod turn;

@@ -35,6 +35,7 @@ async fn http_serves_the_page_and_nothing_beside_it() {
     write("www/index.html", "<h1>page</h1>");
     write("npm/dist/index.js", "export {}");
     write("npm/pkg/a.wasm", "wasm");
+    write("npm/pkg/a.wasm.br", "small");
     write("npm/package.json", "{}");
     write("secret", "secret");
     let mut config = config();
@@ -51,7 +52,46 @@ async fn http_serves_the_page_and_nothing_beside_it() {
         );
         assert!(page.contains("nosniff"));
         assert!(get(&url, "/npm/dist/index.js").contains("text/javascript"));
-        assert!(get(&url, "/npm/pkg/a.wasm").contains("application/wasm"));
+        let wasm = get(&url, "/npm/pkg/a.wasm");
+        assert!(
+            wasm.contains("application/wasm") && wasm.ends_with("wasm"),
+            "{wasm}"
+        );
+        let ask = |method: &str, path: &str, field: &str| {
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{field}\r\n\r\n"
+            );
+            http(&url, &request)
+        };
+        let small = ask("GET", "/npm/pkg/a.wasm", "Accept-Encoding: br, gzip");
+        assert!(
+            small.contains("content-encoding: br") && small.ends_with("small"),
+            "{small}"
+        );
+        let part = ask("GET", "/npm/pkg/a.wasm", "Range: bytes=1-2");
+        assert!(
+            part.starts_with("HTTP/1.1 206") && part.ends_with("\r\n\r\nas"),
+            "{part}"
+        );
+        let tag = wasm
+            .lines()
+            .find_map(|line| line.strip_prefix("etag: "))
+            .unwrap();
+        let same = ask("GET", "/npm/pkg/a.wasm", &format!("If-None-Match: {tag}"));
+        assert!(
+            same.starts_with("HTTP/1.1 304") && same.ends_with("\r\n\r\n"),
+            "{same}"
+        );
+        for (path, length) in [
+            ("/npm/pkg/a.wasm", "content-length: 4\r\n"),
+            ("/config.json", "content-length: "),
+        ] {
+            let head = ask("HEAD", path, "X: y");
+            assert!(
+                head.contains(length) && head.ends_with("\r\n\r\n"),
+                "{head}"
+            );
+        }
         for path in [
             "/no",
             "/npm/package.json",
@@ -109,4 +149,20 @@ async fn each_page_gets_credentials_of_its_own_for_turn() {
             .metrics()
             .contains("throughline_turn_allocations 0\n")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_part_can_have_an_address_of_its_own() {
+    let mut config = config();
+    config.http.admin = Some("127.0.0.1:0".parse().unwrap());
+    let server = start(config).await;
+    let (public, admin) = (server.http_url(), server.admin_url().unwrap());
+    tokio::task::block_in_place(|| {
+        assert!(get(admin, "/metrics").contains("throughline_connections 0\n"));
+        assert!(get(admin, "/health").ends_with("ok\n"));
+        assert!(get(admin, "/config.json").starts_with("HTTP/1.1 404"));
+        assert!(get(public, "/metrics").starts_with("HTTP/1.1 404"));
+        assert!(get(public, "/health").ends_with("ok\n"));
+        assert!(get(public, "/config.json").starts_with("HTTP/1.1 200"));
+    });
 }

@@ -374,17 +374,92 @@ async fn a_restart_keeps_identity_and_certificate() {
     assert_eq!(names(&second), before);
 }
 
+/// A port of `server` that others reach it at.
+fn port(server: &Server, has: &str) -> u16 {
+    match address(server, has).iter().nth(1) {
+        Some(Protocol::Udp(port) | Protocol::Tcp(port)) => port,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
-async fn a_taken_port_is_named() {
+async fn a_taken_port_is_named_with_its_service() {
     let first = start(config()).await;
-    let Some(Protocol::Udp(port)) = address(&first, "quic-v1").iter().nth(1) else {
-        panic!("a UDP port");
-    };
+    let http: std::net::SocketAddr = first.http_url()[7..].parse().unwrap();
+    for (service, port) in [
+        ("quic", port(&first, "quic-v1")),
+        ("tcp", port(&first, "/tcp/")),
+        ("websocket", port(&first, "/ws") - 1),
+        ("webrtc-direct", port(&first, "webrtc-direct") - 1),
+        ("http", http.port() - 2),
+    ] {
+        let mut config = config();
+        config.port = port;
+        let error = Server::start(config).await.unwrap_err();
+        assert_eq!(error.kind(), throughline::ErrorKind::Io);
+        let named = format!("cannot bind {service} to 127.0.0.1:");
+        assert!(error.message().starts_with(&named), "{error}");
+        assert!(error.message().contains("in use"), "{error}");
+    }
+}
+
+/// A server on a base port that is free; gives the port too.
+async fn start_anywhere(config: &mut ServerConfig) -> Result<Server, throughline::Error> {
+    let mut last = None;
+    for _ in 0..20 {
+        config.port = 20_000 + rand::random_range(0..2000) * 5;
+        match Server::start(config.clone()).await {
+            Ok(server) => return Ok(server),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap())
+}
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_port() {
     let mut config = config();
-    config.port = port;
+    let _first = start_anywhere(&mut config).await.unwrap();
     let error = Server::start(config).await.unwrap_err();
-    assert_eq!(error.kind(), throughline::ErrorKind::Io);
-    assert!(error.message().contains(&port.to_string()), "{error}");
+    assert!(error.message().contains("cannot bind"), "{error}");
+}
+
+#[tokio::test]
+async fn both_families_are_served_side_by_side() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        eprintln!("this machine has no IPv6");
+        return;
+    }
+    let mut config = config();
+    config.hosts = vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()];
+    let server = start_anywhere(&mut config).await.unwrap();
+    for family in ["/ip4/", "/ip6/"] {
+        for road in ["/quic-v1", "/tcp/", "/ws", "/webrtc-direct"] {
+            let mut swarm = client();
+            // libp2p-webrtc dials from a listener's socket only.
+            let any = match family {
+                "/ip4/" => "/ip4/0.0.0.0/udp/0/webrtc-direct",
+                _ => "/ip6/::/udp/0/webrtc-direct",
+            };
+            swarm.listen_on(any.parse().unwrap()).unwrap();
+            event(&mut swarm, |e| {
+                matches!(e, SwarmEvent::NewListenAddr { .. }).then_some(())
+            })
+            .await;
+            let all = server.addresses().iter();
+            let mut found = all.filter(|text| text.starts_with(family) && text.contains(road));
+            // A machine may have loopback alone in one family, and that is not announced then.
+            let Some(to) = found.next() else { continue };
+            let peer = dial(&mut swarm, to.parse().unwrap()).await.expect(to);
+            assert_eq!(peer.to_string(), server.peer_id().to_string());
+        }
+    }
+    // And the loopback of each, at the port of the page.
+    for host in ["127.0.0.1", "::1"] {
+        let ip: std::net::IpAddr = host.parse().unwrap();
+        TcpStream::connect((ip, config.port + 2)).unwrap();
+        TcpStream::connect((ip, config.port)).unwrap();
+    }
 }
 
 #[tokio::test]

@@ -63,6 +63,13 @@ pub(crate) struct ServeArgs {
     /// Folder of the npm package (with dist/ and pkg/) to serve at `/npm/`.
     #[arg(long, value_name = "DIR")]
     pub(crate) npm: Option<PathBuf>,
+    /// Serve /metrics at this address and no longer for everybody, and at /health there why the
+    /// server takes no more peers when it does not.
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Print a user name and password for the TURN server that last for 30 days.
+    #[arg(long)]
+    pub(crate) print_turn_credentials: bool,
     /// Circuits open at once, all peers together [default: 1024].
     #[arg(long, value_name = "N")]
     pub(crate) max_circuits: Option<std::num::NonZeroUsize>,

@@ -21,6 +21,7 @@ const MAX_FILE: u64 = 2 << 30;
 
 pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped()?;
+    let credentials = args.serve.print_turn_credentials;
     let mut config = serve::config(args.serve)?;
     let default = throughline::server::ServerConfig::default();
     if config.hosts == default.hosts {
@@ -61,7 +62,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     let connector = builder.bind().await?;
     server.set_demo_peer(&connector.ticket(), program());
     if output.is_json() {
-        serve::announce(&server, output);
+        serve::announce(&server, credentials, output);
     }
     let url = format!("{}/", server.http_url());
     let fields = json!({

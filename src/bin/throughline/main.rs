@@ -16,7 +16,7 @@ mod service;
 mod signal;
 mod watch;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use throughline::{Error, ErrorKind};
@@ -32,7 +32,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    log_to_stderr(cli.verbose);
+    // What an operator has to know is said without being asked for.
+    let quiet = match &cli.command {
+        Command::Serve(_) => "error,throughline=warn",
+        _ => "error",
+    };
+    log_to_stderr(cli.verbose, quiet);
     let output = Output::new(cli.json);
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -78,9 +83,9 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn log_to_stderr(verbose: u8) {
+fn log_to_stderr(verbose: u8, quiet: &str) {
     let level = match verbose {
-        0 => "error",
+        0 => quiet,
         1 => "error,throughline=info",
         2 => "info,throughline=debug",
         _ => "debug",
@@ -88,6 +93,8 @@ fn log_to_stderr(verbose: u8) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Whoever reads a file of it, or watches one, wants no colours.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 }

@@ -2,8 +2,7 @@
 
 use std::net::SocketAddr;
 
-use axum::{Router, http::header::CONTENT_TYPE, routing::get};
-use throughline::{Config, Connector, Error, ErrorKind, Identity, TurnServer};
+use throughline::{Config, Connector, Error, ErrorKind, Identity, TurnServer, server};
 use tokio::net::TcpListener;
 
 use crate::{args::PeerArgs, output::io_error, protocols};
@@ -31,10 +30,7 @@ async fn serve_metrics(addr: SocketAddr, connector: Connector) -> Result<(), Err
     let listener = TcpListener::bind(addr)
         .await
         .map_err(|error| io_error(format_args!("--metrics {addr}"), error))?;
-    let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let page = move || async move { ([(CONTENT_TYPE, text)], connector.metrics()) };
-    let app = Router::new().route("/metrics", get(page));
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    tokio::spawn(server::serve_metrics(listener, move || connector.metrics()));
     Ok(())
 }
 

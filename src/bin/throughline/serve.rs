@@ -14,15 +14,18 @@ use crate::{
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped()?;
+    let credentials = args.print_turn_credentials;
     let server = Server::start(config(args)?).await?;
-    announce(&server, output);
+    announce(&server, credentials, output);
     stopped.await;
     server.shutdown().await;
     Ok(())
 }
 
-/// Prints the first line: where this server is.
-pub(crate) fn announce(server: &Server, output: Output) {
+/// Prints the first line: where this server is. What is printed may be kept in a log, so
+/// credentials are not among it unless somebody asked for them.
+pub(crate) fn announce(server: &Server, credentials: bool, output: Output) {
+    let credentials = server.turn_credentials().filter(|_| credentials);
     let mut fields = json!({
         "peer_id": server.peer_id().to_string(),
         "addresses": server.addresses(),
@@ -30,7 +33,10 @@ pub(crate) fn announce(server: &Server, output: Output) {
         "turn": server.turn_urls(),
         "http": server.http_url(),
     });
-    if let Some(credentials) = server.turn_credentials() {
+    if let Some(admin) = server.admin_url() {
+        fields["admin"] = admin.into();
+    }
+    if let Some(credentials) = credentials {
         fields["turn_user"] = credentials.username.as_str().into();
         fields["turn_pass"] = credentials.credential.as_str().into();
     }
@@ -45,11 +51,15 @@ pub(crate) fn announce(server: &Server, output: Output) {
         for url in server.turn_urls() {
             text += &format!("  {url}\n");
         }
-        if let Some(credentials) = server.turn_credentials() {
+        if let Some(credentials) = credentials {
             let (user, pass) = (&credentials.username, &credentials.credential);
             text += &format!("  --turn-user {user} --turn-pass {pass}\n");
         }
-        text + &format!("  {}", server.http_url())
+        text += &format!("  {}", server.http_url());
+        if let Some(admin) = server.admin_url() {
+            text += &format!("\n  {admin}/metrics");
+        }
+        text
     });
 }
 
@@ -60,12 +70,16 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
-            toml::from_str(&text).map_err(|error| {
+            let config: ServerConfig = toml::from_str(&text).map_err(|error| {
                 Error::new(
                     ErrorKind::InvalidConfig,
                     format!("--config {}: {error}", path.display()),
                 )
-            })?
+            })?;
+            if config.turn.secret.is_some() {
+                warn_of_readers(path);
+            }
+            config
         }
     };
     if !args.host.is_empty() {
@@ -89,5 +103,20 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
     config.announce.extend(args.announce);
     config.http.www = args.www.or(config.http.www);
     config.http.npm = args.npm.or(config.http.npm);
+    config.http.admin = args.admin.or(config.http.admin);
     Ok(config)
 }
+
+/// A configuration may belong to a group of operators, but a secret in it is not for everybody.
+#[cfg(unix)]
+fn warn_of_readers(path: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o007 != 0 {
+        let path = path.display();
+        tracing::warn!(%path, "everybody on this machine can read turn.secret; run `chmod o-rwx`");
+    }
+}
+
+#[cfg(not(unix))]
+fn warn_of_readers(_: &std::path::Path) {}

@@ -4,7 +4,7 @@
 //! base64. Whoever has the secret can give out credentials, and nobody has to keep a list.
 
 use std::{
-    fmt,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,6 +15,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use crate::{
     core::{quota::network, scope::is_global},
     error::{Error, ErrorKind},
+    native::secret::{self, Fault},
 };
 
 /// How long a nonce may be used (RFC 8489 section 9.2.5 has the server say 438 then).
@@ -26,11 +27,15 @@ const SECRET: usize = 32;
 /// File of the secret in the data directory.
 const SECRET_FILE: &str = "turn-secret";
 
+/// Longest file of a secret that is read.
+const MAX_SECRET_FILE: u64 = 4096;
+
 /// The secret of `directory`, made on first use and readable by its owner only; a fresh one
 /// without a directory.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when the file cannot be read or written, or there is no randomness.
+/// [`ErrorKind::Io`] when the file cannot be read or written, when others can read or replace it, or
+/// when there is no randomness.
 pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
     let fresh = || {
         let mut bytes = [0; SECRET];
@@ -42,23 +47,25 @@ pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
     let Some(directory) = directory else {
         return fresh();
     };
+    secret::check_directory(directory)
+        .map_err(|fault| Error::new(ErrorKind::Io, fault.describe(directory)))?;
     let path = directory.join(SECRET_FILE);
-    let failed = |error: std::io::Error| {
-        let message = format!("{}: {error}", path.display());
-        Error::new(ErrorKind::Io, message).with_source(error)
-    };
-    if !path.exists() {
-        match crate::native::identity::publish(&path, (fresh()? + "\n").as_bytes()) {
+    let failed = |fault: Fault| Error::new(ErrorKind::Io, fault.describe(&path));
+    let read = || secret::read(&path, MAX_SECRET_FILE).map_err(failed);
+    let bytes = match read()? {
+        Some(bytes) => bytes,
+        None => match secret::publish(&path, (fresh()? + "\n").as_bytes()) {
             // Another program was faster: its secret is the one.
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(failed(error));
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(Fault::Io(error)));
             }
-            _ => {}
-        }
-    }
-    let secret = std::fs::read_to_string(&path).map_err(failed)?;
-    match secret.trim() {
-        "" => Err(failed(std::io::Error::other("the file is empty"))),
+            _ => read()?.unwrap_or_default(),
+        },
+    };
+    match str::from_utf8(&bytes).unwrap_or_default().trim() {
+        "" => Err(failed(Fault::Io(io::Error::other(
+            "the file holds no secret",
+        )))),
         secret => Ok(secret.to_owned()),
     }
 }
@@ -277,6 +284,18 @@ mod tests {
             use std::os::unix::fs::PermissionsExt as _;
             let mode = std::fs::metadata(home.path().join(SECRET_FILE)).unwrap();
             assert_eq!(mode.permissions().mode() & 0o777, 0o600);
+            let open = std::fs::Permissions::from_mode(0o644);
+            std::fs::set_permissions(home.path().join(SECRET_FILE), open).unwrap();
+            let error = turn_secret(Some(home.path())).unwrap_err();
+            assert!(error.message().contains("chmod 600"), "{error}");
+            let private = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(home.path().join(SECRET_FILE), private).unwrap();
+            let shared = std::fs::Permissions::from_mode(0o770);
+            std::fs::set_permissions(home.path(), shared).unwrap();
+            let error = turn_secret(Some(home.path())).unwrap_err();
+            assert!(error.message().contains("chmod go-w"), "{error}");
+            let private = std::fs::Permissions::from_mode(0o700);
+            std::fs::set_permissions(home.path(), private).unwrap();
         }
         std::fs::write(home.path().join(SECRET_FILE), "\n").unwrap();
         assert_eq!(

@@ -252,7 +252,7 @@ impl Serve {
     pub fn start(lab: &Lab, path: &Path, npm: &Path) -> Result<Self> {
         let mut command = lab.host("relay")?.command(path);
         command
-            .args(["serve", "--json", "--port"])
+            .args(["serve", "--json", "--print-turn-credentials", "--port"])
             .arg(SERVE_PORT.to_string());
         command.arg("--data").arg(lab.directory().join("serve"));
         command.arg("--host").arg(RELAY[0].to_string());

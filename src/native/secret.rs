@@ -1,0 +1,200 @@
+//! Files that hold a secret: for their owner only, whole or not there, and never long.
+//!
+//! Every file of that kind is made by [`publish`] and read by [`read`].
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    path::Path,
+};
+
+/// Why a secret is not used.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Others can read or write the file, which has this mode.
+    Accessible(u32),
+    /// Others can put another file in its place: its directory has this mode.
+    Replaceable(u32),
+    /// It is too long to be a secret.
+    TooLong,
+    Io(io::Error),
+}
+
+impl Fault {
+    /// What is wrong with the file or directory at `path`, and what to do.
+    pub(crate) fn describe(&self, path: &Path) -> String {
+        let name = path.display();
+        match self {
+            Self::Accessible(mode) => format!(
+                "{name} is accessible to others (mode {mode:03o}); if nobody can have copied it \
+                 run `chmod 600 {name}`, else delete it to get a new one"
+            ),
+            Self::Replaceable(mode) => format!(
+                "others can write to the directory {name} (mode {mode:03o}) and replace the \
+                 secrets in it; run `chmod go-w {name}`"
+            ),
+            Self::TooLong => format!("{name} is too long"),
+            Self::Io(error) => format!("{name}: {error}"),
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The bytes of the secret at `path`, at most `most` of them; none where there is no file.
+pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Fault> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    // On the open file and not on the path: nobody can swap it in between.
+    if let Some(mode) = mode(&file.metadata()?).filter(|mode| mode & 0o077 != 0) {
+        return Err(Fault::Accessible(mode));
+    }
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()) {
+        Ok(length) if length <= most => Ok(Some(bytes)),
+        _ => Err(Fault::TooLong),
+    }
+}
+
+/// Checks that nobody else can replace what is in `directory`, if it exists.
+#[cfg(feature = "server")]
+pub(crate) fn check_directory(directory: &Path) -> Result<(), Fault> {
+    let metadata = match fs::metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    match mode(&metadata).filter(|mode| mode & 0o022 != 0) {
+        Some(mode) => Err(Fault::Replaceable(mode)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn mode(metadata: &fs::Metadata) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt as _;
+    Some(metadata.permissions().mode() & 0o777)
+}
+
+#[cfg(not(unix))]
+fn mode(_: &fs::Metadata) -> Option<u32> {
+    None
+}
+
+/// Makes `path` appear with all of `bytes` in it and for its owner only, or fails with
+/// `AlreadyExists`.
+pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    create_private_directory(directory)?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // Two programs, or two threads of one, never share a temporary file.
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+    let mut temporary_name = std::ffi::OsString::from(".");
+    temporary_name.push(name);
+    temporary_name.push(format!(".{:016x}", u64::from_ne_bytes(nonce)));
+    let temporary = directory.join(temporary_name);
+    let written = write_private(&temporary, bytes)
+        // A hard link, because renaming would replace a file made meanwhile.
+        .and_then(|()| fs::hard_link(&temporary, path));
+    let removed = fs::remove_file(&temporary);
+    written.and(removed)
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn create_private_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        builder.mode(0o700);
+    }
+    builder.create(path)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_others_can_touch_is_no_secret() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("secret");
+        assert!(read(&path, 9).unwrap().is_none());
+        publish(&path, b"secret").unwrap();
+        assert_eq!(read(&path, 9).unwrap().unwrap(), b"secret");
+        for open in [0o640, 0o604, 0o620, 0o601] {
+            set_mode(&path, open);
+            let fault = read(&path, 9).unwrap_err();
+            assert!(matches!(fault, Fault::Accessible(mode) if mode == open));
+            assert!(fault.describe(&path).contains("chmod 600"));
+        }
+        set_mode(&path, 0o400);
+        assert!(read(&path, 9).unwrap().is_some());
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_secret_has() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("secret");
+        publish(&path, &[b'a'; 10]).unwrap();
+        assert!(matches!(read(&path, 9), Err(Fault::TooLong)));
+        assert_eq!(read(&path, 10).unwrap().unwrap().len(), 10);
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_behind() {
+        let home = tempfile::tempdir().unwrap();
+        // The link is the last step; what was written for it goes when it fails.
+        let taken = home.path().join("taken");
+        fs::create_dir(&taken).unwrap();
+        assert!(publish(&taken, b"key").is_err());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_directory_that_others_write_to_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        check_directory(&home.path().join("none yet")).unwrap();
+        for (mode, fine) in [
+            (0o700, true),
+            (0o755, true),
+            (0o775, false),
+            (0o1777, false),
+        ] {
+            set_mode(home.path(), mode);
+            assert_eq!(check_directory(home.path()).is_ok(), fine, "{mode:o}");
+        }
+    }
+}

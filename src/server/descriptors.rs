@@ -1,0 +1,278 @@
+//! Descriptors: how many the system grants, and how many the settings may need.
+//!
+//! A server that runs out of them can accept nobody, not even who asks how it is. So the pools shrink
+//! to what there is, each in proportion, and what one address may hold of a pool shrinks with it.
+
+use std::{
+    error::Error as StdError,
+    io,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{config::ServerConfig, pool};
+
+/// Descriptors of the program itself (standard streams, timers, event queues, files that are read),
+/// and room for connections that are accepted only to be refused.
+const RESERVE: u128 = 64;
+
+/// Listeners on one host: five services over TCP or UDP twice over at most, and what tells three of
+/// them of interfaces that come and go.
+const PER_HOST: u128 = 13;
+
+/// An HTTP connection holds a file while it sends it.
+const PER_HTTP: u128 = 2;
+
+/// An allocation holds a relayed port, or two.
+const PER_ALLOCATION: u128 = 2;
+
+/// The fewest places that a pool shrinks to, so that one address can never have all.
+const LEAST: u128 = 8;
+
+/// How long a server counts as short of descriptors after it wanted one.
+const RECENT: Duration = Duration::from_secs(5);
+
+/// How often a shortage is logged.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// What the settings may need.
+pub(crate) fn need(config: &ServerConfig) -> u128 {
+    pooled(config) + fixed(config)
+}
+
+fn fixed(config: &ServerConfig) -> u128 {
+    let hosts = config.hosts.len() as u128;
+    RESERVE + (pool::ADMIN + pool::DIAL_BACKS) as u128 + hosts * PER_HOST
+}
+
+/// Far from any overflow: each setting has 64 bits at most.
+fn pooled(config: &ServerConfig) -> u128 {
+    let (connections, turn) = (&config.connections, &config.turn);
+    let of_peers = u128::from(connections.established) + u128::from(connections.pending);
+    let of_http = connections.http.get() as u128 * PER_HTTP;
+    let of_turn = match turn.secret {
+        Some(_) => turn.connections.get() as u128 + turn.allocations.get() as u128 * PER_ALLOCATION,
+        None => 0,
+    };
+    of_peers + of_http + of_turn
+}
+
+/// Shrinks the pools of `config` so that `limit` descriptors are enough for them.
+pub(crate) fn fit(config: &mut ServerConfig, limit: u64) {
+    let left = u128::from(limit).saturating_sub(fixed(config));
+    let pooled = pooled(config);
+    if left >= pooled {
+        return;
+    }
+    let share = |places: u128| (places * left / pooled).max(LEAST.min(places));
+    // No share is larger than what it is of.
+    let shrink = |places: &mut NonZeroUsize| {
+        let share = usize::try_from(share(places.get() as u128));
+        *places = share.ok().and_then(NonZeroUsize::new).unwrap_or(*places);
+    };
+    let connections = &mut config.connections;
+    for places in [&mut connections.established, &mut connections.pending] {
+        *places = u32::try_from(share((*places).into())).unwrap_or(*places);
+    }
+    shrink(&mut connections.http);
+    shrink(&mut config.turn.connections);
+    shrink(&mut config.turn.allocations);
+}
+
+/// Raises the limit of this process as far as it may, and gives it. The system may have none.
+pub(crate) fn raise_limit() -> u64 {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+        rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+    })
+}
+
+/// Makes the pools of `config` fit into what the system grants, and says so where they do not.
+pub(crate) fn prepare(config: &mut ServerConfig) -> Descriptors {
+    let (limit, need) = (raise_limit(), need(config));
+    if u128::from(limit) < need {
+        fit(config, limit);
+        let (connections, turn) = (&config.connections, &config.turn);
+        tracing::warn!(
+            limit,
+            need,
+            connections = connections.established,
+            handshakes = connections.pending,
+            http = connections.http,
+            turn_connections = turn.connections,
+            turn_allocations = turn.allocations,
+            "the system grants fewer descriptors than the settings may need, so fewer places are \
+             given out; raise the limit (`ulimit -n`, LimitNOFILE= of systemd, --ulimit nofile= of \
+             docker) or lower connections.* and turn.*"
+        );
+    }
+    Descriptors(Arc::new(Inner {
+        limit,
+        need,
+        shortage: Mutex::default(),
+    }))
+}
+
+/// Whether the server is short of descriptors. A clone shares it.
+#[derive(Clone)]
+pub(crate) struct Descriptors(Arc<Inner>);
+
+struct Inner {
+    limit: u64,
+    need: u128,
+    shortage: Mutex<Shortage>,
+}
+
+#[derive(Default)]
+struct Shortage {
+    last: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+impl Descriptors {
+    /// For listeners that no pools were made to fit for.
+    pub(crate) fn unlimited() -> Self {
+        Self(Arc::new(Inner {
+            limit: u64::MAX,
+            need: 0,
+            shortage: Mutex::default(),
+        }))
+    }
+
+    /// A listener of `service` could not accept. Says so in the log, now and then.
+    pub(crate) fn failed(&self, service: &'static str, error: &(dyn StdError + 'static)) {
+        let now = Instant::now();
+        let shortage = &self.0.shortage;
+        let mut shortage = shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        let short = is_shortage(error);
+        if short {
+            shortage.last = Some(now);
+        }
+        let recent = |time: Instant| now.saturating_duration_since(time) < LOG_EVERY;
+        if shortage.logged.is_some_and(recent) {
+            return;
+        }
+        shortage.logged = Some(now);
+        let (limit, need) = (self.0.limit, self.0.need);
+        match short {
+            true => tracing::warn!(service, limit, need, "no descriptor is left to accept with"),
+            false => tracing::warn!(service, %error, "cannot accept"),
+        }
+    }
+
+    /// Whether a descriptor was wanting a short time ago.
+    pub(crate) fn are_short(&self) -> bool {
+        let shortage = &self.0.shortage;
+        let shortage = shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |time: Instant| time.elapsed() < RECENT;
+        shortage.last.is_some_and(recent)
+    }
+}
+
+/// EMFILE and ENFILE, which have the same numbers on every Unix, and WSAEMFILE.
+const NO_DESCRIPTOR: [i32; 3] = [24, 23, 10_024];
+
+/// Whether `error`, or what is below it, says that no descriptor is left.
+fn is_shortage(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let code = error.raw_os_error();
+            if code.is_some_and(|code| NO_DESCRIPTOR.contains(&code)) {
+                return true;
+            }
+            // An error that wraps another gives the source of that one, and not the one itself.
+            if error.get_ref().is_some_and(|inner| is_shortage(inner)) {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn config() -> ServerConfig {
+        let mut config = ServerConfig::default();
+        config.turn.secret = Some("secret".into());
+        config
+    }
+
+    #[test]
+    fn what_the_settings_need_is_counted() {
+        let all = need(&config());
+        assert_eq!(
+            all,
+            8192 + 512 + 2 * 256 + 1024 + 2 * 1024 + 64 + 64 + 32 + 13
+        );
+        let mut without = config();
+        without.turn.secret = None;
+        assert_eq!(need(&without), all - 3 * 1024);
+        without.connections.established = u32::MAX;
+        without.connections.http = NonZeroUsize::MAX;
+        assert!(
+            need(&without) > u128::from(u64::MAX),
+            "and does not overflow"
+        );
+    }
+
+    #[test]
+    fn pools_that_fit_stay_as_they_are() {
+        let mut fitted = config();
+        fit(&mut fitted, need(&config()).try_into().unwrap());
+        assert_eq!(fitted, config());
+    }
+
+    #[test]
+    fn a_small_limit_is_shared_out() {
+        let mut fitted = config();
+        fit(&mut fitted, 256);
+        let connections = &fitted.connections;
+        assert!((LEAST as u32..100).contains(&connections.established));
+        assert_eq!(connections.pending, LEAST as u32);
+        assert_eq!(connections.http.get() as u128, LEAST);
+        fitted.validate().unwrap();
+    }
+
+    proptest! {
+        /// Above what the smallest pools need, the pools fit.
+        #[test]
+        fn the_pools_fit(
+            limit in 300u64..20_000,
+            established: u32,
+            pending: u32,
+            http in 1usize..,
+            allocations in 1usize..,
+        ) {
+            let mut fitted = config();
+            fitted.connections.established = established.max(1);
+            fitted.connections.pending = pending.max(1);
+            fitted.connections.http = NonZeroUsize::new(http).unwrap();
+            fitted.turn.allocations = NonZeroUsize::new(allocations).unwrap();
+            fit(&mut fitted, limit);
+            // The pools that are held to their least are those eight or sixteen too many.
+            prop_assert!(need(&fitted) <= u128::from(limit) + 7 * LEAST);
+            fitted.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_shortage_is_seen_through_wrappers() {
+        let shortage = || io::Error::from_raw_os_error(24);
+        assert!(is_shortage(&shortage()));
+        assert!(is_shortage(&io::Error::other(shortage())));
+        assert!(is_shortage(&io::Error::other(io::Error::other(shortage()))));
+        assert!(!is_shortage(&io::Error::from_raw_os_error(13)));
+        let descriptors = Descriptors::unlimited();
+        descriptors.failed("http", &io::Error::from_raw_os_error(13));
+        assert!(!descriptors.are_short());
+        descriptors.failed("http", &io::Error::other(shortage()));
+        assert!(descriptors.are_short());
+    }
+}

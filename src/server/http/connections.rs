@@ -1,0 +1,304 @@
+//! HTTP connections: who gets one, how long each wait of it may last, and how much it may ask.
+
+use std::{
+    convert::Infallible,
+    io::{self, IoSlice},
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, Response, StatusCode, header},
+};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Sleep, sleep, timeout},
+};
+
+use super::finish;
+use crate::{
+    core::patience::Patience,
+    server::{
+        assets,
+        config::HttpConfig,
+        descriptors::Descriptors,
+        pool::{Place, Pool, Refusals},
+        rate::RateLimiter,
+    },
+};
+
+/// Bytes that a connection may buffer each way: no request of ours has more.
+const BUFFER: usize = 16 * 1024;
+
+/// Bytes of a response that wait in the kernel, each counted twice by it. Without a bound it takes
+/// some megabytes, for everybody who acknowledges and does not read.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// How long to wait before the next accept when the system refuses one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What each wait of a connection may last. None of them is put off by a byte.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// From when a request may begin (the connection is there, or the last response is sent) to
+    /// the end of its head. A page asks for its files within a second.
+    head: Duration,
+    /// How long whoever takes a response may pause.
+    grace: Duration,
+    /// Bytes a second that it has to take on average: less than the slowest mobile network gives.
+    rate: u32,
+    /// The longest life of a connection; what is not sent by then is fetched by range.
+    life: Duration,
+    /// Requests on one connection.
+    requests: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            grace: Duration::from_secs(20),
+            rate: 4 * 1024,
+            life: Duration::from_secs(10 * 60),
+            requests: 256,
+        }
+    }
+}
+
+/// Where connections come in. A clone shares the places and the rate.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pool: Pool,
+    rate: Arc<Mutex<RateLimiter>>,
+    refusals: Refusals,
+    descriptors: Descriptors,
+    bounds: Bounds,
+}
+
+impl Door {
+    /// A door to the places of `pool`.
+    pub(crate) fn new(
+        pool: &Pool,
+        config: &HttpConfig,
+        refusals: &Refusals,
+        descriptors: &Descriptors,
+    ) -> Self {
+        let (each, all) = (config.requests_per_source, config.requests);
+        let rate = RateLimiter::new(each.get(), all.get(), Instant::now());
+        Self {
+            pool: pool.clone(),
+            rate: Arc::new(Mutex::new(rate)),
+            refusals: refusals.clone(),
+            descriptors: descriptors.clone(),
+            bounds: Bounds::default(),
+        }
+    }
+
+    /// Whether `ip` may ask once more. A refusal is counted and logged.
+    fn lets_ask(&self, ip: IpAddr) -> bool {
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = rate.allow(ip, Instant::now());
+        drop(rate);
+        if !may {
+            self.refusals.tell("http_request", "rate", Some(ip));
+        }
+        may
+    }
+}
+
+/// Where a request comes from, for the handlers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source(pub(crate) IpAddr);
+
+/// Serves `router` on `listener` until the future is dropped, and every connection with it.
+pub(crate) async fn serve(listener: TcpListener, router: Router, door: Door) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                let ip = from.ip().to_canonical();
+                // Whoever has no place is closed at once: one that waited in the kernel's queue
+                // would keep those behind it out.
+                if let Ok(place) = door.pool.take(ip) {
+                    let served = connection(stream, ip, router.clone(), door.clone(), place);
+                    connections.spawn(served);
+                }
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                door.descriptors.failed("http", &error);
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the one who connected has gone already, which says nothing of the next.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+async fn connection(stream: TcpStream, ip: IpAddr, router: Router, door: Door, place: Place) {
+    let bounds = door.bounds;
+    let asked = AtomicU32::new(0);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Source(ip));
+        let last = asked.fetch_add(1, Ordering::Relaxed) + 1 >= bounds.requests;
+        let refused = refusal(&request, &door, ip);
+        let (router, door) = (&router, &door);
+        async move {
+            let (mut response, last) = match refused {
+                Some(refused) => (refused, true),
+                None => (router.call(request).await?, last),
+            };
+            if last {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(finish(&door.refusals.metrics, response))
+        }
+    });
+    // A small answer goes at once. Err means that the connection has ended.
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
+    let io = TokioIo::new(Paced::new(stream, bounds));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.head)
+        .max_buf_size(BUFFER)
+        .serve_connection(io, service);
+    match timeout(bounds.life, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection failed"),
+        Err(_) => tracing::debug!("an HTTP connection has lived for long enough"),
+    }
+    drop(place);
+}
+
+/// The answer to a request that nothing is done for.
+fn refusal(request: &Request<Incoming>, door: &Door, ip: IpAddr) -> Option<Response<Body>> {
+    if !door.lets_ask(ip) {
+        let mut response = assets::status(StatusCode::TOO_MANY_REQUESTS);
+        let soon = HeaderValue::from_static("1");
+        response.headers_mut().insert(header::RETRY_AFTER, soon);
+        return Some(response);
+    }
+    // Nothing here takes a body, so nobody has to wait for one.
+    (!request.body().is_end_stream()).then(|| assets::status(StatusCode::PAYLOAD_TOO_LARGE))
+}
+
+/// A connection that ends when its receiver is too slow.
+struct Paced {
+    stream: TcpStream,
+    patience: Patience,
+    deadline: Pin<Box<Sleep>>,
+    waits: bool,
+}
+
+impl Paced {
+    fn new(stream: TcpStream, bounds: Bounds) -> Self {
+        Self {
+            stream,
+            patience: Patience::new(bounds.grace, bounds.rate),
+            deadline: Box::pin(sleep(bounds.grace)),
+            waits: false,
+        }
+    }
+
+    /// What `poll` gives, or an error once the receiver's time is over.
+    fn within_pace(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match poll(Pin::new(&mut self.stream), cx) {
+            Poll::Ready(sent) => {
+                self.waits = false;
+                let bytes = *sent.as_ref().unwrap_or(&0);
+                self.patience.sent(Instant::now(), bytes);
+                Poll::Ready(sent)
+            }
+            Poll::Pending => {
+                if !self.waits {
+                    self.waits = true;
+                    let until = self.patience.wait(Instant::now());
+                    self.deadline.as_mut().reset(until.into());
+                }
+                ready!(self.deadline.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Paced {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Paced {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.within_pace(cx, |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.within_pace(cx, |stream, cx| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! The sockets that the server listens on, each bound so that it has its port for itself.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+};
+
+use super::config::ServerConfig;
+use crate::error::{Error, ErrorKind};
+
+/// Connections that may wait in the kernel for the moment until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Checks that nobody listens where libp2p is going to.
+///
+/// libp2p binds TCP ports such that others may listen there too, each getting some of the
+/// connections, and reports a port that is taken without saying whose it is.
+pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
+    use socket2::Type;
+    if config.port == 0 {
+        return Ok(());
+    }
+    for host in &config.hosts {
+        for (service, kind, n) in [
+            ("quic", Type::DGRAM, 0),
+            ("tcp", Type::STREAM, 0),
+            ("websocket", Type::STREAM, 1),
+            ("webrtc-direct", Type::DGRAM, 1),
+        ] {
+            let address = SocketAddr::new(*host, offset(config.port, n));
+            bind(address, kind).map_err(|source| bind_error(service, address, source))?;
+        }
+    }
+    Ok(())
+}
+
+/// The page on the third port of each host.
+pub(super) fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+    bind_tcp("http", config, 2)
+}
+
+fn bind_tcp(
+    service: &str,
+    config: &ServerConfig,
+    n: u16,
+) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+    config
+        .hosts
+        .iter()
+        .map(|host| {
+            let address = SocketAddr::new(*host, offset(config.port, n));
+            Ok((address, bind_tcp_at(service, address)?))
+        })
+        .collect()
+}
+
+pub(super) fn bind_tcp_at(service: &str, address: SocketAddr) -> Result<TcpListener, Error> {
+    bind(address, socket2::Type::STREAM)
+        .and_then(|socket| socket.listen(BACKLOG).map(|()| socket.into()))
+        .map_err(|source| bind_error(service, address, source))
+}
+
+/// STUN on the third and the fourth port of each host: the two mappings of one NAT show
+/// whether it maps by destination port, and an answer from the other one whether it lets it in.
+pub(super) fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    bind_udp("stun", config, &[2, 3])
+}
+
+type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Vec<(SocketAddr, TcpListener)>);
+
+/// TURN on the fifth port of each host.
+pub(super) fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
+    Ok((
+        bind_udp("turn", config, &[4])?,
+        bind_tcp("turn", config, 4)?,
+    ))
+}
+
+fn bind_udp(
+    service: &str,
+    config: &ServerConfig,
+    offsets: &[u16],
+) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
+    let at = |host: &IpAddr, n: &u16| SocketAddr::new(*host, offset(config.port, *n));
+    config
+        .hosts
+        .iter()
+        .flat_map(|host| offsets.iter().map(move |n| at(host, n)))
+        .map(|address| {
+            let socket = bind(address, socket2::Type::DGRAM)
+                .map_err(|source| bind_error(service, address, source))?;
+            Ok((address, socket.into()))
+        })
+        .collect()
+}
+
+fn offset(port: u16, n: u16) -> u16 {
+    if port == 0 { 0 } else { port.saturating_add(n) }
+}
+
+fn bind(address: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        // `0.0.0.0` and `::` may stand side by side.
+        socket.set_only_v6(true)?;
+    }
+    if kind == socket2::Type::STREAM {
+        // A restart must not wait for the TIME-WAIT of old connections.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+pub(super) fn bind_error(service: &str, address: SocketAddr, error: io::Error) -> Error {
+    Error::new(
+        ErrorKind::Io,
+        format!("cannot bind {service} to {address}: {error}"),
+    )
+    .with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener as libp2p's, which lets others listen at its port.
+    fn shared() -> TcpListener {
+        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_reuse_address(true).unwrap();
+        #[cfg(unix)]
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(1).unwrap();
+        socket.into()
+    }
+
+    #[test]
+    fn no_port_is_shared() {
+        for (service, n) in [("tcp", 0), ("websocket", 1), ("http", 2), ("turn", 4)] {
+            let other = shared();
+            let port = other.local_addr().unwrap().port();
+            let mut config = ServerConfig::default();
+            config.hosts = vec!["127.0.0.1".parse().unwrap()];
+            config.port = port - n;
+            let error = match service {
+                "http" => bind_http(&config).unwrap_err(),
+                "turn" => bind_turn(&config).unwrap_err(),
+                _ => check_exclusive(&config).unwrap_err(),
+            };
+            let named = format!("cannot bind {service} to 127.0.0.1:{port}: ");
+            assert!(error.message().starts_with(&named), "{error}");
+        }
+    }
+}
