@@ -58,6 +58,11 @@ async fn accept(me: &Connector) -> Connection {
 async fn early_peer(relay: &Server) -> Connector {
     let mut config = config(relay, false);
     config.start_delays.circuit_relay = Duration::from_secs(1);
+    informed_peer(config).await
+}
+
+/// A peer that knows what its first relay passes on.
+async fn informed_peer(config: Config) -> Connector {
     let me = peer(config).await;
     let knows = async {
         while !me.report().await.unwrap().relays[0].forwards {
@@ -163,15 +168,17 @@ async fn an_offer_for_an_earlier_run_of_the_peer_leaves_it_to_the_circuit() {
     first.close().await;
     let listener = peer_as(identity, config(&relay, true)).await;
 
-    let dialler = early_peer(&relay).await;
+    let dialler = peer(config(&relay, true)).await;
     let (found, _accepted) = join!(dialler.connect(&ticket), accept(&listener));
     until_path(&found.unwrap(), PathKind::Direct).await;
 }
 
-/// A peer that reserves at `tap` alone.
-fn tapped(tap: &Tap) -> Config {
-    let mut config = common::config();
+/// For a peer that reserves at `tap` alone.
+fn tapped(tap: &Tap, direct: bool) -> Config {
+    let mut config = Config::default();
+    config.port_mapping = false;
     config.birthday = false;
+    config.direct = direct;
     config.relays = vec![tap.address.clone()];
     config
 }
@@ -184,22 +191,28 @@ fn id(of: &Connector) -> libp2p::PeerId {
 async fn a_relay_that_kept_an_offer_has_it_taken_once_and_by_one_run_of_the_peer() {
     let mut tap = Tap::start().await;
     let identity = Identity::generate();
-    let listener = peer_as(identity.clone(), tapped(&tap)).await;
+    let listener = peer_as(identity.clone(), tapped(&tap, true)).await;
     let ticket = listener.ticket().without_addresses();
-    let dialler = peer(tapped(&tap)).await;
-    let (_connection, mut stream) = dialler.open(&ticket, "ask/1").await.unwrap();
-    stream.write_all(b"order").await.unwrap();
-    // The stream is offered, and signalling is; which comes first is open.
-    let flights = [tap.offered().await, tap.offered().await];
-    let (kept, sent) = flights.split_at(1);
-    let peer = id(&listener);
+    let to = id(&listener);
 
-    assert!(tap.is_answered(peer, &sent[0]).await);
-    assert!(!tap.is_answered(peer, &sent[0]).await);
+    let dialler = informed_peer(tapped(&tap, true)).await;
+    let (connecting, leading) = (dialler.clone(), ticket.clone());
+    tokio::spawn(async move { connecting.connect(&leading).await });
+    let signalling = tap.offered().await;
+    let asker = informed_peer(tapped(&tap, false)).await;
+    let (_connection, mut stream) = asker.open(&ticket, "ask/1").await.unwrap();
+    stream.write_all(b"order").await.unwrap();
+    let order = tap.offered().await;
+
+    for flight in [&signalling, &order] {
+        assert!(tap.is_answered(to, flight).await);
+        assert!(!tap.is_answered(to, flight).await);
+    }
     listener.close().await;
-    let listener = peer_as(identity, tapped(&tap)).await;
-    assert!(!tap.is_answered(peer, &sent[0]).await);
-    assert!(!tap.is_answered(peer, &kept[0]).await);
+    let listener = peer_as(identity, tapped(&tap, true)).await;
+    for flight in [&signalling, &order] {
+        assert!(!tap.is_answered(to, flight).await);
+    }
     assert_eq!(listener.report().await.unwrap().connections, 0);
 }
 

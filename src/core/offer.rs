@@ -137,8 +137,8 @@ pub(crate) struct Seen {
 
 #[derive(Debug, Default)]
 struct Span {
-    /// The first bytes of ephemeral keys, which are as good as random: two peers have the same
-    /// once in 2^47 offers, and what such an offer waits for is its circuit.
+    /// The first bytes of ephemeral keys, which are as good as random. A new offer has those of a
+    /// remembered one in one of 2^47 cases, and then waits for its circuit.
     keys: HashSet<[u8; 8]>,
     /// When the last of them was made.
     latest: Duration,

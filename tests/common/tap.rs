@@ -23,6 +23,14 @@ struct Behaviour {
     streams: Streams,
 }
 
+/// So that peers reach each other by what the tap passes on, and by nothing else.
+fn no_circuits() -> relay::Config {
+    relay::Config {
+        max_circuits: 0,
+        ..relay::Config::default()
+    }
+}
+
 pub(crate) struct Tap {
     pub(crate) address: String,
     control: Control,
@@ -41,7 +49,7 @@ impl Tap {
                     "/ipfs/id/1.0.0".to_owned(),
                     key.public(),
                 )),
-                relay: relay::Behaviour::new(key.public().to_peer_id(), relay::Config::default()),
+                relay: relay::Behaviour::new(key.public().to_peer_id(), no_circuits()),
                 streams: Streams::new(),
             })
             .unwrap()
@@ -95,16 +103,26 @@ impl Tap {
 
     /// A stream to `peer`, as if somebody offered something.
     pub(crate) async fn open(&mut self, peer: PeerId) -> Stream {
-        let opened = timeout(PATIENCE, self.control.open_stream(peer, OFFER)).await;
-        opened.expect("the peer is there").unwrap()
+        // A connection of an earlier run of the peer may be about to end.
+        let opened = timeout(PATIENCE, async {
+            loop {
+                if let Ok(stream) = self.control.open_stream(peer, OFFER).await {
+                    return stream;
+                }
+            }
+        });
+        opened.await.expect("the peer is there")
     }
 
     /// Whether `peer` answers the offer `flight`.
     pub(crate) async fn is_answered(&mut self, peer: PeerId, flight: &[u8]) -> bool {
         let mut stream = self.open(peer).await;
-        stream.write_all(flight).await.unwrap();
-        stream.flush().await.unwrap();
-        let answered = timeout(PATIENCE, stream.read(&mut [0])).await;
+        let answer = async {
+            stream.write_all(flight).await?;
+            stream.flush().await?;
+            stream.read(&mut [0]).await
+        };
+        let answered = timeout(PATIENCE, answer).await;
         matches!(answered.expect("an answer, or the end"), Ok(1))
     }
 }
