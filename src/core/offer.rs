@@ -13,10 +13,10 @@ pub(crate) const OFFER_PROTOCOL: &str = "/throughline/offer/1";
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(120);
 
 /// One relay may bring so many offers at once, which is how many peers may connect at the same
-/// moment without a circuit, and a further one each [`PACE`]. Whoever fills the pace of a relay
+/// moment without a circuit, and so many a second after that. Whoever fills the pace of a relay
 /// makes the others that come through it wait for circuits, for as long as that goes on.
-const BURST: u32 = 64;
-const PACE: Duration = Duration::from_micros(1_000_000 / 16);
+pub(crate) const AT_ONCE: u32 = 64;
+pub(crate) const PER_SECOND: u32 = 16;
 
 /// How long an offer counts as fresh, from the fastest clock to the slowest. It is remembered for
 /// as long at least, and for twice that at most.
@@ -24,7 +24,7 @@ const FRESH: Duration = MAX_SKEW.saturating_mul(2);
 
 /// What the pace of 16 relays, the most that hold reservations, can have remembered: 2.4 MB. Two
 /// relays, which is the default, can have 0.3 MB remembered.
-const MAX_SEEN: usize = 16 * (2 * FRESH.as_micros() / PACE.as_micros() + BURST as u128) as usize;
+const MAX_SEEN: usize = 16 * (2 * FRESH.as_secs() * PER_SECOND as u64 + AT_ONCE as u64) as usize;
 
 /// Bytes of an X25519 or Ed25519 public key.
 pub(crate) const KEY: usize = 32;
@@ -174,30 +174,12 @@ impl Seen {
     }
 }
 
-/// How many offers one relay brings (the generic cell rate algorithm, ITU-T I.371).
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
-    /// When as many will have been due as have come.
-    due: Duration,
-}
-
-impl Pace {
-    /// Whether another one may come at `now`, by a clock that never jumps.
-    pub(crate) fn admit(&mut self, now: Duration) -> bool {
-        let due = self.due.max(now);
-        let admitted = due - now <= PACE * (BURST - 1);
-        if admitted {
-            self.due = due + PACE;
-        }
-        admitted
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::pace::Pace;
 
     const WALL: Duration = Duration::from_secs(1_800_000_000);
 
@@ -268,35 +250,17 @@ mod tests {
     /// The relays that hold reservations cannot fill the memory, whatever they bring.
     #[test]
     fn the_pace_of_a_relay_leaves_room_for_the_others() {
-        let (mut seen, mut pace) = (Seen::default(), Pace::default());
+        let (mut seen, mut pace) = (Seen::default(), Pace::new(PER_SECOND, AT_ONCE));
         let (mut number, mut most) = (0, 0);
         for millis in (0..3 * FRESH.as_millis() as u64).step_by(10) {
             let now = after(Duration::from_millis(millis));
-            while pace.admit(now.uptime) {
+            while pace.take(now.uptime, 1, Duration::ZERO).is_some() {
                 number += 1;
                 assert!(seen.admit(now, now.wall, key(number)));
             }
             most = most.max(seen.young.keys.len() + seen.old.keys.len());
         }
         assert!(most * 16 <= MAX_SEEN, "{most}");
-    }
-
-    #[test]
-    fn a_burst_and_then_the_pace() {
-        let mut pace = Pace::default();
-        let now = Duration::from_secs(9);
-        assert_eq!(
-            (0..1000).filter(|_| pace.admit(now)).count(),
-            BURST as usize
-        );
-        assert!(!pace.admit(now + PACE - Duration::from_micros(1)));
-        assert!(pace.admit(now + PACE));
-        assert!(!pace.admit(now + PACE));
-        let later = now + Duration::from_secs(3600);
-        assert_eq!(
-            (0..1000).filter(|_| pace.admit(later)).count(),
-            BURST as usize
-        );
     }
 
     #[test]

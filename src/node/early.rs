@@ -128,7 +128,8 @@ impl Node {
         let (Some(sealer), Some(relay)) = (self.sealer.clone(), reserved) else {
             return;
         };
-        if !relay.offers.admit(sealer.uptime()) {
+        let turn = relay.offers.take(sealer.uptime(), 1, Duration::ZERO);
+        if turn.is_none() {
             tracing::debug!("a relay brings too many offers");
             return;
         }

@@ -6,7 +6,7 @@ use libp2p::{Multiaddr, PeerId, core::transport::ListenerId, swarm::ConnectionId
 
 use super::session::keep_newest;
 use crate::{
-    core::{address, backoff::Backoff, offer::Pace},
+    core::{address, backoff::Backoff, offer, pace::Pace},
     report::RelayReport,
     ticket::relay_id,
 };
@@ -68,7 +68,7 @@ impl Relay {
             last_error: None,
             rtt: None,
             forwards: false,
-            offers: Pace::default(),
+            offers: Pace::new(offer::PER_SECOND, offer::AT_ONCE),
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,

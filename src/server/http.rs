@@ -296,7 +296,7 @@ mod tests {
         let (operator, anybody) = told(&site).await;
         assert_eq!(operator, (StatusCode::OK, "ok\n".into()));
         assert_eq!(anybody, (StatusCode::OK, "ok\n"));
-        let ip = std::net::IpAddr::from([192, 0, 2, 1]);
+        let ip = IpAddr::from([192, 0, 2, 1]);
         let place = pools.reservations.take(ip).unwrap();
         let (operator, anybody) = told(&site).await;
         let unready = StatusCode::SERVICE_UNAVAILABLE;
