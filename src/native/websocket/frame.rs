@@ -8,8 +8,8 @@ use std::fmt;
 
 /// The longest message, whatever the number of its frames, that a peer may send.
 ///
-/// Peers on rust-libp2p write what noise has collected as one message: up to 128 KiB, which is
-/// where its buffer counts as full, and one more noise message of 64 KiB.
+/// Peers on rust-libp2p write what noise has collected as one message, which is more than 128 KiB:
+/// its buffer counts as full at that, and then holds one more noise message of up to 64 KiB.
 pub(crate) const MAX_MESSAGE_LEN: u64 = 256 * 1024;
 
 /// The longest message that is sent. Every libp2p takes it, and it carries a full noise message.
