@@ -34,7 +34,7 @@ mod tests {
         let mut stream = &[1, 2, 3][..];
         assert_eq!(block_on(read(&mut stream, 2)).unwrap(), [1, 2]);
         assert_eq!(stream, [3]);
-        assert_eq!(block_on(read(&mut stream, 0)).unwrap(), Vec::<u8>::new());
+        assert!(block_on(read(&mut stream, 0)).unwrap().is_empty());
         let error = block_on(read(&mut stream, 2)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }

@@ -178,3 +178,59 @@ fn backends_do_not_know_each_other() {
     ];
     assert_eq!(breaches("src/core", &down, none), Vec::<String>::new());
 }
+
+/// What stands for a length after `word` in a line.
+fn length_after<'l>(line: &'l str, word: &str) -> Option<&'l str> {
+    let (_, rest) = line.split_once(word)?;
+    let mut depth = 0;
+    let end = rest.find(|c| {
+        depth += i32::from("([".contains(c)) - i32::from(")]".contains(c));
+        depth < 0 || depth == 0 && c == ','
+    });
+    rest.get(..end?)
+}
+
+/// Made of constants, and of the lengths of what is there.
+fn is_known(length: &str) -> bool {
+    let mut words = length.split(['+', '-', '*']).map(str::trim);
+    words.all(|word| {
+        let name = word.rsplit("::").next().unwrap_or(word);
+        word.ends_with(".len()") || !name.contains(|c: char| c.is_lowercase())
+    })
+}
+
+/// Memory grows with what has arrived, never with what was announced: `arriving::read` takes what
+/// stands behind a length, and a buffer for what is to come has a constant length.
+#[test]
+fn nothing_is_allocated_by_announcement() {
+    let allowed = [
+        // A piece at a time.
+        ("src/native/offer", "wanted"),
+        // Bounded by `checked`.
+        ("src/native/offer.rs", "checked(length)?"),
+        // At most three bytes.
+        ("src/native/turn/frame.rs", "stream.len() + padding"),
+        // What we send: a piece of a constant length, and what is left after that.
+        ("src/core/autonat.rs", "piece"),
+        // What the page asks for, and no more than a constant.
+        ("src/wasm/js/stream.rs", "max.clamp(1, MAX_READ)"),
+    ];
+    let mut found = Vec::new();
+    for word in ["with_capacity(", "vec![0; ", ".resize("] {
+        found.extend(breaches("src", &[word], |name, line| {
+            let length = length_after(line, word).unwrap_or(line);
+            let is_test = ["test", "simulation", "fuzzing"]
+                .iter()
+                .any(|part| name.contains(part));
+            let is_allowed =
+                |(file, text): &(&str, &str)| name.starts_with(file) && length.starts_with(text);
+            is_test || is_known(length) || allowed.iter().any(is_allowed)
+        }));
+    }
+    assert_eq!(found, Vec::<String>::new());
+    assert!(is_known("2 * KEY + plain.len()") && !is_known("length") && !is_known("a.len() + b"));
+    assert_eq!(
+        length_after("x.resize(f(a, b), 0);", ".resize("),
+        Some("f(a, b)")
+    );
+}

@@ -167,3 +167,92 @@ pub(super) fn with_dns<T>(
         ))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures::StreamExt as _;
+    use libp2p::core::{
+        Endpoint,
+        transport::{DialOpts, ListenerId, PortUse, dummy::DummyTransport},
+    };
+    use libp2p::multiaddr::Protocol;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn transport() -> BoxedTransport {
+        let keypair = identity::Keypair::generate_ed25519();
+        let no_quic = || Ok(DummyTransport::new().boxed());
+        internet(&keypair, Duration::from_millis(200), no_quic).unwrap()
+    }
+
+    /// Says nothing, or takes a WebSocket and says nothing more, to whoever connects.
+    async fn silent(listener: TcpListener, takes: bool) {
+        let mut held = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if takes {
+                let mut head = [0; 1024];
+                let read = stream.read(&mut head).await.unwrap();
+                let head = std::str::from_utf8(&head[..read]).unwrap();
+                let (_, key) = head.split_once("Sec-WebSocket-Key: ").unwrap();
+                let accept = websocket::accept_key(key.lines().next().unwrap().as_bytes());
+                let response = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                     Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+                );
+                stream.write_all(response.as_bytes()).await.unwrap();
+            }
+            held.push(stream);
+        }
+    }
+
+    /// Of a WebSocket, each step waits for the peer: TLS, the opening handshake, noise.
+    #[tokio::test]
+    async fn a_peer_that_falls_silent_is_given_up() {
+        let options = DialOpts {
+            role: Endpoint::Dialer,
+            port_use: PortUse::New,
+        };
+        for (suffix, takes) in [("", false), ("/wss", false), ("/ws", false), ("/ws", true)] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let address = format!("/ip4/127.0.0.1/tcp/{port}{suffix}");
+            let dial = transport().dial(address.parse().unwrap(), options).unwrap();
+            let dialled = async {
+                tokio::select! {
+                    dialled = dial => dialled,
+                    () = silent(listener, takes) => unreachable!("it never ends"),
+                }
+            };
+            let dialled = tokio::time::timeout(PATIENCE, dialled)
+                .await
+                .expect("a deadline");
+            assert!(dialled.is_err(), "{suffix}");
+        }
+        for suffix in ["", "/ws"] {
+            let mut transport = transport();
+            let any = format!("/ip4/127.0.0.1/tcp/0{suffix}").parse().unwrap();
+            transport.listen_on(ListenerId::next(), any).unwrap();
+            let address = transport.next().await.unwrap().into_new_address().unwrap();
+            let Some(Protocol::Tcp(port)) = address.iter().nth(1) else {
+                panic!("{address}");
+            };
+            let _silent = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+                .await
+                .unwrap();
+            let (upgrade, _) = transport.next().await.unwrap().into_incoming().unwrap();
+            let upgraded = tokio::time::timeout(PATIENCE, upgrade)
+                .await
+                .expect("a deadline");
+            assert!(upgraded.is_err(), "{suffix}");
+        }
+    }
+}

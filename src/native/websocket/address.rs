@@ -182,7 +182,7 @@ mod tests {
             "/dns4/r.example/tcp/1/tls/sni/a b/ws",
             "/ip4/127.0.0.1/tcp/1/x-parity-ws/%20HTTP%2F1.1%0D%0AX",
             "/ip4/127.0.0.1/tcp/1/x-parity-ws/%0A",
-            "/ip4/127.0.0.1/tcp/1/x-parity-ws/%3Fa",
+            "/ip4/127.0.0.1/tcp/1/x-parity-ws/%23a",
         ] {
             assert_eq!(dial(address), None, "{address}");
         }

@@ -90,11 +90,11 @@ impl Target {
     }
 }
 
-/// Whether `text` is an absolute path (RFC 3986 section 3.3).
+/// Whether `text` is an absolute path (RFC 3986 section 3.3), with or without a query.
 fn is_path(text: &str) -> bool {
     let is_plain = |bytes: &[u8]| {
         let mut bytes = bytes.iter();
-        bytes.all(|byte| byte.is_ascii_alphanumeric() || b"/:@-._~!$&'()*+,;=".contains(byte))
+        bytes.all(|byte| byte.is_ascii_alphanumeric() || b"/?:@-._~!$&'()*+,;=".contains(byte))
     };
     let mut parts = text.as_bytes().split(|byte| *byte == b'%');
     text.starts_with('/')
@@ -163,7 +163,7 @@ where
 }
 
 /// `Sec-WebSocket-Accept` for a client's key (RFC 6455 section 4.2.2).
-fn accept_key(key: &[u8]) -> String {
+pub(crate) fn accept_key(key: &[u8]) -> String {
     BASE64.encode(&Sha1::new().chain_update(key).chain_update(GUID).finalize())
 }
 
@@ -271,11 +271,19 @@ mod tests {
 
     #[test]
     fn paths_are_those_of_rfc_3986() {
-        for path in ["/", "/a", "//", "/a/b:c@d", "/%20%fF", "/~!$&'()*+,;=-._"] {
+        for path in [
+            "/",
+            "/a",
+            "//",
+            "/a/b:c@d",
+            "/%20%fF",
+            "/a?b=/?",
+            "/~!$&'()*+,;=-._",
+        ] {
             assert!(is_path(path), "{path}");
         }
         for path in [
-            "", "a", "/a b", "/\r\n", "/\n", "/\0", "/é", "/?", "/#", "/%", "/%2", "/%2g", "/%%20",
+            "", "a", "/a b", "/\r\n", "/\n", "/\0", "/é", "/#", "/%", "/%2", "/%2g", "/%%20",
             "/\"", "/<", "/\\", "/[", "/\u{7f}",
         ] {
             assert!(!is_path(path), "{path:?}");

@@ -32,6 +32,8 @@ use libp2p::{
 };
 
 use self::address::Dial;
+#[cfg(test)]
+pub(crate) use self::handshake::accept_key;
 pub(crate) use self::stream::Stream;
 
 /// A connection, secured by TLS or not, as the WebSocket sees it.

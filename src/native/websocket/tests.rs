@@ -92,7 +92,7 @@ async fn exchange(ends: [Box<dyn Bytes>; 2], len: usize, piece: usize) {
 
 #[tokio::test]
 async fn stock_peers_are_dialled_and_dial() {
-    // The longest message of a stock peer that the limit is made for.
+    // The longest message of a stock peer: see `MAX_MESSAGE_LEN`.
     const NOISE_BUFFER: usize = 192 * 1024;
     for (dialler, listener) in [(ours(), stock()), (stock(), ours()), (ours(), ours())] {
         let (ends, [address, from]) = connect(dialler, listener).await;
