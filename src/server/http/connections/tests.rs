@@ -20,7 +20,7 @@ fn bounds() -> Bounds {
         head: 200 * MILLIS,
         grace: 200 * MILLIS,
         rate: 1 << 20,
-        life: PATIENCE,
+        life: 10 * PATIENCE,
         requests: 3,
     }
 }
