@@ -206,8 +206,6 @@ fn nothing_is_allocated_by_announcement() {
     let allowed = [
         // A piece at a time.
         ("src/native/offer", "wanted"),
-        // Bounded by `checked`.
-        ("src/native/offer.rs", "checked(length)?"),
         // At most three bytes.
         ("src/native/turn/frame.rs", "stream.len() + padding"),
         // What we send: a piece of a constant length, and what is left after that.

@@ -121,7 +121,7 @@ pub(crate) fn fault(address: &Multiaddr) -> Option<&'static str> {
 }
 
 /// Whether `path` is `path-absolute [ "?" query ]` (RFC 3986 section 3.3 and 3.4).
-fn is_path(path: &str) -> bool {
+pub(crate) fn is_path(path: &str) -> bool {
     path.starts_with('/') && !path.starts_with("//") && is_path_text(path)
 }
 

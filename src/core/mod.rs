@@ -8,10 +8,10 @@ pub(crate) mod backoff;
 pub(crate) mod birthday;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
-#[allow(dead_code, reason = "only a server dials back")]
-pub(crate) mod dial_back;
 #[allow(dead_code, reason = "a browser resolves names itself")]
 pub(crate) mod dial;
+#[allow(dead_code, reason = "only a server dials back")]
+pub(crate) mod dial_back;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a browser resolves such names itself")]
 pub(crate) mod mdns;

@@ -184,13 +184,16 @@ mod tests {
     };
 
     use super::*;
+    #[cfg(not(feature = "server"))]
+    use crate::core::dial::Policy;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn transport() -> BoxedTransport {
         let keypair = identity::Keypair::generate_ed25519();
         let no_quic = || Ok(DummyTransport::new().boxed());
-        internet(&keypair, Duration::from_millis(200), no_quic).unwrap()
+        let guard = Guard::new(Policy::new(true, Vec::new()));
+        internet(&keypair, Duration::from_millis(200), &guard, no_quic).unwrap()
     }
 
     /// Says nothing, or takes a WebSocket and says nothing more, to whoever connects.

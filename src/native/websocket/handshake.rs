@@ -12,6 +12,7 @@ use httparse::{EMPTY_HEADER, Header, Request as RequestHead, Response as Respons
 use sha1::{Digest as _, Sha1};
 
 use super::{frame::Role, stream::Stream};
+use crate::core::address::is_path;
 
 /// As long as common servers let a head become, with a browser's cookies in it.
 const MAX_HEAD_LEN: usize = 8 * 1024;
@@ -88,21 +89,6 @@ impl Target {
         let path = format!("{slash}{path}");
         is_path(&path).then_some(Self { host, path })
     }
-}
-
-/// Whether `text` is an absolute path (RFC 3986 section 3.3), with or without a query.
-fn is_path(text: &str) -> bool {
-    let is_plain = |bytes: &[u8]| {
-        let mut bytes = bytes.iter();
-        bytes.all(|byte| byte.is_ascii_alphanumeric() || b"/?:@-._~!$&'()*+,;=".contains(byte))
-    };
-    let mut parts = text.as_bytes().split(|byte| *byte == b'%');
-    text.starts_with('/')
-        && parts.next().is_some_and(is_plain)
-        && parts.all(|part| match part {
-            [a, b, rest @ ..] => a.is_ascii_hexdigit() && b.is_ascii_hexdigit() && is_plain(rest),
-            _ => false,
-        })
 }
 
 /// Asks the server behind `stream` for `target`. The `nonce` is random.
@@ -267,27 +253,6 @@ mod tests {
 
     fn name(text: &str) -> ServerName<'_> {
         text.try_into().unwrap()
-    }
-
-    #[test]
-    fn paths_are_those_of_rfc_3986() {
-        for path in [
-            "/",
-            "/a",
-            "//",
-            "/a/b:c@d",
-            "/%20%fF",
-            "/a?b=/?",
-            "/~!$&'()*+,;=-._",
-        ] {
-            assert!(is_path(path), "{path}");
-        }
-        for path in [
-            "", "a", "/a b", "/\r\n", "/\n", "/\0", "/é", "/#", "/%", "/%2", "/%2g", "/%%20",
-            "/\"", "/<", "/\\", "/[", "/\u{7f}",
-        ] {
-            assert!(!is_path(path), "{path:?}");
-        }
     }
 
     #[test]
