@@ -208,6 +208,10 @@ fn nothing_is_allocated_by_announcement() {
         ("src/native/offer", "wanted"),
         // At most three bytes.
         ("src/native/turn/frame.rs", "stream.len() + padding"),
+        // What is sent, with its padding.
+        ("src/server/turn/stream.rs", "frame.len().next_multiple_of(4)"),
+        // A piece of a file, of a constant length, or what is left of it.
+        ("src/server/assets.rs", "most"),
         // What we send: a piece of a constant length, and what is left after that.
         ("src/core/autonat.rs", "piece"),
         // What the page asks for, and no more than a constant.
