@@ -26,7 +26,7 @@ use crate::{
     },
     native::{rtc::dcep, socket, stun::message, turn::frame as turn},
     rtc::address,
-    server::{stun, turn::fuzzing::Session},
+    server::{hop, stun, turn::fuzzing::Session},
     ticket::Ticket,
 };
 
@@ -45,6 +45,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("mdns", mdns),
     ("options", options),
     ("quic", quic),
+    ("relay_request", relay_request),
     ("resume", resume),
     ("resume_header", resume_header),
     ("sdp", sdp),
@@ -93,6 +94,12 @@ pub fn candidate(data: &[u8]) -> bool {
     };
     assert_eq!(candidate.to_string().parse(), Ok(candidate));
     true
+}
+
+/// What a relay is asked for, and what a peer answers that is to take a circuit in.
+pub fn relay_request(data: &[u8]) -> bool {
+    let asked = hop::Request::decode(data).is_some();
+    hop::stop_status(data).is_some() || asked
 }
 
 /// A relay's answer to who asked for a circuit.

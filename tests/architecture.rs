@@ -46,12 +46,13 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
-/// The wall clock jumps. Only what carries a date may ask for it: credentials for TURN, and sealed
-/// offers, which leave it to the circuit when the clocks differ.
+/// The wall clock jumps. Only what carries a date may ask for it: credentials for TURN, reservations,
+/// and sealed offers, which leave it to the circuit when the clocks differ.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
         "src/native/offer.rs",
+        "src/server/hop.rs",
         "src/server/http.rs",
         "src/server/mod.rs",
     ];

@@ -20,7 +20,11 @@ use libp2p::{
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
-use super::{Net, quic::Quic};
+use super::{
+    Net, pool,
+    quic::{Admission, Quic},
+    stock,
+};
 use crate::circuit::Duplex;
 
 /// A transport whose connections are authenticated and multiplexed.
@@ -49,7 +53,10 @@ pub(crate) fn peer(
         .multiplex(yamux::Config::default())
         .timeout(timeout)
         .boxed();
-    let direct = internet(keypair, timeout, || own_quic(&net.quic, timeout))?;
+    let admission = Admission::new(stock::handshakes(), &pool::Debug);
+    let direct = internet(keypair, timeout, || {
+        own_quic(&net.quic, &admission, timeout)
+    })?;
     Ok(join(join(first, circuits), direct))
 }
 
@@ -65,6 +72,7 @@ pub(crate) fn peer(
 pub(crate) fn server(
     keypair: &identity::Keypair,
     addresses: &[SocketAddr],
+    admission: &Admission,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let mut own = Vec::new();
@@ -78,15 +86,18 @@ pub(crate) fn server(
         let stock = stock
             .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
             .boxed();
-        own.iter()
-            .try_rfold(stock, |rest, quic| Ok(join(own_quic(quic, timeout)?, rest)))
+        own.iter().try_rfold(stock, |rest, quic| {
+            Ok(join(own_quic(quic, admission, timeout)?, rest))
+        })
     })
 }
 
-fn own_quic(quic: &Quic, timeout: Duration) -> io::Result<BoxedTransport> {
-    Ok(super::quic::Transport::new(quic.clone(), timeout)?
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-        .boxed())
+fn own_quic(quic: &Quic, admission: &Admission, timeout: Duration) -> io::Result<BoxedTransport> {
+    Ok(
+        super::quic::Transport::new(quic.clone(), admission.clone(), timeout)?
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed(),
+    )
 }
 
 /// QUIC, WebSocket (`ws` and, dialling only, `wss`) and TCP, over IP addresses and names.

@@ -21,11 +21,14 @@
 mod assets;
 mod certificate;
 mod circuits;
+mod clients;
 mod config;
+pub(crate) mod hop;
 mod http;
 mod metrics;
 mod pool;
 mod rate;
+mod rates;
 pub(crate) mod stun;
 mod swarm;
 pub(crate) mod turn;

@@ -43,17 +43,3 @@ fn loopback_is_announced_only_where_nothing_else_is_there() {
         addresses(&["/ip4/192.0.2.1/tcp/1", "/dns4/r.example/tcp/443/wss"])
     );
 }
-
-#[test]
-fn a_full_relay_still_renews() {
-    let reserved = Reserved::default();
-    let mut limiter = reserved.limiter(1);
-    let address = Multiaddr::empty();
-    let now = web_time::Instant::now();
-    let (first, second) = (PeerId::random(), PeerId::random());
-    assert!(limiter.try_next(first, &address, now));
-    assert!(!limiter.try_next(second, &address, now));
-    assert!(limiter.try_next(first, &address, now));
-    reserved.remove(&first);
-    assert!(limiter.try_next(second, &address, now));
-}
