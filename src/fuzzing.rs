@@ -34,7 +34,7 @@ use crate::{
         websocket::frame::{self as websocket_frame, Role as WebSocketRole},
     },
     rtc::address,
-    server::{stun, turn::fuzzing::Session},
+    server::{hop, stun, turn::fuzzing::Session},
     ticket::Ticket,
 };
 
@@ -55,6 +55,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("offer", offer),
     ("options", options),
     ("quic", quic),
+    ("relay_request", relay_request),
     ("resume", resume),
     ("resume_header", resume_header),
     ("sdp", sdp),
@@ -116,6 +117,12 @@ pub fn candidate(data: &[u8]) -> bool {
     };
     assert_eq!(candidate.to_string().parse(), Ok(candidate));
     true
+}
+
+/// What a relay is asked for, and what a peer answers that is to take a circuit in.
+pub fn relay_request(data: &[u8]) -> bool {
+    let asked = hop::Request::decode(data).is_some();
+    hop::stop_status(data).is_some() || asked
 }
 
 /// A relay's answer to who asked for a circuit.

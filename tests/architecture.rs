@@ -46,12 +46,13 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
-/// The wall clock jumps. Only what carries a date may ask for it: credentials for TURN, and sealed
-/// offers, which leave it to the circuit when the clocks differ.
+/// The wall clock jumps. Only what carries a date may ask for it: credentials for TURN, reservations,
+/// and sealed offers, which leave it to the circuit when the clocks differ.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
         "src/native/offer.rs",
+        "src/server/hop.rs",
         "src/server/http.rs",
         "src/server/mod.rs",
     ];
@@ -209,7 +210,10 @@ fn nothing_is_allocated_by_announcement() {
         // At most three bytes.
         ("src/native/turn/frame.rs", "stream.len() + padding"),
         // What is sent, with its padding.
-        ("src/server/turn/stream.rs", "frame.len().next_multiple_of(4)"),
+        (
+            "src/server/turn/stream.rs",
+            "frame.len().next_multiple_of(4)",
+        ),
         // A piece of a file, of a constant length, or what is left of it.
         ("src/server/assets.rs", "most"),
         // What we send: a piece of a constant length, and what is left after that.

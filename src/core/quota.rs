@@ -110,6 +110,11 @@ impl Ledger {
         self.taken
     }
 
+    /// Whether `peer` holds a place.
+    pub(crate) fn is_held_by(&self, peer: PeerId) -> bool {
+        self.by_key.contains_key(&Key::Peer(peer))
+    }
+
     /// Takes a place for `holder`.
     ///
     /// # Errors
@@ -212,8 +217,11 @@ mod tests {
         assert_eq!(take(peer), Ok(()));
         assert_eq!(take(peer), Err(Refusal::Peer));
         assert_eq!(take(from("192.0.2.9")), Err(Refusal::Full));
+        assert!(ledger.is_held_by(peer.peer.unwrap()));
         ledger.give_back(from("2001:db8:0:1::9"));
         assert_eq!(ledger.take(&QUOTA, from("2001:db8:0:3::1")), Ok(()));
+        ledger.give_back(peer);
+        assert!(!ledger.is_held_by(peer.peer.unwrap()));
     }
 
     #[test]

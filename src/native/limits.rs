@@ -1,80 +1,159 @@
 //! How many connections there may be.
 //!
-//! libp2p's own behaviour keeps something of every peer that was ever connected: 30 MB for an hour of
-//! coming and going, and as much as it likes for who makes up identities.
+//! libp2p's own behaviour counts for all and for each peer, so that one address with made-up
+//! identities has everything, and it keeps something of every peer that was ever connected.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     convert::Infallible,
     fmt,
+    net::IpAddr,
     task::{Context, Poll},
 };
 
 use libp2p::{
     Multiaddr, PeerId,
     core::{Endpoint, transport::PortUse},
+    multiaddr::Protocol,
     swarm::{
         ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
         THandlerOutEvent, ToSwarm, dummy,
     },
 };
 
-/// The most there may be. `u32::MAX` is no limit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Most {
-    pub(crate) established: u32,
-    pub(crate) per_peer: u32,
-    /// Handshakes under way that others have begun, and that we have.
-    pub(crate) incoming: u32,
-    pub(crate) outgoing: u32,
+use super::pool::{Observer, Place, Pool};
+use crate::core::quota::{Holder, Quota, Refusal};
+
+/// The pools that connections are counted in. A clone shares them.
+///
+/// Handshakes have a pool for each kind of way in, so that a flood on one leaves the others alone.
+/// The transport counts those over QUIC; see [`Admission`](super::quic::Admission).
+#[derive(Clone)]
+pub(crate) struct Limits {
+    /// Connections. Those that we make count for the peer and for all, and not for the address, which
+    /// we have chosen.
+    pub(crate) connections: Pool,
+    /// Handshakes over TCP and WebSocket, where the system has seen that the peer is at its address.
+    pub(crate) handshakes: Pool,
+    /// Handshakes over WebRTC, where it has not.
+    datagrams: Pool,
+    /// Handshakes over circuits, counted for the relay: nobody else knows whom it brings.
+    circuits: Pool,
+    dials: Pool,
 }
 
-/// Refuses connections beyond that.
+impl Limits {
+    /// At most `connections`, and under way as many as `handshakes` of each kind, and `dials`.
+    pub(crate) fn new(
+        connections: Quota,
+        handshakes: Quota,
+        dials: usize,
+        observer: &impl Observer,
+    ) -> Self {
+        // However many circuits a relay brings, another one brings some.
+        let circuits = handshakes.per_peer(handshakes.all.div_ceil(2));
+        Self {
+            connections: Pool::new("connection", connections, observer),
+            handshakes: Pool::new("handshake", handshakes, observer),
+            datagrams: Pool::new("webrtc_handshake", handshakes, observer),
+            circuits: Pool::new("circuit_handshake", circuits, observer),
+            dials: Pool::new("dial", Quota::shared(dials, 100), observer),
+        }
+    }
+
+    /// The place of a handshake that comes from `remote`, unless the transport has counted it.
+    fn handshake(&self, local: &Multiaddr, remote: &Multiaddr) -> Result<Option<Place>, Exceeded> {
+        let is = |wanted: fn(&Protocol<'_>) -> bool| remote.iter().any(|part| wanted(&part));
+        let (pool, what, holder) = match ip_of(remote) {
+            Some(_) if is(|part| *part == Protocol::QuicV1) => return Ok(None),
+            Some(ip) if is(|part| *part == Protocol::WebRTCDirect) => {
+                (&self.datagrams, "handshakes over WebRTC", ip.into())
+            }
+            Some(ip) => (&self.handshakes, "handshakes", ip.into()),
+            None => (&self.circuits, "handshakes over circuits", relay_of(local)),
+        };
+        pool.take(holder).map(Some).map_err(exceeded(what))
+    }
+}
+
+/// The first IP address of `address`, unless that is a circuit.
+pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    let mut ip = None;
+    for part in address {
+        match part {
+            Protocol::Ip4(v4) => ip = ip.or(Some(v4.into())),
+            Protocol::Ip6(v6) => ip = ip.or(Some(v6.into())),
+            Protocol::P2pCircuit => return None,
+            _ => {}
+        }
+    }
+    ip
+}
+
+/// The relay of a circuit that came in at `local`.
+fn relay_of(local: &Multiaddr) -> Holder {
+    let mut parts = local.iter();
+    let relay = parts.find_map(|part| match part {
+        Protocol::P2p(peer) => Some(peer),
+        _ => None,
+    });
+    Holder {
+        ip: None,
+        peer: relay,
+    }
+}
+
+/// Refuses connections beyond the limits.
 pub(crate) struct Behaviour {
-    most: Most,
-    incoming: HashSet<ConnectionId>,
-    outgoing: HashSet<ConnectionId>,
-    established: usize,
-    /// No peer has 0.
-    per_peer: HashMap<PeerId, usize>,
+    limits: Limits,
+    /// Handshakes and dials under way.
+    pending: HashMap<ConnectionId, Place>,
+    connections: HashMap<ConnectionId, Place>,
 }
 
 #[derive(Debug)]
 struct Exceeded {
-    most: u32,
     what: &'static str,
+    refusal: Refusal,
 }
 
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} at most", self.most, self.what)
+        write!(f, "no more {} ({})", self.what, self.refusal.name())
     }
 }
 
 impl std::error::Error for Exceeded {}
 
-fn check(now: usize, most: u32, what: &'static str) -> Result<(), ConnectionDenied> {
-    match u32::try_from(now) {
-        Ok(now) if now < most => Ok(()),
-        _ => Err(ConnectionDenied::new(Exceeded { most, what })),
-    }
+fn exceeded(what: &'static str) -> impl Fn(Refusal) -> Exceeded {
+    move |refusal| Exceeded { what, refusal }
 }
 
 impl Behaviour {
-    pub(crate) fn new(most: Most) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            most,
-            incoming: HashSet::new(),
-            outgoing: HashSet::new(),
-            established: 0,
-            per_peer: HashMap::new(),
+            limits,
+            pending: HashMap::new(),
+            connections: HashMap::new(),
         }
     }
 
-    fn check_established(&self, peer: &PeerId) -> Result<(), ConnectionDenied> {
-        let of_peer = self.per_peer.get(peer).copied().unwrap_or_default();
-        check(of_peer, self.most.per_peer, "connections of one peer")?;
-        check(self.established, self.most.established, "connections")
+    fn established(
+        &mut self,
+        connection: ConnectionId,
+        holder: Holder,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.pending.remove(&connection);
+        let place = self.limits.connections.take(holder);
+        let place = place.map_err(exceeded("connections"));
+        let place = place.map_err(ConnectionDenied::new)?;
+        self.connections.insert(connection, place);
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn ended(&mut self, connection: ConnectionId) {
+        self.pending.remove(&connection);
+        self.connections.remove(&connection);
     }
 }
 
@@ -85,12 +164,13 @@ impl NetworkBehaviour for Behaviour {
     fn handle_pending_inbound_connection(
         &mut self,
         connection: ConnectionId,
-        _: &Multiaddr,
-        _: &Multiaddr,
+        local: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        let most = self.most.incoming;
-        check(self.incoming.len(), most, "handshakes that others began")?;
-        self.incoming.insert(connection);
+        let place = self.limits.handshake(local, remote);
+        if let Some(place) = place.map_err(ConnectionDenied::new)? {
+            self.pending.insert(connection, place);
+        }
         Ok(())
     }
 
@@ -99,11 +179,13 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         peer: PeerId,
         _: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.incoming.remove(&connection);
-        self.check_established(&peer)?;
-        Ok(dummy::ConnectionHandler)
+        let holder = Holder {
+            ip: ip_of(remote),
+            peer: Some(peer),
+        };
+        self.established(connection, holder)
     }
 
     fn handle_pending_outbound_connection(
@@ -113,8 +195,10 @@ impl NetworkBehaviour for Behaviour {
         _: &[Multiaddr],
         _: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
-        check(self.outgoing.len(), self.most.outgoing, "dials")?;
-        self.outgoing.insert(connection);
+        let place = self.limits.dials.take(Holder::default());
+        let place = place.map_err(exceeded("dials"));
+        let place = place.map_err(ConnectionDenied::new)?;
+        self.pending.insert(connection, place);
         Ok(Vec::new())
     }
 
@@ -126,26 +210,18 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.outgoing.remove(&connection);
-        self.check_established(&peer)?;
-        Ok(dummy::ConnectionHandler)
+        let holder = Holder {
+            ip: None,
+            peer: Some(peer),
+        };
+        self.established(connection, holder)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
-            FromSwarm::ConnectionEstablished(now) => {
-                self.established += 1;
-                *self.per_peer.entry(now.peer_id).or_default() += 1;
-            }
-            FromSwarm::ConnectionClosed(gone) => {
-                self.established = self.established.saturating_sub(1);
-                match self.per_peer.get_mut(&gone.peer_id) {
-                    Some(left) if *left > 1 => *left -= 1,
-                    _ => _ = self.per_peer.remove(&gone.peer_id),
-                }
-            }
-            FromSwarm::DialFailure(failed) => _ = self.outgoing.remove(&failed.connection_id),
-            FromSwarm::ListenFailure(failed) => _ = self.incoming.remove(&failed.connection_id),
+            FromSwarm::ConnectionClosed(gone) => self.ended(gone.connection_id),
+            FromSwarm::DialFailure(failed) => self.ended(failed.connection_id),
+            FromSwarm::ListenFailure(failed) => self.ended(failed.connection_id),
             _ => {}
         }
     }
@@ -168,99 +244,153 @@ impl NetworkBehaviour for Behaviour {
 mod tests {
     use libp2p::{
         core::ConnectedPoint,
-        swarm::behaviour::{ConnectionClosed, ConnectionEstablished},
+        swarm::{DialError, behaviour::ConnectionClosed, behaviour::DialFailure},
     };
 
     use super::*;
+    use crate::native::pool::Debug;
 
-    const MOST: Most = Most {
-        established: 3,
-        per_peer: 2,
-        incoming: 2,
-        outgoing: 1,
-    };
+    fn limits() -> Behaviour {
+        let quota = |all, per_address| Quota {
+            all,
+            per_address,
+            per_site: all,
+            per_peer: usize::MAX,
+        };
+        let connections = quota(4, 3).per_peer(2);
+        Behaviour::new(Limits::new(connections, quota(4, 2), 4, &Debug))
+    }
 
-    fn endpoint() -> ConnectedPoint {
-        ConnectedPoint::Listener {
-            local_addr: Multiaddr::empty(),
-            send_back_addr: Multiaddr::empty(),
-        }
+    fn tcp(ip: &str) -> Multiaddr {
+        format!("/ip4/{ip}/tcp/7").parse().unwrap()
+    }
+
+    fn begins(limits: &mut Behaviour, id: usize, from: &Multiaddr) -> bool {
+        let id = ConnectionId::new_unchecked(id);
+        let local = format!("/p2p/{}/p2p-circuit", PeerId::random()).parse();
+        let begun = limits.handle_pending_inbound_connection(id, &local.unwrap(), from);
+        begun.is_ok()
     }
 
     /// A connection of `peer` that comes in; whether it may.
-    fn comes(limits: &mut Behaviour, id: usize, peer: PeerId) -> bool {
-        let (connection_id, none) = (ConnectionId::new_unchecked(id), Multiaddr::empty());
-        let begun = limits.handle_pending_inbound_connection(connection_id, &none, &none);
-        let made = limits.handle_established_inbound_connection(connection_id, peer, &none, &none);
-        let may = begun.is_ok() && made.is_ok();
-        if may {
-            let endpoint = &endpoint();
-            limits.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
-                peer_id: peer,
-                connection_id,
-                endpoint,
-                failed_addresses: &[],
-                other_established: 0,
-            }));
-        }
-        may
+    fn comes(limits: &mut Behaviour, id: usize, peer: PeerId, from: &Multiaddr) -> bool {
+        let begun = begins(limits, id, from);
+        let id = ConnectionId::new_unchecked(id);
+        let none = Multiaddr::empty();
+        let made = limits.handle_established_inbound_connection(id, peer, &none, from);
+        begun && made.is_ok()
     }
 
     fn goes(limits: &mut Behaviour, id: usize, peer: PeerId) {
         limits.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
             peer_id: peer,
             connection_id: ConnectionId::new_unchecked(id),
-            endpoint: &endpoint(),
+            endpoint: &ConnectedPoint::Listener {
+                local_addr: Multiaddr::empty(),
+                send_back_addr: Multiaddr::empty(),
+            },
             cause: None,
             remaining_established: 0,
         }));
     }
 
-    #[test]
-    fn each_limit_holds_at_its_edge_and_frees_what_is_gone() {
-        let mut limits = Behaviour::new(MOST);
-        let [one, other] = [(); 2].map(|()| PeerId::random());
-        assert!(comes(&mut limits, 1, one) && comes(&mut limits, 2, one));
-        assert!(!comes(&mut limits, 3, one), "per peer");
-        assert!(comes(&mut limits, 4, other));
-        assert!(!comes(&mut limits, 5, other), "in all");
-        goes(&mut limits, 1, one);
-        assert!(comes(&mut limits, 6, other));
+    fn dials(limits: &mut Behaviour, id: usize) -> bool {
+        let id = ConnectionId::new_unchecked(id);
+        let begun = limits.handle_pending_outbound_connection(id, None, &[], Endpoint::Dialer);
+        begun.is_ok()
     }
 
     #[test]
-    fn handshakes_and_dials_count_until_they_end() {
-        let mut limits = Behaviour::new(MOST);
-        let none = Multiaddr::empty();
-        let begins = |limits: &mut Behaviour, id| {
-            let id = ConnectionId::new_unchecked(id);
-            limits
-                .handle_pending_inbound_connection(id, &none, &none)
-                .is_ok()
-        };
-        assert!(begins(&mut limits, 1) && begins(&mut limits, 2) && !begins(&mut limits, 3));
+    fn each_limit_holds_at_its_edge_and_frees_what_is_gone() {
+        let mut limits = limits();
+        let [one, other, third] = [(); 3].map(|()| PeerId::random());
+        let (here, there) = (tcp("192.0.2.1"), tcp("192.0.2.2"));
+        assert!(comes(&mut limits, 1, one, &here) && comes(&mut limits, 2, one, &here));
+        assert!(!comes(&mut limits, 3, one, &there), "per peer");
+        assert!(comes(&mut limits, 4, other, &here));
+        assert!(!comes(&mut limits, 5, third, &here), "per address");
+        assert!(comes(&mut limits, 6, third, &there));
+        assert!(!comes(&mut limits, 7, other, &there), "in all");
+        goes(&mut limits, 1, one);
+        assert!(comes(&mut limits, 8, other, &here));
+    }
+
+    #[test]
+    fn handshakes_of_one_kind_leave_room_for_the_others() {
+        let mut limits = limits();
+        let (here, there) = (tcp("192.0.2.1"), tcp("192.0.2.2"));
+        assert!(begins(&mut limits, 1, &here) && begins(&mut limits, 2, &here));
+        assert!(!begins(&mut limits, 3, &here), "per address");
+        assert!(begins(&mut limits, 4, &there) && begins(&mut limits, 5, &there));
+        assert!(!begins(&mut limits, 6, &tcp("192.0.2.3")), "in all");
+        let webrtc = "/ip4/192.0.2.1/udp/7/webrtc-direct".parse().unwrap();
+        assert!(begins(&mut limits, 7, &webrtc) && begins(&mut limits, 8, &webrtc));
+        assert!(!begins(&mut limits, 9, &webrtc));
+        let quic = "/ip4/192.0.2.1/udp/7/quic-v1".parse().unwrap();
+        for id in 10..20 {
+            assert!(begins(&mut limits, id, &quic), "the transport counts those");
+        }
+        assert_eq!(limits.pending.len(), 6);
+        // A handshake that ends makes room, whichever way it ends.
         let (id, peer) = (ConnectionId::new_unchecked(1), PeerId::random());
-        let made = limits.handle_established_inbound_connection(id, peer, &none, &none);
-        assert!(made.is_ok() && begins(&mut limits, 4) && !begins(&mut limits, 5));
-        let dials = |limits: &mut Behaviour, id| {
-            let id = ConnectionId::new_unchecked(id);
-            let role = Endpoint::Dialer;
-            limits
-                .handle_pending_outbound_connection(id, None, &[], role)
-                .is_ok()
+        let none = Multiaddr::empty();
+        let made = limits.handle_established_inbound_connection(id, peer, &none, &here);
+        assert!(made.is_ok() && begins(&mut limits, 21, &here));
+    }
+
+    #[test]
+    fn circuits_count_for_their_relay() {
+        let limits = limits().limits;
+        let local = |relay: PeerId| {
+            let text = format!("/ip4/192.0.2.1/udp/7/quic-v1/p2p/{relay}/p2p-circuit");
+            text.parse::<Multiaddr>().unwrap()
         };
-        assert!(dials(&mut limits, 6) && !dials(&mut limits, 7));
+        let [one, other] = [(); 2].map(|()| local(PeerId::random()));
+        let remote = format!("/p2p/{}", PeerId::random()).parse().unwrap();
+        let take = |local: &Multiaddr| limits.handshake(local, &remote).ok().flatten();
+        let _held = [take(&one).unwrap(), take(&one).unwrap()];
+        assert!(take(&one).is_none());
+        assert!(take(&other).is_some());
+        let through: Multiaddr = "/ip4/192.0.2.1/tcp/7/p2p-circuit".parse().unwrap();
+        assert_eq!(ip_of(&through), None);
+    }
+
+    #[test]
+    fn dials_count_until_they_end() {
+        let mut limits = limits();
+        for id in 0..4 {
+            assert!(dials(&mut limits, id));
+        }
+        assert!(!dials(&mut limits, 4));
+        let none = Multiaddr::empty();
+        let (id, peer) = (ConnectionId::new_unchecked(0), PeerId::random());
+        let (role, port) = (Endpoint::Dialer, PortUse::New);
+        let made = limits.handle_established_outbound_connection(id, peer, &none, role, port);
+        assert!(made.is_ok() && dials(&mut limits, 5));
+        limits.on_swarm_event(FromSwarm::DialFailure(DialFailure {
+            peer_id: None,
+            error: &DialError::Aborted,
+            connection_id: ConnectionId::new_unchecked(1),
+        }));
+        assert!(dials(&mut limits, 6));
     }
 
     #[test]
     fn nothing_is_kept_of_peers_that_are_gone() {
-        let mut limits = Behaviour::new(MOST);
+        let mut limits = limits();
         for id in 0..1000 {
             let peer = PeerId::random();
-            assert!(comes(&mut limits, id, peer));
+            let octet = (id % 200) as u8;
+            assert!(comes(
+                &mut limits,
+                id,
+                peer,
+                &tcp(&format!("192.0.2.{octet}"))
+            ));
             goes(&mut limits, id, peer);
         }
-        assert_eq!((limits.established, limits.per_peer.len()), (0, 0));
-        assert!(limits.incoming.is_empty());
+        assert!(limits.pending.is_empty() && limits.connections.is_empty());
+        assert_eq!(limits.limits.connections.taken(), 0);
+        assert_eq!(limits.limits.handshakes.taken(), 0);
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod limits;
 mod mdns;
 pub(crate) mod message;
 pub(crate) mod offer;
+pub(crate) mod pool;
 mod portmap;
 pub(crate) mod quic;
 pub(crate) mod rtc;

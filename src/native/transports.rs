@@ -20,7 +20,13 @@ use libp2p::{
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
-use super::{Net, guard::Guard, quic::Quic, websocket};
+use super::{
+    Net,
+    guard::Guard,
+    pool,
+    quic::{Admission, Quic},
+    stock, websocket,
+};
 #[cfg(feature = "server")]
 use crate::core::dial::Policy;
 use crate::{circuit::Duplex, muxer::Yamux};
@@ -51,8 +57,9 @@ pub(crate) fn peer(
         .multiplex(Yamux::default())
         .timeout(timeout)
         .boxed();
+    let admission = Admission::new(stock::handshakes(), &pool::Debug);
     let direct = internet(keypair, timeout, &net.guard, || {
-        own_quic(&net.quic, timeout)
+        own_quic(&net.quic, &admission, timeout)
     })?;
     Ok(join(join(first, circuits), direct))
 }
@@ -69,6 +76,7 @@ pub(crate) fn peer(
 pub(crate) fn server(
     keypair: &identity::Keypair,
     addresses: &[SocketAddr],
+    admission: &Admission,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let mut own = Vec::new();
@@ -84,15 +92,18 @@ pub(crate) fn server(
         let stock = stock
             .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
             .boxed();
-        own.iter()
-            .try_rfold(stock, |rest, quic| Ok(join(own_quic(quic, timeout)?, rest)))
+        own.iter().try_rfold(stock, |rest, quic| {
+            Ok(join(own_quic(quic, admission, timeout)?, rest))
+        })
     })
 }
 
-fn own_quic(quic: &Quic, timeout: Duration) -> io::Result<BoxedTransport> {
-    Ok(super::quic::Transport::new(quic.clone(), timeout)?
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-        .boxed())
+fn own_quic(quic: &Quic, admission: &Admission, timeout: Duration) -> io::Result<BoxedTransport> {
+    Ok(
+        super::quic::Transport::new(quic.clone(), admission.clone(), timeout)?
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed(),
+    )
 }
 
 /// QUIC, WebSocket (`ws` and, dialling only, `wss`) and TCP, over IP addresses and names.

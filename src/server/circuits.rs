@@ -1,42 +1,43 @@
-//! Circuits for diallers that do not wait.
+//! What peers ask a relay for, and the circuits that it carries.
 //!
 //! A relay as libp2p has it holds back what a dialler sends behind its request until the other
-//! peer has agreed, which costs half a round trip through the relay. For our own diallers, which
-//! ask by [`EARLY_PROTOCOL`](crate::core::circuit::EARLY_PROTOCOL), it goes to the other peer in one flight with the request to take the
-//! circuit in; libp2p's peers find it there when they come to read. The messages are those of the
-//! relay specification (`relay/circuit-v2.md`).
+//! peer has agreed, which costs half a round trip through the relay. Here it goes to the other peer
+//! in one flight with the request to take the circuit in; libp2p's peers find it there when they
+//! come to read. Our own diallers, which do not wait, ask by
+//! [`EARLY_PROTOCOL`](crate::core::circuit::EARLY_PROTOCOL); those that wait are served alike.
 
 use std::{
     collections::HashMap,
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::try_join};
-use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
+use libp2p::{PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
 use tokio::{sync::mpsc, time::timeout};
 
-use super::config::RelayLimits;
+use super::{
+    clients::Use,
+    config::RelayLimits,
+    hop::{self, MAX_MESSAGE, Request, Status},
+    pool::{Place, Pool, Pools},
+};
 use crate::{
     core::{
-        circuit::EARLY_PROTOCOL,
+        circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
-        protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint},
+        quota::{Holder, Refusal},
     },
     native::message,
     node::streams::{OpenError, OpenId},
 };
 
-/// How long either end may take to say what it has to.
+/// How long a request, which is one flight, may take to arrive from when its stream is open, and how
+/// long its answer may take to leave. One packet that is lost twice comes within it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a peer may take to agree to a circuit.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest message taken, as in libp2p.
-const MAX_MESSAGE: usize = 4096;
-/// Requests that are read at once; further ones are reset.
-const MAX_ASKING: usize = 1024;
 /// Reports that may wait; tasks wait beyond.
 const REPORTS: usize = 256;
 /// How long an offer and its answer may take, and how many bytes: an offer, an answer and a hundred
@@ -46,7 +47,7 @@ const OFFER_BYTES: u64 = 128 * 1024;
 /// Bytes moved at a time.
 const CHUNK: usize = 16 * 1024;
 
-/// What a relay of ours carries before the peer has agreed.
+/// What a relay of ours carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carried {
     Circuit,
@@ -55,9 +56,9 @@ pub(crate) enum Carried {
 }
 
 impl Carried {
-    /// The protocol that a dialler asks by.
-    pub(crate) fn protocols() -> [StreamProtocol; 2] {
-        [EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
+    /// The protocols that a relay is asked by.
+    pub(crate) fn protocols() -> [StreamProtocol; 3] {
+        [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
     }
 
     pub(crate) fn by(protocol: &StreamProtocol) -> Self {
@@ -76,112 +77,53 @@ impl Carried {
     }
 }
 
-/// The circuits that each dialler has, of both kinds together.
-#[derive(Clone)]
-pub(crate) struct Room {
-    total: usize,
-    per_peer: usize,
-    taken: Arc<Mutex<HashMap<PeerId, usize>>>,
+/// Who asked for what, on a stream that waits for the answer.
+pub(crate) struct Asked {
+    pub(crate) source: PeerId,
+    pub(crate) connection: ConnectionId,
+    pub(crate) what: Carried,
+    stream: Stream,
+    /// The place of a request, until it is answered.
+    place: Place,
 }
 
-impl Room {
-    pub(crate) fn new(limits: &RelayLimits) -> Self {
-        Self {
-            total: limits.circuits.get(),
-            per_peer: limits.circuits_per_peer.get(),
-            taken: Arc::default(),
-        }
-    }
-
-    /// Whether `peer` may have another circuit.
-    pub(crate) fn has_place(&self, peer: &PeerId) -> bool {
-        let taken = self.lock();
-        taken.values().sum::<usize>() < self.total
-            && taken.get(peer).copied().unwrap_or_default() < self.per_peer
-    }
-
-    /// Notes another circuit of `peer`; gives how many there are.
-    pub(crate) fn take(&self, peer: PeerId) -> usize {
-        let mut taken = self.lock();
-        *taken.entry(peer).or_default() += 1;
-        taken.values().sum()
-    }
-
-    /// Notes that a circuit of `peer` is gone; gives how many are left.
-    pub(crate) fn give_back(&self, peer: &PeerId) -> usize {
-        let mut taken = self.lock();
-        if let Some(count) = taken.get_mut(peer) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(peer);
+impl Asked {
+    /// Answers in the background.
+    pub(crate) fn refuse(self, status: Status) {
+        tokio::spawn(async move {
+            // Of an offer, the end of the stream says it.
+            if self.what == Carried::Circuit {
+                let _ = answer(self.stream, &hop::hop_status(status as u64)).await;
             }
-        }
-        taken.values().sum()
-    }
-
-    /// How many circuits there are.
-    pub(crate) fn taken(&self) -> usize {
-        self.lock().values().sum()
-    }
-
-    /// Keeps libp2p's relay to what the others leave.
-    pub(crate) fn limiter(&self) -> Box<dyn relay::RateLimiter> {
-        let room = self.clone();
-        Box::new(move |peer: PeerId, _: &Multiaddr, _| room.has_place(&peer))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PeerId, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+            drop(self.place);
+        });
     }
 }
 
-/// The circuits of diallers that do not wait, and who could have one.
+/// What a circuit or an offer holds while it is carried: its place, and both of its peers.
+#[expect(dead_code, reason = "it holds them by being there")]
+pub(crate) struct Held(pub(crate) Place, pub(crate) [Option<Use>; 2]);
+
+/// The circuits and offers under way.
 pub(crate) struct Circuits {
     limits: RelayLimits,
-    pub(crate) room: Room,
-    rate: Vec<Box<dyn relay::RateLimiter>>,
-    /// The same for sealed offers.
-    offers: Room,
-    offer_rate: Vec<Box<dyn relay::RateLimiter>>,
-    /// Connections that peers made, and where each comes from.
-    peers: HashMap<PeerId, Vec<(ConnectionId, Multiaddr)>>,
-    /// Circuits whose stream to the other peer is being opened.
-    opening: HashMap<OpenId, (PeerId, Carried, Stream)>,
-    /// One clone for each request that is being read.
-    asking: Arc<()>,
+    requests: Pool,
+    circuits: Pool,
+    offers: Pool,
+    /// Those whose stream to the other peer is being opened.
+    opening: HashMap<OpenId, (Asked, Held)>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
 
 impl Circuits {
-    /// `rate` makes the limiters of one kind.
-    pub(crate) fn new(
-        limits: &RelayLimits,
-        rate: impl Fn() -> Vec<Box<dyn relay::RateLimiter>>,
-    ) -> Self {
+    pub(crate) fn new(limits: &RelayLimits, pools: &Pools) -> Self {
         Self {
             limits: limits.clone(),
-            room: Room::new(limits),
-            rate: rate(),
-            offers: Room::new(limits),
-            offer_rate: rate(),
-            peers: HashMap::new(),
+            requests: pools.requests.clone(),
+            circuits: pools.circuits.clone(),
+            offers: pools.offers.clone(),
             opening: HashMap::new(),
-            asking: Arc::new(()),
             reports: mpsc::channel(REPORTS),
-        }
-    }
-
-    pub(crate) fn connected(&mut self, peer: PeerId, connection: ConnectionId, from: &Multiaddr) {
-        let known = self.peers.entry(peer).or_default();
-        known.push((connection, from.clone()));
-    }
-
-    pub(crate) fn disconnected(&mut self, peer: &PeerId, connection: ConnectionId) {
-        if let Some(known) = self.peers.get_mut(peer) {
-            known.retain(|(id, _)| *id != connection);
-            if known.is_empty() {
-                self.peers.remove(peer);
-            }
         }
     }
 
@@ -194,81 +136,84 @@ impl Circuits {
         }
     }
 
-    /// `source` has opened a stream to ask on.
-    pub(crate) fn ask(&self, source: PeerId, what: Carried, stream: Stream) {
-        if Arc::strong_count(&self.asking) > MAX_ASKING {
-            return;
-        }
-        let (permit, reports) = (self.asking.clone(), self.reports.0.clone());
-        tokio::spawn(async move {
-            read_request(source, what, stream, reports).await;
-            drop(permit);
-        });
+    /// How many circuits there are.
+    pub(crate) fn taken(&self) -> usize {
+        self.circuits.taken()
     }
 
-    /// The connection that a circuit from `source` to `destination` can go on over.
-    pub(crate) fn admit(
-        &mut self,
-        source: PeerId,
+    /// `holder` has opened a stream to ask on.
+    ///
+    /// # Errors
+    /// The limit that refuses it.
+    pub(crate) fn ask(
+        &self,
+        holder: Holder,
+        connection: ConnectionId,
         what: Carried,
-        destination: &PeerId,
-    ) -> Result<ConnectionId, Status> {
-        let from = self.peers.get(&source).and_then(|known| known.first());
-        let Some((_, from)) = from else {
-            return Err(Status::Failed);
+        mut stream: Stream,
+    ) -> Result<(), Refusal> {
+        let Some(source) = holder.peer else {
+            return Err(Refusal::Peer);
         };
-        let now = web_time::Instant::now();
-        let allowed =
-            |limiter: &mut Box<dyn relay::RateLimiter>| limiter.try_next(source, from, now);
-        let (room, rate) = match what {
-            Carried::Circuit => (&self.room, &mut self.rate),
-            Carried::Offer => (&self.offers, &mut self.offer_rate),
+        let place = self.requests.take(holder).inspect_err(|_| {
+            // Said if it can be said at once: whoever floods us is not waited for.
+            let status = hop::hop_status(Status::Limit as u64);
+            if what == Carried::Circuit {
+                let _ = answer_to(&mut stream, &status).now_or_never();
+            }
+        });
+        let asked = Asked {
+            source,
+            connection,
+            what,
+            place: place?,
+            stream,
         };
-        if !room.has_place(&source) || !rate.iter_mut().all(allowed) {
-            return Err(Status::Limit);
+        tokio::spawn(read_request(asked, self.reports.0.clone()));
+        Ok(())
+    }
+
+    /// Takes the place of what is carried for `holder`.
+    ///
+    /// # Errors
+    /// The limit that refuses it.
+    pub(crate) fn place(&self, what: Carried, holder: Holder) -> Result<Place, Refusal> {
+        match what {
+            Carried::Circuit => self.circuits.take(holder),
+            Carried::Offer => self.offers.take(holder),
         }
-        // A peer that has come back reserves on its newest connection, and takes no circuit in on
-        // another.
-        let to = self.peers.get(destination).and_then(|known| known.last());
-        to.map(|(connection, _)| *connection)
-            .ok_or(Status::NoReservation)
     }
 
     /// The stream to the other peer is being opened.
-    pub(crate) fn opening(&mut self, id: OpenId, source: PeerId, what: Carried, stream: Stream) {
-        // From here on, so that a burst of requests stays within the limit, too.
-        self.room_of(what).take(source);
-        self.opening.insert(id, (source, what, stream));
-    }
-
-    fn room_of(&self, what: Carried) -> &Room {
-        match what {
-            Carried::Circuit => &self.room,
-            Carried::Offer => &self.offers,
-        }
+    pub(crate) fn opening(&mut self, id: OpenId, asked: Asked, held: Held) {
+        self.opening.insert(id, (asked, held));
     }
 
     /// It is open, or never will be; gives whether a circuit fails with it.
     pub(crate) fn opened(&mut self, id: OpenId, result: Result<Stream, OpenError>) -> bool {
-        let Some((source, what, from)) = self.opening.remove(&id) else {
+        let Some((asked, held)) = self.opening.remove(&id) else {
             return false;
         };
-        match (what, result) {
-            (Carried::Offer, Ok(to)) => {
-                let room = self.offers.clone();
+        let Ok(to) = result else {
+            let fails = asked.what == Carried::Circuit;
+            asked.refuse(Status::Failed);
+            return fails;
+        };
+        let Asked {
+            source,
+            what,
+            stream: from,
+            ..
+        } = asked;
+        match what {
+            Carried::Offer => {
                 tokio::spawn(async move {
                     let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
                     tracing::debug!(?carried, "an offer has passed");
-                    room.give_back(&source);
+                    drop(held);
                 });
-                false
             }
-            // Its stream ends with this, which is all that the offerer needs to know.
-            (Carried::Offer, Err(_)) => {
-                self.offers.give_back(&source);
-                false
-            }
-            (Carried::Circuit, Ok(to)) => {
+            Carried::Circuit => {
                 let limits = self.limits.clone();
                 let circuit = Circuit {
                     source,
@@ -276,15 +221,24 @@ impl Circuits {
                     to,
                     limits,
                 };
-                tokio::spawn(circuit.run(self.reports.0.clone()));
-                false
-            }
-            (Carried::Circuit, Err(_)) => {
-                self.room.give_back(&source);
-                tokio::spawn(deny(from, Status::Failed));
-                true
+                tokio::spawn(circuit.run(held, self.reports.0.clone()));
             }
         }
+        false
+    }
+
+    /// Grants the reservation that was asked for, in the words of `granted`.
+    pub(crate) fn grant(&self, asked: Asked, granted: Vec<u8>) {
+        let reports = self.reports.0.clone();
+        tokio::spawn(async move {
+            let Asked {
+                source, connection, ..
+            } = asked;
+            if answer(asked.stream, &granted).await.is_err() {
+                let _ = reports.send(Report::Untold { source, connection }).await;
+            }
+            drop(asked.place);
+        });
     }
 }
 
@@ -294,67 +248,39 @@ impl Circuits {
     reason = "a few in one queue, most of them the large one"
 )]
 pub(crate) enum Report {
-    /// `source` asks for a circuit to `destination`, or to pass an offer on.
-    Asked {
+    Asked(Asked, Request),
+    /// The peer could not be told of its reservation.
+    Untold {
         source: PeerId,
-        what: Carried,
-        destination: PeerId,
-        stream: Stream,
+        connection: ConnectionId,
     },
-    /// The other peer has agreed.
+    /// The other peer has agreed to a circuit.
     Accepted,
-    /// The circuit of `source` is gone, or the other peer did not agree.
-    Closed { source: PeerId, accepted: bool },
+    /// A circuit is gone, or the other peer did not agree.
+    Closed {
+        accepted: bool,
+    },
 }
 
-/// Reads what a dialler asks for.
-async fn read_request(
-    source: PeerId,
-    what: Carried,
-    mut stream: Stream,
-    reports: mpsc::Sender<Report>,
-) {
-    let request = timeout(MESSAGE_TIMEOUT, message::read(&mut stream, MAX_MESSAGE)).await;
-    let Ok(Ok(request)) = request else {
+/// Reads what is asked for.
+async fn read_request(mut asked: Asked, reports: mpsc::Sender<Report>) {
+    let request = message::read(&mut asked.stream, MAX_MESSAGE);
+    let Ok(Ok(request)) = timeout(REQUEST_TIMEOUT, request).await else {
         return;
     };
-    let Some(destination) = decode(&request).and_then(|message| message.connect_to()) else {
-        return refuse(stream, what, Status::Malformed).await;
-    };
-    let report = Report::Asked {
-        source,
-        what,
-        destination,
-        stream,
-    };
-    let _ = reports.send(report).await;
-}
-
-/// What a relay answers (`relay/circuit-v2.md`, "Status codes").
-#[derive(Clone, Copy)]
-pub(crate) enum Status {
-    Ok = 100,
-    Limit = 201,
-    Failed = 203,
-    NoReservation = 204,
-    Malformed = 400,
-}
-
-/// Refuses what was asked for.
-pub(crate) async fn refuse(stream: Stream, what: Carried, status: Status) {
-    match what {
-        Carried::Circuit => deny(stream, status).await,
-        // Dropping the stream says it.
-        Carried::Offer => {}
+    match Request::decode(&request) {
+        Some(request) => _ = reports.send(Report::Asked(asked, request)).await,
+        None => asked.refuse(Status::Malformed),
     }
 }
 
-async fn deny(mut stream: Stream, status: Status) {
-    let answer = async {
-        stream.write_all(&hop_status(status as u64)).await?;
-        stream.close().await
-    };
-    let _ = timeout(MESSAGE_TIMEOUT, answer).await;
+async fn answer(mut stream: Stream, message: &[u8]) -> io::Result<()> {
+    timeout(REQUEST_TIMEOUT, answer_to(&mut stream, message)).await?
+}
+
+async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
+    stream.write_all(message).await?;
+    stream.close().await
 }
 
 /// Passes an offer on, and what follows it.
@@ -377,13 +303,13 @@ struct Circuit {
 
 impl Circuit {
     /// Carries it until it ends, is worn out, or is not agreed to.
-    async fn run(self, reports: mpsc::Sender<Report>) {
-        let source = self.source;
+    async fn run(self, held: Held, reports: mpsc::Sender<Report>) {
         let duration = self.limits.circuit_duration();
         let mut accepted = false;
         let carried = timeout(duration, self.carry(&reports, &mut accepted)).await;
         tracing::debug!(?carried, "a circuit ended");
-        let _ = reports.send(Report::Closed { source, accepted }).await;
+        drop(held);
+        let _ = reports.send(Report::Closed { accepted }).await;
     }
 
     async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {
@@ -396,20 +322,21 @@ impl Circuit {
         };
         let there = async {
             to_peer
-                .write_all(&stop_connect(&self.source, &self.limits))
+                .write_all(&hop::stop_connect(&self.source, &self.limits))
                 .await?;
             pump(&mut from_source, &mut to_peer, &carried, most).await
         };
         let back = async {
             let answer = timeout(MESSAGE_TIMEOUT, message::read(&mut from_peer, MAX_MESSAGE)).await;
             let status = match answer {
-                Ok(Ok(answer)) => decode(&answer).and_then(|message| message.stop_status()),
-                Ok(Err(_)) | Err(_) => Some(Status::Failed as u64),
+                Ok(Ok(answer)) => hop::stop_status(&answer),
+                Ok(Err(_)) | Err(_) => None,
             };
             let status = status.unwrap_or(Status::Failed as u64);
-            to_source.write_all(&hop_status(status)).await?;
+            let told = hop::hop_status(status);
+            timeout(REQUEST_TIMEOUT, to_source.write_all(&told)).await??;
             if status != Status::Ok as u64 {
-                to_source.close().await?;
+                timeout(REQUEST_TIMEOUT, to_source.close()).await??;
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             *accepted = true;
@@ -447,99 +374,9 @@ async fn pump(
     }
 }
 
-// HopMessage { type = 1, peer = 2, limit = 4, status = 5 }; types RESERVE, CONNECT, STATUS.
-// StopMessage { type = 1, peer = 2, limit = 3, status = 4 }; types CONNECT, STATUS.
-const HOP_CONNECT: u64 = 1;
-const HOP_STATUS: u8 = 2;
-const STOP_STATUS: u64 = 1;
-
-/// The fields of either message that matter here.
-#[derive(Default)]
-struct Message {
-    kind: u64,
-    peer: Option<PeerId>,
-    status: Option<u64>,
-}
-
-impl Message {
-    fn connect_to(&self) -> Option<PeerId> {
-        self.peer.filter(|_| self.kind == HOP_CONNECT)
-    }
-
-    fn stop_status(&self) -> Option<u64> {
-        self.status.filter(|_| self.kind == STOP_STATUS)
-    }
-}
-
-fn decode(mut rest: &[u8]) -> Option<Message> {
-    let mut message = Message::default();
-    while !rest.is_empty() {
-        match take_varint(&mut rest)? {
-            8 => message.kind = take_varint(&mut rest)?,
-            0x12 => {
-                let mut peer = take_bytes(&mut rest)?;
-                while !peer.is_empty() {
-                    match take_varint(&mut peer)? {
-                        0x0a => message.peer = PeerId::from_bytes(take_bytes(&mut peer)?).ok(),
-                        tag => skip_field(tag, &mut peer)?,
-                    }
-                }
-            }
-            0x20 => message.status = Some(take_varint(&mut rest)?),
-            tag => skip_field(tag, &mut rest)?,
-        }
-    }
-    Some(message)
-}
-
-fn hop_status(status: u64) -> Vec<u8> {
-    behind_length(&[vec![8, HOP_STATUS, 0x28], varint(status)].concat())
-}
-
-fn stop_connect(source: &PeerId, limits: &RelayLimits) -> Vec<u8> {
-    let seconds = varint(limits.circuit_duration().as_secs());
-    let bytes = varint(limits.circuit_bytes);
-    let limit = [vec![8], seconds, vec![0x10], bytes].concat();
-    let peer = field(0x12, &field(0x0a, &source.to_bytes()));
-    behind_length(&[vec![8, 0], peer, field(0x1a, &limit)].concat())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn requests_and_answers_are_as_the_specification_has_them() {
-        let peer = PeerId::random();
-        let request = crate::core::circuit::connect(&peer);
-        let mut stream = &request[..];
-        let message = futures::executor::block_on(message::read(&mut stream, MAX_MESSAGE)).unwrap();
-        assert_eq!(decode(&message).unwrap().connect_to(), Some(peer));
-        assert!(decode(&[8, 1, 0x20, 100]).unwrap().stop_status() == Some(100));
-        assert!(decode(&[8, 0, 0x20, 100]).unwrap().stop_status().is_none());
-        assert_eq!(hop_status(100), [4, 8, 2, 0x28, 100]);
-        assert_eq!(hop_status(204), [5, 8, 2, 0x28, 0xcc, 1]);
-    }
-
-    #[test]
-    fn circuits_of_both_kinds_share_the_room() {
-        let limits = RelayLimits {
-            circuits: std::num::NonZeroUsize::new(2).unwrap(),
-            circuits_per_peer: std::num::NonZeroUsize::MIN,
-            ..RelayLimits::default()
-        };
-        let room = Room::new(&limits);
-        let [a, b, c] = [(); 3].map(|()| PeerId::random());
-        let mut limiter = room.limiter();
-        let now = web_time::Instant::now();
-        assert_eq!(room.take(a), 1);
-        assert!(!limiter.try_next(a, &Multiaddr::empty(), now));
-        assert!(limiter.try_next(b, &Multiaddr::empty(), now));
-        assert_eq!(room.take(b), 2);
-        assert!(!room.has_place(&c));
-        assert_eq!(room.give_back(&a), 1);
-        assert!(room.has_place(&c));
-    }
 
     #[test]
     fn a_circuit_is_worn_out() {

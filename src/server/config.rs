@@ -405,10 +405,13 @@ pub struct ConnectionLimits {
     pub established: u32,
     /// Connections of one peer, 1 to 4294967295. Default 8.
     pub per_peer: u32,
-    /// Connections whose handshake is under way, 1 to 4294967295. Default 512.
+    /// Connections whose handshake is under way, of each kind: over TCP and WebSocket, over QUIC,
+    /// over WebRTC, and those that the server makes. 1 to 4294967295. Default 512. Beyond an eighth
+    /// of it, senders over QUIC are asked to show that they are at their address, for which they
+    /// take a round trip.
     pub pending: u32,
-    /// Seconds after which a connection without reservation, circuit or stream is closed, 1 to
-    /// 86400. Default 30.
+    /// Seconds after which a connection is closed whose peer holds no reservation and takes part in
+    /// no circuit and no offer, whatever streams it keeps open. 1 to 86400. Default 30.
     pub idle_seconds: u64,
     /// HTTP connections held at once; more are closed at once. Default 256.
     pub http: NonZeroUsize,

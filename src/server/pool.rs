@@ -3,15 +3,21 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use super::{config::ServerConfig, metrics::Metrics, rate::RateLimiter};
-use crate::core::quota::{Holder, Ledger, Quota, Refusal};
+pub(crate) use crate::native::pool::{Place, Pool};
+use crate::{
+    core::quota::Quota,
+    native::{limits::Limits, pool::Observer, quic::Admission},
+};
 
 /// Requests for circuits and sealed offers that are read at once.
 const REQUESTS: usize = 1024;
+/// Of these one peer's: as many circuits as a dialler of ours asks for at a time.
+const REQUESTS_PER_PEER: usize = 64;
 /// Addresses of peers that are dialled at once, to see whether they can be.
 pub(crate) const DIAL_BACKS: usize = 64;
 /// HTTP connections to the operator's own address: some scrapers and load balancers.
@@ -20,10 +26,14 @@ pub(crate) const ADMIN: usize = 32;
 /// Every pool of a server. A clone shares them.
 #[derive(Clone)]
 pub(crate) struct Pools {
-    /// Connections of peers whose handshake is under way.
+    /// Connections of peers whose handshake over TCP or WebSocket is under way.
     pub(crate) handshakes: Pool,
     /// Connections of peers.
     pub(crate) connections: Pool,
+    /// Those two, and handshakes over WebRTC.
+    pub(crate) limits: Limits,
+    /// Handshakes over QUIC.
+    pub(crate) quic: Admission,
     /// Requests for circuits and sealed offers that are being read.
     pub(crate) requests: Pool,
     /// Peers that hold a reservation.
@@ -57,10 +67,16 @@ impl Pools {
         let (connections, relay) = (&config.connections, &config.relay);
         let per_peer = connections.per_peer as usize;
         let circuits_per_peer = relay.circuits_per_peer.get();
+        let established = Quota::shared(connections.established as usize, percent);
+        let handshakes = Quota::shared(connections.pending as usize, percent);
+        let dials = connections.pending as usize;
+        let limits = Limits::new(established.per_peer(per_peer), handshakes, dials, &refusals);
         Self {
-            handshakes: pool("handshake", connections.pending as usize),
-            connections: of_peers("connection", connections.established as usize, per_peer),
-            requests: of_peers("request", REQUESTS, circuits_per_peer),
+            handshakes: limits.handshakes.clone(),
+            connections: limits.connections.clone(),
+            quic: Admission::new(handshakes, &refusals),
+            limits,
+            requests: of_peers("request", REQUESTS, REQUESTS_PER_PEER),
             reservations: pool("reservation", relay.reservations.get()),
             circuits: of_peers("circuit", relay.circuits.get(), circuits_per_peer),
             offers: of_peers("offer", relay.circuits.get(), circuits_per_peer),
@@ -71,72 +87,6 @@ impl Pools {
             allocations: pool("allocation", config.turn.relayed_addresses()),
             refusals,
         }
-    }
-}
-
-/// A pool. A clone shares it.
-#[derive(Clone)]
-pub(crate) struct Pool(Arc<Inner>);
-
-struct Inner {
-    name: &'static str,
-    quota: Quota,
-    ledger: Mutex<Ledger>,
-    refusals: Refusals,
-}
-
-impl Pool {
-    /// A pool, called `name` in metrics and logs.
-    pub(crate) fn new(name: &'static str, quota: Quota, refusals: &Refusals) -> Self {
-        Self(Arc::new(Inner {
-            name,
-            quota,
-            ledger: Mutex::default(),
-            refusals: refusals.clone(),
-        }))
-    }
-
-    /// Takes a place for `holder`, until it is dropped. A refusal is counted and logged.
-    pub(crate) fn take(&self, holder: impl Into<Holder>) -> Result<Place, Refusal> {
-        let holder = holder.into();
-        let taken = self.lock().take(&self.0.quota, holder);
-        match taken {
-            Ok(()) => Ok(Place {
-                pool: self.clone(),
-                holder,
-            }),
-            Err(refusal) => {
-                self.0.refusals.tell(self.0.name, refusal.name(), holder.ip);
-                Err(refusal)
-            }
-        }
-    }
-
-    /// How many places are taken.
-    pub(crate) fn taken(&self) -> usize {
-        self.lock().taken()
-    }
-
-    /// Whether no place is left for anybody.
-    pub(crate) fn is_full(&self) -> bool {
-        self.taken() >= self.0.quota.all
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Ledger> {
-        // A ledger is whole after every call.
-        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place in a [`Pool`]. Dropping it gives the place back.
-pub(crate) struct Place {
-    pool: Pool,
-    holder: Holder,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.pool.lock().give_back(self.holder);
     }
 }
 
@@ -179,10 +129,16 @@ impl Refusals {
     }
 }
 
+impl Observer for Refusals {
+    fn refused(&self, what: &'static str, reason: &'static str, ip: Option<IpAddr>) {
+        self.tell(what, reason, ip);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::config::ServerConfig;
+    use crate::{core::quota::Refusal, server::config::ServerConfig};
 
     #[test]
     fn a_place_comes_back_and_a_refusal_is_counted() {

@@ -1,13 +1,11 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     error::Error as StdError,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -20,31 +18,38 @@ use libp2p::{
     },
     identify, identity,
     multiaddr::Protocol,
-    ping, relay,
-    swarm::{self, NetworkBehaviour, SwarmEvent},
+    ping,
+    swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
 use libp2p_metrics::BandwidthTransport;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time};
 
 use super::{
     autonat, certificate,
-    circuits::{self, Carried, Circuits, Room},
-    config::{ConnectionLimits, RelayLimits, ServerConfig},
+    circuits::{self, Carried, Circuits, Held},
+    clients::{Clients, Reserved},
+    config::{RelayLimits, ServerConfig},
     descriptors::Descriptors,
+    hop::{self, Request, Status},
     metrics::Metrics,
     pool::Pools,
+    rates::{Rate, Rates},
 };
+pub(crate) use crate::native::limits::ip_of;
 use crate::{
+    core::quota::Holder,
     error::{Error, ErrorKind},
     native::{
-        limits::{self, Most},
-        transports,
+        limits,
+        transports::{self, DEFAULT_CONNECT_TIMEOUT},
     },
     node::{self, streams},
 };
 
 /// Longest wait for peers to be told of a shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// How often connections that nobody needs are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
 /// File of the `/webrtc-direct` certificate in the data directory.
 const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 
@@ -52,11 +57,10 @@ const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 struct Behaviour {
     // First, so that it refuses before others make room for a connection.
     limits: limits::Behaviour,
-    relay: relay::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     autonat: autonat::Behaviour,
-    early: streams::Behaviour,
+    requests: streams::Behaviour,
 }
 
 /// A relay whose listeners are open.
@@ -64,7 +68,10 @@ pub(crate) struct Relay {
     swarm: Swarm<Behaviour>,
     announce: Announcements,
     metrics: Metrics,
-    reserved: Reserved,
+    relay: RelayLimits,
+    pools: Pools,
+    rates: Rates,
+    clients: Clients,
     circuits: Circuits,
     descriptors: Descriptors,
     webrtc: Option<WildcardWebRtc>,
@@ -111,24 +118,25 @@ impl Relay {
         mut own: Vec<SocketAddr>,
         descriptors: Descriptors,
     ) -> Result<Self, Error> {
-        let reserved = Reserved::default();
-        let circuits = Circuits::new(&config.relay, || circuit_rates(&config.relay));
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
         let autonat = autonat::Behaviour::new(&config.autonat, own, &pools, metrics.clone());
-        let behaviour = behaviour(config, keypair, &reserved, &circuits.room, autonat);
-        let transport = transport(config, keypair, &metrics)?;
+        let behaviour = behaviour(keypair, &pools, autonat);
+        let transport = transport(config, keypair, &metrics, &pools)?;
+        // `Clients` tells which connections nobody needs: it knows more of them than libp2p.
         let swarm_config = swarm::Config::with_tokio_executor()
-            .with_substream_upgrade_protocol_override(Version::V1Lazy)
-            .with_idle_connection_timeout(Duration::from_secs(config.connections.idle_seconds));
+            .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
         let mut relay = Self {
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
             announce: Announcements::new(announced),
             metrics,
-            reserved,
-            circuits,
+            relay: config.relay.clone(),
+            rates: Rates::new(&config.relay),
+            clients: Clients::new(config, &pools),
+            circuits: Circuits::new(&config.relay, &pools),
+            pools,
             descriptors,
             webrtc: WildcardWebRtc::new(config),
         };
@@ -191,10 +199,13 @@ impl Relay {
 
     /// Serves until `stop` is sent or dropped, then says goodbye to everybody.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut sweep = time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
-                report = self.circuits.report() => self.on_circuit(report),
+                report = self.circuits.report() => self.on_report(report),
+                _ = sweep.tick() => self.sweep(),
                 _ = &mut stop => break,
             }
         }
@@ -208,7 +219,7 @@ impl Relay {
                 self.swarm.select_next_some().await;
             }
         };
-        let _ = tokio::time::timeout(SHUTDOWN_GRACE, goodbye).await;
+        let _ = time::timeout(SHUTDOWN_GRACE, goodbye).await;
     }
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -242,23 +253,20 @@ impl Relay {
                 endpoint,
                 ..
             } => {
-                if endpoint.is_listener() {
-                    let from = endpoint.get_remote_address();
-                    self.circuits.connected(peer_id, connection_id, from);
-                }
+                let from = endpoint.get_remote_address();
+                self.clients
+                    .connected(peer_id, connection_id, from, Instant::now());
                 self.metrics.connection("established");
                 self.count_connections();
             }
             SwarmEvent::ConnectionClosed {
                 peer_id,
                 connection_id,
-                num_established,
                 ..
             } => {
-                self.circuits.disconnected(&peer_id, connection_id);
-                if num_established == 0 {
-                    self.release(&peer_id);
-                }
+                self.clients
+                    .disconnected(&peer_id, connection_id, Instant::now());
+                self.count_reservations();
                 self.count_connections();
             }
             SwarmEvent::IncomingConnectionError { error, .. } => {
@@ -268,8 +276,7 @@ impl Relay {
                     _ => "failed",
                 });
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relay_event(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Early(event)) => self.on_early(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Requests(event)) => self.on_stream(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
             _ => {}
         }
@@ -316,57 +323,23 @@ impl Relay {
         }
     }
 
-    #[expect(
-        deprecated,
-        reason = "the failures are counted, whatever libp2p logs of them"
-    )]
-    fn on_relay_event(&mut self, event: relay::Event) {
-        use relay::Event;
-        match event {
-            Event::ReservationReqAccepted { renewed, .. } => {
-                self.metrics
-                    .reservation(if renewed { "renewed" } else { "accepted" });
-                self.metrics.reservations(self.reserved.len());
-            }
-            Event::ReservationReqDenied { .. } => self.metrics.reservation("denied"),
-            Event::ReservationReqAcceptFailed { src_peer_id, .. } => {
-                self.metrics.reservation("failed");
-                self.release(&src_peer_id);
-            }
-            Event::ReservationReqDenyFailed { .. } => self.metrics.reservation("failed"),
-            Event::ReservationTimedOut { src_peer_id } => self.release(&src_peer_id),
-            Event::CircuitReqAccepted { src_peer_id, .. } => {
-                self.metrics.circuit("accepted");
-                let now = self.circuits.room.take(src_peer_id);
-                self.metrics.circuits(now);
-            }
-            Event::CircuitClosed { src_peer_id, .. } => {
-                let left = self.circuits.room.give_back(&src_peer_id);
-                self.metrics.circuits(left);
-            }
-            Event::CircuitReqDenied { status, .. } => self.metrics.circuit(match status {
-                relay::StatusCode::ReservationRefused
-                | relay::StatusCode::ResourceLimitExceeded => "limit",
-                relay::StatusCode::NoReservation => "no_reservation",
-                _ => "denied",
-            }),
-            Event::CircuitReqOutboundConnectFailed { .. }
-            | Event::CircuitReqAcceptFailed { .. }
-            | Event::CircuitReqDenyFailed { .. } => self.metrics.circuit("failed"),
-            // Said of every closed connection, reserved or not; see `ConnectionClosed`.
-            Event::ReservationClosed { .. } | Event::StatusChanged { .. } => {}
-        }
-    }
-
-    /// A dialler of ours asks for a circuit, or the stream to the other peer is there.
-    fn on_early(&mut self, event: streams::Event) {
+    /// A peer asks for something, or the stream to the other peer is there.
+    fn on_stream(&mut self, event: streams::Event) {
         match event {
             streams::Event::Inbound {
                 peer,
+                connection,
                 protocol,
                 stream,
-                ..
-            } => self.circuits.ask(peer, Carried::by(&protocol), stream),
+            } => {
+                let what = Carried::by(&protocol);
+                let holder = self.holder(peer, connection);
+                if self.circuits.ask(holder, connection, what, stream).is_err()
+                    && what == Carried::Circuit
+                {
+                    self.metrics.circuit("limit");
+                }
+            }
             streams::Event::Opened { id, result } => {
                 if self.circuits.opened(id, result) {
                     self.metrics.circuit("failed");
@@ -375,54 +348,123 @@ impl Relay {
         }
     }
 
-    fn on_circuit(&mut self, report: circuits::Report) {
-        use circuits::{Report, Status};
+    fn holder(&self, peer: PeerId, connection: ConnectionId) -> Holder {
+        let from = self.clients.address(&peer, connection);
+        Holder {
+            ip: from.and_then(ip_of),
+            peer: Some(peer),
+        }
+    }
+
+    fn on_report(&mut self, report: circuits::Report) {
+        use circuits::Report;
         match report {
-            Report::Asked {
-                source,
-                what,
-                destination,
-                stream,
-            } => {
-                let admitted = match self.reserved.contains(&destination) {
-                    true => self.circuits.admit(source, what, &destination),
-                    false => Err(Status::NoReservation),
-                };
-                match admitted {
-                    Ok(connection) => {
-                        let early = &mut self.swarm.behaviour_mut().early;
-                        let open = early.open(destination, connection, what.onward());
-                        self.circuits.opening(open, source, what, stream);
-                    }
-                    Err(status) => {
-                        if what == Carried::Circuit {
-                            self.metrics.circuit(match status {
-                                Status::Limit => "limit",
-                                Status::NoReservation => "no_reservation",
-                                _ => "denied",
-                            });
-                        }
-                        tokio::spawn(circuits::refuse(stream, what, status));
-                    }
-                }
+            Report::Asked(asked, Request::Reserve) if asked.what == Carried::Circuit => {
+                self.on_reserve(asked);
+            }
+            Report::Asked(asked, Request::Reserve) => asked.refuse(Status::Malformed),
+            Report::Asked(asked, Request::Connect(to)) => self.on_connect(asked, to),
+            Report::Untold { source, connection } => {
+                self.metrics.reservation("failed");
+                self.clients.unreserve(&source, connection, Instant::now());
+                self.count_reservations();
             }
             Report::Accepted => {
                 self.metrics.circuit("accepted");
-                self.metrics.circuits(self.circuits.room.taken());
+                self.metrics.circuits(self.circuits.taken());
             }
-            Report::Closed { source, accepted } => {
+            Report::Closed { accepted } => {
                 if !accepted {
                     self.metrics.circuit("failed");
                 }
-                let left = self.circuits.room.give_back(&source);
-                self.metrics.circuits(left);
+                self.metrics.circuits(self.circuits.taken());
             }
         }
     }
 
-    fn release(&self, peer: &PeerId) {
-        let held = self.reserved.remove(peer);
-        self.metrics.reservations(held);
+    fn on_reserve(&mut self, asked: circuits::Asked) {
+        let (peer, connection, now) = (asked.source, asked.connection, Instant::now());
+        // Whoever has one keeps it, however often its neighbours ask.
+        let allowed = self.clients.is_reserved(&peer, connection, now)
+            || self.allows(Rate::Reservations, peer, connection);
+        let reserved = allowed.then(|| self.clients.reserve(peer, connection, now));
+        let Some(Ok(reserved)) = reserved else {
+            self.metrics.reservation("denied");
+            return asked.refuse(Status::Limit);
+        };
+        self.metrics.reservation(match reserved {
+            Reserved::New => "accepted",
+            Reserved::Renewed => "renewed",
+        });
+        self.count_reservations();
+        let granted = hop::granted(&self.addresses(), &self.relay);
+        self.circuits.grant(asked, granted);
+    }
+
+    fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
+        match self.admit(&asked, to) {
+            Ok((connection, held)) => {
+                let requests = &mut self.swarm.behaviour_mut().requests;
+                let open = requests.open(to, connection, asked.what.onward());
+                self.circuits.opening(open, asked, held);
+            }
+            Err(status) => {
+                if asked.what == Carried::Circuit {
+                    self.metrics.circuit(match status {
+                        Status::Limit => "limit",
+                        Status::NoReservation => "no_reservation",
+                        _ => "denied",
+                    });
+                }
+                asked.refuse(status);
+            }
+        }
+    }
+
+    /// The connection over which the other peer is told, and what is held meanwhile.
+    fn admit(
+        &mut self,
+        asked: &circuits::Asked,
+        to: PeerId,
+    ) -> Result<(ConnectionId, Held), Status> {
+        let (source, now) = (asked.source, Instant::now());
+        let connection = self.clients.reserved(&to, now);
+        let connection = connection.ok_or(Status::NoReservation)?;
+        let rate = match asked.what {
+            Carried::Circuit => Rate::Circuits,
+            Carried::Offer => Rate::Offers,
+        };
+        if !self.allows(rate, source, asked.connection) {
+            return Err(Status::Limit);
+        }
+        let holder = self.holder(source, asked.connection);
+        let place = self.circuits.place(asked.what, holder);
+        let place = place.map_err(|_| Status::Limit)?;
+        let uses = [source, to].map(|peer| self.clients.use_by(&peer, now));
+        Ok((connection, Held(place, uses)))
+    }
+
+    /// Whether the peer may ask that often. A refusal is told.
+    fn allows(&mut self, rate: Rate, peer: PeerId, connection: ConnectionId) -> bool {
+        let ip = self.holder(peer, connection).ip;
+        let now = Instant::now();
+        let allowed = ip.is_some_and(|ip| self.rates.allow(rate, peer, ip, now));
+        if !allowed {
+            self.pools.refusals.tell(rate.name(), "rate", ip);
+        }
+        allowed
+    }
+
+    /// Closes the connections that nobody needs.
+    fn sweep(&mut self) {
+        for connection in self.clients.sweep(Instant::now()) {
+            self.swarm.close_connection(connection);
+        }
+        self.count_reservations();
+    }
+
+    fn count_reservations(&self) {
+        self.metrics.reservations(self.pools.reservations.taken());
     }
 
     fn count_connections(&self) {
@@ -445,18 +487,10 @@ impl Relay {
     }
 }
 
-fn behaviour(
-    config: &ServerConfig,
-    keypair: &identity::Keypair,
-    reserved: &Reserved,
-    room: &Room,
-    autonat: autonat::Behaviour,
-) -> Behaviour {
-    let peer = keypair.public().to_peer_id();
+fn behaviour(keypair: &identity::Keypair, pools: &Pools, autonat: autonat::Behaviour) -> Behaviour {
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
     Behaviour {
-        limits: limits::Behaviour::new(most(&config.connections)),
-        relay: relay::Behaviour::new(peer, relay_config(&config.relay, reserved, room)),
+        limits: limits::Behaviour::new(pools.limits.clone()),
         identify: identify::Behaviour::new(
             identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
                 .with_agent_version(agent.to_owned())
@@ -465,70 +499,15 @@ fn behaviour(
         ),
         ping: node::ping(),
         autonat,
-        early: streams::Behaviour::new(Carried::protocols(), false),
+        requests: streams::Behaviour::new(Carried::protocols(), true),
     }
-}
-
-fn most(limits: &ConnectionLimits) -> Most {
-    Most {
-        established: limits.established,
-        per_peer: limits.per_peer,
-        incoming: limits.pending,
-        outgoing: limits.pending,
-    }
-}
-
-fn relay_config(limits: &RelayLimits, reserved: &Reserved, room: &Room) -> relay::Config {
-    let per_peer = limits.reservations_per_peer.get();
-    let mut config = relay::Config {
-        // libp2p counts a renewal against its limit, so that a full relay would lose one
-        // peer after the other. `Reserved` below lets renewals through.
-        max_reservations: limits.reservations.get().saturating_mul(per_peer),
-        // libp2p refuses above these numbers, not at them.
-        max_reservations_per_peer: per_peer - 1,
-        reservation_duration: Duration::from_secs(limits.reservation_seconds),
-        reservation_rate_limiters: Vec::new(),
-        max_circuits: limits.circuits.get(),
-        max_circuits_per_peer: limits.circuits_per_peer.get() - 1,
-        max_circuit_duration: limits.circuit_duration(),
-        max_circuit_bytes: limits.circuit_bytes,
-        circuit_src_rate_limiters: circuit_rates(limits),
-    };
-    let two = NonZeroU32::MIN.saturating_add(1);
-    config = config
-        .reservation_rate_per_peer(limits.reservation_burst, Duration::from_secs(2))
-        .reservation_rate_per_ip(
-            limits.reservation_burst.saturating_mul(two),
-            Duration::from_secs(1),
-        );
-    config.circuit_src_rate_limiters.push(room.limiter());
-    // Last, so that it counts only what nothing else refuses.
-    config
-        .reservation_rate_limiters
-        .push(reserved.limiter(limits.reservations.get()));
-    config
-}
-
-/// How often each peer, and each IP address, may ask for a circuit.
-fn circuit_rates(limits: &RelayLimits) -> Vec<Box<dyn relay::RateLimiter>> {
-    let four = NonZeroU32::MIN.saturating_add(3);
-    let config = relay::Config {
-        circuit_src_rate_limiters: Vec::new(),
-        ..relay::Config::default()
-    };
-    config
-        .circuit_src_per_peer(limits.circuit_burst, Duration::from_secs(1))
-        .circuit_src_per_ip(
-            limits.circuit_burst.saturating_mul(four),
-            Duration::from_millis(250),
-        )
-        .circuit_src_rate_limiters
 }
 
 fn transport(
     config: &ServerConfig,
     keypair: &identity::Keypair,
     metrics: &Metrics,
+    pools: &Pools,
 ) -> Result<transports::BoxedTransport, Error> {
     let certificate = match &config.data {
         Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
@@ -538,13 +517,14 @@ fn transport(
     // cryptography and none is chosen. Err means that the program has chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-        .boxed();
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    // It waits for its last handshake without end.
+    let webrtc = TransportTimeout::new(webrtc, DEFAULT_CONNECT_TIMEOUT).boxed();
     let hosts = config.hosts.iter();
     let quic: Vec<_> = hosts
         .map(|host| SocketAddr::new(*host, config.port))
         .collect();
-    let internet = transports::server(keypair, &quic, transports::DEFAULT_CONNECT_TIMEOUT)
+    let internet = transports::server(keypair, &quic, &pools.quic, DEFAULT_CONNECT_TIMEOUT)
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
     let all = transports::join(webrtc, internet.boxed());
@@ -647,15 +627,6 @@ impl Announcements {
     }
 }
 
-/// The first IP address of `address`.
-pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
-    address.iter().find_map(|protocol| match protocol {
-        Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
-        _ => None,
-    })
-}
-
 /// Loopback and link-local addresses mean nothing to other machines.
 fn is_local(ip: IpAddr) -> bool {
     match ip {
@@ -671,39 +642,6 @@ fn preference(address: &Multiaddr) -> u8 {
         Some(Protocol::P2p(_)) | None => 1,
         Some(Protocol::Ws(_)) => 2,
         _ => 3,
-    }
-}
-
-/// The peers that hold a reservation, shared with the relay behaviour's admission.
-#[derive(Clone, Default)]
-struct Reserved(Arc<Mutex<HashSet<PeerId>>>);
-
-impl Reserved {
-    fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn contains(&self, peer: &PeerId) -> bool {
-        self.lock().contains(peer)
-    }
-
-    fn remove(&self, peer: &PeerId) -> usize {
-        let mut peers = self.lock();
-        peers.remove(peer);
-        peers.len()
-    }
-
-    /// Admits those who have a reservation, and others while fewer than `limit` have.
-    fn limiter(&self, limit: usize) -> Box<dyn relay::RateLimiter> {
-        let reserved = self.clone();
-        Box::new(move |peer: PeerId, _: &Multiaddr, _| {
-            let mut peers = reserved.lock();
-            peers.contains(&peer) || (peers.len() < limit && peers.insert(peer))
-        })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<PeerId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

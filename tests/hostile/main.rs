@@ -1,7 +1,7 @@
 //! A peer that means harm: each limit at its edge, and others unharmed meanwhile.
 #![cfg(not(target_arch = "wasm32"))]
 
-use std::{io, time::Duration};
+use std::{io, net::Ipv4Addr, time::Duration};
 
 use futures::{
     AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _,
@@ -16,10 +16,10 @@ use libp2p::{
     },
     tcp, yamux,
 };
-use throughline::{Config, Connection, Connector, ErrorKind};
+use throughline::{Config, Connection, Connector, ErrorKind, Ticket};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::TcpSocket,
     sync::mpsc,
     time::timeout,
 };
@@ -29,12 +29,14 @@ use common::{PATIENCE, config, echo, echoed, echoing, peer, until};
 #[path = "../common/mod.rs"]
 mod common;
 mod http;
+#[cfg(feature = "cli")]
+mod server;
 mod signalling;
 mod tickets;
 mod turn;
 
 /// As src/native/stock.rs and src/node have them.
-const HANDSHAKES: usize = 256;
+const HANDSHAKES_OF_AN_ADDRESS: usize = 102;
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_STREAMS: usize = 64;
@@ -150,7 +152,14 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
         _ => None,
     });
     let beyond = 8;
-    let dials = (0..HANDSHAKES + beyond).map(|_| TcpStream::connect(("127.0.0.1", port.unwrap())));
+    let dial = |ip: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind((ip.parse::<Ipv4Addr>().unwrap(), 0).into())
+            .unwrap();
+        socket.connect((Ipv4Addr::LOCALHOST, port.unwrap()).into())
+    };
+    let dials = (0..HANDSHAKES_OF_AN_ADDRESS + beyond).map(|_| dial("127.0.0.2"));
     let dials = join_all(dials).await.into_iter().map(Result::unwrap);
     // One that is refused ends; the others are answered, and wait for what comes next.
     const HELLO: &[u8] = b"\x13/multistream/1.0.0\n";
@@ -162,8 +171,13 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
         Some(stream)
     });
     let held: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
-    assert_eq!(held.len(), HANDSHAKES);
+    assert_eq!(held.len(), HANDSHAKES_OF_AN_ADDRESS);
     echoed(&connection).await;
+    // Others come in meanwhile, by the same way.
+    let other = peer(config()).await;
+    let ticket = victim.ticket();
+    let tcp_only = Ticket::from_parts(ticket.peer_id(), [], [tcp.to_string()]).unwrap();
+    echoed(&other.connect(&tcp_only).await.unwrap()).await;
     drop(held);
     let (_late, connection) = connect(&victim).await;
     echoed(&connection).await;

@@ -6,7 +6,6 @@ use str0m::{
     change::SdpAnswer,
     net::{Protocol, Receive},
 };
-use throughline::Ticket;
 use tokio::{net::UdpSocket, runtime::Runtime, task::AbortHandle};
 
 use super::{common::program::Program, *};

@@ -32,6 +32,8 @@ pub(crate) async fn relay(circuits: usize) -> Server {
     config.relay.circuit_burst = many;
     config.stun.per_source = many;
     config.connections.pending = 4096;
+    // All are at one address.
+    config.connections.share_per_address = 100;
     Server::start(config).await.unwrap()
 }
 

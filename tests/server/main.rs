@@ -279,6 +279,7 @@ async fn the_circuit_too_many_is_refused_clearly_and_harms_no_other() {
     let mut config = config();
     config.relay.circuits_per_peer = NonZeroUsize::new(2).unwrap();
     config.relay.circuits = NonZeroUsize::new(3).unwrap();
+    config.connections.share_per_address = 100;
     let server = start(config).await;
     let target = reserved_echo(&server).await;
 

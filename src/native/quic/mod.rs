@@ -5,6 +5,7 @@
 //! address: when ICE nominates another pair, the path below goes there, and neither the connection nor
 //! its congestion controller is told.
 
+mod admission;
 mod connection;
 mod link;
 mod pairs;
@@ -23,6 +24,7 @@ use quinn::{
 };
 
 pub(crate) use self::{
+    admission::Admission,
     connection::{Connection, Error},
     pairs::PairLink,
     transport::{Transport, socket_addr},
@@ -63,6 +65,14 @@ const PROBE_STEP: u16 = (LARGEST_DATAGRAM - 1200) / 2 + 1;
 /// What the round trip is taken for before it is measured (RFC 9002 section 6.2.2 has 333 ms): the
 /// first packet of a hole punch is often lost, and its retransmission follows after three of these.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// First packets that wait for our decision, which comes as soon as the swarm has its turn; further
+/// ones are dropped. Quinn's 65,536 take 80 MB.
+const MAX_INCOMING: usize = 512;
+
+/// What else of one such connection is kept meanwhile, of all a quarter of as much each: the rest of
+/// its first flight. Quinn keeps 10 MB.
+const INCOMING_BUFFER: u64 = 8 * 1024;
 
 /// rustls wants a server name, libp2p has none; its verifier looks at the peer id.
 const SERVER_NAME: &str = "l";
@@ -119,7 +129,11 @@ impl Quic {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
         server.transport = transport;
         // A path changes below a Link, where ICE has verified it, or not at all.
-        server.migration(false);
+        server
+            .migration(false)
+            .max_incoming(MAX_INCOMING)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(MAX_INCOMING as u64 * INCOMING_BUFFER / 4);
         Ok(Self(Arc::new(Inner {
             sockets,
             client,

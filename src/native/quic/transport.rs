@@ -24,7 +24,8 @@ use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
 use super::{
-    Connection, Error, Quic, SERVER_NAME,
+    Admission, Connection, Error, Quic, SERVER_NAME,
+    admission::Answer,
     link::{Link, Peers},
 };
 use crate::native::socket::{Receiver, any_source};
@@ -36,6 +37,9 @@ const PUNCH_PAUSE: (u64, u64) = (10, 200);
 /// Length of such a datagram. What it holds is random and means nothing.
 const PUNCH_LEN: usize = 64;
 
+/// Connections of others that are sent away in one turn: a flood leaves the swarm its time.
+const MAX_SENT_AWAY: usize = 64;
+
 type Output = (PeerId, Connection);
 type Upgrade = BoxFuture<'static, Result<Output, Error>>;
 
@@ -46,6 +50,7 @@ pub(crate) struct Transport {
     quic: Quic,
     endpoint: Endpoint,
     timeout: Duration,
+    admission: Admission,
     accept: BoxFuture<'static, Option<quinn::Incoming>>,
     listeners: Vec<Listener>,
     events: VecDeque<TransportEvent<Upgrade, Error>>,
@@ -85,7 +90,7 @@ impl Transport {
     ///
     /// # Errors
     /// When the endpoint cannot be made.
-    pub(crate) fn new(quic: Quic, timeout: Duration) -> io::Result<Self> {
+    pub(crate) fn new(quic: Quic, admission: Admission, timeout: Duration) -> io::Result<Self> {
         let link = Link::new(quic.0.sockets.clone(), Peers::Network);
         let endpoint = quic.endpoint(&link)?;
         let listener: Arc<dyn Receiver> = link;
@@ -95,6 +100,7 @@ impl Transport {
             quic,
             endpoint,
             timeout,
+            admission,
             listeners: Vec::new(),
             events: VecDeque::new(),
             expected: Expected::default(),
@@ -112,30 +118,44 @@ impl Transport {
             bound.is_ipv4() == remote.is_ipv4() && here
         };
         let listener = self.listeners.iter().find(takes).map(|l| (l.id, l.bound));
+        // Whose dial we wait for is let in by us.
         let expected = self.expected.lock().remove(&remote);
-        if listener.is_none() && expected.is_none() {
-            incoming.refuse();
+        if let Some(dial) = expected.filter(|dial| !dial.is_closed()) {
+            if let Some(connecting) = accepted(incoming) {
+                // An error says that the wait has just ended.
+                let _ = dial.send(connecting);
+            }
             return;
         }
-        let mut connecting = match incoming.accept() {
-            Ok(connecting) => connecting,
-            Err(error) => {
-                tracing::debug!(%error, "a QUIC connection is refused");
+        let Some((id, bound)) = listener else {
+            incoming.refuse();
+            return;
+        };
+        let validated = incoming.remote_address_validated();
+        let place = match self.admission.decide(remote.ip(), validated) {
+            Answer::Accept(place) => place,
+            Answer::Retry => {
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().ignore();
+                }
+                return;
+            }
+            Answer::Refuse => {
+                incoming.refuse();
                 return;
             }
         };
-        if let Some(dial) = expected {
-            match dial.send(connecting) {
-                Ok(()) => return,
-                Err(back) => connecting = back,
-            }
-        }
-        let Some((id, bound)) = listener else {
+        let Some(connecting) = accepted(incoming) else {
             return;
         };
+        let quic = self.quic.clone();
+        let upgrade = within(self.timeout, async move {
+            let _place = place;
+            handshake(quic, connecting).await
+        });
         self.events.push_back(TransportEvent::Incoming {
             listener_id: id,
-            upgrade: within(self.timeout, handshake(self.quic.clone(), connecting)).boxed(),
+            upgrade: upgrade.boxed(),
             local_addr: multiaddr(bound),
             send_back_addr: multiaddr(remote),
         });
@@ -176,6 +196,13 @@ impl Transport {
 fn accept(endpoint: &Endpoint) -> BoxFuture<'static, Option<quinn::Incoming>> {
     let endpoint = endpoint.clone();
     async move { endpoint.accept().await }.boxed()
+}
+
+fn accepted(incoming: quinn::Incoming) -> Option<quinn::Connecting> {
+    let connecting = incoming.accept();
+    connecting
+        .inspect_err(|error| tracing::debug!(%error, "a QUIC connection is refused"))
+        .ok()
 }
 
 async fn handshake(quic: Quic, connecting: quinn::Connecting) -> Result<Output, Error> {
@@ -289,7 +316,7 @@ impl transport::Transport for Transport {
         cx: &mut Context<'_>,
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
         let this = &mut *self;
-        loop {
+        for _ in 0..MAX_SENT_AWAY {
             if let Some(event) = this.events.pop_front() {
                 return Poll::Ready(event);
             }
@@ -312,6 +339,8 @@ impl transport::Transport for Transport {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

@@ -66,17 +66,3 @@ async fn a_server_dials_nobody_by_itself() {
         "{dialled:?}"
     );
 }
-
-#[test]
-fn a_full_relay_still_renews() {
-    let reserved = Reserved::default();
-    let mut limiter = reserved.limiter(1);
-    let address = Multiaddr::empty();
-    let now = web_time::Instant::now();
-    let (first, second) = (PeerId::random(), PeerId::random());
-    assert!(limiter.try_next(first, &address, now));
-    assert!(!limiter.try_next(second, &address, now));
-    assert!(limiter.try_next(first, &address, now));
-    reserved.remove(&first);
-    assert!(limiter.try_next(second, &address, now));
-}

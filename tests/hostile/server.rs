@@ -1,0 +1,412 @@
+//! One address that floods a server: others connect, reserve and get a circuit meanwhile, and what
+//! the flood took comes back.
+//!
+//! On Linux all of 127.0.0.0/8 is this machine, so that each address of it is a stranger.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use libp2p::{identity::Keypair, multiaddr::Protocol};
+use serde_json::Value;
+use tokio::{
+    net::UdpSocket,
+    task::{JoinHandle, JoinSet},
+};
+
+use super::{common::program::Program, *};
+
+const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+
+/// Rounds of an honest pair in each half of a test: the worst of so few is the 99th percentile.
+const ROUNDS: usize = 6;
+
+/// What a loaded machine may add to a round.
+const NOISE: Duration = Duration::from_secs(3);
+
+/// What may stay resident after a flood, in kilobytes.
+const LEFT: u64 = 10 * 1024;
+
+const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
+const RESERVE: [u8; 3] = [2, 8, 0];
+
+/// `throughline serve`, with this configuration beside what suits a test.
+struct Served {
+    program: Program,
+    ready: Value,
+    /// The way that honest peers take to it.
+    way: &'static str,
+    _home: tempfile::TempDir,
+}
+
+impl Served {
+    fn start(settings: &str) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("server.toml");
+        let ports = "hosts = [\"127.0.0.1\"]\nport = 0\n";
+        std::fs::write(&path, format!("{ports}{settings}")).unwrap();
+        let program = Program::start(&["serve", "--no-turn", "--config", path.to_str().unwrap()]);
+        let ready = program.event("ready");
+        Self {
+            program,
+            ready,
+            way: "/quic-v1",
+            _home: home,
+        }
+    }
+
+    fn address(&self, has: &str) -> Multiaddr {
+        let mut addresses = self.ready["addresses"].as_array().unwrap().iter();
+        let address = addresses.find_map(|text| text.as_str().filter(|text| text.contains(has)));
+        address.unwrap().parse().unwrap()
+    }
+
+    fn socket(&self, has: &str) -> SocketAddr {
+        let address = self.address(has);
+        let port = address.iter().find_map(|part| match part {
+            Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
+            _ => None,
+        });
+        (Ipv4Addr::LOCALHOST, port.unwrap()).into()
+    }
+
+    fn peer(&self) -> PeerId {
+        self.ready["peer_id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// How often this was refused.
+    fn refused(&self, what: &str, reason: &str) -> u64 {
+        let url = self.ready["http"].as_str().unwrap();
+        let mut stream = std::net::TcpStream::connect(&url["http://".len()..]).unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let line = format!("throughline_refused_total{{what=\"{what}\",reason=\"{reason}\"}} ");
+        let counted = answer.lines().find_map(|text| text.strip_prefix(&line));
+        counted.map_or(0, |count| count.trim().parse().unwrap())
+    }
+
+    /// Kilobytes that are resident.
+    fn resident(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.program.id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.unwrap().trim().trim_end_matches("kB").trim();
+        kilobytes.parse().unwrap()
+    }
+
+    /// An honest pair: one reserves, the other connects through a circuit. Gives the time.
+    async fn round(&self) -> Duration {
+        let begun = Instant::now();
+        let mut config = config();
+        config.listen = vec![format!("/ip4/{HONEST}/udp/0/quic-v1")];
+        config.relays = vec![self.address(self.way).to_string()];
+        config.direct = false;
+        let bob = echoing(config.clone()).await;
+        config.reserve = false;
+        let alice = peer(config).await;
+        let connection = alice.connect(&bob.ticket()).await.unwrap();
+        echoed(&connection).await;
+        let took = begun.elapsed();
+        alice.close().await;
+        bob.close().await;
+        took
+    }
+
+    async fn worst(&self) -> Duration {
+        let mut worst = Duration::ZERO;
+        for _ in 0..ROUNDS {
+            worst = worst.max(self.round().await);
+        }
+        worst
+    }
+
+    /// Others are unharmed by `attack`, and nothing is left of it.
+    async fn withstands(&self, attack: impl Future<Output = Attack>) {
+        let quiet = self.worst().await;
+        let before = self.resident();
+        let attack = attack.await;
+        let attacked = self.worst().await;
+        let peak = self.resident();
+        drop(attack);
+        println!("worst round {quiet:?}, attacked {attacked:?}; {before} kB, then {peak} kB");
+        assert!(attacked < 2 * quiet + NOISE, "{attacked:?} after {quiet:?}");
+        until(|| self.resident() < before + LEFT).await;
+    }
+}
+
+/// What goes on until it is dropped.
+struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
+
+impl Attack {
+    /// `count` tasks at once.
+    fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut tasks = JoinSet::new();
+        for n in 0..count {
+            tasks.spawn(task(n));
+        }
+        Self(tasks)
+    }
+}
+
+/// A hostile node at the attacker's address with a connection to the server; gives how to open
+/// streams on it, and what resolves when it ends.
+async fn intruder(to: Multiaddr) -> Option<(libp2p_stream::Control, JoinHandle<()>)> {
+    let mut swarm = hostile();
+    let here = format!("/ip4/{ATTACKER}/udp/0/quic-v1").parse().unwrap();
+    swarm.listen_on(here).unwrap();
+    let control = swarm.behaviour().new_control();
+    let (sender, mut established) = mpsc::channel(1);
+    let ended = tokio::spawn(async move {
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::NewListenAddr { .. } => swarm.dial(to.clone()).unwrap(),
+                SwarmEvent::ConnectionEstablished { .. } => sender.try_send(()).unwrap(),
+                SwarmEvent::ConnectionClosed { .. }
+                | SwarmEvent::OutgoingConnectionError { .. } => {
+                    return;
+                }
+                _ => {}
+            }
+        }
+    });
+    let established = timeout(PATIENCE, established.recv()).await.unwrap();
+    established.map(|()| (control, ended))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_of_one_address_take_its_share_only() {
+    let mut served = Served::start("");
+    served.way = "/tcp/";
+    let to = served.socket("/tcp/");
+    let attack = async {
+        // Each comes back when it is sent away.
+        let attack = Attack::of(600, move |_| async move {
+            for _ in 0..10 {
+                let socket = TcpSocket::new_v4().unwrap();
+                socket.bind((ATTACKER, 0).into()).unwrap();
+                if let Ok(mut stream) = socket.connect(to).await {
+                    let _ = stream.read(&mut [0]).await;
+                }
+            }
+            future::pending().await
+        });
+        until(|| served.refused("handshake", "address") > 500).await;
+        attack
+    };
+    served.withstands(attack).await;
+}
+
+/// First packets of QUIC connections, each with connection ids of its own.
+async fn initials(count: usize) -> Arc<Vec<Vec<u8>>> {
+    let sink = UdpSocket::bind((ATTACKER, 0)).await.unwrap();
+    let mut endpoint = quinn::Endpoint::client((ATTACKER, 0).into()).unwrap();
+    let tls = libp2p_tls::make_client_config(&Keypair::generate_ed25519(), None).unwrap();
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let mut packets = Vec::new();
+    while packets.len() < count {
+        let connecting = endpoint.connect(sink.local_addr().unwrap(), "l").unwrap();
+        let mut packet = vec![0; 1500];
+        let length = sink.recv(&mut packet).await.unwrap();
+        packet.truncate(length);
+        // A long header of an Initial (RFC 9000 section 17.2.2), and no close.
+        if packet[0] & 0xf0 == 0xc0 && length >= 1200 {
+            packets.push(packet);
+        }
+        drop(connecting);
+    }
+    Arc::new(packets)
+}
+
+/// Sends first packets to `to`, 5,200 a second, from 50 ports that go on with nothing. Gives it once a
+/// Retry has come (RFC 9000 section 17.2.5).
+async fn forged(to: SocketAddr) -> Attack {
+    let packets = initials(2000).await;
+    let (sender, mut retried) = mpsc::channel(1);
+    let attack = Attack::of(50, |port| {
+        let (packets, sender) = (packets.clone(), sender.clone());
+        async move {
+            let socket = UdpSocket::bind((ATTACKER, 0)).await.unwrap();
+            socket.connect(to).await.unwrap();
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / 104);
+            for packet in packets.iter().cycle().skip(40 * port) {
+                tick.tick().await;
+                let _ = socket.send(packet).await;
+                let mut answer = [0; 1500];
+                while socket.try_recv(&mut answer).is_ok() {
+                    if answer[0] & 0xf0 == 0xf0 {
+                        let _ = sender.try_send(());
+                    }
+                }
+            }
+        }
+    });
+    let retried = timeout(PATIENCE, retried.recv()).await;
+    retried.expect("a Retry").unwrap();
+    attack
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_first_packets_cost_others_a_round_trip() {
+    let served = Served::start("");
+    served.withstands(forged(served.socket("/quic-v1"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_first_packets_do_not_lock_a_peer_up() {
+    let victim = victim(config()).await;
+    let port = address(&victim, "/quic-v1")
+        .iter()
+        .find_map(|part| match part {
+            Protocol::Udp(port) => Some(port),
+            _ => None,
+        });
+    let _attack = forged((Ipv4Addr::LOCALHOST, port.unwrap()).into()).await;
+    let mut elsewhere = config();
+    elsewhere.listen = vec![format!("/ip4/{HONEST}/udp/0/quic-v1")];
+    for _ in 0..ROUNDS {
+        let honest = peer(elsewhere.clone()).await;
+        let ticket = victim.ticket();
+        let connected = honest.connect(&ticket);
+        let connected = timeout(SOON, connected).await.expect("in time").unwrap();
+        echoed(&connected).await;
+    }
+}
+
+/// Opens a stream, says the first byte of a request on it, and reads until the other end hangs up;
+/// `None` once there is no connection to open one on.
+async fn half_sent(
+    control: &libp2p_stream::Control,
+    to: PeerId,
+    protocol: &'static str,
+) -> Option<()> {
+    let mut control = control.clone();
+    let stream = control.open_stream(to, StreamProtocol::new(protocol));
+    let mut stream = stream.await.ok()?;
+    let _ = stream.write_all(&[40]).await;
+    let _ = stream.flush().await;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+    Some(())
+}
+
+/// Each holds a ping stream, and ones that are half-way through their request.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_there_for_nothing_end() {
+    const HALF: &str = "/throughline/circuit/1";
+    const IDLE: Duration = Duration::from_secs(2);
+    let served = Served::start("[connections]\nestablished = 100\nidle_seconds = 2\n");
+    let (to, relay) = (served.address("/quic-v1"), served.peer());
+    let (sender, mut held) = mpsc::channel(600);
+    let attack = async {
+        let attack = Attack::of(60, move |_| {
+            let (to, sender) = (to.clone(), sender.clone());
+            async move {
+                for _ in 0..10 {
+                    let begun = Instant::now();
+                    let Some((control, ended)) = intruder(to.clone()).await else {
+                        continue;
+                    };
+                    let ping = half_sent(&control, relay, "/ipfs/ping/1.0.0");
+                    let requests =
+                        async { while let Some(()) = half_sent(&control, relay, HALF).await {} };
+                    future::join(ping, requests).await;
+                    let _ = ended.await;
+                    let _ = sender.try_send(begun.elapsed());
+                }
+            }
+        });
+        until(|| served.refused("connection", "address") > 0).await;
+        for _ in 0..20 {
+            let lasted = timeout(PATIENCE, held.recv()).await;
+            let lasted = lasted.expect("an end").unwrap();
+            assert!(lasted < IDLE + NOISE, "{lasted:?}");
+        }
+        attack
+    };
+    served.withstands(attack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_half_sent_take_their_share_only() {
+    const KINDS: [&str; 3] = ["/throughline/circuit/1", "/throughline/offer/1", HOP];
+    let served = Served::start("");
+    let (to, relay) = (served.address("/quic-v1"), served.peer());
+    let attack = async {
+        // Ten identities, a thousand streams each.
+        let attack = Attack::of(10, move |_| {
+            let to = to.clone();
+            async move {
+                let Some((control, _ended)) = intruder(to).await else {
+                    return;
+                };
+                let streams = (0..1024).map(|n| {
+                    let control = control.clone();
+                    async move {
+                        for _ in 0..10 {
+                            half_sent(&control, relay, KINDS[n % KINDS.len()]).await;
+                        }
+                    }
+                });
+                join_all(streams).await;
+            }
+        });
+        until(|| served.refused("request", "address") > 500).await;
+        attack
+    };
+    served.withstands(attack).await;
+}
+
+/// What the relay answers to a request for a reservation.
+async fn reserve(control: &mut libp2p_stream::Control, relay: PeerId) -> Option<Vec<u8>> {
+    let protocol = StreamProtocol::new(HOP);
+    let mut stream = control.open_stream(relay, protocol).await.ok()?;
+    stream.write_all(&RESERVE).await.ok()?;
+    stream.flush().await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reservations_of_one_address_end_at_its_share() {
+    const RESERVED: [u8; 2] = [0x28, 100];
+    const REFUSED: [u8; 6] = [5, 8, 2, 0x28, 0xc9, 1];
+    let served = Served::start("[relay]\nreservations = 100\n");
+    let (to, relay) = (served.address("/quic-v1"), served.peer());
+    let attack = async {
+        let mut held = Vec::new();
+        let mut reserved = 0;
+        for _ in 0..30 {
+            let (mut control, ended) = intruder(to.clone()).await.unwrap();
+            let answer = reserve(&mut control, relay).await.unwrap();
+            match answer.ends_with(&RESERVED) {
+                true => reserved += 1,
+                false => assert_eq!(answer, REFUSED),
+            }
+            held.push((control, ended));
+        }
+        assert_eq!(reserved, 10);
+        assert_eq!(served.refused("reservation", "address"), 20);
+        // What is held can be renewed.
+        let answer = reserve(&mut held[0].0, relay).await.unwrap();
+        assert!(answer.ends_with(&RESERVED));
+        for (_, ended) in &held {
+            assert!(!ended.is_finished());
+        }
+        let tasks = held.into_iter().map(|(control, ended)| async move {
+            let _control = control;
+            let _ = ended.await;
+        });
+        Attack(tasks.collect())
+    };
+    served.withstands(attack).await;
+}
