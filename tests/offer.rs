@@ -230,7 +230,7 @@ async fn offers_that_say_nothing_keep_out_none_of_another_relay() {
     let held = timeout(PATIENCE, held).await;
     held.expect("it reserves at both");
     let mut silent = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..200 {
         silent.push(tap.open(id(&listener)).await);
     }
 

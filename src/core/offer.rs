@@ -13,17 +13,18 @@ pub(crate) const OFFER_PROTOCOL: &str = "/throughline/offer/1";
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(120);
 
 /// One relay may bring so many offers at once, which is how many peers may connect at the same
-/// moment without a circuit, and so many a second after that. Whoever fills the pace of a relay
-/// makes the others that come through it wait for circuits, for as long as that goes on.
-pub(crate) const AT_ONCE: u32 = 64;
-pub(crate) const PER_SECOND: u32 = 16;
+/// moment without a circuit, and so many a second after that. Opening one takes a tenth of a
+/// millisecond, so that a relay has 1 % of a core at most. Whoever fills the pace of a relay makes the
+/// others that come through it wait for circuits, for as long as that goes on.
+pub(crate) const AT_ONCE: u32 = 128;
+pub(crate) const PER_SECOND: u32 = 64;
 
 /// How long an offer counts as fresh, from the fastest clock to the slowest. It is remembered for
 /// as long at least, and for twice that at most.
 const FRESH: Duration = MAX_SKEW.saturating_mul(2);
 
-/// What the pace of 16 relays, the most that hold reservations, can have remembered: 2.4 MB. Two
-/// relays, which is the default, can have 0.3 MB remembered.
+/// What the pace of 16 relays, the most that hold reservations, can have remembered: 9 MB. Two
+/// relays, which is the default, can have 1.1 MB remembered.
 const MAX_SEEN: usize = 16 * (2 * FRESH.as_secs() * PER_SECOND as u64 + AT_ONCE as u64) as usize;
 
 /// Bytes of an X25519 or Ed25519 public key.

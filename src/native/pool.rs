@@ -63,6 +63,7 @@ impl Pool {
     }
 
     /// How many places are taken.
+    #[cfg(any(feature = "server", test))]
     pub(crate) fn taken(&self) -> usize {
         self.lock().taken()
     }

@@ -194,8 +194,9 @@ async fn a_relay_that_vanished_is_replaced() {
     config.relays.push(standby.clone());
     config.relay_reservations = 1;
     let me = peer(config).await;
-    assert!(gone.contains(&me.ticket().relays()[0]));
+    let of = |relay: &str, address: &str| relay.rsplit('/').next() == address.rsplit('/').next();
+    assert!(of(&me.ticket().relays()[0], &gone));
     first.signal("-STOP");
-    let moved = |relay: &String| standby.contains(relay);
+    let moved = |relay: &String| of(relay, &standby);
     until(|| me.ticket().relays().iter().any(moved)).await;
 }

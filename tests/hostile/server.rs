@@ -32,7 +32,10 @@ const NOISE: Duration = Duration::from_secs(3);
 const LEFT: u64 = 10 * 1024;
 
 const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
+/// RESERVE, and CONNECT to a peer that is nobody's (libp2p specification `relay/circuit-v2.md`).
 const RESERVE: [u8; 3] = [2, 8, 0];
+const CONNECT: [u8; 11] = [10, 8, 1, 0x12, 6, 0x0a, 4, 0, 2, 1, 1];
+const NO_RESERVATION: [u8; 6] = [5, 8, 2, 0x28, 0xcc, 1];
 
 /// `throughline serve`, with this configuration beside what suits a test.
 struct Served {
@@ -169,7 +172,7 @@ async fn intruder(to: Multiaddr) -> Option<(libp2p_stream::Control, JoinHandle<(
         loop {
             match swarm.select_next_some().await {
                 SwarmEvent::NewListenAddr { .. } => swarm.dial(to.clone()).unwrap(),
-                SwarmEvent::ConnectionEstablished { .. } => sender.try_send(()).unwrap(),
+                SwarmEvent::ConnectionEstablished { .. } => _ = sender.try_send(()),
                 SwarmEvent::ConnectionClosed { .. }
                 | SwarmEvent::OutgoingConnectionError { .. } => {
                     return;
@@ -282,6 +285,18 @@ async fn forged_first_packets_do_not_lock_a_peer_up() {
     }
 }
 
+/// What the relay answers to a request.
+async fn ask(control: &libp2p_stream::Control, relay: PeerId, request: &[u8]) -> Option<Vec<u8>> {
+    let mut control = control.clone();
+    let stream = control.open_stream(relay, StreamProtocol::new(HOP));
+    let mut stream = stream.await.ok()?;
+    stream.write_all(request).await.ok()?;
+    stream.flush().await.ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok()?;
+    Some(answer)
+}
+
 /// Opens a stream, says the first byte of a request on it, and reads until the other end hangs up;
 /// `None` once there is no connection to open one on.
 async fn half_sent(
@@ -312,15 +327,27 @@ async fn connections_that_are_there_for_nothing_end() {
             async move {
                 for _ in 0..10 {
                     let begun = Instant::now();
-                    let Some((control, ended)) = intruder(to.clone()).await else {
+                    let Some((control, mut ended)) = intruder(to.clone()).await else {
                         continue;
                     };
-                    let ping = half_sent(&control, relay, "/ipfs/ping/1.0.0");
-                    let requests =
-                        async { while let Some(()) = half_sent(&control, relay, HALF).await {} };
-                    future::join(ping, requests).await;
-                    let _ = ended.await;
-                    let _ = sender.try_send(begun.elapsed());
+                    let mut held = false;
+                    let streams = async {
+                        let answer = ask(&control, relay, &CONNECT).await;
+                        held = answer.is_some_and(|answer| answer == NO_RESERVATION);
+                        let ping = half_sent(&control, relay, "/ipfs/ping/1.0.0");
+                        let requests =
+                            async { while half_sent(&control, relay, HALF).await.is_some() {} };
+                        future::join(ping, requests).await;
+                        future::pending().await
+                    };
+                    tokio::select! {
+                        () = streams => {}
+                        _ = &mut ended => {}
+                    }
+                    // Others were sent away at once.
+                    if held {
+                        let _ = sender.try_send(begun.elapsed());
+                    }
                 }
             }
         });
@@ -365,17 +392,6 @@ async fn requests_that_are_half_sent_take_their_share_only() {
     served.withstands(attack).await;
 }
 
-/// What the relay answers to a request for a reservation.
-async fn reserve(control: &mut libp2p_stream::Control, relay: PeerId) -> Option<Vec<u8>> {
-    let protocol = StreamProtocol::new(HOP);
-    let mut stream = control.open_stream(relay, protocol).await.ok()?;
-    stream.write_all(&RESERVE).await.ok()?;
-    stream.flush().await.ok()?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.ok()?;
-    Some(answer)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn reservations_of_one_address_end_at_its_share() {
     const RESERVED: [u8; 2] = [0x28, 100];
@@ -386,8 +402,8 @@ async fn reservations_of_one_address_end_at_its_share() {
         let mut held = Vec::new();
         let mut reserved = 0;
         for _ in 0..30 {
-            let (mut control, ended) = intruder(to.clone()).await.unwrap();
-            let answer = reserve(&mut control, relay).await.unwrap();
+            let (control, ended) = intruder(to.clone()).await.unwrap();
+            let answer = ask(&control, relay, &RESERVE).await.unwrap();
             match answer.ends_with(&RESERVED) {
                 true => reserved += 1,
                 false => assert_eq!(answer, REFUSED),
@@ -397,7 +413,7 @@ async fn reservations_of_one_address_end_at_its_share() {
         assert_eq!(reserved, 10);
         assert_eq!(served.refused("reservation", "address"), 20);
         // What is held can be renewed.
-        let answer = reserve(&mut held[0].0, relay).await.unwrap();
+        let answer = ask(&held[0].0, relay, &RESERVE).await.unwrap();
         assert!(answer.ends_with(&RESERVED));
         for (_, ended) in &held {
             assert!(!ended.is_finished());

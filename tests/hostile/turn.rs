@@ -12,7 +12,7 @@ use stun_types::{
 };
 use throughline::server::{Server, ServerConfig};
 use tokio::{
-    net::{TcpSocket, UdpSocket},
+    net::{TcpSocket, TcpStream, UdpSocket},
     task::JoinSet,
     time::{Instant, timeout_at},
 };

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// The part of all handshakes that may be under way with addresses that have not been validated: one
-/// in so many. Each holds some 80 KB until it is given up.
-const UNPROVEN: usize = 8;
+/// in so many. Each holds some 100 KB until it is given up.
+const UNPROVEN: usize = 16;
 
 /// The pools that handshakes are counted in. A clone shares them.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub(super) enum Answer {
 }
 
 impl Admission {
-    /// At most `handshakes` with validated addresses, and an eighth of that with others.
+    /// At most `handshakes` with validated addresses, and a sixteenth of that with others.
     pub(crate) fn new(handshakes: Quota, observer: &impl Observer) -> Self {
         let part = |places: usize| places.div_ceil(UNPROVEN);
         let unproven = Quota {
@@ -91,9 +91,9 @@ mod tests {
     #[test]
     fn a_load_costs_a_round_trip_and_a_share_costs_its_holder_alone() {
         let quota = Quota {
-            all: 32,
-            per_address: 16,
-            per_site: 16,
+            all: 64,
+            per_address: 32,
+            per_site: 32,
             per_peer: usize::MAX,
         };
         let admission = Admission::new(quota, &Debug);
@@ -104,7 +104,7 @@ mod tests {
         assert!(more.iter().all(|answer| word(answer) == "accept"));
         assert_eq!(word(&admission.decide(ip(9), false)), "retry", "all");
         // What was forged in its name is not held against it.
-        let shown: Vec<_> = (0..16).map(|_| admission.decide(ip(1), true)).collect();
+        let shown: Vec<_> = (0..32).map(|_| admission.decide(ip(1), true)).collect();
         assert!(shown.iter().all(|answer| word(answer) == "accept"));
         assert_eq!(word(&admission.decide(ip(1), true)), "refuse");
         assert_eq!(word(&admission.decide(ip(2), true)), "accept");
