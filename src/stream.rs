@@ -127,9 +127,9 @@ impl Stream {
         self.send.protocol()
     }
 
-    /// Whether the peer opened this stream with early data, by [`Connector::open`]. What that does
-    /// not promise of the bytes that came before this peer's first answer stands
-    /// [there](crate::Connector::open#security). `false` for a stream that this peer opened.
+    /// Whether the peer opened this stream with early data, by [`Connector::open`]. Its
+    /// section on security says what that does not promise of the bytes that came before this peer's
+    /// first answer. `false` for a stream that this peer opened.
     ///
     /// [`Connector::open`]: crate::Connector::open
     pub fn is_early(&self) -> bool {

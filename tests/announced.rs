@@ -423,14 +423,11 @@ async fn a_ticket_of_relays_that_announce() {
     let mut most = 0;
     let victim = Program::start(&["connect", &ticket.to_string()]);
     let watched = async {
-        loop {
-            let Ok(status) = fs::read_to_string(format!("/proc/{}/status", victim.id())) else {
-                break;
-            };
+        let status = format!("/proc/{}/status", victim.id());
+        while let Ok(status) = fs::read_to_string(&status)
             // A program that has ended is a name without memory until it is waited for.
-            let Some(line) = status.lines().find_map(|line| line.strip_prefix("VmHWM:")) else {
-                break;
-            };
+            && let Some(line) = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))
+        {
             most = line
                 .trim()
                 .trim_end_matches(" kB")

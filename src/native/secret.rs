@@ -14,6 +14,7 @@ pub(crate) enum Fault {
     /// Others can read or write the file, which has this mode.
     Accessible(u32),
     /// Others can put another file in its place: its directory has this mode.
+    #[cfg(feature = "server")]
     Replaceable(u32),
     /// It is too long to be a secret.
     TooLong,
@@ -29,6 +30,7 @@ impl Fault {
                 "{name} is accessible to others (mode {mode:03o}); if nobody can have copied it \
                  run `chmod 600 {name}`, else delete it to get a new one"
             ),
+            #[cfg(feature = "server")]
             Self::Replaceable(mode) => format!(
                 "others can write to the directory {name} (mode {mode:03o}) and replace the \
                  secrets in it; run `chmod go-w {name}`"

@@ -4,7 +4,9 @@
 //! `…/p2p-circuit/webrtc` addresses of our own transport; so the chain is built by hand:
 //! ours, circuits, then everything with an IP address or a domain name.
 
-use std::{io, net::SocketAddr, time::Duration};
+#[cfg(feature = "server")]
+use std::net::SocketAddr;
+use std::{io, time::Duration};
 
 use libp2p::{
     Multiaddr, PeerId, Transport as _,
@@ -15,8 +17,11 @@ use libp2p::{
     },
     dns, identity,
     multiaddr::multiaddr,
-    noise, quic, tcp,
+    noise, tcp,
 };
+
+#[cfg(feature = "server")]
+use libp2p::quic;
 
 #[cfg(feature = "server")]
 use super::socket::Sockets;
@@ -38,6 +43,7 @@ pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 ///
 /// Equal to the per-strategy budget of [`crate::Config`]: a transport that is slower than
 /// the strategy that waits for it helps nobody.
+#[cfg(feature = "server")]
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Builds the transports of a peer.

@@ -406,7 +406,6 @@ pub struct ConnectionLimits {
     /// Connections of one peer, 1 to 4294967295. Default 8.
     pub per_peer: u32,
     /// Connections whose handshake is under way, of each kind: over TCP and WebSocket, over QUIC,
-    /// Connections whose handshake is under way, of each kind: over TCP and WebSocket, over QUIC,
     /// over WebRTC, and those that the server makes. 1 to 4294967295. Default 512. Beyond a sixteenth
     /// of it, senders over QUIC are asked to show that they are at their address, for which they
     /// take a round trip.

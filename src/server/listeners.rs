@@ -143,9 +143,11 @@ mod tests {
         for (service, n) in [("tcp", 0), ("websocket", 1), ("http", 2), ("turn", 4)] {
             let other = shared();
             let port = other.local_addr().unwrap().port();
-            let mut config = ServerConfig::default();
-            config.hosts = vec!["127.0.0.1".parse().unwrap()];
-            config.port = port - n;
+            let config = ServerConfig {
+                hosts: vec!["127.0.0.1".parse().unwrap()],
+                port: port - n,
+                ..ServerConfig::default()
+            };
             let error = match service {
                 "http" => bind_http(&config).unwrap_err(),
                 "turn" => bind_turn(&config).unwrap_err(),

@@ -255,7 +255,7 @@ async fn a_server_dials_the_relay_that_it_is_told_to() {
     config.relays = relay.addresses().to_vec();
     config.dial_private = false;
     let me = peer(config).await;
-    assert_eq!(me.ticket().relays().is_empty(), false);
+    assert!(!me.ticket().relays().is_empty());
 }
 
 #[tokio::test]

@@ -159,7 +159,7 @@ fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Content, Sealed<End>), Of
 /// Both ends of an offer of `a` to `b`, which says "offer", as the relay passes it on.
 fn opened(a: &Peer, b: &Peer) -> (Sealed<End>, Sealed<End>) {
     let (ours, mut theirs) = pair();
-    let mut offered = a.offer(&b, Content::Signalling, ours).unwrap();
+    let mut offered = a.offer(b, Content::Signalling, ours).unwrap();
     block_on(offered.write_all(b"offer")).unwrap();
     block_on(offered.flush()).unwrap();
     let mut request = vec![0; circuit::connect(&b.id).len()];

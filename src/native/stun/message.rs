@@ -40,6 +40,7 @@ impl Change {
     }
 
     /// Reads the attribute's value; `None` if it has another length.
+    #[cfg(any(feature = "server", test))]
     pub(crate) fn from_bytes(value: &[u8]) -> Option<Self> {
         let [.., flags]: [u8; 4] = value.try_into().ok()?;
         Some(Self {
