@@ -82,7 +82,6 @@ impl Pool {
     }
 
     /// Whether no place is left for anybody.
-    #[allow(dead_code, reason = "taken into use one by one")]
     pub(crate) fn is_full(&self) -> bool {
         self.taken() >= self.0.quota.all
     }

@@ -1,5 +1,4 @@
 //! The pools of places that strangers can hold, and what becomes of refusals.
-#![allow(dead_code, reason = "taken into use one by one")]
 
 use std::{
     net::{IpAddr, Ipv4Addr},
