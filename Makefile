@@ -34,8 +34,12 @@ bench: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/inte
 	THROUGHLINE=$${CARGO_TARGET_DIR:-target}/release/throughline node benches/browser/main.mjs --markdown target/browser.md
 	cargo bench --locked --features fuzzing --bench decoders -- --warm-up-time 0.3 --measurement-time 1
 
-load: setup-test ## measure load and faults against what was promised, a quarter of an hour (LOAD=--hour for more); also in docs/load.md
+load: setup-test ## measure load and faults against what was promised, a quarter of an hour (LOAD=--hour for more); also in docs/load.md. LOAD=--hostile: attacks for a day (HOURS=1 for less)
+ifeq ($(LOAD),--hostile)
+	scripts/hostile $(or $(HOURS),24)
+else
 	cargo test --release --locked --test load -- --long --markdown docs/load.md $(LOAD)
+endif
 
 fuzz: setup-build ## let libFuzzer search every decoder for a minute each (SECONDS=600 for more)
 	scripts/fuzz $(or $(SECONDS),60)
