@@ -15,8 +15,7 @@ use crate::{
     ticket::relay_id,
 };
 
-/// DESIGN: the promise to users of the system this replaces. No user waits for it: the race does
-/// not stand in line.
+/// No user waits for it, because the race starts every strategy at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A strategy that needs longer than this has been overtaken by another long before.
 const STRATEGY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -42,7 +42,7 @@ struct Candidate {
     address: Multiaddr,
     /// When it is tested next.
     due: Duration,
-    /// The nonce of the test under way, and who makes it.
+    /// The nonce of the test under way, and the server that makes it.
     test: Option<(u64, PeerId)>,
     /// Tests since the last one that reached us.
     failures: u32,

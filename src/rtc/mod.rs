@@ -74,11 +74,11 @@ pub const FIN_ACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// dialling an address after 6 s, so an answerer never needs more.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Default of [`Config::stun_timeout`]: the promised value. Nothing waits for it; an answer that
-/// comes late is offered late.
+/// Default of [`Config::stun_timeout`]. Nothing waits for it, and an address that is learned late is
+/// offered late.
 pub const DEFAULT_STUN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Default of [`Config::port_mapping_timeout`]: the promised value. Nothing waits for it either.
+/// Default of [`Config::port_mapping_timeout`]. Nothing waits for it either.
 pub const DEFAULT_PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default of [`Config::max_inbound`]: each answer costs sockets, timers and a DTLS handshake,
