@@ -1,5 +1,6 @@
-//! How long each decoder takes over its corpus (`fuzz/corpus`), which it also writes and reads again
-//! where it can, and how fast bytes go through a resumable stream without a network.
+//! How long each decoder takes for its corpus (`fuzz/corpus`), and how fast bytes go through a
+//! resumable stream without a network. A decoder with an encoder also encodes its results and reads
+//! them again.
 
 use std::{fs, hint::black_box, path::Path};
 

@@ -4,8 +4,8 @@
 //! With any relay (`throughline serve`, or a js-, go- or rust-libp2p one) at address R:
 //!
 //! ```text
-//! cargo run --example libp2p_webrtc -- listen R
-//! cargo run --example libp2p_webrtc -- dial R/p2p-circuit/webrtc/p2p/<the listener's peer id>
+//! cargo run --features libp2p --example libp2p_webrtc -- listen R
+//! cargo run --features libp2p --example libp2p_webrtc -- dial R/p2p-circuit/webrtc/p2p/<the listener's peer id>
 //! ```
 //!
 //! Both print the path that carries the connection, and pings over it.

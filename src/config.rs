@@ -1,303 +1,219 @@
-//! Every number and address a user can set, the same in Rust, TOML, JSON and JavaScript.
+//! The options of a connector, the same in Rust, TOML, JSON and JavaScript.
+
+pub(crate) mod options;
 
 use std::{path::PathBuf, time::Duration};
 
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
+pub use crate::core::delays::StartDelays;
 use crate::{
     core::{
         address,
+        delays::millis,
+        liveness::Probing,
         server_url::{ServerUrl, Service},
     },
     error::{Error, ErrorKind},
-    event::Strategy,
     ticket::relay_id,
 };
 
-/// No user waits for it, because the race starts every strategy at once.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A strategy that needs longer than this has been overtaken by another long before.
-const STRATEGY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The first path is as good a start as a better one, because streams move without loss.
-const ACCEPTANCE_DELAY: Duration = Duration::ZERO;
-/// Ordinary checks that can succeed have done so by then; many sockets are for those that cannot.
-const BIRTHDAY_START: Duration = Duration::from_secs(1);
-/// RFC 8489 section 6.2.1 gives up after 39.5 s; an answer later than this is of no use to ICE.
-const STUN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Routers answer within 1 s or not at all; a mapping that comes later is taken all the same.
-const PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
-/// A relay that takes longer than this to be reached is worse than the next one.
-const RELAY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Three tries: in field studies 97.6 % of hole punches that succeed do so at the first.
-const UPGRADE_TRIES: u32 = 3;
-/// Doubled at each try: 2 s, 4 s, 8 s.
-const UPGRADE_BACKOFF: Duration = Duration::from_secs(2);
-/// Longer than an ordinary switch from one network to another, shorter than a person's patience.
-const RESUME_TIMEOUT: Duration = Duration::from_secs(30);
-/// Without streams and handles a connection is closed after this.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// 4 MiB in flight fill 400 Mbit/s at 80 ms and 1.6 Gbit/s at 20 ms. It is also the memory a stream
-/// may hold each way, but only as far as the reader is behind.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// A dead relay costs a new dial; two keep a peer reachable meanwhile.
-const RELAY_RESERVATIONS: usize = 2;
-/// As many as a stock relay grants in all.
-const MAX_CIRCUITS: usize = 16;
-/// A test costs up to 100 kB and another machine's dial, so it is nothing to begin at once.
-const AUTONAT_RETRY: Duration = Duration::from_secs(30);
-/// With 256 ports open, 1,024 random probes find one with 98 % and need few of a NAT's entries.
-const BIRTHDAY_SOCKETS: u16 = 256;
-/// See `BIRTHDAY_SOCKETS`.
-const BIRTHDAY_PROBES: u32 = 1024;
-/// Ten seconds for all probes, at a packet rate below that of a voice call in both directions.
-const BIRTHDAY_RATE: u32 = 100;
-/// Refused beyond: an idle peer cannot be made to hold unbounded state.
-const MAX_CONNECTIONS: usize = 1024;
-/// Per connection, both directions together.
-const MAX_STREAMS: usize = 1024;
-
 /// The configuration of a [`Connector`](crate::Connector).
 ///
-/// `Default` is fit for use as it is, but for [`relays`](Self::relays), which has no default
-/// because this project runs no servers. In TOML and JSON the names are as here, in JavaScript in
-/// camel case; durations are whole milliseconds and their names end in `_ms` (`Ms`). Unknown names
-/// are refused.
+/// The defaults are fit for use, except that a peer behind a NAT needs [`relays`](Self::relays) to
+/// be reached. They have no default, because this project runs no servers. TOML and JSON use the
+/// names that stand here, and JavaScript writes them in camel case. Outside Rust, durations are
+/// whole milliseconds and their names end in `_ms` (`Ms`). Unknown names are refused.
+///
+/// ```
+/// use std::time::Duration;
+/// use throughline::{Config, Identity};
+///
+/// let relay = Identity::generate().peer_id(); // a relay prints its own when it starts
+/// let mut config = Config::default();
+/// config.relays = vec![format!("/dns4/relay.example/tcp/443/wss/p2p/{relay}")];
+/// config.connect_timeout = Duration::from_secs(5);
+/// config.validate()?;
+///
+/// config.connect_timeout = Duration::ZERO;
+/// assert_eq!(config.validate().unwrap_err().code(), "invalid_config");
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// Relays to be reached through, as multiaddresses ending in `/p2p/<id>`. Several addresses of
-    /// one relay count as one relay; the first relays are preferred. At most 16. Empty: this peer
-    /// can only be reached at its own addresses. Defaults to none.
+    /// The relays through which others can reach this peer, as multiaddresses that end in
+    /// `/p2p/<id>`. Several addresses of one relay count as one relay. The first relays are
+    /// preferred. 0 to 16 relays with 64 addresses in all. Without a relay, others can reach this
+    /// peer only at its own addresses. Defaults to none.
     pub relays: Vec<String>,
-    /// Whether to hold reservations, that is, to be reachable through the relays. A peer that only
-    /// dials can save the round trip. Defaults to `true`.
+    /// Whether to hold reservations on the relays, so that others can reach this peer through them.
+    /// A peer that only dials saves a round trip without them. Defaults to `true`.
     pub reserve: bool,
-    /// How many relays to hold reservations on at a time. 1 to 16; the others stand by. Defaults
-    /// to 2: one relay may die unnoticed.
+    /// On how many relays to hold a reservation at a time. 1 to 16. The other relays stand by.
+    /// Defaults to 2, so that the peer stays reachable when one relay dies.
     pub relay_reservations: usize,
-    /// STUN servers, as `stun:host[:port]` (RFC 7064), all asked at once. At most 16. Two tell what
-    /// kind of NAT there is. STUN over TLS (`stuns:`) is refused: it would tell the address of a
-    /// TCP connection, which no peer can send to. Defaults to none; a relay started by
-    /// `throughline serve` is two.
+    /// The STUN servers, as `stun:host[:port]` (RFC 7064). All are asked at once. 0 to 16. Two
+    /// servers show what kind of NAT there is. STUN over TLS (`stuns:`) is refused, because it
+    /// would report the address of a TCP connection, to which no peer can send. Defaults to none. A
+    /// relay started by `throughline serve` is two STUN servers.
     pub stun: Vec<String>,
-    /// TURN servers (RFC 8656), asked for a relayed address when a connection is tried and no
-    /// sooner. At most 16. Defaults to none; `throughline serve` can be one.
+    /// The TURN servers (RFC 8656). They are asked for a relayed address when a connection is
+    /// tried, and not before. 0 to 16. Defaults to none. `throughline serve` can be one.
     pub turn: Vec<TurnServer>,
-    /// A PEM file of certificate authorities to trust for `turns:`, besides the public ones of the
-    /// web. Native only; ignored in a browser, which has its own. Defaults to none.
+    /// A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones
+    /// of the web. Native only: a browser has its own and ignores this. Defaults to none.
     pub turn_ca: Option<PathBuf>,
-    /// Addresses to listen on, native only; ignored in a browser. Defaults to an ephemeral port of
-    /// every interface over QUIC and TCP.
+    /// The addresses to listen on. 0 to 16. Native only: a browser ignores this. Defaults to an
+    /// ephemeral port of every interface, over QUIC and TCP.
     pub listen: Vec<String>,
-    /// Protocol names that stock libp2p peers may open streams with (peers of this library may use
-    /// any name). At most 256. Defaults to none.
+    /// The protocols for which stock libp2p peers may open streams. Peers of this library may use
+    /// any name. 0 to 256. Defaults to none.
     pub protocols: Vec<String>,
-    /// Whether to try for paths other than the relay. `false` keeps every address of this peer
-    /// from the other side. Defaults to `true`.
+    /// Whether to try for paths other than the relay. `false` hides every address of this peer from
+    /// the other side. Defaults to `true`.
     pub direct: bool,
-    /// Whether addresses that others name (in tickets, as relays, as candidates) are dialled in
-    /// private networks and on this machine. Defaults to `true`: peers on one network meet there.
-    /// Set it to `false` in a server that dials its users' tickets, because each ticket could point
-    /// it at a service of its own network. Whatever it says, nobody is dialled at link-local,
-    /// multicast, reserved and metadata addresses, [`relays`](Self::relays) that are IP addresses
-    /// are dialled, and this machine gets no first bytes that somebody else has chosen: QUIC, TCP,
-    /// and WebSocket at `/` of an IP address or of `localhost` are all that is dialled there. In a
-    /// browser it counts for relays; who may be checked as a candidate the browser decides.
-    #[serde(alias = "dialPrivate")]
+    /// Whether to dial addresses in private networks and on this machine when others name them (in
+    /// tickets, as relays, as candidates). Defaults to `true`, because peers on one network meet
+    /// there. Set it to `false` in a server that dials its users' tickets, because each ticket
+    /// could point it at a service of its own network.
+    ///
+    /// Some rules hold with either value. Link-local, multicast, reserved and metadata addresses
+    /// are never dialled. [`relays`](Self::relays) that are IP addresses are always dialled. This
+    /// machine gets no first bytes that somebody else has chosen: only QUIC, TCP, and WebSocket at
+    /// `/` of an IP address or of `localhost` are dialled there. In a browser the option applies to
+    /// relays, and the browser decides which candidates it checks.
     pub dial_private: bool,
-    /// The longest that [`Connector::connect`](crate::Connector::connect) may take. 100 ms to
-    /// 10 min. Defaults to 10 s; it returns on the first path, which is much sooner.
+    /// The longest time that [`Connector::connect`](crate::Connector::connect) may take. 100 ms to
+    /// 10 min. Defaults to 10 s. It returns on the first path, which is much sooner.
     #[serde(rename = "connect_timeout_ms", with = "millis")]
     pub connect_timeout: Duration,
-    /// The longest that one attempt by one strategy may take. 100 ms to 10 min. Defaults to 10 s:
-    /// nobody waits for it, because all strategies run at the same time.
+    /// The longest time that one attempt by one strategy may take. 100 ms to 10 min. Defaults to 10
+    /// s. No caller waits for it, because all strategies run at the same time.
     #[serde(rename = "strategy_timeout_ms", with = "millis")]
     pub strategy_timeout: Duration,
-    /// How long each strategy waits for its start, by name. 0 to 1 min each. Defaults to 0, all at
-    /// once, but for `birthday`, which is for what everything else fails at, with 1 s.
+    /// How long each strategy waits before it starts, by the strategy's name. 0 to 1 min each.
+    /// Defaults to 0, so that all start at once, except for `birthday`. This one starts after 1 s,
+    /// because it is for the cases in which everything else fails.
     #[serde(rename = "start_delays_ms")]
     pub start_delays: StartDelays,
-    /// How long connect holds a path that is not direct back while a direct one may still come.
-    /// 0 to 1 min. Defaults to 0: it returns on the first path, and streams move to a better one.
+    /// How long a connect holds back a path that is not direct while a direct path may still come.
+    /// 0 to 1 min. Defaults to 0: connect returns on the first path, and streams move to a better
+    /// one later.
     #[serde(rename = "acceptance_delay_ms", with = "millis")]
     pub acceptance_delay: Duration,
-    /// How long to wait for a relay, to be reached and to grant a reservation. 100 ms to 10 min.
-    /// Defaults to 10 s.
+    /// The longest time that a relay may take to be reached and to grant a reservation. 100 ms to
+    /// 10 min. Defaults to 10 s.
     #[serde(rename = "relay_timeout_ms", with = "millis")]
     pub relay_timeout: Duration,
-    /// How long a STUN server may take to answer (RFC 8489 section 6.2.1). 100 ms to 1 min.
-    /// Defaults to 5 s; an offer never waits for it.
+    /// The longest time that a STUN server may take to answer (RFC 8489 section 6.2.1). 100 ms to 1
+    /// min. Defaults to 5 s. An offer never waits for the answer.
     #[serde(rename = "stun_timeout_ms", with = "millis")]
     pub stun_timeout: Duration,
     /// Whether to ask the router to forward a UDP port to this machine, by PCP, NAT-PMP or
-    /// UPnP-IGD; native only. The mapping is renewed while the connector lives and removed when it
-    /// is closed. Defaults to `true`: behind a NAT that nothing else opens, it is what connects.
+    /// UPnP-IGD. The mapping is renewed while the connector lives and removed when the connector is
+    /// closed. Native only. Defaults to `true`, because a mapping connects peers behind a NAT that
+    /// nothing else opens.
     pub port_mapping: bool,
-    /// How long the router may take to answer that. 100 ms to 1 min. Defaults to 5 s; nothing
-    /// waits for it.
+    /// The longest time that the router may take to answer the request for a port. 100 ms to 1 min.
+    /// Defaults to 5 s. Nothing waits for the answer.
     #[serde(rename = "port_mapping_timeout_ms", with = "millis")]
     pub port_mapping_timeout: Duration,
-    /// How often each strategy for a direct path is repeated in the background after a failure.
-    /// 0 to 100; 0 tries once. Defaults to 3. A lost circuit is sought for as long as the
-    /// connection lasts.
+    /// How often each strategy for a direct path is repeated in the background after a failure, until
+    /// it is only repeated once a minute, for as long as the connection lasts. 0 to 100; with 0, each
+    /// strategy runs once. Defaults to 3. A change of the network begins anew.
     pub upgrade_tries: u32,
-    /// The pause before the first repetition; it doubles each time and is jittered by a quarter.
-    /// 10 ms to 10 min. Defaults to 2 s, hence 2, 4 and 8 s.
+    /// The pause before a failed strategy is first repeated. It doubles each time, with a jitter of
+    /// a quarter. 10 ms to 10 min. Defaults to 2 s, hence 2, 4 and 8 s.
     #[serde(rename = "upgrade_backoff_ms", with = "millis")]
     pub upgrade_backoff: Duration,
-    /// How long streams wait for a path after the last one is lost, before they fail with
-    /// [`ErrorKind::ConnectionLost`]. 0 to 1 h. Defaults to 30 s.
+    /// How long streams wait for a path after the last one is lost. Then they fail with
+    /// [`ErrorKind::ConnectionLost`]. 0 to 1 h. Defaults to 2 min, so that a machine that sleeps for a
+    /// minute goes on.
     #[serde(rename = "resume_timeout_ms", with = "millis")]
     pub resume_timeout: Duration,
-    /// A connection with no streams and no handle left is closed after this. 0 to 1 h. Defaults to
-    /// 30 s.
+    /// The pause between two probes of a path that carries nothing. 250 ms to 10 min. Defaults to 5
+    /// s. A path that dies is noticed within this time and [`probe_timeout`](Self::probe_timeout). A
+    /// path that carries data is probed four times in each `probe_timeout`. A probe and its answer
+    /// cost about 250 bytes with all headers, which is 180 kB in an hour for each idle path.
+    #[serde(rename = "probe_interval_ms", with = "millis")]
+    pub probe_interval: Duration,
+    /// The shortest time after which a path that leaves a probe unanswered is suspect. Streams then
+    /// move to another path, if there is one, and come back when the path answers. 100 ms to 1 min.
+    /// Defaults to 1 s. A path with a round trip of more than a third of it has more time.
+    #[serde(rename = "probe_timeout_ms", with = "millis")]
+    pub probe_timeout: Duration,
+    /// How long a connection without streams and handles stays open. 0 to 1 h. Defaults to 30 s.
     #[serde(rename = "idle_timeout_ms", with = "millis")]
     pub idle_timeout: Duration,
-    /// Bytes in flight per stream and direction, which bound both its throughput (window divided
-    /// by round-trip time) and its memory. 64 KiB to 64 MiB. Defaults to 4 MiB.
+    /// How many bytes may be in flight on one stream in one direction. It bounds the throughput of
+    /// the stream (window divided by round-trip time) and its memory. 64 KiB to 64 MiB. Defaults to
+    /// 4 MiB.
     pub stream_window: u32,
-    /// Circuits that this peer has open through relays at a time, all relays together; a connect
-    /// beyond takes that of a connection which does not use it. 1 to 1,024. Defaults to 16.
+    /// How many circuits this peer has open at a time, through all relays together. A connect that
+    /// needs one more takes the circuit of a connection that does not use it. 1 to 1,024. Defaults
+    /// to 16.
     pub max_circuits: usize,
-    /// How long an address of ours that others may be able to dial waits for its first test, by an
-    /// AutoNAT server (relays, mostly), and for the next one after a test that failed, which
-    /// doubles up to 120 times this. One that was reached is tested again after 20 times this, and
-    /// taken back when that fails, or when nobody has reached it for 40 times this. 1 s to 1 h.
-    /// Defaults to 30 s, hence 10 and 20 min: a test costs up to 100 kB. Nothing waits for it.
-    /// Native only; ignored in a browser. Peers do not test each other: one in the network of the
-    /// other reaches what nobody else does.
+    /// How long an address of ours that others may be able to dial waits for its first test. An
+    /// AutoNAT server makes the test, in most cases a relay. The pause after a failed test is as
+    /// long, and doubles up to 120 times this value. An address that was reached is tested again
+    /// after 20 times this value. It is taken back when that test fails, or when nobody has reached
+    /// it for 40 times this value. 1 s to 1 h. Defaults to 30 s, hence 10 and 20 min, because a
+    /// test costs up to 100 kB. Nothing waits for a test. Native only: a browser ignores this.
+    /// Peers do not test each other, because a peer in the same network reaches addresses that
+    /// others cannot reach.
     #[serde(rename = "autonat_retry_ms", with = "millis")]
     pub autonat_retry: Duration,
     /// Whether to ask the local network, by multicast DNS (RFC 6762), for the addresses that pages
-    /// hide behind `<uuid>.local` names; no other name is asked for. Defaults to `true`: it finds
-    /// a page on the same network that cannot reach us first. Native only; ignored in a browser.
+    /// hide behind `<uuid>.local` names. No other name is asked for. Native only: a browser ignores
+    /// this. Defaults to `true`, so that this peer finds a page on the same network that cannot
+    /// reach it first.
     pub mdns: bool,
-    /// Whether to probe many ports against symmetric NATs when nothing else works. It costs a NAT
-    /// entry for each socket and probe. Defaults to `true`. Native only; ignored in a browser.
+    /// Whether the birthday method may probe many ports of symmetric NATs when nothing else works.
+    /// It costs a NAT entry for each socket and each probe. Native only: a browser ignores this.
+    /// Defaults to `true`.
     pub birthday: bool,
-    /// Sockets opened for it on the side of the symmetric NAT. 1 to 1,024. Defaults to 256.
+    /// How many sockets the birthday method opens on the side of the symmetric NAT. 1 to 1,024.
+    /// Defaults to 256.
     pub birthday_sockets: u16,
-    /// Probes sent for it from the other side, at most. 1 to 65,536. Defaults to 1,024.
+    /// How many probes the birthday method sends from the other side at most. 1 to 65,536. Defaults
+    /// to 1,024.
     pub birthday_probes: u32,
-    /// Probes per second. 1 to 10,000. Defaults to 100.
+    /// How many probes the birthday method sends per second. 1 to 10,000. Defaults to 100.
     pub birthday_rate: u32,
-    /// Connections open at a time, in and out; more are refused. 1 to 65,536. Defaults to 1,024.
+    /// How many connections are open at a time, in and out. Further connections are refused. 1 to
+    /// 65,536. Defaults to 1,024.
     pub max_connections: usize,
-    /// Streams open at a time on one connection; more are refused. 1 to 65,536. Defaults to 1,024.
+    /// How many streams are open at a time on one connection. Further streams are refused. 1 to
+    /// 65,536. Defaults to 1,024.
     pub max_streams: usize,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            relays: Vec::new(),
-            reserve: true,
-            relay_reservations: RELAY_RESERVATIONS,
-            stun: Vec::new(),
-            turn: Vec::new(),
-            turn_ca: None,
-            listen: Vec::new(),
-            protocols: Vec::new(),
-            direct: true,
-            dial_private: true,
-            connect_timeout: CONNECT_TIMEOUT,
-            strategy_timeout: STRATEGY_TIMEOUT,
-            start_delays: StartDelays::default(),
-            acceptance_delay: ACCEPTANCE_DELAY,
-            relay_timeout: RELAY_TIMEOUT,
-            stun_timeout: STUN_TIMEOUT,
-            port_mapping: true,
-            port_mapping_timeout: PORT_MAPPING_TIMEOUT,
-            upgrade_tries: UPGRADE_TRIES,
-            upgrade_backoff: UPGRADE_BACKOFF,
-            resume_timeout: RESUME_TIMEOUT,
-            idle_timeout: IDLE_TIMEOUT,
-            stream_window: STREAM_WINDOW,
-            max_circuits: MAX_CIRCUITS,
-            autonat_retry: AUTONAT_RETRY,
-            mdns: true,
-            birthday: true,
-            birthday_sockets: BIRTHDAY_SOCKETS,
-            birthday_probes: BIRTHDAY_PROBES,
-            birthday_rate: BIRTHDAY_RATE,
-            max_connections: MAX_CONNECTIONS,
-            max_streams: MAX_STREAMS,
-        }
-    }
-}
-
-/// How long each strategy waits for its start, from when it could start: `direct` and
-/// `circuit_relay` from the call to connect, the others from when they can be signalled, over a
-/// circuit or by an offer sealed for a relay. In TOML, JSON and JavaScript an object of whole
-/// milliseconds; what is left out keeps its default.
-///
-/// `stun`, `upnp` and `turn` share one negotiation, which begins after the shortest of their
-/// delays.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct StartDelays {
-    /// The peer's own addresses. Defaults to 0.
-    #[serde(with = "millis")]
-    pub direct: Duration,
-    /// Hole punching. Defaults to 0.
-    #[serde(with = "millis")]
-    pub stun: Duration,
-    /// Mapped ports. Defaults to 0.
-    #[serde(with = "millis")]
-    pub upnp: Duration,
-    /// Relay circuits. Defaults to 0, with which those that a sealed offer may make needless are
-    /// made one at a time, up to four where they are needed, with pauses that grow with the time they
-    /// take; after 5 to 7.4 s where there is no path without.
-    #[serde(with = "millis")]
-    pub circuit_relay: Duration,
-    /// TURN servers. Defaults to 0.
-    #[serde(with = "millis")]
-    pub turn: Duration,
-    /// Many ports against symmetric NATs. Defaults to 1 s, so that ordinary hole punching comes
-    /// first.
-    #[serde(with = "millis")]
-    pub birthday: Duration,
-}
-
-impl Default for StartDelays {
-    fn default() -> Self {
-        Self {
-            direct: Duration::ZERO,
-            stun: Duration::ZERO,
-            upnp: Duration::ZERO,
-            circuit_relay: Duration::ZERO,
-            turn: Duration::ZERO,
-            birthday: BIRTHDAY_START,
-        }
-    }
-}
-
-impl StartDelays {
-    /// The delay of one strategy.
-    pub fn of(&self, strategy: Strategy) -> Duration {
-        match strategy {
-            Strategy::Direct => self.direct,
-            Strategy::Stun => self.stun,
-            Strategy::Upnp => self.upnp,
-            Strategy::CircuitRelay => self.circuit_relay,
-            Strategy::Turn => self.turn,
-            Strategy::Birthday => self.birthday,
-        }
-    }
-}
-
 /// A TURN server and the credentials for it.
+///
+/// ```
+/// use throughline::{Config, TurnServer};
+///
+/// let mut config = Config::default();
+/// config.turn.push(TurnServer {
+///     url: "turns:turn.example:443?transport=tcp".into(),
+///     username: "alice".into(),
+///     credential: "secret".into(),
+/// });
+/// config.validate()?;
+/// assert!(!format!("{config:?}").contains("secret"));
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TurnServer {
-    /// `turn:host[:port][?transport=udp|tcp]` or `turns:…` (RFC 7065).
+    /// The URL: `turn:host[:port][?transport=udp|tcp]` or `turns:…` (RFC 7065).
     pub url: String,
-    /// The user name; for time-limited credentials `expiry:id`.
+    /// The user name. For time-limited credentials it is `expiry:id`.
     pub username: String,
-    /// The password. Never printed by `Debug`.
+    /// The password. `Debug` never prints it.
     pub credential: String,
 }
 
@@ -310,19 +226,37 @@ impl std::fmt::Debug for TurnServer {
 }
 
 impl Config {
+    /// How paths are probed.
+    pub(crate) fn probing(&self) -> Probing {
+        Probing {
+            idle: self.probe_interval,
+            patience: self.probe_timeout,
+        }
+    }
+
+    /// How links to relays are probed. A link that is given up takes all its circuits along, and
+    /// answers may come late behind the bytes of these, so a link has more time.
+    pub(crate) fn link_probing(&self) -> Probing {
+        Probing {
+            idle: self.probe_interval,
+            patience: self.probe_timeout * 3,
+        }
+    }
+
     /// Checks every value against its documented range.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`] or [`ErrorKind::InvalidAddress`] naming the field.
+    /// [`ErrorKind::InvalidConfig`] or [`ErrorKind::InvalidAddress`]. The message names the field.
     pub fn validate(&self) -> Result<(), Error> {
-        self.relay_addrs()?;
+        self.check_ranges()?;
+        let mut relays = Vec::new();
+        for relay in self.relay_addrs()?.iter().filter_map(relay_id) {
+            if !relays.contains(&relay) {
+                relays.push(relay);
+            }
+        }
+        options::RELAYS.check(relays.len() as u64)?;
         self.listen_addrs()?;
-        let at_most = |name, len: usize, most| in_range(name, len as u64, 0, most);
-        at_most("relays", self.relays.len(), 64)?;
-        at_most("stun", self.stun.len(), 16)?;
-        at_most("turn", self.turn.len(), 16)?;
-        at_most("listen", self.listen.len(), 16)?;
-        at_most("protocols", self.protocols.len(), 256)?;
         for protocol in &self.protocols {
             check_protocol(protocol)?;
         }
@@ -334,46 +268,10 @@ impl Config {
                 matches!(service, Service::Turn(_))
             })?;
         }
-        let millis = |name: &str, d: Duration, least, most| {
-            in_range(
-                name,
-                u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
-                least,
-                most,
-            )
-        };
-        millis("connect_timeout_ms", self.connect_timeout, 100, 600_000)?;
-        millis("strategy_timeout_ms", self.strategy_timeout, 100, 600_000)?;
-        millis("acceptance_delay_ms", self.acceptance_delay, 0, 60_000)?;
-        for strategy in Strategy::ALL {
-            let name = format!("start_delays_ms.{strategy}");
-            millis(&name, self.start_delays.of(*strategy), 0, 60_000)?;
-        }
-        millis("autonat_retry_ms", self.autonat_retry, 1_000, 3_600_000)?;
-        millis("relay_timeout_ms", self.relay_timeout, 100, 600_000)?;
-        millis("stun_timeout_ms", self.stun_timeout, 100, 60_000)?;
-        let mapping = self.port_mapping_timeout;
-        millis("port_mapping_timeout_ms", mapping, 100, 60_000)?;
-        millis("upgrade_backoff_ms", self.upgrade_backoff, 10, 600_000)?;
-        millis("resume_timeout_ms", self.resume_timeout, 0, 3_600_000)?;
-        millis("idle_timeout_ms", self.idle_timeout, 0, 3_600_000)?;
-        in_range("upgrade_tries", self.upgrade_tries.into(), 0, 100)?;
-        in_range("relay_reservations", self.relay_reservations as u64, 1, 16)?;
-        in_range(
-            "stream_window",
-            self.stream_window.into(),
-            64 << 10,
-            64 << 20,
-        )?;
-        in_range("max_circuits", self.max_circuits as u64, 1, 1_024)?;
-        in_range("birthday_sockets", self.birthday_sockets.into(), 1, 1_024)?;
-        in_range("birthday_probes", self.birthday_probes.into(), 1, 65_536)?;
-        in_range("birthday_rate", self.birthday_rate.into(), 1, 10_000)?;
-        in_range("max_connections", self.max_connections as u64, 1, 65_536)?;
-        in_range("max_streams", self.max_streams as u64, 1, 65_536)
+        Ok(())
     }
 
-    /// The relays' addresses; each ends in `/p2p/<relay>`.
+    /// Returns the addresses of the relays. Each ends in `/p2p/<relay>`.
     pub(crate) fn relay_addrs(&self) -> Result<Vec<Multiaddr>, Error> {
         let addrs = parse_all("relays", &self.relays)?;
         for (text, addr) in self.relays.iter().zip(&addrs) {
@@ -392,7 +290,8 @@ impl Config {
     }
 }
 
-/// Refuses names that the wire cannot carry: empty, over 256 bytes, control characters.
+/// Refuses a name that the wire cannot carry: an empty one, one of more than 256 bytes, or one with
+/// control characters.
 pub(crate) fn check_protocol(name: &str) -> Result<(), Error> {
     if name.is_empty() || name.len() > 256 || name.chars().any(char::is_control) {
         return Err(Error::new(
@@ -403,7 +302,7 @@ pub(crate) fn check_protocol(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The URL of a server that offers what `is_fit` asks for.
+/// Parses the URL of a server. `is_fit` says which services are allowed.
 pub(crate) fn server_url(
     field: &str,
     url: &str,
@@ -415,9 +314,7 @@ pub(crate) fn server_url(
     };
     match url.parse::<ServerUrl>() {
         Ok(parsed) if is_fit(parsed.service) => Ok(parsed),
-        Ok(_) => refuse(&format_args!(
-            "is not the URL of a server that can be used for {field}"
-        )),
+        Ok(_) => refuse(&format_args!("is not the URL of a server for {field}")),
         Err(error) => refuse(&error),
     }
 }
@@ -441,29 +338,7 @@ fn parse_all(field: &str, texts: &[String]) -> Result<Vec<Multiaddr>, Error> {
         .collect()
 }
 
-fn in_range(name: &str, value: u64, least: u64, most: u64) -> Result<(), Error> {
-    if (least..=most).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidConfig,
-        format!("{name}: {value} is not within {least} to {most}"),
-    ))
-}
-
-mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_u64(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
-        u64::deserialize(d).map(Duration::from_millis)
-    }
-}
-
+#[cfg(test)]
+mod documents;
 #[cfg(test)]
 mod tests;

@@ -1,28 +1,45 @@
-//! A connection to one peer, over whichever path is best at the time.
+//! A connection to one peer. It uses the path that is best at the time.
 
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
 
 use crate::{
+    backend::trace::{self, Span},
     config::check_protocol,
-    connector::closed,
+    datagrams::Queues,
     error::{Error, ErrorKind},
-    event::{Attempt, Path, PathEvent, PathEvents},
+    event::{Attempt, Datagrams, Path, PathEvent, PathEvents},
     identity::PeerId,
-    node::{Command, Incoming},
-    stream::Stream,
+    metrics::Metrics,
+    node::{Command, Incoming, closed},
+    stream::{SessionId, Stream},
 };
 
 /// A connection to one peer.
 ///
-/// It outlives its paths: a relay circuit at first, then a direct path, perhaps the circuit again.
-/// Streams between peers of this library move along. Cheap to clone; clones share the queue of
-/// incoming streams.
+/// It outlives its paths: the first often is a relay circuit, then comes a direct path, and perhaps
+/// the circuit again. Streams between peers of this library move along. A clone is cheap, and
+/// clones share the queue of incoming streams.
 ///
 /// # Drop
-/// Streams go on after the last clone is dropped. A connection with neither clones nor streams is
-/// closed after [`Config::idle_timeout`](crate::Config::idle_timeout).
+/// Streams go on after the last clone is dropped. A connection without clones and streams is closed
+/// after [`Config::idle_timeout`](crate::Config::idle_timeout).
+///
+/// ```no_run
+/// use throughline::Connection;
+///
+/// /// Serves one peer until it is gone.
+/// async fn serve(connection: Connection) {
+///     while let Some((protocol, stream)) = connection.accept_stream().await {
+///         match protocol.as_str() {
+///             "chat/1" => drop(stream), // hand it to a task of its own
+///             _ => stream.refuse(),
+///         }
+///     }
+///     println!("{} is gone: {}", connection.peer_id(), connection.closed().await);
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Connection {
     inner: Arc<Inner>,
@@ -30,33 +47,40 @@ pub struct Connection {
 
 struct Inner {
     peer: PeerId,
-    session: u64,
+    session: SessionId,
     commands: mpsc::Sender<Command>,
     incoming: Mutex<mpsc::Receiver<Incoming>>,
     state: Arc<SessionState>,
 }
 
-/// What the node keeps up to date and handles read.
+/// The state of a session that the event loop updates and that handles read.
 pub(crate) struct SessionState {
     path: watch::Sender<Option<Path>>,
-    /// Behind a pointer, since there is room for all of them from the beginning.
+    /// Each event stands behind a pointer, because the channel allocates room for all events at
+    /// once.
     events: broadcast::Sender<Arc<PathEvent>>,
     attempts: StdMutex<Vec<Attempt>>,
     closed: watch::Sender<Option<ErrorKind>>,
+    /// Behind a pointer of its own, because lanes keep it without keeping the rest.
+    pub(crate) datagrams: Arc<Queues>,
+    /// What is logged within it is about this connection.
+    pub(crate) span: Span,
 }
 
-/// Events kept for a slow reader; what is older is reported as `Lagged`.
+/// How many events are kept for a slow reader. Older events are reported as `Lagged`.
 const EVENT_BUFFER: usize = 32;
-/// Attempts kept per connection: some dozen tries of every strategy.
+/// How many attempts are kept for one connection. This is about ten tries of every strategy.
 const MAX_ATTEMPTS: usize = 64;
 
 impl SessionState {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(peer: &libp2p::PeerId, metrics: &Metrics) -> Self {
         Self {
+            datagrams: Arc::new(Queues::new(metrics.dropped.clone())),
             path: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENT_BUFFER),
             attempts: StdMutex::new(Vec::new()),
             closed: watch::Sender::new(None),
+            span: trace::connection(peer),
         }
     }
 
@@ -69,27 +93,27 @@ impl SessionState {
     }
 
     pub(crate) fn emit(&self, event: PathEvent) {
+        self.span.in_scope(|| trace::tell(&event));
         if let PathEvent::Attempt(attempt) = &event {
             let mut attempts = self.attempts();
             if attempts.len() < MAX_ATTEMPTS {
                 attempts.push(attempt.clone());
             }
         }
-        // No receiver is not an error: nobody watches.
+        // Without a receiver the send fails, which is fine.
         let _ = self.events.send(Arc::new(event));
     }
 
     pub(crate) fn close(&self, kind: ErrorKind) {
         if self.closed.borrow().is_none() {
             self.closed.send_replace(Some(kind));
+            self.datagrams.close(kind);
             self.set_path(None);
-            self.emit(PathEvent::Closed {
-                code: kind.code().to_owned(),
-            });
+            self.emit(PathEvent::Closed { kind });
         }
     }
 
-    /// The list is only ever pushed to, so a panic elsewhere leaves it whole.
+    /// Attempts are only added, so a panic elsewhere leaves the list whole.
     pub(crate) fn attempts(&self) -> MutexGuard<'_, Vec<Attempt>> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,7 +122,7 @@ impl SessionState {
 impl Connection {
     pub(crate) fn new(
         peer: PeerId,
-        session: u64,
+        session: SessionId,
         commands: mpsc::Sender<Command>,
         incoming: mpsc::Receiver<Incoming>,
         state: Arc<SessionState>,
@@ -118,20 +142,21 @@ impl Connection {
         WeakConnection(Arc::downgrade(&self.inner))
     }
 
-    /// The peer at the other end, authenticated on every path.
+    /// Returns the id of the peer at the other end. Every path is authenticated against it.
     pub fn peer_id(&self) -> PeerId {
         self.inner.peer
     }
 
-    /// The path in use, `None` while there is none.
+    /// Returns the path in use, or `None` while there is no path.
     pub fn path(&self) -> Option<Path> {
         self.inner.state.path()
     }
 
-    /// Every change of path and every attempt from now on. Several callers may listen; one that is
-    /// slower than 32 events is told so by [`PathEvent::Lagged`]. Ends after [`PathEvent::Closed`].
+    /// Returns a stream of every change of path and every attempt from now on. It ends after
+    /// [`PathEvent::Closed`]. Several callers may listen. A caller that is more than 32 events
+    /// behind gets [`PathEvent::Lagged`].
     ///
-    /// To miss nothing, subscribe first and then read [`path`](Self::path) and
+    /// To miss nothing, subscribe first, and then read [`path`](Self::path) and
     /// [`attempts`](Self::attempts).
     pub fn path_events(&self) -> PathEvents {
         let mut receiver = self.inner.state.events.subscribe();
@@ -159,21 +184,24 @@ impl Connection {
         ))
     }
 
-    /// What was tried so far, in the order it ended; at most 64 entries.
+    /// Returns the attempts that have ended so far, in the order of their ends. At most the first
+    /// 64 are kept.
     pub fn attempts(&self) -> Vec<Attempt> {
         self.inner.state.attempts().clone()
     }
 
-    /// Opens a stream for `protocol`, a name both applications agree on.
+    /// Opens a stream for `protocol`, which is a name that both applications agree on.
     ///
-    /// Between peers of this library no round trip is spent: bytes written at once travel with the
-    /// request. A peer that does not want the stream resets it.
+    /// Between peers of this library this costs no round trip, because bytes that are written at
+    /// once travel with the request. A peer that does not serve the protocol refuses the stream
+    /// later, with [`Stream::refuse`].
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidProtocol`]; [`ErrorKind::ProtocolRefused`] by a stock libp2p peer that
-    /// does not serve it; [`ErrorKind::LimitExceeded`] beyond
-    /// [`Config::max_streams`](crate::Config::max_streams); [`ErrorKind::ConnectionClosed`];
-    /// [`ErrorKind::ConnectionLost`].
+    /// - [`ErrorKind::InvalidProtocol`].
+    /// - [`ErrorKind::ProtocolRefused`] if the peer is a stock libp2p peer that does not serve the
+    ///   protocol.
+    /// - [`ErrorKind::LimitExceeded`] beyond [`Config::max_streams`](crate::Config::max_streams).
+    /// - [`ErrorKind::ConnectionClosed`] or [`ErrorKind::ConnectionLost`].
     ///
     /// # Cancel safety
     /// Dropping the future abandons the stream.
@@ -192,19 +220,82 @@ impl Connection {
         answer.await.map_err(|_| closed())?
     }
 
-    /// The next stream that the peer opened, with its protocol's name; `None` once the connection
-    /// is closed. When 64 streams wait, further ones are refused.
+    /// Waits for the next stream that the peer opens, and returns it with the name of its protocol.
+    /// Returns `None` once the connection is closed. When 64 streams wait, further streams are
+    /// refused.
     ///
     /// # Cancel safety
-    /// Cancel safe: no stream is lost.
+    /// This is cancel safe: no stream is lost.
     pub async fn accept_stream(&self) -> Option<(String, Stream)> {
         let mut incoming = self.inner.incoming.lock().await;
         incoming.recv().await.map(|stream| *stream)
     }
 
-    /// Waits until the connection is closed and gives the reason:
-    /// [`ErrorKind::ConnectionClosed`] if either side closed it, [`ErrorKind::ConnectionLost`] if
-    /// no path came back in time.
+    /// Sends a datagram over the path in use. It waits for nothing: neither for the network, nor for
+    /// streams.
+    ///
+    /// A datagram may be lost, and datagrams may arrive in another order. None arrives twice. Between
+    /// programs they are datagrams of QUIC (RFC 9221), and with a page they go over a data channel
+    /// that repeats nothing. A circuit carries them in a stream of their own, so there they wait for
+    /// what the relay has lost.
+    ///
+    /// While more datagrams are sent than the path takes, or while there is no path, up to 256 wait.
+    /// Then each new one takes the place of the oldest, and the counter
+    /// `throughline_datagrams_dropped` goes up.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Unsupported`] if the peer is a stock libp2p peer. It takes a round trip after
+    ///   the first path until this is known, and what was sent before is dropped.
+    /// - [`ErrorKind::LimitExceeded`] beyond [`max_datagram_size`](Self::max_datagram_size).
+    /// - [`ErrorKind::ConnectionClosed`] or [`ErrorKind::ConnectionLost`].
+    ///
+    /// ```no_run
+    /// # async fn play(connection: throughline::Connection) -> Result<(), throughline::Error> {
+    /// use futures::StreamExt as _;
+    ///
+    /// connection.send_datagram(b"x=3 y=4")?;
+    /// let mut datagrams = connection.datagrams();
+    /// while let Some(datagram) = datagrams.next().await {
+    ///     println!("the peer is at {}", String::from_utf8_lossy(&datagram));
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn send_datagram(&self, datagram: &[u8]) -> Result<(), Error> {
+        self.inner.state.datagrams.send(datagram)
+    }
+
+    /// Returns the datagrams of the peer, from any path. The stream ends once the connection is closed
+    /// and everything is read. Clones and streams share one queue of 256 datagrams. When it is full,
+    /// each new one takes the place of the oldest.
+    pub fn datagrams(&self) -> Datagrams {
+        let state = self.inner.state.clone();
+        Datagrams::new(futures::stream::unfold(state, |state| async {
+            Some((state.datagrams.receive().await?, state))
+        }))
+    }
+
+    /// Waits for the next of [`datagrams`](Self::datagrams).
+    #[cfg_attr(
+        not(target_family = "wasm"),
+        expect(dead_code, reason = "for JavaScript")
+    )]
+    pub(crate) async fn receive_datagram(&self) -> Option<Vec<u8>> {
+        self.inner.state.datagrams.receive().await
+    }
+
+    /// Returns the most bytes of a datagram that the path in use carries. It is at least 1,120, so a
+    /// datagram of that size fits on every path. It is `None` while there is no path, and if the peer
+    /// takes no datagrams. [`PathEvent::Changed`] and [`PathEvent::DatagramSize`] tell of changes.
+    pub fn max_datagram_size(&self) -> Option<usize> {
+        self.path()?.max_datagram_size
+    }
+
+    /// Waits until the connection is closed, and returns the reason. It is
+    /// [`ErrorKind::ConnectionClosed`] if either side closed the connection, and
+    /// [`ErrorKind::ConnectionLost`] if no path came back in time.
+    ///
+    /// # Cancel safety
+    /// This is cancel safe: it changes nothing. It can be called again, also after the close.
     pub async fn closed(&self) -> ErrorKind {
         let mut closed = self.inner.state.closed.subscribe();
         match closed.wait_for(Option::is_some).await {
@@ -213,8 +304,13 @@ impl Connection {
         }
     }
 
-    /// Closes the connection and tells the peer. Idempotent. Streams that both ends have finished, or
-    /// one has reset, end in good order first, in 2 s at most; what others have not sent is lost.
+    /// Closes the connection and tells the peer. A second call has no effect. Streams that both
+    /// ends have finished, or that one end has reset, first end in good order, within 2 s. Bytes
+    /// that other streams have not sent are lost.
+    ///
+    /// # Cancel safety
+    /// Dropping the future only ends the wait, and the close goes on. A future that was never
+    /// polled closes nothing. Neither does a future that still waits behind other calls.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         let command = Command::CloseSession {
@@ -227,11 +323,11 @@ impl Connection {
     }
 }
 
-/// What the node keeps of the handles it gave out.
+/// What the event loop keeps of the handles that it gave out.
 pub(crate) struct WeakConnection(Weak<Inner>);
 
 impl WeakConnection {
-    /// A handle again, if any is left.
+    /// Returns a handle, if any handle is left.
     pub(crate) fn upgrade(&self) -> Option<Connection> {
         self.0.upgrade().map(|inner| Connection { inner })
     }
@@ -247,15 +343,13 @@ enum Next {
     End,
 }
 
-/// A subscription made after the close starts with its `Closed`.
+/// A subscription that begins after the close starts with `Closed`.
 fn receiver_or_end(
     receiver: &mut broadcast::Receiver<Arc<PathEvent>>,
     ended: Option<ErrorKind>,
 ) -> Next {
     match ended {
-        Some(kind) if receiver.is_empty() => Next::Event(PathEvent::Closed {
-            code: kind.code().to_owned(),
-        }),
+        Some(kind) if receiver.is_empty() => Next::Event(PathEvent::Closed { kind }),
         _ => Next::Wait,
     }
 }

@@ -1,16 +1,18 @@
-//! The one entry: a peer that connects to others and can be connected to.
+//! The entry to the library: a peer that connects to others, and to which others connect.
 
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+#[cfg(doc)]
+use crate::error::ErrorKind;
 use crate::{
-    backend::{offer, transports::LISTENS},
+    backend::{offer, trace, transports::LISTENS},
     config::{Config, TurnServer, check_protocol},
     connection::Connection,
-    error::{Error, ErrorKind},
+    error::Error,
     identity::{Identity, PeerId},
-    node::{self, Command, Shared},
+    node::{self, Command, Shared, closed},
     report::Report,
     stream::Stream,
     ticket::Ticket,
@@ -18,11 +20,28 @@ use crate::{
 
 /// One peer: an identity, its listeners and reservations, and its connections.
 ///
-/// Cheap to clone; every clone is the same peer.
+/// A clone is cheap, and every clone is the same peer.
 ///
 /// # Drop
 /// When the last clone and the last [`Connection`] are dropped, the peer stops: its reservations
-/// end and its sockets close. [`Connector::close`] does so at once and tells the peers.
+/// end and its sockets close. [`Connector::close`] stops the peer at once and tells the other
+/// peers.
+///
+/// ```no_run
+/// use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+/// use throughline::{Connector, Error, Ticket};
+///
+/// async fn greet(relay: &str, ticket: &Ticket) -> Result<String, Error> {
+///     let me = Connector::builder().relay(relay).bind().await?;
+///     let (_connection, mut stream) = me.open(ticket, "greeting/1").await?;
+///     stream.write_all(b"hello").await?;
+///     stream.close().await?;
+///     let mut answer = String::new();
+///     stream.read_to_string(&mut answer).await?;
+///     me.close().await;
+///     Ok(answer)
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Connector {
     commands: mpsc::Sender<Command>,
@@ -36,37 +55,43 @@ impl Connector {
         Builder::default()
     }
 
-    /// Who this peer is.
+    /// Returns the id of this peer.
     pub fn peer_id(&self) -> PeerId {
         self.shared.peer_id
     }
 
-    /// How to reach this peer as of now: the relays that hold a reservation for it, and its own
-    /// addresses. Ask anew after the network changed. With an identity that is kept, a ticket also
-    /// leads to later runs of this peer; nothing is sealed for those by it, so that a connect waits
-    /// for a circuit first.
+    /// Returns a ticket, by which others can reach this peer now. It has the relays that hold a
+    /// reservation for this peer, and the peer's own addresses. Ask again after the network has
+    /// changed.
+    ///
+    /// If the peer keeps its identity, the ticket also leads to later runs of the peer. Nothing can
+    /// be sealed for a later run, so a connect with an old ticket waits for a circuit first.
     pub fn ticket(&self) -> Ticket {
         self.shared.ticket()
     }
 
     /// Connects to the peer that `ticket` names and returns on the first authenticated path.
     ///
-    /// Every way that the ticket and the configuration allow is tried at once, relays after the
-    /// first a little later, and losers are taken back. The first path usually is a relay circuit;
-    /// a better one is sought in the background and reported by [`Connection::path_events`]. If
-    /// there is a connection to the peer already, it is returned.
+    /// All ways that the ticket and the configuration allow are tried at once, except that the
+    /// second and later relays start a little later. Attempts that lose are cancelled. The first
+    /// path usually is a relay circuit. The connector then looks for a better path in the
+    /// background, and [`Connection::path_events`] reports it. If there is a connection to the peer
+    /// already, that connection is returned.
     ///
     /// # Errors
-    /// [`ErrorKind::Unreachable`] with every attempt when nothing came up within
-    /// [`Config::connect_timeout`]; [`ErrorKind::WrongPeer`] when somebody else answered;
-    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`], and when every way to the
-    /// peer is closed by a limit;
-    /// [`ErrorKind::ConnectorClosed`].
+    /// - [`ErrorKind::Unreachable`], with every attempt, if no path came up within
+    ///   [`Config::connect_timeout`].
+    /// - [`ErrorKind::WrongPeer`] if another peer answered.
+    /// - [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`], and if a limit closes
+    ///   every way to the peer.
+    /// - [`ErrorKind::ConnectorClosed`].
     ///
     /// # Cancel safety
-    /// Dropping the future abandons the connect; its attempts are cancelled unless another connect
+    /// Dropping the future abandons the connect. Its attempts are cancelled, unless another connect
     /// to the same peer waits for them.
     pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, Error> {
+        let span = trace::connection(&ticket.peer_id().0);
+        span.in_scope(|| tracing::info!("connecting"));
         let mut abandoned = Abandoned {
             commands: &self.commands,
             peer: Some(ticket.peer_id()),
@@ -77,46 +102,56 @@ impl Connector {
             reply,
         })
         .await?;
-        let answer = answer.await;
+        let answer = answer.await.unwrap_or_else(|_| Err(closed()));
         abandoned.peer = None;
-        answer.map_err(|_| closed())?
+        span.in_scope(|| match &answer {
+            Ok(_) => tracing::info!("connected"),
+            Err(error) => tracing::info!(code = error.code(), "not connected"),
+        });
+        answer
     }
 
     /// Opens a stream for `protocol` to the peer that `ticket` names, and does not wait for a path.
     ///
-    /// What is written to the stream at once travels beside the requests that bring the connection
-    /// about, so that the first answer is back after one round trip through the relay, where
-    /// [`connect`](Self::connect) and [`Connection::open`] take two. Early data needs the link to
-    /// a relay of `throughline serve` that both peers have, and the ticket of the peer's present
-    /// run; at most 32 KiB go before the peer's first word. Without it the same stream goes over
-    /// the first path, and nobody notices but by the time it takes. A page sends none: there this
-    /// is [`connect`](Self::connect) and [`Connection::open`] in one call.
+    /// The bytes that are written at once are *early data*: they travel beside the requests that
+    /// make the connection. The first answer is back after one round trip through the relay, where
+    /// [`connect`](Self::connect) and [`Connection::open`] take two. Early data needs a link to a
+    /// relay of `throughline serve` that both peers use, and a ticket of the peer's present run. At
+    /// most 32 KiB go before the peer's first answer. If early data is not possible, the same
+    /// stream goes over the first path, and only takes longer. A page sends no early data: there
+    /// this is [`connect`](Self::connect) and [`Connection::open`] in one call.
     ///
-    /// The connection is sought as by [`connect`](Self::connect); until there is a path,
-    /// [`Connection::path`] is `None`.
+    /// The connection is made as by [`connect`](Self::connect). [`Connection::path`] is `None`
+    /// until there is a path.
     ///
     /// # Security
-    /// Early data is what is written before the peer's first word. It is sealed for the peer's
-    /// identity key and signed by this peer's: the relay cannot read it, and nobody else can write
-    /// it, not even whoever has stolen the peer's key. The peer takes it once. A copy is refused
-    /// by the run of the peer that has seen it, however clocks jump, and by every later run. Two
-    /// things that a path gives are missing. Early data has no forward secrecy: whoever records it
+    /// Early data is sealed for the peer's identity key and signed with this peer's key. The relay
+    /// cannot read it. Nobody else can write it, not even whoever has stolen the peer's key. The
+    /// peer takes it once. The run of the peer that has seen it refuses a copy, however clocks
+    /// jump, and so does every later run.
+    ///
+    /// Early data lacks two things that a path gives. It has no forward secrecy: whoever records it
     /// and later steals the *peer's* identity key can read it. And whoever carries it can hold it
     /// back for up to four minutes, and for longer if the peer's clock is wrong, before the peer
-    /// takes it. Everything after the peer's first word, and all of [`connect`](Self::connect), is
-    /// protected by keys that exist once. The peer sees by [`Stream::is_early`] that a stream
+    /// takes it. Everything after the peer's first answer, and all of [`connect`](Self::connect),
+    /// is protected by keys that exist once. [`Stream::is_early`] tells the peer that a stream
     /// began with early data.
     ///
     /// # Errors
-    /// At once: [`ErrorKind::InvalidProtocol`]; [`ErrorKind::InvalidTicket`] for this peer's own;
-    /// [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`] or
-    /// [`Config::max_streams`]; [`ErrorKind::ConnectorClosed`]; and all of
-    /// [`connect`](Self::connect) for a stock libp2p peer, which is waited for. What `connect`
-    /// would fail with otherwise, the stream fails with.
+    /// The call fails at once with:
+    /// - [`ErrorKind::InvalidProtocol`].
+    /// - [`ErrorKind::InvalidTicket`] if the ticket is this peer's own.
+    /// - [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`] or
+    ///   [`Config::max_streams`].
+    /// - [`ErrorKind::ConnectorClosed`].
+    /// - All errors of [`connect`](Self::connect) if the peer is a stock libp2p peer, because the
+    ///   call then waits for the connection.
+    ///
+    /// Otherwise, if `connect` would fail, the stream fails with the same error.
     ///
     /// # Cancel safety
-    /// Dropping the future abandons the stream; what has been begun of the connection goes on
-    /// until [`Config::connect_timeout`].
+    /// Dropping the future abandons the stream. The attempts to connect go on until
+    /// [`Config::connect_timeout`].
     pub async fn open(
         &self,
         ticket: &Ticket,
@@ -129,6 +164,8 @@ impl Connector {
             let stream = connection.open(protocol).await?;
             return Ok((connection, stream));
         };
+        let span = trace::connection(&ticket.peer_id().0);
+        span.in_scope(|| tracing::info!(protocol, "opening a stream without waiting for a path"));
         let (reply, answer) = oneshot::channel();
         self.command(Command::OpenEarly {
             _sealing: sealing,
@@ -140,34 +177,42 @@ impl Connector {
         answer.await.map_err(|_| closed())?
     }
 
-    /// The next connection that another peer made to this one; `None` once the connector is
-    /// closed. One that the peer began by [`open`](Self::open) may have a stream before it has a
-    /// path, which [`Stream::is_early`] tells. Clones share one queue; when 64 connections wait, further ones are refused.
+    /// Waits for the next connection that another peer makes to this one. Returns `None` once the
+    /// connector is closed. If the peer called [`open`](Self::open), the connection may have a
+    /// stream before it has a path, and [`Stream::is_early`] tells so. Clones share one queue. When
+    /// 64 connections wait, further connections are refused.
     ///
     /// # Cancel safety
-    /// Cancel safe: no connection is lost.
+    /// This is cancel safe: no connection is lost.
     pub async fn accept(&self) -> Option<Connection> {
         self.incoming.lock().await.recv().await
     }
 
-    /// What this peer knows about its relays, addresses and connections.
+    /// Reports what this peer knows about its relays, addresses and connections.
     ///
     /// # Errors
     /// [`ErrorKind::ConnectorClosed`].
+    ///
+    /// # Cancel safety
+    /// This is cancel safe: it changes nothing.
     pub async fn report(&self) -> Result<Report, Error> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Report { reply }).await?;
         answer.await.map_err(|_| closed())
     }
 
-    /// Counters and gauges in the OpenMetrics text format. Labels hold names only, never an
+    /// Returns counters and gauges in the OpenMetrics text format. Labels hold only names, never an
     /// address or a peer id.
     pub fn metrics(&self) -> String {
         self.shared.metrics.encode()
     }
 
-    /// Closes every connection, tells the peers, and stops. Idempotent. Bytes that a stream has
-    /// not sent are lost: finish streams first.
+    /// Closes every connection, tells the peers, and stops. A second call has no effect. Bytes that
+    /// a stream has not sent are lost, so finish streams first.
+    ///
+    /// # Cancel safety
+    /// Dropping the future only ends the wait, and the close goes on. A future that was never
+    /// polled closes nothing. Neither does a future that still waits behind other calls.
     pub async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         if self.command(Command::Shutdown { reply }).await.is_ok() {
@@ -188,7 +233,7 @@ impl std::fmt::Debug for Connector {
     }
 }
 
-/// Tells the node when a connect is dropped.
+/// Tells the event loop when a connect is dropped.
 struct Abandoned<'a> {
     commands: &'a mpsc::Sender<Command>,
     peer: Option<PeerId>,
@@ -197,18 +242,27 @@ struct Abandoned<'a> {
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         if let Some(peer) = self.peer {
-            // In a queue that is full, the connect ends by its deadline.
+            // If the queue is full, the connect ends by its deadline.
             let _ = self.commands.try_send(Command::Abandoned { peer });
         }
     }
 }
 
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::ConnectorClosed, "the connector is closed")
-}
-
-/// Configures a [`Connector`]. Every setter has its meaning, unit, range and default at the field
-/// of [`Config`] that it sets.
+/// Configures a [`Connector`]. Each setter sets one field of [`Config`], which documents the
+/// meaning, unit, range and default.
+///
+/// ```no_run
+/// use throughline::{Connector, Error, Identity};
+///
+/// async fn server(secret: &str, relay: &str) -> Result<Connector, Error> {
+///     Connector::builder()
+///         .identity(Identity::from_secret(secret)?)
+///         .relay(relay)
+///         .listen("/ip4/0.0.0.0/udp/4001/quic-v1")
+///         .bind()
+///         .await
+/// }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Builder {
@@ -217,7 +271,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Who to be. Defaults to a fresh identity.
+    /// Sets the identity of the peer. Defaults to a fresh identity.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(identity);
         self
@@ -229,53 +283,56 @@ impl Builder {
         self
     }
 
-    /// Adds one address of a relay; see [`Config::relays`].
+    /// Adds one address of a relay. See [`Config::relays`].
     pub fn relay(mut self, address: impl Into<String>) -> Self {
         self.config.relays.push(address.into());
         self
     }
 
-    /// Adds a STUN server; see [`Config::stun`].
+    /// Adds a STUN server. See [`Config::stun`].
     pub fn stun(mut self, url: impl Into<String>) -> Self {
         self.config.stun.push(url.into());
         self
     }
 
-    /// Adds a TURN server; see [`Config::turn`].
+    /// Adds a TURN server. See [`Config::turn`].
     pub fn turn(mut self, server: TurnServer) -> Self {
         self.config.turn.push(server);
         self
     }
 
-    /// Adds an address to listen on; see [`Config::listen`].
+    /// Adds an address to listen on. See [`Config::listen`].
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.config.listen.push(address.into());
         self
     }
 
-    /// Adds a protocol that stock libp2p peers may open; see [`Config::protocols`].
+    /// Adds a protocol for which stock libp2p peers may open streams. See [`Config::protocols`].
     pub fn protocol(mut self, name: impl Into<String>) -> Self {
         self.config.protocols.push(name.into());
         self
     }
 
-    /// Whether to hold reservations; see [`Config::reserve`].
+    /// Sets whether to hold reservations. See [`Config::reserve`].
     pub fn reserve(mut self, reserve: bool) -> Self {
         self.config.reserve = reserve;
         self
     }
 
-    /// Starts the peer. With relays configured and [`Config::reserve`] set, returns once the first
-    /// of them holds a reservation, so that [`Connector::ticket`] is complete; the others follow
-    /// in the background, and are kept, renewed and replaced from then on. With that set and no
-    /// relay, a native peer returns once it knows an address that it listens at, or after a second.
+    /// Starts the peer. If relays are configured and [`Config::reserve`] is set, it returns once
+    /// the first relay holds a reservation, so that [`Connector::ticket`] is complete. The other
+    /// reservations follow in the background. From then on, reservations are kept, renewed and
+    /// replaced. If [`Config::reserve`] is set without a relay, a native peer returns once it knows
+    /// an address that it listens at, or after a second.
     ///
     /// On native targets it must be called within a tokio runtime.
     ///
     /// # Errors
-    /// Before anything is sent: [`ErrorKind::InvalidConfig`], [`ErrorKind::InvalidAddress`],
-    /// [`ErrorKind::UnsupportedPlatform`]. Then [`ErrorKind::Io`] if a socket cannot be had, and
-    /// [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`].
+    /// - Before anything is sent: [`ErrorKind::InvalidConfig`], [`ErrorKind::InvalidAddress`] or
+    ///   [`ErrorKind::UnsupportedPlatform`].
+    /// - [`ErrorKind::Io`] if the system gives no socket.
+    /// - [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`].
+    /// - [`ErrorKind::LimitExceeded`] if every relay refuses because it has no room.
     ///
     /// # Cancel safety
     /// Dropping the future stops the peer.
@@ -283,7 +340,9 @@ impl Builder {
         self.config.validate()?;
         let identity = self.identity.unwrap_or_else(Identity::generate);
         let wait = self.config.reserve && (LISTENS || !self.config.relays.is_empty());
-        let (commands, incoming, shared) = node::start(identity, self.config)?;
+        // The loop and its tasks take the span along.
+        let span = trace::peer(&identity.peer_id().0);
+        let (commands, incoming, shared) = span.in_scope(|| node::start(identity, self.config))?;
         let connector = Connector {
             commands,
             incoming: Arc::new(Mutex::new(incoming)),

@@ -1,25 +1,103 @@
-//! The one error type, the same on both targets and, by its [`code`](Error::code), in TypeScript.
+//! The one error type. It is the same on both targets, and its [`code`](Error::code) is the same in
+//! TypeScript.
 
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, io, sync::Arc};
+
+use serde::{Serialize, Serializer};
 
 use crate::event::{Attempt, Outcome};
 
 /// What went wrong, what was tried and what to do about it.
 ///
-/// [`kind`](Self::kind) is for `match`, [`code`](Self::code) for logs and other languages,
-/// `Display` for people: it names the field or the peer concerned, then each attempt with why it
-/// lost.
-#[derive(Debug)]
+/// Use [`kind`](Self::kind) in a `match`, [`code`](Self::code) in logs and for other languages, and
+/// `Display` for people. `Display` names the field or the peer, and then each attempt that failed,
+/// with the reason.
+///
+/// `==` compares all of this and the [`reset_code`](Self::reset_code). It does not compare the
+/// [`source`](StdError::source), because errors of other libraries have no `==`.
+///
+/// ```
+/// use throughline::{Error, ErrorKind, Ticket};
+///
+/// let error = "not a ticket".parse::<Ticket>().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidTicket);
+/// assert_eq!(error.code(), "invalid_ticket");
+/// assert!(error.to_string().starts_with("invalid_ticket: "));
+/// ```
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
     attempts: Vec<Attempt>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    reset_code: Option<ResetCode>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// The reason that an application gives when it cuts a stream short. It is a number whose meaning
+/// the two applications agree on. It is 0 if the application gave no reason.
+///
+/// Pass it to [`Stream::reset`](crate::Stream::reset) or
+/// [`RecvStream::stop`](crate::RecvStream::stop). The other end reads it from its error. Both
+/// methods also take a `u32`.
+///
+/// ```
+/// use std::io;
+/// use throughline::ResetCode;
+///
+/// /// This application uses 7 for a full disk.
+/// const DISK_FULL: ResetCode = ResetCode(7);
+///
+/// fn is_disk_full(error: &io::Error) -> bool {
+///     ResetCode::of(error) == Some(DISK_FULL)
+/// }
+/// # assert!(!is_disk_full(&io::ErrorKind::ConnectionReset.into()));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResetCode(pub u32);
+
+impl ResetCode {
+    /// Returns the code in an error of a [`Stream`](crate::Stream). See [`Error::reset_code`].
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref::<Error>()?.reset_code()
+    }
+}
+
+impl From<u32> for ResetCode {
+    fn from(code: u32) -> Self {
+        Self(code)
+    }
+}
+
+impl From<ResetCode> for u32 {
+    fn from(code: ResetCode) -> Self {
+        code.0
+    }
+}
+
+impl fmt::Display for ResetCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])* $name:ident = $code:literal,)*) => {
         /// The kinds of [`Error`]. Each has a stable [`code`](ErrorKind::code).
+        ///
+        /// ```
+        /// use throughline::{Error, ErrorKind};
+        ///
+        /// /// Whether the same call may succeed later.
+        /// fn is_transient(error: &Error) -> bool {
+        ///     matches!(
+        ///         error.kind(),
+        ///         ErrorKind::NoRelay | ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::LimitExceeded
+        ///     )
+        /// }
+        ///
+        /// assert!(!is_transient(&"x".parse::<throughline::Ticket>().unwrap_err()));
+        /// assert_eq!(ErrorKind::Unreachable.code(), "unreachable");
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum ErrorKind {
@@ -30,7 +108,8 @@ macro_rules! kinds {
             /// Every kind, in the order of the documentation.
             pub const ALL: &'static [ErrorKind] = &[$(ErrorKind::$name,)*];
 
-            /// The stable, snake-case name of this kind, the same in Rust, JSON and TypeScript.
+            /// Returns the stable snake-case name of this kind. It is the same in Rust, JSON and
+            /// TypeScript.
             pub fn code(self) -> &'static str {
                 match self {
                     $(ErrorKind::$name => $code,)*
@@ -40,12 +119,24 @@ macro_rules! kinds {
     };
 }
 
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+impl Serialize for ErrorKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.code())
+    }
+}
+
 kinds! {
-    /// A ticket does not parse. The message names the part. Ask the peer for a fresh one.
+    /// A ticket does not parse. The message names the part. Ask the peer for a fresh ticket.
     InvalidTicket = "invalid_ticket",
-    /// A multiaddress, URL or socket address does not parse or has the wrong form for its place.
+    /// A multiaddress, URL or socket address does not parse, or has the wrong form for its place.
     InvalidAddress = "invalid_address",
-    /// A configuration value is unknown, of the wrong type or out of range. The message names it.
+    /// An option is unknown, of the wrong type or out of range. The message names the option.
     InvalidConfig = "invalid_config",
     /// An identity file or key is malformed, or others can read it.
     InvalidIdentity = "invalid_identity",
@@ -57,80 +148,103 @@ kinds! {
     NoRelay = "no_relay",
     /// No path to the peer came up. [`Error::attempts`] lists every attempt.
     Unreachable = "unreachable",
-    /// The peer that answered is not the one the ticket names. Nothing was sent to it.
+    /// Another peer answered than the one that the ticket names. Nothing was sent to it.
     WrongPeer = "wrong_peer",
-    /// A deadline of the configuration passed. The message says which.
+    /// A deadline of the configuration passed. The message names it.
     Timeout = "timeout",
-    /// The peer does not serve the protocol that was asked for.
+    /// The peer is a stock libp2p peer, or an old one of this library, and cannot do this.
+    Unsupported = "unsupported",
+    /// The peer does not serve the requested protocol.
     ProtocolRefused = "protocol_refused",
-    /// A limit, ours or the peer's, was reached. The message says which.
+    /// A limit on this side or the peer's was reached. The message names it.
     LimitExceeded = "limit_exceeded",
     /// The stream was reset by the peer, or by [`Stream::reset`](crate::Stream::reset).
     StreamReset = "stream_reset",
-    /// The connection was closed by either side; its streams are gone.
+    /// Either side closed the connection, and its streams are gone.
     ConnectionClosed = "connection_closed",
-    /// Every path was lost and none came back within the resume timeout.
+    /// Every path was lost, and none came back within the resume timeout.
     ConnectionLost = "connection_lost",
     /// The [`Connector`](crate::Connector) was closed.
     ConnectorClosed = "connector_closed",
     /// The caller cancelled the operation.
     Aborted = "aborted",
-    /// This platform lacks what is needed (a worker, Node without WebRTC, an insecure context).
+    /// This platform has no WebRTC (a worker, Node.js, an insecure context).
     UnsupportedPlatform = "unsupported_platform",
-    /// The operating system refused something: a socket, a file. The source has its words.
+    /// The operating system refused something, such as a socket or a file. The source has its
+    /// error.
     Io = "io",
     /// A bug in this library. Please report it.
     Internal = "internal",
 }
 
 impl Error {
-    /// An error of `kind` whose `message` says what was wrong and what to do.
+    /// Makes an error of `kind`. The `message` says what went wrong and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),
             attempts: Vec::new(),
+            reset_code: None,
             source: None,
         }
     }
 
     /// Adds the error that caused this one.
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(source.into().into());
         self
     }
 
-    /// Adds what was tried.
+    /// Adds the attempts that were made.
     pub fn with_attempts(mut self, attempts: Vec<Attempt>) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// What went wrong, for `match`.
+    /// Adds the reason that the application gave for a reset.
+    pub(crate) fn with_reset_code(mut self, code: ResetCode) -> Self {
+        self.reset_code = Some(code);
+        self
+    }
+
+    /// Returns the kind of error, for use in a `match`.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What went wrong, as a stable snake-case name.
+    /// Returns the stable snake-case name of the kind.
     pub fn code(&self) -> &'static str {
         self.kind.code()
     }
 
-    /// The same again, without its source.
-    pub(crate) fn repeated(&self) -> Self {
-        Self::new(self.kind, self.message.clone()).with_attempts(self.attempts.clone())
-    }
-
-    /// The message alone, without the code and the attempts.
+    /// Returns the message without the code and the attempts.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Everything that was tried, in the order it started. Empty unless a connect failed.
+    /// Returns all attempts, in the order of their starts. It is empty unless a connect failed.
     pub fn attempts(&self) -> &[Attempt] {
         &self.attempts
     }
+
+    /// Returns the reason that the application gave for [`ErrorKind::StreamReset`]. It is `None`
+    /// for every other kind. It is also `None` if a stock libp2p peer reset the stream, because
+    /// such a peer sends no code.
+    pub fn reset_code(&self) -> Option<ResetCode> {
+        self.reset_code
+    }
 }
+
+impl PartialEq for Error {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |e: &Self| (e.kind, e.reset_code);
+        parts(self) == parts(other)
+            && self.message == other.message
+            && self.attempts == other.attempts
+    }
+}
+
+impl Eq for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,11 +270,11 @@ impl StdError for Error {
     }
 }
 
-/// So that a stream's error reaches callers of `AsyncRead` and `AsyncWrite` whole: downcast
-/// [`std::io::Error::get_ref`] to get it back.
-impl From<Error> for std::io::Error {
+/// Wraps the error for callers of `AsyncRead` and `AsyncWrite`. `Error::from` gets the whole
+/// error back, and [`ResetCode::of`] gets the code of a reset.
+impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        use std::io::ErrorKind as Io;
+        use io::ErrorKind as Io;
         let kind = match error.kind {
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::StreamReset => Io::ConnectionReset,
@@ -168,15 +282,15 @@ impl From<Error> for std::io::Error {
             | ErrorKind::ConnectionLost
             | ErrorKind::ConnectorClosed => Io::ConnectionAborted,
             ErrorKind::ProtocolViolation => Io::InvalidData,
-            ErrorKind::UnsupportedPlatform => Io::Unsupported,
+            ErrorKind::Unsupported | ErrorKind::UnsupportedPlatform => Io::Unsupported,
             _ => Io::Other,
         };
         Self::new(kind, error)
     }
 }
 
-impl From<std::io::Error> for Error {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
         match error.downcast::<Error>() {
             Ok(ours) => ours,
             Err(other) => Self::new(ErrorKind::Io, other.to_string()).with_source(other),
@@ -221,10 +335,22 @@ mod tests {
     }
 
     #[test]
-    fn survives_io_error() {
-        let io: std::io::Error = Error::new(ErrorKind::StreamReset, "code 7").into();
-        assert_eq!(io.kind(), std::io::ErrorKind::ConnectionReset);
-        let back = Error::from(io);
-        assert_eq!(back.kind(), ErrorKind::StreamReset);
+    fn an_error_survives_the_way_through_an_io_error() {
+        let error = Error::new(ErrorKind::StreamReset, "cut").with_reset_code(ResetCode(7));
+        let io = io::Error::from(error.clone());
+        assert_eq!(io.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(ResetCode::of(&io), Some(ResetCode(7)));
+        assert_eq!(Error::from(io), error);
+        let other = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(ResetCode::of(&other), None);
+    }
+
+    #[test]
+    fn equality_ignores_the_source() {
+        let error = Error::new(ErrorKind::Io, "no socket");
+        assert_eq!(error.clone().with_source("EMFILE"), error);
+        assert_ne!(Error::new(ErrorKind::Timeout, "no socket"), error);
+        assert_ne!(Error::new(ErrorKind::Io, "no file"), error);
+        assert_ne!(error.clone().with_reset_code(ResetCode(0)), error);
     }
 }

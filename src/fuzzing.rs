@@ -1,9 +1,10 @@
-//! Every decoder of what the network sends, as functions of bytes: for the fuzz targets in `fuzz/`,
-//! for the benchmarks in `benches/`, and for the tests below, which run them over the corpus.
+//! Every decoder of bytes from the network, as a function of bytes. The fuzz targets in `fuzz/`,
+//! the benchmarks in `benches/` and the tests below, which run them over the corpus, use these
+//! functions.
 //!
-//! Not part of the API. A target must not panic, take long or hold more than a small multiple of
-//! its input; what it can read must survive being written and read again. It tells whether it
-//! could read all of its input.
+//! This module is not part of the API. A target must not panic, take long, or hold more than a
+//! small multiple of its input. Whatever it can decode must be the same after encoding and decoding
+//! it again. A target returns whether it could read all of its input.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -17,31 +18,32 @@ use crate::{
         self, autonat,
         candidate::Candidate,
         circuit::{Answer, CircuitError},
+        datagram,
         dial_back::Server,
         frame::{self, StreamState},
         mdns,
         offer::Prelude,
+        reservation,
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
+        upnp,
     },
     native::{
-        rtc::dcep,
-        socket,
-        stun::message,
-        turn::frame as turn,
-        websocket::frame::{self as websocket_frame, Role as WebSocketRole},
+        ice::{stun::message, turn::frame as turn, webrtc::dcep},
+        transports::websocket::frame::{self as websocket_frame, Role as WebSocketRole},
+        udp,
     },
-    rtc::address,
-    server::{hop, stun, turn::fuzzing::Session},
+    server::{hop, stun, turn::fuzzing::TurnSession},
     ticket::Ticket,
+    webrtc::address,
 };
 
-/// One decoder.
+/// A fuzz target for one decoder.
 pub type Target = fn(&[u8]) -> bool;
 
-/// All of them by name, which is also the name of the folder of its corpus.
+/// All targets by name. The folder of a target's corpus has the same name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("address", address),
     ("autonat", autonat),
@@ -51,11 +53,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("datagrams", datagrams),
     ("dial_request", dial_request),
     ("frame", frame),
+    ("lane", lane),
     ("mdns", mdns),
     ("offer", offer),
     ("options", options),
     ("quic", quic),
     ("relay_request", relay_request),
+    ("reservation", reservation),
     ("resume", resume),
     ("resume_header", resume_header),
     ("sdp", sdp),
@@ -65,6 +69,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ticket", ticket),
     ("turn_requests", turn_requests),
     ("turn_stream", turn_stream),
+    ("upnp", upnp),
     ("websocket", websocket),
 ];
 
@@ -90,7 +95,7 @@ pub fn address(data: &[u8]) -> bool {
         .check(&addr)
         .is_ok()
     {
-        // What is written into requests, as it is.
+        // This text is written into requests as it is.
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(addr.iter().all(|part| match part {
             Protocol::Ws(text) | Protocol::Wss(text) | Protocol::Sni(text) => plain(&text),
@@ -101,7 +106,7 @@ pub fn address(data: &[u8]) -> bool {
     true
 }
 
-/// What an AutoNAT server answers, and what proves that it reached us.
+/// An AutoNAT server's answer, and the proof that it reached us.
 pub fn autonat(data: &[u8]) -> bool {
     let answer = autonat::answer(data);
     if let Some(autonat::Answer::Wants(bytes)) = answer {
@@ -119,18 +124,24 @@ pub fn candidate(data: &[u8]) -> bool {
     true
 }
 
-/// What a relay is asked for, and what a peer answers that is to take a circuit in.
+/// A request to a relay, and the answer of a peer that is asked to accept a circuit.
 pub fn relay_request(data: &[u8]) -> bool {
     let asked = hop::Request::decode(data).is_some();
     hop::stop_status(data).is_some() || asked
 }
 
-/// A relay's answer to who asked for a circuit.
+/// A relay's answer to a request for a reservation, and the message that announces a circuit.
+pub fn reservation(data: &[u8]) -> bool {
+    let granted = reservation::granted(data).is_ok();
+    reservation::source(data).is_some() || granted
+}
+
+/// A relay's answer to a request for a circuit.
 pub fn circuit(mut data: &[u8]) -> bool {
     let mut answer = Answer::default();
     loop {
         let wanted = answer.wanted();
-        assert!(wanted > 0, "an answer without an end");
+        assert!(wanted > 0, "the answer never ends");
         let Some((bytes, rest)) = data.split_at_checked(wanted) else {
             return false;
         };
@@ -143,13 +154,13 @@ pub fn circuit(mut data: &[u8]) -> bool {
     }
 }
 
-/// `DATA_CHANNEL_OPEN`.
+/// A `DATA_CHANNEL_OPEN` message.
 pub fn data_channel(data: &[u8]) -> bool {
     dcep::parse_open(data).is_some()
 }
 
-/// What arrives at the shared socket in one call of the kernel: datagrams as long as the first two
-/// bytes say, or, if these are 0, one.
+/// The datagrams that arrive at the shared socket in one call of the kernel. The first two bytes
+/// give the length of each datagram. If they are 0, there is only one datagram.
 pub fn datagrams(data: &[u8]) -> bool {
     let Some((length, run)) = data.split_first_chunk() else {
         return false;
@@ -158,10 +169,10 @@ pub fn datagrams(data: &[u8]) -> bool {
         0 => run.len(),
         stride => stride,
     };
-    socket::demultiplex(SOURCE, "evtj", run, stride) > 0
+    udp::demultiplex(SOURCE, "evtj", run, stride) > 0
 }
 
-/// What an AutoNAT server is asked to dial.
+/// A request to an AutoNAT server.
 pub fn dial_request(data: &[u8]) -> bool {
     if data.len() > autonat::MAX_REQUEST {
         return false;
@@ -171,17 +182,21 @@ pub fn dial_request(data: &[u8]) -> bool {
         return false;
     };
     let observed = Multiaddr::from(SOURCE.ip()).with(Protocol::Tcp(SOURCE.port()));
-    let client = PeerId::from_bytes(&[0, 0]).expect("an empty key");
+    let client = PeerId::from_bytes(&[0, 0]).expect("an identity of no bytes is valid");
     let server = Server::default();
     if let Some((index, address)) = server.choose(&request.addresses, &client, &observed) {
         assert!(index < request.addresses.len());
-        assert_eq!(address.iter().next(), observed.iter().next(), "a stranger");
+        assert_eq!(
+            address.iter().next(),
+            observed.iter().next(),
+            "another host"
+        );
         assert!((2..=3).contains(&address.iter().count()));
     }
     true
 }
 
-/// Frames on a data channel, which come in pieces as long as the first byte says.
+/// Frames on a data channel. They come in pieces whose length is the first byte.
 pub fn frame(data: &[u8]) -> bool {
     let Some((&piece, data)) = data.split_first() else {
         return false;
@@ -208,13 +223,33 @@ pub fn frame(data: &[u8]) -> bool {
     true
 }
 
-/// What answers the question for a page's name.
+/// The datagrams on a substream.
+pub fn lane(data: &[u8]) -> bool {
+    let mut decoder = datagram::Decoder::default();
+    let mut again = Vec::new();
+    for piece in pieces(data).flat_map(|piece| piece.chunks(1000)) {
+        decoder.room()[..piece.len()].copy_from_slice(piece);
+        decoder.received(piece.len());
+        loop {
+            match decoder.next() {
+                Ok(Some(datagram)) => datagram::encode(&datagram, &mut again),
+                Ok(None) => break,
+                Err(_) => return false,
+            }
+        }
+    }
+    let wire: Vec<u8> = pieces(data).flatten().copied().collect();
+    assert!(wire.starts_with(&again));
+    wire == again
+}
+
+/// An answer to the multicast DNS question for a page's name.
 pub fn mdns(data: &[u8]) -> bool {
     let name = mdns::Name::parse("0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local");
     name.is_some_and(|name| !name.answers(data).is_empty())
 }
 
-/// What an opened offer says of itself.
+/// The first bytes of an opened offer.
 pub fn offer(data: &[u8]) -> bool {
     let Some((prelude, rest)) = Prelude::take(data) else {
         return false;
@@ -228,7 +263,8 @@ pub fn options(data: &[u8]) -> bool {
     let Ok(config) = serde_json::from_slice::<Config>(data) else {
         return false;
     };
-    // A duration may be too long to be written; what is written must be the same.
+    // A duration may be too long to be written. If the configuration can be written, it must be
+    // read back unchanged.
     if let Ok(json) = serde_json::to_vec(&config) {
         assert_eq!(serde_json::from_slice::<Config>(&json).ok(), Some(config));
     }
@@ -240,8 +276,8 @@ pub fn quic(data: &[u8]) -> bool {
     core::quic::Destination::of(data).is_some()
 }
 
-/// Frames of a resumable stream: to its opener if the first byte is odd, else to its acceptor,
-/// which reads if the second bit is set.
+/// Frames of a resumable stream. They go to its opener if the first byte is odd, and else to its
+/// acceptor. The stream is read if the second bit is set.
 pub fn resume(data: &[u8]) -> bool {
     let Some((&first, mut data)) = data.split_first() else {
         return false;
@@ -265,9 +301,9 @@ pub fn resume(data: &[u8]) -> bool {
     }
 }
 
-/// The header of a substream that is to carry a resumable stream.
+/// The header of a substream that carries a resumable stream.
 pub fn resume_header(data: &[u8]) -> bool {
-    // Longer ones are refused by their length.
+    // Longer headers are refused by their length.
     if data.len() > resume::MAX_HEADER {
         return false;
     }
@@ -300,7 +336,7 @@ pub fn server_url(data: &[u8]) -> bool {
     true
 }
 
-/// Signalling messages to an answerer, each behind its length of two bytes.
+/// Signalling messages to an answerer, each after its length of two bytes.
 pub fn signalling(data: &[u8]) -> bool {
     let mut negotiation = Negotiation::new(Role::Answerer);
     for message in pieces(data) {
@@ -320,7 +356,7 @@ pub fn signalling(data: &[u8]) -> bool {
     true
 }
 
-/// A datagram that is taken for STUN, by a peer and by the server.
+/// A datagram that a peer and the server take for STUN.
 pub fn stun(data: &[u8]) -> bool {
     let parsed = StunMessage::parse(data);
     if let Ok(message) = &parsed {
@@ -329,14 +365,14 @@ pub fn stun(data: &[u8]) -> bool {
     }
     let outcome = stun::answer(data, SOURCE, 0, &layout());
     if let stun::Outcome::Answer(reply, _) | stun::Outcome::Refuse(reply) = &outcome {
-        // What the server promises to those whose address is forged.
-        assert!(reply.len() <= data.len() + 36, "amplification");
+        // The server answers a forged source address with at most this many additional bytes.
+        assert!(reply.len() <= data.len() + 36, "the reply is too long");
     }
     let client = message::response(data);
     parsed.is_ok() || client.is_some() || outcome != stun::Outcome::Ignore
 }
 
-/// A server with two addresses of two ports each.
+/// Makes the layout of a server with two addresses and two ports on each.
 fn layout() -> stun::Layout {
     let sockets = [(1, 3478), (1, 3479), (2, 3478), (2, 3479)];
     let address = |(host, port)| Some(SocketAddr::from(([198, 51, 100, host], port)));
@@ -352,18 +388,18 @@ pub fn ticket(data: &[u8]) -> bool {
     true
 }
 
-/// What one client sends to a TURN server, each frame behind its length of two bytes.
+/// The frames that one client sends to a TURN server, each after its length of two bytes.
 pub fn turn_requests(data: &[u8]) -> bool {
     thread_local! {
-        static SESSION: Option<Session> = Session::new();
+        static SESSION: Option<TurnSession> = TurnSession::new();
     }
     SESSION.with(|session| {
-        let session = session.as_ref().expect("sockets");
+        let session = session.as_ref().expect("the server has its sockets");
         session.play(pieces(data)) > 0
     })
 }
 
-/// TURN messages and the data of channels in a stream.
+/// A stream of TURN messages and channel data.
 pub fn turn_stream(mut data: &[u8]) -> bool {
     loop {
         match turn::first(data) {
@@ -378,8 +414,25 @@ pub fn turn_stream(mut data: &[u8]) -> bool {
     }
 }
 
-/// What a WebSocket's peer sends: to a server if the first byte is odd, else to a client, in pieces
-/// as long as half of that byte.
+/// The answers of a router: to a search, to a request for its description, and to a request for a
+/// mapping.
+pub fn upnp(data: &[u8]) -> bool {
+    let at = SocketAddr::from(([192, 168, 1, 1], 5000));
+    let found = upnp::location(data, at.ip());
+    assert!(found.iter().all(|place| place.at.ip() == at.ip()));
+    let service = text(data).and_then(|text| upnp::service(text, at));
+    assert!(
+        service
+            .iter()
+            .all(|service| service.control.at.ip() == at.ip())
+    );
+    let body = upnp::body(data);
+    let _ = body.as_deref().map(upnp::external_address);
+    found.is_some() || service.is_some() || body.is_ok()
+}
+
+/// The frames of a WebSocket's peer. They go to a server if the first byte is odd, and else to a
+/// client. They come in pieces whose length is half of that byte.
 pub fn websocket(data: &[u8]) -> bool {
     let Some((&first, data)) = data.split_first() else {
         return false;
@@ -407,7 +460,7 @@ pub fn websocket(data: &[u8]) -> bool {
     let (payload, signals, violation) = read(usize::from(first / 2).max(1));
     let (all, all_signals, all_violation) = read(1);
     assert_eq!((&signals, violation), (&all_signals, all_violation));
-    // What comes in one piece with a breach is lost.
+    // The bytes that come in one piece with a violation are lost.
     assert!(all.starts_with(&payload) && (violation.is_some() || all == payload));
     violation.is_none()
 }
@@ -415,31 +468,31 @@ pub fn websocket(data: &[u8]) -> bool {
 /// Moves `bytes` through a resumable stream in memory, from its opener to its acceptor.
 ///
 /// # Panics
-/// When the stream fails.
+/// Panics if the stream fails.
 pub fn transfer(bytes: &[u8]) {
     let (mut opener, mut acceptor) = (opener(), acceptor());
     let mut decoders = [resume::Decoder::default(), resume::Decoder::default()];
     let (mut wire, mut buffer) = (Vec::new(), vec![0; resume::MAX_FRAME]);
-    // The header, which the acceptor has seen.
+    // Takes the header, which the acceptor has seen already.
     opener.poll_transmit(&mut wire);
     let (mut written, mut received) = (0, 0);
     while received < bytes.len() {
         wire.clear();
         acceptor.poll_transmit(&mut wire);
         deliver(&wire, &mut decoders[0], &mut opener);
-        written += opener.write(&bytes[written..]).expect("an open stream");
+        written += opener.write(&bytes[written..]).expect("the stream is open");
         wire.clear();
         opener.poll_transmit(&mut wire);
         deliver(&wire, &mut decoders[1], &mut acceptor);
-        while let Some(read @ 1..) = acceptor.read(&mut buffer).expect("an open stream") {
+        while let Some(read @ 1..) = acceptor.read(&mut buffer).expect("the stream is open") {
             received += read;
         }
     }
 }
 
 fn deliver(mut wire: &[u8], decoder: &mut resume::Decoder, to: &mut Resume) {
-    while let Some(frame) = decoder.decode(&mut wire).expect("frames of ours") {
-        to.handle_frame(frame).expect("frames of ours");
+    while let Some(frame) = decoder.decode(&mut wire).expect("our frames are valid") {
+        to.handle_frame(frame).expect("our frames are valid");
     }
 }
 
@@ -459,8 +512,8 @@ fn acceptor() -> Resume {
         epoch: 1,
         request,
     };
-    let mut acceptor = Resume::acceptor(&header, WINDOW).expect("a good header");
-    acceptor.attach_from(&header).expect("a good header");
+    let mut acceptor = Resume::acceptor(&header, WINDOW).expect("the header is valid");
+    acceptor.attach_from(&header).expect("the header is valid");
     acceptor
 }
 
@@ -468,7 +521,7 @@ fn text(data: &[u8]) -> Option<&str> {
     std::str::from_utf8(data).ok()
 }
 
-/// Cuts what is written as length (two bytes, network order) and content.
+/// Cuts data into pieces, each of which stands after its length (two bytes in network order).
 fn pieces(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = data.split_first_chunk()?;
@@ -480,127 +533,4 @@ fn pieces(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
-
-    use super::*;
-
-    /// Mutated copies of each file, which keep the targets alive; `FUZZ_COPIES` asks for more.
-    const COPIES: u64 = 200;
-
-    fn copies() -> u64 {
-        let asked = std::env::var("FUZZ_COPIES").ok();
-        asked
-            .and_then(|copies| copies.parse().ok())
-            .unwrap_or(COPIES)
-    }
-
-    fn corpus(name: &str) -> Vec<Vec<u8>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fuzz/corpus")
-            .join(name);
-        let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-        let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-        paths.sort();
-        paths.iter().map(|path| fs::read(path).unwrap()).collect()
-    }
-
-    /// xorshift64: the same copies on every machine.
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, end: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % end.max(1) as u64) as usize
-        }
-
-        fn mutate(&mut self, data: &mut Vec<u8>) {
-            for _ in 0..=self.below(4) {
-                let (at, other) = (self.below(data.len()), self.below(data.len()));
-                match self.below(5) {
-                    _ if data.is_empty() => data.push(self.below(256) as u8),
-                    0 => data[at] ^= 1 << self.below(8),
-                    1 => data[at] = [0, 1, 0x7f, 0x80, 0xff][self.below(5)],
-                    2 => data.truncate(at),
-                    3 => data.insert(at, self.below(256) as u8),
-                    _ => data.extend_from_within(at.min(other)..at.max(other)),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_target_survives_its_corpus_and_what_is_like_it() {
-        for (name, target) in TARGETS {
-            let files = corpus(name);
-            let read = files.iter().filter(|file| target(file)).count();
-            assert!(
-                read * 2 > files.len(),
-                "{name}: {read} of {} read",
-                files.len()
-            );
-            for (index, file) in files.iter().enumerate() {
-                let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ index as u64);
-                for _ in 0..copies() {
-                    let mut data = file.clone();
-                    random.mutate(&mut data);
-                    target(&data);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn each_target_has_a_fuzzer() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
-        for (name, _) in TARGETS {
-            let text = fs::read_to_string(folder.join(format!("{name}.rs"))).unwrap();
-            assert!(text.contains(&format!("fuzzing::{name}(")), "{name}");
-        }
-    }
-
-    /// RFC 5769 sections 2.1 to 2.4, which are part of the corpus.
-    #[test]
-    fn the_sample_messages_of_rfc_5769_read_as_it_says() {
-        let file = |name: &str| {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("fuzz/corpus/stun")
-                .join(name);
-            fs::read(path).unwrap()
-        };
-        let mapped = |data: &[u8]| StunMessage::parse(data).unwrap().mapped_address().unwrap();
-        let (v4, v6) = (file("rfc5769-ipv4-response"), file("rfc5769-ipv6-response"));
-        assert_eq!(mapped(&v4).to_string(), "192.0.2.1:32853");
-        assert_eq!(
-            mapped(&v6).to_string(),
-            "[2001:db8:1234:5678:11:2233:4455:6677]:32853"
-        );
-
-        let request = file("rfc5769-request");
-        let message = StunMessage::parse(&request).unwrap();
-        assert_eq!(message.split_username(), Some(("evtj", "h6vY")));
-        assert_eq!(message.prio(), Some(0x6e00_01ff));
-        // PRIORITY is for peers: a server has to refuse it (RFC 8489 section 6.3.1).
-        assert!(matches!(
-            stun::answer(&request, SOURCE, 0, &layout()),
-            stun::Outcome::Refuse(_)
-        ));
-        // FINGERPRINT covers what is before it; its own head says that it is one.
-        for at in (0..request.len() - 8).chain(request.len() - 4..request.len()) {
-            let mut damaged = request.clone();
-            damaged[at] ^= 1;
-            assert_eq!(
-                stun::answer(&damaged, SOURCE, 0, &layout()),
-                stun::Outcome::Ignore,
-                "byte {at}"
-            );
-        }
-    }
-
-    #[test]
-    fn bytes_move_through_a_stream_in_memory() {
-        transfer(&vec![1; 1 << 20]);
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Who a peer is: an ed25519 key pair, and the peer id that names its public half.
+//! The identity of a peer: an ed25519 key pair, and the peer id that names its public key.
 
 use std::{fmt, str::FromStr};
 
@@ -9,22 +9,32 @@ use crate::error::{Error, ErrorKind};
 
 /// An ed25519 key pair. Every path of a connection is authenticated against it.
 ///
-/// `Debug` prints the peer id only; the secret leaves through [`Identity::to_secret`] alone.
+/// `Debug` prints only the peer id. Only [`Identity::to_secret`] returns the secret.
+///
+/// ```
+/// use throughline::Identity;
+///
+/// let identity = Identity::generate();
+/// let secret = identity.to_secret()?; // keep it where only this program can read it
+/// assert_eq!(Identity::from_secret(&secret)?.peer_id(), identity.peer_id());
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Identity(Keypair);
 
 impl Identity {
-    /// A fresh identity from the system's randomness.
+    /// Makes a fresh identity from the system's randomness.
     pub fn generate() -> Self {
         Self(Keypair::generate_ed25519())
     }
 
-    /// The id that peers know this identity by.
+    /// Returns the id by which peers know this identity.
     pub fn peer_id(&self) -> PeerId {
         PeerId(self.0.public().to_peer_id())
     }
 
-    /// The secret in a form to store: libp2p's protobuf key encoding, base64url without padding.
+    /// Returns the secret as text for storage. The text is libp2p's protobuf encoding of the key,
+    /// in base64url without padding.
     pub fn to_secret(&self) -> Result<String, Error> {
         let bytes = self.0.to_protobuf_encoding().map_err(|e| {
             Error::new(ErrorKind::InvalidIdentity, "the key has no encoding").with_source(e)
@@ -32,10 +42,10 @@ impl Identity {
         Ok(BASE64URL_NOPAD.encode(&bytes))
     }
 
-    /// Reads what [`to_secret`](Self::to_secret) gave.
+    /// Makes the identity from the text that [`to_secret`](Self::to_secret) returned.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidIdentity`] if the text is not such a key.
+    /// [`ErrorKind::InvalidIdentity`] if the text is no such key.
     pub fn from_secret(secret: &str) -> Result<Self, Error> {
         let invalid = |m: &str| Error::new(ErrorKind::InvalidIdentity, m);
         let bytes = BASE64URL_NOPAD
@@ -57,7 +67,15 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The name of a peer: the hash, or the whole, of its public key.
+/// The name of a peer. It is the hash of the peer's public key, or the key itself.
+///
+/// ```
+/// use throughline::{Identity, PeerId};
+///
+/// let id = Identity::generate().peer_id();
+/// assert_eq!(id.to_string().parse::<PeerId>()?, id);
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId(pub(crate) libp2p::PeerId);
 

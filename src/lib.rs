@@ -1,5 +1,5 @@
-//! Connect two peers that sit behind NATs and firewalls, whether each is a web page or a native
-//! program, through one [`Connector`].
+//! Connects two peers that sit behind NATs and firewalls. Each peer is a web page or a native
+//! program, and both use one type: [`Connector`].
 //!
 //! ```no_run
 //! # async fn demo(relay: &str, ticket: &str) -> Result<(), throughline::Error> {
@@ -16,52 +16,90 @@
 //! ```
 //!
 //! # How a connection comes about
-//! 1. Each peer keeps a reservation on a relay (libp2p circuit relay v2). The relay sees
-//!    ciphertext only: a circuit is secured end to end with noise before a byte crosses it.
-//! 2. [`Connector::connect`] starts every way it knows at the same moment and returns on the first
+//! 1. Each peer keeps a reservation on a relay (libp2p circuit relay v2). The relay sees only
+//!    ciphertext, because noise secures a circuit from end to end before a byte crosses it.
+//! 2. [`Connector::connect`] starts every way it knows at the same moment. It returns on the first
 //!    authenticated path, which usually is a circuit.
-//! 3. In the background, ICE runs over that circuit (libp2p's `/webrtc` protocol, RFC 8445). When
-//!    a better path is up, open streams move to it; when it dies, they move back.
-//!    No byte is lost or repeated by a move: see [`Stream`].
+//! 3. In the background, the peers run ICE (RFC 8445), with libp2p's `/webrtc` protocol over that
+//!    circuit. When a better path is up, open streams move to it. When that path dies, they move
+//!    back. A move neither loses nor repeats a byte: see [`Stream`].
+//!
+//! # Features
+//! No feature is on by default. A page can use only `libp2p` and `tokio`.
+//! - `libp2p`: the module [`rtc`], for programs that use libp2p themselves.
+//! - `tokio`: `AsyncRead` and `AsyncWrite` of tokio for [`Stream`], [`SendStream`] and
+//!   [`RecvStream`], in addition to those of `futures`.
+//! - `server`: the module [`server`], which has the relay, STUN and TURN server.
+//! - `cli`: the program. `cargo install throughline --features cli` installs it.
 //!
 //! # Targets
-//! The API is the same on native targets and on `wasm32-unknown-unknown` in a browser page. What
-//! differs is which transports exist: a browser has WebSocket and WebRTC, a native program also has
-//! QUIC and TCP.
+//! The API is the same on native targets and on `wasm32-unknown-unknown` in a browser page. The
+//! transports differ: a browser has WebSocket and WebRTC, and a native program also has QUIC and
+//! TCP.
 //!
-//! # Inside
-//! Arrows only point down this list: the public types at the crate root; `node`, the event loop;
-//! [`rtc`], libp2p's `/webrtc` as a transport and behaviour, and `circuit`, the dialler of relay
-//! circuits; `native` and `wasm`, the thin
-//! backends; `core`, pure policy without IO.
+//! # Layers
+//! Each module imports only from its own line and from lines below it.
+//!
+//! - `connector`, `rtc`, `server`: the things that a program starts.
+//! - `node`, `connection`: the event loop, and the handle that talks to it.
+//! - `native`, `wasm`: the thin backends. A target has one of them, called `backend`.
+//! - `swarm`: our additions to libp2p's swarm on every target.
+//! - `webrtc`: libp2p's `/webrtc` as a transport and a behaviour.
+//! - `stream`, `datagrams`: what moves from path to path: byte streams, and datagrams.
+//! - `config`, `ticket`, `identity`, `report`, `metrics`: values that users give and read.
+//! - `core`: pure policy and codecs without IO.
+//! - `event`, `error`, `arriving`: words and tools for all other layers.
 
-#![warn(missing_docs, unreachable_pub, unused_qualifications)]
+#![warn(missing_docs, unused_qualifications)]
+// Without the feature, the public items of `rtc` are not public.
+#![cfg_attr(feature = "libp2p", warn(unreachable_pub))]
 #![forbid(unsafe_code)]
 
+#[cfg(all(feature = "server", target_arch = "wasm32"))]
+compile_error!(
+    "the features `server` and `cli` need a native target: build for wasm32 without them"
+);
+
 mod arriving;
-mod circuit;
 mod config;
 mod connection;
 mod connector;
 pub(crate) mod core;
+mod datagrams;
 mod error;
 mod event;
-#[cfg(all(feature = "server", any(test, feature = "fuzzing")))]
+#[cfg(all(
+    feature = "server",
+    any(test, feature = "fuzzing"),
+    not(target_arch = "wasm32")
+))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;
 mod metrics;
-mod muxer;
 mod node;
 mod report;
+#[cfg(feature = "libp2p")]
 pub mod rtc;
 mod stream;
-mod tasks;
+mod swarm;
+#[cfg(test)]
+mod testing;
 mod ticket;
+#[cfg_attr(
+    not(feature = "libp2p"),
+    allow(
+        dead_code,
+        unused_imports,
+        unreachable_pub,
+        reason = "some of it is for `rtc`"
+    )
+)]
+mod webrtc;
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native;
-#[cfg(feature = "server")]
+#[cfg(all(feature = "server", not(target_arch = "wasm32")))]
 pub mod server;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
@@ -71,11 +109,18 @@ use native as backend;
 #[cfg(target_arch = "wasm32")]
 use wasm as backend;
 
+/// The program and the bindings use this with option names of their own. It is not part of the API.
+#[doc(hidden)]
+pub use crate::core::nearest::unknown_option;
+
 pub use config::{Config, StartDelays, TurnServer};
 pub use connection::Connection;
 pub use connector::{Builder, Connector};
-pub use error::{Error, ErrorKind};
-pub use event::{Attempt, Cause, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy};
+pub use error::{Error, ErrorKind, ResetCode};
+pub use event::{
+    Attempt, Cause, ChangeReason, Datagrams, Outcome, Path, PathEvent, PathEvents, PathKind,
+    Strategy,
+};
 pub use identity::{Identity, PeerId};
 pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,

@@ -1,4 +1,4 @@
-//! Counters and gauges, moved where the thing happens, the same on both targets.
+//! Counters and gauges, the same on both targets. Each changes where the counted thing happens.
 
 use std::time::Duration;
 
@@ -10,13 +10,34 @@ use prometheus_client::{
 
 use crate::event::{Cause, PathKind, Strategy};
 
-/// Label values carry names only: addresses and peer ids are personal data and unbounded.
+/// The labels of a metric. Their values are only names, because addresses and peer ids are personal
+/// data and have no bound.
 ///
-/// One type for all families, since each type brings its own tables into the wasm.
+/// All families share this type, because each type adds its own tables to the wasm.
 type Labels = Vec<(&'static str, &'static str)>;
 
 fn by_strategy(strategy: Strategy) -> Labels {
     vec![("strategy", strategy.as_str())]
+}
+
+/// Counts datagrams that were dropped here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dropped(Family<Labels, Counter>);
+
+impl Dropped {
+    /// A datagram was not sent.
+    pub(crate) fn sent(&self) {
+        self.count("sent");
+    }
+
+    /// A datagram was received, and nobody took it in time.
+    pub(crate) fn received(&self) {
+        self.count("received");
+    }
+
+    fn count(&self, direction: &'static str) {
+        self.0.get_or_create(&vec![("direction", direction)]).inc();
+    }
 }
 
 pub(crate) struct Metrics {
@@ -27,13 +48,14 @@ pub(crate) struct Metrics {
     connect_seconds: Family<Labels, Histogram>,
     current: Family<Labels, Gauge>,
     moves: Family<Labels, Counter>,
+    pub(crate) dropped: Dropped,
     pub(crate) connections: Gauge,
     pub(crate) streams: Gauge,
     pub(crate) reservations: Gauge,
     pub(crate) confirmed: Gauge,
 }
 
-/// From loopback (1 ms) to a user giving up (30 s).
+/// The buckets reach from loopback (1 ms) to the time when a user gives up (30 s).
 const CONNECT_BUCKETS: [f64; 13] = [
     0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.5, 10.0, 30.0,
 ];
@@ -50,6 +72,7 @@ impl Metrics {
             connect_seconds,
             current: Family::default(),
             moves: Family::default(),
+            dropped: Dropped::default(),
             connections: Gauge::default(),
             streams: Gauge::default(),
             reservations: Gauge::default(),
@@ -87,6 +110,11 @@ impl Metrics {
             metrics.moves.clone(),
         );
         registry.register(
+            "throughline_datagrams_dropped",
+            "Datagrams that were dropped here because too many waited, by direction",
+            metrics.dropped.0.clone(),
+        );
+        registry.register(
             "throughline_connections",
             "Connections to peers that are open now",
             metrics.connections.clone(),
@@ -98,12 +126,12 @@ impl Metrics {
         );
         registry.register(
             "throughline_reservations",
-            "Relays that hold a reservation for us now",
+            "Relays that hold a reservation for this peer now",
             metrics.reservations.clone(),
         );
         registry.register(
             "throughline_confirmed_addresses",
-            "Addresses of ours that an AutoNAT server has dialled",
+            "Addresses of this peer that an AutoNAT server has dialled",
             metrics.confirmed.clone(),
         );
         Self {
@@ -128,7 +156,7 @@ impl Metrics {
         self.failures.get_or_create(&labels).inc();
     }
 
-    /// Traffic of one connection moved from the path of `from` to that of `to`.
+    /// Counts that traffic of one connection moved from a path by `from` to a path by `to`.
     pub(crate) fn path_changed(&self, from: Option<Strategy>, to: Option<(PathKind, Strategy)>) {
         if let Some(strategy) = from {
             self.current.get_or_create(&by_strategy(strategy)).dec();
@@ -154,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn promised_names_are_there_once_moved() {
+    fn documented_names_are_there_after_an_attempt() {
         let metrics = Metrics::new();
         metrics.attempt_started(Strategy::Stun);
         metrics.attempt_succeeded(Strategy::Stun, Duration::from_millis(120));

@@ -1,4 +1,4 @@
-//! What one peer hands to another so that it can be reached.
+//! Tickets. A peer gives its ticket to another peer, which then can reach it.
 
 use std::{
     fmt,
@@ -16,70 +16,85 @@ use crate::{
     identity::PeerId,
 };
 
-/// Printed first, so that a ticket is recognised and its form can change.
+/// The prefix makes a ticket easy to recognise, and allows for other forms later.
 const PREFIX: &str = "tl1";
-/// Enough for two relays with every transport each, and some hosts; bounds what a ticket makes us dial.
+/// The most addresses in a ticket. This is enough for two relays with every transport and for some
+/// hosts. It bounds how many addresses a ticket makes us dial.
 pub(crate) const MAX_ADDRESSES: usize = 32;
-/// One for each address family and NAT that a peer may be behind; also how many datagrams a ticket
-/// makes us send unasked.
+/// The most mapped addresses in a ticket: one for each address family and each NAT that a peer may
+/// be behind. It also bounds how many unrequested datagrams a ticket makes us send.
 const MAX_MAPPED: usize = 4;
 /// The longest multiaddress in use (`/webrtc-direct` with certificate hash and name) has about 200.
 const MAX_ADDRESS_BYTES: usize = 512;
-/// A bound for what is looked at: 32 addresses of ordinary length are below 4 KiB.
+/// The longest text that is parsed. 32 addresses of ordinary length take less than 4 KiB.
 const MAX_TEXT: usize = 8192;
 
 /// The peer speaks resumable streams.
 const RESUMABLE: u8 = 1;
-/// It takes sealed offers.
+/// The peer takes sealed offers.
 const EARLY: u8 = 2;
-/// Its relays forward what is sent before it has agreed.
+/// The peer's relays forward bytes before the peer has agreed.
 const FORWARDED: u8 = 4;
 
-/// How to reach a peer: its id, addresses of relays where it holds a reservation, and addresses of
-/// its own.
+/// A ticket says how to reach a peer. It has the peer's id, the addresses of relays on which the
+/// peer holds a reservation, and the peer's own addresses.
 ///
-/// Printable and URL-safe: `tl1` followed by base64url. The id in it is what a connection is
-/// authenticated against, so whoever can change a ticket can only make a connect fail.
-/// Tickets are compared, hashed and printed whole; print them only where the peer wants to be
-/// reached from.
+/// The text is printable and URL-safe: `tl1` followed by base64url. Every path is authenticated
+/// against the id in the ticket, so whoever can change a ticket can make a connect fail, but cannot
+/// take the peer's place. `Display` prints the whole ticket. Show it only to those who may reach
+/// the peer.
+///
+/// ```
+/// use throughline::{Identity, Ticket};
+///
+/// let peer = Identity::generate().peer_id();
+/// let ticket = Ticket::from_parts(peer, [], ["/ip4/192.0.2.7/udp/4001/quic-v1"])?;
+/// let text = ticket.to_string(); // fits into a URL and a QR code
+/// assert!(text.starts_with("tl1"));
+/// assert_eq!(text.parse::<Ticket>()?, ticket);
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
     peer: PeerId,
-    /// The peer speaks this library's stream protocol, so that opening a stream needs no asking.
+    /// Whether the peer speaks this library's stream protocol. If so, a stream opens without
+    /// asking.
     resumable: bool,
-    /// The relays forward what is sent before the peer has agreed.
+    /// Whether the relays forward bytes before the peer has agreed.
     forwarded: bool,
-    /// The run of the peer that sealed offers are for, if it takes any.
+    /// The run of the peer that sealed offers are for. It is `None` if the peer takes no sealed
+    /// offers.
     incarnation: Option<Incarnation>,
     relays: Vec<Multiaddr>,
     addresses: Vec<Multiaddr>,
-    /// What STUN servers see of the peer's UDP socket: not to be dialled, but a datagram from us
-    /// there opens our NAT for the peer, before it has heard of us.
+    /// The addresses of the peer's UDP socket as STUN servers see them. They are not dialled. A
+    /// datagram to one of them opens our own NAT for the peer, before the peer knows of us.
     mapped: Vec<SocketAddr>,
 }
 
 impl Ticket {
-    /// The peer that this ticket leads to.
+    /// Returns the id of the peer that this ticket leads to.
     pub fn peer_id(&self) -> PeerId {
         self.peer
     }
 
-    /// The relays' addresses, each ending in `/p2p/<relay>`, as multiaddress text.
+    /// Returns the addresses of the relays as multiaddress text. Each ends in `/p2p/<relay>`.
     pub fn relays(&self) -> Vec<String> {
         self.relays.iter().map(ToString::to_string).collect()
     }
 
-    /// The peer's own addresses, as multiaddress text.
+    /// Returns the peer's own addresses as multiaddress text.
     pub fn addresses(&self) -> Vec<String> {
         self.addresses.iter().map(ToString::to_string).collect()
     }
 
-    /// A ticket from its parts, as multiaddress text, for a peer that has none of its own, such as
-    /// a stock libp2p node. Relay addresses must end in `/p2p/<relay>`.
+    /// Makes a ticket from a peer id and addresses, as multiaddress text. Use it for a peer that
+    /// makes no tickets, such as a stock libp2p node. Addresses of relays must end in
+    /// `/p2p/<relay>`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidTicket`] naming the address at fault, or the limit that is exceeded
-    /// (32 addresses in all).
+    /// [`ErrorKind::InvalidTicket`] if an address is wrong, or if there are more than 32 addresses
+    /// in all. The message names the address or the limit.
     pub fn from_parts<S: AsRef<str>>(
         peer: PeerId,
         relays: impl IntoIterator<Item = S>,
@@ -95,7 +110,8 @@ impl Ticket {
         Self::checked(peer, false, relays, addresses)
     }
 
-    /// The same ticket without the peer's own addresses: it leads through relays only.
+    /// Returns the same ticket without the peer's own addresses, so that it leads only through
+    /// relays.
     #[must_use]
     pub fn without_addresses(mut self) -> Self {
         self.addresses.clear();
@@ -110,7 +126,9 @@ impl Ticket {
         addresses: Vec<Multiaddr>,
     ) -> Result<Self, Error> {
         if relays.len() + addresses.len() > MAX_ADDRESSES {
-            return Err(invalid(format!("more than {MAX_ADDRESSES} addresses")));
+            return Err(invalid(format!(
+                "the ticket has more than {MAX_ADDRESSES} addresses"
+            )));
         }
         for (index, relay) in relays.iter().enumerate() {
             if relay.iter().any(|p| p == Protocol::P2pCircuit) {
@@ -136,8 +154,8 @@ impl Ticket {
         })
     }
 
-    /// With what a dialler may send before the peer has agreed: whether the relays forward it, and
-    /// the run of the peer that sealed offers are for.
+    /// Adds what a dialler needs to send bytes before the peer has agreed: whether the relays
+    /// forward them, and the run of the peer that sealed offers are for.
     pub(crate) fn with_early(mut self, forwarded: bool, incarnation: Option<Incarnation>) -> Self {
         self.forwarded = forwarded;
         self.incarnation = incarnation;
@@ -152,13 +170,14 @@ impl Ticket {
         self.incarnation
     }
 
-    /// With the addresses that NATs give the peer's socket; the first few count.
+    /// Adds the addresses that NATs give to the peer's socket. Only the first `MAX_MAPPED` are
+    /// kept.
     pub(crate) fn with_mapped(mut self, mapped: impl IntoIterator<Item = SocketAddr>) -> Self {
         self.mapped = mapped.into_iter().take(MAX_MAPPED).collect();
         self
     }
 
-    /// The addresses that NATs give the peer's socket.
+    /// Returns the addresses that NATs give to the peer's socket.
     pub(crate) fn mapped_addrs(&self) -> &[SocketAddr] {
         &self.mapped
     }
@@ -176,7 +195,7 @@ impl Ticket {
     }
 }
 
-/// The relay that `address` ends at, if it ends in `/p2p/<relay>`.
+/// Returns the id of the relay if `address` ends in `/p2p/<relay>`.
 pub(crate) fn relay_id(address: &Multiaddr) -> Option<libp2p::PeerId> {
     match address.iter().last() {
         Some(Protocol::P2p(peer)) => Some(peer),
@@ -184,16 +203,16 @@ pub(crate) fn relay_id(address: &Multiaddr) -> Option<libp2p::PeerId> {
     }
 }
 
-/// Whether a ticket may hold `address`.
+/// Checks whether a ticket may hold `address`.
 ///
 /// # Errors
-/// What is wrong with it, with the address.
+/// The error names the address and says what is wrong with it.
 pub(crate) fn check_address(address: &Multiaddr) -> Result<(), String> {
     if address.len() > MAX_ADDRESS_BYTES {
         return Err(format!("an address is over {MAX_ADDRESS_BYTES} bytes"));
     }
     match address::fault(address) {
-        // Its text may hold what a terminal obeys.
+        // The text of an address may hold control characters for a terminal.
         Some(why) => Err(format!("`{}`: {why}", address.to_string().escape_debug())),
         None => Ok(()),
     }
@@ -203,9 +222,10 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidTicket, message)
 }
 
-/// Layout before base64url: a byte of flags; the peer id; with `EARLY` the incarnation, 8 bytes;
-/// relays; addresses; mapped addresses. Each list is a count byte, each item a two-byte big-endian
-/// length and the item's binary form, which for a mapped address is the IP address and the port.
+/// The bytes before base64url are: a byte of flags, the peer id, the incarnation (8 bytes, only
+/// with `EARLY`), the relays, the addresses, and the mapped addresses. A list begins with a byte
+/// that counts its items. An item is a two-byte big-endian length and the item's binary form. The
+/// binary form of a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(256);
@@ -213,7 +233,8 @@ impl fmt::Display for Ticket {
         let early = flag(EARLY, self.incarnation.is_some());
         let forwarded = flag(FORWARDED, self.forwarded);
         bytes.push(flag(RESUMABLE, self.resumable) | early | forwarded);
-        // Lengths fit: `checked` bounds the addresses, a peer id has at most 42 bytes.
+        // The lengths fit, because `checked` bounds the addresses and a peer id has at most 42
+        // bytes.
         let item = |bytes: &mut Vec<u8>, part: &[u8]| {
             bytes.extend_from_slice(&(part.len() as u16).to_be_bytes());
             bytes.extend_from_slice(part);
@@ -257,18 +278,25 @@ impl FromStr for Ticket {
     fn from_str(text: &str) -> Result<Self, Error> {
         let text = text.trim();
         if text.len() > MAX_TEXT {
-            return Err(invalid(format!("longer than {MAX_TEXT} characters")));
+            return Err(invalid(format!(
+                "the ticket is longer than {MAX_TEXT} characters"
+            )));
         }
         let encoded = text
             .strip_prefix(PREFIX)
-            .ok_or_else(|| invalid(format!("does not start with `{PREFIX}`")))?;
-        let bytes = BASE64URL_NOPAD
-            .decode(encoded.as_bytes())
-            .map_err(|e| invalid(format!("not base64url at character {}", e.position)))?;
+            .ok_or_else(|| invalid(format!("the ticket does not start with `{PREFIX}`")))?;
+        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|e| {
+            invalid(format!(
+                "the ticket is not base64url at character {}",
+                e.position
+            ))
+        })?;
         let mut reader = Reader(&bytes);
         let flags = reader.take(1, "flags")?[0];
         if flags & !(RESUMABLE | EARLY | FORWARDED) != 0 {
-            return Err(invalid("a flag that this version does not know"));
+            return Err(invalid(
+                "the ticket has a flag that this version does not know",
+            ));
         }
         let peer = libp2p::PeerId::from_bytes(reader.item("peer id")?)
             .map_err(|_| invalid("the peer id is malformed"))?;
@@ -278,7 +306,7 @@ impl FromStr for Ticket {
         let addresses = reader.addresses("address")?;
         let mapped = reader.mapped()?;
         if !reader.0.is_empty() {
-            return Err(invalid("bytes left over at the end"));
+            return Err(invalid("the ticket has bytes left over at the end"));
         }
         let ticket = Self::checked(PeerId(peer), flags & RESUMABLE != 0, relays, addresses)?;
         let ticket = ticket.with_mapped(mapped);
@@ -293,7 +321,7 @@ impl<'a> Reader<'a> {
         let (head, tail) = self
             .0
             .split_at_checked(n)
-            .ok_or_else(|| invalid(format!("ends within the {what}")))?;
+            .ok_or_else(|| invalid(format!("the ticket ends within the {what}")))?;
         self.0 = tail;
         Ok(head)
     }
@@ -317,7 +345,7 @@ impl<'a> Reader<'a> {
         const WHAT: &str = "mapped address";
         let count = usize::from(self.take(1, WHAT)?[0]);
         if count > MAX_MAPPED {
-            return Err(invalid(format!("more than {MAX_MAPPED} of {WHAT}")));
+            return Err(invalid(format!("{WHAT}: there are more than {MAX_MAPPED}")));
         }
         (0..count)
             .map(|index| {
@@ -330,7 +358,9 @@ impl<'a> Reader<'a> {
     fn addresses(&mut self, what: &str) -> Result<Vec<Multiaddr>, Error> {
         let count = usize::from(self.take(1, what)?[0]);
         if count > MAX_ADDRESSES {
-            return Err(invalid(format!("more than {MAX_ADDRESSES} of {what}")));
+            return Err(invalid(format!(
+                "{what}: there are more than {MAX_ADDRESSES}"
+            )));
         }
         (0..count)
             .map(|index| {
@@ -399,7 +429,18 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_part() {
+    fn what_a_dialler_may_send_early_is_told() {
+        let plain = sample();
+        assert!(!plain.is_resumable() && !plain.is_forwarded());
+        assert_eq!(plain.incarnation(), None);
+        let early = Ticket::checked(plain.peer, true, Vec::new(), Vec::new()).unwrap();
+        let early = early.with_early(true, Some([7; 8]));
+        assert!(early.is_resumable() && early.is_forwarded());
+        assert_eq!(early.incarnation(), Some([7; 8]));
+    }
+
+    #[test]
+    fn an_error_names_the_part_of_the_ticket() {
         let cases = [
             ("xyz", "tl1"),
             ("tl1!!", "base64url"),
@@ -416,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_aims_is_refused_by_name() {
+    fn an_address_with_chosen_bytes_is_refused_by_name() {
         let peer = Identity::generate().peer_id();
         for address in [
             "/ip4/192.0.2.1/tcp/1/x-parity-ws/%2Fa%0D%0AHost:%20b",
@@ -432,6 +473,117 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidTicket);
             assert!(error.message().contains(address), "{error}");
         }
+    }
+
+    fn refusal(text: &str) -> String {
+        let error = text.parse::<Ticket>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidTicket);
+        error.message().to_owned()
+    }
+
+    #[test]
+    fn text_is_looked_at_up_to_its_bound() {
+        let long = |length| format!("{PREFIX}{}", "!".repeat(length - PREFIX.len()));
+        assert!(refusal(&long(MAX_TEXT)).contains("base64url"));
+        assert!(refusal(&long(MAX_TEXT + 1)).contains("longer than 8192"));
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let peer = Identity::generate().peer_id();
+        let relays = |count| vec![format!("/ip4/192.0.2.1/tcp/1/p2p/{peer}"); count];
+        let addresses = |count| vec!["/ip4/192.0.2.1/tcp/1".to_owned(); count];
+        for (of_relays, others) in [(MAX_ADDRESSES, 0), (0, MAX_ADDRESSES), (16, 16)] {
+            let most = Ticket::from_parts(peer, relays(of_relays), addresses(others)).unwrap();
+            assert_eq!(most.to_string().parse::<Ticket>().unwrap(), most);
+            let more = Ticket::from_parts(peer, relays(of_relays), addresses(others + 1));
+            assert!(more.unwrap_err().message().contains("more than 32"));
+        }
+        let mut ticket = sample();
+        ticket.addresses = vec![ticket.addresses[0].clone(); MAX_ADDRESSES + 1];
+        assert!(refusal(&ticket.to_string()).contains("address: there are more than 32"));
+        let mapped = "192.0.2.1:9".parse().unwrap();
+        let ticket = sample().with_mapped([mapped; MAX_MAPPED + 1]);
+        assert_eq!(ticket.mapped_addrs(), [mapped; MAX_MAPPED]);
+        assert_eq!(ticket.to_string().parse::<Ticket>().unwrap(), ticket);
+        let mut ticket = ticket;
+        ticket.mapped.push(mapped);
+        assert!(refusal(&ticket.to_string()).contains("mapped address: there are more than 4"));
+    }
+
+    #[test]
+    fn addresses_are_bounded() {
+        let long = |length: usize| {
+            let path = |length| Protocol::Ws(format!("/{}", "a".repeat(length)).into());
+            let start: Multiaddr = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+            let rest = start.clone().with(path(400)).len() - 400;
+            start.with(path(length - rest))
+        };
+        assert_eq!(long(MAX_ADDRESS_BYTES).len(), MAX_ADDRESS_BYTES);
+        check_address(&long(MAX_ADDRESS_BYTES)).unwrap();
+        let error = check_address(&long(MAX_ADDRESS_BYTES + 1)).unwrap_err();
+        assert!(error.contains("over 512 bytes"), "{error}");
+    }
+
+    #[test]
+    fn flags_of_later_versions_are_refused() {
+        for bit in 0..8 {
+            let flags: u8 = 1 << bit;
+            let known = flags & (RESUMABLE | EARLY | FORWARDED) != 0;
+            let why = refusal(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&[flags])));
+            assert_eq!(why.contains("flag"), !known, "{flags}: {why}");
+        }
+    }
+
+    #[test]
+    fn relays_and_addresses_are_kept_apart() {
+        let ticket = sample();
+        let address: Multiaddr = "/ip4/192.0.2.7/udp/9/quic-v1".parse().unwrap();
+        assert_eq!(ticket.direct_addrs(), std::slice::from_ref(&address));
+        assert_eq!(ticket.addresses(), [address.to_string()]);
+        assert_eq!(ticket.relays(), [ticket.relay_addrs()[0].to_string()]);
+        assert_eq!(ticket.mapped_addrs().len(), 2);
+        let relayed = ticket.clone().without_addresses();
+        assert_eq!(relayed.relay_addrs(), ticket.relay_addrs());
+        assert!(relayed.direct_addrs().is_empty() && relayed.mapped_addrs().is_empty());
+    }
+
+    #[test]
+    fn a_relay_is_reached_without_another() {
+        let peer = Identity::generate().peer_id();
+        let relay = format!("/ip4/192.0.2.1/tcp/1/p2p/{peer}/p2p-circuit/p2p/{peer}");
+        let error = Ticket::from_parts(peer, [relay], []).unwrap_err();
+        assert!(error.message().contains("through another"), "{error}");
+    }
+
+    #[test]
+    fn a_log_shows_how_much_and_not_where() {
+        let shown = format!("{:?}", sample());
+        assert!(
+            shown.contains("relays: 1, addresses: 1, mapped: 2"),
+            "{shown}"
+        );
+        assert!(!shown.contains("192.0.2"), "{shown}");
+    }
+
+    #[test]
+    fn json_holds_the_text() {
+        let ticket = sample();
+        let json = serde_json::to_value(&ticket).unwrap();
+        assert_eq!(json, ticket.to_string());
+        assert_eq!(serde_json::from_value::<Ticket>(json).unwrap(), ticket);
+        assert!(serde_json::from_value::<Ticket>("tl1".into()).is_err());
+    }
+
+    #[test]
+    fn bytes_behind_the_end_are_refused() {
+        let text = sample().to_string();
+        let mut bytes = BASE64URL_NOPAD
+            .decode(&text.as_bytes()[PREFIX.len()..])
+            .unwrap();
+        bytes.push(0);
+        let longer = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes));
+        assert!(refusal(&longer).contains("left over"));
     }
 
     proptest! {

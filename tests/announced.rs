@@ -1,4 +1,5 @@
-//! Lengths that are announced and not sent: whoever is told one holds what has arrived, no more.
+//! Lengths that are announced and whose bytes are not sent. The receiver holds the bytes that have
+//! arrived, and no more.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -31,19 +32,22 @@ use tokio::{
 
 mod common;
 
-/// Enough that an allocation for each would show, few enough for every limit of a server.
+/// How many connections there are. An allocation for each would show, and no limit of a server is
+/// reached.
 const STRANGERS: usize = 32;
 
-/// How much more a server may hold for each connection that is not yet a peer's, and for each peer,
-/// which costs some 70 KiB with its tasks, handlers and four streams.
+/// How much more a server may hold for each connection that is not authenticated yet.
 const PER_CONNECTION: usize = 64 * 1024;
+/// How much more a server may hold for each peer. A peer costs some 70 KiB with its tasks, handlers
+/// and four streams.
 const PER_PEER: usize = 128 * 1024;
 
-/// What may come by itself while a program runs: a thread, or a piece of the heap.
+/// How much a program may grow by itself while it runs, by a thread or a piece of the heap.
 const NOISE: usize = 4 * 1024 * 1024;
 
-/// The head of a WebSocket frame of 250 MiB, masked, as in the attack; and of the longest allowed.
+/// The head of a masked WebSocket frame of 250 MiB, as an attacker sends it.
 const HUGE: &[u8] = b"\x82\xff\x00\x00\x00\x00\x0f\xa0\x00\x00\x01\x02\x03\x04";
+/// The head of the longest masked WebSocket frame that is allowed.
 const LONGEST: &[u8] = b"\x82\xff\x00\x00\x00\x00\x00\x04\x00\x00\x01\x02\x03\x04";
 const PING: &[u8] = b"\x89\x80\x00\x00\x00\x00";
 
@@ -100,7 +104,8 @@ impl Server {
         memory(&self.program)
     }
 
-    /// Opens connections with `open` from many addresses and compares.
+    /// Opens connections with `open` from many addresses, and checks how much the server's memory
+    /// grows.
     async fn withstands<F, T>(&self, what: &str, most: usize, open: impl Fn(IpAddr) -> F)
     where
         F: Future<Output = T>,
@@ -109,14 +114,14 @@ impl Server {
             let each = (0..count).map(|n| open(IpAddr::from([127, 0, 1, (n % 24) as u8 + 1])));
             timeout(PATIENCE, join_all(each))
         };
-        // What is built once is there before it is measured.
+        // The first round makes the server allocate what it allocates once.
         drop(strangers(8).await.expect("a first round"));
         let before = self.memory();
         let mut held = strangers(STRANGERS).await.expect("a round of everyone");
         let grown = self.memory().saturating_sub(before);
         eprintln!("{what}: {} bytes for each", grown / STRANGERS);
         assert!(grown <= STRANGERS * most + NOISE, "{what}: {grown} bytes");
-        // Others have the memory of those that are gone; for a moment there are both.
+        // New connections reuse the memory of old ones. For a moment there are both.
         for _ in 0..3 {
             drop(held);
             held = strangers(STRANGERS).await.expect("another round");
@@ -129,8 +134,8 @@ impl Server {
     }
 }
 
-/// What a program has asked the system for. What is resident would not show an announcement for
-/// which the system has given pages that nobody has touched yet.
+/// Returns how much memory a program has asked the system for. The resident memory would not show
+/// an allocation whose pages nobody has touched yet.
 fn memory(program: &Program) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmData:"));
@@ -144,7 +149,7 @@ async fn connect(from: IpAddr, to: SocketAddr) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-/// Says something, and waits for the first answer to it.
+/// Sends `bytes` and waits for the first bytes of the answer.
 async fn say(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = connect(from, to).await;
     stream.write_all(bytes).await.unwrap();
@@ -153,8 +158,8 @@ async fn say(from: IpAddr, to: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Says something that gets no answer, and then asks for one by another connection, so that the
-/// server has had its turn.
+/// Sends `bytes`, which get no answer, and then asks for an answer on another connection, so that
+/// the server has had time to read `bytes`.
 async fn announce(from: IpAddr, to: SocketAddr, bytes: &[u8], http: SocketAddr) -> TcpStream {
     let mut stream = connect(from, to).await;
     stream.write_all(bytes).await.unwrap();
@@ -187,7 +192,7 @@ async fn negotiate(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), protocol:
     assert_eq!(answer, words);
 }
 
-/// A connection that noise has secured, and on which yamux is to be spoken.
+/// Opens a connection, secures it with noise, and agrees on yamux.
 async fn secured(from: IpAddr, to: SocketAddr) -> noise::Output<tcp::tokio::TcpStream> {
     let keys = Keypair::generate_ed25519();
     let mut stream = tcp::tokio::TcpStream(connect(from, to).await);
@@ -198,7 +203,8 @@ async fn secured(from: IpAddr, to: SocketAddr) -> noise::Output<tcp::tokio::TcpS
     stream
 }
 
-/// A stock peer of `address` that opens any stream, until the last part is dropped.
+/// Connects a stock peer to `address`. It can open any stream, and runs until the last part of the
+/// result is dropped.
 async fn peer(address: Multiaddr) -> (libp2p_stream::Control, PeerId, JoinSet<()>) {
     let mut swarm: Swarm<libp2p_stream::Behaviour> = SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -222,7 +228,7 @@ async fn peer(address: Multiaddr) -> (libp2p_stream::Control, PeerId, JoinSet<()
 }
 
 #[tokio::test]
-async fn a_websocket_frame_of_250_mib() {
+async fn a_websocket_frame_of_250_mib_is_not_allocated() {
     let server = Server::start();
     let to = server.tcp("/ws/");
     server
@@ -232,7 +238,8 @@ async fn a_websocket_frame_of_250_mib() {
             |from| async move {
                 let mut stream = websocket(from, to).await;
                 stream.write_all(HUGE).await.unwrap();
-                // A close frame with the status for what is too long, and the end.
+                // The server sends a close frame with the status "too long", and ends the
+                // connection.
                 let mut end = Vec::new();
                 stream.read_to_end(&mut end).await.unwrap();
                 assert!(end.starts_with(b"\x88\x02\x03\xf1"), "{end:x?}");
@@ -257,7 +264,7 @@ async fn a_websocket_frame_of_250_mib() {
 }
 
 #[tokio::test]
-async fn what_secures_a_connection() {
+async fn lengths_in_the_negotiation_are_not_allocated() {
     let server = Server::start();
     let to = server.tcp("/tcp/");
     let hello = b"\x13/multistream/1.0.0\n";
@@ -274,9 +281,9 @@ async fn what_secures_a_connection() {
         .await;
 }
 
-/// A frame of yamux that announces 1 MiB, and the update of a window by 4 GiB.
+/// The announcements are a frame of yamux with 1 MiB, and a window update by 4 GiB.
 #[tokio::test]
-async fn yamux() {
+async fn lengths_in_yamux_are_not_allocated() {
     let server = Server::start();
     let to = server.tcp("/tcp/");
     for announced in [
@@ -286,7 +293,7 @@ async fn yamux() {
         server
             .withstands("yamux", PER_CONNECTION, |from| async move {
                 let mut stream = secured(from, to).await;
-                // A ping, which is answered when what follows is there too.
+                // The server answers the ping when it has also read what follows.
                 let ping = b"\0\x02\0\x01\0\0\0\0\0\0\0\x07";
                 stream
                     .write_all(&[&ping[..], announced].concat())
@@ -304,7 +311,7 @@ async fn yamux() {
 }
 
 #[tokio::test]
-async fn streams_of_peers() {
+async fn lengths_in_streams_of_peers_are_not_allocated() {
     let server = Server::start();
     let address = server.libp2p("/tcp/");
     let address = &address;
@@ -336,7 +343,7 @@ async fn streams_of_peers() {
 }
 
 #[tokio::test]
-async fn turn_and_http() {
+async fn lengths_in_turn_and_http_are_not_allocated() {
     let server = Server::start();
     let http = server.http();
     let turn = server.turn();
@@ -363,14 +370,14 @@ async fn turn_and_http() {
     }
 }
 
-/// RFC 6455 section 4.2.2.
+/// Returns the Sec-WebSocket-Accept of a key (RFC 6455 section 4.2.2).
 fn accept_key(key: &str) -> String {
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     data_encoding::BASE64.encode(&Sha1::digest(text))
 }
 
-/// A server that is nothing but WebSockets which announce 250 MiB, unmasked as a server's are, and
-/// how often it has done so.
+/// Starts a server that answers each WebSocket request with a frame that announces 250 MiB. The
+/// frame is unmasked, as a server's are. The second result counts these frames.
 async fn hostile_relay() -> (SocketAddr, Arc<AtomicUsize>) {
     let announced = Arc::new(AtomicUsize::new(0));
     let counter = announced.clone();
@@ -400,7 +407,7 @@ async fn hostile_relay() -> (SocketAddr, Arc<AtomicUsize>) {
                 head[1] &= 0x7f;
                 stream.write_all(&head).await?;
                 counter.fetch_add(1, Ordering::Relaxed);
-                // Until the victim has had enough.
+                // The connection stays until the victim closes it.
                 let mut rest = Vec::new();
                 stream.read_to_end(&mut rest).await
             });
@@ -410,7 +417,7 @@ async fn hostile_relay() -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ticket_of_relays_that_announce() {
+async fn a_ticket_of_hostile_relays_costs_little_memory() {
     let (relay, announced) = hostile_relay().await;
     let addresses: Vec<String> = (0..16)
         .map(|_| {
@@ -433,6 +440,7 @@ async fn a_ticket_of_relays_that_announce() {
                 .trim_end_matches(" kB")
                 .parse::<usize>()
                 .unwrap();
+            // The high-water mark ends with the process, so it is read while the process runs.
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -442,6 +450,7 @@ async fn a_ticket_of_relays_that_announce() {
         announced.load(Ordering::Relaxed) > 0,
         "the relays were dialled"
     );
-    // What the program needs with a dial of each of sixteen relays; the attack took it to 4 GiB.
+    // This is what the program needs while it dials sixteen relays. The attack once took it to 4
+    // GiB.
     assert!(most < 96 * 1024, "{most} KiB");
 }

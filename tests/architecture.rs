@@ -1,4 +1,4 @@
-//! Rules of the source tree that a reviewer would otherwise have to hold up (DESIGN: the house).
+//! Rules of the source tree that a reviewer would otherwise have to check (docs/architecture.md).
 
 use std::{
     fs,
@@ -24,7 +24,8 @@ fn sources(under: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Lines outside of tests, which stand at the end of their file, and outside of comments.
+/// Returns the lines that are neither in tests, which stand at the end of their file, nor in
+/// comments.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
@@ -46,12 +47,17 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
-/// The wall clock jumps. Only what carries a date may ask for it: credentials for TURN, reservations,
-/// and sealed offers, which leave it to the circuit when the clocks differ.
+/// The wall clock jumps, so only code that handles dates may read it: credentials for TURN,
+/// reservations and sealed offers. If the clocks of two peers differ, a sealed offer fails and the
+/// circuit takes over.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
+        // The times of files are only compared with each other.
+        "src/native/environment.rs",
         "src/native/offer.rs",
+        // Quinn needs this type. Its value comes from a clock that does not jump.
+        "src/native/quic/admission.rs",
         "src/server/hop.rs",
         "src/server/http.rs",
         "src/server/mod.rs",
@@ -60,6 +66,19 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         name.starts_with("src/server/turn/") || allowed.contains(&name)
     });
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Only the threads of the printers write to stdout and stderr, so no task waits for a reader.
+/// `main.rs` writes there while no runtime exists.
+#[test]
+fn nothing_is_printed_past_the_printers() {
+    let forbidden = ["print!(", "println!(", "dbg!(", "io::stdout", "io::stderr"];
+    let allowed = [
+        "src/bin/throughline/main.rs",
+        "src/bin/throughline/output.rs",
+    ];
+    let found = breaches("src", &forbidden, |name, _| allowed.contains(&name));
+    assert_eq!(found, Vec::<String>::new());
 }
 
 #[test]
@@ -86,27 +105,53 @@ fn core_is_pure() {
 }
 
 #[test]
-fn targets_differ_only_where_a_backend_is_chosen() {
+fn only_the_choice_of_the_backend_depends_on_the_target() {
     let found = breaches("src", &["target_arch"], |name, _| {
         name == "src/lib.rs" || name.starts_with("src/wasm/")
     });
     assert_eq!(found, Vec::<String>::new());
+    // Four uses choose the backend, and three say that a page has no server.
     let chosen = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"));
-    assert_eq!(chosen.unwrap().matches("target_arch").count(), 4);
+    assert_eq!(chosen.unwrap().matches("target_arch").count(), 7);
+}
+
+/// Tests whose features are off are silently left out, so this test reports them.
+#[test]
+fn no_test_is_left_out() {
+    let features = [
+        ("cli", cfg!(feature = "cli")),
+        ("server", cfg!(feature = "server")),
+        ("libp2p", cfg!(feature = "libp2p")),
+        ("tokio", cfg!(feature = "tokio")),
+    ];
+    let off = features.iter().filter(|(_, is_on)| !is_on);
+    let off: Vec<_> = off.map(|(name, _)| name).collect();
+    assert!(
+        off.is_empty(),
+        "the tests of the features {off:?} are left out: run `cargo test --all-features`"
+    );
+}
+
+/// Nothing compiles `src/wasm/` for tests, so a test there would never run. Code that needs no
+/// browser belongs in `src/core/`. The rest is tested from JavaScript.
+#[test]
+fn the_wasm_backend_has_no_rust_tests() {
+    let found = breaches("src/wasm", &["cfg(test)", "test]"], |_, _| false);
+    assert_eq!(found, Vec::<String>::new());
 }
 
 #[test]
-fn javascript_is_met_in_one_folder() {
+fn only_one_folder_exports_to_javascript() {
     let found = breaches("src", &["#[wasm_bindgen"], |name, _| {
         name.starts_with("src/wasm/js/")
     });
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// A server that connects to what a stranger names can be aimed. Only the AutoNAT server does, and
-/// `core::dial_back` says where to.
+/// Strangers could aim a server that connects to the addresses that they name. Only the AutoNAT
+/// server does so, and `core::dial_back` decides which addresses it dials.
 #[test]
-fn a_server_dials_nobody_but_who_asks_to_be_tested() {
+fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
     let forbidden = [
         "DialOpts",
         "ToSwarm::Dial",
@@ -123,31 +168,41 @@ fn a_server_dials_nobody_but_who_asks_to_be_tested() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// Whoever names an address aims us. So sockets connect and agents send in few places, each of which
-/// asks `core::dial` first or goes where the user's configuration says.
+/// Whoever names an address could aim us at it. So there are few places where sockets connect and
+/// ICE agents send. Each of them asks `core::dial` first, or uses an address of the user's
+/// configuration.
 #[test]
 fn nobody_is_dialled_past_the_guard() {
-    let candidates = "src/native/rtc/session/candidates.rs";
-    let guard = "src/native/guard.rs";
-    let transports = "src/native/transports.rs";
-    let turn = "src/native/turn/mod.rs";
-    let expected: [(&str, &[&str]); 11] = [
-        // The transports, and what is between them and whoever dials.
-        ("tcp::tokio::Transport::new", &[transports]),
+    let candidates = "src/native/ice/webrtc/session/candidates.rs";
+    let guard = "src/native/transports/guard.rs";
+    let transports = "src/native/transports/mod.rs";
+    let turn = "src/native/ice/turn/mod.rs";
+    let expected: [(&str, &[&str]); 14] = [
+        // These are the transports, and the checks between them and their callers.
+        ("Inner::new(tcp::", &["src/native/transports/tcp.rs"]),
+        ("tcp::tokio::Transport::new", &[]),
+        ("Tcp::new", &[transports]),
         ("quic::tokio::Transport::new", &[transports]),
-        ("super::quic::Transport::new", &[transports]),
-        ("with_dns(", &[guard, transports]),
+        // A peer's, and each of a server's.
+        ("super::quic::QuicTransport::new", &[transports]),
+        ("names.over(", &[guard, transports]),
         ("guard.over(", &[transports]),
         ("guard.named(", &[transports]),
-        ("policy.check(", &["src/node/dials.rs"]),
-        // Candidates that the session allows, a socket for one of these, configured TURN servers
-        // and where they may refer us to, and what sends nothing.
+        ("policy.check(", &["src/swarm/dials.rs"]),
+        // These are candidates that the session allows, a socket for one of them, configured TURN
+        // servers and the servers that they may refer us to, and sockets that send nothing.
         ("ice.add_remote_candidate(", &[candidates]),
-        ("TcpStream::connect", &["src/native/turn/stream.rs"]),
+        ("TcpStream::connect", &["src/native/ice/turn/stream.rs"]),
         (
             "socket.connect(",
-            &["src/native/portmap.rs", "src/native/rtc/burst.rs", turn],
+            &[
+                "src/native/ice/port_mapping.rs",
+                turn,
+                "src/native/ice/webrtc/burst.rs",
+            ],
         ),
+        // This is a router in the local network that has answered from there (`core::upnp`).
+        ("TcpSocket::new", &["src/native/ice/port_mapping/upnp.rs"]),
         ("may_refer(", &["src/core/dial.rs", turn, turn]),
     ];
     for (word, places) in expected {
@@ -158,6 +213,103 @@ fn nobody_is_dialled_past_the_guard() {
         files.sort_unstable();
         assert_eq!(files, places, "{word}: {found:#?}");
     }
+}
+
+/// Returns the layers of the crate, from the top, as the documentation of `src/lib.rs` lists them.
+/// One line lists the modules of one layer.
+fn layers() -> Vec<Vec<String>> {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let list = text.lines().skip_while(|line| *line != "//! # Layers");
+    let lines = list.filter_map(|line| line.strip_prefix("//! - "));
+    let names = |line: &str| {
+        let (names, _) = line.split_once(':').expect("`names`: meaning");
+        let quoted = names.split('`').skip(1).step_by(2);
+        quoted.map(str::to_owned).collect()
+    };
+    lines.map(names).collect()
+}
+
+/// Returns the module of the crate to which a file belongs. The interface to JavaScript stands
+/// above everything, as the program does.
+fn module(file: &str) -> &str {
+    let path = file.trim_start_matches("src/").trim_end_matches(".rs");
+    match path {
+        path if path.starts_with("wasm/js/") => "wasm::js",
+        path => path.split('/').next().unwrap(),
+    }
+}
+
+/// Returns what a file's code imports from the crate: the first word after each `crate::`, and each
+/// first word of a group.
+fn imported(text: &str) -> Vec<String> {
+    let code: String = code(text).map(|(_, line)| format!("{line}\n")).collect();
+    let mut found = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let word = |text: &str| {
+            let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+            text[..end.unwrap_or(text.len())].to_owned()
+        };
+        let Some(group) = rest.strip_prefix('{') else {
+            found.push(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = 0;
+        for (at, c) in group.char_indices() {
+            let ends = depth == 0 && (c == ',' || c == '}');
+            if ends {
+                found.push(word(group[start..at].trim()));
+                start = at + 1;
+            }
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            if depth < 0 {
+                break;
+            }
+        }
+    }
+    found.retain(|word| !word.is_empty());
+    found
+}
+
+/// An import from a higher layer makes a circle sooner or later, and then no module can be read
+/// alone.
+#[test]
+fn a_layer_knows_only_those_below() {
+    let layers = layers();
+    let level = |name: &str| {
+        layers
+            .iter()
+            .position(|layer| layer.iter().any(|n| n == name))
+    };
+    // A handle and the event loop know each other.
+    let pairs = [("node", "connection")];
+    let mut found = Vec::new();
+    for (file, text) in sources("src") {
+        let own = module(&file);
+        let outside = ["bin", "lib", "fuzzing", "wasm::js"].contains(&own);
+        // Code that is compiled only for tests may import everything.
+        let is_test = ["tests.rs", "testing.rs", "config/documents.rs"];
+        if outside || is_test.iter().any(|name| file.ends_with(name)) {
+            continue;
+        }
+        let at = level(own).unwrap_or_else(|| panic!("{own} is in no layer"));
+        for name in imported(&text) {
+            // The crate's root re-exports these names of the public interface.
+            let name = match name.as_str() {
+                "Config" => "config",
+                "Error" | "ErrorKind" => "error",
+                "backend" => "native",
+                name => name,
+            };
+            let is_pair = pairs.contains(&(own, name));
+            match level(name) {
+                Some(below) if below >= at || is_pair => {}
+                _ => found.push(format!("{file}: {name}")),
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
 }
 
 #[test]
@@ -171,16 +323,9 @@ fn backends_do_not_know_each_other() {
         breaches("src/wasm", &["crate::native"], none),
         Vec::<String>::new()
     );
-    let down = [
-        "crate::node",
-        "crate::native",
-        "crate::wasm",
-        "crate::backend",
-    ];
-    assert_eq!(breaches("src/core", &down, none), Vec::<String>::new());
 }
 
-/// What stands for a length after `word` in a line.
+/// Returns the text of the length that follows `word` in a line.
 fn length_after<'l>(line: &'l str, word: &str) -> Option<&'l str> {
     let (_, rest) = line.split_once(word)?;
     let mut depth = 0;
@@ -191,7 +336,7 @@ fn length_after<'l>(line: &'l str, word: &str) -> Option<&'l str> {
     rest.get(..end?)
 }
 
-/// Made of constants, and of the lengths of what is there.
+/// Whether a length consists of constants and of the lengths of existing data.
 fn is_known(length: &str) -> bool {
     let mut words = length.split(['+', '-', '*']).map(str::trim);
     words.all(|word| {
@@ -200,25 +345,26 @@ fn is_known(length: &str) -> bool {
     })
 }
 
-/// Memory grows with what has arrived, never with what was announced: `arriving::read` takes what
-/// stands behind a length, and a buffer for what is to come has a constant length.
+/// Memory grows with the data that has arrived, and never with an announced length.
+/// `arriving::read` reads data that follows its length, and every other buffer for incoming data
+/// has a constant length.
 #[test]
-fn nothing_is_allocated_by_announcement() {
+fn no_allocation_has_an_announced_length() {
     let allowed = [
-        // A piece at a time.
+        // It is read in pieces.
         ("src/native/offer", "wanted"),
-        // At most three bytes.
-        ("src/native/turn/frame.rs", "stream.len() + padding"),
-        // What is sent, with its padding.
+        // The padding has three bytes at most.
+        ("src/native/ice/turn/frame.rs", "stream.len() + padding"),
+        // It is a frame that is sent, with its padding.
         (
             "src/server/turn/stream.rs",
             "frame.len().next_multiple_of(4)",
         ),
-        // A piece of a file, of a constant length, or what is left of it.
+        // It is a piece of a file, of a constant length or shorter.
         ("src/server/assets.rs", "most"),
-        // What we send: a piece of a constant length, and what is left after that.
+        // It is a piece that we send, of a constant length or shorter.
         ("src/core/autonat.rs", "piece"),
-        // What the page asks for, and no more than a constant.
+        // The page asks for this length, and a constant bounds it.
         ("src/wasm/js/stream.rs", "max.clamp(1, MAX_READ)"),
     ];
     let mut found = Vec::new();

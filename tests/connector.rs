@@ -1,16 +1,15 @@
-//! Two peers and a relay on loopback, through the public API alone.
-#![cfg(feature = "server")]
+//! Two peers and a relay on loopback. The tests use the public API only.
 
 use std::{net::Ipv4Addr, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join};
-use throughline::{
-    Attempt, Cause, Config, Connector, ErrorKind, PathKind, Ticket,
-    server::{Server, ServerConfig},
-};
+use throughline::{Attempt, Cause, Config, Connector, ErrorKind, PathKind, Ticket, server::Server};
 use tokio::time::timeout;
 
-use common::{PATIENCE, echo, echoed, echoing, exchange, peer, relay, until, until_path};
+use common::{
+    PATIENCE, echo, echoed, echoing, exchange, free_ports, peer, relay, server_config, until,
+    until_path, until_polled,
+};
 
 mod common;
 
@@ -20,7 +19,7 @@ fn config(relays: &[&Server]) -> Config {
     config
 }
 
-/// A ticket that leads through relays only.
+/// Returns a ticket that leads through relays only.
 fn through_relays(me: &Connector) -> Ticket {
     me.ticket().without_addresses()
 }
@@ -47,7 +46,7 @@ async fn a_circuit_is_usable_at_once_and_carries_both_directions() {
     assert_eq!(conn.path().unwrap().kind, PathKind::Relayed);
     assert_eq!(conn.peer_id(), bob.peer_id());
     echoed(&conn).await;
-    // Beyond the 128 KiB of a stock relay.
+    // This is more than the 128 KiB that a stock relay lets through.
     let mut stream = echo(&conn).await.unwrap();
     exchange(&mut stream, &vec![7; 1 << 20]).await.unwrap();
     alice.close().await;
@@ -103,7 +102,7 @@ async fn an_unreachable_peer_is_an_error_that_lists_what_was_tried() {
     assert!(!error.attempts().is_empty(), "{error}");
 }
 
-/// The error of a connect that a relay refuses, and alice's metrics.
+/// Returns the reason of a connect that a relay refuses, and alice's metrics.
 async fn refused(alice: &Connector, ticket: &Ticket, kind: ErrorKind) -> (String, String) {
     let connect = timeout(PATIENCE, alice.connect(ticket)).await.unwrap();
     let error = connect.unwrap_err();
@@ -113,12 +112,13 @@ async fn refused(alice: &Connector, ticket: &Ticket, kind: ErrorKind) -> (String
 }
 
 #[tokio::test]
-async fn a_peer_without_a_reservation_is_told_apart() {
+async fn a_peer_without_a_reservation_is_reported_as_such() {
     let relay = relay().await;
     let bob = peer(config(&[&relay])).await;
     let ticket = through_relays(&bob);
     bob.close().await;
-    // With the link up before, and with a link made for the dial: the two ask in different ways.
+    // The link to the relay is up before, or is dialled for the connect. The two cases ask the
+    // relay in different ways.
     for warm in [true, false] {
         let mut dialler = config(&[&relay]);
         dialler.reserve = warm;
@@ -132,15 +132,13 @@ async fn a_peer_without_a_reservation_is_told_apart() {
 
 /// A relay with room for one circuit of each peer.
 async fn small_relay() -> Server {
-    let mut server = ServerConfig::default();
-    server.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    server.port = 0;
+    let mut server = server_config();
     server.relay.circuits_per_peer = std::num::NonZeroUsize::MIN;
     Server::start(server).await.unwrap()
 }
 
 #[tokio::test]
-async fn a_full_relay_leaves_the_way_to_another() {
+async fn another_relay_is_used_if_the_first_is_full() {
     let (full, other) = (small_relay().await, relay().await);
     let relayed = |relays: &[&Server]| {
         let mut relayed = config(relays);
@@ -171,7 +169,7 @@ async fn a_full_relay_leaves_the_way_to_another() {
 }
 
 #[tokio::test]
-async fn a_full_relay_is_told_apart() {
+async fn a_full_relay_is_reported_as_such() {
     let relay = small_relay().await;
     let mut relayed = config(&[&relay]);
     relayed.direct = false;
@@ -195,23 +193,16 @@ async fn an_address_that_others_can_dial_is_confirmed_and_leads_the_ticket() {
     let mut listener = config(&[&relay]);
     listener.autonat_retry = Duration::from_secs(5);
     let bob = peer(listener).await;
-    let confirmed = timeout(PATIENCE, async {
-        loop {
-            let confirmed = bob.report().await.unwrap().confirmed;
-            if let Some(first) = confirmed.into_iter().next() {
-                return first;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await
-    .expect("the relay dials back");
-    assert_eq!(bob.ticket().addresses()[0], confirmed);
-    assert!(bob.report().await.unwrap().listening.contains(&confirmed));
+    let name = "throughline_confirmed_addresses ";
+    let confirmed = |line: &str| line.starts_with(name) && !line.ends_with(" 0");
+    until(|| bob.metrics().lines().any(confirmed)).await;
+    let report = bob.report().await.unwrap();
+    assert_eq!(bob.ticket().addresses()[0], report.confirmed[0]);
+    assert!(report.listening.contains(&report.confirmed[0]));
 }
 
-/// Whoever has read the other's last byte has no reason to wait before it closes the connection, and
-/// the other's `close` must not take that for a loss.
+/// A peer that has read the other's last byte may close the connection at once. The other's `close`
+/// must not see that as a lost connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stream_is_closed_in_good_order_by_a_peer_that_leaves_at_its_end() {
     let bob = peer(config(&[])).await;
@@ -286,7 +277,7 @@ async fn a_reservation_comes_back_on_another_relay() {
     let bob = echoing(listener).await;
     let before = bob.ticket().relays();
     first.shutdown().await;
-    // What else the ticket says may change while the first relay still stands in it.
+    // The rest of the ticket may change while it still names the first relay.
     let moved = |relays: Vec<String>| !relays.is_empty() && relays != before;
     until(|| moved(bob.ticket().relays())).await;
     let after = bob.ticket();
@@ -300,13 +291,10 @@ async fn a_reservation_comes_back_on_another_relay() {
 #[tokio::test]
 async fn a_reservation_comes_back_when_its_relay_does() {
     let data = tempfile::tempdir().unwrap();
-    let mut server = ServerConfig::default();
-    server.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    let mut server = server_config();
     server.data = Some(data.path().to_owned());
-    // A port that was free a moment ago, so that the second server is found where the first was.
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    server.port = probe.local_addr().unwrap().port().min(65_000);
-    drop(probe);
+    // The second server is found where the first was.
+    server.port = free_ports();
     let first = Server::start(server.clone()).await.unwrap();
     let mut listener = config(&[&first]);
     listener.direct = false;
@@ -314,16 +302,9 @@ async fn a_reservation_comes_back_when_its_relay_does() {
     first.shutdown().await;
     until(|| bob.ticket().relays().is_empty()).await;
     // QUIC keeps its socket until the peers have had time to hear of the close.
-    let _second = timeout(PATIENCE, async {
-        loop {
-            match Server::start(server.clone()).await {
-                Ok(server) => return server,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    })
-    .await
-    .expect("the port becomes free");
+    let port = server.port;
+    until_polled(|| std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+    let _second = Server::start(server).await.unwrap();
     until(|| !bob.ticket().relays().is_empty()).await;
     let mut dialler = config(&[]);
     dialler.direct = false;
@@ -333,7 +314,7 @@ async fn a_reservation_comes_back_when_its_relay_does() {
 }
 
 #[tokio::test]
-async fn no_relay_is_an_error_that_names_it() {
+async fn a_relay_that_cannot_be_reached_is_named_in_the_error() {
     let mut config = config(&[]);
     let id = peer(config.clone()).await.peer_id();
     config.relays = vec![format!("/ip4/127.0.0.1/tcp/1/p2p/{id}")];

@@ -1,16 +1,15 @@
-//! Offers and early data, which need no circuit, on loopback, through the public API alone.
-#![cfg(feature = "server")]
+//! Sealed offers and early data on loopback. They need no circuit. The tests use the public API
+//! only.
 
-use std::{net::Ipv4Addr, num::NonZeroUsize, time::Duration};
+use std::{num::NonZeroUsize, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join_all, join};
-use throughline::{
-    Config, Connection, Connector, ErrorKind, Identity, PathKind,
-    server::{Server, ServerConfig},
-};
+use throughline::{Config, Connection, Connector, ErrorKind, Identity, PathKind, server::Server};
 use tokio::time::timeout;
 
-use common::{PATIENCE, echo_streams, echoing, exchange, peer, relay, until_path};
+use common::{
+    PATIENCE, echo_streams, echoing, exchange, peer, relay, server_config, until_path, until_some,
+};
 use tap::Tap;
 
 mod common;
@@ -32,8 +31,8 @@ async fn peer_as(identity: Identity, config: Config) -> Connector {
     builder.bind().await.unwrap()
 }
 
-/// Connects through the peer's relays alone. What the relay can do shows some time after the link
-/// to it is up, so a refusal may be of that time.
+/// Connects through the peer's relays only. The relay says what it serves some time after the link
+/// is up, and a connect before that may be refused, so this tries again.
 async fn connect(me: &Connector, peer: &Connector) -> Connection {
     let ticket = peer.ticket().without_addresses();
     let connected = timeout(PATIENCE, async {
@@ -46,7 +45,7 @@ async fn connect(me: &Connector, peer: &Connector) -> Connection {
     connected.await.expect("there is a path")
 }
 
-/// The next connection that comes in, whose streams are echoed.
+/// Accepts the next connection and echoes its streams.
 async fn accept(me: &Connector) -> Connection {
     let connection = timeout(PATIENCE, me.accept()).await;
     let connection = connection.expect("somebody connects").unwrap();
@@ -54,31 +53,27 @@ async fn accept(me: &Connector) -> Connection {
     connection
 }
 
-/// A peer that knows what its relay passes on, and asks it for no circuit within a second.
+/// Starts a peer that knows that its relay forwards. It asks for no circuit for one second.
 async fn early_peer(relay: &Server) -> Connector {
     let mut config = config(relay, false);
     config.start_delays.circuit_relay = Duration::from_secs(1);
     informed_peer(config).await
 }
 
-/// A peer that knows what its first relay passes on.
+/// Starts a peer that knows that its first relay forwards.
 async fn informed_peer(config: Config) -> Connector {
     let me = peer(config).await;
-    let knows = async {
-        while !me.report().await.unwrap().relays[0].forwards {
-            tokio::task::yield_now().await;
-        }
-    };
-    let known = timeout(PATIENCE, knows).await;
-    known.expect("the relay says what it can do");
+    until_some(|| async {
+        let report = me.report().await.unwrap();
+        report.relays[0].forwards.then_some(())
+    })
+    .await;
     me
 }
 
 #[tokio::test]
 async fn a_path_is_found_although_the_relay_has_no_circuit_left() {
-    let mut one = ServerConfig::default();
-    one.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    one.port = 0;
+    let mut one = server_config();
     one.relay.circuits = NonZeroUsize::MIN;
     let relay = Server::start(one).await.unwrap();
     let other = peer(config(&relay, false)).await;
@@ -102,7 +97,7 @@ async fn a_peer_that_allows_no_direct_path_is_reached_by_the_circuit() {
 }
 
 #[tokio::test]
-async fn a_stream_is_answered_before_there_is_a_path_and_goes_on_over_the_first() {
+async fn an_early_stream_is_answered_before_there_is_a_path_and_goes_on_over_the_first_path() {
     let relay = relay().await;
     let listener = peer(config(&relay, true)).await;
     let dialler = early_peer(&relay).await;
@@ -124,7 +119,7 @@ async fn a_stream_is_answered_before_there_is_a_path_and_goes_on_over_the_first(
 }
 
 #[tokio::test]
-async fn more_than_a_relay_passes_on_early_is_not_lost() {
+async fn data_beyond_the_limit_of_early_data_is_not_lost() {
     let relay = relay().await;
     let listener = echoing(config(&relay, true)).await;
     let dialler = early_peer(&relay).await;
@@ -144,7 +139,7 @@ async fn more_than_a_relay_passes_on_early_is_not_lost() {
 }
 
 #[tokio::test]
-async fn what_is_sealed_for_an_earlier_run_of_the_peer_takes_the_first_path() {
+async fn early_data_for_an_earlier_run_of_the_peer_goes_over_the_first_path() {
     let relay = relay().await;
     let identity = Identity::generate();
     let first = peer_as(identity.clone(), config(&relay, true)).await;
@@ -160,7 +155,7 @@ async fn what_is_sealed_for_an_earlier_run_of_the_peer_takes_the_first_path() {
 }
 
 #[tokio::test]
-async fn an_offer_for_an_earlier_run_of_the_peer_leaves_it_to_the_circuit() {
+async fn after_an_offer_for_an_earlier_run_of_the_peer_the_circuit_signals() {
     let relay = relay().await;
     let identity = Identity::generate();
     let first = peer_as(identity.clone(), config(&relay, true)).await;
@@ -173,7 +168,7 @@ async fn an_offer_for_an_earlier_run_of_the_peer_leaves_it_to_the_circuit() {
     until_path(&found.unwrap(), PathKind::Direct).await;
 }
 
-/// For a peer that reserves at `tap` alone.
+/// The configuration of a peer that reserves at `tap` only.
 fn tapped(tap: &Tap, direct: bool) -> Config {
     let mut config = Config::default();
     config.port_mapping = false;
@@ -188,7 +183,7 @@ fn id(of: &Connector) -> libp2p::PeerId {
 }
 
 #[tokio::test]
-async fn a_relay_that_kept_an_offer_has_it_taken_once_and_by_one_run_of_the_peer() {
+async fn a_replayed_offer_is_refused_also_by_a_later_run_of_the_peer() {
     let mut tap = Tap::start().await;
     let identity = Identity::generate();
     let listener = peer_as(identity.clone(), tapped(&tap, true)).await;
@@ -217,7 +212,7 @@ async fn a_relay_that_kept_an_offer_has_it_taken_once_and_by_one_run_of_the_peer
 }
 
 #[tokio::test]
-async fn offers_that_say_nothing_keep_out_none_of_another_relay() {
+async fn silent_offers_through_one_relay_do_not_block_those_through_another() {
     let (relay, mut tap) = (relay().await, Tap::start().await);
     let mut both = config(&relay, true);
     both.relays.push(tap.address.clone());
@@ -228,7 +223,7 @@ async fn offers_that_say_nothing_keep_out_none_of_another_relay() {
         }
     };
     let held = timeout(PATIENCE, held).await;
-    held.expect("it reserves at both");
+    held.expect("the listener reserves at both relays");
     let mut silent = Vec::new();
     for _ in 0..200 {
         silent.push(tap.open(id(&listener)).await);
@@ -274,12 +269,12 @@ async fn a_connection_that_no_path_follows_ends() {
     answered.unwrap();
     dialler.close().await;
     let ended = timeout(PATIENCE, accepted.closed()).await;
-    assert_eq!(ended.expect("it ends"), ErrorKind::ConnectionLost);
+    assert_eq!(ended.expect("the session ends"), ErrorKind::ConnectionLost);
     assert_eq!(listener.report().await.unwrap().connections, 0);
 }
 
 #[tokio::test]
-async fn a_stream_to_nobody_fails_as_a_connect_does() {
+async fn a_stream_to_an_unreachable_peer_fails_as_a_connect_does() {
     let relay = relay().await;
     let gone = peer(config(&relay, true)).await;
     let ticket = gone.ticket().without_addresses();
@@ -288,14 +283,14 @@ async fn a_stream_to_nobody_fails_as_a_connect_does() {
     let (connection, mut stream) = dialler.open(&ticket, "ask/1").await.unwrap();
     stream.write_all(b"hello").await.unwrap();
     let read = timeout(PATIENCE, stream.read(&mut [0])).await;
-    let error = throughline::Error::from(read.expect("it ends").unwrap_err());
+    let error = throughline::Error::from(read.expect("the read ends").unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
     assert!(!error.attempts().is_empty());
     assert_eq!(connection.closed().await, ErrorKind::Unreachable);
 }
 
 #[tokio::test]
-async fn what_is_wrong_at_once_is_said_at_once() {
+async fn open_refuses_wrong_arguments_at_once() {
     let relay = relay().await;
     let dialler = peer(config(&relay, true)).await;
     let own = dialler.open(&dialler.ticket(), "ask/1").await.unwrap_err();
@@ -318,9 +313,9 @@ async fn a_circuit_that_starts_late_delays_no_offer() {
     assert_eq!(connected.path().unwrap().kind, PathKind::Direct);
 }
 
-/// They wait for each other where an offer is enough, which must not be for ever.
+/// If sealed offers are enough, circuits wait for each other. They must not wait for ever.
 #[tokio::test]
-async fn every_connection_of_many_at_once_has_its_circuit_in_the_end() {
+async fn each_of_many_simultaneous_connections_gets_its_circuit_in_the_end() {
     let relay = relay().await;
     let listeners = join_all((0..8).map(|_| echoing(config(&relay, true)))).await;
     let dialler = peer(config(&relay, true)).await;

@@ -1,13 +1,14 @@
-//! Our QUIC and that of stock rust-libp2p, each as dialler and as listener.
+//! Our QUIC with that of stock rust-libp2p. Each is dialler and listener once.
 
-use std::time::Duration;
-
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::ready};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, swarm::SwarmEvent};
 use throughline::{Connector, PathKind, Ticket};
 use tokio::{sync::mpsc, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use common::{PATIENCE, until_some};
+
+mod common;
+
 const ECHO: StreamProtocol = StreamProtocol::new("/echo/1");
 
 /// A stock node that speaks QUIC and nothing else.
@@ -21,7 +22,7 @@ fn stock() -> Swarm<libp2p_stream::Behaviour> {
         .build()
 }
 
-/// Runs it; tells its listen addresses and who has connected.
+/// Runs a swarm, and passes its events on.
 fn run(mut swarm: Swarm<libp2p_stream::Behaviour>) -> mpsc::Receiver<SwarmEvent<()>> {
     let (events, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
@@ -99,16 +100,7 @@ async fn stock_libp2p_listens_and_we_dial() {
 #[tokio::test]
 async fn we_listen_and_stock_libp2p_dials() {
     let me = ours().await;
-    let address = timeout(PATIENCE, async {
-        loop {
-            if let Some(address) = me.ticket().addresses().first() {
-                return address.clone();
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
+    let address = until_some(|| ready(me.ticket().addresses().first().cloned())).await;
     assert!(address.ends_with("/quic-v1"), "{address}");
     let swarm = stock();
     let peer: PeerId = me.peer_id().to_string().parse().unwrap();

@@ -1,26 +1,21 @@
-//! Stock rust-libp2p peers, which know hole punching by DCUtR only, and a relay, on loopback.
-#![cfg(feature = "server")]
-
-use std::{net::Ipv4Addr, time::Duration};
+//! Stock rust-libp2p peers and a relay on loopback. Stock peers punch holes by DCUtR only.
 
 use futures::{StreamExt as _, channel::mpsc};
 use libp2p::{Multiaddr, PeerId, Swarm, multiaddr::Protocol};
 use throughline::{
-    Config, Connection, Connector, Outcome, PathEvent, PathKind, Strategy, Ticket,
-    server::{Server, ServerConfig},
+    Config, Connection, Connector, ErrorKind, Outcome, PathEvent, PathKind, Strategy, Ticket,
+    server::Server,
 };
 use tokio::time::timeout;
 
+use common::{PATIENCE, server_config, until_some};
+
+mod common;
 #[path = "../examples/libp2p_dcutr.rs"]
 mod stock;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 async fn relay() -> (Server, Multiaddr) {
-    let mut config = ServerConfig::default();
-    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    config.port = 0;
-    let server = Server::start(config).await.unwrap();
+    let server = Server::start(server_config()).await.unwrap();
     let quic = server.addresses().iter().find(|a| a.contains("quic"));
     let address = quic.unwrap().parse().unwrap();
     (server, address)
@@ -31,22 +26,19 @@ async fn ours(relay: &Multiaddr) -> Connector {
     config.relays = vec![relay.to_string()];
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
     let me = Connector::builder().config(config).bind().await.unwrap();
-    // Without a round trip in between, the peer may ask for our address before the relay has told it.
-    let told = async { while me.report().await.unwrap().observed.is_empty() {} };
-    timeout(PATIENCE, told)
-        .await
-        .expect("the relay tells our address");
+    // The relay must have told our address before the peer asks for it.
+    until_some(|| async { me.report().await.unwrap().observed.pop() }).await;
     me
 }
 
-/// A stock peer that knows its address as the relay sees it.
+/// Starts a stock peer that knows its address as the relay sees it.
 async fn theirs(relay: &Multiaddr) -> Swarm<stock::Behaviour> {
     let mut swarm = stock::peer("127.0.0.1").unwrap();
     stock::meet_relay(&mut swarm, relay).await.unwrap();
     swarm
 }
 
-/// Runs a stock peer, and tells of its connections: who, and whether it is direct.
+/// Runs a stock peer. Reports the peer of each of its connections, and whether it is direct.
 fn run(
     mut swarm: Swarm<stock::Behaviour>,
     relay: Multiaddr,
@@ -61,7 +53,7 @@ fn run(
     receiver
 }
 
-/// Waits until the connection is direct, and says that a punched hole made it so.
+/// Waits until the connection is direct, and checks that a punched hole made it so.
 async fn punched(conn: &Connection) {
     let mut events = conn.path_events();
     let direct = async {
@@ -78,6 +70,10 @@ async fn punched(conn: &Connection) {
         .filter(|a| a.strategy == Strategy::Stun && a.outcome == Outcome::Succeeded)
         .count();
     assert_eq!(succeeded, 1, "{:?}", conn.attempts());
+    // Identify has told by now what the peer does not serve.
+    let error = conn.send_datagram(b"x").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(conn.max_datagram_size(), None);
 }
 
 #[tokio::test]
@@ -92,8 +88,8 @@ async fn a_circuit_to_a_stock_peer_becomes_direct() {
     let ticket = Ticket::from_parts(peer, [relay.to_string()], []).unwrap();
     let conn = me.connect(&ticket).await.unwrap();
     punched(&conn).await;
-    assert!(!seen.next().await.unwrap().1, "a circuit is first");
-    assert!(seen.next().await.unwrap().1, "then comes a direct one");
+    assert!(!seen.next().await.unwrap().1, "the circuit is first");
+    assert!(seen.next().await.unwrap().1, "the direct path is second");
     let metrics = me.metrics();
     assert!(
         metrics.contains("nat_traversal_successes_total{strategy=\"stun\"} 1"),

@@ -1,4 +1,4 @@
-// One connection on the page: its path as it changes, chat, files.
+// One connection on the page: its path as it changes, the chat, and the files.
 import { el, find, ms, shortId, showFault } from "./dom.js";
 import { Files } from "./files.js";
 import { log } from "./log.js";
@@ -36,7 +36,7 @@ export class ConnectionView {
   }
 
   async #watchPaths() {
-    const events = this.#connection.paths(); // first, so that nothing falls between it and `path`
+    const events = this.#connection.paths(); // subscribe first, so that no event is missed
     const path = this.#connection.path;
     if (path) this.#showPath({ ...path, ms: 0 });
     for (const attempt of this.#connection.attempts) this.#timeline.attempt(attempt);
@@ -51,7 +51,7 @@ export class ConnectionView {
     const { code } = await this.#connection.closed;
     this.#showState("closed", "closed");
     for (const control of this.#card.querySelectorAll("button:not(.transfers button), .tools input")) control.disabled = true;
-    if (code !== "connection_closed") showFault(this.#part(".fault"), { code, message: "The connection is gone." });
+    if (code !== "connection_closed") showFault(this.#part(".fault"), { code, message: "The connection has ended." });
   }
 
   #showPath({ path, strategy, local, remote, rttMs, ms: at, reason }) {
@@ -86,7 +86,7 @@ export class ConnectionView {
         this.#chat ??= stream.writable.getWriter();
         return this.#hear(stream.readable);
       default:
-        return stream.writable.abort();
+        return stream.refuse();
     }
   }
 

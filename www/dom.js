@@ -1,8 +1,8 @@
-// The little that the page needs of a view library.
+// The few functions of a view library that the page needs.
 
 export const find = (selector, root = document) => root.querySelector(selector);
 
-/** An element with properties, `data-*` under `data`, and children. */
+/** Makes an element with properties (`data-*` under `data`) and children. */
 export function el(tag, properties = {}, ...children) {
   const { data = {}, ...rest } = properties;
   const element = Object.assign(document.createElement(tag), rest);
@@ -35,7 +35,7 @@ export function size(bytes) {
   return `${(bytes / 1024 ** power).toFixed(power && bytes < 100 * 1024 ** power ? 1 : 0)} ${units[power]}`;
 }
 
-/** What went wrong, why each attempt lost, and what to do. */
+/** Shows what went wrong, why each attempt failed, and what to do. */
 export function showFault(element, error) {
   const attempts = error.attempts ?? [];
   element.replaceChildren(
@@ -51,9 +51,9 @@ export function showFault(element, error) {
 
 const hints = {
   invalid_ticket: "Ask the peer for a fresh ticket and paste all of it.",
-  no_relay: "Is the relay running? Its address stands under “Relays and ICE servers”.",
-  unreachable: "The peer may be gone, or its relay may be. Ask it for a fresh ticket.",
-  connection_lost: "Every path was lost and none came back in time.",
-  connection_closed: "The peer, or this page, closed the connection.",
+  no_relay: "Check that the relay runs, and its address under “Relays and ICE servers”.",
+  unreachable: "The peer or its relay may be gone. Ask the peer for a fresh ticket.",
+  connection_lost: "Every path was lost, and none came back in time. Connect again.",
+  connection_closed: "The peer or this page closed the connection.",
   unsupported_platform: "Open this page in a current browser, over https or from localhost.",
 };

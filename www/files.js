@@ -1,4 +1,5 @@
-// One row per file, each way: progress, speed, and whether both ends computed the same SHA-256.
+// One row for each file in each direction: its progress, its speed, and whether both ends computed the same
+// SHA-256.
 import { el, find, size } from "./dom.js";
 import { save } from "./log.js";
 import { receiveFile, sendFile } from "./protocols.js";

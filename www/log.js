@@ -1,4 +1,4 @@
-// What happened, in order, for the page and for a file. Bounded: the oldest lines go first.
+// The log of events, for the page and for a file. It is bounded, and the oldest lines go first.
 import { el, find } from "./dom.js";
 
 const MOST = 500;

@@ -1,4 +1,4 @@
-// The page: one Connector, what reaches it, and what it reaches.
+// The page: one Connector, the peers that connect to it, and the peers that it connects to.
 import { Connector } from "/npm/dist/index.js";
 import { ConnectionView } from "./connection.js";
 import { copyButtons, find, shortId, showFault, size } from "./dom.js";

@@ -1,4 +1,4 @@
-// The demo's application protocols, the same as the `throughline` program's; README names them.
+// The application protocols of the demo. They are those of the `throughline` program.
 import { hex, Sha256 } from "./sha256.js";
 
 const MAX_HEADER = 4096;
@@ -6,7 +6,7 @@ const MAX_LINE = 16 * 1024;
 const MAX_FILE = 2 ** 30; // a received file is kept in memory until it is saved
 const encoder = new TextEncoder();
 
-/** Exact reads from a byte stream. */
+/** Reads exact numbers of bytes from a byte stream. */
 class Reader {
   #reader;
   #buffer = new Uint8Array();
@@ -15,7 +15,7 @@ class Reader {
     this.#reader = readable.getReader();
   }
 
-  /** At most `most` bytes as they come; undefined at the end. */
+  /** Reads at most `most` bytes as they come, or undefined at the end. */
   async some(most) {
     if (!this.#buffer.length) {
       const { value, done } = await this.#reader.read();
@@ -38,7 +38,7 @@ class Reader {
     return bytes;
   }
 
-  /** A big-endian length and that much JSON. */
+  /** Reads a big-endian length and that many bytes of JSON. */
   async json() {
     const length = new DataView((await this.exactly(4)).buffer).getUint32(0);
     if (length > MAX_HEADER) throw new Error(`a header of ${length} bytes is too long`);
@@ -63,7 +63,7 @@ export async function serveEcho({ readable, writable }) {
   await readable.pipeTo(writable);
 }
 
-/** Round-trip times over one `echo/1` stream, a probe a second, until the stream ends. */
+/** Measures round-trip times over one `echo/1` stream, once a second, until the stream ends. */
 export async function* roundTrips({ readable, writable }) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
@@ -76,7 +76,7 @@ export async function* roundTrips({ readable, writable }) {
   }
 }
 
-/** `chat/1`: UTF-8 lines, both ways. */
+/** `chat/1`: UTF-8 lines, in both directions. */
 export async function* chatLines(readable) {
   const decoder = new TextDecoder();
   let text = "";
@@ -91,11 +91,11 @@ export async function* chatLines(readable) {
 
 export const chatLine = (text) => encoder.encode(`${text.replaceAll("\n", " ")}\n`);
 
-/** Sends `file` by `file/1`; resolves to the hash that both ends computed. */
+/** Sends `file` by `file/1`. Resolves to the hash that both ends computed. */
 export async function sendFile({ readable, writable }, file, onProgress) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
-  // A refusal may come at any time: it wins over the write that then fails.
+  // A refusal may come at any time. Then it is reported instead of the write that fails.
   const answer = reader.json();
   answer.catch(() => {});
   const hash = new Sha256();
@@ -111,7 +111,7 @@ export async function sendFile({ readable, writable }, file, onProgress) {
     await writer.write(digest);
     await writer.close();
     const same = accepted(await answer, hex(digest));
-    // Who stops reading before the receiver's end of stream makes its close fail.
+    // The receiver's close fails if this side stops reading before the end of the stream.
     await reader.some(1).catch(() => {});
     return same;
   } catch (error) {
@@ -125,13 +125,13 @@ function accepted({ ok, sha256, code, message }, ours) {
   return sha256;
 }
 
-/** Receives a file by `file/1`; resolves to its bytes as a Blob and its hash. */
+/** Receives a file by `file/1`. Resolves to its bytes as a Blob and its hash. */
 export async function receiveFile({ readable, writable }, onHeader, onProgress) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
   const answer = async (value) => {
     await writer.write(framed(value));
-    // A sender that has the answer may leave at once.
+    // A sender that has the answer may close the connection at once.
     await writer.close().catch(() => {});
   };
   const refuse = async (code, message) => {

@@ -1,9 +1,9 @@
-// Relays and ICE servers: the server's own, until the visitor edits them. Kept in localStorage.
+// Relays and ICE servers. They are the server's own until the visitor edits them. Edits are kept in localStorage.
 import { el, find } from "./dom.js";
 
 const KEY = "throughline.settings";
 
-/** What `/config.json` says, as settings. */
+/** Converts `/config.json` to settings. */
 function defaults(site) {
   const iceServers = [...(site.stun ?? []).map((urls) => ({ urls })), ...(site.turn ?? []).map((turn) => (typeof turn === "string" ? { urls: turn } : turn))];
   return { relays: site.relays ?? [], iceServers, direct: true };

@@ -1,9 +1,10 @@
-// SHA-256 (FIPS 180-4) over a stream of chunks: `crypto.subtle.digest` wants the whole file at once.
+// SHA-256 (FIPS 180-4) over a stream of chunks. `crypto.subtle.digest` needs the whole file at once.
 
 const K = new Uint32Array(64);
 const INITIAL = new Uint32Array(8);
 {
-  // Fractional parts of the cube and square roots of the first primes (FIPS 180-4 section 4.2.2, 5.3.3).
+  // These are the fractional parts of the cube and square roots of the first primes (FIPS 180-4 sections 4.2.2
+  // and 5.3.3).
   const fraction = (root) => Math.floor((root - Math.floor(root)) * 2 ** 32);
   const primes = [];
   for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
@@ -35,7 +36,7 @@ export class Sha256 {
     return this;
   }
 
-  /** The 32 bytes; nothing may be added afterwards. */
+  /** Returns the 32 bytes. No bytes may be added afterwards. */
   digest() {
     const bits = this.#length * 8;
     this.#block[this.#filled++] = 0x80;

@@ -1,4 +1,4 @@
-// How a connection came about: one bar of paths, one thin bar for each attempt, on one axis.
+// Shows how a connection came about: one bar of paths, and one thin bar for each attempt, on one axis.
 import { el, ms } from "./dom.js";
 
 const names = { circuit_relay: "relay circuit", stun: "hole punch", upnp: "port mapping", turn: "TURN", birthday: "birthday", direct: "direct" };
@@ -14,7 +14,7 @@ export class Timeline {
     this.#element = element;
   }
 
-  /** The path from `at` milliseconds on: `direct`, `turn`, `relayed`, `lost` or `closed`. */
+  /** Adds the path from `at` milliseconds on: `direct`, `turn`, `relayed`, `lost` or `closed`. */
   path(kind, at, title) {
     this.#paths.push({ kind, at, title });
     this.#draw();
@@ -27,7 +27,7 @@ export class Timeline {
 
   #draw() {
     const last = Math.max(...this.#paths.map(({ at }) => at), ...this.#attempts.map(({ endedMs }) => endedMs), 1);
-    const end = last * 1.25; // what is now goes on
+    const end = last * 1.25; // the present path goes on
     const bar = (kind, from, to, title) => {
       const element = el("span", { className: "bar", title, data: { kind } });
       element.style.left = `${(from / end) * 100}%`;

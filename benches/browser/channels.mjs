@@ -1,4 +1,4 @@
-// Data channels: our streams between two pages, and between a page and a native program, beside an
+// Compares our streams, between two pages and between a page and a native program, with an
 // RTCDataChannel between two pages of the same browser.
 import { listen, open } from "../../tests/browser/harness.mjs";
 import { inTurn, table } from "./measure.mjs";
@@ -6,7 +6,7 @@ import { inTurn, table } from "./measure.mjs";
 const MS = 2000;
 const ROUND_TRIPS = 300;
 const SMALL = 32;
-/** What libp2p's frames allow at most, and what our native peers and Chromium take. */
+/** The largest frame of libp2p, and the largest message that our native peers and Chromium take. */
 const [FRAME, LARGE] = [16_384, 65_536];
 
 export async function channels(t, relay, browser, rounds) {

@@ -1,9 +1,9 @@
-// Measures the package in Chromium and prints Markdown: `node benches/browser/main.mjs`, where
-// THROUGHLINE names the program (a release build, for figures).
+// Measures the package in Chromium and prints Markdown: `node benches/browser/main.mjs`. THROUGHLINE
+// names the program, which should be a release build for figures.
 //
-//   --rounds N       how often data channels are measured, 3 if left out
-//   --starts N       how often the start is, 15 if left out
-//   --markdown FILE  writes it there, too
+//   --rounds N       how often data channels are measured; defaults to 3
+//   --starts N       how often the start is measured; defaults to 15
+//   --markdown FILE  also writes the result to this file
 import { copyFileSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
@@ -17,7 +17,7 @@ const { values } = parseArgs({
   options: { rounds: { type: "string", default: "3" }, starts: { type: "string", default: "15" }, markdown: { type: "string" } },
 });
 
-/** What the harness of the tests wants to have in place of a test. */
+/** Stands for a test, which the harness of the tests expects. */
 const ends = [];
 const t = { after: (end) => ends.unshift(end), diagnostic: (text) => console.error(text) };
 
@@ -29,7 +29,7 @@ try {
     for (const file of readdirSync(folder)) copyFileSync(join(folder, file), join(site, file));
   }
   writeFileSync(join(site, "blank.html"), '<!doctype html><link rel="icon" href="data:,">');
-  // Addresses instead of mDNS names, which would add their resolution.
+  // Pages show their addresses instead of mDNS names, which would have to be resolved.
   const [relay, browser] = await Promise.all([serve(t, site), launch(t, "--disable-features=WebRtcHideLocalIpsWithMdns")]);
   const started = await start(t, relay, browser, site, Number(values.starts));
   const carried = await channels(t, relay, browser, Number(values.rounds));
@@ -37,13 +37,13 @@ try {
 
 ${carried}
 
-Median (worst) of ${values.rounds}, and how many times the first row's.
+Each cell has the median of ${values.rounds}, the worst in brackets, and how many times better than the first row it is.
 
 ### Start of a page
 
 ${started}
 
-Median (worst) of ${values.starts}, each in a new browser context, from loopback; how many times faster or slower than js-libp2p.
+Each cell has the median of ${values.starts}, the worst in brackets, and how many times faster than js-libp2p it is. Each start has a new browser context and loads from loopback.
 
 Chromium ${browser.version()}, Node.js ${process.versions.node}. Load averages ${before} before, ${load()} after.
 `;

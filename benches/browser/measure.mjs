@@ -1,4 +1,4 @@
-// What the measurements share: turns, medians, tables.
+// Code that the measurements share: turns, medians and tables.
 import { loadavg } from "node:os";
 
 export function median(values) {
@@ -8,8 +8,8 @@ export function median(values) {
 }
 
 /**
- * Lets all contenders measure in turn, each round another one first, so that whatever the machine
- * does meanwhile happens to all of them. Each gives numbers by name; this gives all of them.
+ * Lets all contenders measure in turn, so that other work of the machine affects all of them alike. Each
+ * round begins with another contender. A contender returns numbers by name, and this returns all of them.
  */
 export async function inTurn(rounds, contenders) {
   const names = Object.keys(contenders);
@@ -26,8 +26,8 @@ export async function inTurn(rounds, contenders) {
 }
 
 /**
- * A table in Markdown. `columns` has, by what was measured, a heading, decimals, and whether more is
- * `better`. The ratio is to `reference`, turned so that more than 1 speaks for the row.
+ * Returns a table in Markdown. `columns` has, for each measured value, a `heading`, the number of `digits`
+ * after the point, and whether `more` is better. Ratios are to the row `reference`. A ratio above 1 is better.
  */
 export function table(results, reference, columns) {
   const entries = Object.entries(columns);

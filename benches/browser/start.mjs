@@ -1,5 +1,5 @@
-// What a page pays before it has a peer: bytes, and the time until the first `Connector` is there,
-// beside js-libp2p with the same transports, bundled and minified.
+// The cost of a page before it has a peer: the bytes, and the time until the first `Connector` exists. It is
+// compared with js-libp2p with the same transports, bundled and minified.
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { brotliCompressSync, gzipSync } from "node:zlib";
@@ -9,9 +9,9 @@ import { inTurn, table } from "./measure.mjs";
 const OURS = "throughline";
 const THEIRS = "js-libp2p";
 
-/** `site` has the bundle. */
+/** Measures starts. `site` is the folder with the bundle. */
 export async function start(t, relay, browser, site, rounds) {
-  // A context of its own each time: nothing is in a cache.
+  // Each start has its own context, so nothing is in a cache.
   const inPage = (work) => async () => {
     const page = await open(t, browser, `${relay.http}/blank.html`, false);
     const times = await page.evaluate(work);
@@ -35,7 +35,7 @@ export async function start(t, relay, browser, site, rounds) {
       return { loaded: loaded - start, created: performance.now() - loaded, total: performance.now() - start };
     }),
   });
-  // How long the compiler takes by itself, with the bytes at hand.
+  // This measures the compiler alone, with the bytes already loaded.
   const { compiled } = (
     await inTurn(rounds, {
       wasm: inPage(async () => {

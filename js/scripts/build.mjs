@@ -1,5 +1,5 @@
-// Builds the npm package as ../wasm-pack.toml records it: the wasm and its bindings into pkg/, the
-// TypeScript into dist/, then holds the result against the record's budget and checks.
+// Builds the npm package as ../wasm-pack.toml (the record) says. The wasm and its bindings go into pkg/,
+// and the compiled TypeScript goes into dist/. Then it checks the result against the record's budget.
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -12,7 +12,7 @@ const root = fileURLToPath(new URL("../..", import.meta.url));
 const js = join(root, "js");
 const record = parse(readFileSync(join(root, "wasm-pack.toml"), "utf8"));
 
-// Flags that make code smaller are not stable yet: Rust takes them when it is told to.
+// The flags that make code smaller are not stable yet. RUSTC_BOOTSTRAP makes Rust accept them.
 const flags = [...record.rustflags, ...withoutFeatures(), ...withoutPaths()];
 const rust = {
   RUSTC_BOOTSTRAP: "1",
@@ -51,14 +51,14 @@ for (const { module, name } of WebAssembly.Module.imports(new WebAssembly.Module
 for (const fault of faults) console.error(`build: ${fault}`);
 process.exitCode = faults.length ? 1 : 0;
 
-/** Flags that tell scripts/rustc which features to leave out, and cargo when they change. */
+/** Returns flags that tell scripts/rustc which features to leave out. They also tell cargo when these change. */
 function withoutFeatures() {
   return Object.entries(record.without).flatMap(([crate, features]) =>
     features.map((feature) => `--cfg=without="${crate}/${feature}"`),
   );
 }
 
-/** Writes the compressed form beside a file of pkg/: `throughline serve --npm` sends it. It is not published. */
+/** Writes the compressed form of a file of pkg/ beside it. `throughline serve --npm` sends it. It is not published. */
 function compressed(name) {
   const file = join(root, record["out-dir"], name);
   const bytes = brotliCompressSync(readFileSync(file));
@@ -66,7 +66,7 @@ function compressed(name) {
   return bytes;
 }
 
-/** Flags that keep this machine's folders, and their length, out of the panic messages in the wasm. */
+/** Returns flags that keep this machine's folders, and their length, out of the panic messages in the wasm. */
 function withoutPaths() {
   const registry = join(process.env.CARGO_HOME || join(homedir(), ".cargo"), "registry/src");
   const sources = existsSync(registry) ? readdirSync(registry).map((name) => join(registry, name)) : [];

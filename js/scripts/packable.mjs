@@ -1,5 +1,5 @@
-// Runs before `npm pack` and `npm publish`: a package without its wasm or its TypeScript's output
-// would install and then fail at the first import.
+// Runs before `npm pack` and `npm publish`. A package without its wasm or its compiled TypeScript would
+// install, and then fail at the first import.
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 

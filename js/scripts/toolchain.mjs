@@ -1,5 +1,5 @@
-// The environment in which wasm32 is compiled: what scripts/setup put into the cache comes first on
-// the PATH. As a program it runs its arguments there:
+// The environment in which wasm32 is compiled. The tools that scripts/setup put into the cache come first
+// on the PATH. As a program, it runs its arguments in this environment:
 //   node js/scripts/toolchain.mjs cargo clippy --target wasm32-unknown-unknown
 import { execFileSync, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";

@@ -1,11 +1,11 @@
 import { toError } from "./errors.js";
 
 export interface AbortOptions {
-  /** Cancels the operation, which then rejects with `signal.reason`. */
+  /** Cancels the operation. It then rejects with `signal.reason`. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Runs work of the bindings that takes a signal. */
+/** Runs a function of the bindings that takes a signal. */
 export async function cancellable<T>(
   signal: AbortSignal | undefined,
   work: (signal: AbortSignal | undefined) => Promise<T>,

@@ -1,7 +1,9 @@
 import { snakeCased } from "./casing.js";
+import { count, list, members, signal, text, texts, truth, wasm } from "./check.js";
 import { ThroughlineError } from "./errors.js";
 import type { Strategy } from "./events.js";
 import type { WasmSource } from "./load.js";
+import type { Options } from "./options.js";
 
 /** A STUN or TURN server, as `RTCPeerConnection` takes it. */
 export interface IceServer {
@@ -10,81 +12,115 @@ export interface IceServer {
   readonly credential?: string;
 }
 
-/** Milliseconds by strategy; what is left out keeps its default. */
+/** Milliseconds by strategy. A strategy that is left out keeps its default. */
 export type StartDelays = { readonly [S in Strategy as S extends "circuit_relay" ? "circuitRelay" : S]?: number };
 
-/**
- * The configuration of a connector. Every value may be left out; unknown names are refused. The
- * numbers' meanings, ranges and defaults are those of Rust's `Config`.
- */
-export interface Config {
-  /** Relays to be reached through: multiaddresses ending in `/p2p/<id>`. Defaults to none. */
-  readonly relays?: readonly string[];
+/** The configuration of a connector. Every option may be left out. Unknown names are refused. */
+export interface Config extends Options {
   /**
-   * STUN and TURN servers. Defaults to none, so that nobody is asked without your knowledge. STUN over
-   * TLS (`stuns:`) is refused, as on native targets, where it finds no address that a peer can send to.
+   * The STUN and TURN servers. Defaults to none, so that no server is asked without your knowledge. STUN
+   * over TLS (`stuns:`) is refused, as on native targets, because it finds no address to which a peer can
+   * send.
    */
   readonly iceServers?: readonly IceServer[];
-  /** Protocol names that stock libp2p peers may open streams with. Defaults to none. */
-  readonly protocols?: readonly string[];
-  /** Who to be: a secret of {@link generateIdentity}. Defaults to a fresh identity. */
+  /** The secret of the peer's identity, from {@link generateIdentity}. Defaults to a fresh identity. */
   readonly identity?: string;
-  /** Whether to hold reservations, that is, to be reachable. Defaults to `true`. */
-  readonly reserve?: boolean;
-  /** How many relays to hold reservations on. 1 to 16, defaults to 2. */
-  readonly relayReservations?: number;
-  /** Whether to try for paths other than the relay. Defaults to `true`. */
-  readonly direct?: boolean;
-  /**
-   * Whether relays that tickets name are dialled in private networks and on this machine. Defaults to
-   * `true`. A program in Node or Deno that dials its users' tickets sets it to `false`.
-   */
-  readonly dialPrivate?: boolean;
-  /** The longest a connect may take. 100 to 600,000 ms, defaults to 10,000. */
-  readonly connectTimeoutMs?: number;
-  /** The longest one attempt by one strategy may take. 100 to 600,000 ms, defaults to 10,000. */
-  readonly strategyTimeoutMs?: number;
-  /** How long each strategy waits for its start. 0 to 60,000 ms, defaults to 0, `birthday` to 1,000. */
-  readonly startDelaysMs?: StartDelays;
-  /** How long a path that is not direct is held back while a direct one may come. 0 to 60,000 ms, defaults to 0. */
-  readonly acceptanceDelayMs?: number;
-  /** The longest a relay may take to be reached and to grant a reservation. 100 to 600,000 ms, defaults to 10,000. */
-  readonly relayTimeoutMs?: number;
-  /** How long a STUN server may take to answer. 100 to 60,000 ms, defaults to 5,000; nothing waits for it. */
-  readonly stunTimeoutMs?: number;
-  /** Whether a native peer asks its router to forward a port; without effect in a browser. */
-  readonly portMapping?: boolean;
-  /** How long the router may take to answer that. 100 to 60,000 ms, defaults to 5,000. */
-  readonly portMappingTimeoutMs?: number;
-  /** How often each strategy for a direct path is repeated after a failure. 0 to 100, defaults to 3. */
-  readonly upgradeTries?: number;
-  /** The pause before the first repetition; it doubles each time. 10 to 600,000 ms, defaults to 2,000. */
-  readonly upgradeBackoffMs?: number;
-  /** How long streams wait for a path after the last one is lost. 0 to 3,600,000 ms, defaults to 30,000. */
-  readonly resumeTimeoutMs?: number;
-  /** A connection without streams and handles is closed after this. 0 to 3,600,000 ms, defaults to 30,000. */
-  readonly idleTimeoutMs?: number;
-  /** Bytes in flight per stream and direction. 64 KiB to 64 MiB, defaults to 4 MiB. */
-  readonly streamWindow?: number;
-  /** Circuits open through relays at a time. 1 to 1,024, defaults to 16. */
-  readonly maxCircuits?: number;
-  /** Connections open at a time. 1 to 65,536, defaults to 1,024. */
-  readonly maxConnections?: number;
-  /** Streams open at a time on one connection. 1 to 65,536, defaults to 1,024. */
-  readonly maxStreams?: number;
 }
 
-/** {@link Config}, with what only matters while the connector is made. */
+/** {@link Config}, and options that matter only while the connector is created. */
 export interface CreateOptions extends Config {
-  /** Rejects the creation with `signal.reason`; later it has no effect. */
+  /** Rejects the creation with `signal.reason`. After the creation it has no effect. */
   readonly signal?: AbortSignal;
   /** Where the WebAssembly comes from. Defaults to the file beside this package's modules. */
   readonly wasm?: WasmSource;
 }
 
+type Check = (name: string, value: unknown, unknown: UnknownOption[]) => unknown;
+
+const startDelays: { readonly [N in keyof StartDelays]-?: Check } = {
+  direct: count,
+  stun: count,
+  upnp: count,
+  circuitRelay: count,
+  turn: count,
+  birthday: count,
+};
+
+/** Every option with the check of its type. Ranges and addresses are checked in Rust. */
+const options: { readonly [N in keyof CreateOptions]-?: Check } = {
+  relays: texts,
+  iceServers: (name, value) => list(name, value).map((server, index) => iceServer(`${name}[${index}]`, server)),
+  protocols: texts,
+  identity: (name, value) => text(name, value, "invalid_identity"),
+  reserve: truth,
+  relayReservations: count,
+  direct: truth,
+  dialPrivate: truth,
+  connectTimeoutMs: count,
+  strategyTimeoutMs: count,
+  startDelaysMs: (name, value, unknown) => checked(`${name}.`, members(name, value), startDelays, unknown),
+  acceptanceDelayMs: count,
+  relayTimeoutMs: count,
+  stunTimeoutMs: count,
+  portMapping: truth,
+  portMappingTimeoutMs: count,
+  upgradeTries: count,
+  upgradeBackoffMs: count,
+  resumeTimeoutMs: count,
+  probeIntervalMs: count,
+  probeTimeoutMs: count,
+  idleTimeoutMs: count,
+  streamWindow: count,
+  maxCircuits: count,
+  maxConnections: count,
+  maxStreams: count,
+  signal: (_, value) => signal(value),
+  wasm: (_, value) => wasm(value),
+};
+
+/** An option that does not exist, and the names of those that exist. */
+export interface UnknownOption {
+  readonly name: string;
+  readonly known: readonly string[];
+}
+
 /**
- * Options in the form and with the names of Rust's `Config`, where STUN and TURN servers are separate
- * lists. What is left, known or not, is checked there, so that there is one list of names.
+ * Checks the types of the options of `Connector.create`. Also returns the first option that does not
+ * exist. Only the WebAssembly can find the nearest existing name.
+ */
+export function toOptions(given: unknown): { options: CreateOptions; unknown?: UnknownOption } {
+  const unknown: UnknownOption[] = [];
+  const valid = checked("", given === undefined ? {} : members("options", given), options, unknown);
+  return { options: valid as CreateOptions, ...(unknown[0] && { unknown: unknown[0] }) };
+}
+
+function checked(
+  within: string,
+  given: Readonly<Record<string, unknown>>,
+  checks: Readonly<Record<string, Check>>,
+  unknown: UnknownOption[],
+): Record<string, unknown> {
+  const valid: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(given)) {
+    const check = Object.hasOwn(checks, name) ? checks[name] : undefined;
+    if (!check) unknown.push({ name, known: Object.keys(checks) });
+    else if (value !== undefined) valid[name] = check(within + name, value, unknown);
+  }
+  return valid;
+}
+
+function iceServer(name: string, value: unknown): Required<IceServer> {
+  const { urls, username = "", credential = "" } = members(name, value);
+  return {
+    urls: typeof urls === "string" ? [urls] : texts(`${name}.urls`, urls),
+    username: text(`${name}.username`, username, "invalid_config"),
+    credential: text(`${name}.credential`, credential, "invalid_config"),
+  };
+}
+
+/**
+ * Converts options to the form and the names of Rust's `Config`, which has separate lists of STUN and
+ * TURN servers.
  */
 export function toRawConfig(options: CreateOptions): object {
   const { signal: _signal, wasm: _wasm, identity: _identity, iceServers = [], ...rest } = options;

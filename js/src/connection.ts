@@ -1,26 +1,30 @@
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
+import { bytes, signalOf, text } from "./check.js";
 import type { Attempt, Path, PathEvent } from "./events.js";
-import type { ErrorCode } from "./errors.js";
+import { toError, type ErrorCode } from "./errors.js";
 import { iterate } from "./iterate.js";
 import type { RawConnection } from "../pkg/throughline.js";
 import { duplex, type DuplexStream, type IncomingStream } from "./streams.js";
 
+/** The most bytes of a datagram that reach the bindings, which refuse that many. */
+const MOST_COPIED = 65_536;
+
 /** Why a connection ended. */
 export interface CloseInfo {
-  /** `connection_closed` if either side closed it, `connection_lost` if no path came back in time. */
+  /** `connection_closed` if either side closed it, and `connection_lost` if no path came back in time. */
   readonly code: ErrorCode;
 }
 
 /**
- * A connection to one peer. It outlives its paths: a relay circuit at first, then a direct path,
- * perhaps the circuit again; streams between peers of this library move along.
+ * A connection to one peer. It outlives its paths: the first often is a relay circuit, then comes a
+ * direct path, and perhaps the circuit again. Streams between peers of this library move along.
  */
 export class Connection {
   readonly #raw: RawConnection;
-  /** The peer at the other end, authenticated on every path. */
+  /** The id of the peer at the other end. Every path is authenticated against it. */
   readonly peerId: string;
-  /** Resolves, and never rejects, when the connection is closed. */
+  /** Resolves when the connection is closed. It never rejects. */
   readonly closed: Promise<CloseInfo>;
 
   /** @internal */
@@ -30,19 +34,19 @@ export class Connection {
     this.closed = raw.closed().then((code) => ({ code: code as ErrorCode }));
   }
 
-  /** The path in use, `undefined` while there is none. */
+  /** The path in use, or `undefined` while there is no path. */
   get path(): Path | undefined {
     return camelCased(this.#raw.path()) as Path | undefined;
   }
 
-  /** What was tried so far, in the order it ended. */
+  /** The attempts that have ended so far, in the order of their ends. */
   get attempts(): readonly Attempt[] {
     return camelCased(this.#raw.attempts()) as Attempt[];
   }
 
   /**
-   * Every change of path and every attempt from the call on, until the connection is closed. Several
-   * callers may listen; one that is too slow is told so by a `lagged` event.
+   * Iterates over every change of path and every attempt, from the call until the connection is closed.
+   * Several callers may listen. A caller that is too slow gets a `lagged` event.
    */
   paths(): AsyncIterableIterator<PathEvent> {
     const events = this.#raw.pathEvents();
@@ -50,24 +54,67 @@ export class Connection {
   }
 
   /**
-   * Opens a stream for `protocol`, a name of 1 to 256 bytes that both applications agree on.
+   * Opens a stream for `protocol`, which is a name of 1 to 256 bytes that both applications agree on.
    *
    * Rejects with `invalid_protocol`, `protocol_refused`, `limit_exceeded`, `connection_closed` or
-   * `connection_lost`.
+   * `connection_lost`. The call does not wait for a peer of this library. If such a peer refuses the
+   * protocol, the stream fails with `protocol_refused` later.
    */
   async open(protocol: string, options: AbortOptions = {}): Promise<DuplexStream> {
-    return duplex(await cancellable(options.signal, (signal) => this.#raw.open(protocol, signal)));
+    const valid = text("protocol", protocol, "invalid_protocol");
+    return duplex(await cancellable(signalOf(options), (signal) => this.#raw.open(valid, signal)));
   }
 
-  /** The streams that the peer opens, until the connection is closed. Iterators share one queue. */
+  /** Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue. */
   incomingStreams(): AsyncIterableIterator<IncomingStream> {
     return iterate(async () => {
       const raw = await this.#raw.acceptStream();
-      return raw && { protocol: raw.protocol(), ...duplex(raw) };
+      return raw && { protocol: raw.protocol(), refuse: () => raw.refuse(), ...duplex(raw) };
     });
   }
 
-  /** Closes the connection and tells the peer. Idempotent. Close writables first: the rest is lost. */
+  /**
+   * The most bytes of a datagram that the path in use carries. It is at least 1120, so a datagram of that size
+   * fits on every path. It is `undefined` while there is no path, and if the peer takes no datagrams. The events
+   * `path` and `datagram_size` tell of changes.
+   */
+  get maxDatagramSize(): number | undefined {
+    return this.path?.maxDatagramSize;
+  }
+
+  /**
+   * Sends a datagram over the path in use. It waits for nothing: neither for the network, nor for streams.
+   *
+   * A datagram may be lost, and datagrams may arrive in another order. None arrives twice. Over a circuit they
+   * wait for what the relay has lost. While more are sent than the path takes, or while there is no path, up to
+   * 256 wait. Then each new one takes the place of the oldest.
+   *
+   * Throws `unsupported` if the peer is a stock libp2p peer, `limit_exceeded` beyond `maxDatagramSize`,
+   * `connection_closed` or `connection_lost`. It takes a round trip after the first path until a stock peer is
+   * known as such, and what was sent before is dropped.
+   */
+  sendDatagram(datagram: ArrayBuffer | ArrayBufferView): void {
+    const valid = bytes(datagram, "datagram");
+    try {
+      // The bindings copy what they get, and no path carries this much.
+      this.#raw.sendDatagram(valid.subarray(0, MOST_COPIED));
+    } catch (error) {
+      throw toError(error);
+    }
+  }
+
+  /**
+   * Iterates over the datagrams of the peer, from any path, until the connection is closed. Iterators share one
+   * queue of 256 datagrams. When it is full, each new one takes the place of the oldest.
+   */
+  datagrams(): AsyncIterableIterator<Uint8Array> {
+    return iterate(() => this.#raw.receiveDatagram());
+  }
+
+  /**
+   * Closes the connection and tells the peer. A second call has no effect. Close writables first, because
+   * unsent bytes are lost.
+   */
   async close(): Promise<void> {
     await this.#raw.close();
   }

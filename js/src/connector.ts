@@ -1,9 +1,10 @@
-import { generateIdentity as generate, RawConnector } from "../pkg/throughline.js";
+import { generateIdentity as generate, RawConnector, unknownOption } from "../pkg/throughline.js";
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
-import { toRawConfig, type CreateOptions } from "./config.js";
+import { members, signalOf, text, wasm } from "./check.js";
+import { toOptions, toRawConfig, type CreateOptions } from "./config.js";
 import { Connection } from "./connection.js";
-import { toError } from "./errors.js";
+import { ThroughlineError, toError } from "./errors.js";
 import type { Report } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
@@ -13,7 +14,7 @@ import type { DuplexStream } from "./streams.js";
 /** One peer: an identity, its reservations on relays, and its connections. */
 export class Connector {
   readonly #raw: RawConnector;
-  /** Who this peer is. */
+  /** The id of this peer. */
   readonly peerId: string;
 
   private constructor(raw: RawConnector) {
@@ -22,43 +23,48 @@ export class Connector {
   }
 
   /**
-   * Starts a peer. With `relays`, resolves once the first of them holds a reservation, so that
-   * `ticket` is complete.
+   * Starts a peer. With `relays`, it resolves once the first relay holds a reservation, so that `ticket`
+   * is complete.
    *
    * Rejects with `unsupported_platform`, `invalid_config`, `invalid_address`, `invalid_identity`,
-   * `no_relay`, or `io` where the WebAssembly cannot be loaded.
+   * `no_relay`, `limit_exceeded` if every relay refuses because it has no room, or `io` if the
+   * WebAssembly cannot be loaded.
    */
   static async create(options: CreateOptions = {}): Promise<Connector> {
     assertSupported();
-    options.signal?.throwIfAborted();
-    const config = toRawConfig(options);
-    await load(options.wasm);
+    const { options: valid, unknown } = toOptions(options);
+    valid.signal?.throwIfAborted();
+    const config = toRawConfig(valid);
+    await load(valid.wasm);
+    if (unknown) throw new ThroughlineError("invalid_config", unknownOption(unknown.name, unknown.known.join(" ")));
     return cancellable(
-      options.signal,
-      async (signal) => new Connector(await RawConnector.create(config, options.identity, signal)),
+      valid.signal,
+      async (signal) => new Connector(await RawConnector.create(config, valid.identity, signal)),
     );
   }
 
-  /** How to reach this peer as of now. Ask anew after the network changed. */
+  /** A ticket, by which others can reach this peer now. Read it again after the network has changed. */
   get ticket(): string {
     return this.#raw.ticket();
   }
 
   /**
-   * Connects to the peer that `ticket` names and resolves on the first authenticated path, usually a
-   * relay circuit; a better one is sought in the background and reported by `paths`.
+   * Connects to the peer that `ticket` names, and resolves on the first authenticated path, which usually
+   * is a relay circuit. The connector then looks for a better path in the background, and `paths` reports
+   * it.
    *
    * Rejects with `invalid_ticket`, `unreachable` (with every attempt), `wrong_peer`,
    * `limit_exceeded` or `connector_closed`.
    */
   async connect(ticket: string, options: AbortOptions = {}): Promise<Connection> {
-    return new Connection(await cancellable(options.signal, (signal) => this.#raw.connect(ticket, signal)));
+    const valid = text("ticket", ticket, "invalid_ticket");
+    return new Connection(await cancellable(signalOf(options), (signal) => this.#raw.connect(valid, signal)));
   }
 
   /**
-   * Connects to the peer that `ticket` names and opens a stream for `protocol` on the connection, in
-   * one call. A native peer sends the stream's first bytes beside the requests that bring the
-   * connection about; a page waits for the first path.
+   * Connects to the peer that `ticket` names, and opens a stream for `protocol`, in one call. A native
+   * peer sends the stream's first bytes beside the requests that make the connection. A page waits for
+   * the first path.
    *
    * Rejects as `connect` and `Connection.open` do.
    */
@@ -67,11 +73,13 @@ export class Connector {
     protocol: string,
     options: AbortOptions = {},
   ): Promise<{ connection: Connection; stream: DuplexStream }> {
+    // This check comes first, so that no connection is made that could not be used.
+    text("protocol", protocol, "invalid_protocol");
     const connection = await this.connect(ticket, options);
     return { connection, stream: await connection.open(protocol, options) };
   }
 
-  /** The connections that other peers make, until the connector is closed. Iterators share one queue. */
+  /** Iterates over the connections that other peers make, until the connector is closed. Iterators share one queue. */
   incoming(): AsyncIterableIterator<Connection> {
     return iterate(async () => {
       const raw = await this.#raw.accept();
@@ -79,7 +87,7 @@ export class Connector {
     });
   }
 
-  /** What this peer knows about its relays, addresses and connections. */
+  /** Reports what this peer knows about its relays, addresses and connections. */
   async report(): Promise<Report> {
     try {
       return camelCased(await this.#raw.report()) as Report;
@@ -88,12 +96,12 @@ export class Connector {
     }
   }
 
-  /** Counters and gauges in the OpenMetrics text format, without addresses or peer ids. */
+  /** Returns counters and gauges in the OpenMetrics text format, without addresses or peer ids. */
   metrics(): string {
     return this.#raw.metrics();
   }
 
-  /** Closes every connection, tells the peers, and stops. Idempotent. */
+  /** Closes every connection, tells the peers, and stops. A second call has no effect. */
   async close(): Promise<void> {
     await this.#raw.close();
   }
@@ -103,8 +111,8 @@ export class Connector {
   }
 }
 
-/** A fresh identity to keep and to give to `create`. It is a secret: whoever has it is this peer. */
+/** Makes a fresh identity for `create`. Keep it secret: whoever has it can act as this peer. */
 export async function generateIdentity(options: { readonly wasm?: WasmSource } = {}): Promise<string> {
-  await load(options.wasm);
+  await load(wasm(members("options", options).wasm));
   return generate();
 }

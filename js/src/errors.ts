@@ -1,13 +1,13 @@
 import type { Attempt } from "./events.js";
 import { camelCased, inCamelCase } from "./casing.js";
 
-/** Every error code, the same as in Rust; each says what to do about it. */
+/** Every error code. The codes are the same as in Rust. */
 export const errorCodes = [
-  /** A ticket does not parse. The message names the part. Ask the peer for a fresh one. */
+  /** A ticket does not parse. The message names the part. Ask the peer for a fresh ticket. */
   "invalid_ticket",
-  /** A multiaddress or URL does not parse or has the wrong form for its place. */
+  /** A multiaddress or URL does not parse, or has the wrong form for its place. */
   "invalid_address",
-  /** A configuration value is unknown, of the wrong type or out of range. The message names it. */
+  /** An option is unknown, of the wrong type or out of range. The message names the option. */
   "invalid_config",
   /** An identity is malformed. */
   "invalid_identity",
@@ -17,29 +17,31 @@ export const errorCodes = [
   "protocol_violation",
   /** No configured relay could be reached, or none granted a reservation. */
   "no_relay",
-  /** No path to the peer came up; `attempts` lists every attempt. */
+  /** No path to the peer came up. `attempts` lists every attempt. */
   "unreachable",
-  /** The peer that answered is not the one the ticket names. Nothing was sent to it. */
+  /** Another peer answered than the one that the ticket names. Nothing was sent to it. */
   "wrong_peer",
-  /** A deadline of the configuration passed. The message says which. */
+  /** A deadline of the configuration passed. The message names it. */
   "timeout",
-  /** The peer does not serve the protocol that was asked for. */
+  /** The peer is a stock libp2p peer, or an old one of this library, and cannot do this. */
+  "unsupported",
+  /** The peer does not serve the requested protocol. */
   "protocol_refused",
-  /** A limit, ours or the peer's, was reached. The message says which. */
+  /** A limit on this side or the peer's was reached. The message names it. */
   "limit_exceeded",
-  /** The stream was reset by either side. */
+  /** Either side reset the stream. */
   "stream_reset",
-  /** The connection was closed by either side; its streams are gone. */
+  /** Either side closed the connection, and its streams are gone. */
   "connection_closed",
-  /** Every path was lost and none came back within the resume timeout. */
+  /** Every path was lost, and none came back within `resumeTimeoutMs`. */
   "connection_lost",
   /** The connector was closed. */
   "connector_closed",
   /** The operation was cancelled. With an `AbortSignal`, its `reason` is thrown instead. */
   "aborted",
-  /** A worker, Node.js or an insecure context: WebRTC is not to be had here. */
+  /** There is no WebRTC here: this is a worker, Node.js or an insecure context. */
   "unsupported_platform",
-  /** The browser refused something; `cause` has its words. */
+  /** The browser refused something. `cause` has its error. */
   "io",
   /** A bug in this library. Please report it. */
   "internal",
@@ -49,30 +51,38 @@ export type ErrorCode = (typeof errorCodes)[number];
 
 export interface ThroughlineErrorOptions extends ErrorOptions {
   readonly attempts?: readonly Attempt[];
+  readonly resetCode?: number;
 }
 
 /** The one error type of this package. */
 export class ThroughlineError extends Error {
   override readonly name = "ThroughlineError";
-  /** What went wrong, for `switch`. */
+  /** The kind of error, for use in a `switch`. */
   readonly code: ErrorCode;
-  /** Everything that was tried; empty unless a connect failed. */
+  /** All attempts. It is empty unless a connect failed. */
   readonly attempts: readonly Attempt[];
+  /**
+   * With `stream_reset`, the reason that the application at the other end gave. It is 0 if the application
+   * gave none. It is `undefined` for every other code, and if a stock libp2p peer reset the stream.
+   */
+  readonly resetCode: number | undefined;
 
   constructor(code: ErrorCode, message: string, options: ThroughlineErrorOptions = {}) {
     super(message, options);
     this.code = code;
     this.attempts = options.attempts ?? [];
+    this.resetCode = options.resetCode;
   }
 }
 
-/** Makes a `ThroughlineError` of whatever the bindings rejected with. */
+/** Makes a `ThroughlineError` from any value that the bindings throw. */
 export function toError(thrown: unknown): ThroughlineError {
   if (thrown instanceof ThroughlineError) return thrown;
   if (typeof thrown === "object" && thrown !== null && "code" in thrown && isCode(thrown.code)) {
-    const { code, message, attempts, cause } = thrown as RawError;
+    const { code, message, attempts, resetCode, cause } = thrown as RawError;
     return new ThroughlineError(code, named(code, message ?? code), {
       attempts: camelCased(attempts ?? []) as Attempt[],
+      ...(resetCode === undefined ? {} : { resetCode }),
       ...(cause === undefined ? {} : { cause }),
     });
   }
@@ -80,7 +90,7 @@ export function toError(thrown: unknown): ThroughlineError {
   return new ThroughlineError("internal", message, { cause: thrown });
 }
 
-/** The message of an invalid option starts with its name, which is JavaScript's here. */
+/** The message of an invalid option starts with its name, which is replaced by JavaScript's name. */
 function named(code: ErrorCode, message: string): string {
   return code === "invalid_config" ? message.replace(/^[\w.]+(?=: )/, inCamelCase) : message;
 }
@@ -89,6 +99,7 @@ interface RawError {
   code: ErrorCode;
   message?: string;
   attempts?: unknown[];
+  resetCode?: number;
   cause?: unknown;
 }
 

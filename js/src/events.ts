@@ -1,7 +1,9 @@
+import type { ErrorCode } from "./errors.js";
+
 /** How bytes reach the peer: from host to host, through a TURN server, or through a relay circuit. */
 export type PathKind = "direct" | "turn" | "relayed";
 
-/** The way by which a path was, or was not, brought about. */
+/** The way in which a path was, or was not, found. */
 export type Strategy = "direct" | "stun" | "upnp" | "circuit_relay" | "turn" | "birthday";
 
 /** Why an {@link Attempt} gave no path. */
@@ -22,89 +24,100 @@ export type Cause =
   | "signalling"
   | "transport";
 
-/** The path a connection uses. Addresses are personal data: keep them out of public logs. */
+/**
+ * Why traffic moved to another path. It is the `first` path, or it is `better` than the path before it, or
+ * the path before it was `lost`. With `resumed`, every path was lost before, and this one came within
+ * `resumeTimeoutMs`.
+ */
+export type ChangeReason = "first" | "better" | "lost" | "resumed";
+
+/** The path that a connection uses. Addresses are personal data: keep them out of public logs. */
 export interface Path {
   readonly path: PathKind;
   readonly strategy: Strategy;
-  /** Our end, where it is known. */
-  readonly local?: string | null;
-  /** The peer's end or the relay's address, where it is known. */
-  readonly remote?: string | null;
-  /** The last measured round-trip time in milliseconds, once there is one. */
-  readonly rttMs?: number | null;
+  /** The address of this end, if it is known. */
+  readonly local?: string;
+  /** The address of the peer's end or of the relay, if it is known. */
+  readonly remote?: string;
+  /** The last measured round-trip time in milliseconds, or `undefined` before the first measurement. */
+  readonly rttMs?: number;
+  /** The most bytes of a datagram that the path carries, at least 1120, or `undefined` if the peer takes none. */
+  readonly maxDatagramSize?: number;
 }
 
-/** One way that was tried. Times are milliseconds from the call to `connect`. */
+/** One way that was tried. Its times are milliseconds from the call to `connect`. */
 export interface Attempt {
   readonly strategy: Strategy;
   readonly outcome: "succeeded" | "failed" | "cancelled";
   readonly startedMs: number;
   readonly endedMs: number;
-  /** Why it failed or was cancelled, as a name to match on. */
-  readonly cause?: Cause | null;
-  /** Why it failed or was cancelled and what to do about it, for people. */
-  readonly reason?: string | null;
+  /** Why it failed or was cancelled, as a name for use in a `switch`. */
+  readonly cause?: Cause;
+  /** Why it failed or was cancelled, and what to do about it, for people. */
+  readonly reason?: string;
 }
 
 /**
- * What happens to a connection. `ms` counts from the call to `connect`; on the accepting side from
+ * An event of a connection. `ms` counts from the call to `connect`. On the accepting side it counts from
  * the first path.
  */
 export type PathEvent =
-  /** Traffic moved to this path, and open streams with it. */
-  | ({ readonly event: "path"; readonly ms: number; readonly reason: string } & Path)
-  /** Every path is gone; streams wait, at most for `resumeTimeoutMs`. */
+  /** Traffic moved to this path, and open streams moved along. */
+  | ({ readonly event: "path"; readonly ms: number; readonly reason: ChangeReason } & Path)
+  /** Every path is gone. Streams wait for a new path, at most for `resumeTimeoutMs`. */
   | { readonly event: "lost"; readonly ms: number }
+  /** The path in use carries datagrams of another size than before. */
+  | { readonly event: "datagram_size"; readonly ms: number; readonly maxDatagramSize?: number }
   /** An attempt ended. */
   | ({ readonly event: "attempt" } & Attempt)
   /** The reader was too slow and missed this many events. */
   | { readonly event: "lagged"; readonly missed: number }
-  /** The connection is closed, with the code of the reason; nothing follows. */
-  | { readonly event: "closed"; readonly code: string };
+  /** The connection is closed. `code` is the reason. No event follows. */
+  | { readonly event: "closed"; readonly code: ErrorCode };
 
 /** One relay in a {@link Report}. */
 export interface RelayReport {
   readonly peerId: string;
   readonly connected: boolean;
   readonly reserved: boolean;
-  /** Whether it forwards what is sent before the peer has agreed, as relays of this library do. */
+  /** Whether the relay forwards bytes before the other peer has agreed, as relays of this library do. */
   readonly forwards: boolean;
-  readonly lastError?: string | null;
-  readonly rttMs?: number | null;
+  readonly lastError?: string;
+  readonly rttMs?: number;
 }
 
 /** One STUN server in a {@link NatReport}. */
 export interface StunReport {
   readonly server: string;
-  readonly mapped?: string | null;
-  readonly rttMs?: number | null;
-  readonly error?: string | null;
+  readonly mapped?: string;
+  readonly rttMs?: number;
+  readonly error?: string;
 }
 
-/** The NAT before a connector, as far as it is known; a browser does not tell. */
+/** The NAT in front of a connector, as far as it is known. A browser does not tell. */
 export interface NatReport {
-  /** When it reuses a mapping. */
+  /** For which destinations the NAT reuses a mapping. */
   readonly mapping: "unknown" | "none" | "endpoint_independent" | "address_dependent" | "address_and_port_dependent";
-  /** Whom it lets in. */
+  /** Whose datagrams the NAT lets in. */
   readonly filtering: "unknown" | "endpoint_independent" | "address_dependent" | "address_and_port_dependent";
-  /** How it picks ports. */
+  /** How the NAT picks ports. */
   readonly ports: "unknown" | "preserved" | "contiguous" | "random";
-  readonly portStep?: number | null;
+  readonly portStep?: number;
   readonly external: readonly string[];
   readonly stun: readonly StunReport[];
   readonly portMapping: "off" | "searching" | "unavailable" | "useless" | "mapped";
-  readonly mapped?: string | null;
+  readonly mapped?: string;
   readonly protocols: { readonly upnp: boolean; readonly natPmp: boolean; readonly pcp: boolean };
 }
 
-/** What a connector knows about its own network position now. */
+/** The report of what a connector knows about its own network position now. */
 export interface Report {
   readonly peerId: string;
   readonly relays: readonly RelayReport[];
   readonly listening: readonly string[];
   readonly observed: readonly string[];
   readonly nat: NatReport;
-  /** Those of our addresses that others are known to reach. Always empty on a page. Personal data. */
+  /** The addresses of this connector that others are known to reach. It is always empty in a page. Personal data. */
   readonly confirmed: readonly string[];
   readonly connections: number;
   readonly strategies: readonly Strategy[];

@@ -1,11 +1,13 @@
 export type { AbortOptions } from "./abort.js";
 export type { Config, CreateOptions, IceServer, StartDelays } from "./config.js";
+export type { Options } from "./options.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";
 export { errorCodes, ThroughlineError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
 export type {
   Attempt,
   Cause,
+  ChangeReason,
   NatReport,
   Path,
   PathEvent,

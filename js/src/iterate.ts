@@ -1,6 +1,6 @@
 import { toError } from "./errors.js";
 
-/** What ends with `undefined`, as an async iterable. `next` is asked only when a value is wanted. */
+/** Makes an async iterable that ends when `next` returns `undefined`. `next` is called only when a value is wanted. */
 export function iterate<T>(next: () => Promise<T | undefined>): AsyncIterableIterator<T> {
   let ended = false;
   const done: IteratorResult<T> = { done: true, value: undefined };

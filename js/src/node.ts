@@ -1,6 +1,6 @@
 /**
- * What Node.js and server-side rendering import: the same names, so that importing works, and
- * `unsupported_platform` on use, since Node.js has no WebRTC.
+ * The module for Node.js and server-side rendering. It exports the same names, so that the import works.
+ * Every use rejects with `unsupported_platform`, because Node.js has no WebRTC.
  */
 import { ThroughlineError } from "./errors.js";
 

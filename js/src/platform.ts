@@ -1,6 +1,6 @@
 import { ThroughlineError } from "./errors.js";
 
-/** Throws `unsupported_platform` with what to do, where WebRTC is not to be had. */
+/** Throws `unsupported_platform` if there is no WebRTC. The message says what to do. */
 export function assertSupported(scope: typeof globalThis = globalThis): void {
   const unsupported = (message: string): never => {
     throw new ThroughlineError("unsupported_platform", message);

@@ -1,30 +1,39 @@
-import { ThroughlineError, toError } from "./errors.js";
+import { bytes as bytesOf, resetCode } from "./check.js";
+import { toError } from "./errors.js";
 import type { RawStream } from "../pkg/throughline.js";
 
-/** A byte stream to the peer, with back-pressure both ways. */
+/** A byte stream to the peer, with back-pressure in both directions. */
 export interface DuplexStream {
   /**
-   * What the peer writes, as a byte stream: nothing is read ahead of its reader, so a slow reader
-   * stops the peer. Ends when the peer closes its side; errors with `stream_reset` when it resets.
-   * Cancelling tells the peer to stop.
+   * The bytes that the peer writes. Nothing is read before its reader asks, so a slow reader stops the
+   * peer. It ends when the peer closes its side. If the peer resets the stream, it errors with
+   * `stream_reset`, and `error.resetCode` is the reason that the peer gave.
+   *
+   * `cancel(reason)` tells the peer to stop, and the peer's writes fail with `stream_reset`. The reason is
+   * `{ resetCode }` or an integer from 0 to 4,294,967,295. Everything else counts as 0.
    */
   readonly readable: ReadableStream<Uint8Array<ArrayBuffer>>;
   /**
-   * What the peer reads. A write resolves when the bytes were taken, which they are only while the
-   * peer keeps up. Closing half-closes; aborting resets the stream in both directions.
+   * The bytes that the peer reads. A write resolves when its bytes are taken, which happens only while the
+   * peer keeps up. Closing it ends only this direction.
+   *
+   * `abort(reason)` resets the stream in both directions. The peer gets the code of the reason, as with
+   * `cancel`. A stock libp2p peer gets no code.
    */
   readonly writable: WritableStream<BufferSource>;
 }
 
 /** A stream that the peer opened. */
 export interface IncomingStream extends DuplexStream {
-  /** The name the peer opened it with. */
+  /** The protocol for which the peer opened the stream. */
   readonly protocol: string;
+  /** Tells the peer that nobody serves this protocol here. The peer's reads and writes fail with `protocol_refused`. */
+  refuse(): void;
 }
 
-/** A read asks for this much at most: a few WebRTC messages. */
+/** The most bytes that one read asks for: a few WebRTC messages. */
 const READ_BYTES = 64 * 1024;
-/** A write is cut to this, since WebAssembly memory that once grew is never given back. */
+/** The length to which a write is cut, because WebAssembly memory never shrinks after it has grown. */
 const WRITE_BYTES = 256 * 1024;
 
 export function duplex(raw: RawStream): DuplexStream {
@@ -44,7 +53,7 @@ function readableOf(raw: RawStream): ReadableStream<Uint8Array<ArrayBuffer>> {
       }
       if (bytes === undefined) {
         controller.close();
-        // The stream closes for a reader that brought its own buffer only once that is returned.
+        // For a reader that brought its own buffer, the stream closes only when that buffer is returned.
         controller.byobRequest?.respond(0);
       } else if (view) {
         new Uint8Array(view.buffer, view.byteOffset, bytes.byteLength).set(bytes);
@@ -53,8 +62,8 @@ function readableOf(raw: RawStream): ReadableStream<Uint8Array<ArrayBuffer>> {
         controller.enqueue(bytes as Uint8Array<ArrayBuffer>);
       }
     },
-    cancel() {
-      raw.stop();
+    cancel(reason) {
+      raw.stop(resetCode(reason));
     },
   };
   return new ReadableStream(source, { highWaterMark: 0 });
@@ -63,7 +72,7 @@ function readableOf(raw: RawStream): ReadableStream<Uint8Array<ArrayBuffer>> {
 function writableOf(raw: RawStream): WritableStream<BufferSource> {
   return new WritableStream<BufferSource>({
     async write(chunk) {
-      const bytes = toBytes(chunk);
+      const bytes = bytesOf(chunk);
       try {
         for (let at = 0; at < bytes.byteLength; at += WRITE_BYTES) {
           await raw.write(bytes.subarray(at, at + WRITE_BYTES));
@@ -79,15 +88,8 @@ function writableOf(raw: RawStream): WritableStream<BufferSource> {
         throw toError(error);
       }
     },
-    abort() {
-      raw.reset(0);
+    abort(reason) {
+      raw.reset(resetCode(reason));
     },
   });
-}
-
-function toBytes(chunk: BufferSource): Uint8Array {
-  if (chunk instanceof Uint8Array) return chunk;
-  if (ArrayBuffer.isView(chunk)) return new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength);
-  if (chunk instanceof ArrayBuffer) return new Uint8Array(chunk);
-  throw new ThroughlineError("invalid_config", "a stream takes an ArrayBuffer or a view of one; encode text first");
 }

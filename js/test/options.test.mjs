@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { cancellable } from "../dist/abort.js";
+import { camelCased } from "../dist/casing.js";
 import { toRawConfig } from "../dist/config.js";
 import { toError } from "../dist/errors.js";
 import { iterate } from "../dist/iterate.js";
@@ -48,6 +49,10 @@ test("what the bindings reject with becomes one error type", () => {
   ]);
   const cause = new RangeError("unreachable executed");
   assert.deepEqual([toError(cause).code, toError(cause).cause], ["internal", cause]);
+});
+
+test("what is not known is undefined, whether Rust left it out or wrote null", () => {
+  assert.deepEqual(camelCased({ rtt_ms: null, last_error: null, relays: [{ rtt_ms: 2 }] }), { relays: [{ rttMs: 2 }] });
 });
 
 test("the message of an invalid option begins with JavaScript's name of it", () => {

@@ -1,6 +1,7 @@
 // The adapter from the bindings' streams to WHATWG byte streams, over an end in memory.
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { ThroughlineError } from "../dist/errors.js";
 import { duplex } from "../dist/streams.js";
 
 /** The bindings' side of a stream: hands out `chunks`, records what is done to it. */
@@ -22,11 +23,11 @@ function end({ chunks = [], fault } = {}) {
     async finish() {
       log.push(["finish"]);
     },
-    stop() {
-      log.push(["stop"]);
+    stop(code) {
+      log.push(["stop", code]);
     },
-    reset() {
-      log.push(["reset"]);
+    reset(code) {
+      log.push(["reset", code]);
     },
   };
 }
@@ -56,7 +57,33 @@ test("a reader with its own buffer gets at most its size, and then the end", asy
 test("cancelling tells the peer to stop", async () => {
   const raw = end({ chunks: [bytes(1)] });
   await duplex(raw).readable.cancel();
-  assert.deepEqual(raw.log, [["stop"]]);
+  assert.deepEqual(raw.log, [["stop", 0]]);
+});
+
+test("the reason of an abort or a cancellation is a code where it has one, and never an error", async () => {
+  const reasons = [
+    [7, 7],
+    [{ resetCode: 8 }, 8],
+    [new ThroughlineError("stream_reset", "cut", { resetCode: 9 }), 9],
+    [0xffff_ffff, 0xffff_ffff],
+    ...[2 ** 32, -1, 1.5, NaN, "7", 7n, null, undefined, new Error("why"), { resetCode: "7" }, { resetCode: -1 }, Symbol("7"), () => 7].map(
+      (reason) => [reason, 0],
+    ),
+  ];
+  for (const [reason, code] of reasons) {
+    const raw = end({ chunks: [bytes(1)] });
+    const { readable, writable } = duplex(raw);
+    await readable.cancel(reason);
+    await writable.abort(reason);
+    assert.deepEqual(raw.log, [["stop", code], ["reset", code]], String(reason?.toString?.() ?? reason));
+  }
+});
+
+test("a pipe hands the code of a reset on", async () => {
+  const fault = { code: "stream_reset", message: "reset by the peer", attempts: [], resetCode: 5 };
+  const to = end();
+  await assert.rejects(duplex(end({ fault })).readable.pipeTo(duplex(to).writable), { resetCode: 5 });
+  assert.deepEqual(to.log, [["reset", 5]]);
 });
 
 test("a large chunk crosses in parts, and closing half-closes", async () => {
@@ -70,14 +97,20 @@ test("a large chunk crosses in parts, and closing half-closes", async () => {
 test("aborting resets, and what is no bytes is refused", async () => {
   const raw = end();
   await duplex(raw).writable.abort();
-  assert.deepEqual(raw.log, [["reset"]]);
-  await assert.rejects(duplex(end()).writable.getWriter().write("text"), { code: "invalid_config" });
+  assert.deepEqual(raw.log, [["reset", 0]]);
+  const transferred = new Uint8Array(4);
+  structuredClone(transferred, { transfer: [transferred.buffer] });
+  for (const chunk of ["text", 5, null, undefined, {}, [1], Symbol("x"), () => {}, transferred.buffer]) {
+    const raw = end();
+    await assert.rejects(duplex(raw).writable.getWriter().write(chunk), { code: "invalid_config", message: /^chunk: / });
+    assert.deepEqual(raw.log, []);
+  }
 });
 
 test("a fault of the bindings arrives as a ThroughlineError with its code", async () => {
-  const fault = { code: "stream_reset", message: "reset by the peer", attempts: [] };
+  const fault = { code: "stream_reset", message: "reset by the peer", attempts: [], resetCode: 3 };
   const { readable, writable } = duplex(end({ fault }));
-  const expected = { name: "ThroughlineError", code: "stream_reset", message: "reset by the peer" };
+  const expected = { name: "ThroughlineError", code: "stream_reset", message: "reset by the peer", resetCode: 3 };
   await assert.rejects(readable.getReader().read(), expected);
   await assert.rejects(writable.getWriter().write(bytes(1)), expected);
 });

@@ -1,4 +1,5 @@
 use super::*;
+use crate::Identity;
 
 #[test]
 fn defaults_are_valid_and_round_trip_through_json() {
@@ -9,9 +10,9 @@ fn defaults_are_valid_and_round_trip_through_json() {
     assert_eq!(serde_json::from_str::<Config>("{}").unwrap(), config);
 }
 
-/// The value of every default; a field that is added is added here.
+/// This lists the value of every default. Add a new field here, too.
 #[test]
-fn defaults_are_those_that_were_promised() {
+fn defaults_have_the_documented_values() {
     let promised = serde_json::json!({
         "relays": [],
         "reserve": true,
@@ -32,7 +33,9 @@ fn defaults_are_those_that_were_promised() {
         "stun_timeout_ms": 5_000,
         "upgrade_tries": 3,
         "upgrade_backoff_ms": 2_000,
-        "resume_timeout_ms": 30_000,
+        "resume_timeout_ms": 120_000,
+        "probe_interval_ms": 5_000,
+        "probe_timeout_ms": 1_000,
         "idle_timeout_ms": 30_000,
         "stream_window": 4_194_304,
         "max_circuits": 16,
@@ -76,36 +79,10 @@ fn every_field_can_be_set_by_its_name() {
     let config: Config =
         serde_json::from_str(r#"{"start_delays_ms": {"circuit_relay": 7}}"#).unwrap();
     assert_eq!(config.start_delays.circuit_relay, Duration::from_millis(7));
-    assert_eq!(config.start_delays.birthday, BIRTHDAY_START);
-}
-
-#[test]
-fn every_field_says_its_default_and_every_number_its_range() {
-    let source = include_str!("../config.rs");
-    let body = source.split("pub struct Config {").nth(1).unwrap();
-    let body = body.split("\n}\n").next().unwrap();
-    let mut doc = String::new();
-    let mut fields = 0;
-    for line in body.lines().map(str::trim) {
-        if let Some(text) = line.strip_prefix("///") {
-            doc += text;
-        } else if let Some(field) = line.strip_prefix("pub ") {
-            let (name, kind) = field.split_once(": ").unwrap();
-            let number = ["Duration,", "usize,", "u32,", "u16,", "StartDelays,"];
-            assert!(doc.contains("efaults to"), "{name}: no default");
-            if number.contains(&kind) {
-                let range = doc.split("efaults to").next().unwrap();
-                let has_range = range.contains(" to ") && range.contains(char::is_numeric);
-                assert!(has_range, "{name}: no range before its default");
-            }
-            doc.clear();
-            fields += 1;
-        }
-    }
-    let serde_json::Value::Object(all) = serde_json::to_value(Config::default()).unwrap() else {
-        unreachable!()
-    };
-    assert_eq!(fields, all.len());
+    assert_eq!(
+        config.start_delays.birthday,
+        crate::core::delays::BIRTHDAY_START
+    );
 }
 
 #[test]
@@ -126,8 +103,11 @@ fn ranges_hold_at_their_edges() {
     assert!(error.message().starts_with("connect_timeout_ms"));
     with(|c| c.start_delays.turn = Duration::from_secs(60)).unwrap();
     let error = with(|c| c.start_delays.turn = Duration::from_millis(60_001)).unwrap_err();
-    assert!(error.message().starts_with("start_delays_ms.turn"));
-    with(|c| c.max_circuits = 0).unwrap_err();
+    let told = "start_delays_ms.turn: 60001 is not within 0 to 60000 ms";
+    assert_eq!(error.message(), told);
+    let error = with(|c| c.max_circuits = 0).unwrap_err();
+    let told = "max_circuits: 0 is not within 1 to 1024 circuits";
+    assert_eq!(error.message(), told);
     with(|c| c.stream_window = 64 << 20).unwrap();
     with(|c| c.stream_window = (64 << 20) + 1).unwrap_err();
     let error = with(|c| c.relays = vec!["/ip4/192.0.2.1/tcp/1".into()]).unwrap_err();
@@ -140,6 +120,29 @@ fn ranges_hold_at_their_edges() {
     with(|c| c.port_mapping_timeout = Duration::from_secs(60)).unwrap();
     with(|c| c.port_mapping_timeout = Duration::from_secs(61)).unwrap_err();
     with(|c| c.protocols = vec![String::new()]).unwrap_err();
+}
+
+#[test]
+fn relays_and_addresses_of_relays_have_limits() {
+    let with = |relays: usize, addresses: usize| {
+        let ids: Vec<_> = (0..relays)
+            .map(|_| Identity::generate().peer_id())
+            .collect();
+        let address = |at: usize| format!("/ip4/192.0.2.1/tcp/{}/p2p/{}", at + 1, ids[at % relays]);
+        let config = Config {
+            relays: (0..addresses).map(address).collect(),
+            ..Config::default()
+        };
+        config.validate()
+    };
+    with(16, 64).unwrap();
+    let refused = |relays, addresses, told: &str| {
+        let error = with(relays, addresses).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert_eq!(error.message(), told);
+    };
+    refused(17, 17, "relays: 17 is not within 0 to 16 relays");
+    refused(1, 65, "relays: 65 is not within 0 to 64 addresses");
 }
 
 #[test]

@@ -1,22 +1,23 @@
-//! Multiaddresses of relays, circuits and `/webrtc`, taken apart and put together, and what is wrong
-//! with those that others have written.
+//! Takes multiaddresses of relays, circuits and `/webrtc` apart, puts them together, and finds
+//! faults in addresses that others have written.
 
 use multiaddr::{Multiaddr, PeerId, Protocol};
 
 use super::scope::{Scope, scope};
 
-/// What an address of a peer leads through.
+/// The kind of route that an address of a peer describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// Straight to the peer.
+    /// The address leads straight to the peer.
     Direct,
-    /// Through a circuit of this relay, whose own address comes with it.
+    /// The address leads through a circuit of a relay. The value is the relay's own address.
     Circuit(Multiaddr),
-    /// A WebRTC connection signalled over a circuit (libp2p `/webrtc`).
+    /// The address asks for a WebRTC connection that is signalled over a circuit (libp2p
+    /// `/webrtc`).
     WebRtc,
 }
 
-/// Tells what `address` leads through.
+/// Returns the kind of route that `address` describes.
 pub(crate) fn route(address: &Multiaddr) -> Route {
     if address.iter().any(|p| p == Protocol::WebRTC) {
         return Route::WebRtc;
@@ -27,13 +28,13 @@ pub(crate) fn route(address: &Multiaddr) -> Route {
     }
 }
 
-/// The relay's address within a circuit address: all that stands before `/p2p-circuit`.
+/// Returns the relay's address within a circuit address: everything before `/p2p-circuit`.
 pub(crate) fn relay_part(address: &Multiaddr) -> Option<Multiaddr> {
     let at = address.iter().position(|p| p == Protocol::P2pCircuit)?;
     Some(address.iter().take(at).collect())
 }
 
-/// The relay and the peer of `…/p2p/<relay>/p2p-circuit/p2p/<peer>`.
+/// Returns the relay and the peer of `…/p2p/<relay>/p2p-circuit/p2p/<peer>`.
 pub(crate) fn circuit_ends(address: &Multiaddr) -> Option<(PeerId, PeerId)> {
     let mut parts = address.iter().skip_while(|p| *p != Protocol::P2pCircuit);
     match (parts.next(), parts.next(), parts.next()) {
@@ -48,29 +49,30 @@ pub(crate) fn circuit_ends(address: &Multiaddr) -> Option<(PeerId, PeerId)> {
     }
 }
 
-/// `<relay>/p2p-circuit`, to reserve on a relay whose address ends in `/p2p/<relay>`.
+/// Returns `<relay>/p2p-circuit`, the address for a reservation on a relay. The address of the
+/// relay ends in `/p2p/<relay>`.
 pub(crate) fn reservation(relay: &Multiaddr) -> Multiaddr {
     relay.clone().with(Protocol::P2pCircuit)
 }
 
-/// `<relay>/p2p-circuit/p2p/<peer>`.
+/// Returns `<relay>/p2p-circuit/p2p/<peer>`.
 pub(crate) fn circuit(relay: &Multiaddr, peer: PeerId) -> Multiaddr {
     reservation(relay).with(Protocol::P2p(peer))
 }
 
-/// `<relay>/p2p-circuit/webrtc/p2p/<peer>`.
+/// Returns `<relay>/p2p-circuit/webrtc/p2p/<peer>`.
 pub(crate) fn webrtc(relay: &Multiaddr, peer: PeerId) -> Multiaddr {
     reservation(relay)
         .with(Protocol::WebRTC)
         .with(Protocol::P2p(peer))
 }
 
-/// `address` ending in `/p2p/<peer>`; `None` if it names another peer there.
+/// Returns `address` with `/p2p/<peer>` at its end, or `None` if it names another peer there.
 pub(crate) fn with_peer(address: &Multiaddr, peer: PeerId) -> Option<Multiaddr> {
     address.clone().with_p2p(peer).ok()
 }
 
-/// Where the IP address in `address` leads; `None` without one.
+/// Returns the scope of the IP address in `address`, or `None` if it does not begin with one.
 pub(crate) fn scope_of(address: &Multiaddr) -> Option<Scope> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(scope(ip.into())),
@@ -79,10 +81,10 @@ pub(crate) fn scope_of(address: &Multiaddr) -> Option<Scope> {
     }
 }
 
-/// What is wrong with `address`, if anything is.
+/// Returns what is wrong with `address`, or `None` if nothing is.
 ///
-/// Binary multiaddresses hold any text as a name or a path, and what dials them writes that into
-/// requests. So every address that somebody else has written is looked at before it is used.
+/// A binary multiaddress can hold any text as a name or a path, and transports write that text into
+/// requests. So every address that somebody else has written is checked before it is used.
 pub(crate) fn fault(address: &Multiaddr) -> Option<&'static str> {
     address.iter().enumerate().find_map(|(at, part)| {
         let sound = match &part {
@@ -94,13 +96,13 @@ pub(crate) fn fault(address: &Multiaddr) -> Option<&'static str> {
             _ => true,
         };
         if !sound {
-            return Some("a host name in it is none");
+            return Some("one of its host names is not valid");
         }
         match part {
             Protocol::Ws(path) | Protocol::Wss(path) if !is_path(&path) => {
                 Some("its path is not one of RFC 3986")
             }
-            // Its text has no slash in front.
+            // The text of this part has no slash in front.
             Protocol::HttpPath(path) if !is_path_text(&path) => {
                 Some("its path is not one of RFC 3986")
             }
@@ -120,12 +122,12 @@ pub(crate) fn fault(address: &Multiaddr) -> Option<&'static str> {
     })
 }
 
-/// Whether `path` is `path-absolute [ "?" query ]` (RFC 3986 section 3.3 and 3.4).
+/// Whether `path` has the form `path-absolute [ "?" query ]` (RFC 3986 sections 3.3 and 3.4).
 pub(crate) fn is_path(path: &str) -> bool {
     path.starts_with('/') && !path.starts_with("//") && is_path_text(path)
 }
 
-/// `pchar`, `/` and `?` only.
+/// Whether `text` has only `pchar`, `/` and `?` in it.
 fn is_path_text(text: &str) -> bool {
     let escaped = |rest: &str| {
         let digits = rest.as_bytes().get(..2);
@@ -135,11 +137,13 @@ fn is_path_text(text: &str) -> bool {
     text.bytes().all(is_part) && text.split('%').skip(1).all(escaped)
 }
 
-/// Whether `name` is a host name (RFC 1123 section 2.1), with the underscore that many have.
+/// Whether `name` is a host name (RFC 1123 section 2.1). Underscores are allowed, because many
+/// names have them.
 ///
-/// One that ends in a number is an IPv4 address to some (URL standard section 3.5), in forms such as
-/// `127.1` and `0x7f000001`. An address is written as one.
-fn is_host_name(name: &str) -> bool {
+/// A name that ends in a number is refused, because some implementations read it as an IPv4 address
+/// (URL standard section 3.5), in forms such as `127.1` and `0x7f000001`. An address has to be
+/// written as `/ip4` or `/ip6`.
+pub(super) fn is_host_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -169,7 +173,7 @@ mod tests {
     const PEER: &str = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
 
     #[test]
-    fn puts_together_what_it_takes_apart() {
+    fn addresses_are_built_and_taken_apart_the_same_way() {
         let relay: Multiaddr = RELAY.parse().unwrap();
         let peer: PeerId = PEER.parse().unwrap();
         let Some(Protocol::P2p(relay_id)) = relay.iter().last() else {
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_those_of_rfc_3986() {
+    fn only_paths_of_rfc_3986_pass() {
         for path in [
             "/",
             "/a",
@@ -234,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_hosts() {
+    fn only_host_names_pass() {
         let label = "a".repeat(63);
         let long = [&label[..61], &label, &label, &label]
             .map(str::to_owned)
@@ -296,9 +300,9 @@ mod tests {
     }
 
     proptest! {
-        /// What passes can be written into a request as it is.
+        /// Text that passes can be written into a request as it is.
         #[test]
-        fn what_passes_has_only_bytes_of_the_set(text in "[/a%0-9.?# \r\n\\-]{0,8}|.{0,12}", bytes: Vec<u8>) {
+        fn text_that_passes_has_only_allowed_bytes(text in "[/a%0-9.?# \r\n\\-]{0,8}|.{0,12}", bytes: Vec<u8>) {
             for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
                 let is_sound = |part: Protocol<'_>| fault(&with(part)).is_none();
                 let visible = |more: &str| {
@@ -315,9 +319,9 @@ mod tests {
             }
         }
 
-        /// Neither does any address that comes in bytes.
+        /// No bytes make the check panic.
         #[test]
-        fn no_bytes_break_it(bytes: Vec<u8>) {
+        fn random_bytes_never_panic(bytes: Vec<u8>) {
             if let Ok(address) = Multiaddr::try_from(bytes) {
                 let _ = fault(&address);
             }

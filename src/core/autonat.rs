@@ -1,32 +1,34 @@
-//! What a client says to an AutoNAT v2 server that is to dial it, and what the server answers
-//! (libp2p specification `autonat/autonat-v2.md`). Both sides are here.
+//! Messages between a client and an AutoNAT v2 server that is asked to dial it (libp2p
+//! specification `autonat/autonat-v2.md`). Both sides are here.
 //!
-//! Each message is a proto3 message behind its length as an unsigned varint. What is read comes
-//! without its length.
+//! Each message is a proto3 message after its length, which is an unsigned varint. The functions
+//! that read get a message without its length.
 
 use super::protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint};
 
-/// The protocol a server is asked with.
+/// The protocol of the stream on which a client sends its request.
 pub(crate) const DIAL_REQUEST: &str = "/libp2p/autonat/2/dial-request";
-/// The protocol of the stream that proves that the server reached us.
+/// The protocol of the stream on which a server proves that it reached the client.
 pub(crate) const DIAL_BACK: &str = "/libp2p/autonat/2/dial-back";
 
-/// Longest request taken, as in libp2p: some hundred addresses.
+/// The longest request that is read, as in libp2p. It has room for some hundred addresses.
 pub(crate) const MAX_REQUEST: usize = 4104;
-/// Longest answer taken; those there are have a few bytes.
+/// The longest answer that is read. Known answers have a few bytes.
 pub(crate) const MAX_ANSWER: usize = 256;
-/// Longest proof: a field of 8 bytes.
+/// The longest proof: one field of 8 bytes.
 pub(crate) const MAX_PROOF: usize = 9;
-/// `DialBackResponse { status = OK }`, which is what proto3 leaves out.
+/// `DialBackResponse { status = OK }` with its length. The message is empty because proto3 leaves
+/// out a value of 0.
 pub(crate) const PROOF_TAKEN: [u8; 1] = [0];
 
-/// Longest answer to a proof that is taken: a field of two bytes, and room for what is not known.
+/// The longest answer to a proof that is read. It has room for a field of two bytes and for unknown
+/// fields.
 pub(crate) const MAX_PROOF_ANSWER: usize = 16;
 
-/// How much a server may ask us to send before it dials, so that nobody can use it to flood
-/// others: the specification has 30,000 to 100,000 bytes.
+/// How many bytes a server may ask a client to send before it dials. The specification names 30,000
+/// to 100,000 bytes. The limit keeps others from using a server to make clients send floods.
 const MAX_DATA: u64 = 100_000;
-/// The most of that in one message.
+/// The most bytes of such data in one message.
 const MAX_PIECE: usize = 4096;
 
 // Message { dialRequest = 1, dialResponse = 2, dialDataRequest = 3, dialDataResponse = 4 }
@@ -52,57 +54,57 @@ const REFUSED: u64 = 101;
 const DIAL_ERROR: u64 = 100;
 const DIAL_BACK_ERROR: u64 = 101;
 
-/// What became of a test.
+/// The result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The server says that it reached us.
     Reached,
-    /// It tried and did not.
+    /// The server dialled and did not reach us.
     Unreached,
-    /// It did not try, or nobody knows.
+    /// The server did not dial, or the result is not known.
     Unknown,
 }
 
-/// What a server answers.
+/// A server's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It wants so many bytes first.
+    /// The server wants this many bytes first.
     Wants(usize),
-    /// It is done.
+    /// The test is done.
     Done(Outcome),
 }
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
-    /// The addresses, the one that matters most first. They may be anything.
+    /// The addresses, the most important one first. They may be any bytes.
     pub(crate) addresses: Vec<&'a [u8]>,
     pub(crate) nonce: u64,
 }
 
-/// What a server says of a request.
+/// A server's answer to a request, as the server makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
-    /// It does not treat it now, or cannot read it.
+    /// The server does not handle the request now, or cannot read it.
     Rejected,
-    /// It dials none of the addresses.
+    /// The server dials none of the addresses.
     Refused,
-    /// It has dialled the address with this index.
+    /// The server has dialled the address with this index.
     Tested(usize, Dialled),
 }
 
-/// What became of a dial.
+/// The result of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialled {
-    /// The client has taken the proof.
+    /// The client has accepted the proof.
     Reached,
     /// There was no connection.
     Unreached,
-    /// There was one, but the client did not take the proof there.
+    /// There was a connection, but the client did not accept the proof on it.
     Unproven,
 }
 
-/// Asks a server to dial `address` and to say `nonce` there.
+/// Encodes a request to dial `address` and to send `nonce` there.
 pub(crate) fn request(address: &[u8], nonce: u64) -> Vec<u8> {
     let mut request = field(BYTES, address);
     request.push(NONCE as u8);
@@ -110,7 +112,7 @@ pub(crate) fn request(address: &[u8], nonce: u64) -> Vec<u8> {
     behind_length(&field(REQUEST, &request))
 }
 
-/// As much as a server wants before it dials.
+/// Encodes the data that a server wants before it dials.
 pub(crate) fn data(wanted: usize) -> Vec<u8> {
     let mut messages = Vec::new();
     let mut left = wanted;
@@ -123,7 +125,7 @@ pub(crate) fn data(wanted: usize) -> Vec<u8> {
     messages
 }
 
-/// Reads an answer.
+/// Decodes a server's answer.
 pub(crate) fn answer(mut rest: &[u8]) -> Option<Answer> {
     let mut answer = None;
     while !rest.is_empty() {
@@ -149,7 +151,7 @@ fn outcome(response: &[u8]) -> Option<Outcome> {
     })
 }
 
-/// Reads what proves that a server reached us.
+/// Decodes the proof that a server reached us, and returns its nonce.
 pub(crate) fn proof(mut rest: &[u8]) -> Option<u64> {
     let mut nonce = None;
     while !rest.is_empty() {
@@ -165,7 +167,7 @@ pub(crate) fn proof(mut rest: &[u8]) -> Option<u64> {
     nonce
 }
 
-/// Reads a request.
+/// Decodes a request.
 pub(crate) fn read_request(mut rest: &[u8]) -> Option<Request<'_>> {
     let mut request = None;
     while !rest.is_empty() {
@@ -196,7 +198,7 @@ fn dial_request(mut rest: &[u8]) -> Option<Request<'_>> {
     Some(request)
 }
 
-/// Answers a request.
+/// Encodes the answer to a request.
 pub(crate) fn response(response: Response) -> Vec<u8> {
     let number = |tag: u64, value: u64| [varint(tag), varint(value)].concat();
     let fields = match response {
@@ -215,19 +217,20 @@ pub(crate) fn response(response: Response) -> Vec<u8> {
     behind_length(&field(RESPONSE, &fields))
 }
 
-/// Proves to a client that it was reached.
+/// Encodes the proof that a client was reached.
 pub(crate) fn dial_back(nonce: u64) -> Vec<u8> {
     let mut message = vec![PROOF as u8];
     message.extend(nonce.to_le_bytes());
     behind_length(&message)
 }
 
-/// Whether a client says that it has taken the proof.
+/// Whether the client's answer says that it has accepted the proof.
 pub(crate) fn is_taken(answer: &[u8]) -> bool {
     last(answer, &[STATUS]) == Some([0])
 }
 
-/// The last values of varint fields; 0, which proto3 leaves out, for those that are not there.
+/// Returns the last value of each varint field. A field that is not there has the value 0, because
+/// proto3 leaves a 0 out.
 fn last<const N: usize>(mut rest: &[u8], tags: &[u64; N]) -> Option<[u64; N]> {
     let mut values = [0; N];
     while !rest.is_empty() {
@@ -247,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_as_the_specification_has_it() {
+    fn a_request_has_the_specified_bytes() {
         let expected = [
             16, 0x0a, 14, 0x0a, 3, 7, 8, 9, 0x11, 0xef, 0xcd, 0xab, 0x89, 0x67, 0x45, 0x23, 0x01,
         ];
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn each_answer_is_told_apart() {
+    fn every_answer_is_decoded() {
         let done = |fields: &[u8]| answer(&field(RESPONSE, fields));
         let outcome = |outcome| Some(Answer::Done(outcome));
         assert_eq!(
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_its_nonce() {
+    fn a_proof_is_decoded_to_its_nonce() {
         assert_eq!(
             proof(&[9, 1, 0, 0, 0, 0, 0, 0, 2]),
             Some(0x0200_0000_0000_0001)
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_as_the_specification_has_it() {
+    fn a_response_has_the_specified_bytes() {
         assert_eq!(response(Response::Rejected), [4, 0x12, 2, 8, 100]);
         assert_eq!(response(Response::Refused), [4, 0x12, 2, 8, 101]);
         let reached = response(Response::Tested(1, Dialled::Reached));
@@ -306,9 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_none() {
+    fn malformed_requests_are_refused() {
         assert_eq!(read_request(&[]), None);
-        assert_eq!(read_request(&data(7)[1..]), None, "nobody asked for data");
+        assert_eq!(read_request(&data(7)[1..]), None, "data before any request");
         let empty = field(REQUEST, &[]);
         let empty = read_request(&empty).unwrap();
         assert_eq!((empty.addresses.len(), empty.nonce), (0, 0));
@@ -317,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_is_taken_or_not() {
+    fn answers_to_a_proof_are_decoded() {
         assert!(is_taken(&PROOF_TAKEN[1..]) && is_taken(&[8, 0]) && is_taken(&[0x10, 9]));
         assert!(!is_taken(&[8, 1]) && !is_taken(&[8]));
         assert!(dial_back(u64::MAX).len() <= MAX_PROOF + 1);
@@ -325,7 +328,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_says_what_was_asked(
+        fn a_decoded_request_has_the_encoded_fields(
             addresses in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20),
             nonce: u64,
         ) {
@@ -341,7 +344,7 @@ mod tests {
         }
 
         #[test]
-        fn the_other_side_reads_what_is_written(address: [u8; 9], nonce: u64) {
+        fn each_side_decodes_what_the_other_encodes(address: [u8; 9], nonce: u64) {
             let asked = request(&address, nonce);
             let read = read_request(&asked[1..]).unwrap();
             prop_assert_eq!((read.addresses, read.nonce), (vec![&address[..]], nonce));
@@ -349,7 +352,7 @@ mod tests {
         }
 
         #[test]
-        fn data_is_as_much_as_was_asked_for(wanted in 0usize..100_001) {
+        fn data_has_the_length_that_was_asked_for(wanted in 0usize..100_001) {
             let data = data(wanted);
             let (mut rest, mut sent) = (&data[..], 0);
             while !rest.is_empty() {

@@ -1,9 +1,9 @@
-//! Exponential backoff with jitter; randomness is an argument.
+//! Exponential backoff with jitter. Randomness is an argument.
 
 use std::time::Duration;
 
-/// How far the pause may deviate from its nominal length, so that peers that failed together do
-/// not come back together.
+/// How far the pause may deviate from its nominal length. The deviation keeps peers that failed at
+/// the same time from coming back at the same time.
 const JITTER: f64 = 0.25;
 
 /// Pauses that double from `first` up to `most`.
@@ -23,12 +23,13 @@ impl Backoff {
         }
     }
 
-    /// How many failures there were since the last success.
+    /// Returns the number of failures since the last success.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Notes a failure and gives the pause before the next try. `random` is uniform in `0.0..1.0`.
+    /// Counts a failure and returns the pause before the next try. `random` is uniform in
+    /// `0.0..1.0`.
     pub(crate) fn fail(&mut self, random: f64) -> Duration {
         let doublings = self.failures.min(31);
         self.failures = self.failures.saturating_add(1);
@@ -36,7 +37,7 @@ impl Backoff {
         nominal.mul_f64(1.0 + JITTER * (2.0 * random.clamp(0.0, 1.0) - 1.0))
     }
 
-    /// Starts over after a success.
+    /// Starts again at the first pause, after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

@@ -1,31 +1,33 @@
-//! Guessing the port of a NAT that gives a random one to each destination, by the birthday method.
+//! Guesses the port of a NAT that uses a random port for each destination, by the birthday method.
 //!
-//! The side behind such a NAT opens many sockets towards the one address of the other side; the
+//! The side behind such a NAT opens many sockets towards the one address of the other side. The
 //! other side probes many ports of the NAT. With `n` sockets and `m` probes of different ports out
-//! of `p`, none meets with a chance of about `(1 - n / p)^m`: 256 sockets and 1,024 probes meet in
-//! 98 of 100 cases, after 174 probes in every second one.
+//! of `p`, the chance that no probe meets a socket is about `(1 - n / p)^m`. So 256 sockets and
+//! 1,024 probes meet in 98 of 100 cases, and in half of the cases after 174 probes.
 
 use std::{collections::HashSet, time::Duration};
 
 use super::nat::NatMapping;
 use crate::event::Cause;
 
-/// The ports a NAT may give: all but the well-known ones (RFC 4787 REQ-3 lets it keep 0 to 1023
-/// apart).
+/// The ports that a NAT may use: all but the well-known ones. RFC 4787 REQ-3 lets a NAT keep 0 to
+/// 1023 apart.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 1 << 16;
 
-/// Which part a side can take.
+/// The part that a side plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Its mapping is the same for every destination, so it can be told: it probes.
+    /// The NAT of this side has the same mapping for every destination, so the other side can be
+    /// told the address. This side probes.
     Easy,
-    /// Its mapping is random for every destination: it opens sockets.
+    /// The NAT of this side has a random mapping for each destination. This side opens sockets.
     Hard,
 }
 
 impl Side {
-    /// The part of one behind a NAT that maps like this; `None` while that is not known.
+    /// Returns the part of a peer behind a NAT with this mapping, or `None` while the mapping is
+    /// not known.
     pub(crate) fn of(mapping: NatMapping) -> Option<Self> {
         match mapping {
             NatMapping::Unknown => None,
@@ -34,7 +36,7 @@ impl Side {
         }
     }
 
-    /// As written in a session description.
+    /// Returns the word for it in a session description.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Easy => "easy",
@@ -49,27 +51,40 @@ impl Side {
     }
 }
 
-/// What becomes of guessing, as it happens. That a port was met, the nominated pair tells.
+/// An event of the guessing of ports. There is no event for success, because the nominated pair
+/// shows that a port was met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Guessing {
-    /// It begins.
+    /// The guessing begins.
     Began,
-    /// It ends, or does not begin, without a port that was met.
+    /// The guessing ends without a port that was met, or it does not begin.
     Failed(Cause, String),
 }
 
-/// How much is tried to guess a port, native only: each socket and each probe takes a place in the
-/// table of a router, so it is a few hundred of each, slowly, and only where nothing else works.
+/// How much effort goes into guessing a port. This is native only. Each socket and each probe takes
+/// a place in the table of a router. So the defaults are a few hundred of each, at a slow rate, and
+/// the guessing begins only if nothing else works.
+///
+/// ```
+/// use throughline::rtc::{Config, Effort};
+///
+/// let mut config = Config::default();
+/// // Half of the sockets, for a router with a small table.
+/// config.birthday = Some(Effort { sockets: 128, ..Effort::default() });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// How long ordinary checks have before it begins: where one of the NATs filters less strictly
-    /// than most, they succeed within two round trips. Default 1 s.
+    /// How long ordinary checks have before the guessing begins. If one of the NATs filters less
+    /// strictly than most, they succeed within two round trips. Default 1 s.
     pub delay: Duration,
-    /// Sockets that a side opens whose NAT gives each destination another port. Default 256.
+    /// The number of sockets that a side opens when its NAT uses another port for each destination.
+    /// Default 256.
     pub sockets: u32,
-    /// Ports that the other side probes. Default 1,024: with 256 sockets, 98 of 100 attempts meet.
+    /// The number of ports that the other side probes. Default 1,024: with 256 sockets, 98 of 100
+    /// attempts meet.
     pub probes: u32,
-    /// Probes in a second. Default 100, which is 10 kB/s: half of the attempts meet within 2 s.
+    /// The number of probes per second. Default 100, which is 10 kB/s: half of the attempts meet
+    /// within 2 s.
     pub rate: u32,
 }
 
@@ -85,26 +100,26 @@ impl Default for Effort {
 }
 
 impl Effort {
-    /// How long it takes at most.
+    /// Returns how long the guessing takes at most.
     pub(crate) fn duration(&self) -> Duration {
         Duration::from_secs_f64(f64::from(self.probes) / f64::from(self.rate.max(1)))
     }
 }
 
-/// Ports to probe, each once, at a steady rate.
+/// The ports to probe, each once, at a steady rate.
 #[derive(Clone, Debug)]
 pub(crate) struct Prober {
     effort: Effort,
     sent: HashSet<u16>,
-    /// A generator whose period is every port once (Hull and Dobell): odd increment, factor 1 more
-    /// than a multiple of 4.
+    /// A generator whose period holds every port once (theorem of Hull and Dobell): the increment
+    /// is odd, and the factor is 1 more than a multiple of 4.
     state: u32,
     factor: u32,
     increment: u32,
 }
 
 impl Prober {
-    /// The order of the ports follows from `random`.
+    /// `random` decides the order of the ports.
     pub(crate) fn new(effort: Effort, random: u64) -> Self {
         let [a, b, c] = [random, random >> 16, random >> 32].map(|part| part as u32 % PORTS);
         Self {
@@ -116,7 +131,7 @@ impl Prober {
         }
     }
 
-    /// When the next probe is due, counted from the start; `None` when all were sent.
+    /// Returns when the next probe is due, counted from the start, or `None` when all were sent.
     pub(crate) fn next_at(&self) -> Option<Duration> {
         let all = self.effort.probes.min(PORTS - FIRST_PORT);
         let rate = f64::from(self.effort.rate.max(1));
@@ -124,12 +139,11 @@ impl Prober {
         (sent < all).then(|| Duration::from_secs_f64(f64::from(sent) / rate))
     }
 
-    /// Whether this port was probed.
     pub(crate) fn has_probed(&self, port: u16) -> bool {
         self.sent.contains(&port)
     }
 
-    /// The port to probe now.
+    /// Returns the port to probe now, if a probe is due.
     pub(crate) fn poll(&mut self, elapsed: Duration) -> Option<u16> {
         self.next_at().filter(|at| *at <= elapsed)?;
         loop {
@@ -163,7 +177,7 @@ mod tests {
     };
 
     #[test]
-    fn the_mapping_gives_the_part() {
+    fn the_mapping_decides_the_side() {
         assert_eq!(Side::of(NatMapping::Unknown), None);
         assert_eq!(Side::of(NatMapping::EndpointIndependent), Some(Side::Easy));
         assert_eq!(
@@ -188,9 +202,9 @@ mod tests {
         assert_eq!(prober.next_at(), None);
     }
 
-    /// In the mean of many NATs and orders, the chance is what the birthday method promises.
+    /// The mean over many NATs and orders has the chance that the birthday method predicts.
     #[test]
-    fn the_chance_is_as_promised() {
+    fn the_chance_is_as_predicted() {
         let mut met = 0;
         for round in 0..400u64 {
             let mut random = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -1,4 +1,4 @@
-//! ICE candidates as peers write them: the `candidate` attribute of SDP and its parts.
+//! ICE candidates in the form that peers write: the `candidate` attribute of SDP and its parts.
 
 use std::{
     fmt,
@@ -6,16 +6,22 @@ use std::{
     str::FromStr,
 };
 
-/// Longest candidate line read, in bytes. Real ones stay below 200; the rest is abuse.
+/// The longest candidate line that is read, in bytes. Real lines stay below 200 bytes.
 pub(crate) const MAX_CANDIDATE_LEN: usize = 1024;
 
 /// How a candidate's address was learned (RFC 8445 section 5.1.1).
+///
+/// ```
+/// use throughline::rtc::CandidateKind;
+///
+/// assert_eq!(CandidateKind::PeerReflexive.to_string(), "prflx");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CandidateKind {
     /// An address of a local interface.
     Host,
-    /// The address a STUN server saw; also port mappings.
+    /// The address that a STUN server saw, or the external address of a port mapping.
     ServerReflexive,
     /// An address learned from a connectivity check of the peer.
     PeerReflexive,
@@ -24,7 +30,7 @@ pub enum CandidateKind {
 }
 
 impl CandidateKind {
-    /// The `cand-type` token of RFC 8839 section 5.1.
+    /// Returns the `cand-type` token of RFC 8839 section 5.1.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Host => "host",
@@ -41,70 +47,70 @@ impl fmt::Display for CandidateKind {
     }
 }
 
-/// The extension attribute and its value that tell a peer of ours that a candidate is a port
-/// mapping; others skip it (RFC 8839 section 5.1).
+/// An extension attribute and its value. They tell a peer of this library that a candidate is a
+/// port mapping. Other peers skip them (RFC 8839 section 5.1).
 const ORIGIN_ATTRIBUTE: &str = "tl-origin";
 const ORIGIN_MAPPING: &str = "upnp";
 
-/// Where a candidate is reached.
+/// The address in a candidate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CandidateAddr {
     /// A transport address.
     Ip(SocketAddr),
-    /// A name instead of an address, as browsers write host candidates (`<uuid>.local`,
-    /// RFC 8828 section 3.1). Native peers may ask their network for it; otherwise the pair forms
-    /// by peer-reflexive discovery.
+    /// A name instead of an address, as browsers write host candidates (`<uuid>.local`, RFC 8828
+    /// section 3.1). A native peer may ask its network for the address. Otherwise the pair forms by
+    /// peer-reflexive discovery.
     Name(String, u16),
 }
 
-/// The transport of a candidate.
+/// The transport protocol of a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CandidateTransport {
-    /// UDP.
     Udp,
     /// TCP (RFC 6544).
     Tcp,
 }
 
-/// One `candidate` attribute (RFC 8839 section 5.1), extensions we do not use left out.
+/// One `candidate` attribute (RFC 8839 section 5.1), without the extensions that this library does
+/// not use.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Candidate {
-    /// Equal for candidates of the same kind, base and server (RFC 8445 section 5.1.1.3).
+    /// The foundation. It is equal for candidates of the same kind, base and server (RFC 8445
+    /// section 5.1.1.3).
     pub foundation: String,
-    /// 1 for everything that data channels use.
+    /// The component, which is 1 for everything that data channels use.
     pub component: u16,
-    /// Transport protocol.
     pub transport: CandidateTransport,
-    /// 1 to 2^31 - 1, higher is preferred.
+    /// The priority, from 1 to 2^31 - 1. Higher is preferred.
     pub priority: u32,
-    /// Where it is reached.
+    /// The address of the candidate.
     pub addr: CandidateAddr,
-    /// How it was learned.
+    /// How the address was learned.
     pub kind: CandidateKind,
-    /// The base of a reflexive or relayed candidate, when the peer tells it.
+    /// The base of a reflexive or relayed candidate, if the peer names it.
     pub related: Option<SocketAddr>,
     /// Whether the peer says that its router forwards the address to it.
     pub mapped: bool,
 }
 
-/// Why a candidate line was refused; names the part that is wrong.
+/// Why a candidate line was refused. The error names the part that is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum CandidateError {
-    /// Longer than [`MAX_CANDIDATE_LEN`].
+    /// The line is longer than [`MAX_CANDIDATE_LEN`].
     TooLong,
     /// A part is missing.
     Missing(&'static str),
-    /// A part is there and wrong.
+    /// A part is there and not valid.
     Invalid(&'static str),
 }
 
 impl fmt::Display for CandidateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong => write!(f, "candidate longer than {MAX_CANDIDATE_LEN} bytes"),
-            Self::Missing(part) => write!(f, "candidate without {part}"),
-            Self::Invalid(part) => write!(f, "candidate with invalid {part}"),
+            Self::TooLong => write!(f, "the candidate is over {MAX_CANDIDATE_LEN} bytes"),
+            Self::Missing(part) => write!(f, "the candidate has no {part}"),
+            Self::Invalid(part) => write!(f, "the candidate's {part} is invalid"),
         }
     }
 }
@@ -112,7 +118,7 @@ impl fmt::Display for CandidateError {
 impl std::error::Error for CandidateError {}
 
 impl Candidate {
-    /// The transport address, unless the candidate carries a name.
+    /// Returns the transport address, or `None` if the candidate has a name.
     pub(crate) fn socket_addr(&self) -> Option<SocketAddr> {
         match self.addr {
             CandidateAddr::Ip(addr) => Some(addr),
@@ -151,8 +157,8 @@ impl fmt::Display for Candidate {
 impl FromStr for Candidate {
     type Err = CandidateError;
 
-    /// Reads an attribute value with or without `a=` and `candidate:` in front; unknown
-    /// extensions are skipped, as RFC 8839 section 5.1 demands.
+    /// Reads an attribute value with or without `a=` and `candidate:` in front. Unknown extensions
+    /// are skipped, as RFC 8839 section 5.1 demands.
     fn from_str(line: &str) -> Result<Self, CandidateError> {
         use CandidateError::{Invalid, Missing};
 
@@ -226,7 +232,8 @@ impl FromStr for Candidate {
     }
 }
 
-/// Letters, digits, hyphens and dots, with at least one letter: a DNS or mDNS name.
+/// Whether `host` can be a DNS or mDNS name: letters, digits, hyphens and dots, with at least one
+/// letter.
 fn is_host_name(host: &str) -> bool {
     host.len() <= 253
         && host.chars().any(|c| c.is_ascii_alphabetic())
@@ -260,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_mapping_is_told_by_an_extension_attribute() {
+    fn an_extension_attribute_marks_a_port_mapping() {
         let line =
             "candidate:1 1 udp 1677729535 203.0.113.7 46154 typ srflx raddr 10.0.0.2 rport 5";
         assert!(!line.parse::<Candidate>().unwrap().mapped);
@@ -303,7 +310,7 @@ mod tests {
         }
 
         #[test]
-        fn prints_what_it_reads(
+        fn a_written_candidate_is_read_back(
             ip in any::<IpAddr>(),
             port in any::<u16>(),
             priority in any::<u32>(),

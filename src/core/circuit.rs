@@ -1,7 +1,7 @@
-//! What a dialler says to a relay to get a circuit, and what the relay answers (libp2p
-//! specification `relay/circuit-v2.md`, "Hop Protocol").
+//! Messages between a dialler and the relay that it asks for a circuit (libp2p specification
+//! `relay/circuit-v2.md`, "Hop Protocol").
 //!
-//! Each message is a proto3 message behind its length as an unsigned varint.
+//! Each message is a proto3 message after its length, which is an unsigned varint.
 
 use std::fmt;
 
@@ -9,13 +9,14 @@ use multiaddr::PeerId;
 
 use super::protobuf::{behind_length, field, skip_field, take_varint};
 
-/// The protocol a relay is asked with.
+/// The protocol of the stream on which a relay is asked.
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
 
-/// The same for a relay of ours, which forwards what follows before the peer has agreed.
+/// The same protocol for a relay of this library, which forwards the following bytes before the
+/// peer has agreed.
 pub(crate) const EARLY_PROTOCOL: &str = "/throughline/circuit/1";
 
-/// Longest answer taken, as in libp2p's own implementations.
+/// The longest answer that is read, as in libp2p's own implementations.
 const MAX_ANSWER: usize = 4096;
 
 // HopMessage { type = 1, peer = 2, reservation = 3, limit = 4, status = 5 }, Peer { id = 1 }
@@ -26,7 +27,7 @@ const PEER_ID: u64 = 1 << 3 | 2;
 const TYPE_CONNECT: u8 = 1;
 const TYPE_STATUS: u64 = 2;
 
-/// Asks for a circuit to `peer`.
+/// Encodes the request for a circuit to `peer`.
 pub(crate) fn connect(peer: &PeerId) -> Vec<u8> {
     let id = field(PEER_ID, &peer.to_bytes());
     let mut message = vec![TYPE as u8, TYPE_CONNECT];
@@ -41,13 +42,13 @@ pub(crate) enum CircuitError {
     Limit,
     /// PERMISSION_DENIED.
     Denied,
-    /// CONNECTION_FAILED: the relay does not reach the peer, or the peer does not want us.
+    /// CONNECTION_FAILED: the relay cannot reach the peer, or the peer refuses.
     Unreachable,
-    /// NO_RESERVATION: the peer is not connected to the relay, or not to be reached through it.
+    /// NO_RESERVATION: the peer is not connected to the relay, or has not reserved there.
     NoReservation,
-    /// The relay takes what we say for wrong, or answers with a status that nobody knows.
+    /// The relay rejects our request as wrong, or answers with an unknown status.
     Refused(u64),
-    /// The relay's answer is not the protobuf message; names the field.
+    /// The relay's answer is not the expected protobuf message. The value names the field.
     Malformed(&'static str),
     /// There is no connection to the relay.
     NoLink,
@@ -74,7 +75,7 @@ impl fmt::Display for CircuitError {
             Self::Unreachable => "the relay could not connect to the peer",
             Self::NoReservation => "the peer holds no reservation on the relay",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
-            Self::Malformed(what) => return write!(f, "malformed answer of the relay: {what}"),
+            Self::Malformed(what) => return write!(f, "the relay's answer is malformed: {what}"),
             Self::NoLink => "there is no connection to the relay",
         })
     }
@@ -82,30 +83,31 @@ impl fmt::Display for CircuitError {
 
 impl std::error::Error for CircuitError {}
 
-/// Takes a relay's answer off the front of a stream, and nothing that stands behind it.
+/// Reads a relay's answer from the front of a stream, and no byte after it.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     bytes: Vec<u8>,
-    /// Of the message, once its prefix is there.
+    /// The length of the message, once the prefix has arrived.
     length: Option<usize>,
 }
 
 impl Answer {
-    /// How many bytes to read next; never 0 before the answer is complete.
+    /// Returns how many bytes to read next. It is never 0 before the answer is complete.
     pub(crate) fn wanted(&self) -> usize {
         match self.length {
-            // One byte after the other, since what comes behind a short message is the peer's.
+            // The length is read byte by byte, because the bytes after a short message are the
+            // peer's.
             None => 1,
             Some(length) => length.saturating_sub(self.bytes.len()),
         }
     }
 
-    /// Takes in up to [`wanted`](Self::wanted) bytes. `Ok(true)` once there is a circuit.
+    /// Takes up to [`wanted`](Self::wanted) bytes. Returns `Ok(true)` once there is a circuit.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<bool, CircuitError> {
         self.bytes.extend_from_slice(bytes);
         if self.length.is_none() {
             let Ok((length, [])) = unsigned_varint::decode::usize(&self.bytes) else {
-                // Two bytes hold every length allowed.
+                // Two bytes can hold every allowed length.
                 return match self.bytes.len() {
                     0 | 1 => Ok(false),
                     _ => Err(CircuitError::Malformed("length")),
@@ -157,7 +159,7 @@ mod tests {
         behind_length(&body)
     }
 
-    /// Feeds `stream` as wanted; gives the result and how much was taken.
+    /// Feeds `stream` in the wanted pieces. Returns the result and how many bytes were taken.
     fn read(stream: &[u8]) -> (Result<bool, CircuitError>, usize) {
         let mut answer = Answer::default();
         let mut taken = 0;
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_as_the_specification_has_it() {
+    fn a_request_has_the_specified_bytes() {
         let peer: PeerId = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
             .parse()
             .unwrap();
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_is_told_apart() {
+    fn every_refusal_has_its_own_error() {
         for (status, error) in [
             (200, CircuitError::Limit),
             (201, CircuitError::Limit),
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_named() {
+    fn malformed_answers_name_the_field() {
         let malformed = |what| Err(CircuitError::Malformed(what));
         assert_eq!(read(&[0]).0, malformed("length"));
         assert_eq!(read(&[0xff, 0xff, 1]).0, malformed("length"));
@@ -212,7 +214,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_follows_an_answer_is_left(behind in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn bytes_after_an_answer_are_not_read(behind in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut stream = answer(100);
             let length = stream.len();
             stream.extend(behind);
@@ -220,7 +222,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_answer_is_waited_for(cut in 0usize..9) {
+        fn an_incomplete_answer_wants_more(cut in 0usize..9) {
             let stream = answer(100);
             prop_assert_eq!(read(&stream[..cut]), (Ok(false), cut));
         }

@@ -1,16 +1,17 @@
-//! Where others may have us dial.
+//! Decides which addresses may be dialled when others name them.
 //!
-//! Tickets, relays, peers and servers name addresses, and whoever names one aims what we send first.
-//! A [`Policy`] says which of them are dialled, by the [`Scope`] of the address:
+//! Tickets, relays, peers and servers name addresses, and whoever names an address aims the first
+//! bytes that we send. A [`Policy`] decides by the [`Scope`] of the address:
 //!
 //! - A global address is dialled.
-//! - A private one is dialled where the user lets it be.
-//! - So is one of this machine, but only with first bytes that nobody else chooses. QUIC, Noise over
-//!   TCP and STUN begin with bytes of ours, and so does a WebSocket at `/` of an IP address. A path
-//!   or a name is the choice of whoever wrote the address, and services of this machine may obey it.
-//! - A forbidden one is never dialled.
+//! - A private address is dialled if the user allows it.
+//! - An address of this machine is dialled if the user allows it and nobody else chooses the first
+//!   bytes. QUIC, Noise over TCP and STUN begin with bytes of ours, and so does a WebSocket at `/`
+//!   of an IP address. A path or a name is chosen by whoever wrote the address, and services of
+//!   this machine might obey it.
+//! - A forbidden address is never dialled.
 //!
-//! What the user's own configuration names is trusted.
+//! Addresses in the user's own configuration are trusted.
 
 use std::{
     fmt,
@@ -24,7 +25,7 @@ use super::{
     scope::{Scope, scope},
 };
 
-/// What may be dialled.
+/// The rules for what may be dialled.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     private: bool,
@@ -34,11 +35,11 @@ pub(crate) struct Policy {
 /// Why an address is not dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Barred {
-    /// It is malformed.
+    /// The address is malformed.
     Malformed(&'static str),
-    /// It leads to a place of this kind.
+    /// The address leads to a place of this kind.
     Place(Scope),
-    /// It leads to this machine, with a name or a path that somebody else has chosen.
+    /// The address leads to this machine, with a name or a path that somebody else has chosen.
     Chosen,
 }
 
@@ -51,9 +52,9 @@ impl fmt::Display for Barred {
                 "the address is link-local, multicast, reserved or for metadata"
             }
             Self::Place(Scope::Loopback) => {
-                "dial_private is false and the address is this machine's"
+                "the address is this machine's and dial_private is false"
             }
-            Self::Place(_) => "dial_private is false and the address is private",
+            Self::Place(_) => "the address is private and dial_private is false",
             Self::Chosen => "the address leads to this machine by a name or with a path",
         })
     }
@@ -62,16 +63,17 @@ impl fmt::Display for Barred {
 impl std::error::Error for Barred {}
 
 impl Policy {
-    /// `private` lets private networks and this machine be dialled; `trusted` are addresses that
-    /// the user has named.
+    /// `private` allows private networks and this machine. `trusted` are the addresses that the
+    /// user has named.
     pub(crate) fn new(private: bool, trusted: Vec<Multiaddr>) -> Self {
         Self { private, trusted }
     }
 
-    /// Whether datagrams of ours, or a connection with first bytes of ours, may go to `to`.
+    /// Checks whether our datagrams, or a connection that begins with bytes of ours, may go to
+    /// `to`.
     ///
     /// # Errors
-    /// When they may not.
+    /// Returns [`Barred`] if they may not.
     pub(crate) fn allows(&self, to: SocketAddr) -> Result<(), Barred> {
         let place = scope(to.ip());
         let allowed = match place {
@@ -85,10 +87,11 @@ impl Policy {
         Err(Barred::Place(place))
     }
 
-    /// As [`allows`](Self::allows), for a connection that says by which name it came to `to`.
+    /// Like [`allows`](Self::allows), for a connection whose first bytes contain the name that was
+    /// resolved to `to`.
     ///
     /// # Errors
-    /// When it may not be made.
+    /// Returns [`Barred`] if the connection may not be made.
     pub(crate) fn allows_named(&self, to: SocketAddr) -> Result<(), Barred> {
         self.allows(to)?;
         if scope(to.ip()) == Scope::Loopback && !self.is_trusted(to) {
@@ -97,10 +100,11 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether `address` may be dialled, as far as that is known before its name is resolved.
+    /// Checks whether `address` may be dialled, as far as this is known before its name is
+    /// resolved.
     ///
     /// # Errors
-    /// When it may not.
+    /// Returns [`Barred`] if it may not.
     pub(crate) fn check(&self, address: &Multiaddr) -> Result<(), Barred> {
         if self.trusted.contains(address) {
             return Ok(());
@@ -108,11 +112,11 @@ impl Policy {
         if let Some(why) = address::fault(address) {
             return Err(Barred::Malformed(why));
         }
-        // Only the relay of a circuit is dialled, and that was checked when it was.
+        // Only the relay of a circuit is dialled, and its address was checked when it was dialled.
         if address::route(address) != address::Route::Direct {
             return Ok(());
         }
-        // A browser goes where the certificate's name leads, not to the address before it.
+        // A browser connects to the certificate's name, not to the address before it.
         let certified = |part: Protocol<'_>| matches!(part, Protocol::Sni(n) if is_localhost(&n));
         if address.iter().any(certified) {
             return Err(Barred::Chosen);
@@ -134,20 +138,22 @@ impl Policy {
     }
 }
 
-/// Whether whoever is at `from` may send us to `to`: to places of its own kind, or better ones.
+/// Whether a server at `from` may send us to `to`. It may name places of its own scope or of a less
+/// dangerous one.
 ///
-/// A server on the internet has no business in our own network, and none has where nobody is sent.
+/// A server on the internet must not send us into our own network, and no server may send us to a
+/// forbidden place.
 pub(crate) fn may_refer(from: IpAddr, to: IpAddr) -> bool {
     scope(to) != Scope::Forbidden && scope(to) <= scope(from)
 }
 
-/// Where an address leads, if that is known without asking.
+/// Returns the socket address of `address`, if it is known without resolving a name.
 pub(crate) fn endpoint(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip = match parts.next()? {
         Protocol::Ip4(ip) => ip.into(),
         Protocol::Ip6(ip) => ip.into(),
-        // RFC 6761 section 6.3: the name is always this machine's.
+        // RFC 6761 section 6.3: this name always means this machine.
         Protocol::Dns(name) | Protocol::Dns4(name) if is_localhost(&name) => {
             Ipv4Addr::LOCALHOST.into()
         }
@@ -166,7 +172,7 @@ fn is_localhost(name: &str) -> bool {
     top.eq_ignore_ascii_case("localhost")
 }
 
-/// Whether a dial of `address` begins with bytes that its author has chosen.
+/// Whether a dial of `address` begins with bytes that the address's author has chosen.
 fn is_chosen(address: &Multiaddr) -> bool {
     address.iter().any(|part| match part {
         Protocol::Ws(path) | Protocol::Wss(path) => path != "/",
@@ -191,7 +197,26 @@ mod tests {
     const CHOSEN: Result<(), Barred> = Err(Barred::Chosen);
 
     #[test]
-    fn each_address_with_and_without_private_ones() {
+    fn a_name_leads_somewhere_once_it_is_resolved() {
+        let endpoint = |address: &str| endpoint(&address.parse().unwrap());
+        let v4 = Some("127.0.0.1:1".parse().unwrap());
+        let v6 = Some("[::1]:1".parse().unwrap());
+        for (address, expected) in [
+            ("/dns/localhost/tcp/1", v4),
+            ("/dns4/a.LocalHost./udp/1", v4),
+            ("/dns6/localhost/tcp/1", v6),
+            ("/ip6/::1/udp/1/quic-v1", v6),
+            ("/dns/a.example/tcp/1", None),
+            ("/dns4/localhost.example/tcp/1", None),
+            ("/dns6/a.example/tcp/1", None),
+            ("/ip4/127.0.0.1", None),
+        ] {
+            assert_eq!(endpoint(address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn each_address_is_checked_with_and_without_private_dials() {
         for (address, with, without) in [
             ("/ip4/192.0.2.1/tcp/80", Ok(()), Ok(())),
             ("/ip4/192.0.2.1/tcp/80/x-parity-ws/%2fa", Ok(()), Ok(())),
@@ -228,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_host_hides_behind_none() {
+    fn a_second_host_in_an_address_is_refused() {
         for address in [
             "/ip4/192.0.2.1/ip4/127.0.0.1/tcp/80",
             "/ip4/192.0.2.1/tcp/1/ip4/127.0.0.1/tcp/80/ws",
@@ -241,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_has_named_is_trusted() {
+    fn addresses_that_the_user_named_are_trusted() {
         let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
         let named = format!("/ip4/127.0.0.1/tcp/80/x-parity-ws/%2fa/p2p/{peer}");
         let policy = Policy::new(false, vec![named.parse().unwrap()]);
@@ -255,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_leads_to_this_machine_only_without_being_said() {
+    fn a_connection_that_sends_a_name_may_not_reach_this_machine() {
         let policy = Policy::new(true, Vec::new());
         let to = |text: &str| text.parse().unwrap();
         assert_eq!(policy.allows(to("[::1]:80")), Ok(()));
@@ -265,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn referrals_lead_to_no_worse_place() {
+    fn referrals_never_lead_to_a_more_dangerous_scope() {
         let refers = |from: &str, to: &str| may_refer(from.parse().unwrap(), to.parse().unwrap());
         assert!(refers("192.0.2.1", "192.0.2.2"));
         assert!(!refers("192.0.2.1", "10.0.0.1"));
@@ -278,9 +303,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever an address is made of, none that passes leads to a forbidden place.
+        /// No address that passes leads to a forbidden place, whatever its parts are.
         #[test]
-        fn no_parts_lead_to_a_forbidden_place(
+        fn no_combination_of_parts_leads_to_a_forbidden_place(
             parts in prop::collection::vec(0usize..9, 0..6),
             ip: IpAddr,
             private: bool,

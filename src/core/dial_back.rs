@@ -1,10 +1,10 @@
-//! Which address of a client an AutoNAT server may dial.
+//! Decides which address of a client an AutoNAT server may dial.
 //!
-//! Whoever dials where strangers point can be aimed: at its own machine, at its private network, at
-//! others. So only the client itself is dialled, at the IP address that it was seen at, by the
-//! transports that it was seen with. Whatever it makes the server send, it could have sent to that
-//! address itself, which is why the specification asks for no data first (`autonat/autonat-v2.md`,
-//! "Amplification Attack Prevention").
+//! A server that dials any address that a stranger names could be aimed at its own machine, at its
+//! private network, or at others. So it dials only the client itself, at the IP address from which
+//! the client came, and by the transports QUIC and TCP. Whatever the client makes the server send,
+//! the client could have sent to that address itself. That is why the server needs no data from the
+//! client first (`autonat/autonat-v2.md`, "Amplification Attack Prevention").
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,19 +12,20 @@ use multiaddr::{Multiaddr, PeerId, Protocol};
 
 use super::scope::{Scope, scope};
 
-/// Lower ports are those of a machine's own services. Only a client that was seen at one is there.
+/// Lower ports belong to a machine's own services. Such a port is dialled only if the client came
+/// from it.
 const FIRST_PORT: u16 = 1024;
 
-/// The server, as far as it matters to what it dials.
+/// What matters about the server when it dials.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Server {
     /// Whether clients at private addresses, and on this machine, are served.
     pub(crate) allow_private: bool,
-    /// Where the server itself is: its listeners, bound and as others see them.
+    /// The server's own listeners, with their bound addresses and the addresses that others see.
     pub(crate) sockets: Vec<SocketAddr>,
 }
 
-/// What is dialled.
+/// The target of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Endpoint {
     ip: IpAddr,
@@ -33,10 +34,10 @@ struct Endpoint {
 }
 
 impl Server {
-    /// The first of `addresses` that may be dialled for `client`, and its index. The client is seen
-    /// at `observed`.
+    /// Returns the first of `addresses` that may be dialled for `client`, and its index. `observed`
+    /// is the address from which the client came.
     ///
-    /// The address is made anew: nothing of what the client wrote stays in it.
+    /// The returned address is built anew, so that nothing of the client's text stays in it.
     pub(crate) fn choose(
         &self,
         addresses: &[&[u8]],
@@ -54,8 +55,8 @@ impl Server {
         })
     }
 
-    /// Whether a client at `ip` is served at all. The addresses of this machine are no better than
-    /// its loopback: what stands behind a firewall may be open to whoever comes from them.
+    /// Whether clients at `ip` are served at all. The public addresses of this machine count like
+    /// its loopback, because services behind a firewall may be open to connections from them.
     fn serves(&self, ip: IpAddr) -> bool {
         match scope(ip) {
             Scope::Forbidden => false,
@@ -69,7 +70,7 @@ impl Server {
         scope(ip) == Scope::Loopback || self.sockets.iter().any(is)
     }
 
-    /// A listener of ours, by whichever of the machine's addresses.
+    /// Whether `target` is one of our own listeners, at any address of this machine.
     fn is_own(&self, target: &Endpoint) -> bool {
         let mut sockets = self.sockets.iter();
         self.is_here(target.ip) && sockets.any(|socket| socket.port() == target.port)
@@ -77,8 +78,8 @@ impl Server {
 }
 
 impl Endpoint {
-    /// Of `/ip4|ip6/…/udp/…/quic-v1` or `/ip4|ip6/…/tcp/…`, with `/p2p/` of the client at its end
-    /// or without, and of nothing else: no names, no WebSocket, no circuits.
+    /// Reads `/ip4|ip6/…/udp/…/quic-v1` or `/ip4|ip6/…/tcp/…`, with or without `/p2p/` of the
+    /// client at its end. Every other form is refused: names, WebSocket and circuits.
     fn of(address: &Multiaddr, client: &PeerId) -> Option<Self> {
         let mut parts = address.iter();
         let ip = match parts.next()? {
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_quic_and_tcp_at_the_address_of_the_client() {
+    fn only_quic_and_tcp_at_the_clients_address_are_dialled() {
         let server = Server {
             allow_private: true,
             ..Server::default()
@@ -193,9 +194,9 @@ mod tests {
         assert!(!may(&server, v6, "/ip6/2001:db8::2/udp/9999/quic-v1"));
     }
 
-    /// A proxy may stand before whoever comes by WebSocket.
+    /// There may be a proxy in front of a client that comes by WebSocket.
     #[test]
-    fn who_does_not_come_by_quic_or_tcp_is_not_served() {
+    fn clients_that_come_by_other_transports_are_not_served() {
         for observed in [
             "/ip4/198.51.100.7/tcp/443/ws",
             "/ip4/198.51.100.7/udp/443/webrtc-direct",
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn low_ports_are_those_that_the_client_is_seen_at() {
+    fn a_low_port_is_dialled_only_if_the_client_came_from_it() {
         let at = |port: u16| {
             may(
                 &Server::default(),
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn private_clients_are_served_where_the_operator_says_so() {
+    fn private_clients_are_served_if_the_operator_allows_it() {
         let allowing = Server {
             allow_private: true,
             ..Server::default()
@@ -250,9 +251,9 @@ mod tests {
         }
     }
 
-    /// A client of a TURN server on the same machine is seen at an address of the machine.
+    /// A client that uses a TURN server on the same machine comes from an address of the machine.
     #[test]
-    fn the_own_machine_is_loopback_and_its_own_ports_are_nobodys() {
+    fn addresses_of_this_machine_count_as_loopback_and_its_listeners_are_never_dialled() {
         let sockets = [
             "198.51.100.7:4001",
             "0.0.0.0:4003",
@@ -279,7 +280,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked for, nobody but the client is dialled.
+        /// Nobody but the client is dialled, whatever is asked for.
         #[test]
         fn nobody_else_is_dialled(
             seen: [u8; 4],

@@ -1,9 +1,9 @@
-//! Frames on a data channel, and the life of the libp2p stream they carry.
+//! Frames on a data channel, and the state of the libp2p stream that they carry.
 //!
-//! Each frame is an unsigned varint length and a proto2 `Message { flag, message }`, at most
-//! 16 KiB with its prefix; one frame is sent per channel message, and received frames are read
-//! as a byte stream because some peers split or join them (libp2p specification
-//! `webrtc/README.md`, "Multiplexing").
+//! Each frame is an unsigned varint length and a proto2 `Message { flag, message }`, at most 16 KiB
+//! with its prefix. Each channel message carries one frame. Received frames are read as a byte
+//! stream, because some peers split or join them (libp2p specification `webrtc/README.md`,
+//! "Multiplexing").
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::protobuf::{skip_field, take_bytes, take_varint};
 
-/// Largest frame with its length prefix, in bytes.
+/// The largest frame with its length prefix, in bytes.
 pub(crate) const MAX_FRAME_LEN: usize = 16 * 1024;
 
-/// Largest payload of one frame: what is left after the frame's length (2 bytes), the payload's
-/// tag and length (3) and a flag (2), which js-libp2p, too, keeps room for.
+/// The largest payload of one frame. It leaves room for the frame's length (2 bytes), the payload's
+/// tag and length (3) and a flag (2). js-libp2p keeps room for the flag, too.
 pub(crate) const MAX_PAYLOAD_LEN: usize = MAX_FRAME_LEN - 7;
 
 /// A control flag of a stream.
@@ -27,7 +27,7 @@ pub(crate) enum Flag {
     StopSending,
     /// The sender abandons both directions.
     Reset,
-    /// Answer to [`Flag::Fin`].
+    /// The answer to [`Flag::Fin`].
     FinAck,
 }
 
@@ -54,28 +54,29 @@ impl Flag {
 
 /// One frame. `message` is applied before `flag`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Frame {
-    /// The flag, if any. A value that no version of the specification knows counts as none.
+pub(crate) struct ChannelFrame {
+    /// The flag, if there is one. A value that no version of the specification knows counts as
+    /// none.
     pub flag: Option<Flag>,
-    /// The payload, possibly empty.
+    /// The payload, which may be empty.
     pub message: Bytes,
 }
 
-/// Why received bytes are not frames; the stream is reset.
+/// Why received bytes are not frames. The stream is reset after such an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum FrameError {
-    /// Longer than [`MAX_FRAME_LEN`].
+    /// The frame is longer than [`MAX_FRAME_LEN`].
     TooLong(u64),
-    /// Not the protobuf message; names the field.
+    /// The bytes are not the expected protobuf message. The value names the field.
     Malformed(&'static str),
 }
 
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong(len) => write!(f, "frame of {len} bytes, {MAX_FRAME_LEN} at most"),
-            Self::Malformed(field) => write!(f, "malformed frame: {field}"),
+            Self::TooLong(len) => write!(f, "the frame has {len} bytes, over {MAX_FRAME_LEN}"),
+            Self::Malformed(field) => write!(f, "the frame is malformed: {field}"),
         }
     }
 }
@@ -85,8 +86,8 @@ impl std::error::Error for FrameError {}
 const FIELD_FLAG: u64 = 1 << 3;
 const FIELD_MESSAGE: u64 = 2 << 3 | 2;
 
-/// Appends a frame with up to [`MAX_PAYLOAD_LEN`] bytes of `payload`; more is cut off.
-/// Returns how many were taken.
+/// Appends a frame with up to [`MAX_PAYLOAD_LEN`] bytes of `payload`. Returns how many bytes were
+/// taken.
 pub(crate) fn encode_data(payload: &[u8], out: &mut BytesMut) -> usize {
     let payload = &payload[..payload.len().min(MAX_PAYLOAD_LEN)];
     let mut len = unsigned_varint::encode::usize_buffer();
@@ -101,7 +102,7 @@ pub(crate) fn encode_data(payload: &[u8], out: &mut BytesMut) -> usize {
     payload.len()
 }
 
-/// The frame that carries nothing but `flag`.
+/// Returns the frame that carries only `flag`.
 pub(crate) fn encode_flag(flag: Flag) -> [u8; 3] {
     [2, FIELD_FLAG as u8, flag.wire()]
 }
@@ -113,8 +114,8 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Adds received bytes, without copying them where frames and messages coincide. Holds no
-    /// more than one unfinished frame besides `bytes`.
+    /// Adds received bytes. They are not copied if no unfinished frame is left. Besides `bytes`, at
+    /// most one unfinished frame is held.
     pub(crate) fn push(&mut self, bytes: Bytes) {
         if self.buffer.is_empty() {
             self.buffer = bytes.into();
@@ -123,12 +124,12 @@ impl Decoder {
         }
     }
 
-    /// The next whole frame, `None` until more bytes come.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+    /// Returns the next whole frame, or `None` until more bytes come.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<ChannelFrame>, FrameError> {
         let mut rest = &self.buffer[..];
         let before = rest.len();
         let Some(len) = take_varint(&mut rest) else {
-            // Three bytes hold every length allowed, so a longer prefix is never waited for.
+            // Three bytes can hold every allowed length, so a longer prefix is an error at once.
             return match self.buffer.len() {
                 0..=3 => Ok(None),
                 _ => Err(FrameError::Malformed("length")),
@@ -147,10 +148,10 @@ impl Decoder {
         Self::decode(body).map(Some)
     }
 
-    fn decode(body: Bytes) -> Result<Frame, FrameError> {
+    fn decode(body: Bytes) -> Result<ChannelFrame, FrameError> {
         use FrameError::Malformed;
 
-        let mut frame = Frame::default();
+        let mut frame = ChannelFrame::default();
         let mut rest = &body[..];
         while !rest.is_empty() {
             let tag = take_varint(&mut rest).ok_or(Malformed("tag"))?;
@@ -174,33 +175,35 @@ impl Decoder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Half {
     Open,
-    /// Ended in order: FIN sent or received.
+    /// FIN was sent or received.
     Finished,
-    /// Given up: STOP_SENDING, RESET, or the channel closed before FIN.
+    /// STOP_SENDING or RESET was sent or received, or the channel closed before FIN.
     Reset,
 }
 
-/// The flags of one stream: which halves are open, what must be sent, when it is done.
+/// The flags of one stream: which directions are open, what has to be sent, and when the stream is
+/// done.
 ///
-/// Pure: the caller sends what [`poll_flag`](Self::poll_flag) gives, tells what arrives, and
-/// closes the channel when [`is_done`](Self::is_done), or [`FIN_ACK_TIMEOUT`] after it wanted to.
+/// There is no IO here. The caller sends the flags that [`poll_flag`](Self::poll_flag) returns and
+/// reports the flags that arrive. It closes the channel when [`is_done`](Self::is_done) is true, or
+/// [`FIN_ACK_TIMEOUT`] after it wanted to close.
 ///
-/// [`FIN_ACK_TIMEOUT`]: crate::rtc::FIN_ACK_TIMEOUT
+/// [`FIN_ACK_TIMEOUT`]: crate::webrtc::FIN_ACK_TIMEOUT
 #[derive(Debug)]
 pub(crate) struct StreamState {
     read: Half,
     write: Half,
-    /// We sent FIN and the peer has acknowledged it, or never will.
+    /// We sent FIN and the peer has acknowledged it, or will never do so.
     fin_acked: bool,
-    /// Whether FIN_ACK is sent, and waited for.
+    /// Whether FIN_ACK is used on this stream, in both directions.
     fin_ack: bool,
-    /// Both directions were abandoned; nothing is said any more except our own RESET.
+    /// Both directions were abandoned. Only our own RESET may still be sent.
     aborted: bool,
-    /// Flags to be sent, a set with one bit each, sent in the order of [`SEND_ORDER`].
+    /// The flags to send, one bit each. They are sent in the order of [`SEND_ORDER`].
     pending: u8,
 }
 
-/// RESET alone matters after a reset; FIN_ACK goes first so that the peer is not kept waiting.
+/// After a reset only RESET matters. FIN_ACK goes before FIN, so that the peer does not wait.
 const SEND_ORDER: [Flag; 4] = [Flag::Reset, Flag::FinAck, Flag::Fin, Flag::StopSending];
 
 impl Default for StreamState {
@@ -217,7 +220,8 @@ impl Default for StreamState {
 }
 
 impl StreamState {
-    /// For a peer of before FIN_ACK, which takes one for a malformed frame.
+    /// Makes the state for an old peer that does not know FIN_ACK and takes it for a malformed
+    /// frame.
     pub(crate) fn without_fin_ack() -> Self {
         Self {
             fin_acked: true,
@@ -236,7 +240,7 @@ impl StreamState {
         self.read == Half::Open
     }
 
-    /// Whether reading ended in order: what was received is all there is.
+    /// Whether reading ended in order, so that the received data is complete.
     pub(crate) fn read_finished(&self) -> bool {
         self.read == Half::Finished
     }
@@ -246,7 +250,7 @@ impl StreamState {
         self.write == Half::Reset
     }
 
-    /// Ends writing in order; the FIN goes after all data handed out before.
+    /// Ends writing in order. The FIN goes after all data that was handed out before.
     pub(crate) fn close_write(&mut self) {
         if self.write == Half::Open {
             self.write = Half::Finished;
@@ -254,7 +258,7 @@ impl StreamState {
         }
     }
 
-    /// Gives up reading: what still arrives is thrown away.
+    /// Gives up reading. Data that still arrives is thrown away.
     pub(crate) fn stop_reading(&mut self) {
         if self.read == Half::Open {
             self.read = Half::Reset;
@@ -271,14 +275,15 @@ impl StreamState {
         }
     }
 
-    /// A flag arrived, after the data of its frame.
+    /// Handles a flag that arrived. The data of its frame is handled before.
     pub(crate) fn received(&mut self, flag: Flag) {
         match flag {
             Flag::Fin => {
                 if self.read == Half::Open {
                     self.read = Half::Finished;
                 }
-                // Also for a FIN that comes again or after STOP_SENDING: the peer waits.
+                // A FIN that is repeated, or comes after STOP_SENDING, is acknowledged too, because
+                // the peer waits for the acknowledgement.
                 if !self.aborted && self.fin_ack {
                     self.queue(Flag::FinAck);
                 }
@@ -289,8 +294,8 @@ impl StreamState {
                 }
             }
             Flag::StopSending => {
-                // The specification wants no RESET in reply, but the peer will not
-                // acknowledge a FIN either, so none is waited for.
+                // The specification wants no RESET in reply. The peer will not acknowledge a FIN
+                // either, so FIN_ACK is not awaited.
                 if self.write == Half::Open {
                     self.write = Half::Reset;
                     self.fin_acked = true;
@@ -300,12 +305,13 @@ impl StreamState {
         }
     }
 
-    /// The channel closed under us. Without a FIN before, data may be missing: a reset.
+    /// Handles the closing of the channel. Without an earlier FIN, data may be missing, so this is
+    /// a reset.
     pub(crate) fn channel_closed(&mut self) {
         self.abandon();
     }
 
-    /// The next flag to send.
+    /// Returns the next flag to send.
     pub(crate) fn poll_flag(&mut self) -> Option<Flag> {
         let flag = SEND_ORDER
             .into_iter()
@@ -319,8 +325,8 @@ impl StreamState {
         self.pending != 0
     }
 
-    /// Whether both directions are over and nothing is left to say or to hear: the channel can
-    /// be closed, and its id used again once the close has completed.
+    /// Whether both directions are over and no flag has to be sent or awaited. The channel can then
+    /// be closed, and its id can be used again once the close has completed.
     pub(crate) fn is_done(&self) -> bool {
         self.read != Half::Open && self.write != Half::Open && self.fin_acked && self.pending == 0
     }
@@ -351,7 +357,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn frames(bytes: &[u8]) -> Vec<Frame> {
+    fn frames(bytes: &[u8]) -> Vec<ChannelFrame> {
         let mut decoder = Decoder::default();
         decoder.push(Bytes::copy_from_slice(bytes));
         std::iter::from_fn(|| decoder.next_frame().unwrap()).collect()
@@ -371,14 +377,72 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_and_flags_are_skipped() {
-        // errorCode = 3 as go-libp2p sends it, and a flag of the future.
-        let frame = &frames(&[6, 0x08, 9, 0x18, 1, 0x12, 0])[0];
-        assert_eq!(*frame, Frame::default());
+    fn frames_are_written_as_specified() {
+        let all = [Flag::Fin, Flag::StopSending, Flag::Reset, Flag::FinAck];
+        for (wire, flag) in (0..).zip(all) {
+            assert_eq!(encode_flag(flag), [2, 0x08, wire]);
+            assert_eq!(frames(&[2, 0x08, wire])[0].flag, Some(flag));
+        }
+        let mut out = BytesMut::new();
+        assert_eq!(encode_data(b"ab", &mut out), 2);
+        assert_eq!(out[..], [4, 0x12, 2, b'a', b'b']);
     }
 
     #[test]
-    fn oversized_and_garbled_frames_are_refused() {
+    fn a_frame_may_be_16_kib_with_its_length() {
+        let announced = |len: usize| {
+            let mut decoder = Decoder::default();
+            let mut buffer = unsigned_varint::encode::usize_buffer();
+            let prefix = unsigned_varint::encode::usize(len, &mut buffer);
+            assert_eq!(prefix.len(), 2);
+            decoder.push(Bytes::copy_from_slice(prefix));
+            decoder.next_frame()
+        };
+        assert_eq!(announced(16_382), Ok(None));
+        assert_eq!(announced(16_383), Err(FrameError::TooLong(16_383)));
+    }
+
+    #[test]
+    fn each_half_is_given_up_once() {
+        let mut state = StreamState::default();
+        assert!(state.can_read() && state.can_write());
+        assert!(!state.read_finished() && !state.write_reset() && !state.has_flags());
+        state.stop_reading();
+        state.stop_reading();
+        assert!(state.has_flags() && !state.can_read() && !state.read_finished());
+        assert_eq!(flags(&mut state), [Flag::StopSending]);
+        assert!(state.can_write() && !state.is_done());
+        state.reset();
+        assert!(state.write_reset() && !state.is_done());
+        assert_eq!(flags(&mut state), [Flag::Reset]);
+        assert!(state.is_done());
+        state.reset();
+        state.close_write();
+        state.stop_reading();
+        assert_eq!(flags(&mut state), []);
+    }
+
+    #[test]
+    fn what_ended_in_order_is_not_reset() {
+        let mut state = StreamState::without_fin_ack();
+        state.close_write();
+        state.received(Flag::Fin);
+        assert_eq!(flags(&mut state), [Flag::Fin]);
+        assert!(state.is_done());
+        state.reset();
+        assert_eq!(flags(&mut state), []);
+        assert!(state.read_finished() && !state.write_reset());
+    }
+
+    #[test]
+    fn unknown_fields_and_flags_are_skipped() {
+        // `errorCode = 3` as go-libp2p sends it, and an unknown flag.
+        let frame = &frames(&[6, 0x08, 9, 0x18, 1, 0x12, 0])[0];
+        assert_eq!(*frame, ChannelFrame::default());
+    }
+
+    #[test]
+    fn frames_that_are_too_long_or_malformed_are_refused() {
         let mut decoder = Decoder::default();
         decoder.push(Bytes::from_static(&[0xff, 0xff, 0x7f]));
         assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong(_))));
@@ -440,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_after_fin_is_an_end_and_without_it_a_reset() {
+    fn a_close_is_an_end_after_fin_and_a_reset_without_it() {
         let mut state = StreamState::default();
         state.received(Flag::Fin);
         state.channel_closed();
@@ -462,7 +526,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_survive_any_cut(
+        fn frames_are_decoded_wherever_they_are_cut(
             payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..400), 1..8),
             cut in 1usize..50,
         ) {

@@ -1,24 +1,26 @@
-//! The question of multicast DNS (RFC 6762) for the name that a browser gives in the place of its
-//! address (draft-ietf-mmusic-mdns-ice-candidates), and what answers it.
+//! Multicast DNS (RFC 6762) for the names that browsers give instead of their addresses
+//! (draft-ietf-mmusic-mdns-ice-candidates): the question, and the addresses in an answer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Records read of one answer: there is one for each address, and a few that are not asked for.
+/// The most records that are read from one answer. An answer has one for each address, and a few
+/// that nobody asked for.
 const MAX_RECORDS: usize = 64;
 
-/// The longest name (RFC 1035 section 2.3.4), without its ends.
+/// The longest name (RFC 1035 section 2.3.4), without the length byte at its start and the zero at
+/// its end.
 const MAX_NAME: usize = 253;
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const CLASS_IN: u16 = 1;
 
-/// In a question that an answer to us alone will do (RFC 6762 section 5.4), in an answer that older
-/// ones are void (section 10.2).
+/// In a question, this bit asks for an answer to us alone (RFC 6762 section 5.4). In an answer, it
+/// says that older records are void (section 10.2).
 const TOP_BIT: u16 = 1 << 15;
 
-/// A name of the form `<uuid>.local`. Others are not asked for: a peer has no business in what else
-/// there is in our network.
+/// A name of the form `<uuid>.local`. Other names are not asked for, because a peer must not
+/// explore our network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Name(String);
 
@@ -34,7 +36,7 @@ impl Name {
         shaped.then_some(Self(name))
     }
 
-    /// The question for its IPv4 and IPv6 addresses.
+    /// Returns the question for the IPv4 and IPv6 addresses of the name.
     pub(crate) fn question(&self) -> Vec<u8> {
         // RFC 6762 section 18.1: the id is 0.
         let mut out = vec![0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0];
@@ -54,10 +56,11 @@ impl Name {
         out.push(0);
     }
 
-    /// The addresses that a packet says it has; none if that is no answer.
+    /// Returns the addresses that `packet` gives for the name. There are none if the packet is not
+    /// an answer.
     pub(crate) fn answers(&self, packet: &[u8]) -> Vec<IpAddr> {
         let mut found = Vec::new();
-        // What came before an error counts.
+        // Addresses that were read before an error count.
         let _ = self.read(packet, &mut found);
         found
     }
@@ -98,8 +101,9 @@ impl Name {
     }
 }
 
-/// The name at a place, in lower case, and where it ends (RFC 1035 section 4.1.4). Pointers go
-/// backwards only, and each round of them makes the name longer, so it ends.
+/// Reads the name at `at` (RFC 1035 section 4.1.4). Returns the name in lower case, and where it
+/// ends. A pointer has to go backwards, and each round through pointers makes the name longer, so
+/// reading always ends.
 fn name(packet: &[u8], mut at: usize) -> Option<(Vec<u8>, usize)> {
     let mut name = Vec::new();
     let mut end = None;
@@ -139,13 +143,13 @@ pub(crate) mod tests {
 
     pub(crate) const NAME: &str = "0c8a7c2e-1b1d-4e62-9a1e-2f5c5e6ad0b1.local";
 
-    /// An answer with these addresses, as a responder makes one.
+    /// Makes an answer with these addresses, as a responder does.
     pub(crate) fn answer(name: &Name, addresses: &[IpAddr]) -> Vec<u8> {
         let mut out = vec![0, 0, 0x84, 0, 0, 0, 0, addresses.len() as u8, 0, 0, 0, 0];
         for (nth, address) in addresses.iter().enumerate() {
             match nth {
                 0 => name.write(&mut out),
-                // A pointer to the first.
+                // A pointer to the first name.
                 _ => out.extend([0xc0, 12]),
             }
             let (kind, data) = match address {
@@ -179,7 +183,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_question_is_for_both_families_and_an_answer_to_us() {
+    fn the_question_asks_for_both_families_and_a_unicast_answer() {
         let question = Name::parse(NAME).unwrap().question();
         assert_eq!(question[..12], [0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
         assert_eq!(question[12], 36);
@@ -192,23 +196,23 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_answers_is_a_response_with_the_name() {
+    fn only_a_response_with_the_name_counts() {
         let ours = Name::parse(NAME).unwrap();
         let addresses = ["192.168.1.7", "fd00::7"].map(|text| text.parse().unwrap());
         let packet = answer(&ours, &addresses);
         assert_eq!(ours.answers(&packet), addresses);
         let other = Name::parse(&NAME.replace('b', "c")).unwrap();
         assert!(other.answers(&packet).is_empty());
-        // A question, whatever it holds.
+        // The same records in a question do not count.
         let mut question = packet.clone();
         question[2] = 0;
         assert!(ours.answers(&question).is_empty());
-        // Half of it.
+        // The first record of a packet that is cut off counts.
         assert_eq!(ours.answers(&packet[..packet.len() - 1]), addresses[..1]);
     }
 
     #[test]
-    fn a_name_that_leads_to_itself_is_none() {
+    fn a_name_that_points_to_itself_is_refused() {
         let mut packet = vec![0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0];
         packet.extend([1, b'a', 0xc0, 12]);
         assert_eq!(name(&packet, 12), None);
@@ -223,7 +227,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn never_panics_on_what_looks_like_an_answer(
+        fn never_panics_on_a_damaged_answer(
             addresses in proptest::collection::vec(any::<IpAddr>(), 1..5),
             at in any::<proptest::sample::Index>(),
             byte in any::<u8>(),

@@ -1,22 +1,26 @@
-//! Pure policy: plain data and state machines, with time and randomness as arguments.
+//! Policy without IO: plain data and state machines that take time and randomness as arguments.
 
 pub(crate) mod address;
-#[allow(dead_code, reason = "nobody dials a browser")]
+#[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod autonat;
 pub(crate) mod backoff;
 #[allow(dead_code, reason = "a browser guesses no ports")]
 pub(crate) mod birthday;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
+pub(crate) mod datagram;
+pub(crate) mod delays;
 #[allow(dead_code, reason = "a browser resolves names itself")]
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
 pub(crate) mod frame;
-#[allow(dead_code, reason = "a browser resolves such names itself")]
+pub(crate) mod liveness;
+#[allow(dead_code, reason = "a browser resolves mDNS names itself")]
 pub(crate) mod mdns;
-#[allow(dead_code, reason = "a browser does not tell what it sees")]
+#[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
+pub(crate) mod nearest;
 #[allow(dead_code, reason = "a browser seals no offers")]
 pub(crate) mod offer;
 pub(crate) mod pace;
@@ -24,14 +28,17 @@ pub(crate) mod path;
 #[allow(dead_code, reason = "only a server serves strangers")]
 pub(crate) mod patience;
 pub(crate) mod plan;
+#[allow(dead_code, reason = "only a server stands behind proxies")]
+pub(crate) mod prefix;
 pub(crate) mod protobuf;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
-#[allow(dead_code, reason = "only a server shares what it has")]
+#[allow(dead_code, reason = "only a server divides its resources")]
 pub(crate) mod quota;
 pub(crate) mod race;
-#[allow(dead_code, reason = "nobody dials a browser")]
+#[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod reachability;
+pub(crate) mod reservation;
 pub(crate) mod resume;
 pub(crate) mod scope;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
@@ -39,4 +46,13 @@ pub(crate) mod sdp;
 pub(crate) mod seconds;
 pub(crate) mod server_url;
 pub(crate) mod signalling;
+#[allow(dead_code, reason = "a browser's TURN client is its own")]
+pub(crate) mod silence;
+#[allow(dead_code, reason = "only a server bounds what is unread")]
+pub(crate) mod unread;
+#[allow(dead_code, reason = "a browser asks no router")]
+pub(crate) mod upnp;
+#[allow(dead_code, reason = "only a browser makes up its server's answer")]
+pub(crate) mod webrtc_direct;
+pub(crate) mod websocket_address;
 pub(crate) mod yamux;

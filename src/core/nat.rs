@@ -1,23 +1,32 @@
-//! What a NAT does, concluded from what was seen of it (RFC 4787, RFC 5780), and which ports it
-//! will use next.
+//! Concludes how a NAT behaves from the observations of STUN servers (RFC 4787, RFC 5780), and
+//! predicts the ports that it will use next.
 
 use std::net::SocketAddr;
 
 use serde::Serialize;
 
-/// Furthest apart that two ports of one sequence may be: others behind the NAT take ports too, and
-/// two of 64,000 random ports are this close once in 2,000 times.
+/// The largest distance between two ports of one sequence. It is above 1 because others behind the
+/// NAT take ports too. Two of 64,000 random ports are this close once in 2,000 cases.
 const MAX_STEP: i32 = 16;
 
-/// How many ports ahead are guessed: a peer's checks take one each, and so do those to our own
-/// candidates of this peer, its other traffic and its neighbours. Sixteen checks at 5 ms are one
+/// How many ports are predicted. Each check of a peer takes a port, and so do the checks to our own
+/// candidates of this peer, its other traffic and its neighbours. Sixteen checks at 5 ms take one
 /// short round trip.
 pub(crate) const PREDICTIONS: usize = 16;
 
-/// Ports below are not given out by NATs (RFC 4787 section 4.2.2).
+/// NATs do not use lower ports (RFC 4787 REQ-3).
 const LOWEST_PORT: i32 = 1024;
 
 /// When a NAT reuses the mapping of an internal address and port (RFC 4787 section 4.1).
+///
+/// ```no_run
+/// use throughline::{NatMapping, NatReport};
+///
+/// /// Whether no hole can be punched from here to a peer whose NAT is of this kind too.
+/// fn is_symmetric(nat: &NatReport) -> bool {
+///     nat.mapping == NatMapping::AddressAndPortDependent
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -25,37 +34,50 @@ pub enum NatMapping {
     /// Fewer than two STUN servers answered, or none was asked.
     #[default]
     Unknown,
-    /// There is no NAT: servers see the address of the interface.
+    /// There is no NAT. The servers see the address of the interface.
     None,
-    /// One external address for every destination: a hole can be punched. With servers at one IP
-    /// address only, a NAT that distinguishes addresses but not ports, which is rare, looks the
-    /// same.
+    /// The NAT uses one external address for every destination, so a hole can be punched. If all
+    /// servers have the same IP address, a NAT that distinguishes addresses but not ports, which is
+    /// rare, looks the same.
     EndpointIndependent,
-    /// One for each destination address.
+    /// The NAT uses one external address for each destination address.
     AddressDependent,
-    /// One for each destination address and port, called symmetric: nobody knows the next one.
-    /// With servers at different IP addresses only, the kind above, which is rare, looks the same.
+    /// The NAT uses one external address for each destination address and port (also called
+    /// symmetric). Nobody can know the next one. If all servers have different IP addresses, the
+    /// kind above, which is rare, looks the same.
     AddressAndPortDependent,
 }
 
 /// Whom a NAT lets in through a mapping (RFC 4787 section 5).
+///
+/// ```
+/// use throughline::{NatFiltering, Report};
+///
+/// assert_eq!(Report::default().nat.filtering, NatFiltering::Unknown);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NatFiltering {
-    /// No STUN server that can tell (RFC 5780) was asked, or the answer is not there yet.
+    /// No STUN server that can tell (RFC 5780) was asked, or its answer has not arrived yet.
     #[default]
     Unknown,
-    /// Everybody.
+    /// The NAT lets everybody in.
     EndpointIndependent,
-    /// Addresses that something was sent to. A server with one IP address cannot tell this from
-    /// the kind above.
+    /// The NAT lets in addresses to which something was sent. A server with one IP address cannot
+    /// tell this from the kind above.
     AddressDependent,
-    /// Addresses and ports that something was sent to.
+    /// The NAT lets in addresses and ports to which something was sent.
     AddressAndPortDependent,
 }
 
 /// How a NAT picks external ports (RFC 4787 section 4.2.1).
+///
+/// ```
+/// use throughline::{NatPorts, Report};
+///
+/// assert_eq!(Report::default().nat.ports, NatPorts::Unknown);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -63,37 +85,38 @@ pub enum NatPorts {
     /// No STUN server answered.
     #[default]
     Unknown,
-    /// The internal port.
+    /// The NAT uses the internal port.
     Preserved,
-    /// The next of a sequence: it can be guessed.
+    /// The NAT uses the next port of a sequence, which can be guessed.
     Contiguous,
-    /// Without a pattern that was seen.
+    /// The ports show no pattern.
     Random,
 }
 
-/// What one STUN server saw.
+/// The observation of one STUN server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Observation {
     pub(crate) server: SocketAddr,
-    /// Where the request came from.
+    /// The local address of the request.
     pub(crate) local: SocketAddr,
-    /// Where the server saw it come from.
+    /// The source address that the server saw.
     pub(crate) mapped: SocketAddr,
-    /// Counts requests in the order in which they were first sent, which is that in which a NAT
-    /// made the mappings.
+    /// The number of the request, in the order in which requests were first sent. The NAT made the
+    /// mappings in this order.
     pub(crate) order: u64,
 }
 
-/// What observations of one local address add up to.
+/// The conclusion from the observations of one local address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     pub(crate) mapping: NatMapping,
     pub(crate) ports: NatPorts,
-    /// From one port of a sequence to the next; 0 when there is no sequence.
+    /// The distance from one port of a sequence to the next. It is 0 when there is no sequence.
     pub(crate) step: i32,
 }
 
-/// Concludes what the NAT before a local address does. `seen` are observations of one address.
+/// Concludes how the NAT in front of a local address behaves. All of `seen` are observations of one
+/// local address.
 pub(crate) fn classify(seen: &[Observation]) -> Verdict {
     let mapping = mapping(seen);
     let step = match mapping {
@@ -116,7 +139,7 @@ pub(crate) fn classify(seen: &[Observation]) -> Verdict {
     }
 }
 
-/// RFC 5780 section 4.3, by whatever servers there are.
+/// Follows RFC 5780 section 4.3, with whatever servers there are.
 fn mapping(seen: &[Observation]) -> NatMapping {
     if seen.is_empty() {
         return NatMapping::Unknown;
@@ -129,7 +152,7 @@ fn mapping(seen: &[Observation]) -> NatMapping {
         let pairs = seen.iter().enumerate();
         pairs.flat_map(move |(i, a)| later(i).map(move |b| (a, b)))
     };
-    // Two ports of one address tell whether the port matters.
+    // Two ports of one server show whether the port matters.
     let by_port = |(a, b): &(&Observation, &Observation)| {
         a.server.ip() == b.server.ip() && a.server.port() != b.server.port()
     };
@@ -149,8 +172,8 @@ fn mapping(seen: &[Observation]) -> NatMapping {
     }
 }
 
-/// The step of the sequence that the ports are in, 0 if in none: the greatest that explains every
-/// distance, since ports between were taken by others.
+/// Returns the step of the sequence that the ports form, or 0 if they form none. It is the greatest
+/// step that divides every distance, because others may have taken the ports between.
 fn step(seen: &[Observation]) -> i32 {
     let mut ordered: Vec<_> = seen.iter().map(|o| (o.order, o.mapped)).collect();
     ordered.sort_unstable_by_key(|(order, _)| *order);
@@ -177,7 +200,7 @@ fn gcd(a: i32, b: i32) -> i32 {
     }
 }
 
-/// The external addresses that come after `newest` in a sequence.
+/// Returns the external addresses that follow `newest` in a sequence.
 pub(crate) fn predict(newest: SocketAddr, step: i32) -> impl Iterator<Item = SocketAddr> {
     let count = if step == 0 { 0 } else { PREDICTIONS as i32 };
     (1..=count).filter_map(move |n| {
@@ -187,9 +210,10 @@ pub(crate) fn predict(newest: SocketAddr, step: i32) -> impl Iterator<Item = Soc
     })
 }
 
-/// What a server's answers to requests that ask for another source say (RFC 5780 section 4.4).
-/// `both` is whether the answer from another IP address and port came, `None` if the server has
-/// none; `port` whether that from another port of its address came.
+/// Concludes the filtering from a server's answers to requests that ask for another source (RFC
+/// 5780 section 4.4). `both` says whether the answer from another IP address and port came, and is
+/// `None` if the server has no other address. `port` says whether the answer from another port of
+/// the same address came.
 pub(crate) fn filtering(both: Option<bool>, port: Option<bool>) -> NatFiltering {
     match (both, port) {
         (Some(true), _) => NatFiltering::EndpointIndependent,
@@ -207,7 +231,7 @@ mod tests {
 
     const LOCAL: &str = "192.168.1.2:5000";
 
-    /// Observations in the order of sending, as (server, mapped).
+    /// Makes observations, in the order of sending, from pairs of server and mapped address.
     fn seen(all: &[(&str, &str)]) -> Vec<Observation> {
         let observation = |(order, (server, mapped)): (usize, &(&str, &str))| Observation {
             server: server.parse().unwrap(),
@@ -224,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn mappings_at_every_edge() {
+    fn every_mapping_is_classified() {
         use NatMapping as M;
         use NatPorts as P;
         assert_eq!(verdict(&[]), (M::Unknown, P::Unknown, 0));
@@ -255,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_at_every_edge() {
+    fn sequences_are_found_up_to_the_largest_step() {
         let step = |ports: &[u16]| {
             let observation = |(i, port): (usize, &u16)| Observation {
                 server: SocketAddr::new([1, 1, 1, 1].into(), 1 + i as u16),
@@ -278,13 +302,14 @@ mod tests {
         assert_eq!(step(&[65535, 1024]), 0);
         let two_ips = [("1.1.1.1:1", "9.9.9.8:4000"), ("1.1.1.1:2", "9.9.9.9:4001")];
         assert_eq!(verdict(&two_ips).2, 0);
-        // A cone whose port is one above its own is no sequence.
+        // A NAT with one mapping, whose external port is one above the internal one, is not a
+        // sequence.
         let cone = [("1.1.1.1:1", "9.9.9.9:5001"), ("2.2.2.2:1", "9.9.9.9:5001")];
         assert_eq!(verdict(&cone).2, 0);
     }
 
     #[test]
-    fn predictions_go_on_in_the_direction_of_the_step_and_stay_ports() {
+    fn predictions_follow_the_step_and_stay_within_the_ports() {
         let ports = |newest: u16, step| -> Vec<u16> {
             let newest = SocketAddr::new([9, 9, 9, 9].into(), newest);
             predict(newest, step).map(|addr| addr.port()).collect()
@@ -297,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_at_every_edge() {
+    fn every_filtering_is_classified() {
         use NatFiltering as F;
         for (both, port, expected) in [
             (Some(true), None, F::EndpointIndependent),
@@ -329,7 +354,7 @@ mod tests {
         fn the_order_of_arrival_does_not_matter(
             mut seen in proptest::collection::vec(observation(), 0..6),
         ) {
-            // As the client numbers them: no two alike.
+            // The client numbers requests so that no two are equal.
             for (i, observation) in seen.iter_mut().enumerate() {
                 observation.order = i as u64;
             }
@@ -356,7 +381,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_seen_breaks_it(seen in proptest::collection::vec(observation(), 0..8)) {
+        fn random_observations_never_panic(seen in proptest::collection::vec(observation(), 0..8)) {
             let verdict = classify(&seen);
             for addr in seen.iter().flat_map(|o| predict(o.mapped, verdict.step)) {
                 prop_assert!(addr.port() >= 1024);

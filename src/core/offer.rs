@@ -1,43 +1,45 @@
-//! What is sealed for a peer and needs no circuit: what stands in front of it, and how a copy is
-//! told from the first.
+//! Sealed offers and sealed streams, which need no circuit: the bytes in front of the content, and
+//! the recognition of copies.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// The protocol that carries a sealed offer: to a relay behind its CONNECT, and from the relay to
-/// the peer as it is.
+/// The protocol that carries a sealed offer. On the way to a relay it follows a CONNECT message. On
+/// the way from the relay to the peer it stands alone.
 pub(crate) const OFFER_PROTOCOL: &str = "/throughline/offer/1";
 
-/// How far the clocks of two peers may differ. Beyond it the offer waits for the circuit, which
-/// has no clock.
+/// How far the clocks of two peers may differ. If they differ more, the offer waits for the
+/// circuit, for which clocks do not matter.
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(120);
 
-/// One relay may bring so many offers at once, which is how many peers may connect at the same
-/// moment without a circuit, and so many a second after that. Opening one takes a tenth of a
-/// millisecond, so that a relay has 1 % of a core at most. Whoever fills the pace of a relay makes the
-/// others that come through it wait for circuits, for as long as that goes on.
+/// How many offers one relay may bring at once. This is how many peers may connect at the same
+/// moment without a circuit. A peer that uses up the pace of a relay makes the others that come
+/// through this relay wait for circuits, as long as it goes on.
 pub(crate) const AT_ONCE: u32 = 128;
+/// How many offers one relay may bring per second after that. Opening an offer takes a tenth of a
+/// millisecond, so a relay can use at most 1 % of a core.
 pub(crate) const PER_SECOND: u32 = 64;
 
-/// How long an offer counts as fresh, from the fastest clock to the slowest. It is remembered for
-/// as long at least, and for twice that at most.
+/// How long an offer counts as fresh, from the fastest clock to the slowest. An offer is remembered
+/// for at least this long, and for at most twice as long.
 const FRESH: Duration = MAX_SKEW.saturating_mul(2);
 
-/// What the pace of 16 relays, the most that hold reservations, can have remembered: 9 MB. Two
-/// relays, which is the default, can have 1.1 MB remembered.
+/// How many offers are remembered at most: what 16 relays can bring at their full pace, which takes
+/// 9 MB. A peer holds reservations on at most 16 relays. With the default of two relays, at most
+/// 1.1 MB is used.
 const MAX_SEEN: usize = 16 * (2 * FRESH.as_secs() * PER_SECOND as u64 + AT_ONCE as u64) as usize;
 
-/// Bytes of an X25519 or Ed25519 public key.
+/// The length of an X25519 or Ed25519 public key in bytes.
 pub(crate) const KEY: usize = 32;
 
-/// Bytes of an Ed25519 signature.
+/// The length of an Ed25519 signature in bytes.
 pub(crate) const SIGNATURE: usize = 64;
 
-/// One run of a peer's process, by random numbers. What the peer has seen is forgotten with the
-/// run, so that an offer for one run must mean nothing to the next.
+/// A random name for one run of a peer's process. A peer forgets which offers it has seen when its
+/// process ends, so an offer for one run must be void for the next.
 pub(crate) type Incarnation = [u8; 8];
 
-/// What follows the first bytes.
+/// The kind of content that follows the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Signalling of ICE.
@@ -46,13 +48,14 @@ pub(crate) enum Content {
     Stream,
 }
 
-/// Who offers, when, to which run of the peer, and what: the first bytes of the first sealed
-/// message. The offerer's signature of the [`statement`] follows, and then the content.
+/// The first bytes of the first sealed message: the offerer, the time, the incarnation of the peer,
+/// and the kind of content. The offerer's signature of the [`statement`] follows, and then the
+/// content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prelude {
     /// The Ed25519 key that is the offerer's peer id.
     pub(crate) identity: [u8; KEY],
-    /// By the offerer's clock, since the Unix epoch.
+    /// The time since the Unix epoch by the offerer's clock.
     pub(crate) at: Duration,
     pub(crate) incarnation: Incarnation,
     pub(crate) content: Content,
@@ -61,8 +64,8 @@ pub(crate) struct Prelude {
 impl Prelude {
     pub(crate) const LEN: usize = KEY + 8 + size_of::<Incarnation>() + 1;
 
-    /// The key; the time in milliseconds, 64 bits, big-endian; the incarnation; 0 for signalling
-    /// or 1 for a stream.
+    /// Encodes the key, the time in milliseconds (64 bits, big-endian), the incarnation, and the
+    /// content (0 for signalling, 1 for a stream).
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(Self::LEN);
         bytes.extend(self.identity);
@@ -76,7 +79,8 @@ impl Prelude {
         bytes
     }
 
-    /// Takes it off the front of `bytes`; `None` where they are too few, or of another kind.
+    /// Reads a prelude from the front of `bytes`. Returns `None` if there are too few bytes, or if
+    /// the kind of content is unknown.
     pub(crate) fn take(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (identity, rest) = bytes.split_first_chunk()?;
         let (millis, rest) = rest.split_first_chunk()?;
@@ -96,13 +100,13 @@ impl Prelude {
     }
 }
 
-/// What an offerer signs: that it began the handshake that has the hash `handshake` before its
-/// first message, with the key `ephemeral`, and said `said` in it. The hash covers the protocol
-/// and the peer's key.
+/// Returns the bytes that an offerer signs. They state that the offerer began the handshake whose
+/// hash was `handshake` before its first message, with the key `ephemeral`, and sent `said` in that
+/// message. The hash covers the protocol and the peer's key.
 ///
 /// Noise authenticates the first message of IK by a secret that both peers can compute (Noise
-/// Protocol Framework, section 7.7, source property 1): whoever holds the peer's key could write
-/// it in anybody's name. Only the offerer can sign.
+/// Protocol Framework, section 7.7, source property 1). So whoever holds the peer's key could write
+/// that message in anybody's name. Only the offerer can sign.
 pub(crate) fn statement(
     handshake: &[u8],
     ephemeral: &[u8],
@@ -116,37 +120,38 @@ pub(crate) fn statement(
 /// One moment by two clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    /// Since some moment of this run, by a clock that never jumps.
+    /// The time since some moment of this run, by a clock that never jumps.
     pub(crate) uptime: Duration,
-    /// Since the Unix epoch, by the wall clock, which is set now and then.
+    /// The time since the Unix epoch, by the wall clock, which may be set at any time.
     pub(crate) wall: Duration,
 }
 
-/// The offers of the last minutes. The first message of a handshake can be sent again by whoever
-/// carried it; this is what makes a second one useless.
+/// The offers of the last minutes. Whoever carried the first message of a handshake can send it
+/// again. This memory makes the copy useless.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// Two spans of time, so that the older one can be dropped as a whole.
+    /// There are two spans of time, so that the older one can be dropped as a whole.
     young: Span,
     old: Span,
     /// When `young` was begun.
     since: Duration,
-    /// No offer that has been forgotten was made later than this. An offer is either remembered
-    /// or not later, so that no jump of the wall clock makes a copy count.
+    /// No forgotten offer was made later than this. An offer that is not later is refused, so a
+    /// copy never counts, whatever jumps the wall clock makes.
     forgotten: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Span {
-    /// The first bytes of ephemeral keys, which are as good as random. A new offer has those of a
-    /// remembered one in one of 2^47 cases, and then waits for its circuit.
+    /// The first bytes of ephemeral keys, which are as good as random. A new offer has the same
+    /// bytes as a remembered one in one of 2^47 cases, and then it waits for its circuit.
     keys: HashSet<[u8; 8]>,
-    /// When the last of them was made.
+    /// When the latest of these offers was made.
     latest: Duration,
 }
 
 impl Seen {
-    /// Whether an offer under the ephemeral key `key`, made `at`, counts at `now`; remembers it.
+    /// Whether an offer with the ephemeral key `key`, made `at`, counts at `now`. An offer that
+    /// counts is remembered.
     pub(crate) fn admit(&mut self, now: Moment, at: Duration, key: [u8; KEY]) -> bool {
         let elapsed = now.uptime.saturating_sub(self.since);
         if elapsed >= FRESH {
@@ -190,7 +195,7 @@ mod tests {
         key
     }
 
-    /// So long after the start, by both clocks.
+    /// A moment this long after the start, by both clocks.
     fn after(passed: Duration) -> Moment {
         Moment {
             uptime: passed,
@@ -203,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_is_taken_once() {
+    fn an_offer_counts_once() {
         let mut seen = Seen::default();
         assert!(seen.admit(start(), WALL, key(1)));
         assert!(!seen.admit(start(), WALL, key(1)));
@@ -211,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_may_differ_as_far_as_documented() {
+    fn clocks_may_differ_by_the_documented_time() {
         let mut seen = Seen::default();
         let more = MAX_SKEW + Duration::from_millis(1);
         assert!(seen.admit(start(), WALL - MAX_SKEW, key(1)));
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_that_is_set_forth_and_back_makes_no_copy_count() {
+    fn a_copy_does_not_count_when_the_wall_clock_is_set_forth_and_back() {
         let mut seen = Seen::default();
         assert!(seen.admit(start(), WALL, key(1)));
         let hour = Duration::from_secs(3600);
@@ -238,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_room_comes_back() {
+    fn memory_is_bounded_and_becomes_free_again() {
         let mut seen = Seen::default();
         for number in 0..MAX_SEEN {
             assert!(seen.admit(start(), WALL, key(number)));
@@ -250,7 +255,7 @@ mod tests {
 
     /// The relays that hold reservations cannot fill the memory, whatever they bring.
     #[test]
-    fn the_pace_of_a_relay_leaves_room_for_the_others() {
+    fn sixteen_relays_at_full_pace_fit_the_memory() {
         let (mut seen, mut pace) = (Seen::default(), Pace::new(PER_SECOND, AT_ONCE));
         let (mut number, mut most) = (0, 0);
         for millis in (0..3 * FRESH.as_millis() as u64).step_by(10) {
@@ -265,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_statement_is_of_all_that_it_is_about() {
+    fn every_part_changes_the_statement() {
         let prelude = Prelude {
             identity: [1; KEY],
             at: WALL,
@@ -288,7 +293,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(
+        fn an_encoded_prelude_is_decoded(
             identity: [u8; KEY],
             millis: u64,
             incarnation: Incarnation,
@@ -310,9 +315,9 @@ mod tests {
             }
         }
 
-        /// No copy is ever taken, however the wall clock jumps and whatever else comes.
+        /// No copy is ever accepted, however the wall clock jumps and whatever else arrives.
         #[test]
-        fn no_copy_is_ever_taken(
+        fn no_copy_ever_counts(
             skew in -120_000i64..=120_000,
             steps in prop::collection::vec((0u64..300_000, -2_000_000i64..2_000_000, any::<bool>()), 0..40),
         ) {
@@ -322,16 +327,17 @@ mod tests {
             let mut now = start();
             for (number, (step, jump, back)) in steps.into_iter().enumerate() {
                 now.uptime += Duration::from_millis(step);
-                // The clock is set anywhere, or to when the copy would be the freshest.
+                // The clock is set to any time, or to the time at which the copy would be the
+                // freshest.
                 now.wall = if back { at } else { shifted(now.wall, jump) };
                 seen.admit(now, now.wall, key(number + 1));
                 prop_assert!(!seen.admit(now, at, key(0)));
             }
         }
 
-        /// Whoever has a clock that is right is never refused for what has been forgotten.
+        /// A peer with a correct clock is never refused because of offers that were forgotten.
         #[test]
-        fn a_clock_that_does_not_jump_costs_nobody_an_offer(
+        fn a_steady_clock_refuses_no_new_offer(
             steps in prop::collection::vec((1u64..300_000, -120_000i64..=120_000), 0..40),
         ) {
             let (mut seen, mut passed) = (Seen::default(), Duration::ZERO);

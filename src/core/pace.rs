@@ -1,5 +1,5 @@
-//! How often something may be done: so many times at once, and so many a second after that (the
-//! generic cell rate algorithm of ITU-T I.371, which needs one number).
+//! Limits how often something may be done: a number of times at once, and a rate per second after
+//! that. It is the generic cell rate algorithm of ITU-T I.371, whose state is one number.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// `burst` at once, `rate` a second.
+    /// Allows `burst` at once and `rate` per second.
     pub(crate) fn new(rate: u32, burst: u32) -> Self {
         Self {
             every: Duration::from_secs(1) / rate.max(1),
@@ -22,8 +22,8 @@ impl Pace {
         }
     }
 
-    /// Takes `count` at `now`, and says how long to wait with them; `None`, which takes nothing, if
-    /// that is longer than `patience`.
+    /// Takes `count` at `now` and returns how long to wait with them. If that is longer than
+    /// `patience`, nothing is taken and the result is `None`.
     pub(crate) fn take(
         &mut self,
         now: Duration,
@@ -49,7 +49,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_burst_and_then_the_rate() {
+    fn a_burst_is_followed_by_the_rate() {
         let mut pace = Pace::new(10, 5);
         let mut take = |now, count, patience| pace.take(now, count, patience);
         assert_eq!(take(SECOND, 5, Duration::ZERO), Some(Duration::ZERO));
@@ -65,7 +65,7 @@ mod tests {
     proptest! {
         /// Nothing is done sooner than the burst and the rate allow, whatever is asked for.
         #[test]
-        fn never_more_than_it_allows(
+        fn never_allows_more_than_burst_and_rate(
             asked in prop::collection::vec((0u64..500, 1u32..8), 1..60),
             (rate, burst) in (1u32..50, 8u32..40),
         ) {

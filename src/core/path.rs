@@ -1,31 +1,46 @@
-//! Which of a connection's paths carries its traffic.
+//! Chooses which of a connection's paths carries its traffic.
 
 use std::time::Duration;
 
 use crate::event::PathKind;
 
-/// A path of the same kind must be quicker by this much to be moved to: a move costs each stream
-/// a round trip, and round-trip times of one path vary by more than a millisecond.
+/// Streams move to a path of the same kind only if it is faster by more than this. A move costs
+/// each stream a round trip, and the round-trip times of one path vary by more than a millisecond.
 const HYSTERESIS: Duration = Duration::from_millis(10);
 
-/// What the choice depends on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Candidate<Id> {
-    pub(crate) id: Id,
-    pub(crate) kind: PathKind,
-    /// `None` until measured.
-    pub(crate) rtt: Option<Duration>,
-    /// Missed its last liveness check; chosen only when nothing else is there.
-    pub(crate) suspect: bool,
+/// What is thought of a path, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// It is sound, and has been for long enough.
+    Trusted,
+    /// It answers, and was suspect a short time ago.
+    Sound,
+    /// It leaves a probe unanswered.
+    Suspect,
 }
 
-/// The path to use: sound before suspect, then direct before TURN before relayed, then the current
-/// one unless another is quicker by more than the hysteresis. Of equals, the first.
+/// The facts about one path that the choice depends on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PathCandidate<Id> {
+    pub(crate) id: Id,
+    pub(crate) kind: PathKind,
+    /// The round-trip time, or `None` until it is measured.
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) standing: Standing,
+}
+
+/// Chooses the path to use. A path of better standing wins. Then direct wins over TURN, and
+/// TURN over relayed. Then the current path stays, unless another is faster by more than the
+/// hysteresis. Among equals, the first wins.
 pub(crate) fn select<Id: Copy + PartialEq>(
-    candidates: &[Candidate<Id>],
+    candidates: &[PathCandidate<Id>],
     current: Option<Id>,
 ) -> Option<Id> {
-    let tier = |c: &Candidate<Id>| (c.suspect, c.kind);
+    // Whether a suspect path is dead does not depend on its kind, so the current one stays.
+    let tier = |c: &PathCandidate<Id>| match c.standing {
+        Standing::Suspect => (c.standing, PathKind::Relayed),
+        _ => (c.standing, c.kind),
+    };
     let best_tier = candidates.iter().map(tier).min()?;
     let mut tied = candidates.iter().filter(|c| tier(c) == best_tier);
     let first = tied.clone().next()?;
@@ -33,7 +48,8 @@ pub(crate) fn select<Id: Copy + PartialEq>(
         .clone()
         .find(|c| Some(c.id) == current)
         .unwrap_or(first);
-    let quicker = |c: &&Candidate<Id>| match (c.rtt, base.rtt) {
+    let quicker = |c: &&PathCandidate<Id>| match (c.rtt, base.rtt) {
+        _ if c.standing == Standing::Suspect => false,
         (Some(theirs), Some(ours)) => theirs + HYSTERESIS < ours,
         _ => false,
     };
@@ -49,17 +65,17 @@ pub(crate) fn select<Id: Copy + PartialEq>(
 mod tests {
     use super::*;
 
-    fn path(id: u32, kind: PathKind, rtt: Option<u64>) -> Candidate<u32> {
-        Candidate {
+    fn path(id: u32, kind: PathKind, rtt: Option<u64>) -> PathCandidate<u32> {
+        PathCandidate {
             id,
             kind,
             rtt: rtt.map(Duration::from_millis),
-            suspect: false,
+            standing: Standing::Trusted,
         }
     }
 
     #[test]
-    fn kind_beats_round_trip_time() {
+    fn the_kind_matters_more_than_the_round_trip_time() {
         let relayed = path(1, PathKind::Relayed, Some(1));
         let turn = path(2, PathKind::Turn, Some(50));
         let direct = path(3, PathKind::Direct, None);
@@ -91,11 +107,16 @@ mod tests {
     }
 
     #[test]
-    fn a_suspect_path_is_the_last_choice() {
+    fn a_suspect_path_is_chosen_last() {
         let mut direct = path(1, PathKind::Direct, Some(5));
-        direct.suspect = true;
-        let relayed = path(2, PathKind::Relayed, Some(100));
+        direct.standing = Standing::Suspect;
+        let mut relayed = path(2, PathKind::Relayed, Some(100));
         assert_eq!(select(&[direct, relayed], Some(1)), Some(2));
+        relayed.standing = Standing::Sound;
+        assert_eq!(select(&[direct, relayed], Some(1)), Some(2));
+        relayed.standing = Standing::Suspect;
+        assert_eq!(select(&[direct, relayed], Some(1)), Some(1));
+        assert_eq!(select(&[direct, relayed], Some(2)), Some(2));
         assert_eq!(select(&[direct], Some(1)), Some(1));
     }
 }

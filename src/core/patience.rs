@@ -1,25 +1,27 @@
-//! How slow whoever takes what we send may be.
+//! Limits how slowly a receiver may take what we send.
 //!
-//! A timer that every byte resets is no bound: a byte now and then holds a connection for ever.
-//! Here a receiver has some patience of ours, which waiting for it uses up and bytes that it takes
-//! earn back, so that it may pause but has to take a least rate on average.
+//! A timer that every byte resets is not a limit, because one byte from time to time holds a
+//! connection for ever. Here each receiver has a stock of patience. Waiting for the receiver uses
+//! it up, and bytes that the receiver takes earn it back. So a receiver may pause, but has to keep
+//! a minimum rate on average.
 
 use std::time::{Duration, Instant};
 
-/// The patience that is left with one receiver.
+/// The patience that is left for one receiver.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    /// The most patience that there can be, which is also what there is at first.
+    /// The most patience that there can be, and the patience at the beginning.
     grace: Duration,
-    /// Bytes that earn a second.
+    /// The number of bytes that earn a second.
     rate: u32,
     left: Duration,
-    /// Since when it is waited for.
+    /// Since when we have been waiting for the receiver.
     waiting: Option<Instant>,
 }
 
 impl Patience {
-    /// A receiver that may pause for `grace` and takes `rate` bytes a second at least.
+    /// Makes the patience for a receiver that may pause for `grace` and takes at least `rate` bytes
+    /// per second.
     pub(crate) fn new(grace: Duration, rate: u32) -> Self {
         Self {
             grace,
@@ -29,18 +31,18 @@ impl Patience {
         }
     }
 
-    /// Nothing more can be sent at `now`: until when the receiver is waited for.
+    /// Notes that nothing more can be sent at `now`. Returns until when to wait for the receiver.
     pub(crate) fn wait(&mut self, now: Instant) -> Instant {
         *self.waiting.get_or_insert(now) + self.left
     }
 
-    /// `bytes` could be sent at `now`.
+    /// Notes that `bytes` could be sent at `now`.
     pub(crate) fn sent(&mut self, now: Instant, bytes: usize) {
         if let Some(since) = self.waiting.take() {
             let waited = now.saturating_duration_since(since);
             self.left = self.left.saturating_sub(waited);
         }
-        // Exact to a nanosecond, and far from any overflow: 2^64 bytes earn 2^94 nanoseconds.
+        // This is exact to a nanosecond and cannot overflow: 2^64 bytes earn 2^94 nanoseconds.
         let earned = bytes as u128 * 1_000_000_000 / u128::from(self.rate);
         let earned = Duration::from_nanos(u64::try_from(earned).unwrap_or(u64::MAX));
         self.left = self.left.saturating_add(earned).min(self.grace);
@@ -61,14 +63,14 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_now_and_then_does_not_help() {
+    fn single_bytes_do_not_hold_a_connection() {
         let start = Instant::now();
         let mut pace = Patience::new(GRACE, RATE);
         assert_eq!(pace.wait(start), start + GRACE);
         assert_eq!(
             pace.wait(start + seconds(3.0)),
             start + GRACE,
-            "one wait goes on"
+            "the same wait continues"
         );
         pace.sent(start + seconds(9.0), 1);
         let deadline = pace.wait(start + seconds(9.0));
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_rate_is_enough_for_ever() {
+    fn a_receiver_at_the_minimum_rate_is_never_given_up() {
         let mut now = Instant::now();
         let mut pace = Patience::new(GRACE, RATE);
         for _ in 0..1000 {
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn time_in_which_nothing_is_sent_costs_nothing() {
+    fn time_without_anything_to_send_uses_no_patience() {
         let start = Instant::now();
         let mut pace = Patience::new(GRACE, RATE);
         pace.sent(start, 1);
@@ -96,7 +98,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it does, a receiver is not waited for longer than its bytes and the grace allow.
+        /// We never wait longer for a receiver than its bytes and the grace allow, whatever it
+        /// does.
         #[test]
         fn waits_are_bounded(steps in prop::collection::vec((0u64..20_000, 0usize..5000), 0..50)) {
             let start = Instant::now();

@@ -1,60 +1,62 @@
-//! What to try on the way to a peer, when and for how long: a plan as data, from what is known.
+//! Decides what to try on the way to a peer, when, and for how long. The plan is data, made from
+//! the known facts.
 //!
-//! A plan holds what is still worth trying. Whatever changes what is known (a ticket, a path that
-//! came up or went) gives another plan, and [`race`](super::race) makes the difference happen.
+//! A plan holds what is still worth trying. Whatever changes the facts, such as a ticket or a path
+//! that came up or went down, gives another plan, and [`race`](super::race) carries out the
+//! difference.
 
 use std::time::Duration;
 
 use multiaddr::{Multiaddr, PeerId};
 
-use super::{address, backoff::Backoff};
-use crate::{
-    config::StartDelays,
-    event::{PathKind, Strategy},
-};
+use super::{address, backoff::Backoff, delays::StartDelays};
+use crate::event::{PathKind, Strategy};
 
-/// A circuit through a second relay is asked for this much later, so that none is built twice
-/// where the first relay does its work. Twice the delay of RFC 8305 section 5, since a circuit
-/// takes twice the round trips of a TCP connection.
+/// How much later a circuit through a further relay starts than the one before it. The delay keeps
+/// a second circuit from being built while the first relay does its work. It is twice the delay of
+/// RFC 8305 section 5, because a circuit takes twice the round trips of a TCP connection.
 const RELAY_STAGGER: Duration = Duration::from_millis(500);
-/// How long a connection without a path waits for its circuit's turn at most, where an offer may
-/// make do without: half of what a connect has by default, so that the other half is left for the
-/// circuit.
+/// How long a spare circuit waits for its turn at most while the session has no path, where a
+/// sealed offer may make the circuit unnecessary. It is half of the time that a connect has by
+/// default, so that the other half is left for the circuit.
 pub(crate) const SPARE_WAIT: Duration = Duration::from_secs(5);
-/// So much longer for each that waits before it, since all at once would take what their offers need
-/// where there is too much to do;
+/// How much longer a spare circuit waits for each spare circuit before it. If all started at once
+/// on a busy machine, they would take the time that their offers need.
 const SPARE_STAGGER: Duration = Duration::from_millis(400);
-/// at most so many times, which leaves the last ones a quarter.
+/// How often [`SPARE_STAGGER`] is added at most. This leaves a quarter of the time for the last
+/// circuits.
 const SPARE_STAGGERED: usize = 6;
-/// A lost circuit is the way back to everything else, so it is sought sooner than a better path,
+/// How many times sooner a lost circuit is tried again than a better path. A circuit is needed to
+/// get everything else back.
 const CIRCUIT_HASTE: u32 = 4;
-/// for as long as the session lasts, at pauses that grow to this.
+/// The longest pause between tries of a circuit. They go on as long as the session lasts.
 const CIRCUIT_REST: Duration = Duration::from_secs(30);
 
-/// What an attempt is known by: each is under way at most once per peer.
+/// The name of an attempt. Each attempt is under way at most once per peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum AttemptId {
-    /// A circuit through this relay, whose link may still be coming up.
+    /// A circuit through this relay. The link to the relay may still be coming up.
     Circuit(PeerId),
     /// The peer's own addresses.
     Direct,
-    /// ICE, signalled over a circuit or by a sealed offer: several strategies at once, by one of
-    /// [`UPGRADES`].
+    /// ICE, signalled over a circuit or by a sealed offer. It combines several strategies, by one
+    /// of [`UPGRADES`].
     Ice,
 }
 
-/// A protocol that brings a better path about over a circuit.
+/// A protocol that brings up a better path over a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upgrade {
     /// libp2p `/webrtc`.
     WebRtc,
 }
 
-/// In order of preference; the next is for a peer that does not speak the one before it.
+/// The upgrades in the order of preference. The next one is for a peer that does not speak the one
+/// before it.
 pub(crate) const UPGRADES: &[Upgrade] = &[Upgrade::WebRtc];
 
 impl Upgrade {
-    /// Where `peer` is dialled for it, over the circuit through `relay`.
+    /// Returns the address to dial for this upgrade to `peer`, over the circuit through `relay`.
     pub(crate) fn address(self, relay: &Multiaddr, peer: PeerId) -> Multiaddr {
         match self {
             Self::WebRtc => address::webrtc(relay, peer),
@@ -65,53 +67,54 @@ impl Upgrade {
 /// What the configuration and this target allow.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rules {
-    /// The strategies of ICE here; none if only the relay may be used.
+    /// The strategies of ICE on this target. It is empty if only the relay may be used.
     pub(crate) ice: Vec<Strategy>,
-    /// How long each strategy waits for its start.
+    /// How long each strategy waits before it starts.
     pub(crate) start: StartDelays,
     /// How long one attempt may take.
     pub(crate) timeout: Duration,
     /// How much longer ICE may take, to guess ports.
     pub(crate) guessing: Duration,
-    /// How often an attempt at a better path is repeated.
+    /// How often an attempt at a better path is repeated until it is only repeated once a minute. With
+    /// 0 it is never repeated.
     pub(crate) retries: u32,
     /// The pause before the first repetition.
     pub(crate) backoff: Duration,
 }
 
 impl Rules {
-    /// Whether a circuit can wait where an offer can be sealed: ICE may make do without it, and
-    /// nobody has said how long it is to wait.
+    /// Whether a circuit can wait when an offer can be sealed. It can if ICE is allowed, which may
+    /// make the circuit unnecessary, and if the user has configured no start delay for circuits.
     pub(crate) fn spares_circuits(&self) -> bool {
         !self.ice.is_empty() && self.start.of(Strategy::CircuitRelay).is_zero()
     }
 }
 
-/// What is known of a peer.
+/// The known facts about a peer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Known {
-    /// Whether dialling is ours; otherwise the peer does it.
+    /// Whether this side dials. Otherwise the peer does.
     pub(crate) ours: bool,
-    /// Relays it can be reached through, those with a link before the others.
+    /// The relays through which the peer can be reached. Relays with a link come first.
     pub(crate) relays: Vec<PeerId>,
-    /// Whether there are addresses of its own to dial.
+    /// Whether the peer has addresses of its own to dial.
     pub(crate) addresses: bool,
-    /// Whether a circuit to it is up.
+    /// Whether a circuit to the peer is up.
     pub(crate) circuit: bool,
-    /// Whether an offer can be sealed for it, which needs no circuit.
+    /// Whether an offer can be sealed for the peer, which needs no circuit.
     pub(crate) offer: bool,
-    /// How many circuits wait before this one, if it is to wait for others:
-    /// [`Rules::spares_circuits`], and enough of them are being made already.
+    /// How many spare circuits wait before this one, or `None` if it need not wait. It waits if
+    /// [`Rules::spares_circuits`] is true and enough other circuits are already under way.
     pub(crate) spared: Option<usize>,
-    /// Whether ICE is under way, which outlives its circuit once the candidates are exchanged.
+    /// Whether ICE is under way. It outlives its circuit once the candidates are exchanged.
     pub(crate) ice: bool,
-    /// The best path that is up, or about to be.
+    /// The best path that is up, or about to come up.
     pub(crate) best: Option<PathKind>,
     /// The path in use.
     pub(crate) path: Option<PathKind>,
 }
 
-/// What is worth trying, in the order of preference.
+/// The attempts that are worth making, in the order of preference.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
@@ -124,23 +127,24 @@ pub(crate) struct Plan {
 pub(crate) struct Step {
     pub(crate) attempt: AttemptId,
     pub(crate) strategies: Vec<Strategy>,
-    /// When it starts, from when it came into the plan.
+    /// How long after it came into the plan the attempt starts.
     pub(crate) after: Duration,
-    /// Whether it waits for its turn instead if there is a path before.
+    /// Whether the attempt waits for its turn instead if a path comes up before.
     pub(crate) spared: bool,
-    /// How long it may take.
+    /// How long the attempt may take.
     pub(crate) timeout: Duration,
-    /// How many ways of it there are, for a peer that does not speak the first.
+    /// How many ways there are to make the attempt, for a peer that does not speak the first one.
     pub(crate) ways: usize,
-    /// How often it is repeated in the background, and
+    /// How often the attempt is repeated in the background until it is only repeated once a minute.
+    /// With 0 it is never repeated.
     pub(crate) retries: u32,
-    /// at which pauses.
+    /// The pauses between the first repetitions.
     pub(crate) backoff: Backoff,
 }
 
-/// Everything that is not up yet and better than what is: a circuit, which is the fallback and
-/// carries signalling, always; the peer's own addresses unless a path is direct; ICE unless
-/// something is better than a circuit.
+/// Plans everything that is not up yet and is better than what is up. A circuit is always planned,
+/// because it is the fallback and carries signalling. The peer's own addresses are planned unless a
+/// path is direct. ICE is planned unless a path is better than a circuit.
 pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     let mut steps = Vec::new();
     if known.ours {
@@ -179,8 +183,8 @@ fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step
 }
 
 fn better(attempt: AttemptId, strategies: &[Strategy], ways: usize, rules: &Rules) -> Step {
-    // The strategies of ICE share one negotiation, which the first of them starts. Its host
-    // candidates come along, and birthday probing waits by itself.
+    // The strategies of ICE share one negotiation, which starts as soon as the first of them may.
+    // Its host candidates need no start of their own, and the birthday method waits by itself.
     let starts = |s: &&Strategy| {
         attempt != AttemptId::Ice || !matches!(s, Strategy::Direct | Strategy::Birthday)
     };
@@ -276,7 +280,7 @@ pub(crate) mod tests {
     const ICE: [Strategy; 2] = [Strategy::Direct, Strategy::Stun];
 
     #[test]
-    fn everything_starts_together_but_for_the_second_relay() {
+    fn everything_but_the_second_relay_starts_at_once() {
         let relays = [PeerId::random(), PeerId::random()];
         let steps = vec![
             circuit(relays[0], Duration::ZERO),
@@ -288,7 +292,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn delays_are_taken_as_they_are_configured() {
+    fn configured_start_delays_are_used() {
         let relay = PeerId::random();
         let mut rules = rules();
         rules.start.direct = SECOND;
@@ -307,7 +311,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn circuits_that_wait_do_not_end_their_wait_together() {
+    fn spare_circuits_start_at_different_times() {
         let mut known = known(&[PeerId::random()]);
         known.addresses = false;
         let waits = [None, Some(0), Some(1), Some(6), Some(900)].map(|before| {
@@ -321,7 +325,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_up_is_not_sought_again() {
+    fn paths_that_are_up_are_not_planned() {
         let relay = PeerId::random();
         let direct = better(AttemptId::Direct, &[Strategy::Direct], Duration::ZERO);
         let ice = better(AttemptId::Ice, &ICE, Duration::ZERO);
@@ -340,7 +344,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ice_outlives_the_circuit_it_was_signalled_over() {
+    fn ice_stays_planned_without_its_circuit() {
         let mut known = known(&[]);
         known.addresses = false;
         assert_eq!(plan(&known, &rules()).steps, []);
@@ -350,7 +354,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ice_need_not_wait_for_a_circuit_where_an_offer_can_be_sealed() {
+    fn ice_needs_no_circuit_if_an_offer_can_be_sealed() {
         let relay = PeerId::random();
         let mut known = known(&[relay]);
         known.addresses = false;
@@ -362,7 +366,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn relay_only_plans_no_ice_and_the_accepting_side_nothing() {
+    fn relay_only_plans_no_ice_and_the_accepting_side_plans_nothing() {
         let mut rules = rules();
         rules.ice.clear();
         let mut known = known(&[PeerId::random()]);

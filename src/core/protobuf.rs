@@ -1,13 +1,13 @@
-//! What of Protocol Buffers the messages of libp2p need: varints, and fields that have a length.
+//! The parts of Protocol Buffers that libp2p's messages need: varints and length-delimited fields.
 
-/// Takes an unsigned varint off the front; `None` when it is cut off or overlong.
+/// Takes an unsigned varint off the front. Returns `None` if it is cut off or too long.
 pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let (value, rest) = unsigned_varint::decode::u64(bytes).ok()?;
     *bytes = rest;
     Some(value)
 }
 
-/// Takes a value behind its length off the front.
+/// Takes a value that stands after its length off the front.
 pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = usize::try_from(take_varint(bytes)?).ok()?;
     let (value, rest) = bytes.split_at_checked(len)?;
@@ -15,7 +15,7 @@ pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(value)
 }
 
-/// Skips the value of a field that we do not know.
+/// Skips the value of an unknown field.
 pub(crate) fn skip_field(tag: u64, bytes: &mut &[u8]) -> Option<()> {
     let fixed = match tag & 7 {
         0 => return take_varint(bytes).map(drop),
@@ -33,12 +33,12 @@ pub(crate) fn varint(value: u64) -> Vec<u8> {
     unsigned_varint::encode::u64(value, &mut buffer).to_vec()
 }
 
-/// A field that has a length; its number is below 16, so that its tag is one byte.
+/// Encodes a length-delimited field. Its number is below 16, so that its tag is one byte.
 pub(crate) fn field(tag: u64, value: &[u8]) -> Vec<u8> {
     [&[tag as u8], &behind_length(value)[..]].concat()
 }
 
-/// A message as it stands on a stream.
+/// Returns a message with its length in front, as it stands on a stream.
 pub(crate) fn behind_length(message: &[u8]) -> Vec<u8> {
     [&varint(message.len() as u64), message].concat()
 }

@@ -1,41 +1,43 @@
-//! To which endpoint a QUIC datagram goes, read from what every version leaves in the clear
-//! (RFC 8999), and when those that go out are worth joining.
+//! Finds the endpoint to which a QUIC datagram belongs, by the bytes that every version leaves in
+//! the clear (RFC 8999), and decides when outgoing datagrams are worth joining.
 //!
-//! Several endpoints share a socket: one listens and dials, and others are those of ICE sessions. They
-//! are told apart by a mark in the connection ids that are ours to choose, not by the address a
-//! datagram comes from, because two connections may have that in common.
+//! Several endpoints share a socket: one listens and dials, and each ICE session may have one. They
+//! are told apart by a tag in the connection ids that we choose. The source address would not do,
+//! because two connections may have it in common.
 
 use std::time::Duration;
 
-/// The mark of one endpoint.
+/// The tag of one endpoint.
 pub(crate) type Tag = [u8; 4];
 
-/// Length of the connection ids that our endpoints choose: the mark and 8 random bytes, which make
-/// a guess as unlikely as with the ids of 8 bytes that are usual.
+/// The length of the connection ids that our endpoints choose: the tag and 8 random bytes. A guess
+/// is as unlikely as with the usual ids of 8 bytes.
 pub(crate) const CONNECTION_ID_LEN: usize = 12;
 
-/// Datagrams that begin with less are of another protocol (RFC 9443 section 3): the fixed bit of
-/// RFC 9000 section 17 is set in all of ours, since we do not offer to have it greased.
+/// Datagrams whose first byte is lower belong to another protocol (RFC 9443 section 3). All of ours
+/// have the fixed bit of RFC 9000 section 17, because we do not offer to have it greased.
 pub(crate) const FIRST_BYTE: u8 = 64;
 
-/// Marks a long header, which has the length of its connection ids in it (RFC 8999 section 5.1).
+/// This bit marks a long header, which contains the length of its connection ids (RFC 8999 section
+/// 5.1).
 const LONG_HEADER: u8 = 0x80;
 
-/// Where a datagram goes.
+/// The destination of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
-    /// The endpoint of ours, if there is one with this mark.
+    /// The tag in the connection id, if the id has the length of ours.
     pub(crate) tag: Option<Tag>,
-    /// Whether a connection may begin with it: the peer may have chosen the connection id.
+    /// Whether a connection may begin with the datagram. The peer may then have chosen the
+    /// connection id.
     pub(crate) may_begin: bool,
 }
 
 impl Destination {
-    /// Reads the destination connection id of `datagram`; `None` if it has none.
+    /// Reads the destination connection id of `datagram`. Returns `None` if there is none.
     pub(crate) fn of(datagram: &[u8]) -> Option<Self> {
         let may_begin = datagram.first()? & LONG_HEADER != 0;
         let id = if may_begin {
-            // After the first byte and the version.
+            // The length of the id stands after the first byte and the version.
             let len = usize::from(*datagram.get(5)?);
             datagram.get(6..6 + len)?
         } else {
@@ -49,31 +51,31 @@ impl Destination {
     }
 }
 
-/// Tells when datagrams are worth joining for the kernel (UDP GSO).
+/// Decides when datagrams are worth joining for the kernel (UDP GSO).
 ///
-/// Quinn makes room for all that can be joined as soon as a connection sends one that is, and keeps it:
-/// 14 KiB, for which a connection that only opens, or stays idle, has no use.
+/// As soon as a connection sends a joined datagram, Quinn allocates room for the largest one and
+/// keeps it. That is 14 KiB, which a connection that only opens, or stays idle, does not need.
 #[derive(Debug, Default)]
 pub(crate) struct Bulk {
-    /// Datagrams of the turn that a connection has.
+    /// How many datagrams the connection has sent in its current turn.
     sent: usize,
-    /// When the last turn was that was of many.
+    /// When the last turn with many datagrams was.
     last: Option<Duration>,
 }
 
 impl Bulk {
-    /// More than any message of a handshake.
+    /// More datagrams than any message of a handshake has.
     const MANY: usize = 8;
 
-    /// A round trip far away, and what schedulers add.
+    /// A long round trip, and the delays that schedulers add.
     const LASTS: Duration = Duration::from_secs(1);
 
     pub(crate) fn sent(&mut self, datagrams: usize) {
         self.sent = self.sent.saturating_add(datagrams);
     }
 
-    /// A connection has its turn to send `now`, counted from any fixed time. Returns whether datagrams
-    /// may be joined in it.
+    /// Notes that a connection begins a turn to send at `now`, counted from any fixed time. Returns
+    /// whether datagrams may be joined in this turn.
     pub(crate) fn turn(&mut self, now: Duration) -> bool {
         if std::mem::take(&mut self.sent) >= Self::MANY {
             self.last = Some(now);
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_name_their_endpoint() {
+    fn the_tag_is_read_from_both_kinds_of_header() {
         let id = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
         let to = |tag, may_begin| Some(Destination { tag, may_begin });
         let tag = Some([1, 2, 3, 4]);
@@ -108,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_joined_while_turns_are_of_many() {
+    fn datagrams_are_joined_after_turns_with_many() {
         let (mut bulk, start) = (Bulk::default(), Duration::from_secs(7));
         assert!(!bulk.turn(start));
         for _ in 1..Bulk::MANY {

@@ -1,9 +1,9 @@
-//! Who holds how many places of a pool.
+//! Counts how many places of a pool each holder has.
 //!
 //! Every resource that strangers can hold (connections, handshakes, streams, reservations,
-//! circuits, allocations) is a pool, and every place in it is counted for all, for the IPv4 address
-//! or IPv6 /64 that holds it, for the IPv6 /48, and for the peer. One household has one IPv4 address
-//! or a /64, and one site a /48 (RFC 6177 section 2).
+//! circuits, allocations) is a pool. Each place is counted for the whole pool, for the IPv4 address
+//! or IPv6 /64 that holds it, for the IPv6 /48, and for the peer. One household has one IPv4
+//! address or a /64, and one site has a /48 (RFC 6177 section 2).
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 
 use multiaddr::PeerId;
 
-/// The most places that there are.
+/// The limits of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quota {
     pub(crate) all: usize,
@@ -21,15 +21,15 @@ pub(crate) struct Quota {
     pub(crate) per_peer: usize,
 }
 
-/// The fewest places that an address may have in a pool that is larger than twice that: some
-/// machines of one household.
+/// An address may have at least this many places in a pool that is larger than twice that. They are
+/// enough for some machines of one household.
 const LEAST_SHARE: usize = 8;
 
 impl Quota {
-    /// A pool of `all` places, of which one address may hold `percent` and one site twice that.
+    /// Makes a pool of `all` places. One address may hold `percent` of them, and one site twice
+    /// that.
     ///
-    /// A quarter of a small pool is out of reach of any one address all the same, unless `percent`
-    /// is 100.
+    /// Unless `percent` is 100, no address can hold the last quarter of a small pool.
     pub(crate) fn shared(all: usize, percent: u8) -> Self {
         let share = |percent: usize| all.saturating_mul(percent.min(100)) / 100;
         let small = LEAST_SHARE.min(all - all.div_ceil(4)).max(1);
@@ -42,13 +42,13 @@ impl Quota {
         }
     }
 
-    /// The same pool with at most `per_peer` places for one peer.
+    /// Returns the same pool with at most `per_peer` places for one peer.
     pub(crate) fn per_peer(self, per_peer: usize) -> Self {
         Self { per_peer, ..self }
     }
 }
 
-/// Who asks for a place, as far as that is known.
+/// The holder of a place, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) ip: Option<IpAddr>,
@@ -64,7 +64,7 @@ impl From<IpAddr> for Holder {
     }
 }
 
-/// Which limit refuses a place.
+/// The limit that refuses a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
     /// The pool is full.
@@ -78,7 +78,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// The word that metrics and logs have for it.
+    /// Returns the word for the limit in metrics and logs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -89,7 +89,7 @@ impl Refusal {
     }
 }
 
-/// What places are counted under.
+/// What places are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Address(IpAddr),
@@ -97,7 +97,7 @@ enum Key {
     Peer(PeerId),
 }
 
-/// The places that are taken. It grows with those and with nothing else.
+/// The places that are taken. Its size depends on these places only.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     taken: usize,
@@ -105,22 +105,20 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// How many places are taken.
     pub(crate) fn taken(&self) -> usize {
         self.taken
     }
 
-    /// Whether `peer` holds a place.
     pub(crate) fn is_held_by(&self, peer: PeerId) -> bool {
         self.by_key.contains_key(&Key::Peer(peer))
     }
 
-    /// Takes a place for `holder`.
+    /// Says whether there is a place for `holder`.
     ///
     /// # Errors
-    /// The limit of `quota` that refuses it; nothing is taken then. A holder's own limit is named
-    /// before that of all.
-    pub(crate) fn take(&mut self, quota: &Quota, holder: Holder) -> Result<(), Refusal> {
+    /// Returns the limit of `quota` that refuses the place. A holder's own limit is named before the
+    /// limit of the whole pool.
+    pub(crate) fn look(&self, quota: &Quota, holder: Holder) -> Result<(), Refusal> {
         for key in keys(holder) {
             let (most, refusal) = match key {
                 Key::Peer(_) => (quota.per_peer, Refusal::Peer),
@@ -131,9 +129,18 @@ impl Ledger {
                 return Err(refusal);
             }
         }
-        if self.taken >= quota.all {
-            return Err(Refusal::Full);
+        match self.taken >= quota.all {
+            true => Err(Refusal::Full),
+            false => Ok(()),
         }
+    }
+
+    /// Takes a place for `holder`.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look); nothing is taken then.
+    pub(crate) fn take(&mut self, quota: &Quota, holder: Holder) -> Result<(), Refusal> {
+        self.look(quota, holder)?;
         self.taken += 1;
         for key in keys(holder) {
             *self.by_key.entry(key).or_default() += 1;
@@ -160,7 +167,7 @@ fn keys(holder: Holder) -> impl Iterator<Item = Key> {
     peer.into_iter().chain(address).chain(site)
 }
 
-/// The IPv4 address, or the /64 of an IPv6 one.
+/// Returns the IPv4 address, or the /64 of an IPv6 address.
 pub(crate) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
@@ -168,7 +175,7 @@ pub(crate) fn network(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// The /48 of an IPv6 address.
+/// Returns the /48 of an IPv6 address.
 pub(crate) fn site(ip: IpAddr) -> Option<Ipv6Addr> {
     match ip.to_canonical() {
         IpAddr::V4(_) => None,
@@ -225,7 +232,39 @@ mod tests {
     }
 
     #[test]
-    fn shares_leave_room_for_others() {
+    fn a_place_that_is_given_back_leaves_the_others_counted() {
+        let mut ledger = Ledger::default();
+        let holder = from("192.0.2.1");
+        assert_eq!(ledger.take(&QUOTA, holder), Ok(()));
+        assert_eq!(ledger.take(&QUOTA, holder), Ok(()));
+        ledger.give_back(holder);
+        assert_eq!(ledger.take(&QUOTA, holder), Ok(()));
+        assert_eq!(ledger.take(&QUOTA, holder), Err(Refusal::Address));
+    }
+
+    #[test]
+    fn one_peer_has_its_own_bound() {
+        let quota = Quota::shared(100, 10);
+        assert_eq!(quota.per_peer, usize::MAX);
+        assert_eq!(quota.per_peer(3).per_peer, 3);
+        assert_eq!(quota.per_peer(3).per_address, quota.per_address);
+    }
+
+    #[test]
+    fn each_refusal_has_its_word() {
+        let all = [
+            (Refusal::Full, "full"),
+            (Refusal::Address, "address"),
+            (Refusal::Site, "site"),
+            (Refusal::Peer, "peer"),
+        ];
+        for (refusal, word) in all {
+            assert_eq!(refusal.name(), word);
+        }
+    }
+
+    #[test]
+    fn one_holder_cannot_fill_a_pool() {
         let quota = Quota::shared(1000, 10);
         assert_eq!((quota.per_address, quota.per_site), (100, 200));
         for all in 2..100 {
@@ -238,9 +277,9 @@ mod tests {
     }
 
     proptest! {
-        /// What is given back leaves nothing behind, in whatever order.
+        /// Nothing is left after all places were given back, in whatever order.
         #[test]
-        fn nothing_is_kept_of_holders_that_are_gone(
+        fn places_that_are_given_back_leave_nothing_behind(
             ips in prop::collection::vec(any::<(bool, u8)>(), 0..40),
             turn in 0usize..40,
         ) {

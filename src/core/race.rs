@@ -1,36 +1,61 @@
 //! The race to a peer: events in, actions out.
 //!
-//! It starts what the [`Plan`] holds, takes back what has left the plan, repeats in the background
-//! what failed, and says when those who wait for a first path are to be answered. It lives as long
-//! as the session with the peer; all times count from the session's start.
+//! The race starts the attempts of its [`Plan`], takes back attempts that have left the plan,
+//! repeats failed attempts in the background, and says when the waiting calls get an answer. It
+//! lives as long as the session with the peer. All times count from the session's start.
+
+mod slot;
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::plan::{AttemptId, Plan, Step};
+use self::slot::{Slot, State, record};
+use super::{
+    backoff::Backoff,
+    plan::{AttemptId, Plan},
+};
 use crate::event::{Attempt, Cause, Outcome, PathKind, Strategy};
+
+/// How often an attempt is repeated after its first repetitions. Whatever kept a path from coming up
+/// may go away at any time: a firewall, a NAT's state, another network.
+const LATER: Duration = Duration::from_secs(60);
+
+/// The longest pause before a repetition while there is no path any more. The peer may come back at any
+/// moment, and streams wait for it. That takes no longer than `resume_timeout`.
+const LOST: Duration = Duration::from_secs(2);
+/// After so many tries, the pause is three times as long. Stock relays give a peer thirty circuits, and
+/// another one every two minutes.
+const SOON: u32 = 15;
+
+/// An attempt without an answer for this long when the network changes is made again. The time is
+/// longer than most round trips. So the addresses that a system reports at its start, one after the
+/// other, disturb nothing.
+const SWALLOWED: Duration = Duration::from_millis(300);
 
 /// What the race is told.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Event {
-    /// Somebody waits for a first path, until `deadline`. A plan follows.
+pub(crate) enum RaceEvent {
+    /// A call waits for a first path, until `deadline`. A plan follows.
     Connect { deadline: Duration },
-    /// The one of this place among those who wait does so no longer.
+    /// The waiting call at this index was dropped.
     Abandoned(usize),
-    /// An attempt gave a path. A plan that knows of the path follows.
+    /// An attempt gave a path. A plan that contains the path follows.
     Succeeded(AttemptId, Strategy),
-    /// What is known has changed.
+    /// The known facts have changed.
     Plan(Plan),
-    /// Nothing came of an attempt, and why.
+    /// An attempt failed, for this cause and reason.
     Failed(AttemptId, Cause, String),
     /// A strategy joins an attempt that is under way.
     Joined(AttemptId, Strategy),
-    /// Nothing can come of one strategy of an attempt, which goes on without it.
+    /// One strategy of an attempt has failed. The attempt goes on without it.
     Left(AttemptId, Strategy, Cause, String),
-    /// An attempt cannot go on before the plan that follows, or a later one, holds it.
+    /// An attempt cannot go on until a later plan holds it. A plan follows at once.
     Deferred(AttemptId),
-    /// A circuit need not wait any longer.
+    /// A spare circuit may start now.
     Due,
-    /// Time has passed; see [`Race::wake`].
+    /// The network has changed, so attempts that failed may succeed now, and those that are under
+    /// way without a path may fail.
+    Anew,
+    /// Time has passed. See [`Race::wake`].
     Tick,
     /// The session ends.
     Closed,
@@ -38,128 +63,49 @@ pub(crate) enum Event {
 
 /// What the race wants done.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Action {
-    /// To make this attempt by the way of this number, counted from 0.
+pub(crate) enum RaceAction {
+    /// Make this attempt in the way with this number, counted from 0.
     Start(AttemptId, usize),
-    /// To take it back.
+    /// Take this attempt back.
     Cancel(AttemptId),
-    /// To count a strategy as begun.
+    /// Count this strategy as begun.
     Began(Strategy),
-    /// To tell how it ended.
+    /// Report how a strategy ended.
     Ended(Attempt),
-    /// To give everybody who waits the path in use.
+    /// Give the path in use to all waiting calls.
     Accept,
-    /// To give the first so many who wait an error that lists the attempts.
+    /// Give the first waiting calls an error that lists the attempts.
     GiveUp {
         connects: usize,
         attempts: Vec<Attempt>,
     },
 }
 
-/// See the module's documentation.
+/// The state of the race. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Race {
-    /// How long a path that is not direct is held back.
+    /// How long a path that is not direct is held back, while a better one may come.
     acceptance: Duration,
     slots: Vec<Slot>,
     /// The path in use, and since when there has been one.
     path: Option<(PathKind, Duration)>,
-    /// The deadlines of those who wait for a path.
+    /// Whether there was a path, and is none now.
+    lost: bool,
+    /// The deadlines of the calls that wait for a path.
     connects: VecDeque<Duration>,
-    /// What failed while they waited.
+    /// The attempts that failed while these calls waited.
     tried: Vec<Attempt>,
 }
 
-/// One step of the plan and how far it has come.
-#[derive(Debug)]
-struct Slot {
-    step: Step,
-    way: usize,
-    state: State,
-    /// Its strategies, and since when, while it is under way.
-    strategies: Vec<(Strategy, Duration)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    /// Starts then.
-    At(Duration),
-    /// Starts when it is its turn, with [`Event::Due`].
-    Spared,
-    /// Under way since then.
-    Running(Duration),
-    /// Under way, and goes on when the plan holds it again.
-    Deferred,
-    /// While connects wait for a first path, one round is all that is made.
-    Failed,
-    /// Not to be repeated.
-    Spent,
-}
-
-impl Slot {
-    fn is_running(&self) -> bool {
-        matches!(self.state, State::Running(_))
-    }
-
-    /// A circuit that waits for its start and has not failed yet.
-    fn is_standby(&self) -> bool {
-        matches!(self.step.attempt, AttemptId::Circuit(_))
-            && matches!(self.state, State::At(_) | State::Spared)
-            && self.step.backoff.failures() == 0
-    }
-
-    /// Whether this may still give a path better than `kind` at its first try.
-    fn may_beat(&self, kind: PathKind) -> bool {
-        self.step.backoff.failures() == 0
-            && matches!(self.state, State::At(_) | State::Running(_))
-            && self.step.strategies.iter().any(|s| s.kind() < kind)
-    }
-
-    /// One record for each of its strategies, which ended `now`.
-    fn records(&self, now: Duration, outcome: Outcome, cause: Cause, reason: &str) -> Vec<Attempt> {
-        let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
-        match self.state {
-            State::Running(_) | State::Deferred => self.strategies.iter().map(record).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn timed_out(&self, now: Duration) -> Vec<Attempt> {
-        let State::Running(since) = self.state else {
-            return Vec::new();
-        };
-        let reason = format!("no answer within {} ms", (now - since).as_millis());
-        self.records(now, Outcome::Failed, Cause::Timeout, &reason)
-    }
-}
-
-fn record(
-    (strategy, started): (Strategy, Duration),
-    ended: Duration,
-    outcome: Outcome,
-    why: Option<(Cause, &str)>,
-) -> Attempt {
-    let reason = why.map(|(cause, reason)| match cause.advice() {
-        "" => reason.to_owned(),
-        advice => format!("{reason}; {advice}"),
-    });
-    Attempt {
-        strategy,
-        outcome,
-        started,
-        ended,
-        cause: why.map(|(cause, _)| cause),
-        reason,
-    }
-}
-
 impl Race {
-    /// A path that is not direct is held back for `acceptance` while a better one may come.
+    /// Makes a race that holds a path that is not direct back for `acceptance`, while a better one
+    /// may come.
     pub(crate) fn new(acceptance: Duration) -> Self {
         Self {
             acceptance,
             slots: Vec::new(),
             path: None,
+            lost: false,
             connects: VecDeque::new(),
             tried: Vec::new(),
         }
@@ -170,25 +116,25 @@ impl Race {
         found.is_some_and(Slot::is_running)
     }
 
-    /// How many circuits are being made.
+    /// Returns how many circuits are being made.
     pub(crate) fn circuits(&self) -> usize {
         let circuit = |s: &&Slot| matches!(s.step.attempt, AttemptId::Circuit(_));
         let running = self.slots.iter().filter(|slot| slot.is_running());
         running.filter(circuit).count()
     }
 
-    /// Whether a circuit is sought, now or some time.
+    /// Whether a circuit is being made, or will be.
     pub(crate) fn seeks_circuit(&self) -> bool {
         let circuit = |s: &Slot| matches!(s.step.attempt, AttemptId::Circuit(_));
         self.slots.iter().any(circuit)
     }
 
-    /// Whether a circuit waits for its start, which [`Event::Due`] brings about.
+    /// Whether a circuit waits for its start. [`RaceEvent::Due`] starts it.
     pub(crate) fn awaits_circuit(&self) -> bool {
         self.circuits() == 0 && self.slots.iter().any(Slot::is_standby)
     }
 
-    /// When the next [`Event::Tick`] is due.
+    /// Returns when the next [`RaceEvent::Tick`] is due.
     pub(crate) fn wake(&self) -> Option<Duration> {
         let steps = self.slots.iter().filter_map(|slot| match slot.state {
             State::At(at) => Some(at),
@@ -202,50 +148,59 @@ impl Race {
         steps.chain(connects).min()
     }
 
-    /// Takes in what happened `now`. `random` is uniform in `0.0..1.0`.
-    pub(crate) fn handle(&mut self, now: Duration, event: Event, random: f64) -> Vec<Action> {
+    /// Handles an event that happened `now`. `random` is uniform in `0.0..1.0`.
+    pub(crate) fn handle(
+        &mut self,
+        now: Duration,
+        event: RaceEvent,
+        random: f64,
+    ) -> Vec<RaceAction> {
         let mut actions = Vec::new();
         match event {
-            Event::Connect { deadline } => {
+            RaceEvent::Connect { deadline } => {
                 self.connects.push_back(deadline);
                 self.hurry(now);
                 return actions;
             }
-            Event::Abandoned(place) => {
+            RaceEvent::Abandoned(place) => {
                 self.connects.remove(place);
                 return actions;
             }
-            Event::Succeeded(attempt, strategy) => {
+            RaceEvent::Succeeded(attempt, strategy) => {
                 self.succeed(now, attempt, strategy, &mut actions);
                 return actions;
             }
-            Event::Closed => {
+            RaceEvent::Closed => {
                 for slot in std::mem::take(&mut self.slots) {
-                    cancel(now, &slot, "the connection is closed", &mut actions);
+                    slot.cancel(now, "the connection is closed", &mut actions);
                 }
                 return actions;
             }
-            Event::Plan(plan) => self.adopt(now, plan, &mut actions),
-            Event::Failed(attempt, cause, reason) => {
+            RaceEvent::Plan(plan) => self.adopt(now, plan, &mut actions),
+            RaceEvent::Failed(attempt, cause, reason) => {
                 if let Some(at) = self.slots.iter().position(|s| s.step.attempt == attempt) {
                     self.fail(now, at, cause, &reason, &mut actions);
                 }
             }
-            Event::Deferred(attempt) => {
+            RaceEvent::Deferred(attempt) => {
                 let running = |s: &&mut Slot| s.step.attempt == attempt && s.is_running();
                 if let Some(slot) = self.slots.iter_mut().find(running) {
                     slot.state = State::Deferred;
                 }
                 self.hasten_circuit(now, attempt);
             }
-            Event::Due => self.start_next_circuit(now),
-            Event::Joined(attempt, strategy) => {
+            RaceEvent::Due => self.start_next_circuit(now),
+            RaceEvent::Anew => {
+                self.restart(now, &mut actions);
+                self.begin_anew(now);
+            }
+            RaceEvent::Joined(attempt, strategy) => {
                 self.join(now, attempt, strategy, &mut actions);
             }
-            Event::Left(attempt, strategy, cause, reason) => {
+            RaceEvent::Left(attempt, strategy, cause, reason) => {
                 self.leave(now, attempt, strategy, (cause, &reason), &mut actions);
             }
-            Event::Tick => {}
+            RaceEvent::Tick => {}
         }
         self.expire(now, &mut actions);
         self.start(now, &mut actions);
@@ -254,42 +209,61 @@ impl Race {
         actions
     }
 
-    /// Whether the first path is still to come, and somebody waits for it.
+    /// Whether a call waits for the first path.
     fn is_awaited(&self) -> bool {
         self.path.is_none() && !self.connects.is_empty()
     }
 
-    /// Somebody waits now for what was to be repeated some time.
+    /// A caller is waiting now, so attempts that pause before a repetition start at once.
     fn hurry(&mut self, now: Duration) {
         if self.path.is_none() {
-            for slot in &mut self.slots {
-                let waits = matches!(slot.state, State::At(_) | State::Spent);
-                if waits && slot.step.backoff.failures() > 0 {
-                    slot.state = State::At(now);
-                    slot.step.backoff.reset();
-                }
+            self.begin_anew(now);
+        }
+    }
+
+    /// Attempts that pause before a repetition start at once, and all repetitions are before them.
+    fn begin_anew(&mut self, now: Duration) {
+        for slot in &mut self.slots {
+            let waits = matches!(slot.state, State::At(_) | State::Spent);
+            if waits && slot.step.backoff.failures() > 0 {
+                slot.state = State::At(now);
+                slot.step.backoff.reset();
             }
         }
     }
 
-    fn adopt(&mut self, now: Duration, plan: Plan, actions: &mut Vec<Action>) {
+    /// Without a path, attempts that the old network has swallowed are made again.
+    fn restart(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
+        if self.path.is_some() {
+            return;
+        }
+        for slot in &mut self.slots {
+            if matches!(slot.state, State::Running(since) if now >= since + SWALLOWED) {
+                slot.cancel(now, "the network has changed", actions);
+                slot.state = State::At(now);
+            }
+        }
+    }
+
+    fn adopt(&mut self, now: Duration, plan: Plan, actions: &mut Vec<RaceAction>) {
         let lost = self.path.is_some() && plan.path.is_none();
         let found = self.path.is_none() && plan.path.is_some();
+        self.lost = plan.path.is_none() && (lost || self.lost);
         let idle = self.circuits() == 0;
         self.path = plan.path.map(|kind| {
             let since = self.path.map_or(now, |(_, since)| since);
             (kind, since)
         });
         self.slots.retain(|slot| {
-            // A path would have brought along what is deferred, or made it needless.
+            // A path would have let a deferred attempt go on, or would have made it unnecessary.
             let kept = plan.steps.iter().any(|s| s.attempt == slot.step.attempt)
                 || slot.state == State::Deferred && plan.path.is_none();
             if !kept {
                 let reason = match slot.step.attempt {
-                    AttemptId::Circuit(_) => "another circuit was sooner",
-                    AttemptId::Direct | AttemptId::Ice => "a better path was sooner",
+                    AttemptId::Circuit(_) => "another circuit came up first",
+                    AttemptId::Direct | AttemptId::Ice => "a better path came up first",
                 };
-                cancel(now, slot, reason, actions);
+                slot.cancel(now, reason, actions);
             }
             kept
         });
@@ -307,9 +281,9 @@ impl Race {
                 }),
                 Some(slot) if slot.state == State::Deferred => {
                     slot.state = State::Running(now);
-                    actions.push(Action::Start(step.attempt, slot.way));
+                    actions.push(RaceAction::Start(step.attempt, slot.way));
                 }
-                // What failed in another situation may do in this one.
+                // An attempt that failed while there was a path may succeed now.
                 Some(slot) if lost && !slot.is_running() => {
                     slot.state = State::At(now + step.after);
                     slot.step = step;
@@ -327,7 +301,7 @@ impl Race {
         now: Duration,
         attempt: AttemptId,
         strategy: Strategy,
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<RaceAction>,
     ) {
         let Some(at) = self.slots.iter().position(|s| s.step.attempt == attempt) else {
             return;
@@ -337,17 +311,17 @@ impl Race {
             return;
         };
         let known = slot.strategies.iter().find(|(known, _)| *known == strategy);
-        // The peer's side may have brought a strategy in that is not one of ours.
+        // The peer's side may have brought in a strategy that is not one of ours.
         if known.is_none() {
-            actions.push(Action::Began(strategy));
+            actions.push(RaceAction::Began(strategy));
         }
         let won = known.copied().unwrap_or((strategy, since));
         let won = record(won, now, Outcome::Succeeded, None);
-        actions.push(Action::Ended(won));
+        actions.push(RaceAction::Ended(won));
         let reason = format!("{strategy} was better");
         let beaten = slot.records(now, Outcome::Cancelled, Cause::Cancelled, &reason);
         let beaten = beaten.into_iter().filter(|a| a.strategy != strategy);
-        actions.extend(beaten.map(Action::Ended));
+        actions.extend(beaten.map(RaceAction::Ended));
     }
 
     fn fail(
@@ -356,7 +330,7 @@ impl Race {
         at: usize,
         cause: Cause,
         reason: &str,
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<RaceAction>,
     ) {
         let awaited = self.is_awaited();
         let slot = &mut self.slots[at];
@@ -365,7 +339,7 @@ impl Race {
         }
         if cause == Cause::Unsupported && slot.way + 1 < slot.step.ways {
             slot.way += 1;
-            actions.push(Action::Start(slot.step.attempt, slot.way));
+            actions.push(RaceAction::Start(slot.step.attempt, slot.way));
             return;
         }
         let outcome = match cause {
@@ -380,7 +354,7 @@ impl Race {
         if awaited {
             self.tried.extend(records.iter().cloned());
         }
-        actions.extend(records.into_iter().map(Action::Ended));
+        actions.extend(records.into_iter().map(RaceAction::Ended));
         self.hasten_circuit(now, self.slots[at].step.attempt);
     }
 
@@ -394,13 +368,13 @@ impl Race {
         now: Duration,
         attempt: AttemptId,
         strategy: Strategy,
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<RaceAction>,
     ) {
         if let Some(slot) = self.running(attempt)
             && slot.strategies.iter().all(|(s, _)| *s != strategy)
         {
             slot.strategies.push((strategy, now));
-            actions.push(Action::Began(strategy));
+            actions.push(RaceAction::Began(strategy));
         }
     }
 
@@ -410,7 +384,7 @@ impl Race {
         attempt: AttemptId,
         strategy: Strategy,
         why: (Cause, &str),
-        actions: &mut Vec<Action>,
+        actions: &mut Vec<RaceAction>,
     ) {
         let Some(slot) = self.running(attempt) else {
             return;
@@ -423,11 +397,12 @@ impl Race {
         if self.is_awaited() {
             self.tried.push(left.clone());
         }
-        actions.push(Action::Ended(left));
+        actions.push(RaceAction::Ended(left));
     }
 
-    /// A second relay need not wait for the time that the first one no longer uses, and no circuit
-    /// for ICE to make do without it.
+    /// Starts the next circuit early. A second relay need not wait until the first one's time is
+    /// over when that one has failed. A spare circuit need not wait for ICE when ICE needs it or
+    /// has failed.
     fn hasten_circuit(&mut self, now: Duration, failed: AttemptId) {
         let next = match failed {
             AttemptId::Circuit(_) => true,
@@ -450,8 +425,8 @@ impl Race {
         }
     }
 
-    /// Ends what has taken too long.
-    fn expire(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// Ends attempts that have taken too long.
+    fn expire(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
             if matches!(slot.state, State::Running(since) if now >= since + slot.step.timeout) {
@@ -460,7 +435,7 @@ impl Race {
         }
     }
 
-    fn time_out(&mut self, now: Duration, at: usize, actions: &mut Vec<Action>) {
+    fn time_out(&mut self, now: Duration, at: usize, actions: &mut Vec<RaceAction>) {
         let records = self.slots[at].timed_out(now);
         if records.is_empty() {
             return;
@@ -470,25 +445,25 @@ impl Race {
             self.tried.extend(records.iter().cloned());
         }
         let attempt = self.slots[at].step.attempt;
-        actions.push(Action::Cancel(attempt));
-        actions.extend(records.into_iter().map(Action::Ended));
+        actions.push(RaceAction::Cancel(attempt));
+        actions.extend(records.into_iter().map(RaceAction::Ended));
         self.hasten_circuit(now, attempt);
     }
 
-    /// Starts what is due.
-    fn start(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// Starts the attempts that are due.
+    fn start(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         for slot in &mut self.slots {
             if matches!(slot.state, State::At(at) if at <= now) {
                 slot.state = State::Running(now);
                 slot.strategies = slot.step.strategies.iter().map(|s| (*s, now)).collect();
-                actions.extend(slot.step.strategies.iter().map(|s| Action::Began(*s)));
-                actions.push(Action::Start(slot.step.attempt, slot.way));
+                actions.extend(slot.step.strategies.iter().map(|s| RaceAction::Began(*s)));
+                actions.push(RaceAction::Start(slot.step.attempt, slot.way));
             }
         }
     }
 
-    /// Answers those who wait, if it is time.
-    fn answer(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// Answers the waiting calls, if it is time.
+    fn answer(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         if self.connects.is_empty() {
             return;
         }
@@ -502,12 +477,12 @@ impl Race {
         if !held {
             self.connects.clear();
             self.tried.clear();
-            actions.push(Action::Accept);
+            actions.push(RaceAction::Accept);
         }
     }
 
-    /// Gives up for those whose time is over, or for all if nothing is left to hope for.
-    fn give_up(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// Gives up for calls whose time is over, or for all calls if no attempt can succeed any more.
+    fn give_up(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         let over = self.connects.iter().take_while(|d| **d <= now).count();
         if over == self.connects.len() {
             for at in 0..self.slots.len() {
@@ -534,44 +509,53 @@ impl Race {
         if self.connects.is_empty() {
             self.tried.clear();
         }
-        actions.push(Action::GiveUp { connects, attempts });
+        actions.push(RaceAction::GiveUp { connects, attempts });
     }
 
-    /// Ends what no plan will hold again.
-    fn fail_deferred(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    /// Ends deferred attempts that no plan will hold again.
+    fn fail_deferred(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         let deferred = |slot: &&mut Slot| slot.state == State::Deferred;
         for slot in self.slots.iter_mut().filter(deferred) {
-            let reason = "no circuit came up to signal over";
+            let reason = "no circuit came up for the signalling";
             let records = slot.records(now, Outcome::Failed, Cause::Signalling, reason);
             slot.state = State::Failed;
             self.tried.extend(records.iter().cloned());
-            actions.extend(records.into_iter().map(Action::Ended));
+            actions.extend(records.into_iter().map(RaceAction::Ended));
         }
     }
 
-    /// In the background, what failed is repeated after a pause.
+    /// Schedules the repetition of failed attempts in the background, after a pause.
     fn repeat(&mut self, now: Duration, random: f64) {
         if self.is_awaited() {
             return;
         }
         for slot in &mut self.slots {
             if slot.state == State::Failed {
-                slot.state = if slot.step.backoff.failures() < slot.step.retries {
-                    State::At(now + slot.step.backoff.fail(random))
-                } else {
-                    State::Spent
+                let step = &mut slot.step;
+                slot.state = match step.retries {
+                    0 => State::Spent,
+                    tries => {
+                        let often = step.backoff.failures() < tries;
+                        let pause = step.backoff.fail(random);
+                        State::At(
+                            now + match often {
+                                _ if self.lost => {
+                                    let slow = step.backoff.failures() > SOON;
+                                    pause.min(jittered(if slow { LOST * 3 } else { LOST }, random))
+                                }
+                                true => pause,
+                                false => jittered(LATER, random),
+                            },
+                        )
+                    }
                 };
             }
         }
     }
 }
 
-fn cancel(now: Duration, slot: &Slot, reason: &str, actions: &mut Vec<Action>) {
-    if slot.is_running() || slot.state == State::Deferred {
-        actions.push(Action::Cancel(slot.step.attempt));
-        let records = slot.records(now, Outcome::Cancelled, Cause::Cancelled, reason);
-        actions.extend(records.into_iter().map(Action::Ended));
-    }
+fn jittered(pause: Duration, random: f64) -> Duration {
+    Backoff::new(pause, pause).fail(random)
 }
 
 #[cfg(test)]

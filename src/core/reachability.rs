@@ -1,8 +1,9 @@
-//! Which of our addresses others can dial, as far as AutoNAT servers have found: what is tested
-//! when, by whom, and for how long a result counts.
+//! Tracks which of our addresses others can dial, by the results of AutoNAT servers: which address
+//! is tested when, by which server, and how long a result counts.
 //!
-//! What holds is never taken for granted: a mapping ends, a firewall changes. So each address is
-//! tested again and again, soon while that may change something and rarely where it never worked.
+//! A result is not valid for ever, because mappings end and firewalls change. So each address is
+//! tested again and again: soon while the result may change something, and rarely where a test has
+//! never succeeded.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -10,20 +11,21 @@ use multiaddr::{Multiaddr, PeerId, Protocol};
 
 use super::{autonat::Outcome, scope::is_global};
 
-/// Addresses kept at most. There are a few for each interface and family.
+/// The most addresses that are kept. There are a few for each interface and family.
 const MAX_ADDRESSES: usize = 16;
-/// Tests under way at a time, one for each server: ours make but one for each peer. Each may cost
-/// 100 kB and ten seconds.
+/// The most tests under way at a time, one for each server, because our servers run only one test
+/// per peer at a time. Each test may cost 100 kB and ten seconds.
 const MAX_TESTS: usize = 4;
-/// After how many pauses of a retry a confirmed address is tested again, and what is confirmed no
-/// longer counts: with the default of 30 s, 10 and 20 minutes. A test costs up to 100 kB.
+/// After how many retry pauses a confirmed address is tested again. With the default retry pause of
+/// 30 s, this is 10 minutes. A test costs up to 100 kB.
 const REFRESH: u32 = 20;
+/// After how many retry pauses a confirmation no longer counts. By default this is 20 minutes.
 const EXPIRY: u32 = 2 * REFRESH;
-/// The longest pause between two tests of an address that fails, in pauses of a retry; by default
-/// an hour. Most peers are behind NATs that let nobody in, and stay there.
+/// The longest pause between two tests of an address that fails, in retry pauses. By default this
+/// is an hour. Most peers are behind NATs that let nobody in, and stay there.
 const LONGEST: u32 = 120;
 
-/// What is to be said to others.
+/// A change that others have to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Confirmed(Multiaddr),
@@ -37,28 +39,28 @@ pub(crate) struct Test {
     pub(crate) server: PeerId,
 }
 
-/// An address of ours.
-struct Candidate {
+/// One of our addresses.
+struct TestedAddress {
     address: Multiaddr,
-    /// When it is tested next.
+    /// When the address is tested next.
     due: Duration,
     /// The nonce of the test under way, and the server that makes it.
     test: Option<(u64, PeerId)>,
-    /// Tests since the last one that reached us.
+    /// The number of tests since the last one that reached us.
     failures: u32,
-    /// Who has reached us there, and until when that counts.
+    /// The server that has reached us at the address, and until when this counts.
     confirmed: Option<(PeerId, Duration)>,
 }
 
-/// All of them.
+/// The reachability of all our addresses.
 pub(crate) struct Reachability {
     retry: Duration,
-    candidates: Vec<Candidate>,
+    candidates: Vec<TestedAddress>,
 }
 
 impl Reachability {
-    /// `retry` is the pause before the first test, so that what lives shorter costs nobody one, and
-    /// after the first that fails.
+    /// `retry` is the pause before the first test, and after the first test that fails. The pause
+    /// before the first test keeps short-lived peers from causing tests.
     pub(crate) fn new(retry: Duration) -> Self {
         Self {
             retry,
@@ -66,20 +68,20 @@ impl Reachability {
         }
     }
 
-    /// Somebody sees us at `address`, or the router says that it leads to us.
+    /// Adds `address`, at which somebody sees us or which the router says leads to us.
     pub(crate) fn add(&mut self, now: Duration, address: &Multiaddr) {
         if self.candidates.iter().any(|c| c.address == *address) {
             return;
         }
         if self.candidates.len() >= MAX_ADDRESSES {
-            let idle = |(_, c): &(usize, &Candidate)| c.confirmed.is_none() && c.test.is_none();
+            let idle = |(_, c): &(usize, &TestedAddress)| c.confirmed.is_none() && c.test.is_none();
             let all = self.candidates.iter().enumerate();
             let Some((worst, _)) = all.filter(idle).max_by_key(|(_, c)| c.failures) else {
                 return;
             };
             self.candidates.remove(worst);
         }
-        self.candidates.push(Candidate {
+        self.candidates.push(TestedAddress {
             address: address.clone(),
             due: now + self.retry,
             test: None,
@@ -88,15 +90,15 @@ impl Reachability {
         });
     }
 
-    /// `address` is ours no longer, or the network has changed. One that has failed stays, so that
-    /// whoever mentions it next does not make it new.
+    /// Removes `address`, because it is no longer ours or the network has changed. An address that
+    /// has failed is kept, so that it does not count as new when somebody mentions it again.
     pub(crate) fn forget(&mut self, address: &Multiaddr) {
         self.candidates
             .retain(|c| c.address != *address || (c.confirmed.is_none() && c.failures > 0));
     }
 
-    /// The next test, if one is due and one of `servers` fits it; `nonce` is what it is known by
-    /// from now on.
+    /// Returns the next test, if one is due and one of `servers` fits it. `nonce` identifies the
+    /// test from then on.
     pub(crate) fn test(
         &mut self,
         now: Duration,
@@ -122,7 +124,8 @@ impl Reachability {
         })
     }
 
-    /// What became of a test by `server`. What the network has made meaningless is ignored.
+    /// Takes the result of a test by `server`. The result is ignored if the address was forgotten
+    /// meanwhile.
     pub(crate) fn tested(
         &mut self,
         now: Duration,
@@ -148,16 +151,17 @@ impl Reachability {
         lost.then_some(Change::Lost(address))
     }
 
-    /// What was confirmed too long ago.
+    /// Returns the change for an address whose confirmation has expired, if there is one.
     pub(crate) fn expired(&mut self, now: Duration) -> Option<Change> {
-        let old = |c: &&mut Candidate| c.confirmed.is_some_and(|(_, until)| until <= now);
+        let old = |c: &&mut TestedAddress| c.confirmed.is_some_and(|(_, until)| until <= now);
         let candidate = self.candidates.iter_mut().find(old)?;
         candidate.confirmed = None;
         candidate.failures = candidate.failures.max(1);
         Some(Change::Lost(candidate.address.clone()))
     }
 
-    /// When time alone brings something next. What is due already waits for a server.
+    /// Returns when something becomes due next. Tests that are due already wait for a server, not
+    /// for time.
     pub(crate) fn wake(&self, now: Duration) -> Option<Duration> {
         let idle = self.candidates.iter().filter(|c| c.test.is_none());
         let tests = idle.map(|c| c.due).filter(|due| *due > now);
@@ -166,10 +170,11 @@ impl Reachability {
     }
 }
 
-impl Candidate {
-    /// Who may test it: the one that has reached us there, or one after the other. A server in a
-    /// private network may be in ours and reach us where others do not, and one on the internet
-    /// has no use for a private address.
+impl TestedAddress {
+    /// Returns the server that tests this address next: the server that has reached us there
+    /// before, or else each server in turn. A server in a private network may be in our own
+    /// network, and may reach us where others cannot. A server on the internet cannot use a private
+    /// address.
     fn server(&self, servers: &[(PeerId, Multiaddr)]) -> Option<PeerId> {
         let public = is_public(&self.address);
         let fitting = servers.iter().filter(|(_, at)| is_public(at) == public);
@@ -183,7 +188,7 @@ impl Candidate {
     }
 }
 
-/// A name is of the internet.
+/// Whether `address` is on the internet. A name counts as such.
 fn is_public(address: &Multiaddr) -> bool {
     match address.iter().next() {
         Some(Protocol::Ip4(ip)) => is_global(IpAddr::V4(ip)),
@@ -212,7 +217,7 @@ mod tests {
         (0..count).map(|n| (PeerId::random(), at(n))).collect()
     }
 
-    /// With `address` as a candidate that the first of `servers` has just reached.
+    /// Makes a state in which the first of `servers` has just reached our address.
     fn confirmed(servers: &[(PeerId, Multiaddr)]) -> Reachability {
         let mut known = Reachability::new(RETRY);
         known.add(ZERO, &ours());
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_confirmed_is_tested_again_by_the_same_server_and_lost_when_it_fails() {
+    fn a_confirmed_address_is_tested_again_by_the_same_server_and_lost_when_that_fails() {
         let servers = servers(3);
         let mut known = confirmed(&servers);
         let due = RETRY + RETRY * REFRESH;
@@ -240,7 +245,7 @@ mod tests {
         let test = known.test(due, &servers, 3).unwrap();
         let lost = known.tested(due, 3, test.server, Outcome::Unreached);
         assert_eq!(lost, Some(Change::Lost(ours())));
-        // Soon again, by another one.
+        // The next test follows soon, by another server.
         assert_eq!(known.wake(due), Some(due + RETRY));
         let test = known.test(due + RETRY, &servers, 4).unwrap();
         assert_eq!(test.server, servers[1].0);
@@ -249,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_says_nothing_changes_nothing_until_the_result_is_too_old() {
+    fn a_test_without_a_result_changes_nothing_until_the_confirmation_expires() {
         let servers = servers(1);
         let mut known = confirmed(&servers);
         let due = RETRY + RETRY * REFRESH;
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_server_a_result_ends_all_the_same() {
+    fn a_confirmation_expires_without_a_server() {
         let mut known = confirmed(&servers(1));
         let end = RETRY + RETRY * EXPIRY;
         assert_eq!(known.test(end, &[], 2), None);
@@ -289,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_changed_makes_its_tests_meaningless() {
+    fn results_for_forgotten_addresses_are_ignored() {
         let servers = servers(1);
         let mut known = confirmed(&servers);
         let mut due = RETRY + RETRY * REFRESH;
@@ -297,7 +302,7 @@ mod tests {
         known.forget(&ours());
         assert_eq!(known.tested(due, 2, test.server, Outcome::Reached), None);
         assert_eq!(known.expired(RETRY + RETRY * EXPIRY), None);
-        // Seen anew, it is tested soon; one that has failed twice is not.
+        // An address that is seen again is tested soon, unless it has failed twice.
         for nonce in 3..5 {
             known.add(due, &ours());
             due += RETRY;
@@ -310,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_test_addresses_of_their_own_kind() {
+    fn public_servers_test_public_addresses_and_private_servers_private_ones() {
         let private = address("/ip4/192.168.1.2/tcp/9");
         let inside = [(PeerId::random(), address("/ip4/192.168.1.9/tcp/9"))];
         let outside = [(PeerId::random(), address("/dns4/example.com/tcp/9"))];
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_bounds() {
+    fn addresses_and_tests_are_bounded() {
         let servers = servers(MAX_TESTS + 1);
         let mut known = Reachability::new(RETRY);
         let at = |n: usize| address(&format!("/ip4/203.0.113.{n}/udp/9/quic-v1"));
@@ -352,7 +357,7 @@ mod tests {
         known.tested(RETRY, 0, servers[0].0, Outcome::Unreached);
         known.add(ZERO, &at(200));
         assert_eq!(known.candidates.len(), MAX_ADDRESSES);
-        // The one that has failed made room.
+        // The address that has failed made room.
         assert!(known.candidates.iter().all(|c| c.failures == 0));
     }
 }

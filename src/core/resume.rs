@@ -1,9 +1,9 @@
 //! Streams that survive every change of path, with no byte lost or repeated.
 //!
-//! A stream between two of our peers is carried by one libp2p substream at a time, negotiated as
-//! [`PROTOCOL`]. Both ends number the bytes of each direction and keep what they have written until
-//! the other end has consumed it. When the path changes, the opener opens another substream and both
-//! go on from where the other end stands:
+//! A stream between two peers of this library is carried by one libp2p substream at a time,
+//! negotiated as [`PROTOCOL`]. Both ends number the bytes of each direction and keep what they have
+//! written until the other end has consumed it. When the path changes, the opener opens another
+//! substream, and both ends go on from where the other end stands:
 //!
 //! ```text
 //! opener                                acceptor
@@ -13,21 +13,24 @@
 //!      <-------------------------- DATA 0..
 //!   ................ path changes ................
 //!   RESUME id, received ------------------>    on the new substream
-//!   DATA acked.. ------------------------->    at most INITIAL_WINDOW, on the chance
+//!   DATA acked.. ------------------------->    at most INITIAL_WINDOW before the answer
 //!      <----- ACCEPT received, DATA received'..
 //!   DATA received.. ---------------------->
 //! ```
 //!
-//! Why it is right: a substream carries the bytes of one direction in order, beginning at or before
-//! what its reader has received when its first byte arrives; the reader's count only grows; so a byte
-//! comes either as the next one or as one to be dropped, whichever of the old and the new substream
-//! brings it. The old one may therefore be read to its end while the new one is in use.
+//! Why no byte is lost or repeated: a substream carries the bytes of one direction in order. They
+//! begin at or before the number of bytes that the reader has received when the first of them
+//! arrives, and this number only grows. So each byte is either the next one or one to be dropped,
+//! whether the old or the new substream brings it. The old substream may therefore be read to its
+//! end while the new one is in use.
 //!
-//! One number does for flow control and for memory: a writer may hold `window` bytes that the peer has
-//! not consumed, the peer must be able to hold them, and neither needs more. Everything a write has
-//! taken can be sent at once, so a stream that is finished and dropped never waits for its reader.
+//! One number serves for flow control and for memory. A writer may hold `window` bytes that the
+//! peer has not consumed, the peer must be able to hold them, and neither needs more. Everything
+//! that a write has taken can be sent at once, so a stream that is finished and dropped never waits
+//! for its reader.
 //!
-//! This module is the state machine alone: no clock, no IO. `node::pump` moves its bytes.
+//! This module is only the state machine, without a clock and without IO. `stream::pump` moves its
+//! bytes.
 
 mod buffer;
 mod frame;
@@ -37,22 +40,26 @@ mod send;
 mod simulation;
 
 pub(crate) use frame::{
-    Decoder, Frame, Header, MAX_FRAME, MAX_HEADER, ProtocolError, Refusal, Request, StreamId,
+    Decoder, Header, MAX_FRAME, MAX_HEADER, ProtocolError, Refusal, Request, StreamFrame, StreamId,
 };
 
 use recv::RecvSide;
 use send::SendSide;
 
-/// What multistream-select calls a substream that carries a resumable stream.
+/// The multistream-select name of a substream that carries a resumable stream.
 pub(crate) const PROTOCOL: &str = "/throughline/stream/1";
 
-/// Bytes that the opener may send before it has an answer; the least window there is. 64 KiB holds
-/// any first request with room to spare, and is all that a peer has to hold for a stream that it may
-/// refuse, or that it already has when a stream moves.
+/// How many bytes the opener may send before it has an answer. It is also the smallest window. 64
+/// KiB holds any first request with room to spare. A peer need not hold more than this for a stream
+/// that it may refuse, and not more than this is sent again when a stream moves.
 pub(crate) const INITIAL_WINDOW: u64 = 64 * 1024;
 
-/// Largest window, in bytes: 1 GiB, so that sizes fit a 32-bit address space.
+/// The largest window in bytes: 1 GiB, so that sizes fit a 32-bit address space.
 pub(crate) const MAX_WINDOW: u64 = 1 << 30;
+
+/// The code of RESET if the application does not serve the protocol. Applications' own codes have
+/// 32 bits, and this code is above them.
+pub(crate) const REFUSED: u64 = (1 << 32) + 2;
 
 /// Why no more bytes can be written or read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +67,15 @@ pub(crate) enum Closed {
     /// The stream was finished here.
     Finished,
     /// The peer's reader is gone.
-    Stopped,
-    /// The stream was reset.
-    Reset {
+    Stopped {
         /// The application's reason.
         code: u64,
-        /// Whether the peer did it.
+    },
+    /// The stream was reset.
+    Reset {
+        /// The application's code.
+        code: u64,
+        /// Whether the peer reset the stream.
         by_peer: bool,
     },
 }
@@ -75,15 +85,16 @@ pub(crate) enum Closed {
 pub(crate) struct Resume {
     id: StreamId,
     role: Role,
-    /// Epoch of the newest header sent or taken; 0 before the first.
+    /// The epoch of the newest header that was sent or accepted. It is 0 before the first.
     epoch: u64,
-    /// There is a substream to send on.
+    /// Whether there is a substream to send on.
     attached: bool,
-    /// A header (opener) or ACCEPT (acceptor) must be the next thing sent.
+    /// Whether a header (opener) or ACCEPT (acceptor) must be sent next.
     greeting_due: bool,
-    /// The header of the current epoch has been answered. Always true for the acceptor.
+    /// Whether the header of the current epoch has been answered. It is always true for the
+    /// acceptor.
     answered: bool,
-    /// The peer has said something, so it knows the stream.
+    /// Whether the peer has sent anything on this stream, so that it knows the stream.
     heard: bool,
     refusal: Option<Refusal>,
     reset: Option<Reset>,
@@ -101,21 +112,22 @@ enum Role {
 struct Reset {
     code: u64,
     by_peer: bool,
-    /// RESET is on the current substream.
+    /// Whether RESET was sent on the current substream.
     sent: bool,
-    /// The peer has sent RESET too.
+    /// Whether the peer has sent RESET too.
     heard: bool,
 }
 
 impl Resume {
-    /// The opening end. `window` bounds each direction, in bytes, between [`INITIAL_WINDOW`] and
-    /// [`MAX_WINDOW`].
+    /// Makes the opening end. `window` is the limit of each direction in bytes, between
+    /// [`INITIAL_WINDOW`] and [`MAX_WINDOW`].
     pub(crate) fn opener(id: StreamId, protocol: String, window: u64) -> Self {
         Self::new(id, Role::Opener { protocol }, window, INITIAL_WINDOW)
     }
 
-    /// The accepting end of a stream that `header` has announced, not yet attached. A RESUME, which
-    /// announces nothing, and a window that is too small are errors.
+    /// Makes the accepting end of a stream that `header` has announced. It is not attached yet. A
+    /// RESUME header is an error, because it announces no stream. A window that is too small is an
+    /// error, too.
     pub(crate) fn acceptor(header: &Header, window: u64) -> Result<Self, ProtocolError> {
         match header.request {
             Request::Open { window: peer, .. } if peer >= INITIAL_WINDOW => {
@@ -149,15 +161,15 @@ impl Resume {
         self.send.write(bytes)
     }
 
-    /// No more will be written. The peer learns of it behind the last byte.
+    /// Ends writing. The peer learns of it after the last byte.
     pub(crate) fn finish(&mut self) {
         self.send.finish();
     }
 
     /// Whether the peer has received everything that was written and knows that it was all.
     pub(crate) fn is_finished(&self) -> Result<bool, Closed> {
-        if self.send.is_stopped() {
-            return Err(Closed::Stopped);
+        if let Some(code) = self.send.stopped() {
+            return Err(Closed::Stopped { code });
         }
         if !self.send.is_acked() {
             self.check_reset()?;
@@ -165,7 +177,8 @@ impl Resume {
         Ok(self.send.is_acked())
     }
 
-    /// Moves bytes to `out`: `Some(0)` at the end of the stream, `None` if there is nothing yet.
+    /// Moves bytes to `out`. Returns `Some(0)` at the end of the stream, and `None` if there is
+    /// nothing yet.
     pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<Option<usize>, Closed> {
         self.check_reset()?;
         Ok(self.recv.read(out))
@@ -176,20 +189,21 @@ impl Resume {
         self.reset.is_some() || self.recv.is_readable()
     }
 
-    /// Whether a write would take bytes or give an error, or, if the stream was finished here,
-    /// whether that is settled.
+    /// Whether a write would take bytes or give an error. If the stream was finished here, it says
+    /// whether the result of that is known.
     pub(crate) fn is_writable(&self) -> bool {
         self.reset.is_some() || self.send.is_writable()
     }
 
-    /// Bytes of the peer's that have arrived.
+    /// Returns how many of the peer's bytes have arrived.
     pub(crate) fn received(&self) -> u64 {
         self.recv.received()
     }
 
-    /// No more will be read. The peer's writes fail from the moment it learns of it.
-    pub(crate) fn stop(&mut self) {
-        self.recv.stop();
+    /// Ends reading, for this reason. The peer's writes fail from the moment when the peer learns
+    /// of it.
+    pub(crate) fn stop(&mut self, code: u64) {
+        self.recv.stop(code);
     }
 
     /// Ends both directions at once, unless both have ended already.
@@ -199,25 +213,26 @@ impl Resume {
         }
     }
 
-    /// Bytes held for sending, and for reading.
+    /// Returns how many bytes are held for sending, and for reading.
     #[cfg(test)]
     pub(crate) fn buffered(&self) -> (usize, usize) {
         (self.send.buffered(), self.recv.buffered())
     }
 
-    /// Bytes of ours that the peer has consumed. It grows as long as the peer makes progress.
+    /// Returns how many of our bytes the peer has consumed. The number grows as long as the peer
+    /// makes progress.
     pub(crate) fn acked(&self) -> u64 {
         self.send.acked()
     }
 
-    /// Opener: a new substream is there. What is to be sent starts again with a header.
+    /// Opener: begins to use a new substream. It carries a header first.
     pub(crate) fn attach(&mut self) {
         self.answered = false;
         self.restart(self.epoch + 1);
     }
 
-    /// Acceptor: a new substream has brought `header`. `false` if the header is stale and its
-    /// substream is to be dropped.
+    /// Acceptor: begins to use the new substream that has brought `header`. Returns `false` if the
+    /// header is stale. The substream must then be dropped.
     pub(crate) fn attach_from(&mut self, header: &Header) -> Result<bool, ProtocolError> {
         if let Role::Opener { .. } = self.role {
             return Err(ProtocolError::Role);
@@ -246,24 +261,24 @@ impl Resume {
         }
     }
 
-    /// The current substream is gone. Nothing is sent until the next attach.
+    /// Notes that the current substream is gone. Nothing is sent until the next attach.
     pub(crate) fn detach(&mut self) {
         self.attached = false;
     }
 
-    /// Whether the peer has answered on the current substream, and so writes there and no longer on
-    /// an older one.
+    /// Whether the peer has answered on the current substream. From then on it writes there, and no
+    /// longer on an older one.
     pub(crate) fn is_answered(&self) -> bool {
         self.answered
     }
 
-    /// The refusal of the current substream's header.
+    /// Returns the refusal of the current substream's header.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.refusal
     }
 
-    /// Whether both directions have ended, both ends know, and the current substream has been given
-    /// everything that tells so.
+    /// Whether both directions have ended, both ends know it, and everything that tells so was sent
+    /// on the current substream.
     pub(crate) fn is_complete(&self) -> bool {
         match &self.reset {
             Some(reset) => self.epoch == 0 || reset.heard && reset.sent,
@@ -271,13 +286,12 @@ impl Resume {
         }
     }
 
-    /// Whether neither end has anything to add, so that [`is_complete`](Self::is_complete) is but a
-    /// matter of time.
+    /// Whether neither end has anything to add, so that [`is_complete`](Self::is_complete) will
+    /// become true with time.
     pub(crate) fn is_ending(&self) -> bool {
         self.reset.is_some() || self.send.is_finished() && self.recv.is_finished()
     }
 
-    /// Whether [`poll_transmit`](Self::poll_transmit) has anything to send.
     pub(crate) fn has_output(&self) -> bool {
         self.attached
             && (self.greeting_due
@@ -287,8 +301,9 @@ impl Resume {
                 })
     }
 
-    /// Appends what is to be sent next on the current substream: at most one DATA frame and a few
-    /// small ones, a little over [`MAX_FRAME`] bytes in all. Nothing: wait for another event.
+    /// Appends what has to be sent next on the current substream: at most one DATA frame and a few
+    /// small frames, a little over [`MAX_FRAME`] bytes in all. If nothing is appended, nothing can
+    /// be sent until another event.
     pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>) {
         if !self.attached {
             return;
@@ -300,7 +315,7 @@ impl Resume {
         if let Some(reset) = &mut self.reset {
             if !reset.sent {
                 reset.sent = true;
-                Frame::Reset { code: reset.code }.encode(out);
+                StreamFrame::Reset { code: reset.code }.encode(out);
             }
             return;
         }
@@ -312,7 +327,7 @@ impl Resume {
     fn greet(&self, out: &mut Vec<u8>) {
         let (epoch, received, window) = (self.epoch, self.recv.received(), self.recv.window());
         let Role::Opener { protocol } = &self.role else {
-            let accept = Frame::Accept {
+            let accept = StreamFrame::Accept {
                 epoch,
                 received,
                 window,
@@ -331,17 +346,17 @@ impl Resume {
         Header { id, epoch, request }.encode(out);
     }
 
-    /// Takes a frame that the current substream, or an older one, has brought.
-    pub(crate) fn handle_frame(&mut self, frame: Frame<'_>) -> Result<(), ProtocolError> {
+    /// Handles a frame from the current substream or an older one.
+    pub(crate) fn handle_frame(&mut self, frame: StreamFrame<'_>) -> Result<(), ProtocolError> {
         match frame {
-            Frame::Refuse { epoch, refusal } => {
+            StreamFrame::Refuse { epoch, refusal } => {
                 self.check_answer(epoch)?;
                 if epoch == self.epoch {
                     self.refusal = Some(refusal);
                 }
                 return Ok(());
             }
-            Frame::Reset { code } => {
+            StreamFrame::Reset { code } => {
                 self.heard = true;
                 self.set_reset(code, true);
                 return Ok(());
@@ -352,7 +367,7 @@ impl Resume {
             return Ok(());
         }
         match frame {
-            Frame::Accept {
+            StreamFrame::Accept {
                 epoch,
                 received,
                 window,
@@ -365,15 +380,15 @@ impl Resume {
                 }
                 Ok(())
             }
-            Frame::Data { offset, bytes } => self.recv.data(offset, bytes),
-            Frame::Ack { consumed } => self.send.ack(consumed),
-            Frame::Fin { offset } => self.recv.fin(offset),
-            Frame::FinAck => self.send.fin_ack(),
-            Frame::Stop => {
-                self.send.stop();
+            StreamFrame::Data { offset, bytes } => self.recv.data(offset, bytes),
+            StreamFrame::Ack { consumed } => self.send.ack(consumed),
+            StreamFrame::Fin { offset } => self.recv.fin(offset),
+            StreamFrame::FinAck => self.send.fin_ack(),
+            StreamFrame::Stop { code } => {
+                self.send.stop(code);
                 Ok(())
             }
-            Frame::Refuse { .. } | Frame::Reset { .. } => Ok(()),
+            StreamFrame::Refuse { .. } | StreamFrame::Reset { .. } => Ok(()),
         }
     }
 
@@ -430,7 +445,7 @@ mod tests {
         }
     }
 
-    /// The header, if there is one, and how many bytes of DATA there are.
+    /// Returns the header, if there is one, and how many bytes of DATA there are.
     fn transmit(resume: &mut Resume) -> (Option<Header>, usize) {
         let mut header_due = resume.greeting_due && matches!(resume.role, Role::Opener { .. });
         let (mut header, mut data) = (None, 0);
@@ -445,7 +460,7 @@ mod tests {
             }
             let mut decoder = Decoder::default();
             while let Some(frame) = decoder.decode(&mut input).unwrap() {
-                if let Frame::Data { bytes, .. } = frame {
+                if let StreamFrame::Data { bytes, .. } = frame {
                     data += bytes.len();
                 }
             }
@@ -453,8 +468,8 @@ mod tests {
         (header, data)
     }
 
-    fn accept(epoch: u64, received: u64) -> Frame<'static> {
-        Frame::Accept {
+    fn accept(epoch: u64, received: u64) -> StreamFrame<'static> {
+        StreamFrame::Accept {
             epoch,
             received,
             window: WINDOW,
@@ -475,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_repeats_little_and_only_until_it_is_answered() {
+    fn a_move_repeats_at_most_the_initial_window_before_the_answer() {
         let (mut opener, _) = pair(WINDOW);
         opener.handle_frame(accept(1, 0)).unwrap();
         assert_eq!(opener.write(&[0; 300_000]), Ok(300_000));
@@ -500,10 +515,38 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_is_held_to_its_credit() {
+    fn acknowledged_received_and_readable_bytes_are_counted() {
+        let (mut opener, _) = pair(WINDOW);
+        opener.handle_frame(accept(1, 0)).unwrap();
+        assert_eq!((opener.acked(), opener.received()), (0, 0));
+        assert!(!opener.is_readable());
+        assert_eq!(opener.write(&[0; 10]), Ok(10));
+        transmit(&mut opener);
+        opener
+            .handle_frame(StreamFrame::Ack { consumed: 7 })
+            .unwrap();
+        assert_eq!(opener.acked(), 7);
+        let hello = StreamFrame::Data {
+            offset: 0,
+            bytes: b"hello",
+        };
+        opener.handle_frame(hello).unwrap();
+        assert!(opener.is_readable());
+        let mut buffer = [0; 9];
+        assert_eq!(opener.read(&mut buffer), Ok(Some(5)));
+        assert_eq!((&buffer[..5], opener.received()), (&b"hello"[..], 5));
+        assert_eq!(opener.read(&mut buffer), Ok(None));
+        assert!(!opener.is_readable());
+        opener.handle_frame(StreamFrame::Fin { offset: 5 }).unwrap();
+        assert!(opener.is_readable(), "the end can be read");
+        assert_eq!(opener.read(&mut buffer), Ok(Some(0)));
+    }
+
+    #[test]
+    fn a_writer_cannot_exceed_its_credit() {
         let (_, mut acceptor) = pair(INITIAL_WINDOW);
         let bytes = [0; INITIAL_WINDOW as usize];
-        let data = |offset, bytes| Frame::Data { offset, bytes };
+        let data = |offset, bytes| StreamFrame::Data { offset, bytes };
         acceptor.handle_frame(data(0, &bytes)).unwrap();
         assert_eq!(
             acceptor.handle_frame(data(INITIAL_WINDOW, b"!")),
@@ -515,7 +558,7 @@ mod tests {
         acceptor.read(&mut [0]).unwrap();
         acceptor.handle_frame(data(INITIAL_WINDOW, b"!")).unwrap();
         acceptor
-            .handle_frame(Frame::Fin {
+            .handle_frame(StreamFrame::Fin {
                 offset: INITIAL_WINDOW + 1,
             })
             .unwrap();

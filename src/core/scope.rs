@@ -1,32 +1,33 @@
-//! What an IP address is good for: the one table that says where nobody may be sent.
+//! The scope of an IP address: the one table that says where nobody may be sent.
 //!
-//! A stranger's words name addresses everywhere: in tickets, in candidates, in requests to TURN and
-//! AutoNAT servers, in answers of servers. Each place asks [`scope`] before it sends anything
-//! there. The table holds the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, as
-//! of 2026), RFC 5771 and RFC 4291 for multicast, and the addresses at which clouds serve their
-//! machines' secrets.
+//! Strangers name addresses everywhere: in tickets, in candidates, in requests to TURN and AutoNAT
+//! servers, and in answers of servers. Each of these places asks [`scope`] before it sends anything
+//! to such an address. The table holds the IANA IPv4 and IPv6 Special-Purpose Address Registries
+//! (RFC 6890, as of 2026), the multicast ranges of RFC 5771 and RFC 4291, and the addresses at
+//! which clouds give their machines secrets.
 //!
-//! The documentation ranges (RFC 5737, RFC 3849, RFC 9637) count as global: they belong to nobody,
-//! and test networks stand on them.
+//! The documentation ranges (RFC 5737, RFC 3849, RFC 9637) count as global, because they belong to
+//! nobody and test networks use them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where an address leads, from the least to the most dangerous place to be sent to.
+/// The scope of an address, from the least to the most dangerous place to be sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Scope {
-    /// Anybody on the internet reaches it.
+    /// Everybody on the internet can reach the address.
     Global,
-    /// It has a meaning within one private network (RFC 1918, RFC 4193, RFC 6598).
+    /// The address has a meaning within one private network (RFC 1918, RFC 4193, RFC 6598).
     Private,
-    /// It is this machine.
+    /// The address leads to this machine.
     Loopback,
-    /// Nobody is ever to be sent there: link-local, multicast, reserved, and metadata addresses.
+    /// Nobody may ever be sent to the address: it is link-local, multicast, reserved or for
+    /// metadata.
     Forbidden,
 }
 
 use Scope::{Forbidden, Global, Loopback, Private};
 
-/// A prefix, its length, and what addresses below it are. The longest prefix decides.
+/// A prefix, its length, and the scope of the addresses in it. The longest prefix decides.
 const V4: &[(Ipv4Addr, u32, Scope)] = &[
     (v4(0, 0, 0, 0), 0, Global),
     (v4(0, 0, 0, 0), 8, Forbidden),          // "this network", RFC 791
@@ -49,7 +50,7 @@ const V6: &[(Ipv6Addr, u32, Scope)] = &[
     (v6([0; 8]), 0, Forbidden), // not assigned, RFC 4291 section 2.4
     (v6([0, 0, 0, 0, 0, 0, 0, 1]), 128, Loopback), // RFC 4291
     (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0]), 96, Global), // NAT64, RFC 6052
-    // NAT64 of one network (RFC 8215). It holds an IPv4 address at a place that shows nowhere.
+    // NAT64 of one network (RFC 8215). The position of the IPv4 address in it is not known.
     (v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0]), 48, Forbidden),
     (v6([0x2000, 0, 0, 0, 0, 0, 0, 0]), 3, Global), // RFC 3587
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0]), 23, Forbidden), // IETF protocol assignments, RFC 2928
@@ -62,14 +63,16 @@ const V6: &[(Ipv6Addr, u32, Scope)] = &[
     (v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]), 128, Forbidden), // metadata of a cloud
 ];
 
-/// Where IPv6 addresses hold an IPv4 one: a prefix, its length, and the first bit of what it holds.
+/// The IPv6 prefixes whose addresses hold an IPv4 address: the prefix, its length, and the first
+/// bit of the IPv4 address.
 const HOLDS_V4: &[(Ipv6Addr, u32, u32)] = &[
     (v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0]), 96, 96), // RFC 6052
     (v6([0x2001, 0, 0, 0, 0, 0, 0, 0]), 32, 32),    // the Teredo server; the client is at the end
     (v6([0x2002, 0, 0, 0, 0, 0, 0, 0]), 16, 16),    // RFC 3056
 ];
 
-/// What `ip` is. An IPv6 address that holds an IPv4 one is no better than that.
+/// Returns the scope of `ip`. An IPv6 address that holds an IPv4 address is at least as dangerous
+/// as that.
 pub(crate) fn scope(ip: IpAddr) -> Scope {
     match ip.to_canonical() {
         IpAddr::V4(ip) => scope_v4(ip),
@@ -83,19 +86,20 @@ pub(crate) fn scope(ip: IpAddr) -> Scope {
     }
 }
 
-/// The IPv4 addresses that an IPv6 one holds: what is sent to it may end at them.
+/// Returns the IPv4 addresses that an IPv6 address holds. Traffic to the IPv6 address may end at
+/// them.
 pub(crate) fn held(ip: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bits = ip.to_bits();
     let within = move |prefix: Ipv6Addr, length| is_within(bits, prefix.to_bits(), 128, length);
     let holders = HOLDS_V4.iter().filter(move |row| within(row.0, row.1));
     let held = holders.map(move |row| Ipv4Addr::from_bits((bits >> (96 - row.2)) as u32));
     let teredo = within(v6([0x2001, 0, 0, 0, 0, 0, 0, 0]), 32);
-    // RFC 4380 section 4: the client's address with every bit turned.
+    // RFC 4380 section 4: the client's address with every bit inverted.
     let client = teredo.then(|| Ipv4Addr::from_bits(!(bits as u32)));
     held.chain(client)
 }
 
-/// Whether anybody on the internet reaches `ip`.
+/// Whether everybody on the internet can reach `ip`.
 pub(crate) fn is_global(ip: IpAddr) -> bool {
     scope(ip) == Global
 }
@@ -127,9 +131,23 @@ mod tests {
 
     use super::*;
 
-    /// Every entry of the registries, at both of its ends and just outside.
     #[test]
-    fn every_entry_at_its_ends() {
+    fn only_what_the_internet_reaches_is_global() {
+        for (text, expected) in [
+            ("198.18.0.1", false),
+            ("8.8.8.8", true),
+            ("10.0.0.1", false),
+            ("127.0.0.1", false),
+            ("2606:4700::1", true),
+            ("fd00::1", false),
+        ] {
+            assert_eq!(is_global(text.parse().unwrap()), expected, "{text}");
+        }
+    }
+
+    /// Checks every entry of the registries at both of its ends and just outside.
+    #[test]
+    fn every_entry_is_checked_at_both_ends() {
         for (text, expected) in [
             ("0.0.0.0", Forbidden),
             ("0.255.255.255", Forbidden),
@@ -253,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_hold_prefixes() {
+    fn prefixes_have_no_bits_beyond_their_length() {
         for (prefix, length, _) in V4 {
             assert_eq!(prefix.to_bits().checked_shl(*length).unwrap_or(0), 0);
         }
@@ -264,9 +282,9 @@ mod tests {
     }
 
     proptest! {
-        /// No form of writing an IPv4 address makes it better than it is.
+        /// No way of writing an IPv4 address in an IPv6 address makes it less dangerous.
         #[test]
-        fn no_form_is_better_than_what_it_holds(bits: u32, rest: u64) {
+        fn no_form_is_less_dangerous_than_the_address_it_holds(bits: u32, rest: u64) {
             let v4 = Ipv4Addr::from_bits(bits);
             let wide = u128::from(bits);
             let forms = [

@@ -1,29 +1,31 @@
-//! Session descriptions of data channels: what a peer's says, and how ours is written.
+//! Reads the session descriptions of peers, and writes ours. They describe data channels.
 //!
-//! Only what `/webrtc` needs of RFC 8866, 8839, 8842 and 8841: one `m=application` section
-//! with ICE credentials, a certificate fingerprint, the DTLS role and candidates.
+//! They hold only what `/webrtc` needs of RFC 8866, 8839, 8842 and 8841: one `m=application`
+//! section with ICE credentials, a certificate fingerprint, the DTLS role and candidates.
 
 use std::fmt;
 
 use super::{birthday::Side, candidate::Candidate};
 
-/// Longest description read, in bytes.
+/// The longest description that is read, in bytes.
 pub(crate) const MAX_SDP_LEN: usize = 16 * 1024;
 
-/// Most candidates read from one description.
+/// The most candidates that are read from one description.
 pub(crate) const MAX_CANDIDATES: usize = 64;
 
-/// Says that the writer speaks QUIC over the candidate pair as well, and in an answer that it does.
-/// It is an attribute of ours; others skip it (RFC 8866 section 5.13).
+/// In an offer, this attribute says that the writer can speak QUIC over the candidate pair as well.
+/// In an answer, it says that the writer does so. It is an attribute of this library, and other
+/// peers skip it (RFC 8866 section 5.13).
 const QUIC: &str = "x-throughline-quic";
 
-/// Says how the writer's NAT maps, for the birthday method; likewise.
+/// This attribute says how the writer's NAT maps, for the birthday method. Other peers skip it,
+/// too.
 const NAT: &str = "x-throughline-nat";
 
-/// The message size a peer accepts when it does not say (RFC 8841 section 6.1).
+/// The message size that a peer accepts when it names none (RFC 8841 section 6.1).
 pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: u32 = 64 * 1024;
 
-/// The `setup` attribute (RFC 8842 section 5.2): who is the DTLS client.
+/// The `setup` attribute (RFC 8842 section 5.2), which decides who is the DTLS client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setup {
     /// The answerer chooses.
@@ -47,7 +49,7 @@ impl Setup {
 /// The digest of a certificate (RFC 8122 section 5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
-    /// Hash function by its SDP name, in lower case.
+    /// The hash function by its SDP name, in lower case.
     pub hash: String,
     /// The digest.
     pub digest: Vec<u8>,
@@ -64,7 +66,7 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// What a session description says about its one data section.
+/// The contents of a session description for its one data section.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Description {
     /// `ice-ufrag`, 4 to 256 characters.
@@ -73,38 +75,46 @@ pub(crate) struct Description {
     pub pwd: String,
     /// `ice-lite`: the writer answers checks and sends none.
     pub ice_lite: bool,
-    /// Digest of the writer's certificate.
+    /// The digest of the writer's certificate.
     pub fingerprint: Fingerprint,
-    /// DTLS role.
+    /// The DTLS role.
     pub setup: Setup,
-    /// Name of the section.
+    /// The name of the section.
     pub mid: String,
-    /// Largest message the writer accepts, in bytes; 0 means any.
+    /// The largest message that the writer accepts, in bytes. 0 means any size.
     pub max_message_size: u32,
-    /// Whether QUIC may be spoken instead of DTLS and SCTP; in an answer, that it is.
+    /// In an offer, whether QUIC may be spoken instead of DTLS and SCTP. In an answer, whether it
+    /// is spoken.
     pub quic: bool,
     /// The writer's part if ports have to be guessed.
     pub side: Option<Side>,
-    /// Candidates known when it was written. Ones we cannot read are left out.
+    /// The candidates that were known when the description was written. Unreadable ones are left
+    /// out.
     pub candidates: Vec<Candidate>,
 }
 
-/// Why a description was refused; names the field.
+/// Why a description was refused. The error names the field.
+///
+/// ```
+/// use throughline::rtc::SdpError;
+///
+/// assert_eq!(SdpError::Missing("a=fingerprint").to_string(), "a=fingerprint is missing");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SdpError {
-    /// Longer than 16 KiB.
+    /// The description is longer than 16 KiB.
     TooLong,
     /// The field is missing.
     Missing(&'static str),
-    /// The field is there and wrong.
+    /// The field is there and not valid.
     Invalid(&'static str),
 }
 
 impl fmt::Display for SdpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong => write!(f, "longer than {MAX_SDP_LEN} bytes"),
+            Self::TooLong => write!(f, "it is over {MAX_SDP_LEN} bytes"),
             Self::Missing(field) => write!(f, "{field} is missing"),
             Self::Invalid(field) => write!(f, "{field} is invalid"),
         }
@@ -113,7 +123,7 @@ impl fmt::Display for SdpError {
 
 impl std::error::Error for SdpError {}
 
-/// Attributes as they are met; the section's replace the session's.
+/// The attributes that were found. Those of the section replace those of the session.
 #[derive(Default)]
 struct Attributes<'a> {
     ufrag: Option<&'a str>,
@@ -129,8 +139,8 @@ impl Description {
     /// Reads an offer or an answer.
     ///
     /// # Errors
-    /// [`SdpError`] names the first field that is missing or wrong. Candidate lines are never
-    /// an error: `.local` names and unknown transports are normal there.
+    /// [`SdpError`] names the first field that is missing or not valid. A candidate line is never
+    /// an error, because `.local` names and unknown transports are normal there.
     pub(crate) fn parse(sdp: &str) -> Result<Self, SdpError> {
         use SdpError::{Invalid, Missing};
 
@@ -169,7 +179,7 @@ impl Description {
                 "setup" => found.setup = Some(value),
                 "mid" => found.mid = Some(value),
                 "max-message-size" => found.max_message_size = Some(value),
-                // Several may be given for one certificate; sha-256 is the one all can compute.
+                // One certificate may have several fingerprints. All peers can compute sha-256.
                 "fingerprint" if found.fingerprint.is_none() || is_sha256(value) => {
                     found.fingerprint = Some(value);
                 }
@@ -219,7 +229,7 @@ impl Description {
         })
     }
 
-    /// Writes the description; `session` makes the `o=` line unique.
+    /// Writes the description. `session` makes the `o=` line unique.
     pub(crate) fn to_sdp(&self, session: u64) -> String {
         use fmt::Write;
 
@@ -268,8 +278,9 @@ fn is_sha256(fingerprint: &str) -> bool {
         .is_some_and(|hash| hash.eq_ignore_ascii_case("sha-256"))
 }
 
-/// Between `min` and 256 characters of the `ice-char` set (RFC 8839 section 5.4). The hyphen,
-/// underscore and equals sign are not in it, but some peers use them.
+/// Returns `value` if it has between `min` and 256 characters of the `ice-char` set (RFC 8839
+/// section 5.4). The hyphen, underscore and equals sign are not in this set, but are allowed,
+/// because some peers use them.
 fn ice_chars(value: &str, min: usize) -> Option<String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"+/-_=".contains(&b);
     ((min..=256).contains(&value.len()) && value.bytes().all(allowed)).then(|| value.to_owned())
@@ -318,7 +329,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_session_level_fingerprint_counts() {
-        // Firefox writes it above the section.
+        // Firefox writes the fingerprint above the section.
         let line = CHROMIUM_OFFER
             .lines()
             .find(|line| line.starts_with("a=fingerprint"))
@@ -359,6 +370,94 @@ pub(crate) mod tests {
         );
     }
 
+    fn with_lines(lines: &str) -> Result<Description, SdpError> {
+        Description::parse(&format!("{CHROMIUM_OFFER}{lines}"))
+    }
+
+    #[test]
+    fn descriptions_are_bounded() {
+        let filled = |length: usize| {
+            let line = "a=x-filler:";
+            let left = length - CHROMIUM_OFFER.len() - line.len();
+            with_lines(&format!("{line}{}", "x".repeat(left)))
+        };
+        assert!(filled(16_384).is_ok());
+        assert_eq!(filled(16_385), Err(SdpError::TooLong));
+        let candidate = "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n";
+        let many = with_lines(&candidate.repeat(MAX_CANDIDATES + 5)).unwrap();
+        assert_eq!(many.candidates.len(), MAX_CANDIDATES);
+    }
+
+    #[test]
+    fn attributes_that_may_be_absent() {
+        let plain = Description::parse(CHROMIUM_OFFER).unwrap();
+        assert!(!plain.ice_lite && !plain.quic);
+        assert!(with_lines("a=ice-lite\r\n").unwrap().ice_lite);
+        let line = "a=max-message-size:262144\r\n";
+        let silent = Description::parse(&CHROMIUM_OFFER.replace(line, "")).unwrap();
+        assert_eq!(silent.max_message_size, 65_536);
+        let unnamed = Description::parse(&CHROMIUM_OFFER.replace("a=mid:0\r\n", "")).unwrap();
+        assert_eq!(unnamed.mid, "0");
+    }
+
+    #[test]
+    fn roles_and_names_are_read() {
+        let replaced = |from: &str, to: &str| Description::parse(&CHROMIUM_OFFER.replace(from, to));
+        for (text, setup) in [("active", Setup::Active), ("passive", Setup::Passive)] {
+            assert_eq!(replaced("actpass", text).unwrap().setup, setup);
+        }
+        let named = |mid: &str| replaced("a=mid:0", &format!("a=mid:{mid}")).map(|read| read.mid);
+        let longest = "d".repeat(16);
+        assert_eq!(named(&longest), Ok(longest));
+        for mid in ["d".repeat(17), "a b".to_owned(), "a\u{7f}".to_owned()] {
+            assert_eq!(named(&mid), Err(SdpError::Invalid("mid")), "{mid:?}");
+        }
+    }
+
+    #[test]
+    fn of_several_fingerprints_the_one_that_all_compute_counts() {
+        let line = CHROMIUM_OFFER
+            .lines()
+            .find(|line| line.starts_with("a=fingerprint"))
+            .unwrap();
+        let of = |hash: &str, length| {
+            let digest = vec![7; length];
+            let hash = hash.to_owned();
+            Fingerprint { hash, digest }
+        };
+        for (hash, length) in [
+            ("sha-1", 20),
+            ("sha-224", 28),
+            ("sha-256", 32),
+            ("sha-384", 48),
+            ("sha-512", 64),
+        ] {
+            let own = format!("a=fingerprint:{}", of(hash, length));
+            let read = Description::parse(&CHROMIUM_OFFER.replace(line, &own)).unwrap();
+            assert_eq!(read.fingerprint, of(hash, length));
+            let short = format!("a=fingerprint:{}", of(hash, length - 1));
+            let read = Description::parse(&CHROMIUM_OFFER.replace(line, &short));
+            assert_eq!(read, Err(SdpError::Invalid("fingerprint")));
+            // In whatever order, and however it is written.
+            let other = line.replace("sha-256", "SHA-256");
+            for both in [format!("{own}\r\n{other}"), format!("{other}\r\n{own}")] {
+                let read = Description::parse(&CHROMIUM_OFFER.replace(line, &both)).unwrap();
+                let last_of_two = hash == "sha-256" && both.ends_with(&own);
+                assert_eq!(read.fingerprint.hash, "sha-256");
+                assert_eq!(read.fingerprint == of("sha-256", 32), last_of_two, "{both}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_id_is_positive() {
+        let written = Description::parse(CHROMIUM_OFFER).unwrap().to_sdp(u64::MAX);
+        assert!(
+            written.contains(&format!("o=- {} 2 ", i64::MAX)),
+            "{written}"
+        );
+    }
+
     proptest! {
         #[test]
         fn never_panics(text in "(v=0\r\n)?([am]=[ -~]{0,60}\r?\n){0,12}") {
@@ -366,7 +465,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn prints_what_it_reads(
+        fn a_written_description_is_read_back(
             ufrag in "[a-zA-Z0-9+/]{4,32}",
             pwd in "[a-zA-Z0-9+/]{22,64}",
             digest in proptest::collection::vec(any::<u8>(), 32),

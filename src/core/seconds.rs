@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 /// A duration in seconds, to the millisecond, without zeros at the end: `30` or `0.25`.
 ///
-/// It is written from integers, because the code that prints floating-point numbers is large and
+/// It is formatted from integers, because the code that formats floating-point numbers is large and
 /// nothing else in the npm package needs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seconds(pub(crate) Duration);

@@ -2,25 +2,26 @@
 
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
-/// RFC 8489 section 18.6, RFC 8656 section 19: 3478, and 5349 over TLS.
+/// The default port (RFC 8489 section 18.6, RFC 8656 section 19).
 const PORT: u16 = 3478;
+/// The default port over TLS (from the same sections).
 const TLS_PORT: u16 = 5349;
 
-/// The longest host name of the DNS.
+/// The longest host name in the DNS.
 const MAX_HOST: usize = 253;
 
-/// What a server speaks.
+/// The protocol that a server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Service {
     Stun,
     /// STUN over TLS.
     Stuns,
-    Turn(Transport),
+    Turn(ServerTransport),
 }
 
-/// How a TURN server is reached; the best first.
+/// How a TURN server is reached, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Transport {
+pub(crate) enum ServerTransport {
     Udp,
     Tcp,
     Tls,
@@ -32,7 +33,7 @@ pub(crate) enum Transport {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerUrl {
     pub(crate) service: Service,
-    /// A name or an address, IPv6 ones without brackets.
+    /// A name or an address. An IPv6 address has no brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
 }
@@ -51,8 +52,10 @@ impl fmt::Display for InvalidUrl {
         f.write_str(match self {
             Self::Scheme => "must begin with stun:, stuns:, turn: or turns:",
             Self::Host => "must name a host: a name, an IPv4 address, or an IPv6 address in []",
-            Self::Port => "must have a port from 1 to 65535, or none",
-            Self::Transport => "may end in ?transport=udp or ?transport=tcp, if it is of TURN",
+            Self::Port => "must have a port from 1 to 65535, or no port",
+            Self::Transport => {
+                "may end only in ?transport=udp or ?transport=tcp, and only after turn: or turns:"
+            }
         })
     }
 }
@@ -72,10 +75,10 @@ impl FromStr for ServerUrl {
         let service = match (scheme, query) {
             ("stun", None) => Service::Stun,
             ("stuns", None) => Service::Stuns,
-            ("turn", None | Some("transport=udp")) => Service::Turn(Transport::Udp),
-            ("turn", Some("transport=tcp")) => Service::Turn(Transport::Tcp),
-            ("turns", None | Some("transport=tcp")) => Service::Turn(Transport::Tls),
-            ("turns", Some("transport=udp")) => Service::Turn(Transport::Dtls),
+            ("turn", None | Some("transport=udp")) => Service::Turn(ServerTransport::Udp),
+            ("turn", Some("transport=tcp")) => Service::Turn(ServerTransport::Tcp),
+            ("turns", None | Some("transport=tcp")) => Service::Turn(ServerTransport::Tls),
+            ("turns", Some("transport=udp")) => Service::Turn(ServerTransport::Dtls),
             ("stun" | "stuns" | "turn" | "turns", Some(_)) => return Err(InvalidUrl::Transport),
             _ => return Err(InvalidUrl::Scheme),
         };
@@ -123,10 +126,10 @@ impl fmt::Display for ServerUrl {
         let (scheme, query) = match self.service {
             Service::Stun => ("stun", ""),
             Service::Stuns => ("stuns", ""),
-            Service::Turn(Transport::Udp) => ("turn", ""),
-            Service::Turn(Transport::Tcp) => ("turn", "?transport=tcp"),
-            Service::Turn(Transport::Tls) => ("turns", ""),
-            Service::Turn(Transport::Dtls) => ("turns", "?transport=udp"),
+            Service::Turn(ServerTransport::Udp) => ("turn", ""),
+            Service::Turn(ServerTransport::Tcp) => ("turn", "?transport=tcp"),
+            Service::Turn(ServerTransport::Tls) => ("turns", ""),
+            Service::Turn(ServerTransport::Dtls) => ("turns", "?transport=udp"),
         };
         match self.host.contains(':') {
             true => write!(f, "{scheme}:[{}]:{}{query}", self.host, self.port),
@@ -142,15 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_rfcs_show() {
+    fn urls_like_those_in_the_rfcs_are_parsed() {
         let parse = |url: &str| {
             let url: ServerUrl = url.parse().unwrap();
             (url.service, url.host, url.port)
         };
         let (udp, tcp, tls) = (
-            Service::Turn(Transport::Udp),
-            Service::Turn(Transport::Tcp),
-            Service::Turn(Transport::Tls),
+            Service::Turn(ServerTransport::Udp),
+            Service::Turn(ServerTransport::Tcp),
+            Service::Turn(ServerTransport::Tls),
         );
         assert_eq!(
             parse("stun:a.example"),
@@ -167,10 +170,19 @@ mod tests {
             parse("turns:[::1]:443?transport=tcp"),
             (tls, "::1".into(), 443)
         );
+        let dtls = Service::Turn(ServerTransport::Dtls);
+        assert_eq!(parse("turns:a?transport=udp"), (dtls, "a".into(), 5349));
     }
 
     #[test]
-    fn what_is_no_url_is_refused_for_its_reason() {
+    fn names_are_as_long_as_the_dns_has_them() {
+        let named = |length| format!("stun:{}", "a".repeat(length)).parse::<ServerUrl>();
+        assert_eq!(named(MAX_HOST).unwrap().host.len(), 253);
+        assert_eq!(named(MAX_HOST + 1), Err(InvalidUrl::Host));
+    }
+
+    #[test]
+    fn invalid_urls_are_refused_with_the_reason() {
         for (url, why) in [
             ("192.0.2.1", InvalidUrl::Scheme),
             ("http:a", InvalidUrl::Scheme),
@@ -197,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_panics_and_what_parses_is_written_back(
+        fn a_parsed_url_is_written_back(
             url in "(stuns?|turns?):([a-z0-9.\\-\\[\\]:]{0,12})(:[0-9]{0,6})?(\\?transport=(udp|tcp|x))?"
         ) {
             if let Ok(parsed) = url.parse::<ServerUrl>() {

@@ -1,9 +1,9 @@
-//! What two peers say on a `/webrtc-signaling/0.0.1` stream, and in which order.
+//! The messages of two peers on a `/webrtc-signaling/0.0.1` stream, and their order.
 //!
-//! The offerer sends its offer, the answerer its answer, then both trickle candidates. The
-//! order matters: js-libp2p takes anything but an answer after its offer for an error, and a
-//! candidate cannot be applied before the description it belongs to. [`Negotiation`] keeps that
-//! order for both roles and both backends.
+//! The offerer sends its offer, the answerer sends its answer, and then both trickle candidates.
+//! The order matters: js-libp2p takes anything but an answer after its offer for an error, and a
+//! candidate cannot be applied before the description to which it belongs. [`Negotiation`] keeps
+//! this order for both roles and both backends.
 
 use std::{collections::VecDeque, fmt};
 
@@ -15,22 +15,22 @@ use super::{
     sdp,
 };
 
-/// Protocol name of the signalling stream.
+/// The protocol name of the signalling stream.
 pub(crate) const PROTOCOL: &str = "/webrtc-signaling/0.0.1";
 
-/// Longest message read or written, in bytes without its length prefix. A description with 30
-/// candidates stays below 6 KiB.
+/// The longest message that is read or written, in bytes without its length prefix. A description
+/// with 30 candidates stays below 6 KiB.
 pub const MAX_MESSAGE_LEN: usize = 32 * 1024;
 
-/// Most messages taken from one peer in one negotiation: its description and more candidates
-/// than any host gathers.
+/// The most messages that are taken from one peer in one negotiation. This is enough for its
+/// description and for more candidates than any host gathers.
 pub(crate) const MAX_MESSAGES: usize = 128;
 
-/// Most candidates kept while the description they wait for is not there.
+/// The most candidates that are kept until the description arrives to which they belong.
 pub(crate) const MAX_HELD_CANDIDATES: usize = 64;
 
-/// Longest candidate read, in bytes of its JSON: the attribute and what stands around it. Others may
-/// be as long as the message, and so many are held that their length matters.
+/// The longest candidate that is read, in bytes of its JSON: the attribute and the text around it.
+/// Without this limit, each of the many kept candidates could be as long as a message.
 const MAX_CANDIDATE_JSON: usize = 2 * MAX_CANDIDATE_LEN;
 
 /// A candidate as `RTCIceCandidate.toJSON()` writes it.
@@ -39,13 +39,13 @@ const MAX_CANDIDATE_JSON: usize = 2 * MAX_CANDIDATE_LEN;
 pub struct IceCandidate {
     /// The candidate attribute with its `candidate:` prefix.
     pub candidate: String,
-    /// The media section by name. Node.js peers drop candidates whose name is longer than 3
+    /// The name of the media section. Node.js peers drop candidates whose name is longer than 3
     /// characters, so ours never is.
     pub sdp_mid: Option<String>,
-    /// The media section by position. Node.js peers leave it out.
+    /// The position of the media section. Node.js peers leave it out.
     #[serde(rename = "sdpMLineIndex")]
     pub sdp_m_line_index: Option<u16>,
-    /// The `ice-ufrag` it belongs to.
+    /// The `ice-ufrag` to which the candidate belongs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub username_fragment: Option<String>,
 }
@@ -57,38 +57,44 @@ pub(crate) enum Message {
     Offer(String),
     /// The description that accepts it.
     Answer(String),
-    /// A candidate of the sender; `None` when it has no more.
+    /// A candidate of the sender, or `None` when there are no more.
     Candidate(Option<IceCandidate>),
 }
 
 /// Why a message or its place in the conversation was refused.
+///
+/// ```
+/// use throughline::rtc::{Error, SignallingError};
+///
+/// let error = Error::Signalling(SignallingError::TooMany);
+/// assert_eq!(error, Error::Signalling(SignallingError::TooMany));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SignallingError {
-    /// Longer than [`MAX_MESSAGE_LEN`], or a candidate longer than 2 KiB.
+    /// The message is longer than [`MAX_MESSAGE_LEN`], or a candidate is longer than 2 KiB.
     TooLong(usize),
-    /// Not the protocol's protobuf; names the field.
+    /// The message is not the protocol's protobuf. The value names the field.
     Malformed(&'static str),
-    /// A candidate that is not the JSON of an `RTCIceCandidate`.
+    /// A candidate is not the JSON of an `RTCIceCandidate`.
     Candidate(String),
-    /// The session description lacks or garbles a field.
+    /// A field of the session description is missing or not valid.
     Description(sdp::SdpError),
-    /// A message that has no place here, such as a second offer.
+    /// The message is not allowed at this point, for example a second offer.
     Unexpected(&'static str),
-    /// More than 128 messages, or more than 64 candidates
-    /// ahead of the description.
+    /// The peer sent more than 128 messages, or more than 64 candidates before its description.
     TooMany,
 }
 
 impl fmt::Display for SignallingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLong(len) => write!(f, "{len} bytes are more than are read"),
-            Self::Malformed(field) => write!(f, "malformed message: {field}"),
-            Self::Candidate(why) => write!(f, "candidate is not an RTCIceCandidate: {why}"),
-            Self::Description(error) => write!(f, "session description: {error}"),
-            Self::Unexpected(what) => write!(f, "unexpected {what}"),
-            Self::TooMany => f.write_str("too many messages"),
+            Self::TooLong(len) => write!(f, "{len} bytes are too many"),
+            Self::Malformed(field) => write!(f, "the message is malformed: {field}"),
+            Self::Candidate(why) => write!(f, "the candidate is not an RTCIceCandidate: {why}"),
+            Self::Description(error) => write!(f, "the session description is not valid: {error}"),
+            Self::Unexpected(what) => write!(f, "the peer sent an unexpected {what}"),
+            Self::TooMany => f.write_str("the peer sent too many messages"),
         }
     }
 }
@@ -106,17 +112,18 @@ const FIELD_TYPE: u64 = 1 << 3;
 const FIELD_DATA: u64 = 2 << 3 | 2;
 
 impl Message {
-    /// The protobuf encoding, without the length prefix of the stream.
+    /// Encodes the message as protobuf, without the length prefix of the stream.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let (kind, data) = match self {
             Self::Offer(sdp) => (0, Some(sdp.clone())),
             Self::Answer(sdp) => (1, Some(sdp.clone())),
-            // An empty string would make js-libp2p stop reading, so the end is no data at all.
+            // An empty string would make js-libp2p stop reading, so the end of candidates has no
+            // data.
             Self::Candidate(None) => (2, None),
             Self::Candidate(Some(candidate)) => (2, Some(candidate.to_json())),
         };
         let data = data.unwrap_or_default();
-        // The type is written even when 0: it has explicit presence.
+        // The type is written even when it is 0, because the field has explicit presence.
         let mut out = vec![FIELD_TYPE as u8, kind];
         if !data.is_empty() {
             out.extend(field(FIELD_DATA, data.as_bytes()));
@@ -124,7 +131,7 @@ impl Message {
         out
     }
 
-    /// Reads what [`encode`](Self::encode) or a js-libp2p peer wrote; unknown fields are
+    /// Reads a message that [`encode`](Self::encode) or a js-libp2p peer wrote. Unknown fields are
     /// skipped.
     pub(crate) fn decode(mut bytes: &[u8]) -> Result<Self, SignallingError> {
         use SignallingError::Malformed;
@@ -162,19 +169,19 @@ impl Message {
 }
 
 impl IceCandidate {
-    /// The JSON that is sent. One of the two section fields is always set, because a browser
-    /// refuses a candidate without both.
+    /// Returns the JSON that is sent. One of the two section fields is always set, because a
+    /// browser refuses a candidate that has neither.
     pub fn to_json(&self) -> String {
         let mut candidate = self.clone();
         if candidate.sdp_mid.is_none() && candidate.sdp_m_line_index.is_none() {
             candidate.sdp_m_line_index = Some(0);
         }
-        // Strings and numbers cannot fail to serialise.
+        // Strings and numbers can always be serialised.
         serde_json::to_string(&candidate).unwrap_or_default()
     }
 
-    /// Reads a candidate. Nothing, `null`, `""` and a candidate with an empty attribute all
-    /// mean that the peer has no more.
+    /// Reads a candidate. An empty text, `null`, `""` and a candidate with an empty attribute all
+    /// mean that the peer has no more candidates.
     pub fn from_json(json: &str) -> Result<Option<Self>, SignallingError> {
         if matches!(json.trim(), "" | "null" | "\"\"") {
             return Ok(None);
@@ -188,12 +195,12 @@ impl IceCandidate {
     }
 }
 
-/// Who offers.
+/// The role of a peer in the negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Opened the signalling stream; the ICE controlling agent.
+    /// The peer that opened the signalling stream. It is the controlling agent of ICE.
     Offerer,
-    /// Accepted it.
+    /// The peer that accepted the signalling stream.
     Answerer,
 }
 
@@ -206,13 +213,14 @@ pub(crate) enum Action {
     AcceptOffer(String),
     /// Give the backend the peer's answer.
     AcceptAnswer(String),
-    /// Give the backend a candidate of the peer, `None` at their end.
+    /// Give the backend a candidate of the peer, or `None` at the end of the candidates.
     AddCandidate(Option<IceCandidate>),
 }
 
 /// One offer/answer exchange with trickled candidates, seen from one side.
 ///
-/// Pure: inputs go in by methods, [`poll`](Self::poll) gives what follows from them.
+/// There is no IO here. Inputs go in by methods, and [`poll`](Self::poll) returns the actions that
+/// follow from them.
 #[derive(Debug)]
 pub(crate) struct Negotiation {
     role: Role,
@@ -225,7 +233,7 @@ pub(crate) struct Negotiation {
 }
 
 impl Negotiation {
-    /// A negotiation in which nothing was said yet.
+    /// Makes a negotiation in which nothing has been said yet.
     pub(crate) fn new(role: Role) -> Self {
         Self {
             role,
@@ -238,7 +246,7 @@ impl Negotiation {
         }
     }
 
-    /// The backend made the local offer or answer.
+    /// Takes the local offer or answer that the backend made.
     pub(crate) fn local_description(&mut self, sdp: String) {
         if self.described {
             return;
@@ -255,7 +263,7 @@ impl Negotiation {
         }
     }
 
-    /// The backend found a local candidate.
+    /// Takes a local candidate that the backend found.
     pub(crate) fn local_candidate(&mut self, candidate: IceCandidate) {
         if self.described {
             let message = Message::Candidate(Some(candidate));
@@ -265,10 +273,11 @@ impl Negotiation {
         }
     }
 
-    /// The peer sent a message.
+    /// Takes a message of the peer.
     ///
     /// # Errors
-    /// When the message has no place here; the negotiation is over then.
+    /// Returns an error when the message is not allowed at this point. The negotiation is over
+    /// then.
     pub(crate) fn received(&mut self, message: Message) -> Result<(), SignallingError> {
         self.received += 1;
         if self.received > MAX_MESSAGES {
@@ -300,7 +309,7 @@ impl Negotiation {
         Ok(())
     }
 
-    /// The next thing to do.
+    /// Returns the next action.
     pub(crate) fn poll(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
@@ -340,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_carries_its_zero_type() {
+    fn an_offer_has_its_type_although_it_is_0() {
         let bytes = Message::Offer("v=0".into()).encode();
         assert_eq!(bytes, b"\x08\x00\x12\x03v=0");
         assert_eq!(
@@ -362,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_candidates_has_many_spellings_and_no_empty_data() {
+    fn the_end_of_candidates_is_read_in_every_form_and_sent_without_data() {
         for json in ["", "null", "\"\"", r#"{"candidate":"","sdpMid":"0"}"#] {
             assert_eq!(IceCandidate::from_json(json), Ok(None), "{json}");
         }
@@ -381,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_without_section_gets_one() {
+    fn a_candidate_without_a_section_gets_the_first() {
         let candidate = IceCandidate {
             sdp_mid: None,
             sdp_m_line_index: None,
@@ -428,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_place_is_refused() {
+    fn messages_out_of_order_are_refused() {
         let mut answerer = Negotiation::new(Role::Answerer);
         assert_eq!(
             answerer.received(Message::Answer(sdp())),
@@ -447,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn floods_are_refused() {
+    fn too_many_candidates_are_refused() {
         let mut answerer = Negotiation::new(Role::Answerer);
         for n in 0..MAX_HELD_CANDIDATES {
             answerer
@@ -467,7 +476,7 @@ mod tests {
         }
 
         #[test]
-        fn messages_survive_the_wire(data in ".{1,200}", kind in 0..3) {
+        fn an_encoded_message_is_decoded(data in ".{1,200}", kind in 0..3) {
             let message = match kind {
                 0 => Message::Offer(data),
                 1 => Message::Answer(data),
@@ -481,10 +490,10 @@ mod tests {
             prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
 
-        /// Whatever arrives, in whatever order: a peer's candidate is never applied before its
-        /// description, and ours are never sent before ours.
+        /// Whatever arrives, in whatever order, a peer's candidate is never applied before its
+        /// description, and our candidates are never sent before our description.
         #[test]
-        fn order_holds(
+        fn descriptions_always_come_before_candidates(
             offerer in any::<bool>(),
             steps in proptest::collection::vec(0u8..5, 0..40),
         ) {

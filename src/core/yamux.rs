@@ -1,21 +1,23 @@
-//! Cuts the frames of yamux into pieces, so that none announces much.
+//! Cuts long frames of yamux into short ones, so that none announces many bytes.
 //!
-//! A receiver of yamux allocates the announced length of a data frame, up to 1 MiB, before a byte
-//! of it has come. The protocol knows no bounds of messages, so one long frame and several short
-//! ones say the same (<https://github.com/hashicorp/yamux/blob/master/spec.md>).
+//! A receiver of yamux allocates the announced length of a data frame, up to 1 MiB, before any byte
+//! of it has come. The protocol does not have message boundaries, so several short frames mean the
+//! same as one long frame (<https://github.com/hashicorp/yamux/blob/master/spec.md>).
 
-/// Implementations send no longer frames of data than 16 KiB (Rust) or 64 KiB (Go, JavaScript).
-/// So those of our own pass as they are.
+/// The longest piece. Implementations send data frames of at most 16 KiB (Rust) or 64 KiB (Go,
+/// JavaScript), so the frames of peers of this library are not cut.
 pub(crate) const MAX_PIECE: u32 = 16 * 1024;
 
-/// A frame that announces more ends the connection; that is left to the receiver.
+/// The longest frame. A frame that announces more is passed on as it is, and the receiver ends the
+/// connection.
 const MAX_FRAME: u32 = 1024 * 1024;
 
 const HEADER: usize = 12;
 const TYPE: usize = 1;
 const DATA: u8 = 0;
 const FLAGS: usize = 3;
-/// FIN and RST stand at the end of what they end; SYN and ACK at the beginning.
+const SYN: u8 = 1;
+/// FIN and RST belong to the end of the data, and SYN and ACK to its beginning.
 const CLOSING: u8 = 4 | 8;
 
 /// What the receiver gets next.
@@ -25,19 +27,19 @@ pub(crate) enum Next {
     Header,
     /// A header, from [`give`](Splitter::give).
     Given,
-    /// So many bytes as they come.
+    /// This many bytes, as they come.
     Data(usize),
 }
 
-/// The place in a stream of frames.
+/// The position in a stream of frames.
 #[derive(Debug, Default)]
 pub(crate) struct Splitter {
     header: [u8; HEADER],
     filled: usize,
     given: usize,
-    /// What is left of the piece that the receiver knows of.
+    /// How many bytes are left of the piece that was announced to the receiver.
     piece: u32,
-    /// What is left of the frame behind that piece.
+    /// How many bytes of the frame are left after that piece.
     rest: u32,
     closing: u8,
 }
@@ -59,12 +61,24 @@ impl Splitter {
         }
     }
 
-    /// Whether no frame has begun that is not complete.
+    /// Whether every frame that has begun is complete.
     pub(crate) fn is_between_frames(&self) -> bool {
         self.filled == 0
     }
 
-    /// Where bytes of the next header belong.
+    /// The stream of the frame of data whose header is complete.
+    pub(crate) fn stream(&self) -> Option<u32> {
+        let [_, _, _, _, a, b, c, d, ..] = self.header;
+        let is_data = self.filled == HEADER && self.header[TYPE] == DATA;
+        is_data.then_some(u32::from_be_bytes([a, b, c, d]))
+    }
+
+    /// Whether that frame begins its stream.
+    pub(crate) fn begins_stream(&self) -> bool {
+        self.header[FLAGS] & SYN != 0
+    }
+
+    /// Returns the space for bytes of the next header.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.header[self.filled..]
     }
@@ -94,7 +108,7 @@ impl Splitter {
         self.header[HEADER - 4..].copy_from_slice(&self.piece.to_be_bytes());
     }
 
-    /// Moves what is there of a header to `out`.
+    /// Moves the available bytes of a header to `out`.
     pub(crate) fn give(&mut self, out: &mut [u8]) -> usize {
         let left = &self.header[self.given..self.filled];
         let count = left.len().min(out.len());
@@ -103,7 +117,8 @@ impl Splitter {
         count
     }
 
-    /// Notes that `count` bytes of data were moved, which are no more than were told.
+    /// Notes that `count` bytes of data were moved. They are at most as many as [`Next::Data`]
+    /// allowed.
     pub(crate) fn pass(&mut self, count: usize) {
         self.piece -= count as u32;
     }
@@ -115,7 +130,8 @@ mod tests {
 
     use super::*;
 
-    /// A frame as it stands in a stream: type, flags, stream, data or length.
+    /// Makes a frame as it stands in a stream. `length` is any number, and `data` follows the
+    /// header.
     fn frame(kind: u8, flags: u8, stream: u8, length: u32, data: &[u8]) -> Vec<u8> {
         let mut frame = vec![0, kind, 0, flags, 0, 0, 0, stream];
         frame.extend(length.to_be_bytes());
@@ -128,7 +144,7 @@ mod tests {
         frame(DATA, flags, stream, length as u32, &data)
     }
 
-    /// What a receiver gets that reads so many bytes at a time.
+    /// Returns what a receiver gets that reads these numbers of bytes at a time.
     fn split(mut wire: &[u8], reads: &[usize]) -> Vec<u8> {
         let (mut splitter, mut out) = (Splitter::default(), Vec::new());
         for read in reads.iter().cycle() {
@@ -158,11 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn short_frames_and_those_without_data_pass_as_they_are() {
+    fn short_frames_and_frames_without_data_pass_unchanged() {
         let wire = [
             data(1, 1, 0),
             data(4, 1, 5),
-            // A window of 4 GiB, a ping, and a going away.
+            // A window update of 4 GiB, a ping, and a going away.
             frame(1, 1, 3, u32::MAX, &[]),
             frame(2, 1, 0, 0x1234_5678, &[]),
             frame(3, 0, 0, 1, &[]),
@@ -189,16 +205,42 @@ mod tests {
         assert_eq!(split(&wire, &[12, 9_000, 1]), expected);
     }
 
-    /// The receiver has to see that it is too long.
     #[test]
-    fn what_no_frame_may_be_is_not_hidden() {
+    fn our_own_frames_pass_as_they_are() {
+        // What rust-yamux sends at most.
+        assert_eq!(MAX_PIECE, 16_384);
+    }
+
+    /// A stream may end between frames and nowhere else.
+    #[test]
+    fn a_frame_that_has_begun_is_known() {
+        let mut splitter = Splitter::default();
+        assert!(splitter.is_between_frames());
+        let wire = data(0, 1, 2);
+        splitter.room()[..5].copy_from_slice(&wire[..5]);
+        splitter.fill(5);
+        assert!(!splitter.is_between_frames());
+        splitter.room().copy_from_slice(&wire[5..HEADER]);
+        splitter.fill(HEADER - 5);
+        assert_eq!(splitter.next(), Next::Given);
+        splitter.give(&mut [0; HEADER]);
+        assert_eq!(splitter.next(), Next::Data(2));
+        assert!(!splitter.is_between_frames());
+        splitter.pass(2);
+        assert_eq!(splitter.next(), Next::Header);
+        assert!(splitter.is_between_frames());
+    }
+
+    /// The receiver has to see that the frame is too long.
+    #[test]
+    fn a_frame_that_is_too_long_is_passed_on_unchanged() {
         let head = frame(DATA, 0, 1, MAX_FRAME + 1, &[]);
         assert_eq!(split(&head, &[5]), head);
     }
 
     proptest! {
         #[test]
-        fn streams_are_the_same_however_they_are_read(
+        fn cutting_does_not_change_what_the_streams_carry(
             frames in vec((0..2_u8, 0..16_u8, 0..3_u8, 0..80_000_usize), 0..6),
             reads in vec(1..20_000_usize, 1..6),
         ) {
@@ -213,8 +255,7 @@ mod tests {
         }
     }
 
-    /// The data of each stream, and which flags stand before which byte of it. No frame is longer
-    /// than a piece in what was split, which the caller sees by its being equal.
+    /// Returns the data of each stream, and which flags stand before which byte of it.
     fn told(mut wire: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
         let mut streams: Vec<(u8, u8, Vec<u8>)> = Vec::new();
         while let Some((head, rest)) = wire.split_at_checked(HEADER) {
@@ -222,7 +263,7 @@ mod tests {
             let (kind, flags, stream) = (head[TYPE], head[FLAGS], head[7]);
             let (data, rest) = rest.split_at(if kind == DATA { length } else { 0 });
             wire = rest;
-            // Flags of opening stand before the data, those of closing behind it.
+            // Opening flags stand before the data, and closing flags after it.
             let mut say = |kind, bytes: &[u8]| match streams.last_mut() {
                 Some((a, b, data)) if (*a, *b) == (kind, stream) => data.extend(bytes),
                 _ => streams.push((kind, stream, bytes.to_vec())),

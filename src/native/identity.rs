@@ -1,4 +1,4 @@
-//! The identity file: made once, readable by its owner alone, never half written.
+//! The identity file. It is made once, readable by its owner alone, and never half written.
 
 use std::{io, path::Path};
 
@@ -8,22 +8,22 @@ use crate::{
     identity::Identity,
 };
 
-/// Longest identity file that is read: a key takes 92 characters, so whatever is longer is
-/// something else.
+/// Longest identity file that is read. A key takes 92 characters, so a longer file holds something
+/// else.
 const MAX_FILE_LEN: u64 = 1024;
 
 impl Identity {
     /// Reads the identity at `path`, or makes a new one there if the file does not exist.
     ///
-    /// The file holds what [`to_secret`](Self::to_secret) gives, with mode 0600; directories made on
-    /// the way get mode 0700. It appears whole or not at all, also when the disk is full, and when
-    /// two programs start at once both end up with the same identity. Blocks on the file system.
-    /// Native only.
+    /// The file holds the text that [`to_secret`](Self::to_secret) gives, with mode 0600.
+    /// Directories that are made on the way get mode 0700. The file appears whole or not at all,
+    /// also when the disk is full. When two programs start at once, both end up with the same
+    /// identity. This function blocks on the file system. It exists on native targets only.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidIdentity`] when the file is malformed or others can read or write it,
-    /// [`ErrorKind::Io`] when it cannot be read or made; both say what to do. An existing file is
-    /// never overwritten.
+    /// Fails with [`ErrorKind::InvalidIdentity`] when the file is malformed or others can read or
+    /// write it, and with [`ErrorKind::Io`] when it cannot be read or made. Both errors say what to
+    /// do. An existing file is never overwritten.
     pub fn load_or_create(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         match load(path)? {
@@ -44,7 +44,7 @@ fn load(path: &Path) -> Result<Option<Identity>, Error> {
             return Err(Error::new(ErrorKind::InvalidIdentity, message));
         }
     };
-    // Bytes that are not text are no identity either.
+    // Bytes that are not text become an empty text, which is not an identity either.
     let secret = String::from_utf8(bytes).unwrap_or_default();
     let identity = Identity::from_secret(&secret).map_err(|error| {
         Error::new(
@@ -65,7 +65,7 @@ fn create(path: &Path) -> Result<Identity, Error> {
     let line = identity.to_secret()? + "\n";
     match secret::publish(path, line.as_bytes()) {
         Ok(()) => Ok(identity),
-        // Another program was faster: its identity is the one.
+        // Another program was faster, so its identity is used.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             load(path)?.ok_or_else(|| io_error(path, io::ErrorKind::NotFound.into()))
         }
@@ -104,7 +104,7 @@ mod tests {
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
-        assert_eq!(names, ["identity"], "no temporary file stays");
+        assert_eq!(names, ["identity"], "no temporary file remains");
     }
 
     #[test]

@@ -1,80 +1,93 @@
-//! The native backend.
+//! The native backend: sockets, transports, and the behaviours that only native peers have.
+//!
+//! - `udp`: the shared sockets, and the routes of their datagrams.
+//! - `quic`, `ice`: the protocols over these sockets.
+//! - `transports`: the chain of libp2p transports, with `websocket` and the guard of dials.
+//! - `behaviours`: protocols of libp2p that a page does not have, and limits.
+//! - `offer`: offers and early data, sealed for one peer.
+//! - `signals`: what the system tells of this machine's network.
+//! - `environment`, `interfaces`: what is read from files and of the interfaces, as they are now.
+//! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
 
-mod autonat;
-mod dcutr;
-pub(crate) mod gather;
-pub(crate) mod guard;
-pub(crate) mod heap;
+pub(crate) mod behaviours;
+pub(crate) mod environment;
+pub(crate) mod ice;
 pub(crate) mod identity;
-pub(crate) mod limits;
-mod mdns;
-pub(crate) mod message;
+pub(crate) mod interfaces;
 pub(crate) mod offer;
-pub(crate) mod pool;
-mod portmap;
 pub(crate) mod quic;
-pub(crate) mod rtc;
 pub(crate) mod runtime;
 pub(crate) mod secret;
-pub(crate) mod socket;
-pub(crate) mod stock;
-pub(crate) mod stun;
+mod signals;
+pub(crate) mod trace;
 pub(crate) mod transports;
-pub(crate) mod turn;
-pub(crate) mod websocket;
+pub(crate) mod udp;
 
 use std::net::SocketAddr;
 
 use libp2p::identity::Keypair;
 
-use self::{guard::Guard, quic::Quic, socket::Addresses};
+pub(crate) use self::signals::Signals;
+use self::{
+    ice::{turn, webrtc},
+    quic::Quic,
+    transports::{guard::Guard, names::Names},
+    udp::Addresses,
+};
 use crate::{
     Config, Error, ErrorKind,
     config::server_url,
     core::{
         dial::Policy,
-        server_url::{Service, Transport},
+        server_url::{ServerTransport, Service},
     },
-    rtc::{BackendError, Config as RtcConfig},
+    webrtc::{BackendError, Config as RtcConfig},
 };
 
-/// What makes WebRTC connections on this target.
-pub(crate) type Rtc = rtc::Backend;
+/// The backend that makes WebRTC connections on this target.
+pub(crate) type Rtc = webrtc::Backend;
 
-/// What the transports of one peer share: the UDP sockets, and what speaks over them.
+/// The parts that the transports of one peer share: the UDP sockets and the protocols over them.
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
     pub(crate) quic: Quic,
     pub(crate) guard: Guard,
+    pub(crate) names: Names,
 }
 
 impl Net {
-    /// Binds the sockets. What becomes of guessing ports goes to `guesses`, and what is dialled is
-    /// what `policy` allows.
+    /// Binds the sockets. The results of guessing ports go to `guesses`. Only addresses that
+    /// `policy` allows are dialled.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] outside a Tokio runtime, [`BackendError::Io`] when an address
-    /// is taken.
+    /// Fails with [`BackendError::Unavailable`] outside a Tokio runtime, and with
+    /// [`BackendError::Io`] when an address is taken.
     pub(crate) fn open(
         config: &Config,
         rtc_config: &RtcConfig,
         keypair: &Keypair,
-        guesses: rtc::Guesses,
+        guesses: webrtc::Guesses,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
-        let sockets = rtc::bind(addresses)?;
+        let sockets = webrtc::bind(addresses)?;
         let quic = Quic::new(keypair, sockets.clone())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self {
             rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(guesses))?,
             quic,
             guard: Guard::new(policy.clone()),
+            names: Names::of_system(),
         })
+    }
+
+    /// Tells that this machine may be in another network.
+    pub(crate) fn network_changed(&self) {
+        self.names.renew();
     }
 }
 
-/// Where the sockets are bound: at the QUIC addresses that the configuration names.
+/// The addresses of the sockets: the QUIC addresses that the configuration names.
 fn addresses(config: &Config) -> Result<Addresses, Error> {
     let mut addresses = Addresses::default();
     let (mut v4, mut v6) = (None, None);
@@ -95,17 +108,18 @@ fn addresses(config: &Config) -> Result<Addresses, Error> {
         if again {
             return Err(Error::new(
                 ErrorKind::InvalidConfig,
-                "listen: QUIC has one address of each family, because all UDP goes over one socket",
+                "listen: QUIC has one socket for each family; name at most one address of each",
             ));
         }
     }
     Ok(addresses)
 }
 
-/// Checks that the servers in `config` are ones this target can use.
+/// Checks that this target can use the servers in `config`.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidConfig`] naming the server that is not, or the file.
+/// Fails with [`ErrorKind::InvalidConfig`]. The error names the server or the file that cannot be
+/// used.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     addresses(config)?;
     for url in &config.stun {
@@ -115,7 +129,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         server_url(
             "turn",
             &server.url,
-            |service| matches!(service, Service::Turn(transport) if transport != Transport::Dtls),
+            |service| matches!(service, Service::Turn(transport) if transport != ServerTransport::Dtls),
         )?;
     }
     turn::Roots::load(config.turn_ca.as_deref()).map_err(|error| {

@@ -1,33 +1,36 @@
-//! What needs no circuit: an offer of ICE, or a stream's first bytes, sealed for its peer goes
-//! through the relay in one flight, and the answer comes back in the next.
+//! Sealed offers and early data, which need no circuit. An offer of ICE or the first bytes of a
+//! stream are sealed for one peer and go through the relay in one flight. The answer comes back in
+//! the next flight.
 //!
-//! A circuit must be granted and authenticated before anything can be said on it, which is one and
-//! a half round trips. A peer id holds its peer's public key, so what is to be said can be sealed
-//! for that peer alone and sent at once. The relay passes both directions on as it does with a
-//! circuit, and reads neither.
+//! A circuit must be granted and authenticated before it can carry anything, which takes one and a
+//! half round trips. A peer id holds the public key of its peer, so a message can be sealed for
+//! that peer alone and sent at once. The relay passes both directions on as it does with a circuit,
+//! and cannot read either.
 //!
 //! # Wire
-//! On the stream to the relay: the CONNECT message of the relay specification, which names the
-//! peer. Then, from the offerer to the peer and back, messages of `Noise_IK_25519_ChaChaPoly_SHA256`
-//! (Noise Protocol Framework, section 7.5), each behind its length as 16 bits, big-endian. Static
-//! keys are the Montgomery forms of the Ed25519 keys that are the peer ids. The payload of the
-//! first message is a [`Prelude`], the offerer's Ed25519 signature of the [`statement`], and then
-//! what a circuit would carry: signalling, or a resumable stream. A message without a payload is
-//! the end; a stream that ends without one was given up.
+//! The stream to the relay begins with the CONNECT message of the relay specification, which names
+//! the peer. Then follow messages of `Noise_IK_25519_ChaChaPoly_SHA256` (Noise Protocol Framework,
+//! section 7.5) from the offerer to the peer and back. Each stands behind its length as 16 bits,
+//! big-endian. The static keys are the Montgomery forms of the Ed25519 keys in the peer ids. The
+//! payload of the first message is a [`Prelude`], the offerer's Ed25519 signature of the
+//! [`statement`], and then the bytes that a circuit would carry: signalling, or a resumable stream.
+//! A message without a payload is the end. A stream that ends without such a message was given up.
 //!
 //! # Security
-//! Both sides are authenticated: the peer, because nobody else reads the offer and answers it; the
-//! offerer, to the peer, by its signature, which not even whoever holds the *peer's* key can forge.
-//! The signature stands inside the seal, so that a relay does not learn who offers. To the peer,
-//! and to whoever holds its key, it proves that the offerer wrote the first message.
+//! Both sides are authenticated. The peer is authenticated because nobody else can read the offer
+//! and answer it. The offerer is authenticated to the peer by its signature, which cannot be forged
+//! even with the key of the *peer*. The signature stands inside the seal, so a relay does not learn
+//! who offers. To the peer, and to whoever holds its key, the signature proves that the offerer
+//! wrote the first message.
 //!
-//! Whoever keeps the first message can send it again, which [`Seen`] stops; since a peer that has
-//! been started anew remembers nothing, an offer is sealed for one [`Incarnation`] of it, which its
-//! ticket tells. Whoever keeps the first message can also read it, should the peer's identity be
-//! stolen later: it has no forward secrecy. Of signalling it holds candidates, fingerprints and a
-//! password for one try of ICE; what is said on the path that comes of it is protected by QUIC or
-//! DTLS with keys of their own. Of a stream it holds the application's first bytes, which is why
-//! only [`Connector::open`](crate::Connector::open) sends any, and says so.
+//! Whoever records the first message can send it again. [`Seen`] stops that. A peer that was
+//! started anew remembers nothing, so an offer is sealed for one [`Incarnation`] of the peer, which
+//! is in the peer's ticket. The first message has no forward secrecy: whoever records it can read
+//! it if the peer's identity is stolen later. With signalling, it holds candidates, fingerprints
+//! and a password for one try of ICE. The path that results is protected by QUIC or DTLS with keys
+//! of its own. With a stream, the first message holds the first bytes of the application. For this
+//! reason only [`Connector::open`](crate::Connector::open) sends any, and its documentation says
+//! so.
 
 mod sealed;
 
@@ -49,31 +52,32 @@ use web_time::{Instant, SystemTime, UNIX_EPOCH};
 pub(crate) use self::sealed::Sealed;
 use self::sealed::{LENGTH, Noise, checked};
 use crate::{
-    circuit::{AsyncReadWrite, Duplex},
     core::{
         circuit,
         offer::{
             Content, Incarnation, KEY, Moment, OFFER_PROTOCOL, Prelude, SIGNATURE, Seen, statement,
         },
     },
+    stream::{AsyncReadWrite, BoxedStream},
 };
 
 const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_SHA256";
 
-/// Why there is no signalling by this way. What is left is the circuit.
+/// The reasons why sealed signalling fails. The peers can still use a circuit.
 #[derive(Debug)]
 pub(crate) enum OfferError {
-    /// One of the peers has an identity of another kind than Ed25519.
+    /// One of the peers has an identity that is not an Ed25519 key.
     Key,
     /// The stream broke.
     Io(io::Error),
-    /// A message is longer than any may be, or shorter.
+    /// A message is longer or shorter than any may be.
     Length,
-    /// A message was not sealed for us, or not by the peer.
+    /// A message was not sealed for this peer, or not by the other peer.
     Seal(snow::Error),
     /// The offer was not signed by the peer that it names.
     Signature,
-    /// It was offered before, or long ago, or in the future, or to an earlier run of ours.
+    /// The offer was seen before, is too old, is from the future, or is for an earlier run of this
+    /// peer.
     Stale,
 }
 
@@ -117,26 +121,27 @@ impl From<OfferError> for io::Error {
     }
 }
 
-/// That something can be sealed here. Where nothing can, there is no value of it, and what needs
-/// one is not compiled.
+/// A witness that offers can be sealed for a peer. On a target that cannot seal, this type has no
+/// values, so the compiler removes the code that needs one.
 #[derive(Clone, Copy)]
 pub(crate) struct Sealing;
 
-/// Whether something can be sealed for `peer`.
+/// Returns a witness if offers can be sealed for `peer`.
 pub(crate) fn sealing(peer: &PeerId) -> Option<Sealing> {
     identity_of(peer).map(|_| Sealing)
 }
 
-/// What carries a resumable stream: a substream of a connection, or what is sealed.
-pub(crate) type Carrier = Duplex;
+/// The type of whatever carries a resumable stream: a substream of a connection, or a sealed
+/// stream.
+pub(crate) type Carrier = BoxedStream;
 
 pub(crate) fn carrier(substream: impl AsyncReadWrite + 'static) -> Carrier {
     Box::pin(substream)
 }
 
-/// The Ed25519 key that `peer` is the id of.
+/// The Ed25519 key in the peer id `peer`.
 fn identity_of(peer: &PeerId) -> Option<[u8; KEY]> {
-    // An identity multihash of the protobuf `PublicKey { type: Ed25519, data }`.
+    // The id is an identity multihash of the protobuf `PublicKey { type: Ed25519, data }`.
     let bytes = peer.to_bytes();
     let key = bytes.strip_prefix(&[0x00, 0x24, 0x08, 0x01, 0x12, 0x20])?;
     key.try_into().ok()
@@ -147,7 +152,7 @@ fn montgomery(identity: &[u8; KEY]) -> Option<[u8; KEY]> {
     Some(key.to_montgomery().to_bytes())
 }
 
-/// Seals offers as this peer, and opens those for it. Clones share what was seen.
+/// Seals offers as this peer, and opens offers to it. Clones share the record of offers seen.
 #[derive(Clone)]
 pub(crate) struct Sealer {
     identity: Arc<SigningKey>,
@@ -159,7 +164,7 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    /// `None` for an identity that is not an Ed25519 key.
+    /// Returns `None` for an identity that is not an Ed25519 key.
     pub(crate) fn new(keypair: &Keypair) -> Option<Self> {
         let keypair = keypair.clone().try_into_ed25519().ok()?;
         let mut incarnation = Incarnation::default();
@@ -175,7 +180,7 @@ impl Sealer {
         })
     }
 
-    /// What offers for this run of ours are sealed for.
+    /// The incarnation of this run. Offers to this peer must be sealed for it.
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
@@ -192,8 +197,8 @@ impl Sealer {
             .map_err(OfferError::from)
     }
 
-    /// Says something to the run `incarnation` of `peer` over `stream`, which leads to a relay of
-    /// both. What is written first goes with the request.
+    /// Begins an offer to the run `incarnation` of `peer` over `stream`, which leads to a relay of
+    /// both peers. The first write is sent together with the request to the relay.
     pub(crate) fn offer<S>(
         &self,
         peer: &PeerId,
@@ -203,8 +208,8 @@ impl Sealer {
     ) -> Result<Sealed<S>, OfferError> {
         let theirs = identity_of(peer).as_ref().and_then(montgomery);
         let theirs = theirs.ok_or(OfferError::Key)?;
-        // The handshake would make an ephemeral key of its own too late for it to be signed. This
-        // one is as random, and for this handshake alone.
+        // The handshake would make its own ephemeral key too late to be signed. This key is as
+        // random, and is used for this handshake alone.
         let ephemeral = self.builder()?.generate_keypair()?;
         let handshake = self
             .builder()?
@@ -229,7 +234,8 @@ impl Sealer {
         Ok(sealed)
     }
 
-    /// Reads the first message of an offer; gives who sent it, and what follows.
+    /// Reads the first message of an offer. Returns the sender, the kind of content, and the
+    /// stream.
     pub(crate) async fn open<S>(
         &self,
         stream: S,
@@ -285,7 +291,7 @@ impl Sealer {
     }
 }
 
-/// Strictly: a key of small order, for which anybody can sign, is nobody's.
+/// Verifies strictly: a key of small order is refused, because anybody can sign for it.
 fn verify(
     identity: &[u8; KEY],
     signed: &[u8],
@@ -297,7 +303,7 @@ fn verify(
     verified.map_err(|_| OfferError::Signature)
 }
 
-/// What the first message needs, but for what is said in it.
+/// The parts of the first message, except the bytes that the caller writes.
 struct First {
     prelude: Prelude,
     /// The hash of the handshake before the message.

@@ -1,10 +1,20 @@
-//! The executor of the native target: tokio.
+//! The executor of the native target: tokio. A task carries the spans that it was spawned in.
 //!
-//! `wasm/runtime.rs` has the same signatures, so that the event loop names neither.
+//! `wasm/runtime.rs` has the same signatures, so the event loop needs no code for either target.
+
+use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 /// Runs `future` to its end in the background.
 ///
-/// Must be called within a tokio runtime, which every entry point of the native target is.
+/// The caller must be within a Tokio runtime. Every entry point of the native target is.
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-    tokio::spawn(future);
+    tokio::spawn(future.in_current_span());
+}
+
+/// The same, and gives a handle to it.
+pub(crate) fn task<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::spawn(future.in_current_span())
 }

@@ -1,6 +1,7 @@
-//! Files that hold a secret: for their owner only, whole or not there, and never long.
+//! Files that hold a secret. Only the owner can read them, they appear whole or not at all, and
+//! they are never long.
 //!
-//! Every file of that kind is made by [`publish`] and read by [`read`].
+//! Every file of this kind is made by [`publish`] and read by [`read`].
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,27 +9,28 @@ use std::{
     path::Path,
 };
 
-/// Why a secret is not used.
+/// The reasons why a file is not used as a secret.
 #[derive(Debug)]
 pub(crate) enum Fault {
-    /// Others can read or write the file, which has this mode.
+    /// Others can read or write the file. This is its mode.
     Accessible(u32),
-    /// Others can put another file in its place: its directory has this mode.
+    /// Others can replace the file, because they can write to its directory. This is the mode of
+    /// the directory.
     #[cfg(feature = "server")]
     Replaceable(u32),
-    /// It is too long to be a secret.
+    /// The file is too long to be a secret.
     TooLong,
     Io(io::Error),
 }
 
 impl Fault {
-    /// What is wrong with the file or directory at `path`, and what to do.
+    /// Says what is wrong with the file or directory at `path`, and what to do.
     pub(crate) fn describe(&self, path: &Path) -> String {
         let name = path.display();
         match self {
             Self::Accessible(mode) => format!(
-                "{name} is accessible to others (mode {mode:03o}); if nobody can have copied it \
-                 run `chmod 600 {name}`, else delete it to get a new one"
+                "{name} is accessible to others (mode {mode:03o}); run `chmod 600 {name}` if \
+                 nobody can have copied it, else delete it to get a new one"
             ),
             #[cfg(feature = "server")]
             Self::Replaceable(mode) => format!(
@@ -47,13 +49,13 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The bytes of the secret at `path`, at most `most` of them; none where there is no file.
+/// Reads the secret at `path`, which has at most `most` bytes. Returns `None` if there is no file.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Fault> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    // On the open file and not on the path: nobody can swap it in between.
+    // This checks the open file and not the path, so nobody can swap the file in between.
     if let Some(mode) = mode(&file.metadata()?).filter(|mode| mode & 0o077 != 0) {
         return Err(Fault::Accessible(mode));
     }
@@ -65,7 +67,7 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Fault> {
     }
 }
 
-/// Checks that nobody else can replace what is in `directory`, if it exists.
+/// Checks that nobody else can replace the files in `directory`, if it exists.
 #[cfg(feature = "server")]
 pub(crate) fn check_directory(directory: &Path) -> Result<(), Fault> {
     let metadata = match fs::metadata(directory) {
@@ -89,8 +91,10 @@ fn mode(_: &fs::Metadata) -> Option<u32> {
     None
 }
 
-/// Makes `path` appear with all of `bytes` in it and for its owner only, or fails with
-/// `AlreadyExists`.
+/// Makes `path` appear with all of `bytes` in it, readable by its owner only.
+///
+/// # Errors
+/// Fails with `AlreadyExists` when `path` exists.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -100,7 +104,7 @@ pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // Two programs, or two threads of one, never share a temporary file.
+    // The random name keeps two programs, or two threads of one, from sharing a temporary file.
     let mut nonce = [0; 8];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     let mut temporary_name = std::ffi::OsString::from(".");
@@ -108,7 +112,7 @@ pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary_name.push(format!(".{:016x}", u64::from_ne_bytes(nonce)));
     let temporary = directory.join(temporary_name);
     let written = write_private(&temporary, bytes)
-        // A hard link, because renaming would replace a file made meanwhile.
+        // This makes a hard link, because renaming would replace a file that was made meanwhile.
         .and_then(|()| fs::hard_link(&temporary, path));
     let removed = fs::remove_file(&temporary);
     written.and(removed)
@@ -149,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_touch_is_no_secret() {
+    fn a_file_that_others_can_access_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("secret");
         assert!(read(&path, 9).unwrap().is_none());
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_a_secret_has() {
+    fn a_file_that_is_too_long_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("secret");
         publish(&path, &[b'a'; 10]).unwrap();
@@ -177,7 +181,7 @@ mod tests {
     #[test]
     fn a_failure_leaves_nothing_behind() {
         let home = tempfile::tempdir().unwrap();
-        // The link is the last step; what was written for it goes when it fails.
+        // The link is the last step. The temporary file must go when it fails.
         let taken = home.path().join("taken");
         fs::create_dir(&taken).unwrap();
         assert!(publish(&taken, b"key").is_err());

@@ -1,93 +1,54 @@
-//! The one event loop, compiled for both targets: it moves what libp2p reports to relays, sessions
-//! and streams, and what handles ask for to libp2p.
+//! The event loop of a peer, compiled for both targets.
 //!
-//! `connect` runs the race to each peer and chooses paths, `links` keeps relays and reservations, `opening` brings
-//! streams to the path in use, and `early` those that do not wait for one; their state is in `session`, `relays` and `resumable`.
+//! | file | what it holds |
+//! | --- | --- |
+//! | `command` | the commands that handles send to the loop, and what they read directly |
+//! | `engine` | the loop: it takes one input and performs effects until none is left |
+//! | `effect`, `round` | what sessions and relays want done; what a session's methods know |
+//! | `perform` | how effects and commands are performed |
+//! | `session/` | everything about one peer: its paths, attempts and streams |
+//! | `relays/` | links, reservations, and spare circuits |
+//! | `network`, `behaviour` | the swarm with its open requests; its protocols |
+//! | `connections`, `inbound` | events of the swarm, handed to relays and sessions |
+//! | `own_addresses`, `online` | our addresses and the ticket; callers that wait for the ticket |
+//! | `farewells` | closing on purpose, and the shutdown |
+//! | `timers` | deadlines of sessions, relays and the loop |
+//! | `start` | how a configuration becomes a running loop |
+//!
+//! # One turn
+//! ```text
+//! input ─▶ session or relays ─▶ effects ─▶ perform ─▶ swarm, timers, tasks
+//!              ▲                              │
+//!              └────── facts, plans ◀─────────┘
+//! ```
+//! The loop takes the most urgent input that is ready, and hands it to the session or the relays
+//! that it is about. They change their own state and push effects. The loop performs the effects
+//! one by one. If performing an effect pushes new effects, these come before the rest. When no
+//! effect is left, each session that was touched gets a new plan, whose effects are performed in
+//! the same way. Then the loop waits.
+//!
+//! The invariant is that the loop runs a method of one session, or of the relays, at a time. Such a
+//! method pushes effects and never calls the loop, so nothing re-enters.
 
 mod behaviour;
-mod causes;
-mod connect;
-mod dials;
-mod early;
+mod command;
+mod connections;
+mod effect;
 mod engine;
-mod links;
-mod opening;
-mod race;
+mod farewells;
+mod inbound;
+mod network;
+mod online;
+mod own_addresses;
+mod perform;
 mod relays;
+mod round;
 mod session;
-mod spares;
-pub(crate) mod streams;
+mod start;
 mod timers;
 
-pub(crate) mod junction;
-pub(crate) mod pump;
-pub(crate) mod resumable;
-
-use std::sync::{Mutex, PoisonError};
-
-use tokio::sync::oneshot;
-
-pub(crate) use self::{behaviour::ping, engine::start, session::Incoming};
-use crate::{
-    backend::offer::Sealing, connection::Connection, error::Error, identity::PeerId,
-    metrics::Metrics, report::Report, stream::Stream, ticket::Ticket,
+pub(crate) use self::{
+    command::{Command, Shared, closed},
+    session::Incoming,
+    start::start,
 };
-
-/// What handles ask of the loop.
-pub(crate) enum Command {
-    Connect {
-        ticket: Ticket,
-        reply: oneshot::Sender<Result<Connection, Error>>,
-    },
-    /// Opens a stream on a connection that may not be there yet.
-    OpenEarly {
-        _sealing: Sealing,
-        ticket: Ticket,
-        protocol: String,
-        reply: oneshot::Sender<Result<(Connection, Stream), Error>>,
-    },
-    /// A connect to this peer is no longer waited for.
-    Abandoned {
-        peer: PeerId,
-    },
-    Open {
-        session: u64,
-        protocol: String,
-        reply: oneshot::Sender<Result<Stream, Error>>,
-    },
-    CloseSession {
-        session: u64,
-        reply: oneshot::Sender<()>,
-    },
-    /// Waits for the first reservation.
-    Online {
-        reply: oneshot::Sender<Result<(), Error>>,
-    },
-    Report {
-        reply: oneshot::Sender<Report>,
-    },
-    Shutdown {
-        reply: oneshot::Sender<()>,
-    },
-}
-
-/// What handles read without asking.
-pub(crate) struct Shared {
-    pub(crate) peer_id: PeerId,
-    pub(crate) metrics: Metrics,
-    ticket: Mutex<Ticket>,
-}
-
-impl Shared {
-    pub(crate) fn ticket(&self) -> Ticket {
-        // The value is replaced whole, so a panic elsewhere cannot have left half of one.
-        self.ticket
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn set_ticket(&self, ticket: Ticket) {
-        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
-    }
-}

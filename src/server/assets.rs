@@ -1,7 +1,7 @@
-//! Files of the demo page, served from folders and from nowhere above them.
+//! Files of the demo page. They are served from folders, and never from above them.
 //!
-//! A file is sent piece by piece as it is taken, never read whole. It has validators and ranges (RFC
-//! 9110 sections 13 and 14), and is sent compressed where a compressed form of it stands beside it.
+//! A file is read and sent piece by piece as the receiver takes it. It has validators and ranges
+//! (RFC 9110 sections 13 and 14). If a compressed form stands beside the file, that is sent.
 
 use std::{
     fs::{self, File},
@@ -23,17 +23,16 @@ use headers::{
 };
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// Bytes that are read at once, and about what a slow receiver holds.
+/// How many bytes are read at once. A slow receiver holds about this much memory.
 const PIECE: usize = 16 * 1024;
 
-/// Reads of files at once. More would be threads that wait for one disk.
+/// Bounds how many reads of files run at once. More would be threads that wait for one disk.
 static READS: Semaphore = Semaphore::const_new(8);
 
-/// A compressed form: the name of the coding (RFC 9110 section 8.4.1), and what it adds to the name
-/// of the file.
+/// A compressed form: the name of its coding (RFC 9110 section 8.4.1), and the suffix of its file.
 type Coding = (&'static str, &'static str);
 
-/// The smallest first.
+/// The codings, smallest result first.
 const CODINGS: [Coding; 2] = [("br", ".br"), ("gzip", ".gz")];
 
 /// Answers with the file at `name`, a path relative to `root`.
@@ -58,7 +57,7 @@ pub(crate) fn status(code: StatusCode) -> Response<Body> {
     response
 }
 
-/// What `read` gives, which may wait for a disk.
+/// Runs `read`, which may wait for a disk, and returns its result.
 async fn reading<T: Send + 'static>(
     read: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -81,8 +80,8 @@ impl Asset {
     /// Opens the file `name` below `root`, or a compressed form of it that is `accepted`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] also where it is no file, or a link leads out of `root` or to
-    /// something hidden.
+    /// [`io::ErrorKind::NotFound`] also if it is not a file, or if a link leads out of `root` or to
+    /// a hidden file.
     fn open(root: &Path, name: &Path, accepted: &[Coding]) -> io::Result<Self> {
         let root = fs::canonicalize(root)?;
         let plain = open_below(&root, &root.join(name))?;
@@ -93,7 +92,8 @@ impl Asset {
             let Ok(compressed) = open_below(&root, Path::new(&beside)) else {
                 continue;
             };
-            // One that is older is of another version: a stale wasm beside a new loader breaks.
+            // An older compressed file is of another version. A stale wasm with a new loader
+            // breaks.
             if compressed.metadata()?.modified()? >= plain.metadata()?.modified()? {
                 return Self::of(compressed, Some(coding), content_type);
             }
@@ -137,7 +137,7 @@ impl Asset {
         let headers = response.headers_mut();
         headers.typed_insert(self.tag);
         headers.typed_insert(self.modified);
-        // The page changes with the program.
+        // Browsers must ask again, because the page changes with the program.
         set(headers, header::CACHE_CONTROL, "no-cache");
         set(headers, header::VARY, "accept-encoding");
         set(headers, header::ACCEPT_RANGES, "bytes");
@@ -163,7 +163,8 @@ impl Asset {
         response
     }
 
-    /// What of the file is to be sent, by the conditions in the order of RFC 9110 section 13.2.2.
+    /// Returns which part of the file is sent. Conditions are checked in the order of RFC 9110
+    /// section 13.2.2.
     fn part(&self, request: &Parts) -> Part {
         let headers = &request.headers;
         let modified = || self.modified.into();
@@ -187,14 +188,14 @@ impl Asset {
             .is_none_or(|condition| !condition.is_modified(Some(&self.tag), Some(&self.modified)));
         let range = headers.get(header::RANGE).filter(|_| same);
         match range.and_then(|range| range.to_str().ok()) {
-            // Ranges are of GET alone (section 14.2).
+            // Only GET has ranges (section 14.2).
             Some(range) if request.method == Method::GET => range_of(range, self.length),
             _ => Part::Whole,
         }
     }
 }
 
-/// A field, or none where it is missing or malformed.
+/// Returns a field, or `None` if it is missing or malformed.
 fn header<H: Header>(headers: &HeaderMap) -> Option<H> {
     headers.typed_try_get().ok().flatten()
 }
@@ -203,7 +204,7 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
     headers.insert(name, HeaderValue::from_static(value));
 }
 
-/// What of a file is sent.
+/// The part of a file that is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     None(StatusCode),
@@ -211,8 +212,8 @@ enum Part {
     Range { first: u64, length: u64 },
 }
 
-/// The range of `length` bytes that a Range field asks for (RFC 9110 section 14.1.2). One that is
-/// malformed, and several at once, may be ignored (section 14.2).
+/// Returns the range of a file of `length` bytes that a Range field asks for (RFC 9110 section
+/// 14.1.2). A malformed field, and one with several ranges, may be ignored (section 14.2).
 fn range_of(field: &str, length: u64) -> Part {
     let none = Part::None(StatusCode::RANGE_NOT_SATISFIABLE);
     let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -250,7 +251,7 @@ fn range_of(field: &str, length: u64) -> Part {
     }
 }
 
-/// Which of the [`CODINGS`] whoever sent `headers` takes (RFC 9110 section 12.5.3).
+/// Returns which of the [`CODINGS`] the sender of `headers` accepts (RFC 9110 section 12.5.3).
 fn accepted(headers: &HeaderMap) -> Vec<Coding> {
     let fields = headers.get_all(header::ACCEPT_ENCODING);
     let texts: Vec<&str> = fields.iter().filter_map(|v| v.to_str().ok()).collect();
@@ -269,11 +270,11 @@ fn accepted(headers: &HeaderMap) -> Vec<Coding> {
     CODINGS.into_iter().filter(accepts).collect()
 }
 
-/// Opens a file that is below `root`, also by its real name, and not hidden.
+/// Opens a file whose real name is below `root` and not hidden.
 fn open_below(root: &Path, path: &Path) -> io::Result<File> {
     let path = fs::canonicalize(path)?;
     let is_below = path.strip_prefix(root).is_ok_and(|name| !is_hidden(name));
-    // Asked before it is opened: to open a pipe is to wait for its writer.
+    // This is checked before the file is opened, because opening a pipe waits for its writer.
     if !is_below || !fs::metadata(&path)?.is_file() {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -285,7 +286,8 @@ fn is_hidden(name: &Path) -> bool {
     names.any(|name| name.to_string_lossy().starts_with('.'))
 }
 
-/// `length` bytes of `file` from `first` on, each piece read when the one before it is taken.
+/// Returns `length` bytes of `file` from `first` on. Each piece is read when the piece before it
+/// has been taken.
 fn pieces(file: File, first: u64, length: u64) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((file, first, length), |(mut file, at, left)| async move {
         if left == 0 {
@@ -297,7 +299,7 @@ fn pieces(file: File, first: u64, length: u64) -> impl Stream<Item = io::Result<
             file.seek(SeekFrom::Start(at))?;
             let read = file.read(&mut piece)?;
             if read == 0 {
-                // It has become shorter since its length was told.
+                // The file has become shorter since its length was sent.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             piece.truncate(read);
@@ -308,7 +310,8 @@ fn pieces(file: File, first: u64, length: u64) -> impl Stream<Item = io::Result<
     })
 }
 
-/// The path below the root that `request` names, or none where it leads out or to a hidden file.
+/// Returns the path below the root that `request` names, or `None` if it leads out of the root or
+/// to a hidden file.
 fn resolve(request: &str) -> Option<PathBuf> {
     let decoded = percent_decode(request)?;
     let relative = match decoded.trim_start_matches('/') {
@@ -325,7 +328,8 @@ fn resolve(request: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// RFC 3986 section 2.1; none where the result is not UTF-8 or holds a NUL or a backslash.
+/// Decodes `text` (RFC 3986 section 2.1). Returns `None` if the result is not UTF-8 or holds a NUL
+/// or a backslash.
 fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -3,7 +3,7 @@
 //!
 //! libp2p's own server dials wherever it is told to. What may be dialled is decided in
 //! [`dial_back`](crate::core::dial_back); nothing else on a server dials, see
-//! [`Behaviour::handle_pending_outbound_connection`].
+//! [`AutonatServer::handle_pending_outbound_connection`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,17 +33,21 @@ use super::{
     config::AutonatConfig,
     metrics::Metrics,
     pool::{Place, Pool, Pools, Refusals},
-    rate::RateLimiter,
+    rate_limiter::RateLimiter,
     swarm::ip_of,
 };
 use crate::{
+    arriving,
     core::{
         autonat::{self, Dialled, Response},
         dial_back::Server,
         quota::Holder,
     },
-    native::message,
-    node::streams::{self, OpenId},
+    native::behaviours::{
+        exchange::{self, News, Next},
+        forwarded::Forwarded,
+    },
+    swarm::substreams::{OpenId, SubstreamEvent, SubstreamHandler, Substreams},
 };
 
 /// How long a dial may take, handshake included. libp2p's clients wait ten seconds for an answer in
@@ -53,13 +57,14 @@ pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(8);
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// See the module's documentation.
-pub(crate) struct Behaviour {
-    streams: streams::Behaviour,
+pub(crate) struct AutonatServer {
+    streams: Substreams,
     server: Server,
     requests: Pool,
     tests: Pool,
     rate: RateLimiter,
     refusals: Refusals,
+    forwarded: Forwarded,
     metrics: Metrics,
     /// Where those who have connected to us are seen.
     observed: HashMap<ConnectionId, Multiaddr>,
@@ -69,7 +74,7 @@ pub(crate) struct Behaviour {
     opening: HashMap<OpenId, (ConnectionId, Test)>,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
     /// What the swarm has not been told yet.
-    news: VecDeque<ToSwarm<Infallible, THandlerInEvent<Self>>>,
+    news: VecDeque<News>,
 }
 
 /// A client that asks.
@@ -100,7 +105,7 @@ enum Step {
     Answered,
 }
 
-impl Behaviour {
+impl AutonatServer {
     /// `own` are the sockets of other services of this server, and where others see it.
     pub(crate) fn new(
         config: &AutonatConfig,
@@ -110,7 +115,7 @@ impl Behaviour {
     ) -> Self {
         let (rate, total) = (config.per_source.get(), config.total.get());
         Self {
-            streams: streams::Behaviour::new([StreamProtocol::new(autonat::DIAL_REQUEST)], false),
+            streams: Substreams::new([StreamProtocol::new(autonat::DIAL_REQUEST)], false),
             server: Server {
                 allow_private: config.allow_private,
                 sockets: own,
@@ -119,6 +124,7 @@ impl Behaviour {
             tests: pools.dial_backs.clone(),
             rate: RateLimiter::new(rate, total, Instant::now()),
             refusals: pools.refusals.clone(),
+            forwarded: pools.limits.forwarded.clone(),
             metrics,
             observed: HashMap::new(),
             dialling: HashMap::new(),
@@ -128,15 +134,15 @@ impl Behaviour {
         }
     }
 
-    fn on_stream(&mut self, event: streams::Event) {
+    fn on_stream(&mut self, event: SubstreamEvent) {
         match event {
-            streams::Event::Inbound {
+            SubstreamEvent::Inbound {
                 peer,
                 connection,
                 stream,
                 ..
             } => self.on_request(peer, connection, stream),
-            streams::Event::Opened { id, result } => {
+            SubstreamEvent::Opened { id, result } => {
                 let Some((connection, test)) = self.opening.remove(&id) else {
                     return;
                 };
@@ -153,6 +159,7 @@ impl Behaviour {
                 };
                 self.steps.push(prove.boxed());
             }
+            SubstreamEvent::Lane { .. } => {}
         }
     }
 
@@ -161,11 +168,15 @@ impl Behaviour {
         let Some(observed) = self.observed.get(&connection).cloned() else {
             return;
         };
+        // Behind a proxy nobody's own address is seen.
+        if self.forwarded.is_proxy(&observed) {
+            return self.metrics.autonat("rejected");
+        }
         let Ok(place) = self.requests.take(holder(peer, &observed)) else {
             return self.metrics.autonat("rejected");
         };
         let read = async move {
-            let read = message::read(&mut stream, autonat::MAX_REQUEST);
+            let read = arriving::read_message(&mut stream, autonat::MAX_REQUEST);
             let request = timeout(MESSAGE_TIMEOUT, read).await;
             let client = Client {
                 peer,
@@ -265,8 +276,8 @@ impl Behaviour {
     }
 }
 
-impl NetworkBehaviour for Behaviour {
-    type ConnectionHandler = streams::Handler;
+impl NetworkBehaviour for AutonatServer {
+    type ConnectionHandler = SubstreamHandler;
     type ToSwarm = Infallible;
 
     fn handle_established_inbound_connection(
@@ -360,23 +371,13 @@ impl NetworkBehaviour for Behaviour {
             if let Some(news) = self.news.pop_front() {
                 return Poll::Ready(news);
             }
-            match self.streams.poll(cx) {
-                Poll::Ready(ToSwarm::GenerateEvent(event)) => {
+            match exchange::poll(&mut self.streams, cx) {
+                Poll::Ready(Next::Event(event)) => {
                     self.on_stream(event);
                     continue;
                 }
-                Poll::Ready(ToSwarm::NotifyHandler {
-                    peer_id,
-                    handler,
-                    event,
-                }) => {
-                    return Poll::Ready(ToSwarm::NotifyHandler {
-                        peer_id,
-                        handler,
-                        event,
-                    });
-                }
-                _ => {}
+                Poll::Ready(Next::News(news)) => return Poll::Ready(news),
+                Poll::Pending => {}
             }
             match self.steps.poll_next_unpin(cx) {
                 Poll::Ready(Some(step)) => self.on_step(step),
@@ -390,7 +391,7 @@ impl NetworkBehaviour for Behaviour {
 async fn prove(mut stream: Stream, nonce: u64) -> io::Result<bool> {
     stream.write_all(&autonat::dial_back(nonce)).await?;
     stream.flush().await?;
-    let answer = message::read(&mut stream, autonat::MAX_PROOF_ANSWER).await?;
+    let answer = arriving::read_message(&mut stream, autonat::MAX_PROOF_ANSWER).await?;
     Ok(autonat::is_taken(&answer))
 }
 

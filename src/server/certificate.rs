@@ -1,5 +1,5 @@
-//! The DTLS certificate of `/webrtc-direct`, kept so that its hash, and with it every
-//! address and ticket that names it, outlives a restart.
+//! The DTLS certificate of `/webrtc-direct`. It is kept, so that its hash stays the same over a
+//! restart, and with it every address and ticket that names the hash.
 
 use std::{io, path::Path};
 
@@ -10,15 +10,15 @@ use crate::{
     native::secret::{self, Fault},
 };
 
-/// Longest certificate file that is read.
+/// The longest certificate file that is read.
 const MAX_FILE_LEN: u64 = 64 * 1024;
 
-/// A fresh certificate that is kept nowhere.
+/// Makes a certificate that is not kept.
 pub(crate) fn generate() -> Result<Certificate, io::Error> {
     Certificate::generate(&mut rand::rng()).map_err(io::Error::other)
 }
 
-/// Reads the certificate at `path`, or makes one there. It is a [secret].
+/// Reads the certificate at `path`, or makes one there. The file is a [secret].
 pub(crate) fn load_or_create(path: &Path) -> Result<Certificate, Error> {
     let failed = |what: String| {
         let message = format!("cannot use the /webrtc-direct certificate: {what}");
@@ -29,7 +29,7 @@ pub(crate) fn load_or_create(path: &Path) -> Result<Certificate, Error> {
         let Some(bytes) = bytes else { return Ok(None) };
         let malformed = |why: String| {
             failed(format!(
-                "{}: {why}; delete it to get a new one (browsers then need the new addresses)",
+                "{}: {why}; delete the file to get a new one (browsers then need the new addresses)",
                 path.display()
             ))
         };
@@ -46,7 +46,7 @@ pub(crate) fn load_or_create(path: &Path) -> Result<Certificate, Error> {
     let certificate = generate().map_err(io_failed)?;
     match secret::publish(path, certificate.serialize_pem().as_bytes()) {
         Ok(()) => Ok(certificate),
-        // Another program was faster: its certificate is the one.
+        // Another program was faster, so its certificate counts.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             read()?.ok_or_else(|| io_failed(io::ErrorKind::NotFound.into()))
         }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fingerprint_outlives_a_restart() {
+    fn the_fingerprint_stays_the_same_over_a_restart() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("data/webrtc.pem");
         let first = load_or_create(&path).unwrap().fingerprint();
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_file_is_named_and_kept() {
+    fn a_malformed_file_is_named_in_the_error_and_kept() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("webrtc.pem");
         secret::publish(&path, b"not a certificate").unwrap();

@@ -1,10 +1,11 @@
-//! What peers ask a relay for, and the circuits that it carries.
+//! Serves the requests of peers to the relay, and carries their circuits.
 //!
-//! A relay as libp2p has it holds back what a dialler sends behind its request until the other
-//! peer has agreed, which costs half a round trip through the relay. Here it goes to the other peer
-//! in one flight with the request to take the circuit in; libp2p's peers find it there when they
-//! come to read. Our own diallers, which do not wait, ask by
-//! [`EARLY_PROTOCOL`](crate::core::circuit::EARLY_PROTOCOL); those that wait are served alike.
+//! A stock libp2p relay holds back what a dialler sends after its request until the other peer has
+//! agreed. That costs half a round trip through the relay. This relay sends the data to the other
+//! peer at once, in one flight with the request to accept the circuit. libp2p's peers find the data
+//! when they begin to read. Our own diallers do not wait for the answer, and ask by
+//! [`EARLY_PROTOCOL`](crate::core::circuit::EARLY_PROTOCOL). Diallers that wait get the same
+//! service.
 
 use std::{
     collections::HashMap,
@@ -22,41 +23,49 @@ use super::{
     config::RelayLimits,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
+    watch::Proof,
 };
 use crate::{
+    arriving,
     core::{
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
     },
-    native::message,
-    node::streams::{OpenError, OpenId},
+    native::{runtime, trace, transports::windows::Wide},
+    swarm::substreams::{OpenError, OpenId},
 };
 
-/// How long a request, which is one flight, may take to arrive from when its stream is open, and how
-/// long its answer may take to leave. One packet that is lost twice comes within it.
+/// How long a request may take to arrive after its stream is open, and how long its answer may take
+/// to leave. A request is one flight. This time is enough even if a packet is lost twice.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a peer may take to agree to a circuit.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Reports that may wait; tasks wait beyond.
+/// The most reports in the queue. While it is full, tasks wait.
 const REPORTS: usize = 256;
-/// How long an offer and its answer may take, and how many bytes: an offer, an answer and a hundred
-/// candidates each way are a quarter of that.
+/// The longest time for an offer and its answer.
 const OFFER_DURATION: Duration = Duration::from_secs(30);
+/// The most bytes for an offer and its answer. An offer, an answer and a hundred candidates each
+/// way take a quarter of that.
 const OFFER_BYTES: u64 = 128 * 1024;
-/// Bytes moved at a time.
+/// The most bytes that are moved at a time.
 const CHUNK: usize = 16 * 1024;
+/// How long a peer may take to accept [`CHUNK`] bytes before the circuit ends. Peers read at once
+/// what arrives, and apply their own flow control to each other. So a peer that reads nothing
+/// is gone or means harm. Its unread bytes fill the relay, and stop all other data from
+/// the peer at the other end.
+const STALL: Duration = Duration::from_secs(30);
 
-/// What a relay of ours carries.
+/// What a relay carries for peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carried {
     Circuit,
-    /// An offer sealed for the peer; see `native::offer`.
+    /// An offer that is sealed for the peer. See `native::offer`.
     Offer,
 }
 
 impl Carried {
-    /// The protocols that a relay is asked by.
+    /// Returns the protocols by which peers ask a relay.
     pub(crate) fn protocols() -> [StreamProtocol; 3] {
         [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
     }
@@ -68,7 +77,7 @@ impl Carried {
         }
     }
 
-    /// The protocol to the other peer.
+    /// Returns the protocol towards the other peer.
     pub(crate) fn onward(self) -> StreamProtocol {
         match self {
             Self::Circuit => relay::STOP_PROTOCOL_NAME,
@@ -77,21 +86,22 @@ impl Carried {
     }
 }
 
-/// Who asked for what, on a stream that waits for the answer.
+/// A request of a peer, with the stream that waits for the answer.
 pub(crate) struct Asked {
     pub(crate) source: PeerId,
     pub(crate) connection: ConnectionId,
     pub(crate) what: Carried,
     stream: Stream,
-    /// The place of a request, until it is answered.
+    /// The place of the request, held until it is answered.
     place: Place,
 }
 
 impl Asked {
-    /// Answers in the background.
+    /// Refuses the request in the background.
     pub(crate) fn refuse(self, status: Status) {
-        tokio::spawn(async move {
-            // Of an offer, the end of the stream says it.
+        let source = self.source;
+        spawn(&source, async move {
+            // For an offer, the end of the stream is the answer.
             if self.what == Carried::Circuit {
                 let _ = answer(self.stream, &hop::hop_status(status as u64)).await;
             }
@@ -100,9 +110,14 @@ impl Asked {
     }
 }
 
-/// What a circuit or an offer holds while it is carried: its place, and both of its peers.
+/// What a circuit or an offer holds while it is carried: its place, the uses by both peers, and
+/// room on both connections.
 #[expect(dead_code, reason = "it holds them by being there")]
-pub(crate) struct Held(pub(crate) Place, pub(crate) [Option<Use>; 2]);
+pub(crate) struct Held(
+    pub(crate) Place,
+    pub(crate) [Option<Use>; 2],
+    pub(crate) [Option<Wide>; 2],
+);
 
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
@@ -110,8 +125,8 @@ pub(crate) struct Circuits {
     requests: Pool,
     circuits: Pool,
     offers: Pool,
-    /// Those whose stream to the other peer is being opened.
-    opening: HashMap<OpenId, (Asked, Held)>,
+    /// The requests for which a stream to the other peer is being opened.
+    opening: HashMap<OpenId, (Asked, Held, Proof)>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
 
@@ -127,21 +142,21 @@ impl Circuits {
         }
     }
 
-    /// What tasks have to tell; never ends.
+    /// Waits for the next report of a task. Without a report, it waits forever.
     pub(crate) async fn report(&mut self) -> Report {
         match self.reports.1.recv().await {
             Some(report) => report,
-            // One sender is kept beside the receiver.
+            // The channel does not close, because one sender is kept beside the receiver.
             None => std::future::pending().await,
         }
     }
 
-    /// How many circuits there are.
+    /// Returns the number of circuits.
     pub(crate) fn taken(&self) -> usize {
         self.circuits.taken()
     }
 
-    /// `holder` has opened a stream to ask on.
+    /// Reads a request from the stream that `holder` has opened.
     ///
     /// # Errors
     /// The limit that refuses it.
@@ -156,7 +171,8 @@ impl Circuits {
             return Err(Refusal::Peer);
         };
         let place = self.requests.take(holder).inspect_err(|_| {
-            // Said if it can be said at once: whoever floods us is not waited for.
+            // The refusal is sent only if that needs no waiting, because the peer may be flooding
+            // the relay.
             let status = hop::hop_status(Status::Limit as u64);
             if what == Carried::Circuit {
                 let _ = answer_to(&mut stream, &status).now_or_never();
@@ -169,11 +185,11 @@ impl Circuits {
             place: place?,
             stream,
         };
-        tokio::spawn(read_request(asked, self.reports.0.clone()));
+        spawn(&source, read_request(asked, self.reports.0.clone()));
         Ok(())
     }
 
-    /// Takes the place of what is carried for `holder`.
+    /// Takes a place for what `holder` asks to carry.
     ///
     /// # Errors
     /// The limit that refuses it.
@@ -184,14 +200,16 @@ impl Circuits {
         }
     }
 
-    /// The stream to the other peer is being opened.
-    pub(crate) fn opening(&mut self, id: OpenId, asked: Asked, held: Held) {
-        self.opening.insert(id, (asked, held));
+    /// Records that a stream to the other peer is being opened. `proof` tells whether that peer is
+    /// still there.
+    pub(crate) fn opening(&mut self, id: OpenId, asked: Asked, held: Held, proof: Proof) {
+        self.opening.insert(id, (asked, held, proof));
     }
 
-    /// It is open, or never will be; gives whether a circuit fails with it.
+    /// Handles the stream to the other peer, or the failure to open it. Returns whether a circuit
+    /// fails with it.
     pub(crate) fn opened(&mut self, id: OpenId, result: Result<Stream, OpenError>) -> bool {
-        let Some((asked, held)) = self.opening.remove(&id) else {
+        let Some((asked, held, proof)) = self.opening.remove(&id) else {
             return false;
         };
         let Ok(to) = result else {
@@ -207,7 +225,7 @@ impl Circuits {
         } = asked;
         match what {
             Carried::Offer => {
-                tokio::spawn(async move {
+                spawn(&source, async move {
                     let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
                     tracing::debug!(?carried, "an offer has passed");
                     drop(held);
@@ -220,20 +238,20 @@ impl Circuits {
                     from,
                     to,
                     limits,
+                    proof,
                 };
-                tokio::spawn(circuit.run(held, self.reports.0.clone()));
+                spawn(&source, circuit.run(held, self.reports.0.clone()));
             }
         }
         false
     }
 
-    /// Grants the reservation that was asked for, in the words of `granted`.
+    /// Grants the reservation that was asked for. `granted` is the encoded answer.
     pub(crate) fn grant(&self, asked: Asked, granted: Vec<u8>) {
         let reports = self.reports.0.clone();
-        tokio::spawn(async move {
-            let Asked {
-                source, connection, ..
-            } = asked;
+        let source = asked.source;
+        spawn(&source, async move {
+            let connection = asked.connection;
             if answer(asked.stream, &granted).await.is_err() {
                 let _ = reports.send(Report::Untold { source, connection }).await;
             }
@@ -242,7 +260,12 @@ impl Circuits {
     }
 }
 
-/// What the tasks of circuits tell.
+/// Runs `task` in the background. Its lines in the log name the peer that asked for it.
+fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
+    trace::connection(source).in_scope(|| runtime::spawn(task));
+}
+
+/// A report of a background task.
 #[expect(
     clippy::large_enum_variant,
     reason = "a few in one queue, most of them the large one"
@@ -256,15 +279,15 @@ pub(crate) enum Report {
     },
     /// The other peer has agreed to a circuit.
     Accepted,
-    /// A circuit is gone, or the other peer did not agree.
+    /// A circuit has ended, or the other peer did not agree to it.
     Closed {
         accepted: bool,
     },
 }
 
-/// Reads what is asked for.
+/// Reads a request and reports it.
 async fn read_request(mut asked: Asked, reports: mpsc::Sender<Report>) {
-    let request = message::read(&mut asked.stream, MAX_MESSAGE);
+    let request = arriving::read_message(&mut asked.stream, MAX_MESSAGE);
     let Ok(Ok(request)) = timeout(REQUEST_TIMEOUT, request).await else {
         return;
     };
@@ -283,7 +306,7 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
     stream.close().await
 }
 
-/// Passes an offer on, and what follows it.
+/// Carries an offer and the messages that follow it.
 async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
@@ -293,16 +316,17 @@ async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
     try_join(there, back).await.map(drop)
 }
 
-/// One circuit: the streams to both peers.
+/// One circuit, with the streams to both peers.
 struct Circuit {
     source: PeerId,
     from: Stream,
     to: Stream,
     limits: RelayLimits,
+    proof: Proof,
 }
 
 impl Circuit {
-    /// Carries it until it ends, is worn out, or is not agreed to.
+    /// Carries the circuit until it ends, reaches a limit, or is refused by the other peer.
     async fn run(self, held: Held, reports: mpsc::Sender<Report>) {
         let duration = self.limits.circuit_duration();
         let mut accepted = false;
@@ -327,10 +351,13 @@ impl Circuit {
             pump(&mut from_source, &mut to_peer, &carried, most).await
         };
         let back = async {
-            let answer = timeout(MESSAGE_TIMEOUT, message::read(&mut from_peer, MAX_MESSAGE)).await;
-            let status = match answer {
-                Ok(Ok(answer)) => hop::stop_status(&answer),
-                Ok(Err(_)) | Err(_) => None,
+            let answer = arriving::read_message(&mut from_peer, MAX_MESSAGE);
+            let status = tokio::select! {
+                answer = timeout(MESSAGE_TIMEOUT, answer) => match answer {
+                    Ok(Ok(answer)) => hop::stop_status(&answer),
+                    Ok(Err(_)) | Err(_) => None,
+                },
+                () = self.proof.missing() => None,
             };
             let status = status.unwrap_or(Status::Failed as u64);
             let told = hop::hop_status(status);
@@ -347,7 +374,7 @@ impl Circuit {
     }
 }
 
-/// Moves bytes until `from` ends, flushing whenever it has nothing more at the moment.
+/// Moves bytes until `from` ends. It flushes `to` whenever `from` has no more bytes at the moment.
 async fn pump(
     from: &mut (impl futures::AsyncRead + Unpin),
     to: &mut (impl futures::AsyncWrite + Unpin),
@@ -359,35 +386,73 @@ async fn pump(
         let read = match from.read(&mut chunk).now_or_never() {
             Some(read) => read?,
             None => {
-                to.flush().await?;
+                timeout(STALL, to.flush()).await??;
                 from.read(&mut chunk).await?
             }
         };
         if read == 0 {
-            return to.close().await;
+            return timeout(STALL, to.close()).await?;
         }
         let before = carried.fetch_add(read as u64, Ordering::Relaxed);
         if before.saturating_add(read as u64) > most {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        to.write_all(&chunk[..read]).await?;
+        timeout(STALL, to.write_all(&chunk[..read])).await??;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use tokio::time;
+
     use super::*;
 
-    #[test]
-    fn a_circuit_is_worn_out() {
+    /// A writer that accepts nothing.
+    struct Stalled;
+
+    impl futures::AsyncWrite for Stalled {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_circuit_whose_receiver_takes_nothing_ends() {
+        let begun = time::Instant::now();
+        let carried = AtomicU64::new(0);
+        let pumped = pump(&mut &[7; 100][..], &mut Stalled, &carried, 1000).await;
+        assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed(), STALL);
+    }
+
+    #[tokio::test]
+    async fn a_circuit_is_worn_out() {
         let carried = AtomicU64::new(0);
         let pumped = |most| {
             let (mut from, mut to) = (&[7; 100][..], Vec::new());
-            futures::executor::block_on(pump(&mut from, &mut to, &carried, most))
+            let carried = &carried;
+            async move { pump(&mut from, &mut to, carried, most).await }
         };
-        pumped(100).unwrap();
+        pumped(100).await.unwrap();
         assert_eq!(
-            pumped(150).unwrap_err().kind(),
+            pumped(150).await.unwrap_err().kind(),
             io::ErrorKind::QuotaExceeded
         );
     }

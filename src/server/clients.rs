@@ -1,7 +1,7 @@
-//! The peers that are connected to the relay, and what each is here for.
+//! The peers that are connected to the relay, and what they use it for.
 //!
-//! A connection whose peer holds no reservation and takes part in no circuit, offer or AutoNAT test
-//! ends after a while, whatever streams it keeps open: those cost their peer nothing.
+//! A connection is closed after a while if its peer holds no reservation and takes part in no
+//! circuit, offer or AutoNAT test. Open streams do not keep it, because they cost the peer nothing.
 
 use std::{
     collections::HashMap,
@@ -15,49 +15,47 @@ use super::{
     config::ServerConfig,
     pool::{Place, Pools},
 };
-use crate::{
-    core::quota::{Holder, Refusal},
-    native::limits::ip_of,
-};
+use crate::core::quota::{Holder, Refusal};
 
-/// Who is connected. It grows with the connections and with nothing else.
+/// The connected peers. The map grows only with the connections.
 pub(crate) struct Clients {
     pools: Pools,
-    /// How long a connection may be of no use.
+    /// How long a connection may be unused.
     idle: Duration,
-    /// How long a reservation lasts, and how many one peer has.
+    /// How long a reservation lasts.
     term: Duration,
+    /// The most reservations that one peer may hold.
     most: usize,
     by_peer: HashMap<PeerId, Client>,
 }
 
 struct Client {
-    connections: Vec<Connection>,
-    /// One clone for each use.
+    connections: Vec<ClientConnection>,
+    /// Each use holds one clone.
     used: Arc<()>,
     last_used: Instant,
-    /// One for all reservations of the peer.
+    /// One place for all reservations of the peer.
     place: Option<Place>,
 }
 
-struct Connection {
+struct ClientConnection {
     id: ConnectionId,
     from: Multiaddr,
     since: Instant,
     reserved_until: Option<Instant>,
 }
 
-/// What keeps the connections of a peer, for as long as it is.
+/// Keeps the connections of a peer until it is dropped.
 pub(crate) struct Use(#[expect(dead_code, reason = "it counts by being there")] Arc<()>);
 
-/// What became of a request for a reservation.
+/// The outcome of a request for a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reserved {
     New,
     Renewed,
 }
 
-impl Connection {
+impl ClientConnection {
     fn is_reserved(&self, now: Instant) -> bool {
         self.reserved_until.is_some_and(|until| now < until)
     }
@@ -68,7 +66,7 @@ impl Client {
         self.connections.iter().any(|held| held.is_reserved(now))
     }
 
-    /// Gives the place back with the last reservation.
+    /// Gives the place back when no reservation is left.
     fn settle(&mut self, now: Instant) {
         if !self.is_reserved(now) {
             self.place = None;
@@ -100,7 +98,7 @@ impl Clients {
             last_used: now,
             place: None,
         });
-        client.connections.push(Connection {
+        client.connections.push(ClientConnection {
             id,
             from: from.clone(),
             since: now,
@@ -108,7 +106,7 @@ impl Clients {
         });
     }
 
-    /// What was reserved on a connection goes with it.
+    /// Removes a connection, together with its reservation.
     pub(crate) fn disconnected(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) {
         if let Some(client) = self.by_peer.get_mut(peer) {
             client.connections.retain(|held| held.id != id);
@@ -119,55 +117,60 @@ impl Clients {
         }
     }
 
-    /// Where a connection of `peer` comes from, while it stands.
+    /// Returns the remote address of a connection of `peer`, or `None` if the connection is gone.
     pub(crate) fn address(&self, peer: &PeerId, id: ConnectionId) -> Option<&Multiaddr> {
         let mut connections = self.by_peer.get(peer)?.connections.iter();
         Some(&connections.find(|held| held.id == id)?.from)
     }
 
-    /// Whether `peer` holds a reservation on this connection.
+    /// Returns whether `peer` holds a reservation on this connection.
     pub(crate) fn is_reserved(&self, peer: &PeerId, id: ConnectionId, now: Instant) -> bool {
         let client = self.by_peer.get(peer);
         let mut connections = client.iter().flat_map(|client| &client.connections);
         connections.any(|held| held.id == id && held.is_reserved(now))
     }
 
-    /// Gives `peer` a reservation on a connection of its, or renews it.
+    /// Gives `peer` a reservation on one of its connections, or renews it.
     ///
     /// # Errors
-    /// The limit that refuses it. What is held can be renewed, however full the relay is.
+    /// The limit that refuses it. A peer can renew its reservation even if the relay is full. A
+    /// peer that holds as many as it may loses the one on its oldest connection.
     pub(crate) fn reserve(
         &mut self,
         peer: PeerId,
         id: ConnectionId,
         now: Instant,
     ) -> Result<Reserved, Refusal> {
+        let forwarded = &self.pools.limits.forwarded;
         let client = self.by_peer.get_mut(&peer).ok_or(Refusal::Peer)?;
-        let reserved = client.connections.iter().filter(|c| c.is_reserved(now));
-        let reserved = reserved.count();
-        let connection = client.connections.iter_mut().find(|held| held.id == id);
-        let connection = connection.ok_or(Refusal::Peer)?;
-        let renewed = connection.is_reserved(now);
-        if !renewed && reserved >= self.most {
-            let (what, ip) = ("reservation", ip_of(&connection.from));
-            self.pools.refusals.tell(what, Refusal::Peer.name(), ip);
-            return Err(Refusal::Peer);
-        }
+        let at = client.connections.iter().position(|held| held.id == id);
+        let at = at.ok_or(Refusal::Peer)?;
+        let renewed = client.connections[at].is_reserved(now);
         if client.place.is_none() {
             let holder = Holder {
-                ip: ip_of(&connection.from),
+                ip: forwarded.source(&client.connections[at].from),
                 peer: Some(peer),
             };
             client.place = Some(self.pools.reservations.take(holder)?);
         }
-        connection.reserved_until = Some(now + self.term);
+        client.connections[at].reserved_until = Some(now + self.term);
+        // The oldest connections are the likeliest to be dead: a peer that has lost its network
+        // comes back on a new one.
+        let reserved = |held: &&mut ClientConnection| held.is_reserved(now);
+        let newest_first = client.connections.iter_mut().rev().filter(reserved);
+        for oldest in newest_first
+            .filter(|held| held.id != id)
+            .skip(self.most - 1)
+        {
+            oldest.reserved_until = None;
+        }
         Ok(match renewed {
             true => Reserved::Renewed,
             false => Reserved::New,
         })
     }
 
-    /// The peer was not told of its reservation.
+    /// Removes a reservation of which the peer could not be told.
     pub(crate) fn unreserve(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) {
         if let Some(client) = self.by_peer.get_mut(peer) {
             let held = client.connections.iter_mut().find(|held| held.id == id);
@@ -178,21 +181,21 @@ impl Clients {
         }
     }
 
-    /// The connection on which `peer` is to be told of a circuit. A peer that has come back reserves
-    /// on its newest connection, and takes no circuit in on another.
+    /// Returns the connection over which `peer` is told of a circuit. A peer that has come back
+    /// reserves on its newest connection, and accepts no circuits on another one.
     pub(crate) fn reserved(&self, peer: &PeerId, now: Instant) -> Option<ConnectionId> {
         let mut connections = self.by_peer.get(peer)?.connections.iter().rev();
         Some(connections.find(|held| held.is_reserved(now))?.id)
     }
 
-    /// Keeps the connections of `peer` until what this gives is dropped.
+    /// Keeps the connections of `peer` until the returned [`Use`] is dropped.
     pub(crate) fn use_by(&mut self, peer: &PeerId, now: Instant) -> Option<Use> {
         let client = self.by_peer.get_mut(peer)?;
         client.last_used = now;
         Some(Use(client.used.clone()))
     }
 
-    /// Forgets reservations that have run out, and gives the connections that nobody needs.
+    /// Removes reservations that have run out, and returns the connections that nobody needs.
     pub(crate) fn sweep(&mut self, now: Instant) -> Vec<ConnectionId> {
         let mut idle = Vec::new();
         for (peer, client) in &mut self.by_peer {
@@ -201,7 +204,7 @@ impl Clients {
             if is_used || client.place.is_some() || self.pools.dial_backs.is_held_by(*peer) {
                 client.last_used = now;
             }
-            let unused = |held: &&Connection| {
+            let unused = |held: &&ClientConnection| {
                 now.saturating_duration_since(client.last_used.max(held.since)) >= self.idle
             };
             idle.extend(client.connections.iter().filter(unused).map(|held| held.id));
@@ -261,10 +264,20 @@ mod tests {
         for n in 0..2 {
             assert_eq!(clients.reserve(peer, id(n), now), Ok(Reserved::New));
         }
-        assert_eq!(clients.reserve(peer, id(2), now), Err(Refusal::Peer));
         assert_eq!(clients.reserved(&peer, now), Some(id(1)), "the newest");
-        assert!(clients.is_reserved(&peer, id(0), now) && !clients.is_reserved(&peer, id(2), now));
-        clients.disconnected(&peer, id(1), now);
+        assert_eq!(clients.reserve(peer, id(2), now), Ok(Reserved::New));
+        assert!(
+            !clients.is_reserved(&peer, id(0), now),
+            "the oldest has gone"
+        );
+        assert!(clients.is_reserved(&peer, id(1), now));
+        assert_eq!(clients.reserve(peer, id(0), now), Ok(Reserved::New));
+        assert!(
+            !clients.is_reserved(&peer, id(1), now),
+            "never the one that was asked for"
+        );
+        assert_eq!(clients.reserved(&peer, now), Some(id(2)));
+        clients.disconnected(&peer, id(2), now);
         assert_eq!(clients.reserved(&peer, now), Some(id(0)));
         assert_eq!(
             clients.reserve(peer, id(0), now + 50 * SECOND),
@@ -275,10 +288,10 @@ mod tests {
         assert_eq!(clients.pools.reservations.taken(), 1);
         clients.sweep(now + 150 * SECOND);
         assert_eq!(clients.pools.reservations.taken(), 0);
-        clients.reserve(peer, id(2), now + 150 * SECOND).unwrap();
-        clients.unreserve(&peer, id(2), now + 150 * SECOND);
+        clients.reserve(peer, id(1), now + 150 * SECOND).unwrap();
+        clients.unreserve(&peer, id(1), now + 150 * SECOND);
         assert_eq!(clients.pools.reservations.taken(), 0);
-        for n in [0, 2] {
+        for n in [0, 1] {
             clients.disconnected(&peer, id(n), now);
         }
         assert!(clients.by_peer.is_empty());
@@ -312,7 +325,7 @@ mod tests {
             "used until lately"
         );
         assert!(clients.sweep(now + 61 * SECOND).contains(&id(2)));
-        // A reservation that has run out keeps nobody.
+        // A reservation that has run out does not keep the connection any longer.
         assert!(!clients.sweep(now + 99 * SECOND).contains(&id(1)));
         assert!(!clients.sweep(now + 128 * SECOND).contains(&id(1)));
         assert!(clients.sweep(now + 129 * SECOND).contains(&id(1)));

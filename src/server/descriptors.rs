@@ -1,7 +1,8 @@
 //! Descriptors: how many the system grants, and how many the settings may need.
 //!
-//! A server that runs out of them can accept nobody, not even who asks how it is. So the pools shrink
-//! to what there is, each in proportion, and what one address may hold of a pool shrinks with it.
+//! A server without free descriptors can accept nobody, not even a health check. So all pools
+//! shrink in proportion until the descriptors suffice. The share of a pool that one address may
+//! hold shrinks with the pool.
 
 use std::{
     error::Error as StdError,
@@ -13,30 +14,30 @@ use std::{
 
 use super::{config::ServerConfig, pool};
 
-/// Descriptors of the program itself (standard streams, timers, event queues, files that are read),
-/// and room for connections that are accepted only to be refused.
+/// The descriptors of the program itself (standard streams, timers, event queues, files that are
+/// read), and of connections that are accepted only to be refused.
 const RESERVE: u128 = 64;
 
-/// Listeners on one host: five services over TCP or UDP twice over at most, and what tells three of
-/// them of interfaces that come and go.
+/// The descriptors of the listeners on one host. Five services have at most two sockets each, and
+/// three of them watch the interfaces.
 const PER_HOST: u128 = 13;
 
-/// An HTTP connection holds a file while it sends it.
+/// The descriptors of an HTTP connection: its socket, and the file that it sends.
 const PER_HTTP: u128 = 2;
 
-/// An allocation holds a relayed port, or two.
+/// The descriptors of an allocation, which has one or two relayed ports.
 const PER_ALLOCATION: u128 = 2;
 
-/// The fewest places that a pool shrinks to, so that one address can never have all.
+/// The fewest places that a pool shrinks to, so that one address can never hold all of them.
 const LEAST: u128 = 8;
 
-/// How long a server counts as short of descriptors after it wanted one.
+/// How long a server counts as short of descriptors after it failed to get one.
 const RECENT: Duration = Duration::from_secs(5);
 
-/// How often a shortage is logged.
+/// The pause between two log entries about failures to accept.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What the settings may need.
+/// Returns how many descriptors the settings may need.
 pub(crate) fn need(config: &ServerConfig) -> u128 {
     pooled(config) + fixed(config)
 }
@@ -46,7 +47,8 @@ fn fixed(config: &ServerConfig) -> u128 {
     RESERVE + (pool::ADMIN + pool::DIAL_BACKS) as u128 + hosts * PER_HOST
 }
 
-/// Far from any overflow: each setting has 64 bits at most.
+/// Returns how many descriptors the pools may need. The sum cannot overflow, because each setting
+/// has 64 bits at most.
 fn pooled(config: &ServerConfig) -> u128 {
     let (connections, turn) = (&config.connections, &config.turn);
     let of_peers = u128::from(connections.established) + u128::from(connections.pending);
@@ -66,7 +68,7 @@ pub(crate) fn fit(config: &mut ServerConfig, limit: u64) {
         return;
     }
     let share = |places: u128| (places * left / pooled).max(LEAST.min(places));
-    // No share is larger than what it is of.
+    // A share is never larger than its pool, so it fits the pool's type.
     let shrink = |places: &mut NonZeroUsize| {
         let share = usize::try_from(share(places.get() as u128));
         *places = share.ok().and_then(NonZeroUsize::new).unwrap_or(*places);
@@ -80,15 +82,16 @@ pub(crate) fn fit(config: &mut ServerConfig, limit: u64) {
     shrink(&mut config.turn.allocations);
 }
 
-/// Raises the limit of this process as far as it may, and gives it. The system may have none.
+/// Raises the limit of this process as far as the system lets it. Returns the limit, which is
+/// `u64::MAX` if it cannot be read.
 pub(crate) fn raise_limit() -> u64 {
     rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
         rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
     })
 }
 
-/// Makes the pools of `config` fit into what the system grants, and says so where they do not.
+/// Shrinks the pools of `config` to the descriptors that the system grants, and warns if it had to.
 pub(crate) fn prepare(config: &mut ServerConfig) -> Descriptors {
     let (limit, need) = (raise_limit(), need(config));
     if u128::from(limit) < need {
@@ -102,9 +105,9 @@ pub(crate) fn prepare(config: &mut ServerConfig) -> Descriptors {
             http = connections.http,
             turn_connections = turn.connections,
             turn_allocations = turn.allocations,
-            "the system grants fewer descriptors than the settings may need, so fewer places are \
-             given out; raise the limit (`ulimit -n`, LimitNOFILE= of systemd, --ulimit nofile= of \
-             docker) or lower connections.* and turn.*"
+            "the system grants fewer descriptors than the settings may need, so the pools are \
+             smaller than configured; raise the limit (`ulimit -n`, LimitNOFILE= of systemd, \
+             --ulimit nofile= of docker) or lower connections.* and turn.*"
         );
     }
     Descriptors(Arc::new(Inner {
@@ -114,7 +117,7 @@ pub(crate) fn prepare(config: &mut ServerConfig) -> Descriptors {
     }))
 }
 
-/// Whether the server is short of descriptors. A clone shares it.
+/// Knows whether the server is short of descriptors. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct Descriptors(Arc<Inner>);
 
@@ -131,7 +134,7 @@ struct Shortage {
 }
 
 impl Descriptors {
-    /// For listeners that no pools were made to fit for.
+    /// For listeners whose pools were not shrunk to a limit.
     pub(crate) fn unlimited() -> Self {
         Self(Arc::new(Inner {
             limit: u64::MAX,
@@ -140,7 +143,7 @@ impl Descriptors {
         }))
     }
 
-    /// A listener of `service` could not accept. Says so in the log, now and then.
+    /// A listener of `service` could not accept. Logs that, but not more often than [`LOG_EVERY`].
     pub(crate) fn failed(&self, service: &'static str, error: &(dyn StdError + 'static)) {
         let now = Instant::now();
         let shortage = &self.0.shortage;
@@ -161,7 +164,7 @@ impl Descriptors {
         }
     }
 
-    /// Whether a descriptor was wanting a short time ago.
+    /// Whether a descriptor was missing a short time ago.
     pub(crate) fn are_short(&self) -> bool {
         let shortage = &self.0.shortage;
         let shortage = shortage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,10 +173,10 @@ impl Descriptors {
     }
 }
 
-/// EMFILE and ENFILE, which have the same numbers on every Unix, and WSAEMFILE.
+/// EMFILE and ENFILE, whose numbers are the same on every Unix, and WSAEMFILE.
 const NO_DESCRIPTOR: [i32; 3] = [24, 23, 10_024];
 
-/// Whether `error`, or what is below it, says that no descriptor is left.
+/// Whether `error` or one of its sources says that no descriptor is left.
 fn is_shortage(error: &(dyn StdError + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -182,7 +185,8 @@ fn is_shortage(error: &(dyn StdError + 'static)) -> bool {
             if code.is_some_and(|code| NO_DESCRIPTOR.contains(&code)) {
                 return true;
             }
-            // An error that wraps another gives the source of that one, and not the one itself.
+            // The source of a wrapping error is the source of the inner error, not the inner error
+            // itself.
             if error.get_ref().is_some_and(|inner| is_shortage(inner)) {
                 return true;
             }
@@ -205,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_settings_need_is_counted() {
+    fn the_descriptors_that_settings_need_are_counted() {
         let all = need(&config());
         assert_eq!(
             all,
@@ -218,7 +222,7 @@ mod tests {
         without.connections.http = NonZeroUsize::MAX;
         assert!(
             need(&without) > u128::from(u64::MAX),
-            "and does not overflow"
+            "the sum does not overflow"
         );
     }
 
@@ -230,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_limit_is_shared_out() {
+    fn a_small_limit_shrinks_the_pools() {
         let mut fitted = config();
         fit(&mut fitted, 256);
         let connections = &fitted.connections;
@@ -241,7 +245,7 @@ mod tests {
     }
 
     proptest! {
-        /// Above what the smallest pools need, the pools fit.
+        /// The pools fit any limit above the need of the smallest pools.
         #[test]
         fn the_pools_fit(
             limit in 300u64..20_000,
@@ -256,14 +260,14 @@ mod tests {
             fitted.connections.http = NonZeroUsize::new(http).unwrap();
             fitted.turn.allocations = NonZeroUsize::new(allocations).unwrap();
             fit(&mut fitted, limit);
-            // The pools that are held to their least are those eight or sixteen too many.
+            // A pool at its smallest size may take eight or sixteen descriptors too many.
             prop_assert!(need(&fitted) <= u128::from(limit) + 7 * LEAST);
             fitted.validate().unwrap();
         }
     }
 
     #[test]
-    fn a_shortage_is_seen_through_wrappers() {
+    fn a_shortage_is_found_inside_wrapped_errors() {
         let shortage = || io::Error::from_raw_os_error(24);
         assert!(is_shortage(&shortage()));
         assert!(is_shortage(&io::Error::other(shortage())));

@@ -1,6 +1,6 @@
-//! The messages of a relay (libp2p specification `relay/circuit-v2.md`): what diallers and peers
-//! that want a reservation ask on `hop` streams, and what is said on `stop` streams to a peer that
-//! is to take a circuit in.
+//! The messages of a relay (libp2p specification `relay/circuit-v2.md`). On `hop` streams, peers
+//! ask for reservations and diallers ask for circuits. On `stop` streams, the relay tells a peer of
+//! a circuit that it is to accept.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +9,7 @@ use libp2p::{Multiaddr, PeerId};
 use super::config::RelayLimits;
 use crate::core::protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint};
 
-/// Longest message taken, as in libp2p.
+/// The longest message that is accepted, as in libp2p.
 pub(crate) const MAX_MESSAGE: usize = 4096;
 
 // HopMessage { type = 1, peer = 2, reservation = 3, limit = 4, status = 5 }; types RESERVE, CONNECT,
@@ -20,7 +20,7 @@ const HOP_CONNECT: u64 = 1;
 const HOP_STATUS: u8 = 2;
 const STOP_STATUS: u64 = 1;
 
-/// What a relay answers ("Status codes").
+/// The answer of a relay ("Status codes").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Ok = 100,
@@ -30,11 +30,11 @@ pub(crate) enum Status {
     Malformed = 400,
 }
 
-/// What a relay is asked for.
+/// A request to a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Reserve,
-    /// A circuit to this peer, or to pass an offer on to it.
+    /// A circuit to this peer, or a sealed offer for it.
     Connect(PeerId),
 }
 
@@ -50,13 +50,13 @@ impl Request {
     }
 }
 
-/// The status that a peer answers on a `stop` stream.
+/// Returns the status that a peer answers on a `stop` stream.
 pub(crate) fn stop_status(bytes: &[u8]) -> Option<u64> {
     let message = decode(bytes)?;
     message.status.filter(|_| message.kind == Some(STOP_STATUS))
 }
 
-/// The fields of either message that matter here.
+/// The fields that matter here, of either kind of message.
 #[derive(Default)]
 struct Message {
     kind: Option<u64>,
@@ -85,14 +85,14 @@ fn decode(mut rest: &[u8]) -> Option<Message> {
     Some(message)
 }
 
-/// Answers with `status` on a `hop` stream.
+/// Encodes an answer with `status` on a `hop` stream.
 pub(crate) fn hop_status(status: u64) -> Vec<u8> {
     behind_length(&[vec![8, HOP_STATUS, 0x28], varint(status)].concat())
 }
 
-/// Grants a reservation from now on, at `addresses`, each of which ends in our peer id.
+/// Encodes the grant of a reservation that begins now. Each of `addresses` ends in our peer id.
 pub(crate) fn granted(addresses: &[Multiaddr], limits: &RelayLimits) -> Vec<u8> {
-    // The term ends at a date, which is the peer's to read; we go by a clock that does not jump.
+    // The peer reads the end as a date. The relay itself uses a clock that does not jump.
     hop_reservation(SystemTime::now(), addresses, limits)
 }
 
@@ -109,7 +109,7 @@ fn hop_reservation(now: SystemTime, addresses: &[Multiaddr], limits: &RelayLimit
     behind_length(&[vec![8, HOP_STATUS], reservation, limit, status].concat())
 }
 
-/// Tells a peer on a `stop` stream of a circuit from `source`.
+/// Encodes the message on a `stop` stream that tells a peer of a circuit from `source`.
 pub(crate) fn stop_connect(source: &PeerId, limits: &RelayLimits) -> Vec<u8> {
     let peer = field(0x12, &field(0x0a, &source.to_bytes()));
     behind_length(&[vec![8, 0], peer, field(0x1a, &limit(limits))].concat())
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_and_answers_are_as_the_specification_has_them() {
+    fn requests_and_answers_follow_the_specification() {
         let peer = PeerId::random();
         let request = crate::core::circuit::connect(&peer);
         assert_eq!(Request::decode(&request[1..]), Some(Request::Connect(peer)));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_says_until_when_and_where() {
+    fn a_reservation_holds_its_end_and_addresses() {
         let limits = RelayLimits {
             reservation_seconds: 60,
             circuit_seconds: 3,
@@ -164,7 +164,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_that_is_read_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Request::decode(&bytes);
             let _ = stop_status(&bytes);
         }

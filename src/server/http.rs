@@ -98,10 +98,12 @@ impl Site {
             handshakes,
             connections,
             reservations,
+            quic,
             ..
         } = &self.pools;
         [
             (handshakes.is_full(), "handshakes"),
+            (quic.is_full(), "quic_handshakes"),
             (connections.is_full(), "connections"),
             (reservations.is_full(), "reservations"),
             (self.descriptors.are_short(), "descriptors"),
@@ -264,7 +266,7 @@ fn built_in_page(page: &PageConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::config::ServerConfig;
+    use crate::{core::quota::Holder, server::config::ServerConfig};
 
     #[tokio::test]
     async fn health_says_which_pool_is_full_to_the_operator() {
@@ -303,6 +305,10 @@ mod tests {
         assert_eq!(operator, (unready, "unready: reservations\n".into()));
         assert_eq!(anybody, (unready, "unready\n"));
         drop(place);
+        let places: Vec<_> =
+            std::iter::from_fn(|| pools.quic.proven().try_take(Holder::default()).ok()).collect();
+        assert_eq!(told(&site).await.0.1, "unready: quic_handshakes\n");
+        drop(places);
         let short = std::io::Error::from_raw_os_error(24);
         site.descriptors.failed("http", &short);
         assert_eq!(told(&site).await.0.1, "unready: descriptors\n");

@@ -1,4 +1,4 @@
-//! The sockets that the server listens on, each bound so that it has its port for itself.
+//! The sockets that the server listens on. Each is bound so that nobody shares its port.
 
 use std::{
     io,
@@ -8,13 +8,13 @@ use std::{
 use super::config::ServerConfig;
 use crate::error::{Error, ErrorKind};
 
-/// Connections that may wait in the kernel for the moment until they are accepted.
+/// How many connections may wait in the kernel until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// Checks that nobody listens where libp2p is going to.
+/// Checks that nobody listens on the ports that libp2p is going to bind.
 ///
-/// libp2p binds TCP ports such that others may listen there too, each getting some of the
-/// connections, and reports a port that is taken without saying whose it is.
+/// libp2p binds a TCP port so that another program may listen there too and get some of the
+/// connections. If a port is taken, its error does not say for which service.
 pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
     use socket2::Type;
     if config.port == 0 {
@@ -34,7 +34,7 @@ pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// The page on the third port of each host.
+/// Binds the page to the third port of each host.
 pub(super) fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
     bind_tcp("http", config, 2)
 }
@@ -60,15 +60,16 @@ pub(super) fn bind_tcp_at(service: &str, address: SocketAddr) -> Result<TcpListe
         .map_err(|source| bind_error(service, address, source))
 }
 
-/// STUN on the third and the fourth port of each host: the two mappings of one NAT show
-/// whether it maps by destination port, and an answer from the other one whether it lets it in.
+/// Binds STUN to the third and the fourth port of each host. With two ports, a client sees whether
+/// its NAT's mapping depends on the destination port, and whether its NAT lets in an answer from
+/// the other port.
 pub(super) fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
     bind_udp("stun", config, &[2, 3])
 }
 
 type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Vec<(SocketAddr, TcpListener)>);
 
-/// TURN on the fifth port of each host.
+/// Binds TURN to the fifth port of each host.
 pub(super) fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
     Ok((
         bind_udp("turn", config, &[4])?,
@@ -101,7 +102,7 @@ fn offset(port: u16, n: u16) -> u16 {
 fn bind(address: SocketAddr, kind: socket2::Type) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), kind, None)?;
     if address.is_ipv6() {
-        // `0.0.0.0` and `::` may stand side by side.
+        // `0.0.0.0` and `::` can then be bound to the same port.
         socket.set_only_v6(true)?;
     }
     if kind == socket2::Type::STREAM {
@@ -123,11 +124,14 @@ pub(super) fn bind_error(service: &str, address: SocketAddr, error: io::Error) -
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::Ipv4Addr;
 
-    /// A listener as libp2p's, which lets others listen at its port.
-    fn shared() -> TcpListener {
-        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    use super::*;
+    use crate::testing::free_ports;
+
+    /// A listener that lets others listen on its port, as libp2p's does.
+    fn shared(port: u16) -> TcpListener {
+        let address: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let socket = socket.unwrap();
         socket.set_reuse_address(true).unwrap();
@@ -141,11 +145,12 @@ mod tests {
     #[test]
     fn no_port_is_shared() {
         for (service, n) in [("tcp", 0), ("websocket", 1), ("http", 2), ("turn", 4)] {
-            let other = shared();
-            let port = other.local_addr().unwrap().port();
+            let first = free_ports();
+            let port = first + n;
+            let _other = shared(port);
             let config = ServerConfig {
                 hosts: vec!["127.0.0.1".parse().unwrap()],
-                port: port - n,
+                port: first,
                 ..ServerConfig::default()
             };
             let error = match service {

@@ -1,6 +1,7 @@
-//! What a server counts, in Prometheus' text format.
+//! The counters of a server, in Prometheus' text format.
 //!
-//! No label ever holds an address or a peer id: those are personal data.
+//! No label ever holds an address or a peer id, because those are personal data. Each change is
+//! also logged, except that of bytes, so that tests can wait for it.
 
 use std::{
     fmt,
@@ -15,7 +16,7 @@ use prometheus_client::{
 
 use super::config::ServerConfig;
 
-/// The counters of one server. A clone counts on the same.
+/// The counters of one server. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Arc<Mutex<Registry>>,
@@ -51,7 +52,7 @@ struct Resource {
 }
 
 impl Metrics {
-    /// Metrics of a server that holds itself to `config`.
+    /// Makes the counters of a server with the limits of `config`.
     pub(crate) fn new(config: &ServerConfig) -> Self {
         let mut registry = Registry::with_prefix("throughline");
         let metrics = Self {
@@ -162,12 +163,12 @@ impl Metrics {
         metrics
     }
 
-    /// Where other parts (the transports' byte counters) register theirs.
+    /// Lets other parts register their counters. The transports register their byte counters.
     pub(crate) fn with_registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.lock())
     }
 
-    /// Everything, in the text format of OpenMetrics 1.0.
+    /// Returns all counters in the text format of OpenMetrics 1.0.
     pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.lock())?;
@@ -179,7 +180,7 @@ impl Metrics {
     }
 
     pub(crate) fn reservations(&self, now: usize) {
-        self.reservations.set(now as i64);
+        set(&self.reservations, "reservations", now);
     }
 
     pub(crate) fn circuit(&self, outcome: &'static str) {
@@ -187,7 +188,7 @@ impl Metrics {
     }
 
     pub(crate) fn circuits(&self, now: usize) {
-        self.circuits.set(now as i64);
+        set(&self.circuits, "circuits", now);
     }
 
     pub(crate) fn connection(&self, outcome: &'static str) {
@@ -195,7 +196,7 @@ impl Metrics {
     }
 
     pub(crate) fn connections(&self, now: u32) {
-        self.connections.set(i64::from(now));
+        set(&self.connections, "connections", now as usize);
     }
 
     pub(crate) fn stun(&self, outcome: &'static str) {
@@ -207,7 +208,7 @@ impl Metrics {
     }
 
     pub(crate) fn turn_allocations(&self, now: usize) {
-        self.turn_allocations.set(now as i64);
+        set(&self.turn_allocations, "turn_allocations", now);
     }
 
     pub(crate) fn turn_relayed(&self, bytes: usize) {
@@ -224,16 +225,23 @@ impl Metrics {
 
     pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {
         self.refused.get_or_create(&Refused { what, reason }).inc();
+        tracing::trace!(what, reason, "counted as refused");
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
-        // A registry is whole after every call; a panic elsewhere does not spoil it.
+        // A registry is consistent after every call, so a panic elsewhere does no harm.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn count(family: &Family<Outcome, Counter>, outcome: &'static str) {
     family.get_or_create(&Outcome { outcome }).inc();
+    tracing::trace!(outcome, "counted");
+}
+
+fn set(gauge: &Gauge, name: &'static str, now: usize) {
+    gauge.set(now as i64);
+    tracing::trace!(name, now, "gauged");
 }
 
 #[cfg(test)]
@@ -241,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_values_as_users_read_them() {
+    fn names_and_values_are_those_that_users_read() {
         let metrics = Metrics::new(&ServerConfig::default());
         metrics.reservations(3);
         metrics.circuit("accepted");

@@ -1,9 +1,9 @@
-//! The server behind `throughline serve`: a circuit relay v2, a STUN responder, a TURN server,
-//! listeners that native programs and browsers can reach, and HTTP, on one machine.
+//! The server behind `throughline serve`. It is a circuit relay v2, a STUN server and a TURN server
+//! with HTTP, and native programs and browsers can reach it.
 //!
-//! A peer behind a NAT keeps a reservation here; others reach it through a circuit, which
-//! carries signalling first and data for as long as no direct path is found. Browsers come
-//! in by WebSocket, or, where neither domain nor certificate exists, by `/webrtc-direct`.
+//! A peer behind a NAT keeps a reservation here, and others reach it through a circuit. The circuit
+//! carries signalling first, and data as long as no direct path is found. Browsers connect by
+//! WebSocket, or by `/webrtc-direct` if the server has no domain and no certificate.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,11 +30,12 @@ mod http;
 mod listeners;
 mod metrics;
 mod pool;
-mod rate;
-mod rates;
+mod rate_limiter;
+mod relay_rates;
 pub(crate) mod stun;
 mod swarm;
 pub(crate) mod turn;
+mod watch;
 
 use std::{
     io,
@@ -47,6 +48,8 @@ use std::{
 use libp2p::Multiaddr;
 use tokio::{sync::oneshot, task::JoinHandle};
 
+#[cfg(test)]
+pub(crate) use self::config::options;
 pub use self::config::{
     AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
     StunLimits, TurnConfig,
@@ -64,15 +67,25 @@ use crate::{
     core::scope::{Scope, scope},
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
-    native::secret,
+    native::{runtime, secret, trace},
     ticket::Ticket,
 };
 
-/// File of the identity in the data directory.
+/// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
 
-/// A running server. Dropping it stops it at once; [`shutdown`](Self::shutdown) lets it tell
-/// its peers.
+/// A running server. Dropping it stops it at once. [`shutdown`](Self::shutdown) lets it tell its
+/// peers first.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), throughline::Error> {
+/// use throughline::server::{Server, ServerConfig};
+///
+/// let server = Server::start(ServerConfig::default()).await?;
+/// println!("relay at {:?}, STUN at {:?}", server.addresses(), server.stun_urls());
+/// server.shutdown().await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Server {
     peer_id: PeerId,
@@ -92,15 +105,18 @@ pub struct Server {
 impl Server {
     /// Opens all listeners and starts to serve.
     ///
-    /// Must be called within a tokio runtime. Needs no DNS and no default route. Cancelling
-    /// the future closes what was opened. Raises the limit of descriptors of the process as far as
-    /// it may.
+    /// It must be called within a tokio runtime. It needs no DNS and no default route. It raises
+    /// the process's limit of descriptors as far as the system lets it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidConfig`] when a setting is out of range or names a folder that is not
-    /// there, [`ErrorKind::InvalidIdentity`] when the identity file cannot be used,
-    /// [`ErrorKind::Io`] when the certificate cannot be used, others can write to the data
-    /// directory, or an address is taken.
+    /// - [`ErrorKind::InvalidConfig`] if a setting is out of range or names a folder that does not
+    ///   exist.
+    /// - [`ErrorKind::InvalidIdentity`] if the identity file cannot be used.
+    /// - [`ErrorKind::Io`] if the certificate cannot be used, others can write to the data
+    ///   directory, or an address is taken.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes everything that it opened. Files that it made stay.
     pub async fn start(mut config: ServerConfig) -> Result<Self, Error> {
         config.validate()?;
         check_folder("http.www", config.http.www.as_deref())?;
@@ -116,7 +132,7 @@ impl Server {
         };
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&config, &metrics);
-        // Sockets that fail at once come first: nothing has to be undone then.
+        // Sockets that may fail at once are bound first, when nothing has to be undone yet.
         listeners::check_exclusive(&config)?;
         let http_listeners = bind_http(&config)?;
         let admin_listener = match config.http.admin {
@@ -157,6 +173,8 @@ impl Server {
         ));
         let http = http_url(&http_listeners, &ips)?;
         let peer_id = identity.peer_id();
+        // All tasks of the server carry it.
+        let span = trace::peer(&peer_id.0);
         let page = Arc::new(RwLock::new(PageConfig {
             peer_id: peer_id.to_string(),
             relays: addresses.iter().map(Multiaddr::to_string).collect(),
@@ -199,7 +217,7 @@ impl Server {
         for ((address, listener), router, door) in public.chain(private) {
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|source| bind_error("http", address, source))?;
-            services.push(tokio::spawn(http::serve(listener, router, door)));
+            services.push(span.in_scope(|| runtime::task(http::serve(listener, router, door))));
         }
         let mut sockets = Vec::new();
         for (address, socket) in stun_sockets {
@@ -208,12 +226,8 @@ impl Server {
                     .map_err(|source| bind_error("stun", address, source))?,
             );
         }
-        services.push(tokio::spawn(stun::serve(
-            sockets,
-            stun_layout,
-            config.stun.clone(),
-            metrics.clone(),
-        )));
+        let answers = stun::serve(sockets, stun_layout, config.stun.clone(), metrics.clone());
+        services.push(span.in_scope(|| runtime::task(answers)));
         let mut turn_credentials = None;
         if let Some(authority) = authority {
             let lifetime = Duration::from_secs(config.turn.credential_seconds);
@@ -236,7 +250,7 @@ impl Server {
                 metrics: metrics.clone(),
             };
             let listeners = listeners.map_err(from_std)?;
-            services.push(tokio::spawn(turn::serve(listeners, setup)));
+            services.push(span.in_scope(|| runtime::task(turn::serve(listeners, setup))));
         }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
@@ -250,7 +264,7 @@ impl Server {
             page,
             metrics,
             stop: Some(stop),
-            relay: tokio::spawn(relay.run(stopped)),
+            relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             services,
         })
     }
@@ -260,46 +274,46 @@ impl Server {
         self.peer_id
     }
 
-    /// The announced addresses, each ending in `/p2p/` and the peer id, best first.
+    /// The announced addresses, best first. Each ends in `/p2p/` and the peer id.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
 
-    /// URLs of the STUN responder (RFC 7064), two ports of each announced IP address.
+    /// The URLs of the STUN server (RFC 7064): two ports of each announced IP address.
     pub fn stun_urls(&self) -> &[String] {
         &self.stun
     }
 
-    /// URLs of the TURN server (RFC 7065), over UDP and TCP; none without a
+    /// The URLs of the TURN server (RFC 7065), over UDP and TCP. There are none without a
     /// [secret](TurnConfig::secret).
     pub fn turn_urls(&self) -> &[String] {
         &self.turn
     }
 
-    /// Credentials for the TURN server that last
-    /// [`credential_seconds`](TurnConfig::credential_seconds) from its start, for peers to share.
+    /// Credentials for the TURN server, which peers may share. They last
+    /// [`credential_seconds`](TurnConfig::credential_seconds) from the start of the server.
     pub fn turn_credentials(&self) -> Option<&TurnCredentials> {
         self.turn_credentials.as_ref()
     }
 
-    /// URL of the page.
+    /// The URL of the page.
     pub fn http_url(&self) -> &str {
         &self.http
     }
 
-    /// URL of the operator's [own address](HttpConfig::admin), if there is one.
+    /// The URL of the operator's [own address](HttpConfig::admin), if there is one.
     pub fn admin_url(&self) -> Option<&str> {
         self.admin.as_deref()
     }
 
-    /// Everything that the server counts, as `/metrics` shows it.
+    /// Everything that the server counts, in the format of `/metrics`.
     pub fn metrics(&self) -> String {
         // Writing to a string does not fail.
         self.metrics.encode().unwrap_or_default()
     }
 
-    /// Names the peer that the demo page connects to, in `/config.json`, and what starts a native
-    /// `program` in a terminal beside the page.
+    /// Sets the peer that the demo page connects to, and the command that starts a native peer in a
+    /// terminal (`program`). `/config.json` holds both.
     pub fn set_demo_peer(&self, ticket: &Ticket, program: impl Into<String>) {
         self.page
             .write()
@@ -311,10 +325,13 @@ impl Server {
         });
     }
 
-    /// Closes the listeners and every connection; takes a second at most.
+    /// Closes the listeners and every connection. This takes one second at most.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the server, which stops it at once.
     pub async fn shutdown(mut self) {
         if let Some(stop) = self.stop.take() {
-            // Err means that the relay has stopped by itself.
+            // An error means that the relay has stopped by itself.
             let _ = stop.send(());
         }
         let _ = (&mut self.relay).await;
@@ -330,8 +347,8 @@ impl Drop for Server {
     }
 }
 
-/// Serves what `text` gives at `/metrics` of `listener`, bounded as the
-/// [operator's address](HttpConfig::admin) of a server is. For the program's `--metrics`.
+/// Serves the text that `text` returns at `/metrics` of `listener`, within the bounds of a server's
+/// [operator's address](HttpConfig::admin). The program's `--metrics` uses it.
 #[doc(hidden)]
 pub async fn serve_metrics(
     listener: tokio::net::TcpListener,
@@ -344,7 +361,7 @@ pub async fn serve_metrics(
     http::serve(listener, http::metrics_of(text), door).await;
 }
 
-/// A folder that is not there is a mistyped one.
+/// Fails if a folder does not exist, because its name is probably mistyped.
 fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
     match folder {
         Some(folder) if !folder.is_dir() => Err(Error::new(
@@ -355,7 +372,7 @@ fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
     }
 }
 
-/// Clients on the internet cannot reach a relayed address that is private.
+/// Warns of a private external address, because clients on the internet cannot reach it.
 fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
     let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
     if let Some(external) = turn.external_ip
@@ -365,13 +382,13 @@ fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
     {
         tracing::warn!(
             %external,
-            "turn.external_ip is no public address, but this host has one: others cannot reach the \
-             relayed addresses that they are told"
+            "turn.external_ip is no public address, but this host has one, so others cannot reach \
+             the relayed addresses that clients are told; set it to the public address"
         );
     }
 }
 
-/// Where the services besides the relay are.
+/// Returns the addresses of the services besides the relay.
 fn own_sockets(
     udp: &[&[(SocketAddr, UdpSocket)]],
     tcp: &[&[(SocketAddr, TcpListener)]],
@@ -385,7 +402,8 @@ fn own_sockets(
         .collect()
 }
 
-/// The IP addresses that others are told: of wildcard hosts those of the interfaces.
+/// Returns the IP addresses that others are told. A wildcard host stands for the addresses of the
+/// interfaces.
 fn announced_ips(hosts: &[IpAddr], addresses: &[Multiaddr]) -> Vec<IpAddr> {
     let specific = hosts.iter().filter(|host| !host.is_unspecified()).copied();
     let mut ips: Vec<IpAddr> = specific
@@ -407,7 +425,8 @@ fn stun_urls(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> Result<Vec<
     Ok(urls)
 }
 
-/// What each STUN socket says of itself: a wildcard its address if it has but one.
+/// Returns the address that each STUN socket says it has. A wildcard socket has one only if the
+/// machine has a single address of its family.
 fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Layout {
     let address = |(_, socket): &(SocketAddr, UdpSocket)| {
         let mut reached = reachable(socket.local_addr().ok()?, ips);
@@ -433,7 +452,8 @@ fn turn_urls(
     Ok(urls)
 }
 
-/// Every UDP port of the server: those of its sockets, and those that lead to them from elsewhere.
+/// Returns every UDP port of the server: those of its sockets, and those that lead to them from
+/// elsewhere.
 fn udp_ports<'a>(
     listening: impl Iterator<Item = &'a Multiaddr>,
     sockets: impl Iterator<Item = &'a (SocketAddr, UdpSocket)>,
@@ -459,7 +479,7 @@ fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<S
     Ok(String::new())
 }
 
-/// The addresses at which a socket bound to `bound` is reached.
+/// Returns the addresses at which a socket bound to `bound` is reached.
 fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAddr> {
     ips.iter()
         .filter(move |ip| {
@@ -483,7 +503,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wildcards_are_reached_at_the_interfaces_of_their_family() {
+    fn a_wildcard_is_reached_at_the_interfaces_of_its_family() {
         let ips = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         let at = |bound: &str| -> Vec<String> {
             reachable(bound.parse().unwrap(), &ips)

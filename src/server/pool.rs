@@ -1,4 +1,4 @@
-//! The pools of places that strangers can hold, and what becomes of refusals.
+//! The pools of places that strangers can hold, and the handling of refusals.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -6,30 +6,36 @@ use std::{
     time::Instant,
 };
 
-use super::{config::ServerConfig, metrics::Metrics, rate::RateLimiter};
-pub(crate) use crate::native::pool::{Place, Pool};
+use super::{config::ServerConfig, metrics::Metrics, rate_limiter::RateLimiter};
+pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
     core::quota::Quota,
-    native::{limits::Limits, pool::Observer, quic::Admission},
+    native::{
+        behaviours::{forwarded::Forwarded, limits::Limits, pool::Observer},
+        quic::Admission,
+        transports::windows::{Sizes, Windows},
+    },
 };
 
-/// Requests for circuits and sealed offers that are read at once.
+/// The most requests for circuits and sealed offers that are read at once.
 const REQUESTS: usize = 1024;
-/// Of these one peer's: as many circuits as a dialler of ours asks for at a time.
+/// The most of these requests from one peer. Our own dialler asks for at most as many circuits at a
+/// time.
 const REQUESTS_PER_PEER: usize = 64;
-/// Addresses of peers that are dialled at once, to see whether they can be.
+/// The most addresses of peers that are dialled at once to test whether they can be reached.
 pub(crate) const DIAL_BACKS: usize = 64;
-/// HTTP connections to the operator's own address: some scrapers and load balancers.
+/// The most HTTP connections to the operator's own address. This is enough for several scrapers and
+/// load balancers.
 pub(crate) const ADMIN: usize = 32;
 
-/// Every pool of a server. A clone shares them.
+/// Every pool of a server. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Pools {
-    /// Connections of peers whose handshake over TCP or WebSocket is under way.
+    /// Peers' connections over TCP or WebSocket whose handshake is under way.
     pub(crate) handshakes: Pool,
-    /// Connections of peers.
+    /// Peers' connections.
     pub(crate) connections: Pool,
-    /// Those two, and handshakes over WebRTC.
+    /// The limits of `handshakes` and `connections`, and of handshakes over WebRTC.
     pub(crate) limits: Limits,
     /// Handshakes over QUIC.
     pub(crate) quic: Admission,
@@ -37,11 +43,11 @@ pub(crate) struct Pools {
     pub(crate) requests: Pool,
     /// Peers that hold a reservation.
     pub(crate) reservations: Pool,
-    /// Circuits, counted for whoever dials.
+    /// Circuits. Each counts for the peer that dials.
     pub(crate) circuits: Pool,
     /// Sealed offers that are being carried.
     pub(crate) offers: Pool,
-    /// Tests of AutoNAT under way.
+    /// AutoNAT tests under way.
     pub(crate) dial_backs: Pool,
     /// HTTP connections.
     pub(crate) http: Pool,
@@ -52,6 +58,8 @@ pub(crate) struct Pools {
     /// Relayed addresses of TURN clients.
     pub(crate) allocations: Pool,
     pub(crate) refusals: Refusals,
+    /// The bounds on the unread bytes of each connection.
+    pub(crate) windows: Windows,
 }
 
 impl Pools {
@@ -69,7 +77,9 @@ impl Pools {
         let established = Quota::shared(connections.established as usize, percent);
         let handshakes = Quota::shared(connections.pending as usize, percent);
         let dials = connections.pending as usize;
-        let limits = Limits::new(established.per_peer(per_peer), handshakes, dials, &refusals);
+        let mut limits = Limits::new(established.per_peer(per_peer), handshakes, dials, &refusals);
+        // Validation of the configuration has already refused texts that are not prefixes.
+        limits.forwarded = Forwarded::new(config.trusted_proxies().unwrap_or_default());
         Self {
             handshakes: limits.handshakes.clone(),
             connections: limits.connections.clone(),
@@ -85,19 +95,24 @@ impl Pools {
             turn_connections: pool("turn_connection", config.turn.connections.get()),
             allocations: pool("allocation", config.turn.relayed_addresses()),
             refusals,
+            windows: Windows::new(Sizes {
+                connection: connections.window,
+                circuit: relay.circuit_window,
+            }),
         }
     }
 }
 
-/// Lines of the log that refusals to one address, and to all, may fill in a second.
+/// The most log lines per second about refusals to one address.
 const LINES_PER_ADDRESS: u32 = 2;
+/// The most log lines per second about refusals to all addresses.
 const LINES: u32 = 100;
 
-/// Counts and logs what is refused.
+/// Counts and logs refusals.
 #[derive(Clone)]
 pub(crate) struct Refusals {
     pub(crate) metrics: Metrics,
-    /// Whether the log may name addresses: they are personal data.
+    /// Whether the log may name addresses, which are personal data.
     addresses: bool,
     lines: Arc<Mutex<RateLimiter>>,
 }
@@ -112,8 +127,8 @@ impl Refusals {
         }
     }
 
-    /// Counts that something was refused to `ip`, and says so in one line of the log. A flood of
-    /// refusals is counted whole and does not fill the disk.
+    /// Counts a refusal to `ip` and logs it in one line. Every refusal of a flood is counted, but
+    /// the number of its log lines is limited, so it does not fill the disk.
     pub(crate) fn tell(&self, what: &'static str, reason: &'static str, ip: Option<IpAddr>) {
         self.metrics.refused(what, reason);
         let source = ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));

@@ -1,12 +1,13 @@
-//! A STUN server (RFC 8489) that answers Binding requests and nothing else, from another port or
-//! another of its addresses if asked, so that clients can tell what their NAT lets in (RFC 5780).
+//! A STUN server (RFC 8489). It answers Binding requests and nothing else. If a request asks for
+//! it, the answer comes from another port or another address of the server, so that a client can
+//! find out what its NAT lets in (RFC 5780).
 //!
-//! It needs no authentication and keeps no state but the rate limit. An answer carries
-//! XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS: with a forged source it is at most 36
-//! bytes longer than its request over IPv4 and 72 over IPv6, and the [rate
-//! limit](super::config::StunLimits) bounds how many there are. There is one answer to a request,
-//! it goes to the source and nowhere else (RESPONSE-PORT is refused), and it comes from one of
-//! this server's STUN ports.
+//! The server needs no authentication, and its only state is the rate limit. An answer carries
+//! XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS. It is at most 36 bytes longer than its
+//! request over IPv4, and 72 bytes over IPv6. The [rate limit](super::config::StunLimits) bounds
+//! how many answers requests with forged sources can cause. There is one answer to a request. It
+//! goes to the source and nowhere else (RESPONSE-PORT is refused), and it comes from one of this
+//! server's STUN ports.
 
 use std::{
     io,
@@ -26,16 +27,16 @@ use stun_types::{
 };
 use tokio::net::UdpSocket;
 
-use super::{config::StunLimits, metrics::Metrics, rate::RateLimiter};
-use crate::native::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN};
+use super::{config::StunLimits, metrics::Metrics, rate_limiter::RateLimiter};
+use crate::native::ice::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN};
 
-/// Largest request that is read. RFC 8489 section 6.1 keeps a message below the path MTU,
-/// 1280 bytes at the least that IPv6 allows; longer ones are cut and so malformed.
+/// The largest request that is read. RFC 8489 section 6.1 keeps a message below the path MTU, and
+/// IPv6 allows no MTU below 1280 bytes. A longer request is cut, and so malformed.
 const MAX_REQUEST: usize = 1280;
-/// Most attributes that an error answer names as unknown.
+/// The most attributes that an error answer names as unknown.
 const MAX_UNKNOWN: usize = 8;
-/// Comprehension-required attributes (RFC 8489 section 14) that a request may carry. Without
-/// authentication the credentials among them mean nothing, but are no reason to refuse.
+/// The comprehension-required attributes (RFC 8489 section 14) that a request may carry. The server
+/// ignores credentials, because it has no authentication, and does not refuse a request for them.
 const UNDERSTOOD: [AttributeType; 6] = [
     CHANGE_REQUEST,
     Username::TYPE,
@@ -45,32 +46,33 @@ const UNDERSTOOD: [AttributeType; 6] = [
     Fingerprint::TYPE,
 ];
 
-/// What becomes of a datagram.
+/// What the server does with a datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// A Binding request: this goes back, from the socket with this number.
+    /// The datagram is a Binding request. This answer goes back from the socket with this number.
     Answer(Vec<u8>, usize),
-    /// A request that cannot be served: this error response goes back.
+    /// The datagram is a request that cannot be served. This error response goes back.
     Refuse(Vec<u8>),
-    /// Not STUN, or not a request that a server answers. Nothing goes back.
+    /// The datagram is not STUN, or not a request that a server answers. Nothing goes back.
     Ignore,
 }
 
-/// The addresses of the sockets, two for each host, in order; `None` for a wildcard that may be
-/// several addresses.
+/// The addresses of the sockets, two for each host, in order. It is `None` for a wildcard socket
+/// that may have several addresses.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout(pub(crate) Vec<Option<SocketAddr>>);
 
 impl Layout {
-    /// The socket that answers what socket `at` received; `None` if there is none such.
+    /// Returns the socket that answers a request to socket `at`. Returns `None` if no socket
+    /// satisfies `change`.
     fn from(&self, at: usize, change: Change) -> Option<usize> {
         let host = if change.ip { self.other_host(at)? } else { at };
-        // The two ports of a host stand side by side.
+        // The two ports of a host have neighbouring numbers.
         let socket = if change.port { host ^ 1 } else { host };
         (socket < self.0.len()).then_some(socket)
     }
 
-    /// The socket of the next host of the family, with the same rank.
+    /// Returns the socket with the same rank of the next host of the same family.
     fn other_host(&self, at: usize) -> Option<usize> {
         let own = self.address(at)?;
         let hosts = (2..self.0.len()).step_by(2);
@@ -84,7 +86,8 @@ impl Layout {
         self.0.get(at).copied().flatten()
     }
 
-    /// RFC 5780 section 7.4: it MUST NOT be told unless there is a second IP address.
+    /// Returns the OTHER-ADDRESS of socket `at`. RFC 5780 section 7.4 allows it only if there is a
+    /// second IP address.
     fn other_address(&self, at: usize) -> Option<SocketAddr> {
         let both = Change {
             ip: true,
@@ -100,7 +103,7 @@ pub(crate) fn answer(datagram: &[u8], source: SocketAddr, at: usize, layout: &La
     let Ok(request) = Message::from_bytes(datagram) else {
         return Outcome::Ignore;
     };
-    // Section 6.3.2: an indication gets no response; and a response was not asked for.
+    // An indication gets no response (section 6.3.2), and nobody asked for a response.
     if !request.has_class(MessageClass::Request) || request.method() != BINDING {
         return Outcome::Ignore;
     }
@@ -112,8 +115,8 @@ pub(crate) fn answer(datagram: &[u8], source: SocketAddr, at: usize, layout: &La
         return Outcome::Ignore;
     };
     let from = layout.from(at, change);
-    // Section 6.3.1: unknown comprehension-required attributes get a 420. A CHANGE-REQUEST that
-    // cannot be followed is one of them (RFC 5780 section 6.1).
+    // Unknown comprehension-required attributes get a 420 (section 6.3.1). A CHANGE-REQUEST that
+    // cannot be satisfied counts as one of them (RFC 5780 section 6.1).
     let unknown: Vec<AttributeType> = request
         .iter_attributes()
         .map(|(_, attribute)| attribute.get_type())
@@ -141,13 +144,13 @@ fn success(
     origin: Option<SocketAddr>,
     other: Option<SocketAddr>,
 ) -> Option<Vec<u8>> {
-    // A dual-stack socket shows IPv4 sources as mapped IPv6 addresses.
+    // A dual-stack socket reports IPv4 sources as mapped IPv6 addresses.
     let source = SocketAddr::new(source.ip().to_canonical(), source.port());
     let mut response = Message::builder_success(request, MessageWriteVec::new());
     response
         .add_attribute(&XorMappedAddress::new(source, request.transaction_id()))
         .ok()?;
-    // RFC 5780 section 6.1.
+    // Both attributes are those of RFC 5780 section 6.1.
     for (kind, address) in [(RESPONSE_ORIGIN, origin), (OTHER_ADDRESS, other)] {
         if let Some(address) = address {
             let address = MappedSocketAddr::new(address);
@@ -159,7 +162,7 @@ fn success(
 
 fn unknown_attributes(request: &Message<'_>, unknown: &[AttributeType]) -> Option<Vec<u8>> {
     let mut response = Message::builder_error(request, MessageWriteVec::new());
-    // Without a reason phrase: nobody reads it, and it would make the answer longer.
+    // There is no reason phrase, because nobody reads it and it would make the answer longer.
     response
         .add_attribute(&ErrorCode::builder(420).reason("").build().ok()?)
         .ok()?;
@@ -169,7 +172,7 @@ fn unknown_attributes(request: &Message<'_>, unknown: &[AttributeType]) -> Optio
     finish(request, response)
 }
 
-/// Section 6.3.1: FINGERPRINT is added where the request had it.
+/// Adds FINGERPRINT if the request had it (section 6.3.1).
 fn finish(request: &Message<'_>, mut response: MessageWriteVec) -> Option<Vec<u8>> {
     if request.has_attribute(Fingerprint::TYPE) {
         response.add_fingerprint().ok()?;
@@ -207,13 +210,13 @@ async fn serve_one(
             Ok(received) => received,
             Err(error) => {
                 tracing::debug!(%error, "STUN socket");
-                // An ICMP error of an earlier answer is gone now; anything lasting must
-                // not keep a core busy.
+                // An ICMP error of an earlier answer is gone now. The pause keeps a lasting error
+                // from keeping a core busy.
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
             }
         };
-        // Port 0 cannot be answered, and a multicast source is forged.
+        // Port 0 cannot be answered, and a multicast source is always forged.
         if source.port() == 0 || is_never_a_source(source.ip()) {
             metrics.stun("ignored");
             continue;
@@ -231,7 +234,7 @@ async fn serve_one(
             continue;
         }
         metrics.stun(outcome);
-        // Never waits: an answer that the full socket buffer refuses is lost as UDP may be.
+        // This never waits. If the socket buffer is full, the answer is lost, as UDP allows.
         let from = sockets.get(from).unwrap_or(socket);
         if let Err(error) = from.try_send_to(&datagram, source)
             && error.kind() != io::ErrorKind::WouldBlock
@@ -259,12 +262,12 @@ mod tests {
         Message::builder_request(BINDING, MessageWriteVec::new())
     }
 
-    /// What a server with one address on two ports does with a datagram to the first.
+    /// Returns what a server with one address and two ports does with a datagram to the first port.
     fn answer(datagram: &[u8], source: SocketAddr) -> Outcome {
         super::answer(datagram, source, 0, &layout(&["192.0.2.9"]))
     }
 
-    /// Two ports, 2 and 3, of each host.
+    /// A layout with two ports of each host, 2 and 3.
     fn layout(hosts: &[&str]) -> Layout {
         let sockets = hosts
             .iter()
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binding_request_gets_its_source() {
+    fn a_binding_request_is_answered_with_its_source() {
         for source in [SOURCE, "[2001:db8::1]:32853"] {
             let source = source.parse().unwrap();
             let request = request().finish();
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapped_ipv4_source_is_told_as_ipv4() {
+    fn a_mapped_ipv4_source_is_answered_as_ipv4() {
         let Outcome::Answer(response, 0) =
             answer(&request().finish(), "[::ffff:192.0.2.1]:1".parse().unwrap())
         else {
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_is_answered_with_one() {
+    fn a_request_with_a_fingerprint_gets_an_answer_with_one() {
         let mut request = request();
         request.add_fingerprint().unwrap();
         let Outcome::Answer(response, 0) = answer(&request.finish(), SOURCE.parse().unwrap())
@@ -321,9 +324,10 @@ mod tests {
         assert!(response.has_attribute(Fingerprint::TYPE));
     }
 
-    /// The socket that answers a request to socket `at`, and the OTHER-ADDRESS in it.
+    /// Returns the socket that answers a request to socket `at`, and the OTHER-ADDRESS of the
+    /// answer.
     fn changed(hosts: &[&str], at: usize, ip: bool, port: bool) -> Option<(usize, String)> {
-        let (_, request) = crate::native::stun::message::request(Change { ip, port });
+        let (_, request) = crate::native::ice::stun::message::request(Change { ip, port });
         let layout = layout(hosts);
         match super::answer(&request, SOURCE.parse().unwrap(), at, &layout) {
             Outcome::Answer(response, from) => {
@@ -347,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_from_where_they_were_asked_to() {
+    fn answers_come_from_the_address_that_was_asked_for() {
         let one = ["192.0.2.9"];
         assert_eq!(changed(&one, 0, false, false), Some((0, String::new())));
         assert_eq!(changed(&one, 0, false, true), Some((1, String::new())));
@@ -388,7 +392,7 @@ mod tests {
     }
 
     /// RFC 5769 section 2.1: a request with SOFTWARE, PRIORITY, ICE-CONTROLLED, USERNAME,
-    /// MESSAGE-INTEGRITY and FINGERPRINT. PRIORITY is comprehension-required and is ICE's.
+    /// MESSAGE-INTEGRITY and FINGERPRINT. PRIORITY is a comprehension-required attribute of ICE.
     #[test]
     fn the_sample_request_of_rfc_5769() {
         let request = data_encoding::HEXLOWER_PERMISSIVE
@@ -409,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_server_answers_is_ignored() {
+    fn datagrams_that_no_server_answers_are_ignored() {
         let source = SOURCE.parse().unwrap();
         let indication = Message::builder_indication(BINDING, MessageWriteVec::new()).finish();
         let allocate = Message::builder_request(Method::new(3), MessageWriteVec::new()).finish();

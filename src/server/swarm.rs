@@ -1,31 +1,31 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
 
+mod addresses;
+mod transport;
+
 use std::{
     collections::{BTreeSet, HashMap},
     error::Error as StdError,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, Transport as _,
-    core::{
-        muxing::StreamMuxerBox,
-        transport::{ListenerId, timeout::TransportTimeout},
-        upgrade::Version,
-    },
+    Multiaddr, PeerId, Swarm,
+    core::{transport::ListenerId, upgrade::Version},
     identify, identity,
-    multiaddr::Protocol,
-    ping,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
-use libp2p_metrics::BandwidthTransport;
 use tokio::{sync::oneshot, time};
 
+use self::{
+    addresses::{Announcements, WildcardWebRtc, listen_addresses, preference, webrtc_address},
+    transport::transport,
+};
 use super::{
-    autonat, certificate,
+    autonat,
     circuits::{self, Carried, Circuits, Held},
     clients::{Clients, Reserved},
     config::{RelayLimits, ServerConfig},
@@ -33,83 +33,52 @@ use super::{
     hop::{self, Request, Status},
     metrics::Metrics,
     pool::Pools,
-    rates::{Rate, Rates},
+    relay_rates::{Rate, Rates},
+    watch::Watch,
 };
-pub(crate) use crate::native::limits::ip_of;
+pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
     core::quota::Holder,
     error::{Error, ErrorKind},
-    native::{
-        limits,
-        transports::{self, DEFAULT_CONNECT_TIMEOUT},
+    native::{behaviours::limits, runtime, transports::windows::Wide},
+    swarm::{
+        ping::Ping,
+        substreams::{SubstreamEvent, Substreams},
     },
-    node::{self, streams},
 };
 
-/// Longest wait for peers to be told of a shutdown.
+/// The longest wait for peers to learn of a shutdown.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// How often connections that nobody needs are looked for.
+/// The pause between two searches for connections that nobody needs.
 const SWEEP: Duration = Duration::from_secs(1);
-/// File of the `/webrtc-direct` certificate in the data directory.
-const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 
 #[derive(NetworkBehaviour)]
-struct Behaviour {
-    // First, so that it refuses before others make room for a connection.
-    limits: limits::Behaviour,
+struct ServerBehaviour {
+    // This behaviour is first, so that it refuses a connection before others make room for it.
+    limits: limits::LimitsBehaviour,
     identify: identify::Behaviour,
-    ping: ping::Behaviour,
-    autonat: autonat::Behaviour,
-    requests: streams::Behaviour,
+    ping: Ping,
+    autonat: autonat::AutonatServer,
+    requests: Substreams,
 }
 
 /// A relay whose listeners are open.
 pub(crate) struct Relay {
-    swarm: Swarm<Behaviour>,
+    swarm: Swarm<ServerBehaviour>,
     announce: Announcements,
     metrics: Metrics,
     relay: RelayLimits,
     pools: Pools,
     rates: Rates,
     clients: Clients,
+    watch: Watch,
     circuits: Circuits,
     descriptors: Descriptors,
     webrtc: Option<WildcardWebRtc>,
 }
 
-/// The `/webrtc-direct` listeners on each address of the IPv6 wildcard.
-///
-/// libp2p would bind the wildcard for both families, and IPv4 has a listener of its own. So they
-/// follow the addresses that the TCP listener tells of, which is bound for IPv6 alone.
-struct WildcardWebRtc {
-    port: u16,
-    listeners: HashMap<Ipv6Addr, ListenerId>,
-}
-
-impl WildcardWebRtc {
-    fn new(config: &ServerConfig) -> Option<Self> {
-        let wildcard = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-        config.hosts.contains(&wildcard).then(|| Self {
-            port: next(config.port),
-            listeners: HashMap::new(),
-        })
-    }
-
-    /// The address of the machine that a TCP listener tells of. A link-local one says nothing
-    /// without its interface.
-    fn ip(address: &Multiaddr) -> Option<Ipv6Addr> {
-        let mut parts = address.iter();
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(Protocol::Ip6(ip)), Some(Protocol::Tcp(_)), None) => {
-                (!ip.is_unicast_link_local()).then_some(ip)
-            }
-            _ => None,
-        }
-    }
-}
-
 impl Relay {
-    /// Opens every listener that `config` asks for and waits until their addresses are known.
+    /// Opens every listener that `config` asks for, and waits until their addresses are known.
     pub(crate) async fn start(
         config: &ServerConfig,
         keypair: &identity::Keypair,
@@ -121,12 +90,14 @@ impl Relay {
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
-        let autonat = autonat::Behaviour::new(&config.autonat, own, &pools, metrics.clone());
+        let autonat = autonat::AutonatServer::new(&config.autonat, own, &pools, metrics.clone());
         let behaviour = behaviour(keypair, &pools, autonat);
         let transport = transport(config, keypair, &metrics, &pools)?;
-        // `Clients` tells which connections nobody needs: it knows more of them than libp2p.
-        let swarm_config = swarm::Config::with_tokio_executor()
-            .with_substream_upgrade_protocol_override(Version::V1Lazy);
+        // `Clients` decides which connections nobody needs, because it knows more about them than
+        // libp2p.
+        let swarm_config =
+            swarm::Config::with_executor(|task: BoxFuture<'static, ()>| runtime::spawn(task))
+                .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
         let mut relay = Self {
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
@@ -135,6 +106,7 @@ impl Relay {
             relay: config.relay.clone(),
             rates: Rates::new(&config.relay),
             clients: Clients::new(config, &pools),
+            watch: Watch::default(),
             circuits: Circuits::new(&config.relay, &pools),
             pools,
             descriptors,
@@ -144,7 +116,7 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Opens the listeners; returns once each has an address.
+    /// Opens the listeners. Returns once each of them has an address.
     async fn listen(&mut self, config: &ServerConfig) -> Result<(), Error> {
         let mut pending = HashMap::new();
         for address in listen_addresses(&config.hosts, config.port) {
@@ -172,14 +144,15 @@ impl Relay {
             }
             self.on_event(event);
         }
-        // A wildcard listener tells one interface after the other: take what is there.
+        // A wildcard listener reports its interfaces one after the other. This takes all reports
+        // that are ready.
         while let Some(Some(event)) = self.swarm.next().now_or_never() {
             self.on_event(event);
         }
         Ok(())
     }
 
-    /// The announced addresses, each ending in the peer id.
+    /// Returns the announced addresses. Each ends in the peer id.
     pub(crate) fn addresses(&self) -> Vec<Multiaddr> {
         let peer = *self.swarm.local_peer_id();
         let mut addresses: Vec<_> = self
@@ -192,12 +165,13 @@ impl Relay {
         addresses
     }
 
-    /// Where peers may come in: the bound addresses, and those announced besides.
+    /// Returns the addresses where peers may come in: those that are bound, and those that are
+    /// configured.
     pub(crate) fn listening(&self) -> impl Iterator<Item = &Multiaddr> {
         self.announce.bound.iter().chain(&self.announce.configured)
     }
 
-    /// Serves until `stop` is sent or dropped, then says goodbye to everybody.
+    /// Serves until `stop` is sent or dropped, then closes the connections of all peers.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut sweep = time::interval(SWEEP);
         sweep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -211,7 +185,7 @@ impl Relay {
         }
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
-            // Err means that it has gone by itself.
+            // An error means that the peer has disconnected by itself.
             let _ = self.swarm.disconnect_peer_id(peer);
         }
         let goodbye = async {
@@ -222,7 +196,7 @@ impl Relay {
         let _ = time::timeout(SHUTDOWN_GRACE, goodbye).await;
     }
 
-    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+    fn on_event(&mut self, event: SwarmEvent<ServerBehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.follow(&address);
@@ -237,7 +211,7 @@ impl Relay {
             SwarmEvent::ListenerClosed {
                 addresses, reason, ..
             } => {
-                // Ok says that it was closed on purpose.
+                // `Ok` means that the listener was closed on purpose.
                 if let Err(error) = reason {
                     tracing::error!(%error, "a listener closed");
                 }
@@ -256,6 +230,7 @@ impl Relay {
                 let from = endpoint.get_remote_address();
                 self.clients
                     .connected(peer_id, connection_id, from, Instant::now());
+                self.watch.connected(peer_id, connection_id);
                 self.metrics.connection("established");
                 self.count_connections();
             }
@@ -264,6 +239,7 @@ impl Relay {
                 connection_id,
                 ..
             } => {
+                self.watch.disconnected(connection_id);
                 self.clients
                     .disconnected(&peer_id, connection_id, Instant::now());
                 self.count_reservations();
@@ -276,13 +252,15 @@ impl Relay {
                     _ => "failed",
                 });
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Requests(event)) => self.on_stream(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
+            SwarmEvent::Behaviour(ServerBehaviourEvent::Requests(event)) => self.on_stream(event),
+            SwarmEvent::Behaviour(ServerBehaviourEvent::Ping(answer)) => {
+                self.watch.answered(answer.connection, answer.rtt);
+            }
             _ => {}
         }
     }
 
-    /// Listens for `/webrtc-direct` at an address that a TCP listener tells of.
+    /// Listens for `/webrtc-direct` at an address that a TCP listener reports.
     fn follow(&mut self, address: &Multiaddr) {
         let Some(webrtc) = &mut self.webrtc else {
             return;
@@ -313,20 +291,10 @@ impl Relay {
         }
     }
 
-    /// Who vanished without a close would keep its reservation for as long as TCP hopes for it, a
-    /// quarter of an hour, and whoever asks for a circuit to it would wait.
-    fn on_ping(&mut self, event: ping::Event) {
-        // Whatever else fails may be a peer that does not speak it.
-        if let Err(ping::Failure::Timeout) = event.result {
-            tracing::debug!(peer = %event.peer, "a peer does not answer");
-            self.swarm.close_connection(event.connection);
-        }
-    }
-
-    /// A peer asks for something, or the stream to the other peer is there.
-    fn on_stream(&mut self, event: streams::Event) {
+    /// Handles a request of a peer, or the stream to the other peer.
+    fn on_stream(&mut self, event: SubstreamEvent) {
         match event {
-            streams::Event::Inbound {
+            SubstreamEvent::Inbound {
                 peer,
                 connection,
                 protocol,
@@ -340,18 +308,19 @@ impl Relay {
                     self.metrics.circuit("limit");
                 }
             }
-            streams::Event::Opened { id, result } => {
+            SubstreamEvent::Opened { id, result } => {
                 if self.circuits.opened(id, result) {
                     self.metrics.circuit("failed");
                 }
             }
+            SubstreamEvent::Lane { .. } => {}
         }
     }
 
     fn holder(&self, peer: PeerId, connection: ConnectionId) -> Holder {
         let from = self.clients.address(&peer, connection);
         Holder {
-            ip: from.and_then(ip_of),
+            ip: from.and_then(|from| self.pools.limits.forwarded.source(from)),
             peer: Some(peer),
         }
     }
@@ -384,7 +353,8 @@ impl Relay {
 
     fn on_reserve(&mut self, asked: circuits::Asked) {
         let (peer, connection, now) = (asked.source, asked.connection, Instant::now());
-        // Whoever has one keeps it, however often its neighbours ask.
+        // The rate does not apply to renewals, so requests of neighbours cannot cost a peer its
+        // reservation.
         let allowed = self.clients.is_reserved(&peer, connection, now)
             || self.allows(Rate::Reservations, peer, connection);
         let reserved = allowed.then(|| self.clients.reserve(peer, connection, now));
@@ -406,7 +376,14 @@ impl Relay {
             Ok((connection, held)) => {
                 let requests = &mut self.swarm.behaviour_mut().requests;
                 let open = requests.open(to, connection, asked.what.onward());
-                self.circuits.opening(open, asked, held);
+                let (proof, probe) = match asked.what {
+                    Carried::Circuit => self.watch.ask(connection),
+                    Carried::Offer => Default::default(),
+                };
+                if probe {
+                    self.swarm.behaviour_mut().ping.probe(to, connection);
+                }
+                self.circuits.opening(open, asked, held, proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
@@ -421,7 +398,8 @@ impl Relay {
         }
     }
 
-    /// The connection over which the other peer is told, and what is held meanwhile.
+    /// Returns the connection over which the other peer is told, and what the circuit or offer
+    /// holds.
     fn admit(
         &mut self,
         asked: &circuits::Asked,
@@ -441,10 +419,23 @@ impl Relay {
         let place = self.circuits.place(asked.what, holder);
         let place = place.map_err(|_| Status::Limit)?;
         let uses = [source, to].map(|peer| self.clients.use_by(&peer, now));
-        Ok((connection, Held(place, uses)))
+        let wide = match asked.what {
+            Carried::Circuit => [(source, asked.connection), (to, connection)]
+                .map(|(peer, connection)| self.widen(&peer, connection)),
+            Carried::Offer => [None, None],
+        };
+        Ok((connection, Held(place, uses, wide)))
     }
 
-    /// Whether the peer may ask that often. A refusal is told.
+    /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
+    /// is dropped.
+    fn widen(&self, peer: &PeerId, connection: ConnectionId) -> Option<Wide> {
+        let from = self.clients.address(peer, connection)?;
+        self.pools.windows.widen(from)
+    }
+
+    /// Returns whether the rate limit allows the request of this peer. A refusal is counted and
+    /// logged.
     fn allows(&mut self, rate: Rate, peer: PeerId, connection: ConnectionId) -> bool {
         let ip = self.holder(peer, connection).ip;
         let now = Instant::now();
@@ -460,6 +451,13 @@ impl Relay {
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }
+        let due = self.watch.sweep();
+        for connection in due.close {
+            self.swarm.close_connection(connection);
+        }
+        for (peer, connection) in due.probe {
+            self.swarm.behaviour_mut().ping.probe(peer, connection);
+        }
         self.count_reservations();
     }
 
@@ -473,8 +471,8 @@ impl Relay {
             .connections(counters.connection_counters().num_established());
     }
 
-    /// Makes the external addresses those that are to be announced: a reservation carries
-    /// exactly these, and a browser can dial a peer only by its WebSocket and WebRTC ones.
+    /// Sets the external addresses to those that are announced. A reservation carries exactly these
+    /// addresses, and a browser can dial a peer only by the WebSocket and WebRTC ones.
     fn announce(&mut self) {
         let wanted = self.announce.current();
         let known: BTreeSet<Multiaddr> = self.swarm.external_addresses().cloned().collect();
@@ -487,82 +485,25 @@ impl Relay {
     }
 }
 
-fn behaviour(keypair: &identity::Keypair, pools: &Pools, autonat: autonat::Behaviour) -> Behaviour {
+fn behaviour(
+    keypair: &identity::Keypair,
+    pools: &Pools,
+    autonat: autonat::AutonatServer,
+) -> ServerBehaviour {
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
-    Behaviour {
-        limits: limits::Behaviour::new(pools.limits.clone()),
+    ServerBehaviour {
+        limits: limits::LimitsBehaviour::new(pools.limits.clone()),
         identify: identify::Behaviour::new(
             identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
                 .with_agent_version(agent.to_owned())
-                // The interfaces of a server are nobody's business, its announced addresses are.
+                // The addresses of a server's interfaces are private. Only its announced addresses
+                // are public.
                 .with_hide_listen_addrs(true),
         ),
-        ping: node::ping(),
+        ping: Ping::default(),
         autonat,
-        requests: streams::Behaviour::new(Carried::protocols(), true),
+        requests: Substreams::new(Carried::protocols(), true),
     }
-}
-
-fn transport(
-    config: &ServerConfig,
-    keypair: &identity::Keypair,
-    metrics: &Metrics,
-    pools: &Pools,
-) -> Result<transports::BoxedTransport, Error> {
-    let certificate = match &config.data {
-        Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
-        None => certificate::generate().map_err(|e| io_error("cannot set up the transports", e))?,
-    };
-    // The DTLS of webrtc-rs panics at the first handshake where rustls is built with more than one
-    // cryptography and none is chosen. Err means that the program has chosen already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
-    // It waits for its last handshake without end.
-    let webrtc = TransportTimeout::new(webrtc, DEFAULT_CONNECT_TIMEOUT).boxed();
-    let hosts = config.hosts.iter();
-    let quic: Vec<_> = hosts
-        .map(|host| SocketAddr::new(*host, config.port))
-        .collect();
-    let internet = transports::server(keypair, &quic, &pools.quic, DEFAULT_CONNECT_TIMEOUT)
-        .map_err(|e| io_error("cannot set up the transports", e))?;
-    let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
-    let all = transports::join(webrtc, internet.boxed());
-    let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));
-    Ok(counted
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
-        .boxed())
-}
-
-/// QUIC and TCP on the base port, WebSocket and `/webrtc-direct` on the next. Of the IPv6 wildcard
-/// the last is left to [`WildcardWebRtc`].
-fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
-    hosts
-        .iter()
-        .flat_map(|ip| {
-            let host = Multiaddr::from(*ip);
-            let stream = [
-                host.clone()
-                    .with(Protocol::Udp(port))
-                    .with(Protocol::QuicV1),
-                host.clone().with(Protocol::Tcp(port)),
-                host.with(Protocol::Tcp(next(port)))
-                    .with(Protocol::Ws("/".into())),
-            ];
-            let is_wildcard = ip.is_ipv6() && ip.is_unspecified();
-            let webrtc = (!is_wildcard).then(|| webrtc_address(*ip, next(port)));
-            stream.into_iter().chain(webrtc)
-        })
-        .collect()
-}
-
-fn next(port: u16) -> u16 {
-    if port == 0 { 0 } else { port.saturating_add(1) }
-}
-
-fn webrtc_address(ip: IpAddr, port: u16) -> Multiaddr {
-    let host = Multiaddr::from(ip);
-    host.with(Protocol::Udp(port)).with(Protocol::WebRTCDirect)
 }
 
 /// Fails if `listener` is one of those that must open.
@@ -586,8 +527,8 @@ fn listen_error(address: &Multiaddr, error: io::Error) -> Error {
     io_error(&format!("cannot listen on {address}"), reason)
 }
 
-/// What is at the bottom of `error`: the transports wrap the system's word in some of theirs that say
-/// nothing.
+/// Returns the innermost source of `error`, which is the system's message. The messages of the
+/// transports around it add nothing.
 fn root<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
     let mut root = error;
     while let Some(source) = root.source() {
@@ -598,51 +539,6 @@ fn root<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static)
 
 fn io_error(what: &str, error: io::Error) -> Error {
     Error::new(ErrorKind::Io, format!("{what}: {error}")).with_source(error)
-}
-
-/// Which addresses are announced: the configured ones, and of the bound ones those that
-/// others can reach.
-struct Announcements {
-    configured: Vec<Multiaddr>,
-    bound: BTreeSet<Multiaddr>,
-}
-
-impl Announcements {
-    fn new(configured: Vec<Multiaddr>) -> Self {
-        Self {
-            configured,
-            bound: BTreeSet::new(),
-        }
-    }
-
-    fn current(&self) -> BTreeSet<Multiaddr> {
-        let is_local = |address: &&Multiaddr| ip_of(address).is_none_or(is_local);
-        let reachable: BTreeSet<_> = self.bound.iter().filter(|a| !is_local(a)).collect();
-        let bound = if reachable.is_empty() {
-            self.bound.iter().collect()
-        } else {
-            reachable
-        };
-        bound.into_iter().chain(&self.configured).cloned().collect()
-    }
-}
-
-/// Loopback and link-local addresses mean nothing to other machines.
-fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
-    }
-}
-
-/// Order of the printed addresses: QUIC is the quickest to connect, then TCP.
-fn preference(address: &Multiaddr) -> u8 {
-    match address.iter().nth(2) {
-        Some(Protocol::QuicV1) => 0,
-        Some(Protocol::P2p(_)) | None => 1,
-        Some(Protocol::Ws(_)) => 2,
-        _ => 3,
-    }
 }
 
 #[cfg(test)]

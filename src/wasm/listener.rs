@@ -3,9 +3,9 @@
 use wasm_bindgen::{JsCast, closure::Closure};
 use web_sys::{Event, EventTarget};
 
-/// A listener on an event target, removed when this is dropped.
+/// A listener on an event target. Dropping it removes the listener.
 ///
-/// Nothing can call into the wasm instance on behalf of an owner that no longer exists.
+/// So nothing can call into the wasm instance for an owner that no longer exists.
 pub(crate) struct Listener {
     target: EventTarget,
     event: &'static str,
@@ -15,18 +15,18 @@ pub(crate) struct Listener {
 impl Listener {
     /// Calls `on_event` at every `event` of `target`.
     ///
-    /// `E` is the event's interface. An event of another interface is ignored.
+    /// `E` is the interface of the events that the browser dispatches under that name.
     pub(crate) fn new<E: JsCast>(
         target: &EventTarget,
         event: &'static str,
         mut on_event: impl FnMut(E) + 'static,
     ) -> Self {
         let callback = Closure::new(move |event: Event| {
-            if let Ok(event) = event.dyn_into() {
-                on_event(event);
-            }
+            // Unchecked, because an event of another window is an instance of that window's class. The
+            // browser dispatches what the name says.
+            on_event(event.unchecked_into());
         });
-        // Cannot fail: it throws for no input.
+        // This cannot fail, because the method throws for no input.
         let _ = target.add_event_listener_with_callback(event, callback.as_ref().unchecked_ref());
         Self {
             target: target.clone(),

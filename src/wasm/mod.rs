@@ -1,21 +1,21 @@
 //! The browser backend: WebSocket, `RTCPeerConnection` and the page's event loop.
 //!
-//! JavaScript objects are not `Send`, which libp2p demands of everything, so they are wrapped in
-//! `SendWrapper`; a page's wasm has one thread.
+//! JavaScript objects are not `Send`, but libp2p demands `Send` everywhere. They are wrapped in
+//! `SendWrapper`, because the wasm of a page has one thread.
 
+pub(crate) mod behaviours;
 mod direct;
-pub(crate) mod heap;
 mod js;
 mod listener;
 pub(crate) mod offer;
 mod platform;
 mod rtc;
 pub(crate) mod runtime;
-pub(crate) mod stock;
+mod signals;
+pub(crate) mod trace;
 pub(crate) mod transports;
 mod value;
 mod websocket;
-mod websocket_address;
 
 use libp2p::{PeerId, identity::Keypair};
 use tokio::sync::mpsc;
@@ -23,18 +23,18 @@ use tokio::sync::mpsc;
 use crate::{
     Config, Error,
     core::{birthday::Guessing, dial::Policy},
-    rtc::{BackendError, Config as RtcConfig},
+    webrtc::{BackendError, Config as RtcConfig},
 };
 
-pub(crate) use self::rtc::Rtc;
+pub(crate) use self::{rtc::Rtc, signals::Signals};
 
-/// What the transports of one peer share.
+/// The parts that the transports of one peer share.
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
 }
 
 impl Net {
-    /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
+    /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn open(
         _: &Config,
         rtc_config: &RtcConfig,
@@ -45,15 +45,18 @@ impl Net {
         let rtc = Rtc::new(rtc_config)?;
         Ok(Self { rtc })
     }
+
+    /// The browser learns of another network by itself.
+    pub(crate) fn network_changed(&self) {}
 }
 
-/// Checks that this environment has what `config` asks for.
+/// Checks that this environment has everything that `config` needs.
 ///
 /// # Errors
-/// [`ErrorKind::UnsupportedPlatform`](crate::ErrorKind::UnsupportedPlatform) in a worker, in
-/// Node.js and wherever else something is missing;
-/// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for STUN or TURN servers that
-/// the browser refuses.
+/// Fails with [`ErrorKind::UnsupportedPlatform`](crate::ErrorKind::UnsupportedPlatform) in a
+/// worker, in Node.js and wherever else something is missing, and with
+/// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for STUN or TURN servers that the
+/// browser refuses.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     platform::check()?;
     if config.direct {

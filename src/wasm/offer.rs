@@ -1,5 +1,5 @@
-//! A page seals no offers and opens none: what that takes is 10 KB of wasm, a fortieth of the whole,
-//! and a page signals over the circuit.
+//! Placeholders for sealed offers. A page neither seals nor opens offers, because that would take
+//! 10 KB of wasm, a fortieth of the whole. It signals over the circuit.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use libp2p::{PeerId, Stream, identity::Keypair};
 
 use crate::core::offer::{Content, Incarnation};
 
-/// There is none.
+/// A page cannot seal, so this type has no values.
 #[derive(Clone, Copy)]
 pub(crate) enum Sealing {}
 
@@ -15,17 +15,17 @@ pub(crate) fn sealing(_: &PeerId) -> Option<Sealing> {
     None
 }
 
-/// What carries a resumable stream.
+/// The type of whatever carries a resumable stream.
 pub(crate) type Carrier = Stream;
 
-/// What is said under a seal.
+/// The type of a sealed stream.
 pub(crate) type Sealed<S> = S;
 
 pub(crate) fn carrier(substream: Stream) -> Carrier {
     substream
 }
 
-/// There is none.
+/// A page cannot seal, so this type has no values.
 #[derive(Clone)]
 pub(crate) enum Sealer {}
 

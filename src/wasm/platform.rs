@@ -1,4 +1,4 @@
-//! What this JavaScript environment has, and what to say where something is missing.
+//! Checks of what this JavaScript environment has, and messages for what is missing.
 
 use js_sys::global;
 use wasm_bindgen::JsValue;
@@ -6,7 +6,7 @@ use wasm_bindgen::JsValue;
 use super::value;
 use crate::{Error, ErrorKind};
 
-/// Why there is no WebRTC here, for the person who has to change it.
+/// Returns an error that says why there is no WebRTC here, and what to change.
 pub(crate) fn without_webrtc() -> Error {
     let global = JsValue::from(global());
     let why = if value::get(&global, "WorkerGlobalScope").is_some() {
@@ -32,10 +32,10 @@ fn without_browser() -> Error {
     )
 }
 
-/// Checks what even a connection through a relay needs.
+/// Checks for everything that even a connection through a relay needs.
 ///
 /// # Errors
-/// [`ErrorKind::UnsupportedPlatform`] names what is missing.
+/// Fails with [`ErrorKind::UnsupportedPlatform`]. The error names what is missing.
 pub(crate) fn check() -> Result<(), Error> {
     let global = JsValue::from(global());
     let has = |name| value::get(&global, name).is_some();

@@ -6,7 +6,7 @@ use std::{future::Future, pin::Pin};
 ///
 /// It first runs after the current JavaScript task has yielded, never inside this call.
 pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
-    // One type of task for all futures, which otherwise bring their own each.
+    // There is one type of task for all futures. Otherwise each type would add code for its own.
     let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
     wasm_bindgen_futures::spawn_local(future);
 }

@@ -1,6 +1,6 @@
 //! The chain of transports of a page.
 //!
-//! The order matters: the relay client would take `…/p2p-circuit/webrtc` for its own.
+//! The order matters: the relay client would take `…/p2p-circuit/webrtc` addresses for its own.
 
 use std::{io, time::Duration};
 
@@ -18,54 +18,54 @@ use libp2p::{
 use multiaddr::Multiaddr;
 
 use super::{Net, direct, websocket};
-use crate::{circuit::Duplex, muxer::Yamux};
+use crate::{stream::BoxedStream, swarm::muxer::Yamux};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// Builds the transports of a peer.
 ///
-/// `first` is asked before all others (our `/webrtc`), `circuits` next, then WebSocket and
-/// `/webrtc-direct`. A dial that takes longer than `timeout`, handshakes included, fails.
+/// `first` is asked before all others (`/webrtc` of this library), `circuits` next, then WebSocket
+/// and `/webrtc-direct`. A dial that takes longer than `timeout`, including handshakes, fails.
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
-    circuits: Boxed<Duplex>,
+    circuits: Boxed<BoxedStream>,
     _: &Net,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let noise = noise::Config::new(keypair).map_err(io::Error::other)?;
-    let websocket = websocket::Transport::default()
-        .map(|socket, _| Box::pin(socket) as Duplex)
+    let websocket = websocket::WebSocketTransport::default()
+        .map(|socket, _| Box::pin(socket) as BoxedStream)
         .boxed();
     let upgraded = join(circuits, websocket)
         .upgrade(Version::V1Lazy)
         .authenticate(Noise(noise))
         .multiplex(Yamux::default())
         .boxed();
-    let direct = direct::Transport::new(keypair.clone())
+    let direct = direct::DirectTransport::new(keypair.clone())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
         .boxed();
     let rest = TransportTimeout::new(join(upgraded, direct), timeout).boxed();
     Ok(join(first, rest))
 }
 
-/// None: a page is reached through relays and `/webrtc` alone.
-/// A page has no address of its own.
+/// Whether a peer listens at addresses of its own. A page does not. It is reached only through
+/// relays and `/webrtc`.
 pub(crate) const LISTENS: bool = false;
 
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
     Vec::new()
 }
 
-/// Noise between streams of one type, which is also that of `/webrtc-direct`: each type of stream
-/// would bring its own copy of the handshake, and then of the multiplexer.
+/// Noise between streams of one type, which `/webrtc-direct` uses too. Each type of stream would
+/// add its own copy of the handshake, and then of the multiplexer.
 #[derive(Clone)]
 struct Noise(noise::Config);
 
-type Authenticated = BoxFuture<'static, Result<(PeerId, Duplex), noise::Error>>;
+type Authenticated = BoxFuture<'static, Result<(PeerId, BoxedStream), noise::Error>>;
 
-fn erased((peer, stream): (PeerId, noise::Output<Duplex>)) -> (PeerId, Duplex) {
+fn erased((peer, stream): (PeerId, noise::Output<BoxedStream>)) -> (PeerId, BoxedStream) {
     (peer, Box::pin(stream))
 }
 
@@ -78,33 +78,33 @@ impl UpgradeInfo for Noise {
     }
 }
 
-impl InboundConnectionUpgrade<Negotiated<Duplex>> for Noise {
-    type Output = (PeerId, Duplex);
+impl InboundConnectionUpgrade<Negotiated<BoxedStream>> for Noise {
+    type Output = (PeerId, BoxedStream);
     type Error = noise::Error;
     type Future = Authenticated;
 
-    fn upgrade_inbound(self, stream: Negotiated<Duplex>, info: Self::Info) -> Self::Future {
-        let stream: Duplex = Box::pin(stream);
+    fn upgrade_inbound(self, stream: Negotiated<BoxedStream>, info: Self::Info) -> Self::Future {
+        let stream: BoxedStream = Box::pin(stream);
         self.0.upgrade_inbound(stream, info).map_ok(erased).boxed()
     }
 }
 
-impl OutboundConnectionUpgrade<Negotiated<Duplex>> for Noise {
-    type Output = (PeerId, Duplex);
+impl OutboundConnectionUpgrade<Negotiated<BoxedStream>> for Noise {
+    type Output = (PeerId, BoxedStream);
     type Error = noise::Error;
     type Future = Authenticated;
 
-    fn upgrade_outbound(self, stream: Negotiated<Duplex>, info: Self::Info) -> Self::Future {
-        let stream: Duplex = Box::pin(stream);
+    fn upgrade_outbound(self, stream: Negotiated<BoxedStream>, info: Self::Info) -> Self::Future {
+        let stream: BoxedStream = Box::pin(stream);
         self.0.upgrade_outbound(stream, info).map_ok(erased).boxed()
     }
 }
 
-/// Tries `left` first, `right` with what `left` does not know.
+/// Tries `left` first, and `right` for addresses that `left` does not know.
 fn join<O: 'static>(left: Boxed<O>, right: Boxed<O>) -> Boxed<O> {
     left.or_transport(right)
         .map(|either, _| either.into_inner())
-        // Either would hide from `source` which error it holds.
+        // `Either` would hide the error in it from `source`.
         .map_err(|either| either.into_inner())
         .boxed()
 }

@@ -1,4 +1,4 @@
-//! Reading JavaScript values.
+//! Functions that read JavaScript values.
 
 use js_sys::{Error, Reflect};
 use wasm_bindgen::{JsCast, JsValue};
@@ -10,7 +10,7 @@ pub(crate) fn get(object: &JsValue, name: &str) -> Option<JsValue> {
         .filter(|value| !value.is_undefined() && !value.is_null())
 }
 
-/// The property `name` of `object` where it is a string.
+/// The property `name` of `object`, if it is a string.
 pub(crate) fn string(object: &JsValue, name: &str) -> Option<String> {
     get(object, name)?.as_string()
 }
@@ -20,12 +20,12 @@ pub(crate) fn is_true(object: &JsValue, name: &str) -> bool {
     get(object, name).is_some_and(|value| value.is_truthy())
 }
 
-/// What was thrown, in words.
+/// Describes a thrown value in words.
 pub(crate) fn describe_error(thrown: &JsValue) -> String {
     match thrown.dyn_ref::<Error>() {
         Some(error) => format!("{}: {}", error.name(), error.message()),
         None => thrown
             .as_string()
-            .unwrap_or_else(|| "not an error object".to_owned()),
+            .unwrap_or_else(|| "the thrown value is not an error".to_owned()),
     }
 }

@@ -1,8 +1,8 @@
-//! WebSocket as a libp2p transport over the browser's own `WebSocket`. It only dials, since a
+//! WebSocket as a libp2p transport over the browser's own `WebSocket`. It only dials, because a
 //! page cannot listen.
 //!
-//! What is written goes to the browser at once, so a flush has nothing to wait for; only a
-//! reader at the other end that falls behind makes [`poll_write`](AsyncWrite::poll_write) wait.
+//! Written bytes go to the browser at once, so a flush has nothing to wait for.
+//! [`poll_write`](AsyncWrite::poll_write) waits only when the reader at the other end falls behind.
 
 use std::{
     cell::RefCell,
@@ -28,36 +28,39 @@ use send_wrapper::SendWrapper;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{BinaryType, CloseEvent, Event, MessageEvent, WebSocket};
 
-use super::{listener::Listener, value, websocket_address::Url};
+use super::{listener::Listener, value};
+use crate::core::websocket_address::WebSocketAddress;
 
-/// Bytes handed to the browser and not yet on the network above which writing waits.
+/// The bytes that the browser has and that are not yet on the network, above which writing waits.
 ///
-/// The kernel has its own buffer behind this one, so more would add delay and no throughput.
+/// The kernel has its own buffer behind this one, so a higher mark would add delay and no
+/// throughput.
 const HIGH_WATER_MARK: u32 = 256 * 1024;
 
-/// Longest message sent, and so how far one write can go above the mark.
+/// The longest message that is sent. One write can exceed the mark by this much.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Bytes received and not yet read above which the connection is given up.
+/// The bytes that are received and not yet read, above which the connection is given up.
 ///
-/// A WebSocket cannot ask its peer to wait. Yamux, which sits on top, grants its peer a window
-/// and reads all the time, so only a peer that ignores its window gets here.
+/// A WebSocket cannot ask its peer to wait. Yamux above it grants the peer a window and reads all
+/// the time, so only a peer that ignores its window gets here.
 const MAX_INBOUND: usize = 16 * 1024 * 1024;
 
-/// How soon to look again at what the browser still holds: it has no event for it.
+/// The least and the greatest pause before the next look at the bytes that the browser still has.
+/// The browser has no event for this.
 ///
 /// Every look that finds no room doubles the pause.
 const DRAIN_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(32));
 
 /// Dials WebSockets.
 #[derive(Debug, Default)]
-pub(crate) struct Transport(());
+pub(crate) struct WebSocketTransport(());
 
-impl Libp2pTransport for Transport {
-    type Output = Connection;
-    type Error = Error;
-    type ListenerUpgrade = futures::future::Pending<Result<Connection, Error>>;
-    type Dial = BoxFuture<'static, Result<Connection, Error>>;
+impl Libp2pTransport for WebSocketTransport {
+    type Output = WebSocketConnection;
+    type Error = WebSocketError;
+    type ListenerUpgrade = futures::future::Pending<Result<WebSocketConnection, WebSocketError>>;
+    type Dial = BoxFuture<'static, Result<WebSocketConnection, WebSocketError>>;
 
     fn listen_on(
         &mut self,
@@ -76,9 +79,9 @@ impl Libp2pTransport for Transport {
         address: Multiaddr,
         options: DialOpts,
     ) -> Result<Self::Dial, TransportError<Self::Error>> {
-        match Url::from_multiaddr(&address) {
-            Some(url) if options.role.is_dialer() => {
-                Ok(SendWrapper::new(Connection::open(url)).boxed())
+        match WebSocketAddress::parse(&address) {
+            Some(parsed) if options.role.is_dialer() => {
+                Ok(SendWrapper::new(WebSocketConnection::open(parsed.to_string())).boxed())
             }
             _ => Err(TransportError::MultiaddrNotSupported(address)),
         }
@@ -92,24 +95,24 @@ impl Libp2pTransport for Transport {
     }
 }
 
-/// Why a WebSocket did not open.
+/// The reasons why a WebSocket did not open.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Error {
+pub(crate) enum WebSocketError {
     /// The browser refused to try, for instance `ws:` from a page that came over `https:`.
     Refused {
-        /// What was dialled.
-        url: Url,
+        /// The URL that was dialled.
+        url: String,
         /// The browser's words.
         reason: String,
     },
     /// The attempt failed. Browsers hide the cause from pages.
     Failed {
-        /// What was dialled.
-        url: Url,
+        /// The URL that was dialled.
+        url: String,
     },
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for WebSocketError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { url, reason } => {
@@ -117,7 +120,7 @@ impl fmt::Display for Error {
             }
             Self::Failed { url } => {
                 write!(f, "{url} did not open: is it up and reachable")?;
-                if url.as_str().starts_with("wss:") {
+                if url.starts_with("wss:") {
                     f.write_str(", and is its certificate valid for that name")?;
                 }
                 f.write_str("? (browsers do not tell pages why)")
@@ -126,12 +129,12 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for WebSocketError {}
 
 /// An open WebSocket as a stream of bytes.
 ///
-/// Dropping it closes the WebSocket; what was written before is still sent.
-pub(crate) struct Connection(SendWrapper<Inner>);
+/// Dropping it closes the WebSocket. Bytes that were written before are still sent.
+pub(crate) struct WebSocketConnection(SendWrapper<Inner>);
 
 struct Inner {
     socket: WebSocket,
@@ -141,7 +144,7 @@ struct Inner {
     _listeners: [Listener; 4],
 }
 
-/// What the listeners and the stream share.
+/// The state that the listeners and the stream share.
 #[derive(Default)]
 struct Shared {
     phase: Phase,
@@ -156,14 +159,14 @@ enum Phase {
     #[default]
     Connecting,
     Open,
-    /// The peer, or we, said goodbye.
+    /// One of the two ends has closed the connection in order.
     Closed,
     /// The connection broke, or the peer broke the rules.
     Broken(&'static str),
 }
 
 impl Shared {
-    /// Enters `phase` unless the connection is over already, and wakes everyone.
+    /// Enters `phase` unless the connection is over already. Wakes reader and writer.
     fn enter(&mut self, phase: Phase) {
         if matches!(self.phase, Phase::Connecting | Phase::Open) {
             self.phase = phase;
@@ -192,7 +195,7 @@ impl Shared {
             self.inbound_bytes += bytes.len();
             self.inbound.push_back(bytes.into());
         }
-        // The writer too: what the peer sends usually tells that it has read.
+        // The writer is woken too, because data from the peer usually means that the peer has read.
         self.wake();
     }
 
@@ -214,9 +217,9 @@ impl Shared {
     }
 }
 
-impl Connection {
-    async fn open(url: Url) -> Result<Self, Error> {
-        let socket = WebSocket::new(url.as_str()).map_err(|error| Error::Refused {
+impl WebSocketConnection {
+    async fn open(url: String) -> Result<Self, WebSocketError> {
+        let socket = WebSocket::new(&url).map_err(|error| WebSocketError::Refused {
             url: url.clone(),
             reason: value::describe_error(&error),
         })?;
@@ -235,7 +238,7 @@ impl Connection {
         if opened.await {
             Ok(Self(SendWrapper::new(inner)))
         } else {
-            Err(Error::Failed { url })
+            Err(WebSocketError::Failed { url })
         }
     }
 }
@@ -281,7 +284,7 @@ impl Inner {
         }
     }
 
-    /// Ready when the browser holds little enough to take more.
+    /// Becomes ready when the browser has few enough bytes to take more.
     fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.socket.buffered_amount() > HIGH_WATER_MARK {
             let pause = self.pause;
@@ -298,12 +301,12 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Does nothing when it is closed already.
+        // This does nothing when the socket is closed already.
         let _ = self.socket.close();
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for WebSocketConnection {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -327,7 +330,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for WebSocketConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -357,7 +360,7 @@ impl AsyncWrite for Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// Starts the closing handshake, which the browser ends on its own after sending the rest.
+    /// Starts the closing handshake. The browser completes it on its own after sending the rest.
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let _ = self.0.socket.close();
         self.0.shared.borrow_mut().enter(Phase::Closed);

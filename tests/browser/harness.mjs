@@ -1,4 +1,4 @@
-// What the browser and interop tests share: the program, Chromium, and pages.
+// Code that the browser and interop tests share: the program, Chromium, and pages.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
@@ -14,15 +14,15 @@ const program =
 const browser = process.env.CHROMIUM ?? "/usr/bin/chromium";
 
 for (const [path, remedy] of [
-  [program, "cargo build"],
+  [program, "cargo build --all-features"],
   [browser, "scripts/setup test"],
   [`${root}js/dist/index.js`, "make wasm"],
 ]) {
-  // Not a skip: these tests are the point, and each part is one command away.
+  // These tests are not skipped, because they matter most, and one command makes each missing part.
   if (!existsSync(path)) throw new Error(`${path} is missing; run: ${remedy}`);
 }
 
-/** The `throughline` program, as its JSON lines. */
+/** A running `throughline` program, which reports its JSON lines as events. */
 export class Program {
   #child;
   #events = [];
@@ -40,7 +40,7 @@ export class Program {
     this.exited.then(() => this.#waiting.forEach((check) => check()));
   }
 
-  /** The first event named `name` that `matches`, past or future. */
+  /** Resolves with the first event named `name` that `matches`, past or future. */
   event(name, matches = () => true) {
     return new Promise((resolve, reject) => {
       const check = () => {
@@ -61,14 +61,14 @@ export class Program {
   }
 }
 
-/** A folder that lives as long as the test. */
+/** Makes a folder that exists as long as the test. */
 export function temporary(t) {
   const folder = mkdtempSync(join(tmpdir(), "throughline-"));
   t.after(() => rmSync(folder, { recursive: true, force: true }));
   return folder;
 }
 
-/** A relay on loopback that serves `www` and the npm package. */
+/** Starts a relay on loopback that serves `www` and the npm package. */
 export async function serve(t, www = `${root}tests/browser/site`) {
   const data = temporary(t);
   const args = ["serve", "--host", "127.0.0.1", "--port", "0", "--data", data, "--www", www, "--npm", `${root}js`];
@@ -79,7 +79,7 @@ export async function serve(t, www = `${root}tests/browser/site`) {
   return { http, relay, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
 }
 
-/** A native peer that `relay` reaches. */
+/** Starts a native peer that is reached through `relay`. */
 export async function listen(t, { relay, stun }, ...more) {
   const peer = new Program("listen", "--no-port-mapping", "--relay", relay, "--stun", stun, ...more);
   t.after(() => peer.stop());
@@ -87,14 +87,14 @@ export async function listen(t, { relay, stun }, ...more) {
   return { ticket: ready.ticket, peerId: ready.peer_id, event: (...args) => peer.event(...args), stop: () => peer.stop() };
 }
 
-/** `throughline connect`, to its end. */
+/** Starts `throughline connect`. `exited` resolves with its exit code. */
 export async function connect(t, { relay, stun }, ticket, ...more) {
   const peer = new Program("connect", ticket, "--relay", relay, "--stun", stun, ...more);
   t.after(() => peer.stop());
   return { event: (...args) => peer.event(...args), exited: peer.exited };
 }
 
-/** A fresh Chromium; `args` are added to the flags it needs without a display, a GPU and a user. */
+/** Starts a fresh Chromium. `args` are added to the flags that it needs without a display, a GPU and a user. */
 export async function launch(t, ...args) {
   const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
   const instance = await chromium.launch({ executablePath: browser, args: [...flags, ...args] });
@@ -102,7 +102,7 @@ export async function launch(t, ...args) {
   return instance;
 }
 
-/** A page at `url` in a context of its own. What goes wrong in it is shown when the test fails. */
+/** Opens `url` in its own context. The page's errors are shown if the test fails. */
 export async function open(t, instance, url, ready = "peer") {
   const context = await instance.newContext();
   const page = await context.newPage();

@@ -1,4 +1,4 @@
-// A page and a native program: each connects to the other, directly in the end.
+// A page and a native program. Each connects to the other, and the path becomes direct.
 import assert from "node:assert/strict";
 import { randomFillSync, createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
@@ -9,7 +9,7 @@ import { connect, launch, listen, open, serve, temporary } from "./harness.mjs";
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
 
-test("a page connects to a native peer, over the relay at once and directly soon", limit, async (t) => {
+test("a page connects to a native peer over the relay at once, and directly soon after", limit, async (t) => {
   const relay = await serve(t);
   const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
   const page = await open(t, browser, `${relay.http}/peer.html`);
@@ -46,8 +46,74 @@ test("a stream that a page resets leaves the others and the connection unharmed"
     return peer.outcome(() => peer.drain(readable));
   });
   assert.equal(outcome.error?.code, "stream_reset");
+  assert.equal(outcome.error?.resetCode, 0);
   const { sent, received } = await page.evaluate(() => peer.echoed("echo/1", 100_000));
   assert.equal(received, sent);
+});
+
+test("reset codes go from a page to a native peer and back", limit, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  const options = { relays: [relay.relay], iceServers: relay.iceServers };
+  const { ticket } = await page.evaluate((options) => peer.start(options), options);
+  await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+  await page.evaluate(() => peer.path("direct"));
+  // The native echo fails with the page's code, and resets its own half with the same code.
+  const stopped = await page.evaluate(() => peer.stopWith({ resetCode: 4_000_000_000 }));
+  assert.deepEqual([stopped.error?.code, stopped.error?.resetCode], ["stream_reset", 4_000_000_000]);
+  const refused = await page.evaluate(async () => peer.outcome(async () => peer.drain((await peer.held.connection.open("nobody/1")).readable)));
+  assert.deepEqual([refused.error?.code, refused.error?.resetCode], ["protocol_refused", undefined]);
+
+  page.evaluate(async () => {
+    for await (const connection of peer.held.me.incoming()) {
+      for await (const { writable } of connection.incomingStreams()) await writable.abort(7);
+    }
+  }).catch(() => {}); // ends with the page
+  const file = join(temporary(t), "data.bin");
+  writeFileSync(file, "data");
+  const failing = await connect(t, relay, ticket, "--send", file);
+  const error = await failing.event("error");
+  assert.deepEqual([error.code, error.reset_code], ["stream_reset", 7]);
+  assert.equal(await failing.exited, 1);
+});
+
+test("datagrams go from a page to a native program and back, over the relay and over a data channel", limit, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  for (const direct of [false, true]) {
+    const page = await open(t, browser, `${relay.http}/peer.html`);
+    const options = { relays: [relay.relay], iceServers: relay.iceServers, direct };
+    await page.evaluate((options) => peer.start(options), options);
+    await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+    if (direct) await page.evaluate(() => peer.path("direct"));
+    const { size, back, wrong, tooLong, lanes } = await page.evaluate(() => peer.ticks(100));
+    assert.deepEqual(wrong, []);
+    assert.equal(size, 1120);
+    assert.deepEqual(lanes, direct ? [{ opener: "own", ordered: false, maxRetransmits: 0 }] : []);
+    assert.ok(back >= 90, `${back} of 100 came back`);
+    assert.equal(tooLong.error?.code, "limit_exceeded");
+    const ended = await page.evaluate(async () => {
+      await peer.held.connection.close();
+      for await (const _ of peer.held.connection.datagrams());
+      return peer.outcome(async () => peer.held.connection.sendDatagram(new Uint8Array(1)));
+    });
+    assert.equal(ended.error?.code, "connection_closed");
+  }
+});
+
+test("datagrams of a native program come back from a page, beside a stream that fills the path", limit, async (t) => {
+  const relay = await serve(t);
+  const browser = await launch(t);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  const { ticket } = await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers });
+  page.evaluate(() => peer.serveDatagrams()).catch(() => {}); // ends with the page
+  const native = await connect(t, relay, ticket, "--wait-direct", "30", "--bench", "3", "--ticks");
+  const { sent, arrived, ...times } = await native.event("ticks");
+  t.diagnostic(JSON.stringify({ sent, arrived, ...times }));
+  assert.ok(arrived >= 0.9 * sent, `${arrived} of ${sent} came back`);
+  assert.deepEqual(await page.evaluate(() => peer.lanes), [{ opener: "peer", ordered: false, maxRetransmits: 0 }]);
+  assert.equal(await native.exited, 0);
 });
 
 test("a native program connects to a page", limit, async (t) => {

@@ -1,5 +1,7 @@
 // Where WebRTC is not to be had, and input that is wrong: typed errors that say what to do.
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:net";
 import { test } from "node:test";
 import { launch, open, serve } from "./harness.mjs";
 
@@ -56,13 +58,32 @@ test("an unreachable relay is named, and an abort is quick", limit, async (t) =>
   const { error } = await page.evaluate((options) => peer.outcome(() => peer.start(options)), { relays: [nobody], relayTimeoutMs: 3000 });
   assert.equal(error.code, "no_relay");
 
-  const aborted = await page.evaluate(async (relays) => {
-    const controller = new AbortController();
-    const creating = peer.Connector.create({ relays, signal: controller.signal });
-    controller.abort(new Error("changed my mind"));
-    return peer.outcome(() => creating);
-  }, [nobody]);
-  assert.equal(aborted.error.message, "changed my mind");
+  const silent = createServer().listen(0, "127.0.0.1");
+  await once(silent, "listening");
+  t.after(() => silent.close());
+  const mute = `/ip4/127.0.0.1/tcp/${silent.address().port}/ws/p2p/${relay.peerId}`;
+  // A signal may be of another window.
+  for (const another of [false, true]) {
+    const dialled = once(silent, "connection");
+    await page.evaluate(
+      ([relays, another]) => {
+        const { contentWindow } = document.body.appendChild(document.createElement("iframe"));
+        const { AbortController } = another ? contentWindow : window;
+        peer.held.controller = new AbortController();
+        // Nothing but the abort ends it within this test.
+        peer.held.creating = peer.Connector.create({ relays, relayTimeoutMs: 600_000, signal: peer.held.controller.signal });
+        peer.held.creating.catch(() => {});
+      },
+      [[mute], another],
+    );
+    const [socket] = await dialled;
+    t.after(() => socket.destroy());
+    const { error } = await page.evaluate(() => {
+      peer.held.controller.abort(new Error("changed my mind"));
+      return peer.outcome(() => peer.held.creating);
+    });
+    assert.equal(error.message, "changed my mind");
+  }
 });
 
 test("overlapping calls do not disturb each other, and closing ends everything", limit, async (t) => {

@@ -1,11 +1,11 @@
-// The demo page's protocols, both ends in memory: hashes, refusals, streams that end early.
+// The demo page's protocols with both ends in memory: hashes, refusals, and streams that end early.
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { test } from "node:test";
 import { chatLine, chatLines, receiveFile, sendFile } from "../../www/protocols.js";
 import { hex, Sha256 } from "../../www/sha256.js";
 
-/** Two ends of a stream. */
+/** Makes the two ends of a stream. */
 function pair() {
   const [there, back] = [new TransformStream(), new TransformStream()];
   return [
@@ -18,7 +18,7 @@ const file = (name, bytes) => Object.assign(new Blob([bytes]), { name });
 const nothing = () => {};
 const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
-/** The bytes of a `file/1` opening with this header and these contents. */
+/** Encodes a `file/1` stream that opens with this header and these contents. */
 function opening(header, ...contents) {
   const text = Buffer.from(JSON.stringify(header));
   const length = Buffer.alloc(4);
@@ -32,7 +32,7 @@ async function write(end, bytes) {
   await writer.close();
 }
 
-/** What a receiver answers to `bytes`, and what it reports. */
+/** Sends `bytes` to a receiver. Returns its answer and its error. */
 async function refusal(bytes) {
   const [opener, receiver] = pair();
   write(opener, bytes).catch(nothing); // the receiver may stop reading
@@ -40,7 +40,7 @@ async function refusal(bytes) {
   return { error: receiving.reason, answer: JSON.parse(Buffer.from(answer.value).subarray(4).toString()) };
 }
 
-test("SHA-256 agrees with OpenSSL around every block edge, in any parts", () => {
+test("SHA-256 agrees with OpenSSL around every block boundary, for any split into parts", () => {
   for (const length of [0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 128, 1000, 100_001]) {
     const bytes = randomBytes(length);
     const cut = Math.floor(length / 3);
@@ -65,7 +65,7 @@ test("a file arrives whole, with one hash at both ends, even when it is empty", 
   }
 });
 
-test("a receiver refuses what it must not take, and says why", async () => {
+test("a receiver refuses bad files and says why", async () => {
   const wrong = Buffer.alloc(32);
   for (const [bytes, code] of [
     [opening({ name: "../a", size: 1 }), "bad_name"],
@@ -81,7 +81,7 @@ test("a receiver refuses what it must not take, and says why", async () => {
   }
 });
 
-test("a sender reports a refusal, and a hash that differs, as what they are", async () => {
+test("a sender reports a refusal, and a hash that differs, with their codes", async () => {
   for (const [answer, code] of [
     [{ ok: false, code: "disk", message: "no space left" }, "disk"],
     [{ ok: true, sha256: "00" }, "hash_mismatch"],
@@ -99,7 +99,7 @@ test("a file that ends early is an error, not a short file", async () => {
   await Promise.all([assert.rejects(receiving, /ended early/), write(opener, opening({ name: "a", size: 10 }, Buffer.from("12345")))]);
 });
 
-test("chat lines survive any cut, within a character too", async () => {
+test("chat lines survive any split of the bytes, also within a character", async () => {
   const bytes = Buffer.concat([chatLine("grüß dich"), chatLine("two\nlines")]);
   const readable = ReadableStream.from(Array.from(bytes, (byte) => Uint8Array.of(byte)));
   const lines = [];

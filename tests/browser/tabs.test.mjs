@@ -1,4 +1,4 @@
-// Two pages, each in a browser context of its own.
+// Two pages, each in its own browser context.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { launch, open, serve } from "./harness.mjs";
@@ -24,18 +24,48 @@ test("two pages connect directly and echo 10 MiB", limit, async (t) => {
   assert.equal(received, sent);
 });
 
+test("datagrams go from page to page and back", limit, async (t) => {
+  const { pages, b } = await pair(t);
+  pages[1].evaluate(() => peer.serveDatagrams()).catch(() => {}); // ends with the page
+  await pages[0].evaluate((ticket) => peer.connect(ticket), b.ticket);
+  await pages[0].evaluate(() => peer.path("direct"));
+  const { size, back, wrong } = await pages[0].evaluate(() => peer.ticks(100));
+  assert.deepEqual([size, wrong], [1120, []]);
+  assert.ok(back >= 90, `${back} of 100 came back`);
+  const refused = await pages[0].evaluate(() => peer.outcome(async () => peer.held.connection.sendDatagram("text")));
+  assert.equal(refused.error?.code, "invalid_config");
+});
+
 test("two pages that dial each other at once end up with one connection each", limit, async (t) => {
   const { pages, a, b } = await pair(t);
   for (const page of pages) page.evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
   const dial = (page, ticket) => page.evaluate((ticket) => peer.connect(ticket), ticket);
   await Promise.all([dial(pages[0], b.ticket), dial(pages[1], a.ticket)]);
-  // Who connects also serves: the other side's streams may come on the same connection.
+  // Each page serves on its connection too, because the other page's streams may come there.
   for (const page of pages) page.evaluate(() => peer.echoStreams(peer.held.connection)).catch(() => {});
   for (const page of pages) {
     await page.evaluate(() => peer.path("direct"));
     const { sent, received } = await page.evaluate(() => peer.echoed("echo/1", 100_000));
     assert.equal(received, sent);
     assert.equal(await page.evaluate(async () => (await peer.held.me.report()).connections), 1);
+  }
+});
+
+test("reset codes go from page to page, over a data channel and over the relay", limit, async (t) => {
+  for (const direct of [true, false]) {
+    const { pages, b } = await pair(t, { direct });
+    pages[1].evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
+    await pages[0].evaluate((ticket) => peer.connect(ticket), b.ticket);
+    if (direct) await pages[0].evaluate(() => peer.path("direct"));
+    const { read, written } = await pages[0].evaluate(() => peer.resetWith(0xffff_ffff));
+    for (const { error } of [read, written]) assert.deepEqual([error?.code, error?.resetCode], ["stream_reset", 0xffff_ffff]);
+    // The pipe that serves the echo passes the code on.
+    for (const [reason, code] of [[{ resetCode: 9 }, 9], ["no code", 0]]) {
+      const { error } = await pages[0].evaluate((reason) => peer.stopWith(reason), reason);
+      assert.deepEqual([error?.code, error?.resetCode], ["stream_reset", code]);
+    }
+    const refused = await pages[0].evaluate(async () => peer.outcome(async () => peer.drain((await peer.held.connection.open("nobody/1")).readable)));
+    assert.equal(refused.error?.code, "protocol_refused");
   }
 });
 
@@ -48,7 +78,7 @@ test("with `direct: false` a page stays on the relay", limit, async (t) => {
   assert.equal(await pages[0].evaluate(() => peer.held.connection.path.path), "relayed");
 });
 
-test("a reader that pauses holds up the writer, and 100 MiB arrive whole", { timeout: 300_000 }, async (t) => {
+test("a reader that pauses stops the writer, and 100 MiB arrive whole", { timeout: 300_000 }, async (t) => {
   const { pages, b } = await pair(t);
   const total = 100 * MIB;
   const receiving = pages[1].evaluate(async (total) => {
@@ -80,7 +110,7 @@ test("a reader that pauses holds up the writer, and 100 MiB arrive whole", { tim
       await writer.close();
     })();
   }, total);
-  // Stalled means that two samples a second apart are equal: there is no event for "nothing happens".
+  // The writer has stalled when two samples a second apart are equal. There is no event for that.
   const stalled = await pages[0].evaluate(async () => {
     for (let before = -1; before !== peer.taken; ) {
       before = peer.taken;
@@ -89,7 +119,7 @@ test("a reader that pauses holds up the writer, and 100 MiB arrive whole", { tim
     return peer.taken;
   });
   t.diagnostic(`the writer stalled after ${(stalled / MIB).toFixed(1)} MiB`);
-  assert.ok(stalled < 16 * MIB, `a paused reader let ${stalled} bytes through`);
+  assert.ok(stalled < 16 * MIB, `the writer wrote ${stalled} bytes to a paused reader`);
   await pages[1].evaluate(() => peer.resume());
   const received = await receiving;
   await pages[0].evaluate(() => peer.writing);

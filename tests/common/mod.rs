@@ -1,7 +1,7 @@
 //! Peers on loopback that echo, and the program. Each test file uses its own part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
-use std::{io, time::Duration};
+use std::{io, net::Ipv4Addr};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use throughline::{Config, Connection, Connector, PathKind, Stream};
@@ -9,16 +9,24 @@ use tokio::time::timeout;
 
 #[cfg(feature = "cli")]
 pub(crate) mod program;
+#[path = "../../src/testing.rs"]
+mod testing;
 
-/// Long enough for a loaded machine; everything awaited is an event.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) use testing::{PATIENCE, free_ports, until, until_polled, until_some};
 
-/// A relay at ports of its own.
+/// A server on loopback, at ports of its own.
+#[cfg(feature = "server")]
+pub(crate) fn server_config() -> throughline::server::ServerConfig {
+    let mut config = throughline::server::ServerConfig::default();
+    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    config.port = 0;
+    config
+}
+
+/// A relay that tests the addresses of peers here, too.
 #[cfg(feature = "server")]
 pub(crate) async fn relay() -> throughline::server::Server {
-    let mut config = throughline::server::ServerConfig::default();
-    config.hosts = vec![std::net::Ipv4Addr::LOCALHOST.into()];
-    config.port = 0;
+    let mut config = server_config();
     config.autonat.allow_private = true;
     throughline::server::Server::start(config).await.unwrap()
 }
@@ -86,17 +94,6 @@ pub(crate) async fn exchange(stream: &mut Stream, bytes: &[u8]) -> io::Result<()
 /// An echo must come.
 pub(crate) async fn echoed(connection: &Connection) {
     echo(connection).await.unwrap().close().await.unwrap();
-}
-
-/// Waits for what only a snapshot tells.
-pub(crate) async fn until(condition: impl Fn() -> bool) {
-    let turned = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let turned = timeout(PATIENCE, turned).await;
-    turned.expect("the condition comes true");
 }
 
 pub(crate) async fn until_path(connection: &Connection, kind: PathKind) {

@@ -2,8 +2,9 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    thread,
     time::Instant,
 };
 
@@ -35,14 +36,28 @@ impl Program {
 
     /// Starts what prints as the program does with `--json`.
     pub(crate) fn spawn(command: &mut Command) -> Self {
+        let (mut program, stdout) = Self::unread(command);
+        program.read(stdout);
+        program
+    }
+
+    /// Starts a program whose stdout nobody reads as yet.
+    pub(crate) fn unread(command: &mut Command) -> (Self, BufReader<ChildStdout>) {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
+        let lines = channel().1;
+        (Self { child, lines }, stdout)
+    }
+
+    /// Reads events from now on.
+    pub(crate) fn read(&mut self, stdout: BufReader<ChildStdout>) {
         let (sender, lines) = channel();
-        std::thread::spawn(move || {
+        self.lines = lines;
+        thread::spawn(move || {
             for line in stdout.lines() {
                 let line = line.unwrap();
                 let value = serde_json::from_str(&line)
@@ -52,7 +67,6 @@ impl Program {
                 }
             }
         });
-        Self { child, lines }
     }
 
     /// The next event of this name; those before it are skipped.
@@ -78,13 +92,23 @@ impl Program {
         }
     }
 
-    /// Everything up to the end of the output, and how the program ended.
+    /// Everything up to the end of the output, and how the program ended. A program that does not
+    /// end is killed.
     pub(crate) fn finish(mut self) -> (Vec<Value>, ExitStatus) {
         drop(self.child.stdin.take());
         let Err(events) = self.find(|_| false) else {
             unreachable!("nothing is picked");
         };
-        (events, self.child.wait().unwrap())
+        let id = self.id();
+        let (ended, deadline) = channel::<()>();
+        thread::spawn(move || {
+            if deadline.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                signal("-KILL", id);
+            }
+        });
+        let status = self.child.wait().unwrap();
+        drop(ended);
+        (events, status)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -92,16 +116,23 @@ impl Program {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let killed = Command::new("kill")
-            .args([name, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(killed.success());
+        signal(name, self.id());
     }
 
     pub(crate) fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().unwrap()
     }
+
+    /// The stderr of a program that was started with a pipe there.
+    pub(crate) fn stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+}
+
+fn signal(name: &str, id: u32) {
+    let mut kill = Command::new("kill");
+    let killed = kill.args([name, &id.to_string()]).status().unwrap();
+    assert!(killed.success());
 }
 
 impl Drop for Program {

@@ -2,13 +2,7 @@
 //! silent, descriptors and disks that run out.
 #![cfg(target_os = "linux")]
 
-use std::{
-    fs,
-    net::{TcpListener, TcpStream},
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use libp2p::{Multiaddr, multiaddr::Protocol};
@@ -16,7 +10,10 @@ use serde_json::Value;
 use throughline::{Config, PathKind};
 use tokio::time::timeout;
 
-use common::{PATIENCE, config, echoed, echoing, peer, program::Program, until, until_path};
+use common::{
+    PATIENCE, config, echoed, echoing, free_ports, peer, program::Program, until, until_path,
+    until_polled,
+};
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -55,18 +52,6 @@ fn limit_descriptors(program: &Program, most: usize) {
     let mut prlimit = Command::new("prlimit");
     let limited = prlimit.args(["--pid", &pid, &limit]).status();
     assert!(limited.unwrap().success());
-}
-
-/// The first of five ports that were free a moment ago.
-fn free_ports() -> u16 {
-    loop {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        let next = |n| TcpListener::bind(("127.0.0.1", port.checked_add(n)?)).ok();
-        if [1, 2, 4].into_iter().all(|n| next(n).is_some()) {
-            return port;
-        }
-    }
 }
 
 /// A peer that stays on its relay.
@@ -140,16 +125,9 @@ async fn a_relay_killed_under_load_costs_no_byte() {
     };
     let both = async { tokio::join!(write, read) };
     timeout(PATIENCE, both).await.expect("all bytes come back");
-    let connection = timeout(PATIENCE, async {
-        loop {
-            // Bob's reservation may have to wait for its turn.
-            match alice.connect(&bob.ticket()).await {
-                Ok(connection) => return connection,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    });
-    echoed(&connection.await.unwrap()).await;
+    // Bob's reservation may have to wait for its turn.
+    until(|| !bob.ticket().relays().is_empty()).await;
+    echoed(&alice.connect(&bob.ticket()).await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +148,7 @@ async fn a_relay_without_descriptors_left_serves_those_it_has() {
     let flood: Vec<_> = (0..32)
         .map(|_| TcpStream::connect(("127.0.0.1", port.unwrap())).unwrap())
         .collect();
-    until(|| descriptors(&relay) >= limit).await;
+    until_polled(|| descriptors(&relay) >= limit).await;
     echoed(&before).await;
     // QUIC needs no descriptor of its own.
     let carol = peer(dialling(relayed(&quic))).await;
@@ -217,15 +195,15 @@ fn a_full_disk_is_said_and_nothing_is_lost() {
     let script = format!(
         "set -e; mount -t tmpfs -o size=32k,mode=700 tmpfs {home}
          full() {{ cat /dev/zero > {home}/filler 2>/dev/null || true; }}
-         starts() {{ : > {home}.out; {serve} > {home}.out & while ! [ -s {home}.out ]; do sleep 0.02; done
-                    kill $!; wait $! || true; cat {home}.out; }}
+         starts() {{ mkfifo {home}.out; {serve} > {home}.out & exec 3< {home}.out; read -r line <&3
+                    kill $!; wait $! || true; exec 3<&-; rm {home}.out; printf '%s\\n' \"$line\"; }}
          full; if {serve}; then exit 1; fi
          rm {home}/filler; [ -z \"$(ls -A {home})\" ]
          starts
          cp -r {home} {home}.before; rm {home}/webrtc-direct.pem; full
          if {serve}; then exit 1; fi
          rm {home}/filler {home}.before/webrtc-direct.pem; diff -r {home} {home}.before; rm -r {home}.before
-         starts; rm {home}.out"
+         starts"
     );
     let output = Command::new("unshare")
         .args(["--mount", "--map-root-user", "sh", "-c", &script])

@@ -1,4 +1,4 @@
-// Bundles the js-libp2p page: js-libp2p is written for bundlers, our own package is not bundled.
+// Bundles the js-libp2p page. js-libp2p is written for bundlers. Our own package needs none.
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";

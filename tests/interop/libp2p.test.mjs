@@ -1,5 +1,5 @@
-// js-libp2p, as published on npm, in Chromium against our native and our wasm peer, over our relay:
-// `/webrtc` in both roles, streams both ways, half-close, reset, 10 MiB with equal hashes.
+// js-libp2p from npm, in Chromium, with our native and our wasm peer over our relay. The tests cover
+// `/webrtc` in both roles, streams in both directions, half-close, reset, and 10 MiB with equal hashes.
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
 import { copyFileSync, writeFileSync } from "node:fs";
@@ -12,7 +12,7 @@ import { ticket } from "./ticket.mjs";
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
 
-/** Our relay, a browser, and a started js-libp2p page. */
+/** Starts our relay, a browser, and a js-libp2p page. */
 async function stage(t) {
   const site = temporary(t);
   await bundle(site);
@@ -24,7 +24,7 @@ async function stage(t) {
   return { relay, browser, page, peerId, address, ticket: ticket(relay.relay, peerId) };
 }
 
-/** A started page with our wasm peer. */
+/** Starts a page with our wasm peer. */
 async function ours(t, { relay, browser }) {
   const page = await open(t, browser, `${relay.http}/peer.html`);
   const options = { relays: [relay.relay], iceServers: relay.iceServers, protocols: ["echo/1", "count/1", "reset/1"] };
@@ -33,7 +33,7 @@ async function ours(t, { relay, browser }) {
 
 const webrtc = (relay, peerId) => `${relay}/p2p-circuit/webrtc/p2p/${peerId}`;
 
-/** js-libp2p dials `address`: echoes, resets, echoes again, all over `/webrtc`. */
+/** js-libp2p dials `address`, echoes, resets, and echoes again, all over `/webrtc`. */
 async function exercise(page, address, peerId) {
   await page.evaluate((address) => node.echoed(address, "/echo/1", 1000), address);
   assert.ok((await page.evaluate((peerId) => node.paths(peerId), peerId)).some((path) => path.includes("/webrtc")));
@@ -41,7 +41,8 @@ async function exercise(page, address, peerId) {
   const { bytes, sent, received } = await page.evaluate(([address, size]) => node.echoed(address, "/echo/1", size), [address, 10 * MIB]);
   assert.deepEqual([bytes, received], [10 * MIB, sent]);
 
-  for (let i = 0; i < 5; i++) await page.evaluate((address) => node.reset(address, "/echo/1"), address);
+  // A browser uses the id of a channel again as soon as it may.
+  for (let i = 0; i < 100; i++) await page.evaluate((address) => node.reset(address, "/echo/1"), address);
   const after = await page.evaluate((address) => node.echoed(address, "/echo/1", 50_000), address);
   assert.equal(after.received, after.sent);
 }
@@ -52,7 +53,7 @@ test("js-libp2p dials our native peer", limit, async (t) => {
   await exercise(theirs.page, webrtc(theirs.relay.relay, native.peerId), native.peerId);
 });
 
-test("js-libp2p dials twenty native peers, each at once", limit, async (t) => {
+test("js-libp2p dials twenty native peers, each as soon as it is ready", limit, async (t) => {
   const theirs = await stage(t);
   for (let i = 0; i < 20; i++) {
     const native = await listen(t, theirs.relay, "--echo");
@@ -90,7 +91,7 @@ test("our wasm peer dials js-libp2p", limit, async (t) => {
   assert.equal(connected.peerId, theirs.peerId);
   await page.evaluate(() => peer.path("direct"));
 
-  await t.test("a half-close is half: the answer comes after it", async () => {
+  await t.test("an answer comes after a half-close", async () => {
     const answer = await page.evaluate(async () => {
       const { readable, writable } = await peer.held.connection.open("count/1");
       const writer = writable.getWriter();
@@ -101,7 +102,7 @@ test("our wasm peer dials js-libp2p", limit, async (t) => {
     assert.equal(answer, "5000");
   });
 
-  await t.test("their reset is our stream_reset, and leaves the connection alone", async () => {
+  await t.test("their reset is our stream_reset, and the connection goes on", async () => {
     const { error } = await page.evaluate(() =>
       peer.outcome(async () => {
         const { readable } = await peer.held.connection.open("reset/1");
@@ -116,6 +117,12 @@ test("our wasm peer dials js-libp2p", limit, async (t) => {
   await t.test("a protocol they do not serve is protocol_refused", async () => {
     const { error } = await page.evaluate(() => peer.outcome(() => peer.held.connection.open("nothing/1")));
     assert.equal(error?.code, "protocol_refused");
+  });
+
+  await t.test("they take no datagrams, and none reaches them as a channel", async () => {
+    const { error } = await page.evaluate(() => peer.outcome(async () => peer.held.connection.sendDatagram(new Uint8Array(1))));
+    assert.equal(error?.code, "unsupported");
+    assert.deepEqual(await page.evaluate(() => [peer.held.connection.maxDatagramSize, peer.lanes]), [undefined, []]);
   });
 
   await t.test("10 MiB come back whole", async () => {

@@ -1,4 +1,4 @@
-// A stock js-libp2p node in a page, driven by the tests through `window.node`.
+// A stock js-libp2p node in a page, which the tests drive through `window.node`.
 import { circuitRelayTransport } from "@libp2p/circuit-relay-v2";
 import { identify } from "@libp2p/identify";
 import { noise } from "@libp2p/noise";
@@ -17,7 +17,7 @@ const events = new EventTarget();
 const happened = (name) => new Promise((resolve) => events.addEventListener(name, ({ detail }) => resolve(detail), { once: true }));
 const happen = (name, detail) => events.dispatchEvent(new CustomEvent(name, { detail }));
 
-/** Starts the node; with `relay`, resolves once it is reserved there. Gives id and dialable addresses. */
+/** Starts the node. With `relay`, it resolves after a reservation there. Returns the id and the dialable addresses. */
 async function start({ relay, iceServers = [] }) {
   libp2p = await createLibp2p({
     addresses: { listen: relay ? [`${relay}/p2p-circuit`, "/webrtc"] : [] },
@@ -25,8 +25,8 @@ async function start({ relay, iceServers = [] }) {
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
-    // Chromium starved of CPU loses a whole window at once and needs some ten seconds to recover, with
-    // pings waiting behind it; js-libp2p would give the connection up after 5 s.
+    // Without enough CPU, Chromium loses a whole window at once and needs some ten seconds to recover,
+    // and pings wait for that. js-libp2p would give the connection up after 5 s.
     connectionMonitor: { abortConnectionOnPingFailure: false },
     services: { identify: identify(), ping: ping() },
   });
@@ -46,12 +46,12 @@ async function send(stream, bytes) {
 }
 
 /**
- * js-libp2p cannot hold up a WebRTC peer: it resets a stream whose reader falls 4 MiB behind, which
- * a busy machine makes it do. The tests are about bytes, not about that limit.
+ * js-libp2p cannot slow a WebRTC peer down. It resets a stream whose reader is 4 MiB behind, which
+ * happens on a busy machine. The tests do not test that limit.
  */
 const roomy = (stream) => Object.assign(stream, { maxReadBufferLength: 64 << 20 });
 
-/** Sends back what comes, as it comes, and closes after the other side did. */
+/** Sends bytes back as they come, and closes after the other side has closed. */
 async function echo(stream) {
   for await (const bytes of stream) await send(stream, bytes);
   await stream.close({ signal: AbortSignal.timeout(60_000) });
@@ -71,7 +71,7 @@ async function file(stream) {
   happen("file", { size: blob.size, sha256 });
 }
 
-/** Reads to the other side's half-close, only then answers: proof that a half-close is half. */
+/** Reads to the other side's half-close, and answers only then. This shows that a half-close closes one direction. */
 async function count(stream) {
   let bytes = 0;
   for await (const part of stream) bytes += part.byteLength;
@@ -84,10 +84,10 @@ const open = async (address, protocol) =>
 
 const dial = async (address) => void (await libp2p.dial(multiaddr(address), { signal: AbortSignal.timeout(20_000) }));
 
-/** How the connections to `peerId` run, as multiaddresses of their remote ends. */
+/** Returns the remote multiaddresses of the connections to `peerId`. */
 const paths = (peerId) => libp2p.getConnections().filter((c) => c.remotePeer.toString() === peerId).map((c) => c.remoteAddr.toString());
 
-/** Sends `size` random bytes, half-closes, reads what comes back. */
+/** Sends `size` random bytes, half-closes, and reads the answer. */
 async function echoed(address, protocol, size) {
   const stream = await open(address, protocol);
   const [sent, received] = [new Sha256(), new Sha256()];
@@ -104,20 +104,20 @@ async function echoed(address, protocol, size) {
     sent.update(part);
     await send(stream, part);
   }
-  // Its end is acknowledged when all has been read, and some of Chromium's transfers crawl.
+  // The peer acknowledges the end when it has read everything, and some of Chromium's transfers are slow.
   await stream.close({ signal: AbortSignal.timeout(100_000) });
   await reading;
   return { bytes, sent: hex(sent.digest()), received: hex(received.digest()) };
 }
 
-/** Sends a byte and waits until it is back. */
+/** Sends a byte and waits until it comes back. */
 async function byte(address, protocol) {
   const stream = await open(address, protocol);
   await send(stream, new Uint8Array(1));
   await stream[Symbol.asyncIterator]().next();
 }
 
-/** Opens, sends a little, resets. */
+/** Opens a stream, sends a little, and resets it. */
 async function reset(address, protocol) {
   const stream = await open(address, protocol);
   await send(stream, new Uint8Array(1000));

@@ -1,17 +1,17 @@
-//! Peers that come and go, for as long as there is time.
+//! Peers that come and go until the time is over.
 
 use std::time::{Duration, Instant};
 
 use crate::{Form, Row, common, held::Held, peers};
 
-/// How much of the time it takes until every pool, cache and heap has its size.
+/// The part of the time after which every pool, cache and heap has its final size.
 const WARM_UP: f64 = 0.4;
 const PROMISED: i64 = 10 << 10;
 const AIM: i64 = 1 << 10;
-/// An hour, but for the time in which the relay holds a socket for the AutoNAT test that is due after
-/// one, which is the longest pause that can be asked for.
+/// Almost an hour. An AutoNAT test is due after an hour, which is the longest pause that can be
+/// configured, and the relay holds a socket for it.
 const HOUR: u64 = 3500;
-/// Tasks of connections that were just closed and linger; a leak would be of hundreds.
+/// How many tasks of closed connections may linger. A leak would show hundreds.
 const FEW: i64 = 16;
 
 pub(crate) async fn run(form: Form) -> Vec<Row> {
@@ -23,7 +23,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let relay = peers::relay(1024).await;
     let mut config = peers::config(&relay);
     config.idle_timeout = Duration::ZERO;
-    // A relay keeps the socket that it dials back from (AutoNAT) for a while: no test is due here.
+    // A relay keeps the socket of an AutoNAT dial for a while, so no test is due here.
     config.autonat_retry = Duration::from_secs(3600);
     let listener = common::echoing(config.clone()).await;
     let start = Instant::now();
@@ -57,7 +57,8 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     }]
 }
 
-/// A new peer comes, is upgraded to a direct path, and leaves in one way or the other.
+/// Starts a peer, connects it, in most rounds waits for the direct path, and ends it in one of
+/// three ways.
 async fn round(config: &throughline::Config, listener: &throughline::Connector, number: u32) {
     let dialler = peers::dialler(config.clone()).await;
     let (connection, _) = peers::meet(&dialler, listener).await.unwrap();
@@ -68,7 +69,7 @@ async fn round(config: &throughline::Config, listener: &throughline::Connector, 
     match number % 3 {
         0 => connection.close().await,
         1 => drop(connection),
-        // The whole peer goes, with its connection open.
+        // The peer closes below while its connection is still open.
         _ => {}
     }
     dialler.close().await;

@@ -9,9 +9,9 @@ use crate::{
     report::{Times, ms},
 };
 
-/// The default of a relay.
+/// The default limit of a relay.
 const LIMIT: usize = 16;
-/// A refusal must not be a timeout in disguise: those begin at 10 s.
+/// A refusal must come sooner than any timeout. The shortest timeout is 10 s.
 const PROMISED: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run() -> Vec<Row> {
@@ -45,10 +45,10 @@ pub(crate) async fn run() -> Vec<Row> {
         Ok(_) => "was let in".into(),
         Err(error) => peers::reasons(error),
     };
-    // Whoever leaves makes room.
+    // A connection that closes makes room.
     connections.pop().unwrap().close().await;
     let mut again = None;
-    while again.is_none() && start.elapsed() < peers::PATIENCE {
+    while again.is_none() && start.elapsed() < peers::DEADLINE {
         again = peers::meet(&dialler, &listeners[LIMIT]).await.ok();
     }
     let row = Row {

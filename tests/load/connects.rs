@@ -1,4 +1,4 @@
-//! Many peers at once.
+//! Many connects at the same time.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,10 @@ use crate::{
 
 const PROMISED: Duration = Duration::from_secs(120);
 const AIM: Duration = Duration::from_secs(5);
-/// As many as were promised; ten times as many are aimed at.
+/// The promise is for this many connects, and the aim is for ten times as many.
 const MANY: usize = 100;
-/// Few enough for a stock relay, which drops what comes beyond 10 requests of a peer that it reads.
+/// How many connects one dialler makes. A stock relay drops the requests of a peer beyond 10 that
+/// wait.
 const EACH: usize = 8;
 /// How many peers make their reservation at the same time.
 const COMING: usize = 32;
@@ -28,10 +29,10 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     rows
 }
 
-/// `count` listeners are connected to at once, `each` of them by one dialler.
+/// Connects to `count` listeners at the same time. Each dialler connects to `each` of them.
 async fn at_once(count: usize, each: usize) -> Row {
     let relay = peers::relay(2 * count).await;
-    // They come one after another, as peers do; that they are connected to at once is measured.
+    // Listeners start a few at a time, as peers do. Only the connects are measured.
     let listeners = (0..count).map(|_| common::echoing(peers::config(&relay)));
     let listeners: Vec<_> = stream::iter(listeners).buffered(COMING).collect().await;
     let diallers = (0..count.div_ceil(each)).map(|_| peers::dialler(peers::config(&relay)));
@@ -99,7 +100,7 @@ async fn at_once(count: usize, each: usize) -> Row {
     }
 }
 
-/// Why two peers did not meet: the attempts, which say more than the error.
+/// Why two peers did not connect. It holds the attempts, which say more than the error.
 struct Failure(String);
 
 impl From<String> for Failure {

@@ -1,7 +1,7 @@
-//! What a process holds, and what each connection adds to that.
+//! The memory, descriptors and tasks of a process, and what each connection adds.
 //!
-//! The peer that is measured is a process of its own, so that what the many peers that connect to
-//! it hold is not counted.
+//! The peer that is measured runs in its own process, so that the resources of the many peers that
+//! connect to it are not counted.
 
 use std::{
     fs,
@@ -15,23 +15,26 @@ use throughline::{Config, Connection, Ticket};
 
 use crate::{Form, Row, common, peers, report};
 
-/// The argument that makes this program the peer that is measured; its relay follows.
+/// The argument that makes this program the peer that is measured. The address of its relay
+/// follows.
 pub(crate) const MEASURED: &str = "--measured";
-/// What an active connection has carried each way on the stream that is open on it.
+/// How many bytes an active connection has carried in each direction on its open stream.
 const CARRIED: usize = 1 << 20;
 /// How many peers connect at the same time.
 const COMING: usize = 8;
-/// The aim for an idle connection, both its paths included: as much as a TLS server spends.
+/// The aim for an idle connection with both its paths, in KiB. A TLS server needs as much.
 const IDLE_AIM: i64 = 128;
-/// Tasks of an idle connection: each path has one for the connection and a few below it.
+/// The aim for the tasks of an idle connection. Each path has one task for the connection and a few
+/// below it.
 const TASKS_AIM: i64 = 8;
 
-/// Longer than anything lingers that waits for its peer: the signalling stream of an answerer, 5 s.
+/// How long nothing must change. This is longer than the signalling stream of an answerer lingers,
+/// which waits 5 s for its peer.
 const STILL: Duration = Duration::from_secs(6);
-/// What has not gone by then stays.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// How long to wait at most. Resources that are not released by then stay.
+const STAYS: Duration = Duration::from_secs(40);
 
-/// What this process holds.
+/// The resources that this process holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
     pub(crate) resident_kib: i64,
@@ -53,11 +56,13 @@ impl Held {
         }
     }
 
-    /// What is held once what is closed has gone: the least until nothing has gone for a while.
+    /// Waits until closed connections have released their resources. Returns the least that was
+    /// held until nothing was released for [`STILL`].
     pub(crate) async fn settled() -> Self {
         let mut least = Self::now();
         let (start, mut last) = (Instant::now(), Instant::now());
-        while last.elapsed() < STILL && start.elapsed() < PATIENCE {
+        while last.elapsed() < STILL && start.elapsed() < STAYS {
+            // This is a measurement. No event says that memory or descriptors are released.
             tokio::time::sleep(Duration::from_millis(100)).await;
             let now = Self::now();
             if now.tasks < least.tasks || now.descriptors < least.descriptors {
@@ -79,7 +84,8 @@ impl Held {
     }
 }
 
-/// The peer that is measured: tells its ticket, then what it holds whenever it is asked.
+/// Runs the peer that is measured. It prints its ticket, and then what it holds, once for each line
+/// on its standard input.
 pub(crate) async fn measured(relay: String) {
     let mut config = peers::quiet();
     config.relays = vec![relay];
@@ -98,7 +104,7 @@ fn next_line() -> Option<String> {
     std::io::stdin().lines().next()?.ok()
 }
 
-/// A process that runs [`measured`]; it ends when dropped.
+/// A process that runs [`measured`]. Dropping it ends the process.
 struct Measured {
     child: Child,
     asks: ChildStdin,
@@ -153,7 +159,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let config = peers::config(&relay);
     let mut peer = Measured::start(&config.relays[0]);
     let ticket: Ticket = peer.line().parse().unwrap();
-    // The first ones fill what every process has once.
+    // The first connections make the process allocate what it allocates once.
     drop(connected(&config, &ticket, 4).await);
     let before = peer.held();
     let connections = connected(&config, &ticket, count).await;
@@ -190,7 +196,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
             && idle.descriptors <= 0
             && idle.tasks <= TASKS_AIM * count as i64,
     );
-    // What is freed stays with the allocator, to be used again.
+    // The allocator keeps freed memory to use it again.
     idle.measured += &format!(
         "; when they are closed {:+} descriptors, {:+} tasks in all; as many again: {:.0} KiB each",
         left.descriptors,
@@ -206,7 +212,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     vec![idle, active]
 }
 
-/// So many peers, each connected directly.
+/// Starts `count` peers that are connected directly.
 async fn connected(
     config: &Config,
     ticket: &Ticket,
@@ -223,7 +229,7 @@ async fn connected(
     stream::iter(peers).buffered(COMING).collect().await
 }
 
-/// Opens a stream and uses it.
+/// Opens a stream and sends [`CARRIED`] bytes there and back.
 async fn carry(connection: &Connection) -> throughline::Stream {
     let mut stream = connection.open(peers::PROTOCOL).await.unwrap();
     let (bytes, mut back) = (vec![7; CARRIED / 16], vec![0; CARRIED / 16]);

@@ -1,10 +1,10 @@
-//! Load and faults on loopback, through the public API and the program: what was promised, what is
-//! aimed at, what is measured.
+//! Load and faults on loopback, through the public API and the program. Each row of the table has a
+//! promise, an aim, and what was measured.
 //!
-//! `cargo test --test load` runs the short form and fails where a promise is broken; an aim that is
-//! missed is shown. `make load` runs the long form and writes the table to docs/load.md; with
-//! `--hour` connections come and go for an hour in it. An argument that is no option runs only the
-//! scenarios whose name contains it.
+//! `cargo test --all-features --test load` runs the short form. It fails if a promise is broken,
+//! and shows an aim that is missed. `make load` runs the long form and writes the table to
+//! docs/load.md. With `--hour`, connections come and go for an hour. An argument that is no option
+//! runs only the scenarios whose name contains it.
 
 mod churn;
 mod circuits;
@@ -25,15 +25,15 @@ use std::{
 
 use report::{Form, Report, Row};
 
-/// Makes glibc give large blocks back to the system when they are freed. Its own threshold grows, so
-/// that the receive buffers of peers that are gone stay resident, which would hide a leak.
+/// Makes glibc return large blocks to the system when they are freed. Without it, glibc's threshold
+/// grows, and the receive buffers of peers that are gone stay resident, which would hide a leak.
 const GIVE_BACK: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
 
 fn main() -> ExitCode {
     if std::env::var_os(GIVE_BACK.0).is_some() {
         return run();
     }
-    // The allocator reads it at the start of the process only.
+    // The allocator reads the variable only at the start of the process.
     let again = std::env::current_exe().and_then(|this| {
         let mut command = Command::new(this);
         command.args(std::env::args_os().skip(1));
@@ -59,14 +59,14 @@ async fn run() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             "--markdown" => markdown = arguments.next().map(PathBuf::from),
-            // What a test runner is told, such as --nocapture.
+            // Options of test runners, such as --nocapture, are ignored.
             option if option.starts_with('-') => {}
             _ => only.push(argument),
         }
     }
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
     let mut report = Report::begin(form);
-    // What leaks would find room in the heap that the others leave.
+    // Churn comes first, because a leak would find room in the heap that the others leave.
     for name in ["churn", "start", "connects", "stun", "circuits", "held"] {
         if !wanted(name) {
             continue;

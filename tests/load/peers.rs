@@ -1,31 +1,25 @@
 //! A relay and peers in this process.
 
 use std::{
-    net::Ipv4Addr,
     num::{NonZeroU32, NonZeroUsize},
     time::{Duration, Instant},
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
-use throughline::{
-    Config, Connection, Connector, Error, PathEvent, PathKind,
-    server::{Server, ServerConfig},
-};
+use throughline::{Config, Connection, Connector, Error, PathEvent, PathKind, server::Server};
 use tokio::time::timeout;
 
-use crate::common::peer;
+use crate::common::{peer, server_config};
 
-/// Far beyond every promise; a loaded machine is slow, not broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait at most. It is far beyond every promise, because a busy machine is only slow.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const PROTOCOL: &str = "echo/1";
 
-/// A relay whose limits are not what is measured, but for `circuits` from one peer.
+/// Starts a relay with high limits, except for `circuits` of one peer.
 pub(crate) async fn relay(circuits: usize) -> Server {
     let many = NonZeroU32::new(1_000_000).unwrap();
-    let mut config = ServerConfig::default();
-    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    config.port = 0;
+    let mut config = server_config();
     config.relay.circuits_per_peer = NonZeroUsize::new(circuits).unwrap();
     config.relay.circuits = NonZeroUsize::new(8192).unwrap();
     config.relay.reservation_burst = many;
@@ -37,7 +31,7 @@ pub(crate) async fn relay(circuits: usize) -> Server {
     Server::start(config).await.unwrap()
 }
 
-/// Settings of a peer that reaches others through `relay` only, and then directly.
+/// The configuration of a peer that reaches others through `relay`, and then directly.
 pub(crate) fn config(relay: &Server) -> Config {
     let mut config = quiet();
     config.relays = relay.addresses().to_vec();
@@ -45,7 +39,7 @@ pub(crate) fn config(relay: &Server) -> Config {
     config
 }
 
-/// Settings of a peer that leaves the networks of whoever runs this alone.
+/// The configuration of a peer that stays on loopback and asks no router for a mapping.
 pub(crate) fn quiet() -> Config {
     let mut config = Config::default();
     config.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into()];
@@ -61,7 +55,7 @@ pub(crate) async fn dialler(mut config: Config) -> Connector {
     peer(config).await
 }
 
-/// Connects through the relay and waits for a first byte; gives the time that took.
+/// Connects through the relay and waits for a first byte. Returns the time that this took.
 pub(crate) async fn meet(
     from: &Connector,
     to: &Connector,
@@ -72,7 +66,7 @@ pub(crate) async fn meet(
     Ok((connection, start.elapsed()))
 }
 
-/// How long a byte takes there and back on a new stream.
+/// Returns how long a byte takes there and back on a new stream.
 pub(crate) async fn round_trip(connection: &Connection) -> Result<Duration, Error> {
     let start = Instant::now();
     let mut stream = connection.open(PROTOCOL).await?;
@@ -82,14 +76,14 @@ pub(crate) async fn round_trip(connection: &Connection) -> Result<Duration, Erro
         stream.read_exact(&mut [0]).await?;
         stream.close().await
     };
-    match timeout(PATIENCE, exchange).await {
+    match timeout(DEADLINE, exchange).await {
         Ok(result) => result?,
         Err(_) => return Err(Error::new(throughline::ErrorKind::Timeout, "no echo")),
     }
     Ok(start.elapsed())
 }
 
-/// The code of an error and why each attempt failed.
+/// Returns the code of an error, and the reason of each failed attempt.
 pub(crate) fn reasons(error: &Error) -> String {
     let attempts = error.attempts().iter();
     let reasons = attempts.filter_map(|attempt| attempt.reason.as_deref());
@@ -97,7 +91,7 @@ pub(crate) fn reasons(error: &Error) -> String {
     format!("{} ({})", error.code(), reasons.join("; "))
 }
 
-/// Waits until the path is direct; `false` if that does not happen.
+/// Waits until the path is direct. Returns `false` if that does not happen.
 pub(crate) async fn until_direct(connection: &Connection) -> bool {
     let direct = async {
         let mut events = connection.path_events();
@@ -114,5 +108,5 @@ pub(crate) async fn until_direct(connection: &Connection) -> bool {
         }
         false
     };
-    timeout(PATIENCE, direct).await.unwrap_or(false)
+    timeout(DEADLINE, direct).await.unwrap_or(false)
 }

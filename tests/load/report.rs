@@ -1,4 +1,4 @@
-//! The table.
+//! The table of results.
 
 use std::{
     fmt::{self, Write as _},
@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-/// How much is done.
+/// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// About a minute, for every run of the tests.
+    /// It takes about a minute, and every run of the tests does it.
     Short,
-    /// About a quarter of an hour, for figures.
+    /// It takes about a quarter of an hour, and its figures are published.
     Long,
-    /// The same, with connections that come and go for an hour.
+    /// It is the long form with connections that come and go for an hour.
     Hour,
 }
 
@@ -27,7 +27,7 @@ impl Form {
     }
 }
 
-/// Nothing was promised of a scenario, or nothing more is aimed at.
+/// Stands for a scenario without a promise, or without a further aim.
 pub(crate) const NONE: &str = "-";
 
 /// One line of the table.
@@ -37,11 +37,11 @@ pub(crate) struct Row {
     pub(crate) promised: &'static str,
     pub(crate) aim: &'static str,
     pub(crate) measured: String,
-    /// The promise holds; otherwise the test fails.
+    /// Whether the promise holds. If not, the test fails.
     pub(crate) kept: bool,
-    /// The aim is reached; otherwise the table says so.
+    /// Whether the aim is reached. If not, the table says so.
     pub(crate) reached: bool,
-    /// Why a broken promise is no news; it is shown, and fails no test.
+    /// The known reason of a broken promise. It is shown, and the test does not fail.
     pub(crate) known: Option<&'static str>,
 }
 
@@ -78,7 +78,7 @@ impl Report {
         }
     }
 
-    /// The table with what is needed to judge it.
+    /// Returns the table, with what is needed to judge it.
     pub(crate) fn end(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let build = if cfg!(debug_assertions) {
@@ -89,11 +89,11 @@ impl Report {
         let mut text = format!(
             "# Load and faults\n\n\
              Measured on {} by `make load`, {} form, {build}, everything on loopback on one machine of {cores} cores; \
-             load averages {} before, {} after: what else the machine does is in the figures.\n\n\
-             Peers and relay share one process, so that the connects of both ends and of the relay are paid for by the \
-             same cores; the cold start is of processes, and what connections hold is read from a peer that is a \
-             process of its own. All circuits end as direct paths. The faults that need a network are in \
-             tests/lab/tests/faults.rs, those that need none in tests/faults and tests/hostile.\n\n\
+             load averages {} before, {} after. Other work of the machine is part of the figures.\n\n\
+             Peers and relay share one process, so both ends and the relay use the same cores. Two things are measured \
+             on separate processes: the cold start, and what connections hold. All circuits end as direct paths. Faults \
+             that need a network are tested in tests/lab/tests/faults.rs, the others in tests/faults and \
+             tests/hostile.\n\n\
              | scenario | promised | aimed at | measured | |\n| --- | --- | --- | --- | --- |\n",
             today(),
             self.form.pick("short", "long"),
@@ -118,7 +118,7 @@ fn load() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// Times in order.
+/// Times in ascending order.
 #[derive(Debug)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -129,7 +129,7 @@ impl Times {
         Self(times)
     }
 
-    /// The time that `percent` of them do not exceed.
+    /// Returns the time that `percent` of the times do not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         self.0[(self.0.len() * percent).div_ceil(100).max(1) - 1]
     }
@@ -143,7 +143,7 @@ impl Times {
     }
 }
 
-/// Milliseconds for people.
+/// Formats a time in milliseconds, for people.
 pub(crate) fn ms(time: Duration) -> String {
     let ms = time.as_secs_f64() * 1000.0;
     if ms < 10.0 {

@@ -1,4 +1,4 @@
-//! All STUN servers dead, each in its way: nothing may wait for them.
+//! STUN servers that are all dead, each in its own way. Nothing may wait for them.
 
 use std::{
     fmt,
@@ -11,10 +11,11 @@ use crate::{
     report::{Times, ms},
 };
 
-/// A tenth of the promise: beyond any noise, and far below any timeout of STUN.
+/// A delay that counts as noticeable. It is a tenth of the promise, above any noise and far below
+/// any timeout of STUN.
 const NOTICEABLE: Duration = Duration::from_secs(2);
 const PROMISED: Duration = Duration::from_secs(20);
-/// How late the late server is: behind everything that matters.
+/// How late the late server answers. Everything that matters has ended by then.
 const LATE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     let mut first_byte: [Vec<Duration>; 5] = Default::default();
     let mut direct: [Vec<Duration>; 5] = Default::default();
     let mut relayed = [0; 5];
-    // In turn, so that whatever else the machine does happens to all of them.
+    // The servers take turns, so that other work of the machine affects all of them alike.
     for _ in 0..form.pick(3, 20) {
         for (index, server) in servers.iter().enumerate() {
             let mut config = peers::config(&relay);
@@ -107,11 +108,11 @@ pub(crate) async fn run(form: Form) -> Vec<Row> {
     .collect()
 }
 
-/// A server with this fault, for as long as the process runs.
+/// Starts a server with this fault. It runs as long as the process.
 fn start(fault: Fault) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    // A refusing one is a port that nobody has.
+    // The refusing server is a port that nobody has bound.
     if fault != Fault::Refusing {
         std::thread::spawn(move || serve(fault, &socket));
     }
@@ -124,7 +125,7 @@ fn serve(fault: Fault, socket: &UdpSocket) {
         let request = &buffer[..length];
         match fault {
             Fault::Garbage => {
-                // Not STUN at all, and STUN cut in the middle of an attribute.
+                // One answer is not STUN, and the other is cut in the middle of an attribute.
                 let mut cut = request.to_vec();
                 cut.extend([0, 0x20, 0xff, 0xff, 0]);
                 for answer in [&b"\x01\x01 nonsense"[..], &cut] {
@@ -134,6 +135,7 @@ fn serve(fault: Fault, socket: &UdpSocket) {
             Fault::Late if length >= 20 => {
                 let (socket, answer) = (socket.try_clone().unwrap(), success(request, from));
                 std::thread::spawn(move || {
+                    // The pause is the fault that this server has.
                     std::thread::sleep(LATE);
                     let _ = socket.send_to(&answer, from);
                 });
@@ -143,7 +145,7 @@ fn serve(fault: Fault, socket: &UdpSocket) {
     }
 }
 
-/// A Binding success response (RFC 8489 section 14.2) to `request`.
+/// Makes a Binding success response (RFC 8489 section 14.2) to `request`.
 fn success(request: &[u8], from: SocketAddr) -> Vec<u8> {
     let cookie = [0x21, 0x12, 0xa4, 0x42];
     let mut answer = vec![1, 1, 0, 12];

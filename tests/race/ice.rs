@@ -1,4 +1,4 @@
-//! ICE and how it ends: with peers of ours, and with some that answer as no peer of ours does.
+//! ICE and its results, with our peers and with peers that answer differently from ours.
 
 use std::{convert::Infallible, future, io, iter};
 
@@ -18,10 +18,21 @@ use throughline::PathEvent;
 
 use super::*;
 
+/// Waits until `count` attempts have ended.
+async fn until_attempts(conn: &Connection, count: usize) {
+    let mut events = conn.path_events();
+    let ended = async {
+        while conn.attempts().len() < count {
+            assert!(events.next().await.is_some(), "closed before");
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("ICE fails");
+}
+
 #[tokio::test]
-async fn ice_counts_each_of_its_ends() {
+async fn every_result_of_ice_is_counted() {
     let relay = relay().await;
-    // It speaks no signalling.
+    // This peer does not speak signalling.
     let bob = peer(relayed(listener(&[&relay]))).await;
     accepting(&bob);
     let mut config = dialler();
@@ -29,7 +40,7 @@ async fn ice_counts_each_of_its_ends() {
     let alice = peer(config.clone()).await;
     let conn = alice.connect(&bob.ticket()).await.unwrap();
     let mut events = conn.path_events();
-    until("ICE has failed", || conn.attempts().len() == 3).await;
+    until_attempts(&conn, 3).await;
     let cause = conn.attempts()[1].cause.unwrap();
     assert_eq!(cause, Cause::Signalling);
     conn.close().await;
@@ -48,7 +59,7 @@ async fn ice_counts_each_of_its_ends() {
         ])
     );
 
-    // Closed while it runs.
+    // The connection is closed while ICE runs.
     let carol = peer(listener(&[&relay])).await;
     accepting(&carol);
     let alice = peer(config).await;
@@ -67,16 +78,16 @@ async fn ice_counts_each_of_its_ends() {
     );
 }
 
-/// What a stock peer says to an offer, or a relay to whoever asks for a circuit.
+/// How a stock peer answers an offer, or a relay answers a request for a circuit.
 #[derive(Clone, Debug)]
 enum Says {
-    /// That it does not speak the protocol.
+    /// It does not speak the protocol.
     No,
-    /// Nothing.
+    /// It does not answer.
     Nothing,
-    /// An answer with one candidate, where nobody is.
+    /// It answers with one candidate, at which nobody listens.
     Candidate(std::net::SocketAddr),
-    /// That it makes no circuits for us.
+    /// It makes no circuits for us.
     Denied,
 }
 
@@ -102,7 +113,7 @@ impl InboundUpgrade<Stream> for Says {
     fn upgrade_inbound(self, mut stream: Stream, _: StreamProtocol) -> Self::Future {
         async move {
             stream.read_exact(&mut [0; 16]).await?;
-            // Protobuf behind its length.
+            // A message is protobuf after its length.
             let length = |length: usize| match length {
                 0..0x80 => vec![length as u8],
                 _ => vec![length as u8 | 0x80, (length >> 7) as u8],
@@ -155,7 +166,7 @@ fn answer(nobody: std::net::SocketAddr) -> String {
     .join("\r\n")
 }
 
-/// Has every connection's handler say that.
+/// Answers in this way on every connection.
 struct Signalling(Says);
 
 impl NetworkBehaviour for Signalling {
@@ -223,7 +234,7 @@ fn swarm(says: Says) -> Swarm<Stock> {
         .build()
 }
 
-/// The ticket of a stock peer that has a reservation.
+/// Starts a stock peer with a reservation, and returns its ticket.
 async fn stock(relay: &Server, says: Says) -> Ticket {
     let quic = relay.addresses().iter().find(|a| a.contains("quic"));
     let relay: Multiaddr = quic.unwrap().parse().unwrap();
@@ -251,14 +262,14 @@ async fn stock(relay: &Server, says: Says) -> Ticket {
     Ticket::from_parts(peer, [relay.to_string()], []).unwrap()
 }
 
-/// The books of one try to get further than a circuit with a peer that says this.
+/// Returns the books of one upgrade from a circuit, with a peer that answers in this way.
 async fn books_of(relay: &Server, says: Says, mut config: Config) -> BTreeSet<String> {
     let ticket = stock(relay, says).await;
     config.upgrade_tries = 0;
     let alice = peer(config).await;
     let conn = alice.connect(&ticket).await.unwrap();
     let ends = 3 + alice.metrics().matches("strategy=\"turn\"").count();
-    until("ICE has failed", || conn.attempts().len() >= ends).await;
+    until_attempts(&conn, ends).await;
     conn.close().await;
     books(&alice)
 }
@@ -293,13 +304,13 @@ async fn ice_fails_for_each_reason_and_says_which() {
 
 #[tokio::test]
 async fn a_turn_server_that_refuses_is_a_failure_of_turn() {
-    let mut config = server();
+    let mut config = server_config();
     config.turn.secret = Some("secret".into());
     let relay = Server::start(config).await.unwrap();
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let nobody = Says::Candidate(silent.local_addr().unwrap());
     let mut config = dialler();
-    // A server has 5 s to come round.
+    // A TURN server is tried for 5 s.
     config.strategy_timeout = Duration::from_secs(7);
     let url = relay.turn_urls()[0].clone();
     config.turn = vec![throughline::TurnServer {

@@ -1,13 +1,12 @@
-//! The race on loopback, through the public API alone: what is tried, what it costs, and that every
-//! counter tells it.
-#![cfg(feature = "server")]
+//! The race on loopback: what is tried, what it costs, and whether every counter shows it. The
+//! tests use the public API only.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, num::NonZeroUsize, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroUsize, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use throughline::{
     Cause, Config, Connection, Connector, Error, ErrorKind, Outcome, PathKind, Strategy, Ticket,
-    server::{Server, ServerConfig},
+    server::Server,
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -15,25 +14,20 @@ use tokio::{
     time::timeout,
 };
 
+use common::{PATIENCE, peer, server_config, until, until_path};
+
+#[path = "../common/mod.rs"]
+mod common;
 mod ice;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn server() -> ServerConfig {
-    let mut config = ServerConfig::default();
-    config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
-    config.port = 0;
-    config
-}
-
 async fn relay() -> Server {
-    Server::start(server()).await.unwrap()
+    Server::start(server_config()).await.unwrap()
 }
 
 /// A peer that is reachable through `relays` and by its own addresses.
 fn listener(relays: &[&Server]) -> Config {
     let mut config = Config::default();
-    // The books below are of strategies that this machine decides alone.
+    // Only strategies whose result does not depend on other machines are counted below.
     config.port_mapping = false;
     config.birthday = false;
     config.relays = relays.iter().flat_map(|r| r.addresses().to_vec()).collect();
@@ -57,11 +51,7 @@ fn relayed(mut config: Config) -> Config {
     config
 }
 
-async fn peer(config: Config) -> Connector {
-    Connector::builder().config(config).bind().await.unwrap()
-}
-
-/// Accepts whatever comes, and keeps it.
+/// Accepts every connection and keeps it.
 fn accepting(me: &Connector) {
     let me = me.clone();
     tokio::spawn(async move {
@@ -72,24 +62,11 @@ fn accepting(me: &Connector) {
     });
 }
 
-/// Waits for what only a snapshot tells.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let turned = timeout(PATIENCE, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    });
-    assert!(turned.await.is_ok(), "{what}");
-}
-
 async fn until_direct(conn: &Connection) {
-    until("the path becomes direct", || {
-        conn.path().is_some_and(|p| p.kind == PathKind::Direct)
-    })
-    .await;
+    until_path(conn, PathKind::Direct).await;
 }
 
-/// What a line of the metrics text says, 0 if there is none.
+/// Returns the value of a metric, or 0 if there is none.
 fn value(metrics: &str, name: &str) -> u64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name));
     line.map_or(0, |rest| rest.trim().parse().unwrap())
@@ -100,8 +77,8 @@ fn circuits_made(relay: &Server) -> u64 {
     value(&relay.metrics(), name)
 }
 
-/// Every counter and gauge of the race that is not 0, as `attempts direct 1`. Each success is in
-/// the histogram of its strategy, and nothing else.
+/// Returns every counter and gauge of the race that is not 0, as `attempts direct 1`. Checks that
+/// the histogram of each strategy holds its successes and nothing else.
 fn books(me: &Connector) -> BTreeSet<String> {
     let metrics = me.metrics();
     for strategy in Strategy::ALL {
@@ -138,17 +115,17 @@ fn entries(lines: &[&str]) -> BTreeSet<String> {
 async fn refused(me: &Connector, ticket: &Ticket) -> Error {
     timeout(PATIENCE, me.connect(ticket))
         .await
-        .expect("connect ends within its budget")
+        .expect("connect ends within its timeout")
         .unwrap_err()
 }
 
-/// The causes of an error's attempts, by strategy.
+/// Returns the strategy and the cause of each attempt of an error.
 fn causes(error: &Error) -> Vec<(Strategy, Cause)> {
     let attempts = error.attempts().iter();
     attempts.map(|a| (a.strategy, a.cause.unwrap())).collect()
 }
 
-/// A ticket of a peer that is not there, with these relays and addresses.
+/// Makes a ticket of a peer that does not exist, with these relays and addresses.
 fn ticket(relays: &[String], addresses: &[String]) -> Ticket {
     let nobody = throughline::Identity::generate().peer_id();
     Ticket::from_parts(nobody, relays, addresses).unwrap()
@@ -163,7 +140,7 @@ async fn a_circuit_is_made_once_and_used_for_everything() {
     let ticket = bob.ticket().without_addresses();
     let (first, second) = tokio::join!(alice.connect(&ticket), alice.connect(&ticket));
     let (first, second) = (first.unwrap(), second.unwrap());
-    // The signalling went over the same circuit.
+    // The signalling goes over the same circuit.
     until_direct(&first).await;
     for _ in 0..20 {
         alice.connect(&ticket).await.unwrap();
@@ -173,13 +150,10 @@ async fn a_circuit_is_made_once_and_used_for_everything() {
 }
 
 #[tokio::test]
-async fn a_second_relay_stands_by() {
+async fn a_second_relay_is_used_only_if_the_first_fails() {
     let (near, other) = (relay().await, relay().await);
     let bob = peer(relayed(listener(&[&near, &other]))).await;
-    until("both relays hold a reservation", || {
-        bob.metrics().contains("throughline_reservations 2")
-    })
-    .await;
+    until(|| bob.metrics().contains("throughline_reservations 2")).await;
     accepting(&bob);
     let alice = peer(relayed(dialler())).await;
     let _conn = alice.connect(&bob.ticket()).await.unwrap();
@@ -191,7 +165,7 @@ async fn a_second_relay_stands_by() {
     carol.connect(&ticket).await.unwrap();
 }
 
-/// A relay's address where nobody listens.
+/// Returns the address of a relay at which nobody listens.
 fn gone_address() -> String {
     let nobody = throughline::Identity::generate().peer_id();
     format!("/ip4/127.0.0.1/tcp/1/p2p/{nobody}")
@@ -207,16 +181,13 @@ async fn two_peers_that_dial_each_other_end_with_one_circuit() {
     let (to_bob, to_alice) = (bob.ticket(), alice.ticket());
     let (a, b) = tokio::join!(alice.connect(&to_bob), bob.connect(&to_alice));
     let (a, b) = (a.unwrap(), b.unwrap());
-    until("one circuit is left", || {
-        value(&relay.metrics(), "throughline_relay_circuits ") == 1
-    })
-    .await;
+    until(|| value(&relay.metrics(), "throughline_relay_circuits ") == 1).await;
     assert!(a.path().is_some() && b.path().is_some());
     assert!(circuits_made(&relay) <= 2);
 }
 
 #[tokio::test]
-async fn dead_stun_servers_cost_a_connect_nothing() {
+async fn dead_stun_servers_do_not_delay_a_connect() {
     let relay = relay().await;
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let stun = format!("stun:{}", silent.local_addr().unwrap());
@@ -229,20 +200,17 @@ async fn dead_stun_servers_cost_a_connect_nothing() {
     let alice = peer(alice).await;
     let ticket = bob.ticket().without_addresses();
     let conn = alice.connect(&ticket).await.unwrap();
-    // It came back on the circuit, before anything that needs the servers had ended.
+    // The circuit was up before anything that needs the servers had ended.
     let ended: Vec<_> = conn.attempts().iter().map(|a| a.strategy).collect();
     assert_eq!(ended, [Strategy::CircuitRelay]);
     until_direct(&conn).await;
 }
 
 #[tokio::test]
-async fn quic_comes_before_tcp_however_they_are_listed() {
+async fn quic_is_dialled_before_tcp_in_any_order_of_the_ticket() {
     let bob = peer(listener(&[])).await;
     accepting(&bob);
-    until("both addresses are known", || {
-        bob.ticket().addresses().len() == 2
-    })
-    .await;
+    until(|| bob.ticket().addresses().len() == 2).await;
     let mut addresses = bob.ticket().addresses();
     addresses.sort_by_key(|a| a.contains("quic"));
     let ticket = Ticket::from_parts(bob.peer_id(), &[] as &[String], &addresses).unwrap();
@@ -253,7 +221,7 @@ async fn quic_comes_before_tcp_however_they_are_listed() {
 }
 
 #[tokio::test]
-async fn a_held_back_circuit_gives_way_to_the_direct_path() {
+async fn with_an_acceptance_delay_the_direct_path_is_given_and_not_the_circuit() {
     let relay = relay().await;
     let bob = peer(listener(&[&relay])).await;
     accepting(&bob);
@@ -266,7 +234,7 @@ async fn a_held_back_circuit_gives_way_to_the_direct_path() {
 }
 
 #[tokio::test]
-async fn a_loser_is_taken_back() {
+async fn an_attempt_that_loses_the_race_is_cancelled() {
     let relay = relay().await;
     let bob = peer(listener(&[&relay])).await;
     accepting(&bob);
@@ -278,7 +246,7 @@ async fn a_loser_is_taken_back() {
     let conn = alice.connect(&ticket).await.unwrap();
     let (mut socket, _) = silent.accept().await.unwrap();
     until_direct(&conn).await;
-    // The connection attempt ends with the race, not at its timeout.
+    // The dial ends with the race and not at its timeout.
     let mut said = Vec::new();
     let ended = timeout(PATIENCE / 4, socket.read_to_end(&mut said)).await;
     assert!(ended.is_ok(), "the dial goes on");
@@ -301,14 +269,34 @@ async fn a_loser_is_taken_back() {
     );
 }
 
+/// Two machines with the same private address are enough for this.
 #[tokio::test]
-async fn a_direct_dial_counts_each_of_its_ends() {
+async fn a_stranger_at_one_address_does_not_end_the_dial() {
+    let (bob, stranger) = (peer(listener(&[])).await, peer(listener(&[])).await);
+    accepting(&bob);
+    accepting(&stranger);
+    for end in [&bob, &stranger] {
+        until(|| end.ticket().addresses().len() == 2).await;
+    }
+    // The stranger answers first: by QUIC, while the peer's only address is TCP.
+    let mut addresses = stranger.ticket().addresses();
+    addresses.extend(
+        bob.ticket()
+            .addresses()
+            .into_iter()
+            .filter(|a| a.contains("/tcp/")),
+    );
+    let ticket = Ticket::from_parts(bob.peer_id(), &[] as &[String], &addresses).unwrap();
+    let alice = peer(dialler()).await;
+    let conn = alice.connect(&ticket).await.unwrap();
+    assert_eq!(conn.peer_id(), bob.peer_id());
+}
+
+#[tokio::test]
+async fn every_result_of_a_direct_dial_is_counted() {
     let bob = peer(listener(&[])).await;
     accepting(&bob);
-    until("both addresses are known", || {
-        bob.ticket().addresses().len() == 2
-    })
-    .await;
+    until(|| bob.ticket().addresses().len() == 2).await;
     let alice = peer(dialler()).await;
     let conn = alice.connect(&bob.ticket()).await.unwrap();
     let up = [
@@ -354,7 +342,7 @@ async fn a_direct_dial_counts_each_of_its_ends() {
     let alice = peer(dialler()).await;
     for (address, cause) in [
         (format!("/ip4/127.0.0.1/tcp/{port}"), Cause::Transport),
-        // Nothing is sent there, whoever names it.
+        // Nothing is ever sent to this address.
         ("/ip4/255.255.255.255/tcp/1".into(), Cause::Forbidden),
         ("/ip4/127.0.0.1/udp/1/utp".into(), Cause::NoAddress),
     ] {
@@ -372,7 +360,7 @@ async fn a_direct_dial_counts_each_of_its_ends() {
 
 #[tokio::test]
 async fn a_circuit_counts_each_of_its_ends() {
-    let mut config = server();
+    let mut config = server_config();
     config.relay.circuits_per_peer = NonZeroUsize::new(1).unwrap();
     let relay = Server::start(config).await.unwrap();
     let (bob, carol) = (
@@ -393,10 +381,7 @@ async fn a_circuit_counts_each_of_its_ends() {
     let error = refused(&alice, &carol.ticket()).await;
     assert_eq!(causes(&error), [(Strategy::CircuitRelay, Cause::Limit)]);
     conn.close().await;
-    until("the relay has closed the circuit", || {
-        value(&relay.metrics(), "throughline_relay_circuits ") == 0
-    })
-    .await;
+    until(|| value(&relay.metrics(), "throughline_relay_circuits ") == 0).await;
     let relays = relay.addresses().to_vec();
     let error = refused(&alice, &ticket(&relays, &[])).await;
     let missing = [(Strategy::CircuitRelay, Cause::NoReservation)];
@@ -456,7 +441,7 @@ async fn our_own_limit_of_circuits_holds() {
     let error = refused(&relay_only, &to_carol).await;
     assert_eq!(causes(&error), [(Strategy::CircuitRelay, Cause::Limit)]);
     assert!(error.to_string().contains("max_circuits: 1"), "{error}");
-    // A circuit that is a fallback only makes room.
+    // A circuit that is only a fallback is closed to make room.
     let conn = alice.connect(&to_bob).await.unwrap();
     until_direct(&conn).await;
     alice.connect(&to_carol).await.unwrap();
@@ -464,7 +449,7 @@ async fn our_own_limit_of_circuits_holds() {
 }
 
 #[tokio::test]
-async fn a_dropped_connect_takes_its_attempts_back() {
+async fn dropping_a_connect_cancels_its_attempts() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let alice = peer(dialler()).await;
@@ -494,6 +479,8 @@ async fn streams_survive_the_end_of_the_race() {
     stream.close().await.unwrap();
     let (_, mut stream) = accepted.accept_stream().await.unwrap();
     let mut read = Vec::new();
-    stream.read_to_end(&mut read).await.unwrap();
+    futures::AsyncReadExt::read_to_end(&mut stream, &mut read)
+        .await
+        .unwrap();
     assert_eq!(read, b"hello");
 }

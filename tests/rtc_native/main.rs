@@ -1,14 +1,17 @@
-//! `/webrtc` between two native peers over a relay, all real: sockets, DTLS, SCTP, circuits.
+//! `/webrtc` between two native peers over a relay. Sockets, DTLS, SCTP and circuits are real.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod node;
 
 use std::time::Duration;
 
+use common::{PATIENCE, until_polled};
 use futures::{AsyncReadExt, AsyncWriteExt};
-use node::{Node, STEP, Seen, is_webrtc, listener, relay};
+use node::{Node, Seen, is_webrtc, listener, relay};
 use throughline::rtc;
 
-/// Two connected peers, and the `/webrtc` connection at each.
+/// Connects two peers. Returns each with its `/webrtc` connection.
 async fn pair() -> (
     Node,
     libp2p::swarm::ConnectionId,
@@ -79,7 +82,7 @@ async fn a_dropped_stream_is_a_reset_and_not_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_close_is_told_to_the_peer() {
+async fn the_peer_sees_a_close() {
     let (mut a, at_a, mut b, at_b) = pair().await;
     a.close(at_a);
     for (node, connection) in [(&mut a, at_a), (&mut b, at_b)] {
@@ -101,11 +104,11 @@ async fn writing_to_one_who_stopped_reading_fails() {
     drop(accepted);
     let chunk = [0; 1024];
     let stopped = async { while opened.write_all(&chunk).await.is_ok() {} };
-    tokio::time::timeout(STEP, stopped).await.unwrap();
+    tokio::time::timeout(PATIENCE, stopped).await.unwrap();
 }
 
-/// A reader that pauses stops the writer: what is on its way stays below the send buffer and the
-/// receive window, 2 MiB each, and everything arrives once it goes on.
+/// A reader that pauses stops the writer. The bytes on their way stay below the send buffer and the
+/// receive window, which have 2 MiB each. Everything arrives when the reader goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_reader_bounds_memory() {
     const TOTAL: usize = 100 << 20;
@@ -114,10 +117,10 @@ async fn a_paused_reader_bounds_memory() {
     let mut opened = a.open(b.id, at_a).await;
     let chunk: Vec<u8> = (0..=255).cycle().take(64 << 10).collect();
     let mut written = 0;
-    // The stall itself is what is measured, so it is waited for.
+    // The test waits for the stall, because it measures the stall.
     let stall = Duration::from_millis(500);
     while let Ok(result) = tokio::time::timeout(stall, opened.write(&chunk)).await {
-        // Start at a chunk's beginning again: only the amount matters here.
+        // Each write starts at the beginning of a chunk, because only the amount matters here.
         written += result.unwrap();
         assert!(written <= BOUND, "{written} bytes taken from the writer");
     }
@@ -158,7 +161,7 @@ async fn peers_that_dial_each_other_end_with_one_connection() {
         b.dial(a.id, to_a);
         let at_a = a.webrtc(b.id).await;
         let at_b = b.webrtc(a.id).await;
-        // Both mean the same one: a stream opened here is accepted there, in both directions.
+        // Both peers use the same connection: a stream that one opens is accepted by the other.
         let mut from_a = a.open(b.id, at_a).await;
         from_a.write_all(b"a").await.unwrap();
         b.stream().await;
@@ -178,7 +181,7 @@ async fn peers_that_dial_each_other_end_with_one_connection() {
     }
 }
 
-/// The answer of a peer that exists nowhere: the offer's own text with other credentials.
+/// Returns the answer of a peer that does not exist: the offer's own text with other credentials.
 fn answer_to(offer: &str) -> String {
     let lines = offer.lines().filter(|l| !l.starts_with("a=candidate"));
     let lines = lines.map(|line| match line {
@@ -226,7 +229,7 @@ fn failure(seen: Seen) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ice_that_fails_is_told_from_a_peer_that_is_silent() {
+async fn failed_ice_and_a_silent_peer_are_different_errors() {
     let relay = relay().await;
     let (mut impostor, addr) = node::impostor(&relay).await;
     let mut config = rtc::Config::default();
@@ -267,10 +270,10 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Two hundred dials that fail half way leave no task and no socket behind.
+/// Two hundred dials that fail halfway leave no task and no socket behind.
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failed_dials_leave_nothing() {
+async fn failed_dials_leave_nothing_behind() {
     let relay = relay().await;
     let (mut impostor, addr) = node::impostor(&relay).await;
     let mut a = Node::start(rtc::Config::default());
@@ -288,17 +291,7 @@ async fn failed_dials_leave_nothing() {
     for _ in 0..200 {
         fail().await;
     }
-    let settled = async {
-        while tasks.num_alive_tasks() > before.0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    let settled = tokio::time::timeout(STEP, settled).await;
-    assert!(
-        settled.is_ok(),
-        "{} tasks left",
-        tasks.num_alive_tasks() - before.0
-    );
-    // Other tests of this program open sockets meanwhile; two hundred would show.
+    until_polled(|| tasks.num_alive_tasks() <= before.0).await;
+    // Other tests of this program open sockets at the same time. Two hundred more would show.
     assert!(descriptors() < before.1 + 100);
 }

@@ -1,4 +1,4 @@
-//! A relay and plain rust-libp2p peers that speak `/webrtc` over it, all on loopback.
+//! A relay and plain rust-libp2p peers that speak `/webrtc` over it. All are on loopback.
 
 use std::{
     collections::VecDeque,
@@ -34,10 +34,9 @@ use libp2p::{
 };
 use throughline::rtc;
 
-/// How long any single step of a test may take.
-pub const STEP: Duration = Duration::from_secs(20);
+use super::common::PATIENCE;
 
-/// What a peer was told by its swarm.
+/// An event that a peer's swarm reported.
 #[derive(Debug)]
 pub enum Seen {
     Listening(Multiaddr),
@@ -64,14 +63,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// A peer that is connected to nobody.
+    /// Starts a peer that is connected to nobody.
     pub fn start(mut config: rtc::Config) -> Self {
-        // No router is asked from here.
+        // The tests ask no router for a mapping.
         config.port_mapping = false;
         Self::run(Some(config))
     }
 
-    /// A peer without `/webrtc`, whose streams are raw signalling streams.
+    /// Starts a peer without `/webrtc`. Its streams are raw signalling streams.
     pub fn impostor() -> Self {
         Self::run(None)
     }
@@ -148,10 +147,13 @@ impl Node {
     pub async fn open(&self, peer: PeerId, connection: ConnectionId) -> Stream {
         let (reply, stream) = oneshot::channel();
         self.command(Command::Open(peer, connection, reply));
-        tokio::time::timeout(STEP, stream).await.unwrap().unwrap()
+        tokio::time::timeout(PATIENCE, stream)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
-    /// Waits for what `wanted` picks, and skips the rest.
+    /// Waits for the first event that `wanted` takes, and skips the others.
     pub async fn wait<T>(&mut self, mut wanted: impl FnMut(Seen) -> Option<T>) -> T {
         let found = async {
             loop {
@@ -161,9 +163,9 @@ impl Node {
                 }
             }
         };
-        tokio::time::timeout(STEP, found)
+        tokio::time::timeout(PATIENCE, found)
             .await
-            .expect("nothing like it was seen")
+            .expect("no such event was seen")
     }
 
     /// Waits for a `/webrtc` connection to `peer`.
@@ -189,7 +191,7 @@ pub fn is_webrtc(addr: &Multiaddr) -> bool {
     addr.to_string().contains("/webrtc")
 }
 
-/// A relay on loopback; its address with its peer id.
+/// Starts a relay on loopback. Returns its address with its peer id.
 pub async fn relay() -> Multiaddr {
     let key = Keypair::generate_ed25519();
     let id = key.public().to_peer_id();
@@ -220,12 +222,14 @@ pub async fn relay() -> Multiaddr {
     addr.with_p2p(id).unwrap()
 }
 
-/// A peer with a reservation on `relay` and a `/webrtc` listener, and the address to dial it.
+/// Starts a peer with a reservation on `relay` and a `/webrtc` listener. Returns it with its
+/// address.
 pub async fn listener(relay: &Multiaddr, config: rtc::Config) -> (Node, Multiaddr) {
     reserve(Node::start(config), relay).await
 }
 
-/// An impostor with a reservation, and the `/webrtc` address it claims to have.
+/// Starts an impostor with a reservation. Returns it with the `/webrtc` address that it claims to
+/// have.
 pub async fn impostor(relay: &Multiaddr) -> (Node, Multiaddr) {
     let mut node = Node::impostor();
     node.listen(format!("{relay}/p2p-circuit").parse().unwrap());
@@ -289,7 +293,7 @@ fn swarm(key: &Keypair, config: Option<rtc::Config>) -> Swarm<Peer> {
         .authenticate(noise::Config::new(key).unwrap())
         .multiplex(yamux::Config::default())
         .boxed();
-    // `/webrtc` first: the relay client would take its addresses.
+    // `/webrtc` comes first, because the relay client would take its addresses.
     let transport = first(webrtc, first(circuit, plain(key)));
     let behaviour = Peer {
         relay,

@@ -1,4 +1,4 @@
-//! The AutoNAT server: who is dialled, and that nobody else is.
+//! The AutoNAT server: whom it dials, and that it dials nobody else.
 
 use std::num::NonZeroU32;
 
@@ -12,20 +12,20 @@ use super::*;
 const DIAL_REQUEST: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-request");
 const REJECTED: &[u8] = &[4, 0x12, 2, 8, 100];
 const REFUSED: &[u8] = &[4, 0x12, 2, 8, 101];
-/// Index 0, `E_DIAL_ERROR`.
+/// The answer has index 0 and `E_DIAL_ERROR`.
 const UNREACHED: &[u8] = &[9, 0x12, 7, 8, 0xc8, 1, 0x10, 0, 0x18, 100];
 
-/// A server for peers on this machine.
+/// The configuration of a server for peers on this machine.
 fn allowing() -> ServerConfig {
     let mut config = config();
     config.autonat.allow_private = true;
     config
 }
 
-/// What asks the server as it likes, from `ip`.
+/// Connects a client from `ip` that can send the server any request.
 async fn asker(server: &Server, ip: &str) -> Asker {
     let mut swarm = client();
-    // Whoever listens there also comes from there.
+    // QUIC dials from the address that it listens on.
     let listen = format!("/ip4/{ip}/udp/0/quic-v1").parse().unwrap();
     swarm.listen_on(listen).unwrap();
     event(&mut swarm, |event| {
@@ -50,7 +50,7 @@ impl Asker {
         control.open_stream(self.peer, DIAL_REQUEST).await.unwrap()
     }
 
-    /// What the server says when it is asked to dial `addresses`.
+    /// Asks the server to dial `addresses`. Returns its answer.
     async fn ask(&self, addresses: &[Multiaddr]) -> Vec<u8> {
         let mut stream = self.open().await;
         stream.write_all(&request(addresses)).await.unwrap();
@@ -61,7 +61,7 @@ impl Asker {
     }
 }
 
-/// `Message { dialRequest { addrs, nonce = 7 } }` behind its length.
+/// Encodes `Message { dialRequest { addrs, nonce = 7 } }` after its length.
 fn request(addresses: &[Multiaddr]) -> Vec<u8> {
     let behind_length = |bytes: Vec<u8>| {
         let (low, high) = (bytes.len() & 0x7f, bytes.len() >> 7);
@@ -100,23 +100,24 @@ impl Canary {
         [tcp, udp].map(|addr| addr.unwrap().port())
     }
 
-    /// Connections come in the order in which they were made: the first is this one.
+    /// Connects, and checks that this connection is the first. Connections come in the order in
+    /// which they were made.
     async fn is_alone(&self) {
         let me = tokio::net::TcpStream::connect(self.tcp.local_addr().unwrap());
         let me = me.await.unwrap();
         let (_, first) = self.tcp.accept().await.unwrap();
-        assert_eq!(first, me.local_addr().unwrap(), "a connection");
+        assert_eq!(first, me.local_addr().unwrap(), "another connection");
         let me = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         me.send_to(b"me", self.udp.local_addr().unwrap())
             .await
             .unwrap();
         let (_, first) = self.udp.recv_from(&mut [0; 9]).await.unwrap();
-        assert_eq!(first, me.local_addr().unwrap(), "a datagram");
+        assert_eq!(first, me.local_addr().unwrap(), "another datagram");
     }
 }
 
 #[tokio::test]
-async fn nobody_but_the_asker_is_dialled() {
+async fn only_the_client_itself_is_dialled() {
     let server = start(allowing()).await;
     let asker = asker(&server, "127.0.0.1").await;
     let (here, beside) = (Canary::at("127.0.0.1").await, Canary::at("127.0.0.2").await);
@@ -174,7 +175,7 @@ async fn nobody_but_the_asker_is_dialled() {
 }
 
 #[tokio::test]
-async fn private_askers_are_refused_unless_the_operator_serves_them() {
+async fn private_clients_are_refused_unless_the_operator_allows_them() {
     let server = start(config()).await;
     let asker = asker(&server, "127.0.0.1").await;
     let canary = Canary::at("127.0.0.1").await;
@@ -187,9 +188,10 @@ async fn private_askers_are_refused_unless_the_operator_serves_them() {
     canary.is_alone().await;
 }
 
-/// A proxy may stand before whoever comes by WebSocket: its address is not theirs.
+/// A proxy may stand before a client that connects by WebSocket, and then the address is the
+/// proxy's.
 #[tokio::test]
-async fn who_comes_by_websocket_is_not_dialled() {
+async fn a_client_that_connects_by_websocket_is_not_dialled() {
     let server = start(allowing()).await;
     let mut swarm = client();
     let peer = dial(&mut swarm, address(&server, "/ws")).await.unwrap();
@@ -203,7 +205,7 @@ async fn who_comes_by_websocket_is_not_dialled() {
 }
 
 #[tokio::test]
-async fn a_dial_that_nobody_answers_ends_and_holds_up_nobody_else() {
+async fn a_dial_that_nobody_answers_ends_and_delays_nobody_else() {
     let server = start(allowing()).await;
     let (one, two) = (
         asker(&server, "127.0.0.1").await,
@@ -225,11 +227,11 @@ async fn a_dial_that_nobody_answers_ends_and_holds_up_nobody_else() {
     let read = tokio::io::AsyncReadExt::read_exact(&mut dialled, &mut head);
     timeout(PATIENCE, read).await.unwrap().unwrap();
     assert_eq!(&head, b"\x13/multistream/1.0.0\n");
-    // One at a time.
+    // A client may have one dial at a time.
     assert_eq!(one.ask(&asked).await, REJECTED);
     let closed = closed("127.0.0.2").await;
     assert_eq!(two.ask(&[closed]).await, UNREACHED);
-    assert_eq!(answered.try_recv(), Ok(None), "it is under way");
+    assert_eq!(answered.try_recv(), Ok(None), "the first dial has ended");
     first.await.unwrap().unwrap();
     assert_eq!(answered.await.unwrap(), UNREACHED);
     let metrics = server.metrics();
@@ -242,7 +244,7 @@ async fn a_dial_that_nobody_answers_ends_and_holds_up_nobody_else() {
     }
 }
 
-/// An address at which nobody listens.
+/// Returns an address at which nobody listens.
 async fn closed(ip: &str) -> Multiaddr {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket
@@ -255,7 +257,7 @@ async fn closed(ip: &str) -> Multiaddr {
 }
 
 #[tokio::test]
-async fn who_asks_too_often_is_rejected_and_others_are_not() {
+async fn a_client_that_asks_too_often_is_rejected_and_others_are_not() {
     let mut config = allowing();
     config.autonat.per_source = NonZeroU32::MIN;
     let server = start(config).await;
@@ -290,23 +292,23 @@ async fn requests_that_are_not_finished_end() {
         let (one, whole) = (one.clone(), whole.clone());
         async move {
             let mut stream = one.open().await;
-            // Beyond the limit the server has reset it already.
+            // A stream beyond the limit is reset already.
             let _ = stream.write_all(&whole[..n % whole.len()]).await;
             let _ = stream.flush().await;
             let ended = stream.read_to_end(&mut Vec::new()).await;
-            assert_eq!(ended.unwrap_or(0), 0, "an answer");
+            assert_eq!(ended.unwrap_or(0), 0, "the server answered");
         }
     });
     let held = tokio::spawn(join_all(held));
     let asked = closed("127.0.0.2").await;
     assert_eq!(two.ask(&[asked]).await, UNREACHED);
-    timeout(PATIENCE, held).await.expect("ends").unwrap();
+    timeout(PATIENCE, held).await.expect("all end").unwrap();
     let asked = closed("127.0.0.1").await;
     assert_eq!(one.ask(&[asked]).await, UNREACHED);
 }
 
 #[tokio::test]
-async fn what_is_too_long_or_no_request_is_told_so() {
+async fn malformed_requests_are_rejected_and_too_long_ones_are_reset() {
     let server = start(allowing()).await;
     let one = asker(&server, "127.0.0.1").await;
     for (bytes, answer) in [
@@ -321,7 +323,7 @@ async fn what_is_too_long_or_no_request_is_told_so() {
         stream.flush().await.unwrap();
         let mut read = Vec::new();
         let end = timeout(PATIENCE, stream.read_to_end(&mut read));
-        assert!(end.await.is_ok(), "an end");
+        assert!(end.await.is_ok(), "the stream does not end");
         assert_eq!(read, answer, "{bytes:?}");
     }
 }
@@ -332,7 +334,7 @@ struct Stock {
     autonat: stock::Behaviour,
 }
 
-/// libp2p's client learns its addresses by identify, asks, and is reached.
+/// libp2p's own client learns its addresses by identify, asks the server, and is reached.
 #[tokio::test]
 async fn a_stock_client_is_confirmed_by_quic_and_tcp() {
     let server = start(allowing()).await;
@@ -388,7 +390,7 @@ async fn a_stock_client_is_confirmed_by_quic_and_tcp() {
             }
         }
     };
-    timeout(PATIENCE, confirmed).await.expect("both");
+    timeout(PATIENCE, confirmed).await.expect("both are found");
     let metrics = server.metrics();
     let reached = "throughline_autonat_tests_total{outcome=\"reached\"} 2\n";
     assert!(metrics.contains(reached), "{metrics}");

@@ -1,4 +1,4 @@
-//! The page and what stands beside it, as a browser asks for it.
+//! The page and the other HTTP resources, as a browser asks for them.
 
 use std::{
     io::{Read as _, Write as _},
@@ -25,7 +25,7 @@ fn get(url: &str, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn http_serves_the_page_and_nothing_beside_it() {
+async fn http_serves_the_page_and_no_other_file() {
     let home = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
         let path = home.path().join(name);
@@ -125,7 +125,7 @@ async fn http_serves_the_page_and_nothing_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_page_gets_credentials_of_its_own_for_turn() {
+async fn each_page_gets_its_own_turn_credentials() {
     let mut config = config();
     config.turn.secret = Some("secret".into());
     let server = start(config).await;
@@ -152,7 +152,7 @@ async fn each_page_gets_credentials_of_its_own_for_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operators_part_can_have_an_address_of_its_own() {
+async fn the_operators_part_can_have_its_own_address() {
     let mut config = config();
     config.http.admin = Some("127.0.0.1:0".parse().unwrap());
     let server = start(config).await;

@@ -1,9 +1,9 @@
-//! The server as stock libp2p peers, STUN clients and browsers' HTTP see it.
+//! The server, as stock libp2p peers, STUN clients and browsers see it.
 
 use std::{
     collections::BTreeSet,
     io::Write as _,
-    net::{TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     num::NonZeroUsize,
     time::Duration,
 };
@@ -24,12 +24,14 @@ use libp2p_stream as stream;
 use throughline::server::{Server, ServerConfig};
 use tokio::time::timeout;
 
+use common::{PATIENCE, free_ports, server_config as config, until};
+
 mod autonat;
+#[path = "../common/mod.rs"]
+mod common;
 mod http;
 mod stun;
 
-/// Long enough for a loaded machine; everything awaited is an event.
-const PATIENCE: Duration = Duration::from_secs(20);
 const ECHO: StreamProtocol = StreamProtocol::new("/test/echo");
 
 #[derive(NetworkBehaviour)]
@@ -39,18 +41,11 @@ struct Behaviour {
     stream: stream::Behaviour,
 }
 
-fn config() -> ServerConfig {
-    let mut config = ServerConfig::default();
-    config.hosts = vec!["127.0.0.1".parse().unwrap()];
-    config.port = 0;
-    config
-}
-
 async fn start(config: ServerConfig) -> Server {
     Server::start(config).await.unwrap()
 }
 
-/// A stock libp2p peer that knows every road to the server.
+/// Makes a stock libp2p peer with every transport that the server has.
 fn client() -> Swarm<Behaviour> {
     let webrtc = |keys: &libp2p::identity::Keypair| {
         let certificate = libp2p_webrtc::tokio::Certificate::generate(&mut rand::rng()).unwrap();
@@ -94,7 +89,7 @@ fn address(server: &Server, has: &str) -> Multiaddr {
     found.unwrap().parse().unwrap()
 }
 
-/// Waits for the first event that `pick` takes.
+/// Waits for the first event that `pick` takes, and returns what it makes of it.
 async fn event<T>(
     swarm: &mut Swarm<Behaviour>,
     mut pick: impl FnMut(&SwarmEvent<BehaviourEvent>) -> Option<T>,
@@ -110,7 +105,7 @@ async fn event<T>(
     timeout(PATIENCE, events).await.expect("the event comes")
 }
 
-/// Asks for a reservation; gives the addresses that came with it, or why there is none.
+/// Asks for a reservation. Returns the addresses that came with it, or why there is none.
 async fn reserve(
     swarm: &mut Swarm<Behaviour>,
     relay: Multiaddr,
@@ -133,7 +128,7 @@ async fn reserve(
             }
             None => accepted = true,
         }
-        // The listener tells all addresses of the reservation at once.
+        // The listener reports all addresses of the reservation at once.
         if accepted && addresses.len() == 4 {
             return Ok(addresses);
         }
@@ -148,7 +143,7 @@ fn drive(mut swarm: Swarm<Behaviour>) {
     });
 }
 
-/// A reserved peer that echoes, running in the background; gives its circuit address.
+/// Starts a peer that has a reservation and echoes. Returns its circuit address.
 async fn reserved_echo(server: &Server) -> Multiaddr {
     let mut swarm = client();
     let peer = *swarm.local_peer_id();
@@ -168,7 +163,7 @@ async fn reserved_echo(server: &Server) -> Multiaddr {
     relay.with(Protocol::P2pCircuit).with(Protocol::P2p(peer))
 }
 
-/// Dials one more connection to `address`; gives the peer, or what the relay said.
+/// Dials one more connection to `address`. Returns the peer, or what the relay said.
 async fn dial(swarm: &mut Swarm<Behaviour>, address: Multiaddr) -> Result<PeerId, String> {
     let Some(Protocol::P2p(peer)) = address.iter().last() else {
         panic!("{address} names a peer");
@@ -275,7 +270,7 @@ async fn a_circuit_carries_more_than_a_stock_relay_lets_through() {
 }
 
 #[tokio::test]
-async fn the_circuit_too_many_is_refused_clearly_and_harms_no_other() {
+async fn a_circuit_beyond_the_limit_is_refused_and_the_others_go_on() {
     let mut config = config();
     config.relay.circuits_per_peer = NonZeroUsize::new(2).unwrap();
     config.relay.circuits = NonZeroUsize::new(3).unwrap();
@@ -303,7 +298,7 @@ async fn the_circuit_too_many_is_refused_clearly_and_harms_no_other() {
         "{metrics}"
     );
 
-    // What was open still is.
+    // The open circuits are still open.
     let peer = *second
         .connected_peers()
         .find(|peer| peer.to_string() != server.peer_id().to_string())
@@ -321,7 +316,7 @@ async fn the_circuit_too_many_is_refused_clearly_and_harms_no_other() {
 }
 
 #[tokio::test]
-async fn the_reservation_too_many_is_refused_clearly() {
+async fn a_reservation_beyond_the_limit_is_refused() {
     let mut config = config();
     config.relay.reservations = NonZeroUsize::new(1).unwrap();
     let server = start(config).await;
@@ -332,20 +327,13 @@ async fn the_reservation_too_many_is_refused_clearly() {
     assert!(refusal.contains("ResourceLimitExceeded"), "{refusal}");
     // Its place is free as soon as it leaves.
     drop(first);
-    let free = async {
-        while !server
-            .metrics()
-            .contains("throughline_relay_reservations 0\n")
-        {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, free).await.unwrap();
+    let none = "throughline_relay_reservations 0\n";
+    until(|| server.metrics().contains(none)).await;
     reserve(&mut client(), relay).await.unwrap();
 }
 
 #[tokio::test]
-async fn no_reservation_is_said() {
+async fn a_circuit_to_a_peer_without_a_reservation_is_refused() {
     let server = start(config()).await;
     let nobody = address(&server, "quic-v1")
         .with(Protocol::P2pCircuit)
@@ -375,7 +363,7 @@ async fn a_restart_keeps_identity_and_certificate() {
     assert_eq!(names(&second), before);
 }
 
-/// A port of `server` that others reach it at.
+/// Returns the port of the server's address that contains `has`.
 fn port(server: &Server, has: &str) -> u16 {
     match address(server, has).iter().nth(1) {
         Some(Protocol::Udp(port) | Protocol::Tcp(port)) => port,
@@ -385,42 +373,33 @@ fn port(server: &Server, has: &str) -> u16 {
 
 #[tokio::test]
 async fn a_taken_port_is_named_with_its_service() {
-    let first = start(config()).await;
-    let http: std::net::SocketAddr = first.http_url()[7..].parse().unwrap();
-    for (service, port) in [
-        ("quic", port(&first, "quic-v1")),
-        ("tcp", port(&first, "/tcp/")),
-        ("websocket", port(&first, "/ws") - 1),
-        ("webrtc-direct", port(&first, "webrtc-direct") - 1),
-        ("http", http.port() - 2),
+    for (service, n) in [
+        ("quic", 0),
+        ("tcp", 0),
+        ("websocket", 1),
+        ("webrtc-direct", 1),
+        ("http", 2),
     ] {
         let mut config = config();
-        config.port = port;
+        config.port = free_ports();
+        let taken = ("127.0.0.1", config.port + n);
+        let (_udp, _tcp) = match service {
+            "quic" | "webrtc-direct" => (Some(UdpSocket::bind(taken).unwrap()), None),
+            _ => (None, Some(TcpListener::bind(taken).unwrap())),
+        };
         let error = Server::start(config).await.unwrap_err();
         assert_eq!(error.kind(), throughline::ErrorKind::Io);
-        let named = format!("cannot bind {service} to 127.0.0.1:");
+        let named = format!("cannot bind {service} to 127.0.0.1:{}: ", taken.1);
         assert!(error.message().starts_with(&named), "{error}");
         assert!(error.message().contains("in use"), "{error}");
     }
 }
 
-/// A server on a base port that is free; gives the port too.
-async fn start_anywhere(config: &mut ServerConfig) -> Result<Server, throughline::Error> {
-    let mut last = None;
-    for _ in 0..20 {
-        config.port = 20_000 + rand::random_range(0..2000) * 5;
-        match Server::start(config.clone()).await {
-            Ok(server) => return Ok(server),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap())
-}
-
 #[tokio::test]
 async fn two_servers_do_not_share_a_port() {
     let mut config = config();
-    let _first = start_anywhere(&mut config).await.unwrap();
+    config.port = free_ports();
+    let _first = start(config.clone()).await;
     let error = Server::start(config).await.unwrap_err();
     assert!(error.message().contains("cannot bind"), "{error}");
 }
@@ -433,7 +412,8 @@ async fn both_families_are_served_side_by_side() {
     }
     let mut config = config();
     config.hosts = vec!["0.0.0.0".parse().unwrap(), "::".parse().unwrap()];
-    let server = start_anywhere(&mut config).await.unwrap();
+    config.port = free_ports();
+    let server = start(config.clone()).await;
     for family in ["/ip4/", "/ip6/"] {
         for road in ["/quic-v1", "/tcp/", "/ws", "/webrtc-direct"] {
             let mut swarm = client();
@@ -449,13 +429,13 @@ async fn both_families_are_served_side_by_side() {
             .await;
             let all = server.addresses().iter();
             let mut found = all.filter(|text| text.starts_with(family) && text.contains(road));
-            // A machine may have loopback alone in one family, and that is not announced then.
+            // If a machine has only loopback in one family, that address is not announced.
             let Some(to) = found.next() else { continue };
             let peer = dial(&mut swarm, to.parse().unwrap()).await.expect(to);
             assert_eq!(peer.to_string(), server.peer_id().to_string());
         }
     }
-    // And the loopback of each, at the port of the page.
+    // The loopback address of each family is served too.
     for host in ["127.0.0.1", "::1"] {
         let ip: std::net::IpAddr = host.parse().unwrap();
         TcpStream::connect((ip, config.port + 2)).unwrap();

@@ -1,17 +1,15 @@
-//! The STUN server as its clients see it.
+//! The STUN server, as its clients see it.
 
 use std::{
     net::{SocketAddr, UdpSocket},
     num::NonZeroU32,
 };
 
+use super::{PATIENCE, config, start, until};
 use stun_types::{
     attribute::XorMappedAddress,
     message::{BINDING, Message, MessageWrite as _, MessageWriteVec},
 };
-use tokio::time::timeout;
-
-use super::{PATIENCE, config, start};
 
 fn stun_address(url: &str) -> SocketAddr {
     url.strip_prefix("stun:").unwrap().parse().unwrap()
@@ -42,7 +40,7 @@ async fn stun_tells_the_source_on_both_ports_and_ignores_what_is_malformed() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         for server in urls {
-            // Unanswered: the next answer on the socket is that of the request behind them.
+            // These get no answer, so the next answer on the socket is for the request after them.
             for malformed in [
                 &b""[..],
                 b"\0",
@@ -87,7 +85,7 @@ async fn stun_answers_no_flood() {
     tokio::task::spawn_blocking(move || {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // A burst of twice the rate is answered, what follows at once is not.
+        // A burst of twice the rate is answered. Requests that follow at once are not.
         assert!(ask(&socket, address, &binding_request()).is_some());
         assert!(ask(&socket, address, &binding_request()).is_some());
         for _ in 0..20 {
@@ -96,10 +94,5 @@ async fn stun_answers_no_flood() {
     })
     .await
     .unwrap();
-    let limited = async {
-        while !server.metrics().contains("outcome=\"limited\"") {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, limited).await.unwrap();
+    until(|| server.metrics().contains("outcome=\"limited\"")).await;
 }

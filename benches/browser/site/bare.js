@@ -1,7 +1,7 @@
-// The same measurements over an RTCDataChannel and nothing else: `window.bare`. A channel for each, as
-// our streams have. Messages of text say what to do, the others are the bytes.
+// The same measurements over a bare RTCDataChannel, as `window.bare`. Each measurement has its own channel, as
+// our streams have. Text messages are commands, and the other messages are the bytes.
 
-/** Bytes queued in the browser above which sending waits, and below which it goes on. */
+/** How many bytes may be queued in the browser: sending waits above the first number, and goes on below the second. */
 const SEND_MARKS = [1 << 20, 1 << 18];
 
 let pc;

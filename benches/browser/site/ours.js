@@ -1,12 +1,12 @@
-// Throughput and round trip through the package's API, by the program's `bench/1` and `echo/1`:
-// `window.ours`. Peers are started and connected by `window.peer`.
+// Measures throughput and round trips through the package's API, with the program's `bench/1` and `echo/1`, as
+// `window.ours`. `window.peer` starts and connects the peers.
 import "./peer.js";
 
 const UPLOAD = 0;
 const DOWNLOAD = 1;
 const CHUNK = new Uint8Array(65_536).fill(0x5a);
 
-/** Serves both protocols to everyone who connects. */
+/** Serves both protocols on every incoming connection. */
 async function serve() {
   for await (const connection of peer.held.me.incoming()) serveStreams(connection).catch((error) => console.error(String(error)));
 }
@@ -48,7 +48,7 @@ async function fill(writer, ms) {
 
 const mbit = (bytes, start) => (bytes * 8) / 1000 / (performance.now() - start);
 
-/** Sends for `ms` and until all of it was counted; Mbit/s. */
+/** Sends for `ms`, and waits until the peer has counted everything. Returns Mbit/s. */
 async function upload(ms) {
   const { readable, writable } = await peer.held.connection.open("bench/1");
   const writer = writable.getWriter();
@@ -60,7 +60,7 @@ async function upload(ms) {
   return mbit(Number(new DataView(count).getBigUint64(0)), start);
 }
 
-/** Lets the peer send for `ms` and reads to the end; Mbit/s. */
+/** Lets the peer send for `ms`, and reads to the end. Returns Mbit/s. */
 async function download(ms) {
   const { readable, writable } = await peer.held.connection.open("bench/1");
   const request = new DataView(new ArrayBuffer(5));
@@ -73,7 +73,7 @@ async function download(ms) {
   return mbit(await drain(readable.getReader()), start);
 }
 
-/** Mean of so many round trips of `size` bytes in ms: the clock of a page is too coarse for one. */
+/** Returns the mean of several round trips of `size` bytes in ms. A page's clock is too coarse for a single one. */
 async function roundTrip(times, size) {
   const { readable, writable } = await peer.held.connection.open("echo/1");
   const [reader, writer] = [readable.getReader(), writable.getWriter()];

@@ -1,5 +1,5 @@
-//! What the programs have in common: the command line and the events of the `throughline` program,
-//! as far as benchmarks need them.
+//! Code that the programs share: the command line and the events of the `throughline` program, as
+//! far as benchmarks need them.
 
 use std::{
     error::Error,
@@ -13,10 +13,10 @@ use clap::{Args, Parser, Subcommand};
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use serde_json::{Value, json};
 
-/// Any error: it is printed, and ends the program.
+/// A result with any error, which is printed and ends the program.
 pub type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// Bytes moved at a time, as in the `throughline` program.
+/// How many bytes are moved at a time, as in the `throughline` program.
 const CHUNK: usize = 64 * 1024;
 /// How long a first byte may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,17 +26,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// Accepted for likeness: the output is always JSON.
+    /// Accepted for compatibility. The output is always JSON.
     #[arg(long, global = true)]
     pub json: bool,
 }
 
-/// What to be.
+/// The role of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the SDK's own relay, if it has one.
     Serve(Serve),
-    /// Print a ticket, echo and count.
+    /// Print a ticket, echo bytes and count them.
     Listen(Listen),
     /// Connect to the peer that a ticket names.
     Connect(Connect),
@@ -54,7 +54,7 @@ pub struct Serve {
 /// `listen`.
 #[derive(Debug, Args)]
 pub struct Listen {
-    /// The relay to be reached through; none for loopback.
+    /// The relay through which the peer is reached. Loopback needs none.
     #[arg(long)]
     pub relay: Option<String>,
     /// Stay on the circuit.
@@ -66,7 +66,7 @@ pub struct Listen {
 #[derive(Debug, Args)]
 pub struct Connect {
     pub ticket: String,
-    /// The relay whose link is warm before the clock starts.
+    /// The relay, whose link comes up before the clock starts.
     #[arg(long)]
     pub relay: Option<String>,
     /// Stay on the circuit.
@@ -83,7 +83,7 @@ pub struct Connect {
     pub hold: bool,
 }
 
-/// Runs `work` on tokio; its error becomes an event.
+/// Runs `work` on tokio. Its error becomes an event.
 pub fn run(work: impl Future<Output = Result<()>>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -111,7 +111,7 @@ pub fn event(event: Value) {
     }
 }
 
-/// Milliseconds since `start`.
+/// Returns the milliseconds since `start`.
 pub fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1000.0
 }
@@ -123,7 +123,7 @@ pub async fn held() -> Result<()> {
     Ok(())
 }
 
-/// Sends a byte and waits until it is back.
+/// Sends a byte and waits until it comes back.
 pub async fn first_byte(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -137,7 +137,7 @@ pub async fn first_byte(
     Ok(writer.close().await?)
 }
 
-/// Sends for `seconds` and until the other side has counted everything.
+/// Sends for `seconds`, and waits until the other side has counted everything.
 pub async fn upload(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -158,7 +158,7 @@ pub async fn upload(
     Ok(())
 }
 
-/// The other side of both.
+/// Serves the other side of [`first_byte`] and [`upload`].
 pub async fn answer(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,

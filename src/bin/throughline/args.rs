@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Print one JSON object a line on stdout and nothing else there.
+    /// Print one JSON object a line on stdout and nothing else there. Events that are not read in
+    /// time are dropped, and the event `dropped` says how many.
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Log more to stderr: -v what happens, -vv every detail, with addresses. RUST_LOG overrides.
@@ -130,7 +131,7 @@ pub(crate) struct PeerArgs {
 pub(crate) struct ListenArgs {
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
-    /// Answer echo and bench streams only, and leave stdin alone.
+    /// Answer echo and bench streams and datagrams only, and leave stdin alone.
     #[arg(long, conflicts_with = "recv")]
     pub(crate) echo: bool,
     /// Receive files into this directory, made if it is missing; nothing in it is overwritten.
@@ -164,6 +165,9 @@ pub(crate) struct ConnectArgs {
     /// With --bench: from the peer to here.
     #[arg(long, requires = "bench")]
     pub(crate) download: bool,
+    /// With --bench: also send a datagram every 20 ms, and measure how long each takes to come back.
+    #[arg(long, requires = "bench")]
+    pub(crate) ticks: bool,
     /// Measure this many round trips.
     #[arg(long, value_name = "N", group = "action")]
     pub(crate) ping: Option<u32>,
@@ -232,6 +236,7 @@ mod tests {
         parse("throughline connect T --send f --wait-direct 5").unwrap();
         parse("throughline connect T --send f --ping 5").unwrap_err();
         parse("throughline connect T --download").unwrap_err();
+        parse("throughline connect T --ticks").unwrap_err();
         parse("throughline listen --turn turn:h").unwrap_err();
         parse("throughline listen --turn turn:h --turn-user u --turn-pass p").unwrap();
         parse("throughline listen --echo --recv d").unwrap_err();

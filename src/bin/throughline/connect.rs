@@ -17,29 +17,29 @@ use crate::{
     args::ConnectArgs,
     output::{Output, human_bytes, millis},
     peer, ping,
-    protocols::{self, bench, chat, file},
+    protocols::{self, bench, chat, file, ticks},
     signal,
     watch::PathWatch,
 };
 
-/// How long the first echoed byte is waited for once all else is done.
+/// How long to wait for the first echoed byte when everything else is done.
 const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: ConnectArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped()?;
+    let stopped = signal::stopped(output)?;
     if let Some(time) = &args.bench
         && !(Duration::from_millis(100)..=bench::MAX_TIME).contains(&time.0)
     {
         return Err(Error::new(
             ErrorKind::InvalidConfig,
-            "--bench: must be 0.1 to 60 seconds",
+            "--bench: the time must be 0.1 to 60 seconds",
         ));
     }
     let ticket: Ticket = args.ticket.parse()?;
     let connector = peer::bind(&args.peer, args.warm).await?;
     let result = tokio::select! {
         result = connected(&connector, &ticket, &args, output) => result,
-        () = stopped => Err(Error::new(ErrorKind::Aborted, "stopped by a signal")),
+        error = stopped => Err(error),
     };
     connector.close().await;
     result
@@ -52,7 +52,7 @@ async fn connected(
     output: Output,
 ) -> Result<(), Error> {
     let start = Instant::now();
-    // In a terminal chat nobody asked for it.
+    // A chat in a terminal does not need this measurement.
     let measured = output.is_json() || args.wait_direct.is_some();
     let first_byte = measured.then(|| spawn_first_byte(connector, ticket, start, output));
     let connection = connector.connect(ticket).await?;
@@ -63,20 +63,27 @@ async fn connected(
     if let Some(path) = &args.send {
         send(&connection, path, output).await?;
     } else if let Some(time) = args.bench {
-        measure(&connection, time.0, args.download, output).await?;
+        let measured = measure(&connection, time.0, args.download, output);
+        let ticks = async {
+            match args.ticks {
+                true => tick(&connection, time.0, output).await,
+                false => Ok(()),
+            }
+        };
+        futures::future::try_join(measured, ticks).await?;
     } else if let Some(count) = args.ping {
         ping::measure(&connection, &paths, count, output).await?;
     } else if args.wait_direct.is_none() {
         converse(&connection, output).await?;
     }
     if let Some(first_byte) = first_byte {
-        // Its event belongs before the end of the output, if it comes at all.
+        // If its event comes, it comes before the end of the output.
         let _ = tokio::time::timeout(FIRST_BYTE, first_byte).await;
     }
     Ok(())
 }
 
-/// Tells when the first byte has come back; a peer that echoes nothing is no failure.
+/// Reports when the first byte has come back. A peer that echoes nothing is not a failure.
 fn spawn_first_byte(
     connector: &Connector,
     ticket: &Ticket,
@@ -98,7 +105,7 @@ fn spawn_first_byte(
             Ok::<_, Error>(())
         };
         if let Err(error) = echoed.await {
-            tracing::info!(%error, "nothing is echoed");
+            tracing::info!(%error, "the peer echoes nothing");
         }
     })
 }
@@ -146,13 +153,35 @@ async fn measure(
     Ok(())
 }
 
-/// Without an action: stdin and stdout are the other side's.
+async fn tick(connection: &Connection, time: Duration, output: Output) -> Result<(), Error> {
+    let ticks = ticks::measure(connection, time).await?;
+    let (sent, arrived) = (ticks.sent, ticks.times.len());
+    let quantile = |part| ticks.quantile(part).map(millis);
+    let (median, most) = (quantile(0.5), quantile(0.99));
+    let fields = json!({
+        "sent": sent,
+        "arrived": arrived,
+        "min_ms": quantile(0.0),
+        "p50_ms": median,
+        "p99_ms": most,
+        "max_ms": quantile(1.0),
+    });
+    output.result("ticks", fields, || match median.zip(most) {
+        Some((median, most)) => {
+            format!("{arrived} of {sent} datagrams: half within {median} ms, 99 % within {most} ms")
+        }
+        None => format!("none of {sent} datagrams came back"),
+    });
+    Ok(())
+}
+
+/// Connects stdin and stdout with the other side. This happens if no other action was requested.
 async fn converse(connection: &Connection, output: Output) -> Result<(), Error> {
     if !output.is_json() {
         let (writer, reader) = connection.open(chat::PROTOCOL).await?.split();
-        return Ok(chat::pipe(reader, writer).await?);
+        return Ok(chat::pipe(reader, writer, output).await?);
     }
-    // Stdout is taken by events: lines of stdin are sent, the other side's become events.
+    // Stdout carries events here, so the lines of the other side become events, too.
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let Some(mut line) = lines.next_line().await? else {
         return Ok(());
@@ -171,11 +200,14 @@ async fn converse(connection: &Connection, output: Output) -> Result<(), Error> 
         Ok::<_, Error>(())
     };
     let peer = connection.peer_id().to_string();
-    let receive = chat::answer_lines(reader, futures::io::sink(), |text| {
-        let fields = json!({ "peer_id": peer, "text": text });
-        output.event("message", fields, String::new);
-        None
-    });
+    let receive = async {
+        let mut lines = chat::Lines::new(reader);
+        while let Some(text) = lines.next().await? {
+            let fields = json!({ "peer_id": peer, "text": text });
+            output.message(fields, String::new).await;
+        }
+        Ok(())
+    };
     futures::future::try_join(send, receive).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `throughline demo`: a server and a peer to talk to, in one process.
+//! `throughline demo`: a server and a demo peer in one process.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -16,22 +16,24 @@ use crate::{
     signal,
 };
 
-/// Largest file that the demo peer takes: a visitor's, into a temporary directory.
+/// The largest file that the demo peer takes. It comes from a visitor and goes into a temporary
+/// directory.
 const MAX_FILE: u64 = 2 << 30;
 
 pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped()?;
+    let stopped = signal::stopped(output)?;
     let credentials = args.serve.print_turn_credentials;
     let mut config = serve::config(args.serve)?;
     let default = throughline::server::ServerConfig::default();
     if config.hosts == default.hosts {
-        // A page may use WebRTC and the clipboard only on this machine or over https.
+        // A page may use WebRTC and the clipboard only from this machine or over https.
         config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
     }
     let loopback = config.hosts.iter().all(IpAddr::is_loopback);
-    // Nobody comes from elsewhere.
+    // On loopback, all peers are on this machine.
     config.autonat.allow_private |= loopback;
-    // The usual port, so that a reload finds the page again, unless another program has it.
+    // The usual port comes first, so that a reload finds the page again. Another program may have
+    // it.
     let server = match Server::start(config.clone()).await {
         Err(_) if config.port == default.port => {
             config.port = 0;
@@ -47,7 +49,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         .map_err(|error| io_error(format_args!("--recv {}", inbox.display()), error))?;
 
     let mut peer = Config::default();
-    // Whoever sees the page on this machine needs no router.
+    // Visitors on this machine need no router.
     peer.port_mapping = !loopback;
     let mut builder = Connector::builder().config(peer);
     for address in server.addresses() {
@@ -73,7 +75,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     });
     output.result("demo", fields, || {
         format!(
-            "Open {url}\nFiles that you send arrive in {}",
+            "Open {url}\nThe demo peer stores the files that you send in {}",
             inbox.display()
         )
     });
@@ -89,8 +91,9 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     Ok(())
 }
 
-/// How to start this program from here, for the terminal line on the page: below the working
-/// directory where it is there, else by its name. A page need not learn the whole path.
+/// Returns how to start this program from here, for the terminal line on the page. It is the path
+/// below the working directory if the program is there, and else only the name. The page does not
+/// learn the whole path.
 fn program() -> String {
     let name = || String::from(env!("CARGO_BIN_NAME"));
     let (Ok(program), Ok(here)) = (std::env::current_exe(), std::env::current_dir()) else {

@@ -15,9 +15,9 @@ use crate::{
 };
 
 pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped()?;
+    let stopped = signal::stopped(output)?;
     if let Some(directory) = &args.recv {
-        // Now rather than with the first file.
+        // An error shows now and not with the first file.
         std::fs::create_dir_all(directory)
             .map_err(|error| io_error(format_args!("--recv {}", directory.display()), error))?;
     }
@@ -39,15 +39,15 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
     announce(&connector, output);
     tokio::spawn(Arc::new(service).run(connector.clone()));
     let result = tokio::select! {
-        () = stopped => Ok(()),
-        // `ended` above keeps the channel open where there is no terminal chat.
+        _ = stopped => Ok(()),
+        // `ended` above keeps the channel open if there is no terminal chat.
         Some(result) = chat_ended.recv() => result,
     };
     connector.close().await;
     result
 }
 
-/// Prints the ticket; it goes to stdout alone, so that a script without JSON can read it.
+/// Prints the ticket. Only the ticket goes to stdout, so that a script without JSON can read it.
 fn announce(connector: &Connector, output: Output) {
     let (peer, ticket) = (
         connector.peer_id().to_string(),

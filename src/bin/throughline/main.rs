@@ -10,13 +10,23 @@ mod netcheck;
 mod output;
 mod peer;
 mod ping;
+mod printer;
 mod protocols;
 mod serve;
 mod service;
 mod signal;
+#[cfg(test)]
+#[path = "../../testing.rs"]
+mod testing;
 mod watch;
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    ffi::OsStr,
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+    thread,
+};
 
 use clap::Parser as _;
 use throughline::{Error, ErrorKind};
@@ -28,28 +38,46 @@ use self::{
 };
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
+    match Cli::try_parse() {
+        Ok(cli) => printing(cli.json, |output| start(cli, output)),
+        Err(error) => usage(&error),
+    }
+}
+
+/// Calls `run`, and gives the exit status when everything is printed.
+fn printing(json: bool, run: impl FnOnce(Output) -> Result<(), Error>) -> ExitCode {
+    let output = match Output::start(json) {
+        Ok(output) => output,
+        Err(error) => {
+            // Nothing else runs that could wait for this, and if it fails, nobody reads it.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            return ExitCode::FAILURE;
+        }
     };
+    let result = run(output);
+    // What could not be printed on stdout was the purpose of the command.
+    let status = match result.and(output.drain()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output.fail(&error),
+    };
+    let _ = output.drain();
+    status
+}
+
+fn start(cli: Cli, output: Output) -> Result<(), Error> {
     // What an operator has to know is said without being asked for.
     let quiet = match &cli.command {
         Command::Serve(_) => "error,throughline=warn",
         _ => "error",
     };
-    log_to_stderr(cli.verbose, quiet);
-    let output = Output::new(cli.json);
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => return output.fail(&output::io_error("cannot start threads", error)),
-    };
+    log_to_stderr(cli.verbose, quiet, output);
+    print_panics(output);
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| output::io_error("cannot start threads", error))?;
     let result = runtime.block_on(run(cli.command, output));
     // A read of stdin cannot be cancelled and must not hold the exit.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => output.fail(&error),
-    }
+    result
 }
 
 async fn run(command: Command, output: Output) -> Result<(), Error> {
@@ -77,24 +105,65 @@ fn usage(error: &clap::Error) -> ExitCode {
             .next()
             .unwrap_or_default()
             .trim_start_matches("error: ");
-        return Output::new(true).fail(&Error::new(ErrorKind::InvalidConfig, message));
+        let error = Error::new(ErrorKind::InvalidConfig, message);
+        return printing(true, |_| Err(error));
     }
     let _ = error.print();
     ExitCode::FAILURE
 }
 
-fn log_to_stderr(verbose: u8, quiet: &str) {
+fn log_to_stderr(verbose: u8, quiet: &str, output: Output) {
     let level = match verbose {
         0 => quiet,
         1 => "error,throughline=info",
-        2 => "info,throughline=debug",
-        _ => "debug",
+        2 => "info,throughline=trace",
+        _ => "debug,throughline=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        // Whoever reads a file of it, or watches one, wants no colours.
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(is_coloured(
+            io::stderr().is_terminal(),
+            std::env::var_os("NO_COLOR").as_deref(),
+        ))
+        .with_writer(move || output.log())
+        // These would go past the printer.
+        .log_internal_errors(false)
         .init();
+}
+
+/// Prints panics as Rust does, but without waiting for a reader.
+fn print_panics(output: Output) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("<unnamed>");
+        output.log().line(format!("thread '{name}' {panic}"));
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            output.log().line(backtrace.to_string());
+        }
+        if name == "main" {
+            // The program ends with this thread.
+            let _ = output.drain();
+        }
+    }));
+}
+
+/// Whoever reads a file of the log, or watches one, wants no colours, and whoever says so
+/// (<https://no-color.org>) wants none on a terminal.
+fn is_coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_wants_them() {
+        assert!(is_coloured(true, None));
+        assert!(is_coloured(true, Some(OsStr::new(""))));
+        assert!(!is_coloured(true, Some(OsStr::new("1"))));
+        assert!(!is_coloured(false, None));
+    }
 }

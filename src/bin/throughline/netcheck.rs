@@ -14,10 +14,10 @@ use crate::{
     peer,
 };
 
-/// The longest that answers are waited for: STUN's and the router's timeouts by default, and what
-/// filters are asked then.
+/// How long to wait for answers at most. This covers the default timeouts of STUN and of the
+/// router, and the questions about filters that come after them.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is seen whether there is news.
+/// How often the report is read again.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) async fn run(args: PeerArgs, output: Output) -> Result<(), Error> {
@@ -32,7 +32,7 @@ pub(crate) async fn run(args: PeerArgs, output: Output) -> Result<(), Error> {
     Ok(())
 }
 
-/// The report when everything in it is answered or given up.
+/// Returns the report when every question in it has been answered or given up.
 async fn settled(connector: &Connector) -> Result<Report, Error> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     let mut interval = tokio::time::interval(INTERVAL);
@@ -54,7 +54,8 @@ fn relay_is_settled(relay: &RelayReport) -> bool {
 fn text(report: &Report, servers: &[TurnReport]) -> String {
     let mut lines = vec![format!("peer {}", report.peer_id)];
     if report.relays.is_empty() {
-        let text = "no relay configured: only peers that can reach the addresses below can connect";
+        let text =
+            "no relay is configured: only peers that can reach the addresses below can connect";
         lines.push(text.into());
     }
     lines.extend(report.relays.iter().map(relay));
@@ -66,7 +67,7 @@ fn text(report: &Report, servers: &[TurnReport]) -> String {
     for address in &report.confirmed {
         lines.push(format!("reached by others at {address}"));
     }
-    // The relays' own are above.
+    // The addresses through relays are above.
     let own = |address: &&String| !address.contains("/p2p-circuit");
     for address in report.listening.iter().filter(own) {
         lines.push(format!("listening on {address}"));
@@ -112,16 +113,16 @@ fn nat(nat: &NatReport) -> Vec<String> {
         let state = match (&server.mapped, &server.error) {
             (Some(mapped), _) => format!("sees us as {mapped}{}", round_trip(server.rtt)),
             (None, Some(error)) => error.clone(),
-            (None, None) => "no usable address, or no answer yet".into(),
+            (None, None) => "there is no usable address, or no answer yet".into(),
         };
         lines.push(format!("STUN {}: {state}", server.server));
     }
     let mapping = match nat.mapping {
-        NatMapping::None => "none before this machine",
+        NatMapping::None => "none in front of this machine",
         NatMapping::EndpointIndependent => "one address for all peers",
         NatMapping::AddressDependent => "another address for each peer",
         NatMapping::AddressAndPortDependent => "another address for each peer and port (symmetric)",
-        _ => "unknown, two STUN servers would tell",
+        _ => "unknown; configure two STUN servers to know",
     };
     let ports = match nat.ports {
         NatPorts::Preserved => ", ports kept",
@@ -134,7 +135,7 @@ fn nat(nat: &NatReport) -> Vec<String> {
         NatFiltering::EndpointIndependent => "everybody",
         NatFiltering::AddressDependent => "addresses we have sent to",
         NatFiltering::AddressAndPortDependent => "addresses and ports we have sent to",
-        _ => "unknown, a STUN server with RFC 5780 would tell",
+        _ => "unknown; configure a STUN server with RFC 5780 to know",
     };
     lines.push(format!("lets in: {filtering}"));
     lines.push(format!("port mapping: {}", port_mapping(nat)));
@@ -158,18 +159,18 @@ fn port_mapping(nat: &NatReport) -> String {
             None => "the router forwards a port".into(),
         },
         PortMappingState::Useless => "the router itself is behind another NAT".into(),
-        PortMappingState::Unavailable => "no router that maps ports".into(),
+        PortMappingState::Unavailable => "no router maps ports".into(),
         PortMappingState::Searching => "no answer yet".into(),
         _ => "off".into(),
     };
     state + &spoken
 }
 
-/// What it means for connecting.
+/// Says what the NAT means for connections.
 fn meaning(nat: &NatReport) -> &'static str {
     let answered = nat.stun.iter().any(|server| server.mapped.is_some());
     if nat.port_mapping == PortMappingState::Mapped {
-        return "=> peers can connect directly if the router does as it says";
+        return "=> peers can connect directly if the router forwards as it says";
     }
     match (nat.mapping, nat.ports) {
         (NatMapping::None, _) => "=> peers can connect directly unless a firewall is in the way",
@@ -184,6 +185,6 @@ fn meaning(nat: &NatReport) -> &'static str {
         }
         _ if nat.stun.is_empty() => "=> configure STUN servers to know more",
         _ if answered => "=> direct connections are likely; configure a second STUN server to know",
-        _ => "=> no STUN server answers: UDP may be blocked, connections go through relays",
+        _ => "=> no STUN server answers: UDP may be blocked, and connections go through relays",
     }
 }

@@ -1,22 +1,39 @@
 //! What the program prints: JSON lines for scripts, or text for people.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     process::ExitCode,
 };
 
 use serde_json::{Value, json};
 use throughline::{Error, ErrorKind};
 
-/// Where events go.
-#[derive(Debug, Clone, Copy)]
+use crate::printer::{OnFailure, Printer};
+
+/// Where events, results and the log go. Only what a peer says waits until somebody reads it.
+#[derive(Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
+    stdout: &'static Printer,
+    stderr: &'static Printer,
 }
 
 impl Output {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+    /// Starts the threads that print.
+    pub(crate) fn start(json: bool) -> Result<Self, Error> {
+        let failed = |error| io_error("cannot start threads", error);
+        let missing = |lines| format!("lines missing here, because nobody took them: {lines}");
+        let stderr = Printer::new(OnFailure::Skip, missing, None);
+        let stderr = stderr.start(|| io::stderr().lock()).map_err(failed)?;
+        let dropped = |lines| line("dropped", json!({ "lines": lines }));
+        let after = (!json).then_some(stderr);
+        let stdout = Printer::new(OnFailure::Stop, dropped, after);
+        let stdout = stdout.start(|| io::stdout().lock()).map_err(failed)?;
+        Ok(Self {
+            json,
+            stdout,
+            stderr,
+        })
     }
 
     /// Whether stdout belongs to JSON lines.
@@ -27,44 +44,92 @@ impl Output {
     /// Prints `event` with its `fields` as a JSON line, or `text` on stderr for people: their
     /// stdout belongs to what the peers say.
     pub(crate) fn event(self, event: &str, fields: Value, text: impl FnOnce() -> String) {
-        if !self.json {
-            let text = text();
-            if !text.is_empty() {
-                eprintln!("{text}");
-            }
+        if self.json {
+            self.stdout.line(line(event, fields));
             return;
         }
-        print_line(&line(event, fields));
+        let text = text();
+        if !text.is_empty() {
+            self.stderr.line(text);
+        }
+    }
+
+    /// Prints what a peer says as an event, no faster than it is read. If nobody reads, it is as
+    /// any other event.
+    pub(crate) async fn message(self, fields: Value, text: impl FnOnce() -> String) {
+        if self.json {
+            self.stdout.line_when_read(line("message", fields)).await;
+        } else {
+            self.event("message", fields, text);
+        }
     }
 
     /// Prints the result that a person asked for on stdout.
     pub(crate) fn result(self, event: &str, fields: Value, text: impl FnOnce() -> String) {
-        if self.json {
-            self.event(event, fields, String::new);
+        let text = if self.json {
+            line(event, fields)
         } else {
-            print_line(&text());
-        }
+            text()
+        };
+        self.stdout.keep(text);
+    }
+
+    /// Prints the bytes of a peer on stdout, as they are and no faster than they are read.
+    pub(crate) async fn payload(self, bytes: &[u8]) -> io::Result<()> {
+        self.stdout.payload(bytes.to_vec()).await
+    }
+
+    /// Returns where the log goes.
+    pub(crate) fn log(self) -> &'static Printer {
+        self.stderr
     }
 
     /// Progress of a long action, on a terminal only.
     pub(crate) fn progress(self, done: u64, size: u64) {
         if !self.json && io::stderr().is_terminal() {
             let percent = (done * 100).checked_div(size).unwrap_or(100);
-            eprint!("\r{percent:3} % of {}\x1b[K", human_bytes(size));
+            let text = format!("\r{percent:3} % of {}\x1b[K", human_bytes(size));
             if done == size {
-                eprintln!();
+                self.stderr.line(text);
+            } else {
+                self.stderr.glimpse(text);
             }
+        }
+    }
+
+    /// Completes when nobody can read stdout any more, with the reason.
+    pub(crate) async fn failed(self) -> Error {
+        io_error("stdout", self.stdout.failed().await)
+    }
+
+    /// Blocks until everything is printed, or until whoever should read it does not.
+    ///
+    /// # Errors
+    /// The failure of stdout.
+    pub(crate) fn drain(self) -> Result<(), Error> {
+        self.stderr.drain();
+        self.stdout.drain();
+        match self.stdout.failure() {
+            Some(error) => Err(io_error("stdout", error)),
+            None => Ok(()),
         }
     }
 
     /// Prints why the program fails, and gives its exit status.
     pub(crate) fn fail(self, error: &Error) -> ExitCode {
-        let fields = json!({
+        let mut fields = json!({
             "code": error.code(),
             "message": error.message(),
             "attempts": error.attempts(),
         });
-        self.event("error", fields, || format!("error: {error}"));
+        if let Some(code) = error.reset_code() {
+            fields["reset_code"] = code.0.into();
+        }
+        if self.json {
+            self.stdout.keep(line("error", fields));
+        } else {
+            self.stderr.keep(format!("error: {error}"));
+        }
         ExitCode::FAILURE
     }
 }
@@ -78,17 +143,6 @@ fn line(event: &str, mut fields: Value) -> String {
     let rest = fields.strip_prefix('{').unwrap_or("}");
     let comma = if rest == "}" { "" } else { "," };
     format!("{{\"event\":{}{comma}{rest}", Value::from(event))
-}
-
-/// Writes `line` at once. When nobody reads any more there is nobody to tell.
-fn print_line(line: &str) {
-    let mut stdout = io::stdout().lock();
-    if writeln!(stdout, "{line}")
-        .and_then(|()| stdout.flush())
-        .is_err()
-    {
-        std::process::exit(1);
-    }
 }
 
 /// An error of this program's own: a file, a folder, stdin.

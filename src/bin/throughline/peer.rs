@@ -1,13 +1,15 @@
-//! From the command line to a [`Connector`].
+//! Makes a [`Connector`] from the command line.
 
 use std::net::SocketAddr;
 
-use throughline::{Config, Connector, Error, ErrorKind, Identity, TurnServer, server};
+use throughline::{
+    Config, Connector, Error, ErrorKind, Identity, TurnServer, server, unknown_option,
+};
 use tokio::net::TcpListener;
 
 use crate::{args::PeerArgs, output::io_error, protocols};
 
-/// Starts the peer that `args` describe. With `reserve` it can be reached through its relays.
+/// Starts the peer that `args` describe. With `reserve`, others can reach it through its relays.
 pub(crate) async fn bind(args: &PeerArgs, reserve: bool) -> Result<Connector, Error> {
     let mut config = config(args)?;
     config.reserve &= reserve;
@@ -25,7 +27,7 @@ pub(crate) async fn bind(args: &PeerArgs, reserve: bool) -> Result<Connector, Er
     Ok(connector)
 }
 
-/// Answers whoever asks for the counters, until the program ends.
+/// Serves the counters over HTTP until the program ends.
 async fn serve_metrics(addr: SocketAddr, connector: Connector) -> Result<(), Error> {
     let listener = TcpListener::bind(addr)
         .await
@@ -34,7 +36,7 @@ async fn serve_metrics(addr: SocketAddr, connector: Connector) -> Result<(), Err
     Ok(())
 }
 
-/// The configuration file, then what the command line sets and adds.
+/// Makes the configuration: the file, then the changes and additions of the command line.
 pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     let mut settings = toml::Table::new();
     if let Some(path) = &args.config {
@@ -73,11 +75,23 @@ fn parsed(text: &str, given: impl std::fmt::Display) -> Result<toml::Table, Erro
     toml::from_str(text).map_err(|error| invalid(given, &error))
 }
 
-fn invalid(given: impl std::fmt::Display, error: &toml::de::Error) -> Error {
-    Error::new(ErrorKind::InvalidConfig, format!("{given}: {error}"))
+/// Makes the error for wrong options in `given`.
+pub(crate) fn invalid(given: impl std::fmt::Display, error: &toml::de::Error) -> Error {
+    let why = unknown(error.message()).unwrap_or_else(|| error.to_string());
+    Error::new(ErrorKind::InvalidConfig, format!("{given}: {why}"))
 }
 
-/// Sets what `over` holds, and leaves what stands beside it in a table.
+/// Rewrites serde's message about an option that does not exist. Serde names every option that
+/// exists.
+fn unknown(message: &str) -> Option<String> {
+    let (name, expected) = message
+        .strip_prefix("unknown field `")?
+        .split_once("`, expected ")?;
+    let known = expected.split('`').skip(1).step_by(2);
+    Some(unknown_option(name, known))
+}
+
+/// Sets the values of `over` in `under`. Other values of a table stay.
 fn merge(under: &mut toml::Table, over: toml::Table) {
     for (name, value) in over {
         match (under.get_mut(&name), value) {
@@ -92,14 +106,12 @@ fn merge(under: &mut toml::Table, over: toml::Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::free_ports;
 
     #[tokio::test]
     async fn metrics_are_served() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        // A port that was free a moment ago.
-        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = probe.local_addr().unwrap();
-        drop(probe);
+        let addr = (std::net::Ipv4Addr::LOCALHOST, free_ports()).into();
         let args = PeerArgs {
             metrics: Some(addr),
             ..PeerArgs::default()
@@ -144,10 +156,37 @@ mod tests {
         assert_eq!(config.idle_timeout.as_millis(), 7);
         assert!(!config.birthday);
         assert_eq!(config.start_delays.turn.as_millis(), 9);
+    }
 
-        std::fs::write(&path, "stunn = []\n").unwrap();
-        let error = super::config(&args).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
-        assert!(error.message().contains("stunn"), "{error}");
+    #[test]
+    fn an_unknown_option_names_only_the_nearest_known_one() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("peer.toml");
+        let told = |file: &str, set: &[&str]| {
+            std::fs::write(&path, file).unwrap();
+            let args = PeerArgs {
+                config: Some(path.clone()),
+                set: set.iter().copied().map(String::from).collect(),
+                ..PeerArgs::default()
+            };
+            let error = config(&args).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+            error.message().to_owned()
+        };
+        let file = format!("--config {}", path.display());
+        assert_eq!(
+            told("relay = []\n", &[]),
+            format!("{file}: unknown option \"relay\": did you mean \"relays\"?")
+        );
+        assert_eq!(
+            told("[start_delays_ms]\ntrun = 1\n", &[]),
+            format!("{file}: unknown option \"trun\": did you mean \"turn\"?")
+        );
+        assert_eq!(told("", &["colour=1"]), "--set: unknown option \"colour\"");
+        let server = "[[turn]]\nurl = \"turn:h\"\nuser = \"u\"\n";
+        assert_eq!(
+            told(server, &[]),
+            format!("{file}: unknown option \"user\"")
+        );
     }
 }

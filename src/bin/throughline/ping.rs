@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use serde_json::json;
-use throughline::{Connection, Error, ErrorKind, Ticket};
+use throughline::{Connection, Error, Ticket};
 
 use crate::{
     args::PingArgs,
@@ -13,11 +13,11 @@ use crate::{
     watch::PathWatch,
 };
 
-/// Pause between two round trips.
+/// The pause between two round trips.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: PingArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped()?;
+    let stopped = signal::stopped(output)?;
     let ticket: Ticket = args.ticket.parse()?;
     let connector = peer::bind(&args.peer, false).await?;
     let pinged = async {
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: PingArgs, output: Output) -> Result<(), Error> {
     };
     let result = tokio::select! {
         result = pinged => result,
-        () = stopped => Err(Error::new(ErrorKind::Aborted, "stopped by a signal")),
+        error = stopped => Err(error),
     };
     connector.close().await;
     result
@@ -54,7 +54,7 @@ pub(crate) async fn measure(
         let mut echoed = [0; 8];
         protocols::unless_stalled(stream.read_exact(&mut echoed)).await?;
         if echoed != sent {
-            return Err(protocols::violation("echo: other bytes came back"));
+            return Err(protocols::violation("echo: the peer sent other bytes back"));
         }
         let rtt = start.elapsed();
         times.push(rtt);

@@ -2,18 +2,19 @@
 
 use serde_json::json;
 use throughline::{
-    Error, ErrorKind,
+    Error,
     server::{Server, ServerConfig, turn_secret},
 };
 
 use crate::{
     args::ServeArgs,
     output::{Output, io_error},
+    peer::invalid,
     signal,
 };
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped()?;
+    let stopped = signal::stopped(output)?;
     let credentials = args.print_turn_credentials;
     let server = Server::start(config(args)?).await?;
     announce(&server, credentials, output);
@@ -22,8 +23,8 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     Ok(())
 }
 
-/// Prints the first line: where this server is. What is printed may be kept in a log, so
-/// credentials are not among it unless somebody asked for them.
+/// Prints the addresses of this server. The output may end in a log, so it contains credentials
+/// only if the user asked for them.
 pub(crate) fn announce(server: &Server, credentials: bool, output: Output) {
     let credentials = server.turn_credentials().filter(|_| credentials);
     let mut fields = json!({
@@ -63,19 +64,15 @@ pub(crate) fn announce(server: &Server, credentials: bool, output: Output) {
     });
 }
 
-/// The configuration file, then what the command line says.
+/// Makes the configuration: the file, then the changes of the command line.
 pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
     let mut config = match &args.config {
         None => ServerConfig::default(),
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
-            let config: ServerConfig = toml::from_str(&text).map_err(|error| {
-                Error::new(
-                    ErrorKind::InvalidConfig,
-                    format!("--config {}: {error}", path.display()),
-                )
-            })?;
+            let config: ServerConfig = toml::from_str(&text)
+                .map_err(|error| invalid(format_args!("--config {}", path.display()), &error))?;
             if config.turn.secret.is_some() {
                 warn_of_readers(path);
             }
@@ -107,7 +104,7 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// A configuration may belong to a group of operators, but a secret in it is not for everybody.
+/// Warns if everybody can read the secret. The file may belong to a group of operators.
 #[cfg(unix)]
 fn warn_of_readers(path: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,4 @@
-//! What a listening peer does with those who connect.
+//! Serves the peers that connect to a listening peer.
 
 use std::{
     path::PathBuf,
@@ -8,21 +8,22 @@ use std::{
     },
 };
 
-use futures::StreamExt as _;
+use futures::{AsyncWriteExt as _, StreamExt as _};
 use serde_json::json;
 use throughline::{Connection, Connector, Error, ErrorKind, Path, PathEvent, PathEvents, Stream};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use crate::{
     output::{Output, human_bytes},
-    protocols::{self, bench, chat, file},
+    protocols::{self, bench, chat, file, ticks},
     watch,
 };
 
-/// What is served besides echo and bench.
+/// The services in addition to echo, of streams and datagrams, and bench.
 pub(crate) struct Service {
     pub(crate) output: Output,
-    /// Where files go, and the longest that is taken.
+    /// The directory for files, and the size of the largest file.
     pub(crate) inbox: Option<(PathBuf, u64)>,
     pub(crate) chat: Chat,
 }
@@ -38,7 +39,7 @@ pub(crate) enum Chat {
         taken: AtomicBool,
         ended: mpsc::Sender<Result<(), Error>>,
     },
-    /// A friendly machine.
+    /// The demo peer, which answers each line.
     Demo,
 }
 
@@ -55,22 +56,28 @@ impl Service {
         let events = connection.path_events();
         let path = connection.path();
         let paths = tokio::spawn(report_paths(self.output, peer.clone(), path, events));
+        tokio::spawn(ticks::echo(connection.clone()));
         while let Some((protocol, stream)) = connection.accept_stream().await {
             let (service, peer) = (Arc::clone(&self), peer.clone());
-            tokio::spawn(async move { service.handle(&peer, &protocol, stream).await });
+            let span = tracing::info_span!("connection", %peer);
+            let handled = async move { service.handle(&peer, &protocol, stream).await };
+            tokio::spawn(handled.instrument(span));
         }
-        // Ends with the event that says why the connection closed.
+        // This ends with the event that says why the connection closed.
         let _ = paths.await;
     }
 
-    async fn handle(&self, peer: &str, protocol: &str, mut stream: Stream) {
+    async fn handle(&self, peer: &str, protocol: &str, stream: Stream) {
         let served = match protocol {
             protocols::ECHO => {
-                let (writer, reader) = stream.split();
-                protocols::echo(reader, writer)
-                    .await
-                    .map(|_| ())
-                    .map_err(Error::from)
+                let (mut writer, reader) = stream.split();
+                let echoed = protocols::echo(reader, &mut writer).await;
+                let echoed = echoed.map(|_| ()).map_err(Error::from);
+                // If the peer cuts the stream short, its echo is cut short for the same reason.
+                if let Some(code) = echoed.as_ref().err().and_then(Error::reset_code) {
+                    writer.reset(code);
+                }
+                echoed
             }
             bench::PROTOCOL => {
                 let (writer, reader) = stream.split();
@@ -79,8 +86,7 @@ impl Service {
             file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream).await,
             chat::PROTOCOL if !matches!(self.chat, Chat::Off) => self.chat(peer, stream).await,
             _ => {
-                // The code of an unknown protocol; nobody needs more.
-                stream.reset(0);
+                stream.refuse();
                 Ok(())
             }
         };
@@ -135,29 +141,40 @@ impl Service {
                 stream.reset(0);
                 Err(Error::new(
                     ErrorKind::LimitExceeded,
-                    "stdin and stdout serve another chat",
+                    "stdin and stdout serve another chat already",
                 ))
             }
             Chat::Terminal { ended, .. } => {
                 let (writer, reader) = stream.split();
-                let result = chat::pipe(reader, writer).await.map_err(Error::from);
-                // Nobody waits any more: the program ends anyway.
+                let result = chat::pipe(reader, writer, self.output)
+                    .await
+                    .map_err(Error::from);
+                // If nobody receives this, the program is ending already.
                 let _ = ended.send(result).await;
                 Ok(())
             }
             Chat::Events | Chat::Demo | Chat::Off => {
-                let (writer, reader) = stream.split();
-                chat::answer_lines(reader, writer, |line| self.answer(peer, line)).await
+                let (mut writer, reader) = stream.split();
+                let mut lines = chat::Lines::new(reader);
+                while let Some(line) = lines.next().await? {
+                    if let Some(mut answer) = self.answer(peer, &line).await {
+                        answer.push('\n');
+                        writer.write_all(answer.as_bytes()).await?;
+                    }
+                }
+                writer.close().await?;
+                Ok(())
             }
         }
     }
 
-    fn answer(&self, peer: &str, line: &str) -> Option<String> {
+    async fn answer(&self, peer: &str, line: &str) -> Option<String> {
         let fields = json!({ "peer_id": peer, "text": line });
-        self.output.event("message", fields, || {
+        let text = || {
             let printable = line.chars().filter(|c| !c.is_control());
             format!("{peer}: {}", printable.collect::<String>())
-        });
+        };
+        self.output.message(fields, text).await;
         matches!(self.chat, Chat::Demo).then(|| {
             let letters = line.chars().count();
             format!("The native peer got your {letters} characters: {line}")
@@ -173,7 +190,7 @@ async fn report_paths(output: Output, peer: String, path: Option<Path>, mut even
             format!("{peer} connected, {}", watch::describe(&fields))
         });
     };
-    // Early data comes before the first path.
+    // A stream with early data comes before the first path.
     let mut waits = path.is_none();
     path.iter().for_each(connected);
     while let Some(event) = events.next().await {
@@ -188,10 +205,10 @@ async fn report_paths(output: Output, peer: String, path: Option<Path>, mut even
                 let text = watch::describe(&watch::path_fields(Some(path)));
                 output.event("path", fields, || format!("{peer} is now {text}"));
             }
-            PathEvent::Closed { code, .. } => {
-                let fields = json!({ "peer_id": peer, "code": code });
+            PathEvent::Closed { kind, .. } => {
+                let fields = json!({ "peer_id": peer, "code": kind });
                 output.event("disconnected", fields, || {
-                    format!("{peer} is gone ({code})")
+                    format!("{peer} is gone ({kind})")
                 });
             }
             _ => {}

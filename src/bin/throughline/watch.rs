@@ -1,4 +1,4 @@
-//! Follows the paths of a connection and prints what happens.
+//! Follows the paths of a connection and prints its events.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,11 @@ pub(crate) struct PathWatch {
 }
 
 impl PathWatch {
-    /// Prints `connected`, and from then on each attempt and each change of path. `start` is when
-    /// connect was called.
+    /// Prints `connected`, and from then on each attempt and each change of path. `start` is the
+    /// time of the call to connect.
     pub(crate) fn start(connection: &Connection, start: Instant, output: Output) -> Self {
-        // Subscribed before the state is read: what changes in between is printed twice at worst,
-        // never missed.
+        // The subscription comes before the state is read. So a change in between may be printed
+        // twice, but is never missed.
         let mut events = connection.path_events();
         let path = connection.path();
         let elapsed = start.elapsed();
@@ -57,8 +57,8 @@ impl PathWatch {
                     PathEvent::Attempt(_) => {
                         printed = print_attempts(&connection, printed, output);
                     }
-                    PathEvent::Closed { code, .. } => {
-                        output.event("closed", json!(event), || format!("closed ({code})"));
+                    PathEvent::Closed { kind, .. } => {
+                        output.event("closed", json!(event), || format!("closed ({kind})"));
                     }
                     _ => {}
                 }
@@ -73,15 +73,15 @@ impl PathWatch {
     /// Waits until the path is direct.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] if it is not `within` that time, [`ErrorKind::ConnectionClosed`] if
-    /// the connection is gone before.
+    /// [`ErrorKind::Timeout`] if it is not direct `within` that time, and
+    /// [`ErrorKind::ConnectionClosed`] if the connection ends before.
     pub(crate) async fn direct(&mut self, within: Duration) -> Result<(), Error> {
         let direct = self.kind.wait_for(|kind| *kind == Some(PathKind::Direct));
         match tokio::time::timeout(within, direct).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::new(
                 ErrorKind::ConnectionClosed,
-                "--wait-direct: the connection was closed before there was a direct path",
+                "--wait-direct: the connection ended before there was a direct path",
             )),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
@@ -93,7 +93,7 @@ impl PathWatch {
         }
     }
 
-    /// What the path is now.
+    /// Returns the kind of the present path.
     pub(crate) fn kind(&self) -> Option<PathKind> {
         *self.kind.borrow()
     }
@@ -105,8 +105,9 @@ impl Drop for PathWatch {
     }
 }
 
-/// Prints the attempts after the first `printed`; gives how many there are now. Read from the
-/// connection and not from the event, so that those of before the subscription are there too.
+/// Prints the attempts after the first `printed`, and returns how many there are now. It reads them
+/// from the connection and not from the event, so that attempts from before the subscription are
+/// there, too.
 fn print_attempts(connection: &Connection, printed: usize, output: Output) -> usize {
     let attempts = connection.attempts();
     for attempt in attempts.iter().skip(printed) {
@@ -117,7 +118,7 @@ fn print_attempts(connection: &Connection, printed: usize, output: Output) -> us
     attempts.len()
 }
 
-/// The fields of `path` as every event has them; `path` is null where there is none.
+/// Returns the fields of `path` as every event has them. `path` is null if there is no path.
 pub(crate) fn path_fields(path: Option<&Path>) -> Value {
     match path {
         Some(path) => json!(path),
@@ -125,7 +126,7 @@ pub(crate) fn path_fields(path: Option<&Path>) -> Value {
     }
 }
 
-/// For people: how, and by what.
+/// Describes a path for people.
 pub(crate) fn describe(fields: &Value) -> String {
     match (fields["path"].as_str(), fields["strategy"].as_str()) {
         (Some("direct"), Some(strategy)) => format!("directly ({strategy})"),

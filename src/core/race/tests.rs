@@ -10,7 +10,7 @@ use crate::core::plan::{
 const MS: Duration = Duration::from_millis(1);
 const NO_JITTER: f64 = 0.5;
 
-/// A race and what is known to it.
+/// A race and the facts it is told.
 struct Track {
     race: Race,
     known: Known,
@@ -30,24 +30,24 @@ impl Track {
         Self { race, known, rules }
     }
 
-    fn tell(&mut self, now: Duration, event: Event) -> Vec<Action> {
+    fn tell(&mut self, now: Duration, event: RaceEvent) -> Vec<RaceAction> {
         self.race.handle(now, event, NO_JITTER)
     }
 
-    fn replan(&mut self, now: Duration) -> Vec<Action> {
+    fn replan(&mut self, now: Duration) -> Vec<RaceAction> {
         let plan = plan::plan(&self.known, &self.rules);
-        self.tell(now, Event::Plan(plan))
+        self.tell(now, RaceEvent::Plan(plan))
     }
 
-    fn connect(&mut self, now: Duration) -> Vec<Action> {
+    fn connect(&mut self, now: Duration) -> Vec<RaceAction> {
         let deadline = now + 10 * SECOND;
-        assert_eq!(self.tell(now, Event::Connect { deadline }), []);
+        assert_eq!(self.tell(now, RaceEvent::Connect { deadline }), []);
         self.replan(now)
     }
 
-    /// A path by `attempt` comes up.
-    fn up(&mut self, now: Duration, attempt: AttemptId, strategy: Strategy) -> Vec<Action> {
-        let mut actions = self.tell(now, Event::Succeeded(attempt, strategy));
+    /// Brings up a path by `attempt`.
+    fn up(&mut self, now: Duration, attempt: AttemptId, strategy: Strategy) -> Vec<RaceAction> {
+        let mut actions = self.tell(now, RaceEvent::Succeeded(attempt, strategy));
         self.known.circuit |= matches!(attempt, AttemptId::Circuit(_));
         self.known.best = self
             .known
@@ -59,14 +59,14 @@ impl Track {
         actions
     }
 
-    fn failed(&mut self, now: Duration, attempt: AttemptId, cause: Cause) -> Vec<Action> {
-        self.tell(now, Event::Failed(attempt, cause, "so".into()))
+    fn failed(&mut self, now: Duration, attempt: AttemptId, cause: Cause) -> Vec<RaceAction> {
+        self.tell(now, RaceEvent::Failed(attempt, cause, "so".into()))
     }
 }
 
-fn started(actions: &[Action]) -> Vec<AttemptId> {
-    let started = |action: &Action| match action {
-        Action::Start(attempt, _) => Some(*attempt),
+fn started(actions: &[RaceAction]) -> Vec<AttemptId> {
+    let started = |action: &RaceAction| match action {
+        RaceAction::Start(attempt, _) => Some(*attempt),
         _ => None,
     };
     actions.iter().filter_map(started).collect()
@@ -90,16 +90,16 @@ fn ended(
 }
 
 #[test]
-fn the_first_path_is_accepted_and_the_loser_is_taken_back() {
+fn the_first_path_is_accepted_and_worse_attempts_are_cancelled() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], true);
     assert_eq!(
         track.connect(Duration::ZERO),
         [
-            Action::Began(Strategy::CircuitRelay),
-            Action::Start(AttemptId::Circuit(relay), 0),
-            Action::Began(Strategy::Direct),
-            Action::Start(AttemptId::Direct, 0),
+            RaceAction::Began(Strategy::CircuitRelay),
+            RaceAction::Start(AttemptId::Circuit(relay), 0),
+            RaceAction::Began(Strategy::Direct),
+            RaceAction::Start(AttemptId::Direct, 0),
         ]
     );
     let circuit = track.up(5 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
@@ -113,24 +113,24 @@ fn the_first_path_is_accepted_and_the_loser_is_taken_back() {
     assert_eq!(
         circuit,
         [
-            Action::Ended(won),
-            Action::Began(Strategy::Direct),
-            Action::Began(Strategy::Stun),
-            Action::Start(AttemptId::Ice, 0),
-            Action::Accept,
+            RaceAction::Ended(won),
+            RaceAction::Began(Strategy::Direct),
+            RaceAction::Began(Strategy::Stun),
+            RaceAction::Start(AttemptId::Ice, 0),
+            RaceAction::Accept,
         ]
     );
     let direct = track.up(9 * MS, AttemptId::Direct, Strategy::Direct);
     let beaten = |strategy| {
         let times = (5 * MS, 9 * MS);
-        let reason = Some("a better path was sooner");
+        let reason = Some("a better path came up first");
         let cause = Some(Cause::Cancelled);
-        Action::Ended(ended(strategy, times, Outcome::Cancelled, cause, reason))
+        RaceAction::Ended(ended(strategy, times, Outcome::Cancelled, cause, reason))
     };
     assert_eq!(
         direct[1..],
         [
-            Action::Cancel(AttemptId::Ice),
+            RaceAction::Cancel(AttemptId::Ice),
             beaten(Strategy::Direct),
             beaten(Strategy::Stun),
         ]
@@ -146,29 +146,31 @@ fn a_worse_path_is_held_back_exactly_as_long_as_configured() {
         track.race = Race::new(100 * MS);
         track.connect(Duration::ZERO);
         let up = track.up(7 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
-        assert!(!up.contains(&Action::Accept));
+        assert!(!up.contains(&RaceAction::Accept));
         assert_eq!(track.race.wake(), Some(107 * MS));
-        let accepted = track.tell(until, Event::Tick).contains(&Action::Accept);
+        let accepted = track
+            .tell(until, RaceEvent::Tick)
+            .contains(&RaceAction::Accept);
         (track, accepted)
     };
     assert!(!hold(106 * MS).1);
     assert!(hold(107 * MS).1);
-    // A second connect waits along, and both are answered by a direct path at once,
+    // A second connect waits with the first. A direct path answers both at once.
     let (mut track, _) = hold(50 * MS);
     assert_eq!(track.connect(51 * MS), []);
     let direct = track.up(52 * MS, AttemptId::Direct, Strategy::Direct);
-    assert_eq!(direct.last(), Some(&Action::Accept));
-    // or when no better one can come any more.
+    assert_eq!(direct.last(), Some(&RaceAction::Accept));
+    // Both are also answered when no better path can come any more.
     let (mut track, _) = hold(50 * MS);
     assert!(
         !track
             .failed(60 * MS, AttemptId::Direct, Cause::Refused)
-            .contains(&Action::Accept)
+            .contains(&RaceAction::Accept)
     );
     assert!(
         track
             .failed(61 * MS, AttemptId::Ice, Cause::NoPair)
-            .contains(&Action::Accept)
+            .contains(&RaceAction::Accept)
     );
 }
 
@@ -179,26 +181,26 @@ fn a_second_relay_is_asked_after_its_delay_or_the_first_ones_failure() {
     let mut track = Track::new(&relays, false);
     assert_eq!(started(&track.connect(Duration::ZERO)), [first]);
     assert_eq!(track.race.wake(), Some(500 * MS));
-    assert_eq!(track.tell(499 * MS, Event::Tick), []);
-    assert_eq!(started(&track.tell(500 * MS, Event::Tick)), [second]);
+    assert_eq!(track.tell(499 * MS, RaceEvent::Tick), []);
+    assert_eq!(started(&track.tell(500 * MS, RaceEvent::Tick)), [second]);
     let mut track = Track::new(&relays, false);
     track.connect(Duration::ZERO);
     let failed = track.failed(3 * MS, first, Cause::RelayUnreachable);
     assert_eq!(started(&failed), [second]);
     let up = track.up(9 * MS, second, Strategy::CircuitRelay);
-    assert!(up.contains(&Action::Accept));
+    assert!(up.contains(&RaceAction::Accept));
 }
 
 #[test]
-fn when_nothing_is_left_the_error_lists_everything_at_once() {
+fn when_every_attempt_has_failed_the_error_lists_them_all() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], true);
     track.connect(Duration::ZERO);
     let direct = track.failed(2 * MS, AttemptId::Direct, Cause::WrongPeer);
-    assert!(matches!(direct[..], [Action::Ended(_)]));
+    assert!(matches!(direct[..], [RaceAction::Ended(_)]));
     let circuit = AttemptId::Circuit(relay);
     let all = track.failed(3 * MS, circuit, Cause::NoReservation);
-    let Some(Action::GiveUp {
+    let Some(RaceAction::GiveUp {
         connects: 1,
         attempts,
     }) = all.last()
@@ -221,16 +223,16 @@ fn when_nothing_is_left_the_error_lists_everything_at_once() {
 }
 
 #[test]
-fn the_budget_of_each_connect_is_its_own() {
+fn each_connect_has_its_own_deadline() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], false);
     track.rules.timeout = 60 * SECOND;
     track.connect(Duration::ZERO);
     assert_eq!(track.connect(4 * SECOND), []);
-    assert_eq!(track.tell(10 * SECOND - MS, Event::Tick), []);
-    let first = track.tell(10 * SECOND, Event::Tick);
+    assert_eq!(track.tell(10 * SECOND - MS, RaceEvent::Tick), []);
+    let first = track.tell(10 * SECOND, RaceEvent::Tick);
     let [
-        Action::GiveUp {
+        RaceAction::GiveUp {
             connects: 1,
             attempts,
         },
@@ -239,13 +241,13 @@ fn the_budget_of_each_connect_is_its_own() {
         panic!("{first:?}");
     };
     assert_eq!(attempts[0].cause, Some(Cause::Timeout));
-    let second = track.tell(14 * SECOND, Event::Tick);
+    let second = track.tell(14 * SECOND, RaceEvent::Tick);
     assert!(matches!(
         second[..],
         [
-            Action::Cancel(_),
-            Action::Ended(_),
-            Action::GiveUp { connects: 1, .. }
+            RaceAction::Cancel(_),
+            RaceAction::Ended(_),
+            RaceAction::GiveUp { connects: 1, .. }
         ]
     ));
 }
@@ -255,19 +257,19 @@ fn one_attempt_ends_at_its_own_timeout() {
     let mut track = Track::new(&[], true);
     track.rules.timeout = 3 * SECOND;
     track.connect(Duration::ZERO);
-    assert_eq!(track.tell(3 * SECOND - MS, Event::Tick), []);
-    let actions = track.tell(3 * SECOND, Event::Tick);
-    assert_eq!(actions[0], Action::Cancel(AttemptId::Direct));
-    let Action::Ended(attempt) = &actions[1] else {
+    assert_eq!(track.tell(3 * SECOND - MS, RaceEvent::Tick), []);
+    let actions = track.tell(3 * SECOND, RaceEvent::Tick);
+    assert_eq!(actions[0], RaceAction::Cancel(AttemptId::Direct));
+    let RaceAction::Ended(attempt) = &actions[1] else {
         panic!("{actions:?}");
     };
     assert_eq!(attempt.cause, Some(Cause::Timeout));
     assert!(attempt.reason.as_ref().unwrap().contains("3000 ms"));
-    assert!(matches!(actions[2], Action::GiveUp { connects: 1, .. }));
+    assert!(matches!(actions[2], RaceAction::GiveUp { connects: 1, .. }));
 }
 
 #[test]
-fn what_failed_is_repeated_in_the_background_after_2_4_and_8_seconds() {
+fn failed_attempts_are_repeated_after_2_4_and_8_seconds_and_then_once_a_minute() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], false);
     track.connect(Duration::ZERO);
@@ -279,15 +281,26 @@ fn what_failed_is_repeated_in_the_background_after_2_4_and_8_seconds() {
     let mut now = Duration::ZERO;
     for pause in [2, 4, 8] {
         let failed = track.failed(now, AttemptId::Ice, Cause::NoPair);
-        assert!(failed.iter().all(|a| matches!(a, Action::Ended(_))));
+        assert!(failed.iter().all(|a| matches!(a, RaceAction::Ended(_))));
         now += pause * SECOND;
         assert_eq!(track.race.wake(), Some(now));
-        assert_eq!(track.tell(now - MS, Event::Tick), []);
-        assert_eq!(started(&track.tell(now, Event::Tick)), [AttemptId::Ice]);
+        assert_eq!(track.tell(now - MS, RaceEvent::Tick), []);
+        assert_eq!(started(&track.tell(now, RaceEvent::Tick)), [AttemptId::Ice]);
     }
+    // From then on, it is repeated once a minute.
+    for _ in 0..3 {
+        track.failed(now, AttemptId::Ice, Cause::NoPair);
+        now += 60 * SECOND;
+        assert_eq!(track.race.wake(), Some(now));
+        assert_eq!(started(&track.tell(now, RaceEvent::Tick)), [AttemptId::Ice]);
+    }
+    // A change of the network starts it at once, and the pauses are short again.
     track.failed(now, AttemptId::Ice, Cause::NoPair);
-    assert_eq!(track.race.wake(), None);
-    // Another circuit is another situation.
+    now += SECOND;
+    assert_eq!(started(&track.tell(now, RaceEvent::Anew)), [AttemptId::Ice]);
+    track.failed(now, AttemptId::Ice, Cause::NoPair);
+    assert_eq!(track.race.wake(), Some(now + 2 * SECOND));
+    // After another circuit has come up, the attempt is made again.
     track.known.circuit = false;
     track.replan(now);
     track.known.circuit = true;
@@ -295,7 +308,43 @@ fn what_failed_is_repeated_in_the_background_after_2_4_and_8_seconds() {
 }
 
 #[test]
-fn a_connect_hurries_what_pauses() {
+fn a_lost_path_is_sought_every_two_seconds() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], false);
+    track.connect(Duration::ZERO);
+    track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
+    (track.known.circuit, track.known.best, track.known.path) = (false, None, None);
+    let mut now = SECOND;
+    assert_eq!(started(&track.replan(now)), [circuit]);
+    for pause in [500, 1_000, 2_000, 2_000, 2_000, 2_000, 2_000].map(Duration::from_millis) {
+        track.failed(now, circuit, Cause::NoReservation);
+        now += pause;
+        assert_eq!(track.tell(now - MS, RaceEvent::Tick), []);
+        assert_eq!(started(&track.tell(now, RaceEvent::Tick)), [circuit]);
+    }
+}
+
+#[test]
+fn what_the_old_network_has_swallowed_is_made_again_while_there_is_no_path() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], false);
+    track.connect(Duration::ZERO);
+    assert!(track.race.is_running(circuit));
+    let soon = SWALLOWED - MS;
+    assert_eq!(track.tell(soon, RaceEvent::Anew), [], "it has just begun");
+    let again = track.tell(SWALLOWED, RaceEvent::Anew);
+    assert_eq!(again[0], RaceAction::Cancel(circuit));
+    assert_eq!(started(&again), [circuit]);
+    track.up(SECOND, circuit, Strategy::CircuitRelay);
+    assert!(track.race.is_running(AttemptId::Ice));
+    let anew = track.tell(4 * SECOND, RaceEvent::Anew);
+    assert_eq!(anew, [], "candidates follow by themselves");
+}
+
+#[test]
+fn a_connect_starts_pausing_attempts_at_once() {
     let relay = PeerId::random();
     let circuit = AttemptId::Circuit(relay);
     let mut track = Track::new(&[relay], false);
@@ -310,32 +359,32 @@ fn a_connect_hurries_what_pauses() {
 }
 
 #[test]
-fn a_peer_that_does_not_speak_one_way_is_asked_for_the_next() {
+fn the_next_way_is_tried_when_the_peer_does_not_speak_one() {
     let mut track = Track::new(&[], true);
     let mut plan = plan::plan(&track.known, &track.rules);
     plan.steps[0].ways = 2;
-    track.tell(Duration::ZERO, Event::Plan(plan));
+    track.tell(Duration::ZERO, RaceEvent::Plan(plan));
     let next = track.failed(MS, AttemptId::Direct, Cause::Unsupported);
-    assert_eq!(next, [Action::Start(AttemptId::Direct, 1)]);
+    assert_eq!(next, [RaceAction::Start(AttemptId::Direct, 1)]);
     let last = track.failed(2 * MS, AttemptId::Direct, Cause::Unsupported);
-    assert!(matches!(last[..], [Action::Ended(_)]));
+    assert!(matches!(last[..], [RaceAction::Ended(_)]));
     assert_eq!(track.race.wake(), None);
 }
 
 #[test]
-fn a_strategy_that_joins_has_an_end_of_its_own() {
+fn a_strategy_that_joins_is_recorded_on_its_own() {
     let relay = PeerId::random();
     let running = || {
         let mut track = Track::new(&[relay], false);
         track.connect(Duration::ZERO);
         let circuit = AttemptId::Circuit(relay);
         track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
-        let joined = Event::Joined(AttemptId::Ice, Strategy::Birthday);
+        let joined = RaceEvent::Joined(AttemptId::Ice, Strategy::Birthday);
         assert_eq!(
-            track.tell(SECOND, Event::Joined(circuit, Strategy::Turn)),
+            track.tell(SECOND, RaceEvent::Joined(circuit, Strategy::Turn)),
             []
         );
-        let began = [Action::Began(Strategy::Birthday)];
+        let began = [RaceAction::Began(Strategy::Birthday)];
         assert_eq!(track.tell(SECOND, joined.clone()), began);
         assert_eq!(track.tell(SECOND, joined), []);
         track
@@ -343,33 +392,37 @@ fn a_strategy_that_joins_has_an_end_of_its_own() {
     let birthday = |at: u32, outcome, cause, reason| {
         let times = (SECOND, SECOND * at);
         let ended = ended(Strategy::Birthday, times, outcome, cause, reason);
-        Action::Ended(ended)
+        RaceAction::Ended(ended)
     };
-    // It wins, from when it joined,
+    // The strategy wins. Its record begins when it joined.
     let won = running().up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
     assert_eq!(won[0], birthday(2, Outcome::Succeeded, None, None));
     assert_eq!(
-        won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+        won.iter()
+            .filter(|a| matches!(a, RaceAction::Ended(_)))
+            .count(),
         3
     );
-    // without what has left before,
+    // A strategy that has left before has no second record.
     let mut track = running();
     let reason = "nothing there".to_owned();
-    let left = Event::Left(AttemptId::Ice, Strategy::Stun, Cause::NoGateway, reason);
+    let left = RaceEvent::Left(AttemptId::Ice, Strategy::Stun, Cause::NoGateway, reason);
     assert_eq!(track.tell(SECOND, left.clone()).len(), 1);
     assert_eq!(track.tell(SECOND, left), []);
     let won = track.up(2 * SECOND, AttemptId::Ice, Strategy::Birthday);
     assert_eq!(
-        won.iter().filter(|a| matches!(a, Action::Ended(_))).count(),
+        won.iter()
+            .filter(|a| matches!(a, RaceAction::Ended(_)))
+            .count(),
         2
     );
-    // is beaten,
+    // The strategy is beaten.
     let beaten = running().up(2 * SECOND, AttemptId::Ice, Strategy::Stun);
     let (cause, reason) = (Some(Cause::Cancelled), Some("stun was better"));
     assert!(beaten.contains(&birthday(2, Outcome::Cancelled, cause, reason)));
-    // or leaves, which is no failure of the attempt; it may join again.
+    // The strategy leaves, and the attempt does not fail by this. It may join again.
     let mut track = running();
-    let busy = Event::Left(
+    let busy = RaceEvent::Left(
         AttemptId::Ice,
         Strategy::Birthday,
         Cause::Limit,
@@ -382,12 +435,12 @@ fn a_strategy_that_joins_has_an_end_of_its_own() {
     assert_eq!(track.tell(2 * SECOND, busy), []);
     let failed = track.failed(3 * SECOND, AttemptId::Ice, Cause::NoPair);
     assert_eq!(failed.len(), 2);
-    let again = track.tell(9 * SECOND, Event::Tick);
+    let again = track.tell(9 * SECOND, RaceEvent::Tick);
     assert_eq!(started(&again), [AttemptId::Ice]);
 }
 
 #[test]
-fn the_peer_may_bring_a_strategy_in() {
+fn the_peer_may_add_a_strategy() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], false);
     track.connect(Duration::ZERO);
@@ -397,13 +450,13 @@ fn the_peer_may_bring_a_strategy_in() {
         Strategy::CircuitRelay,
     );
     let up = track.up(MS, AttemptId::Ice, Strategy::Turn);
-    assert_eq!(up[0], Action::Began(Strategy::Turn));
-    let ends = up.iter().filter(|a| matches!(a, Action::Ended(_)));
+    assert_eq!(up[0], RaceAction::Began(Strategy::Turn));
+    let ends = up.iter().filter(|a| matches!(a, RaceAction::Ended(_)));
     assert_eq!(ends.count(), 3);
 }
 
 #[test]
-fn what_is_deferred_goes_on_with_the_circuit_and_counts_once() {
+fn a_deferred_attempt_goes_on_with_the_circuit_and_counts_once() {
     let relay = PeerId::random();
     let circuit = AttemptId::Circuit(relay);
     let mut track = Track::new(&[relay], false);
@@ -411,24 +464,24 @@ fn what_is_deferred_goes_on_with_the_circuit_and_counts_once() {
     let actions = track.connect(MS);
     assert_eq!(started(&actions), [circuit, AttemptId::Ice]);
     track.known.offer = false;
-    assert_eq!(track.tell(2 * MS, Event::Deferred(AttemptId::Ice)), []);
+    assert_eq!(track.tell(2 * MS, RaceEvent::Deferred(AttemptId::Ice)), []);
     assert_eq!(track.replan(2 * MS), []);
     let actions = track.up(3 * MS, circuit, Strategy::CircuitRelay);
     assert_eq!(started(&actions), [AttemptId::Ice]);
-    let began = |action: &Action| matches!(action, Action::Began(_));
+    let began = |action: &RaceAction| matches!(action, RaceAction::Began(_));
     assert!(!actions.iter().any(began), "{actions:?}");
 }
 
 #[test]
-fn what_is_deferred_is_no_hope() {
+fn a_deferred_attempt_does_not_keep_a_connect_waiting() {
     let relay = PeerId::random();
     let mut track = Track::new(&[relay], false);
     track.known.offer = true;
     track.connect(MS);
     track.known.offer = false;
-    track.tell(2 * MS, Event::Deferred(AttemptId::Ice));
+    track.tell(2 * MS, RaceEvent::Deferred(AttemptId::Ice));
     let actions = track.failed(3 * MS, AttemptId::Circuit(relay), Cause::Refused);
-    let Some(Action::GiveUp { attempts, .. }) = actions.last() else {
+    let Some(RaceAction::GiveUp { attempts, .. }) = actions.last() else {
         panic!("{actions:?}");
     };
     let causes: Vec<_> = attempts.iter().map(|a| (a.strategy, a.cause)).collect();
@@ -452,12 +505,12 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
         track
     };
     let mut track = spared();
-    assert_eq!(started(&track.tell(2 * MS, Event::Due)), [circuit]);
+    assert_eq!(started(&track.tell(2 * MS, RaceEvent::Due)), [circuit]);
     assert!(track.race.seeks_circuit() && !track.race.awaits_circuit());
-    assert_eq!(track.tell(3 * MS, Event::Due), []);
+    assert_eq!(track.tell(3 * MS, RaceEvent::Due), []);
 
     let mut track = spared();
-    let actions = track.tell(2 * MS, Event::Deferred(AttemptId::Ice));
+    let actions = track.tell(2 * MS, RaceEvent::Deferred(AttemptId::Ice));
     assert_eq!(started(&actions), [circuit]);
 
     let mut track = spared();
@@ -465,19 +518,19 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     assert_eq!(started(&actions), [circuit]);
 
     let mut track = spared();
-    assert_eq!(started(&track.tell(SPARE_WAIT, Event::Tick)), []);
-    let actions = track.tell(SPARE_WAIT + MS, Event::Tick);
+    assert_eq!(started(&track.tell(SPARE_WAIT, RaceEvent::Tick)), []);
+    let actions = track.tell(SPARE_WAIT + MS, RaceEvent::Tick);
     assert_eq!(started(&actions), [circuit]);
 
     let mut track = spared();
     track.up(2 * MS, AttemptId::Ice, Strategy::Stun);
-    assert_eq!(track.race.wake(), None, "it waits for its turn alone");
+    assert_eq!(track.race.wake(), None, "only its turn starts it");
     assert!(track.race.awaits_circuit());
-    assert_eq!(started(&track.tell(SECOND, Event::Due)), [circuit]);
+    assert_eq!(started(&track.tell(SECOND, RaceEvent::Due)), [circuit]);
     track.up(2 * SECOND, circuit, Strategy::CircuitRelay);
     track.known.circuit = false;
     assert_eq!(track.replan(3 * SECOND), []);
-    assert_eq!(track.race.wake(), None, "and so does the next one");
+    assert_eq!(track.race.wake(), None, "only its turn starts the next one");
 
     let mut track = spared();
     track.up(2 * MS, AttemptId::Ice, Strategy::Stun);
@@ -488,16 +541,20 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     (track.known.offer, track.known.spared) = (true, Some(0));
     track.rules.timeout = 2 * SECOND;
     track.connect(MS);
-    let actions = track.tell(2 * SECOND + MS, Event::Tick);
+    let actions = track.tell(2 * SECOND + MS, RaceEvent::Tick);
     assert_eq!(started(&actions), [circuit]);
-    assert!(!actions.iter().any(|a| matches!(a, Action::GiveUp { .. })));
+    assert!(
+        !actions
+            .iter()
+            .any(|a| matches!(a, RaceAction::GiveUp { .. }))
+    );
 }
 
 proptest! {
-    /// Attempts are successes, failures and what still runs, per strategy; no connect is
+    /// For each strategy, what began is what ended and what is still under way. No connect is
     /// answered twice, and none is left when its time is over.
     #[test]
-    fn the_books_balance(events in vec((0u64..4_000, 0u8..12, 0u8..4), 1..60)) {
+    fn every_strategy_and_every_connect_ends_once(events in vec((0u64..4_000, 0u8..12, 0u8..4), 1..60)) {
         let relays = [PeerId::random(), PeerId::random()];
         let ids = [
             AttemptId::Circuit(relays[0]),
@@ -533,34 +590,34 @@ proptest! {
                     track.replan(now)
                 }
                 6 => track.failed(now, id, Cause::Unsupported),
-                7 => track.tell(now, Event::Joined(id, Strategy::Birthday)),
+                7 => track.tell(now, RaceEvent::Joined(id, Strategy::Birthday)),
                 9 => {
                     track.known.offer = false;
-                    let mut actions = track.tell(now, Event::Deferred(AttemptId::Ice));
+                    let mut actions = track.tell(now, RaceEvent::Deferred(AttemptId::Ice));
                     actions.extend(track.replan(now));
                     actions
                 }
                 8 => {
                     let (birthday, reason) = (Strategy::Birthday, String::new());
-                    track.tell(now, Event::Left(id, birthday, Cause::NoPair, reason))
+                    track.tell(now, RaceEvent::Left(id, birthday, Cause::NoPair, reason))
                 }
-                10 => track.tell(now, Event::Due),
-                _ => track.tell(now, Event::Tick),
+                10 => track.tell(now, RaceEvent::Due),
+                _ => track.tell(now, RaceEvent::Tick),
             };
             for action in actions {
                 match action {
-                    Action::Began(strategy) => *open.entry(strategy).or_default() += 1,
-                    Action::Ended(attempt) => *open.entry(attempt.strategy).or_default() -= 1,
-                    Action::Accept => waiting = 0,
-                    Action::GiveUp { connects, .. } => waiting -= connects,
-                    Action::Start(..) | Action::Cancel(_) => {}
+                    RaceAction::Began(strategy) => *open.entry(strategy).or_default() += 1,
+                    RaceAction::Ended(attempt) => *open.entry(attempt.strategy).or_default() -= 1,
+                    RaceAction::Accept => waiting = 0,
+                    RaceAction::GiveUp { connects, .. } => waiting -= connects,
+                    RaceAction::Start(..) | RaceAction::Cancel(_) => {}
                 }
             }
             prop_assert_eq!(waiting, track.race.connects.len());
             prop_assert!(track.race.connects.iter().all(|deadline| *deadline > now));
         }
-        for action in track.tell(now, Event::Closed) {
-            if let Action::Ended(attempt) = action {
+        for action in track.tell(now, RaceEvent::Closed) {
+            if let RaceAction::Ended(attempt) = action {
                 *open.entry(attempt.strategy).or_default() -= 1;
             }
         }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-/// An empty queue keeps at most this much memory, so that a thousand idle streams cost nothing while
-/// a busy one does not allocate each time its reader catches up.
+/// An empty queue keeps at most this much memory. So a thousand idle streams take little memory,
+/// and a busy stream does not allocate each time its reader catches up.
 const KEEP: usize = 64 * 1024;
 
-/// Bytes in order. The owner bounds how many.
+/// Bytes in order. The owner limits their number.
 #[derive(Debug, Default)]
 pub(super) struct Buffer(VecDeque<u8>);
 
@@ -37,7 +37,7 @@ impl Buffer {
         count
     }
 
-    /// The `count` bytes from `start` on, in two pieces because the queue is a ring.
+    /// Returns the `count` bytes from `start` on, in two pieces because the queue is a ring.
     pub(super) fn range(&self, start: usize, count: usize) -> (&[u8], &[u8]) {
         let (front, back) = self.0.as_slices();
         let end = start + count;

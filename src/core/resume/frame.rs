@@ -1,8 +1,8 @@
 //! Frames of a resumable stream: `length: uvarint | kind: u8 | body`.
 //!
 //! `length` counts kind and body. All integers are unsigned varints as in the multiformats
-//! specification (minimal, at most 9 bytes for an offset). The opener's first frame on a substream is
-//! a [`Header`]; everything after it, in both directions, is a [`Frame`].
+//! specification (minimal, at most 9 bytes for an offset). The opener's first frame on a substream
+//! is a [`Header`]. Every frame after it, in both directions, is a [`StreamFrame`].
 //!
 //! | kind | name    | body                                    |
 //! | ---- | ------- | --------------------------------------- |
@@ -15,28 +15,32 @@
 //! | 6    | FIN     | offset                                  |
 //! | 7    | FIN_ACK |                                         |
 //! | 8    | RESET   | code                                    |
-//! | 9    | STOP    |                                         |
+//! | 9    | STOP    | code, left out if it is 0               |
+//!
+//! The codes of RESET and STOP below 2^32 belong to the application. [`REFUSED`](super::REFUSED) is
+//! above them, and only RESET has it.
 
 use std::fmt;
 
 use unsigned_varint::{decode, encode};
 
-/// Longest frame we send or take, counted like its length field. 64 KiB is four of the 16 KiB
-/// messages that WebRTC and yamux cut it into, so a frame head is paid once for four of them, while
-/// an ACK or a RESET behind it waits half a millisecond at 1 Gbit/s.
+/// The longest frame that is sent or accepted, without its length field. 64 KiB is four of the 16
+/// KiB messages into which WebRTC and yamux cut it, so one frame head serves four messages. An ACK
+/// or a RESET behind such a frame waits half a millisecond at 1 Gbit/s.
 pub(crate) const MAX_FRAME: usize = 64 * 1024;
 
-/// Longest header. Room for the fixed fields and a protocol name of [`MAX_PROTOCOL`] bytes.
+/// The longest header. It has room for the fixed fields and a protocol name of [`MAX_PROTOCOL`]
+/// bytes.
 pub(crate) const MAX_HEADER: usize = 320;
 
-/// Longest protocol name in bytes.
+/// The longest protocol name in bytes.
 pub(crate) const MAX_PROTOCOL: usize = 256;
 
-/// Offsets, windows and codes stay below 2^62, as in QUIC (RFC 9000 section 16): sums of two never
-/// overflow.
+/// Offsets, windows and codes stay below 2^62, as in QUIC (RFC 9000 section 16), so that the sum of
+/// two never overflows.
 const MAX_INTEGER: u64 = 1 << 62;
 
-/// Longest frame other than DATA: kind and three integers.
+/// The longest frame other than DATA: the kind and three integers.
 const MAX_CONTROL: usize = 1 + 3 * 9;
 
 const OPEN: u8 = 0;
@@ -50,13 +54,14 @@ const FIN_ACK: u8 = 7;
 const RESET: u8 = 8;
 const STOP: u8 = 9;
 
-/// Name of one stream between two peers, drawn at random by its opener; it outlives every substream.
+/// The name of one stream between two peers. Its opener draws it at random, and it outlives every
+/// substream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct StreamId(pub(crate) [u8; 16]);
 
 impl fmt::Debug for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The first four bytes tell streams apart in a log.
+        // The first four bytes are enough to tell streams apart in a log.
         let [a, b, c, d, ..] = self.0;
         write!(f, "StreamId({a:02x}{b:02x}{c:02x}{d:02x})")
     }
@@ -65,10 +70,10 @@ impl fmt::Debug for StreamId {
 /// The opener's first frame on every substream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// The stream this substream is to carry.
+    /// The stream that this substream carries.
     pub(crate) id: StreamId,
-    /// How many substreams the opener has tried, this one included. A header that arrives after one
-    /// with a higher epoch is stale.
+    /// How many substreams the opener has tried, including this one. A header that arrives after
+    /// one with a higher epoch is stale.
     pub(crate) epoch: u64,
     /// What the opener asks for.
     pub(crate) request: Request,
@@ -77,79 +82,82 @@ pub(crate) struct Header {
 /// What a [`Header`] asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Begin the stream, or go on from the start if the acceptor knows it already: an opener that has
-    /// heard nothing cannot tell whether an earlier OPEN arrived.
+    /// Begin the stream, or go on from the start if the acceptor knows it already. An opener that
+    /// has received nothing cannot tell whether an earlier OPEN arrived.
     Open {
-        /// Bytes the acceptor may have unconsumed at the opener.
+        /// How many bytes the acceptor may have unconsumed at the opener.
         window: u64,
         /// The application protocol.
         protocol: String,
     },
     /// Go on with a stream that the acceptor has answered before.
     Resume {
-        /// Bytes the opener has received, in order.
+        /// How many bytes the opener has received, in order.
         received: u64,
     },
 }
 
-/// Any frame but a header. DATA may come in pieces.
+/// Any frame that is not a header. DATA may come in pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Frame<'a> {
-    /// Answer to a header: the acceptor has the stream.
+pub(crate) enum StreamFrame<'a> {
+    /// The answer to a header: the acceptor has the stream.
     Accept {
-        /// Epoch of the header.
+        /// The epoch of the header.
         epoch: u64,
-        /// Bytes the acceptor has received, in order.
+        /// How many bytes the acceptor has received, in order.
         received: u64,
-        /// Bytes the opener may have unconsumed at the acceptor.
+        /// How many bytes the opener may have unconsumed at the acceptor.
         window: u64,
     },
-    /// Answer to a header: the acceptor will not carry the stream.
+    /// The answer to a header: the acceptor will not carry the stream.
     Refuse {
-        /// Epoch of the header.
+        /// The epoch of the header.
         epoch: u64,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
     /// Bytes of the stream.
     Data {
-        /// Offset of the first byte.
+        /// The offset of the first byte.
         offset: u64,
         /// At least one byte.
         bytes: &'a [u8],
     },
     /// The reader has consumed this many bytes, so the writer may forget them.
     Ack {
-        /// Bytes consumed.
+        /// The number of bytes consumed.
         consumed: u64,
     },
     /// The writer's bytes end here.
     Fin {
-        /// Number of bytes in all.
+        /// The number of bytes in all.
         offset: u64,
     },
     /// All bytes up to FIN have been received.
     FinAck,
-    /// Both directions end at once. Answered by RESET.
+    /// Both directions end at once. The answer is RESET.
     Reset {
+        /// The application's code.
+        code: u64,
+    },
+    /// The reader is gone. The answer is FIN after the bytes that were sent so far.
+    Stop {
         /// The application's reason.
         code: u64,
     },
-    /// The reader is gone: answered by FIN at what has been sent so far.
-    Stop,
 }
 
 /// Why a header was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub(crate) enum Refusal {
-    /// RESUME of a stream that the acceptor does not have (any more).
+    /// RESUME names a stream that the acceptor does not have, or no longer has.
     UnknownStream,
     /// Nobody accepts the application protocol.
     UnknownProtocol,
-    /// The acceptor holds as many streams as it is willing to.
+    /// The acceptor holds as many streams as it allows.
     TooManyStreams,
-    /// A code this version does not know.
+    /// This version does not know the code.
     Other(u64),
 }
 
@@ -179,33 +187,34 @@ impl Refusal {
 pub(crate) enum ProtocolError {
     /// A frame's length field is zero or above the bound for its kind.
     Length(u64),
-    /// A frame of a kind that does not exist or does not belong here.
+    /// The kind of the frame does not exist, or is not allowed here.
     Kind(u8),
-    /// A field is missing, not minimally encoded, above 2^62, or followed by something else.
+    /// A field is missing, is not minimally encoded, is above 2^62, or is followed by something
+    /// else.
     Field(&'static str),
-    /// DATA or FIN starts behind a byte that has never arrived.
+    /// DATA or FIN starts after a byte that has never arrived.
     Gap {
         /// The next offset expected.
         expected: u64,
         /// The offset that came.
         got: u64,
     },
-    /// DATA beyond the credit given, or beyond FIN.
+    /// DATA goes beyond the credit given, or beyond FIN.
     Overrun {
-        /// The end of what was allowed.
+        /// The end of the allowed bytes.
         limit: u64,
-        /// The end of what came.
+        /// The end of the bytes that came.
         got: u64,
     },
     /// The peer claims to have received bytes that were never sent.
     NeverSent {
-        /// The end of what was sent.
+        /// The end of the bytes that were sent.
         sent: u64,
-        /// The end of what the peer claims.
+        /// The end of the bytes that the peer claims.
         got: u64,
     },
-    /// A header for a stream that the receiver of the header has opened itself, or an answer to one
-    /// that it has not sent.
+    /// A header came for a stream that the receiver of the header has opened itself, or an answer
+    /// came to a header that the receiver has not sent.
     Role,
 }
 
@@ -216,21 +225,18 @@ impl fmt::Display for ProtocolError {
             Self::Kind(kind) => write!(f, "frame kind {kind} is not expected"),
             Self::Field(name) => write!(f, "frame field `{name}` is malformed"),
             Self::Gap { expected, got } => {
-                write!(f, "bytes from offset {got} came where {expected} was next")
+                write!(f, "bytes from offset {got} came, but {expected} was next")
             }
             Self::Overrun { limit, got } => {
-                write!(
-                    f,
-                    "bytes up to offset {got} came where {limit} was the limit"
-                )
+                write!(f, "bytes up to offset {got} came, but {limit} is the limit")
             }
             Self::NeverSent { sent, got } => {
                 write!(
                     f,
-                    "bytes up to offset {got} were confirmed where {sent} were sent"
+                    "the peer confirmed {got} bytes, but only {sent} were sent"
                 )
             }
-            Self::Role => write!(f, "the peer took the opener for the acceptor"),
+            Self::Role => write!(f, "the peer sent a frame that does not fit its role"),
         }
     }
 }
@@ -260,7 +266,7 @@ impl Header {
         out.extend(body);
     }
 
-    /// Reads a header without its length field. The caller bounds the length by [`MAX_HEADER`].
+    /// Reads a header without its length field. The caller limits the length to [`MAX_HEADER`].
     pub(crate) fn decode(frame: &[u8]) -> Result<Self, ProtocolError> {
         let (&kind, mut body) = frame.split_first().ok_or(ProtocolError::Length(0))?;
         if kind != OPEN && kind != RESUME {
@@ -293,50 +299,56 @@ impl Header {
     }
 }
 
-impl<'a> Frame<'a> {
+impl<'a> StreamFrame<'a> {
     /// Appends the frame, with its length field, to `out`.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match *self {
-            Frame::Accept {
+            StreamFrame::Accept {
                 epoch,
                 received,
                 window,
             } => control(out, ACCEPT, &[epoch, received, window]),
-            Frame::Refuse { epoch, refusal } => control(out, REFUSE, &[epoch, refusal.code()]),
-            Frame::Data { offset, bytes } => {
+            StreamFrame::Refuse { epoch, refusal } => {
+                control(out, REFUSE, &[epoch, refusal.code()])
+            }
+            StreamFrame::Data { offset, bytes } => {
                 data_head(out, offset, bytes.len());
                 out.extend_from_slice(bytes);
             }
-            Frame::Ack { consumed } => control(out, ACK, &[consumed]),
-            Frame::Fin { offset } => control(out, FIN, &[offset]),
-            Frame::FinAck => control(out, FIN_ACK, &[]),
-            Frame::Reset { code } => control(out, RESET, &[code]),
-            Frame::Stop => control(out, STOP, &[]),
+            StreamFrame::Ack { consumed } => control(out, ACK, &[consumed]),
+            StreamFrame::Fin { offset } => control(out, FIN, &[offset]),
+            StreamFrame::FinAck => control(out, FIN_ACK, &[]),
+            StreamFrame::Reset { code } => control(out, RESET, &[code]),
+            StreamFrame::Stop { code: 0 } => control(out, STOP, &[]),
+            StreamFrame::Stop { code } => control(out, STOP, &[code]),
         }
     }
 
     fn decode(kind: u8, mut body: &'a [u8]) -> Result<Self, ProtocolError> {
         let frame = match kind {
-            ACCEPT => Frame::Accept {
+            ACCEPT => StreamFrame::Accept {
                 epoch: take(&mut body, "epoch")?,
                 received: take(&mut body, "received")?,
                 window: take(&mut body, "window")?,
             },
-            REFUSE => Frame::Refuse {
+            REFUSE => StreamFrame::Refuse {
                 epoch: take(&mut body, "epoch")?,
                 refusal: Refusal::from_code(take(&mut body, "code")?),
             },
-            ACK => Frame::Ack {
+            ACK => StreamFrame::Ack {
                 consumed: take(&mut body, "consumed")?,
             },
-            FIN => Frame::Fin {
+            FIN => StreamFrame::Fin {
                 offset: take(&mut body, "offset")?,
             },
-            FIN_ACK => Frame::FinAck,
-            RESET => Frame::Reset {
+            FIN_ACK => StreamFrame::FinAck,
+            RESET => StreamFrame::Reset {
                 code: take(&mut body, "code")?,
             },
-            STOP => Frame::Stop,
+            STOP if body.is_empty() => StreamFrame::Stop { code: 0 },
+            STOP => StreamFrame::Stop {
+                code: take(&mut body, "code")?,
+            },
             kind => return Err(ProtocolError::Kind(kind)),
         };
         end(body)?;
@@ -344,7 +356,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Appends the head of a DATA frame of `len` bytes; the bytes follow.
+/// Appends the head of a DATA frame of `len` bytes. The caller appends the bytes.
 pub(super) fn data_head(out: &mut Vec<u8>, offset: u64, len: usize) {
     let mut buffer = encode::u64_buffer();
     let offset = encode::u64(offset, &mut buffer);
@@ -353,29 +365,29 @@ pub(super) fn data_head(out: &mut Vec<u8>, offset: u64, len: usize) {
     out.extend_from_slice(offset);
 }
 
-/// Most bytes a DATA frame can carry, whatever its offset.
+/// The most bytes that a DATA frame can carry, whatever its offset.
 pub(super) const MAX_DATA: usize = MAX_FRAME - 1 - 9;
 
 /// Cuts one direction of one substream into frames.
 ///
-/// The bytes of a DATA frame are handed on as they come, so a substream that dies in the middle of a
-/// frame loses nothing that has arrived, and no frame is ever gathered in memory.
+/// The bytes of a DATA frame are handed on as they come. So a substream that dies in the middle of
+/// a frame loses nothing that has arrived, and no frame is ever collected in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    /// Where the next byte of the DATA frame being read belongs.
+    /// The offset of the next byte of the DATA frame that is being read.
     offset: u64,
-    /// How many bytes of it are still to come.
+    /// How many bytes of that frame are still to come.
     left: usize,
 }
 
 impl Decoder {
-    /// Takes the next frame, or the next piece of a DATA frame, from the front of `input`.
-    /// `None`: the rest of `input`, at most 28 bytes, is the beginning of a frame; call again with
-    /// more behind it.
+    /// Takes the next frame, or the next piece of a DATA frame, from the front of `input`. Returns
+    /// `None` if the rest of `input`, at most 28 bytes, is the beginning of a frame. The caller
+    /// calls again with more bytes after it.
     pub(crate) fn decode<'a>(
         &mut self,
         input: &mut &'a [u8],
-    ) -> Result<Option<Frame<'a>>, ProtocolError> {
+    ) -> Result<Option<StreamFrame<'a>>, ProtocolError> {
         if self.left == 0 {
             let Some((length, rest)) = integer(input, "length")? else {
                 return Ok(None);
@@ -395,7 +407,7 @@ impl Decoder {
                     return Ok(None);
                 };
                 *input = rest;
-                return Frame::decode(kind, body).map(Some);
+                return StreamFrame::decode(kind, body).map(Some);
             }
             let Some((offset, rest)) = integer(body, "offset")? else {
                 return Ok(None);
@@ -416,7 +428,7 @@ impl Decoder {
         let offset = self.offset;
         self.offset += bytes.len() as u64;
         self.left -= bytes.len();
-        Ok(Some(Frame::Data { offset, bytes }))
+        Ok(Some(StreamFrame::Data { offset, bytes }))
     }
 }
 
@@ -426,7 +438,7 @@ fn control(out: &mut Vec<u8>, kind: u8, fields: &[u64]) {
     for &field in fields {
         put(out, field);
     }
-    // At most MAX_CONTROL, so one byte of varint.
+    // The length is at most MAX_CONTROL, so its varint has one byte.
     out[start] = (out.len() - start - 1) as u8;
 }
 
@@ -434,7 +446,7 @@ fn put(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(encode::u64(value, &mut encode::u64_buffer()));
 }
 
-/// An integer at the front of `input`, or `None` if it is not all there yet.
+/// Reads an integer at the front of `input`. Returns `None` if it has not arrived completely.
 fn integer<'a>(
     input: &'a [u8],
     name: &'static str,

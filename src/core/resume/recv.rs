@@ -1,23 +1,23 @@
-//! The receiving half: what has arrived and not yet been consumed by the application.
+//! The receiving half: the bytes that have arrived and that the application has not consumed yet.
 
 use super::buffer::Buffer;
-use super::frame::{Frame, ProtocolError};
+use super::frame::{ProtocolError, StreamFrame};
 
-/// Bytes `consumed..received` are in `buffer`.
+/// The bytes `consumed..received` are in `buffer`.
 #[derive(Debug)]
 pub(super) struct RecvSide {
     buffer: Buffer,
-    /// End of what has arrived, in order.
+    /// The end of the bytes that have arrived, in order.
     received: u64,
-    /// Bound on `buffer`.
+    /// The limit of `buffer`.
     window: u64,
-    /// What the last ACK on the current substream said.
+    /// The value of the last ACK on the current substream.
     announced: u64,
-    /// The peer has finished, and everything has arrived.
+    /// Whether the peer has finished and everything has arrived.
     finished: bool,
     fin_ack_due: bool,
-    /// The application wants no more.
-    stopped: bool,
+    /// The reason with which the application stopped reading, if it did.
+    stopped: Option<u64>,
     stop_due: bool,
 }
 
@@ -30,7 +30,7 @@ impl RecvSide {
             announced: 0,
             finished: false,
             fin_ack_due: false,
-            stopped: false,
+            stopped: None,
             stop_due: false,
         }
     }
@@ -62,7 +62,8 @@ impl RecvSide {
         self.finished || self.buffer.len() > 0
     }
 
-    /// Moves bytes to `out`: `Some(0)` at the end of the stream, `None` if nothing has arrived.
+    /// Moves bytes to `out`. Returns `Some(0)` at the end of the stream, and `None` if nothing has
+    /// arrived.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Option<usize> {
         match self.buffer.pop(out) {
             0 if !self.finished && !out.is_empty() => None,
@@ -70,21 +71,24 @@ impl RecvSide {
         }
     }
 
-    pub(super) fn stop(&mut self) {
-        self.buffer.clear();
-        self.stop_due = !self.finished;
-        self.stopped = true;
+    /// Stops reading. If it is called again, the first reason stays.
+    pub(super) fn stop(&mut self, code: u64) {
+        if self.stopped.is_none() {
+            self.buffer.clear();
+            self.stop_due = !self.finished;
+            self.stopped = Some(code);
+        }
     }
 
     pub(super) fn discard(&mut self) {
         self.buffer.clear();
     }
 
-    /// A new substream: whatever was last said may not have arrived. A lost FIN_ACK is not repeated
-    /// here, because its FIN will be.
+    /// Begins again on a new substream. The last ACK or STOP may not have arrived. A lost FIN_ACK
+    /// is not repeated here, because its FIN will be repeated.
     pub(super) fn rewind(&mut self) {
         self.announced = 0;
-        self.stop_due = self.stopped && !self.finished;
+        self.stop_due = self.stopped.is_some() && !self.finished;
     }
 
     pub(super) fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), ProtocolError> {
@@ -107,7 +111,7 @@ impl RecvSide {
         if got > limit {
             return Err(ProtocolError::Overrun { limit, got });
         }
-        if !self.stopped {
+        if self.stopped.is_none() {
             self.buffer
                 .push(&bytes[(self.received - offset) as usize..]);
         }
@@ -124,7 +128,7 @@ impl RecvSide {
             });
         }
         // After STOP the peer does not send again what was lost with a substream.
-        if offset > expected && (self.finished || !self.stopped) {
+        if offset > expected && (self.finished || self.stopped.is_none()) {
             return Err(ProtocolError::Gap {
                 expected,
                 got: offset,
@@ -137,24 +141,26 @@ impl RecvSide {
         Ok(())
     }
 
-    /// Whether something must be said even if there is nothing else to send.
+    /// Whether something must be sent even if there is no data to send.
     pub(super) fn has_output(&self) -> bool {
         self.fin_ack_due || self.stop_due || self.ack_is_due()
     }
 
-    /// Appends what is due. An ACK that is not due yet rides along with data for nothing.
+    /// Appends what is due. An ACK that is not due yet is sent along with data, because it costs
+    /// nothing there.
     pub(super) fn transmit(&mut self, with_data: bool, out: &mut Vec<u8>) {
         if self.stop_due {
             self.stop_due = false;
-            Frame::Stop.encode(out);
+            let code = self.stopped.unwrap_or_default();
+            StreamFrame::Stop { code }.encode(out);
         }
         if self.fin_ack_due {
             self.fin_ack_due = false;
-            Frame::FinAck.encode(out);
+            StreamFrame::FinAck.encode(out);
         } else if self.ack_is_due() || with_data && self.has_unannounced() {
             self.announced = self.consumed();
             let consumed = self.announced;
-            Frame::Ack { consumed }.encode(out);
+            StreamFrame::Ack { consumed }.encode(out);
         }
     }
 
@@ -163,10 +169,11 @@ impl RecvSide {
     }
 
     fn has_unannounced(&self) -> bool {
-        !self.finished && !self.stopped && self.consumed() > self.announced
+        !self.finished && self.stopped.is_none() && self.consumed() > self.announced
     }
 
-    /// An ACK for each eighth of the window keeps the writer's credit above seven eighths of it.
+    /// An ACK for each eighth of the window keeps the writer's credit above seven eighths of the
+    /// window.
     fn ack_is_due(&self) -> bool {
         self.has_unannounced() && self.consumed() - self.announced >= self.window / 8
     }

@@ -1,33 +1,34 @@
-//! The sending half: what has been written and not yet consumed by the peer.
+//! The sending half: the bytes that have been written and that the peer has not consumed yet.
 
 use super::buffer::Buffer;
-use super::frame::{Frame, MAX_DATA, ProtocolError, data_head};
+use super::frame::{MAX_DATA, ProtocolError, StreamFrame, data_head};
 use super::{Closed, INITIAL_WINDOW};
 
-/// Bytes `acked..written` are in `buffer`, ready to be sent again on another substream.
+/// The bytes `acked..written` are in `buffer`, ready to be sent again on another substream.
 #[derive(Debug)]
 pub(super) struct SendSide {
     buffer: Buffer,
     /// The peer has consumed everything before this offset.
     acked: u64,
-    /// Next offset to put on the current substream.
+    /// The next offset to put on the current substream.
     cursor: u64,
-    /// End of what was ever put on any substream.
+    /// The end of the bytes that were ever put on any substream.
     sent: u64,
-    /// Bound on `buffer`: what we are willing to hold.
+    /// The limit of `buffer` that this side sets for itself.
     window: u64,
-    /// Bound on `buffer`: what the peer is willing to hold. Because a write beyond it is not taken,
-    /// everything taken can be sent without waiting for the reader.
+    /// The limit of `buffer` that the peer sets, because it is willing to hold this much. Since a
+    /// write beyond it is not taken, everything taken can be sent without waiting for the reader.
     peer_window: u64,
     fin: Fin,
-    stopped: bool,
+    /// The reason with which the peer's reader went away before it had everything, if it did.
+    stopped: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fin {
     /// More may be written.
     Open,
-    /// No more will be written; FIN is to be put on the current substream behind the last byte.
+    /// No more will be written. FIN has to be put on the current substream after the last byte.
     Due,
     /// FIN is on the current substream.
     Sent,
@@ -45,13 +46,13 @@ impl SendSide {
             window,
             peer_window,
             fin: Fin::Open,
-            stopped: false,
+            stopped: None,
         }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<usize, Closed> {
-        if self.stopped {
-            return Err(Closed::Stopped);
+        if let Some(code) = self.stopped {
+            return Err(Closed::Stopped { code });
         }
         if self.fin != Fin::Open {
             return Err(Closed::Finished);
@@ -76,15 +77,15 @@ impl SendSide {
         self.fin == Fin::Acked
     }
 
-    /// Whether the peer's reader went away before it had everything.
-    pub(super) fn is_stopped(&self) -> bool {
+    /// Returns the reason with which the peer's reader went away before it had everything.
+    pub(super) fn stopped(&self) -> Option<u64> {
         self.stopped
     }
 
     pub(super) fn is_writable(&self) -> bool {
         match self.fin {
             Fin::Open => self.room() > 0,
-            Fin::Due | Fin::Sent => self.stopped,
+            Fin::Due | Fin::Sent => self.stopped.is_some(),
             Fin::Acked => true,
         }
     }
@@ -98,9 +99,11 @@ impl SendSide {
         self.buffer.len()
     }
 
-    /// The reader is gone: nothing needs to be sent again, and the stream ends where it stands.
-    pub(super) fn stop(&mut self) {
-        self.stopped |= self.fin != Fin::Acked;
+    /// The reader is gone. Nothing needs to be sent again, and the stream ends where it stands.
+    pub(super) fn stop(&mut self, code: u64) {
+        if self.fin != Fin::Acked {
+            self.stopped.get_or_insert(code);
+        }
         self.buffer.clear();
         self.acked = self.sent;
         self.cursor = self.sent;
@@ -139,7 +142,7 @@ impl SendSide {
     }
 
     pub(super) fn set_peer_window(&mut self, window: u64) -> Result<(), ProtocolError> {
-        // Less would leave bytes in flight that the peer never agreed to hold.
+        // A smaller window would leave bytes in flight that the peer has not agreed to hold.
         if window < self.peer_window {
             return Err(ProtocolError::Field("window"));
         }
@@ -147,7 +150,7 @@ impl SendSide {
         Ok(())
     }
 
-    /// A new substream: begin again behind what the peer is known to have.
+    /// Begins again on a new substream, after the last byte that the peer has acknowledged.
     pub(super) fn rewind(&mut self) {
         self.cursor = self.acked;
         if self.fin == Fin::Sent {
@@ -155,7 +158,8 @@ impl SendSide {
         }
     }
 
-    /// The peer has received up to `received`, so the current substream need not carry that.
+    /// Notes that the peer has received up to `received`, so the current substream need not carry
+    /// these bytes.
     pub(super) fn skip_to(&mut self, received: u64) -> Result<(), ProtocolError> {
         self.check_sent(received)?;
         self.cursor = self.cursor.max(received);
@@ -172,7 +176,7 @@ impl SendSide {
         self.has_data(answered) || self.fin == Fin::Due && self.cursor == self.written()
     }
 
-    /// Appends at most one DATA frame, and FIN if it is due behind it.
+    /// Appends at most one DATA frame, and FIN if it is due after it.
     pub(super) fn transmit(&mut self, answered: bool, out: &mut Vec<u8>) {
         let available = self.sendable(answered).saturating_sub(self.cursor);
         if available > 0 {
@@ -188,7 +192,7 @@ impl SendSide {
         }
         if self.fin == Fin::Due && self.cursor == self.written() {
             let offset = self.written();
-            Frame::Fin { offset }.encode(out);
+            StreamFrame::Fin { offset }.encode(out);
             self.fin = Fin::Sent;
         }
     }
@@ -201,8 +205,9 @@ impl SendSide {
         self.acked + self.buffer.len() as u64
     }
 
-    /// End of what may be put on the current substream. Until the peer has answered its header, it
-    /// may already have most of the buffer, so only the first bytes are sent on the chance.
+    /// Returns the end of the bytes that may be put on the current substream. Until the peer has
+    /// answered the header, it may already have most of the buffer. So only the first bytes are
+    /// sent without knowing whether the peer needs them.
     fn sendable(&self, answered: bool) -> u64 {
         if answered {
             self.written()

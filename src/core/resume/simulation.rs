@@ -1,4 +1,5 @@
-//! Two ends, any number of substreams that are cut anywhere, and a network that delivers in any order.
+//! Simulates two ends, any number of substreams that are cut anywhere, and a network that delivers
+//! in any order.
 
 use std::collections::VecDeque;
 
@@ -59,7 +60,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Like `op`, with one stream's end somewhere.
+/// Makes operations like `op`, with one end of a stream somewhere among them.
 fn ops(end: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<Op>> {
     let ops = || prop::collection::vec(op(), 0..80);
     (ops(), end, ops()).prop_map(|(mut all, end, after)| {
@@ -73,7 +74,7 @@ fn window() -> impl Strategy<Value = u64> {
     INITIAL_WINDOW..4 * INITIAL_WINDOW
 }
 
-/// The byte that `side` writes at `offset`.
+/// Returns the byte that `side` writes at `offset`.
 fn byte(side: usize, offset: u64) -> u8 {
     (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u8 ^ (side as u8 * 0x55)
 }
@@ -101,7 +102,7 @@ impl Pipe {
 
 struct End {
     resume: Option<Resume>,
-    /// The substream it writes on.
+    /// The substream on which this end writes.
     current: Option<usize>,
     written: u64,
     read: u64,
@@ -113,7 +114,7 @@ struct End {
 
 struct World {
     ends: [End; 2],
-    /// Per substream, the pipe that each side writes.
+    /// For each substream, the pipe that each side writes.
     substreams: Vec<[Pipe; 2]>,
     windows: [u64; 2],
 }
@@ -145,7 +146,7 @@ impl World {
             Op::Finish { side } => self.finish(side),
             Op::Stop { side } => {
                 if let Some(resume) = &mut self.ends[side].resume {
-                    resume.stop();
+                    resume.stop(7);
                     self.ends[side].stopped = true;
                 }
             }
@@ -186,7 +187,10 @@ impl World {
             match resume.write(&bytes) {
                 Ok(count) => end.written += count as u64,
                 Err(Closed::Finished) => assert!(end.finished),
-                Err(Closed::Stopped) => assert!(self.ends[1 - side].stopped),
+                Err(Closed::Stopped { code }) => {
+                    assert_eq!(code, 7);
+                    assert!(self.ends[1 - side].stopped);
+                }
                 Err(Closed::Reset { code, .. }) => assert_eq!(code, 42),
             }
         }
@@ -294,7 +298,7 @@ impl World {
         count > 0
     }
 
-    /// A network that works again: everything that can still happen happens.
+    /// Lets the network work again until nothing more happens.
     fn settle(&mut self) {
         for _ in 0..10_000 {
             if self.ends[OPENER].current.is_none() {
@@ -364,7 +368,7 @@ proptest! {
     }
 
     #[test]
-    fn one_direction_ends_alone(
+    fn finishing_one_direction_leaves_the_other_open(
         windows in [window(), window()],
         ops in (0..2usize).prop_flat_map(|side| ops(Just(Op::Finish { side }))),
     ) {
@@ -383,7 +387,7 @@ proptest! {
     }
 
     #[test]
-    fn a_reader_that_leaves_ends_its_writer_and_nothing_else(
+    fn a_reader_that_stops_ends_only_the_direction_that_it_reads(
         windows in [window(), window()],
         ops in (0..2usize).prop_flat_map(|side| ops(Just(Op::Stop { side }))),
     ) {
@@ -391,9 +395,9 @@ proptest! {
         let side = if world.ends[OPENER].stopped { OPENER } else { ACCEPTOR };
         prop_assume!(world.ends[side].stopped);
         let writer = 1 - side;
-        prop_assert_eq!(world.resume(writer).is_finished(), Err(Closed::Stopped));
+        prop_assert_eq!(world.resume(writer).is_finished(), Err(Closed::Stopped { code: 7 }));
         let resume = world.ends[writer].resume.as_mut().unwrap();
-        prop_assert_eq!(resume.write(b"more"), Err(Closed::Stopped));
+        prop_assert_eq!(resume.write(b"more"), Err(Closed::Stopped { code: 7 }));
         prop_assert_eq!(resume.buffered().0, 0);
         world.finish(side);
         world.settle();
@@ -420,7 +424,7 @@ proptest! {
     }
 }
 
-/// Frames that a hostile peer might send, to a stream that is in the middle of its work.
+/// Makes frames that a hostile peer might send to a stream that is in use.
 fn hostile() -> impl Strategy<Value = (u8, [u64; 3], usize)> {
     let value = || prop_oneof![0..200_000u64, 0..1u64 << 62];
     (2..10u8, [value(), value(), value()], 1..70_000usize)
@@ -428,7 +432,7 @@ fn hostile() -> impl Strategy<Value = (u8, [u64; 3], usize)> {
 
 proptest! {
     #[test]
-    fn hostile_frames_are_errors_or_harmless(
+    fn hostile_frames_never_break_the_limits(
         windows in [window(), window()],
         ops in prop::collection::vec(op(), 0..60),
         frames in prop::collection::vec((0..2usize, hostile()), 1..30),
@@ -438,14 +442,14 @@ proptest! {
         for (side, (kind, [a, b, c], len)) in frames {
             let resume = world.ends[side].resume.as_mut().unwrap();
             let frame = match kind {
-                2 => Frame::Accept { epoch: a, received: b, window: c },
-                3 => Frame::Refuse { epoch: a, refusal: Refusal::Other(b) },
-                4 => Frame::Data { offset: a, bytes: &bytes[..len] },
-                5 => Frame::Ack { consumed: a },
-                6 => Frame::Fin { offset: a },
-                7 => Frame::FinAck,
-                8 => Frame::Reset { code: a },
-                _ => Frame::Stop,
+                2 => StreamFrame::Accept { epoch: a, received: b, window: c },
+                3 => StreamFrame::Refuse { epoch: a, refusal: Refusal::Other(b) },
+                4 => StreamFrame::Data { offset: a, bytes: &bytes[..len] },
+                5 => StreamFrame::Ack { consumed: a },
+                6 => StreamFrame::Fin { offset: a },
+                7 => StreamFrame::FinAck,
+                8 => StreamFrame::Reset { code: a },
+                _ => StreamFrame::Stop { code: a },
             };
             let _ = resume.handle_frame(frame);
             let _ = resume.write(&bytes[..1000]);

@@ -11,18 +11,18 @@ use snow::{HandshakeState, TransportState};
 
 use super::{First, OfferError};
 use crate::{
-    circuit::poll_drain,
     core::{
         offer::{KEY, Prelude, SIGNATURE},
         signalling::MAX_MESSAGE_LEN,
     },
+    stream::poll_drain,
 };
 
-/// Bytes sealed into one message: a whole message of signalling and its length, since the answer
-/// to the first is what opens the way for a second.
+/// The most bytes sealed into one message: a whole message of signalling and its length. They must
+/// fit, because a second message can be sent only after the answer to the first.
 const MAX_PLAIN: usize = MAX_MESSAGE_LEN + 8;
 
-/// What a handshake message has besides its payload: two keys and two tags at most.
+/// The most bytes that a handshake message has besides its payload: two keys and two tags.
 const MAX_OVERHEAD: usize = 2 * KEY + 2 * TAG;
 pub(super) const TAG: usize = 16;
 
@@ -30,7 +30,8 @@ pub(super) const TAG: usize = 16;
 pub(super) const MAX_SEALED: usize = Prelude::LEN + SIGNATURE + MAX_PLAIN + MAX_OVERHEAD;
 pub(super) const LENGTH: usize = 2;
 
-/// Bytes of a message that are made room for at a time, so that memory grows with what arrives.
+/// The read buffer of a message grows by at most this many bytes at a time, so memory grows with
+/// the bytes that arrive.
 pub(super) const PIECE: usize = 4096;
 
 pub(super) fn checked(length: [u8; LENGTH]) -> Result<usize, OfferError> {
@@ -47,21 +48,22 @@ pub(super) enum Noise {
     Broken,
 }
 
-/// A stream whose bytes are sealed between two peers. The offerer's second write waits for the
-/// first bytes of the other.
+/// A stream whose bytes are sealed between two peers. The second write of the offerer waits for the
+/// first bytes of the other peer.
 pub(crate) struct Sealed<S> {
     pub(super) stream: S,
     pub(super) noise: Noise,
-    /// Stands before what is written first.
+    /// The parts that stand before the bytes of the first write.
     pub(super) first: Option<Box<First>>,
-    /// What is still to be written to the stream.
+    /// Bytes that are still to be written to the stream.
     pub(super) outgoing: Vec<u8>,
-    /// What was opened and not read.
+    /// Opened bytes that the caller has not read yet.
     pub(super) incoming: Vec<u8>,
-    /// A message that has not come in whole, behind its length.
+    /// A message that has not arrived whole, behind its length.
     pub(super) partial: Vec<u8>,
-    /// The end was said, by us and by the peer.
+    /// Whether this side has sent its end.
     closed: bool,
+    /// Whether the end of the peer has arrived.
     ended: bool,
 }
 
@@ -141,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sealed<S> {
                 self.incoming = self.unseal(&message[LENGTH..])?;
                 self.ended = self.incoming.is_empty();
                 if turn != self.is_writable() {
-                    // Whoever waits to write does so in the task that reads.
+                    // The task that waits to write is the task that reads.
                     cx.waker().wake_by_ref();
                 }
                 return Poll::Ready(Ok(()));
@@ -192,12 +194,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Sealed<S> {
             return Poll::Ready(Ok(0));
         }
         if !this.is_writable() {
-            // The first message must go before the answer can come; that is read by the same task,
-            // which `poll_message` wakes.
+            // The first message must go before the answer can come. The same task reads the answer,
+            // and `poll_message` wakes it.
             ready!(Pin::new(&mut *this).poll_flush(cx))?;
             return Poll::Pending;
         }
-        // One message at a time, but for what stands before the first.
+        // One message is buffered at a time. The first one joins the request to the relay.
         if this.first.is_none() {
             ready!(this.poll_outgoing(cx))?;
         }

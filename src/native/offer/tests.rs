@@ -17,7 +17,7 @@ use super::{
     *,
 };
 
-/// Bytes on their way, and who waits for them.
+/// Bytes in one direction, and the task that waits for them.
 #[derive(Default)]
 struct Way {
     bytes: VecDeque<u8>,
@@ -52,7 +52,7 @@ impl AsyncRead for End {
             way.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        // In small pieces, as a slow stream gives them.
+        // Small pieces imitate a slow stream.
         let length = buffer.len().min(way.bytes.len()).min(7);
         for (place, byte) in buffer.iter_mut().zip(way.bytes.drain(..length)) {
             *place = byte;
@@ -96,7 +96,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// One run of it.
+    /// Starts one run of a peer.
     fn run(keypair: &Keypair) -> Self {
         Self {
             id: keypair.public().to_peer_id(),
@@ -117,7 +117,7 @@ impl Peer {
         montgomery(&self.identity()).unwrap()
     }
 
-    /// What it says first to a peer.
+    /// The prelude of an offer to the peer `to`.
     fn prelude(&self, to: &Self) -> Prelude {
         Prelude {
             identity: self.identity(),
@@ -132,7 +132,7 @@ fn peer() -> Peer {
     Peer::run(&Keypair::generate_ed25519())
 }
 
-/// What `from` sends to `to` first, without the request to the relay.
+/// The first message from `from` to `to`, without the request to the relay.
 fn first_flight(from: &Peer, to: &Peer, said: &[u8]) -> Vec<u8> {
     flight_of(Content::Signalling, from, to, said)
 }
@@ -153,10 +153,10 @@ fn open(peer: &Peer, flight: &[u8]) -> Result<(PeerId, Content, Sealed<End>), Of
     peer.sealer
         .open(end)
         .now_or_never()
-        .expect("it is all there")
+        .expect("the whole offer is there")
 }
 
-/// Both ends of an offer of `a` to `b`, which says "offer", as the relay passes it on.
+/// Both ends of an offer from `a` to `b`, as the relay passes it on. Its content is "offer".
 fn opened(a: &Peer, b: &Peer) -> (Sealed<End>, Sealed<End>) {
     let (ours, mut theirs) = pair();
     let mut offered = a.offer(b, Content::Signalling, ours).unwrap();
@@ -166,13 +166,13 @@ fn opened(a: &Peer, b: &Peer) -> (Sealed<End>, Sealed<End>) {
     block_on(theirs.read_exact(&mut request)).unwrap();
     assert_eq!(request, circuit::connect(&b.id));
     let opened = b.sealer.open(theirs).now_or_never();
-    let (from, content, answering) = opened.expect("it is all there").unwrap();
+    let (from, content, answering) = opened.expect("the whole offer is there").unwrap();
     assert_eq!((from, content), (a.id, Content::Signalling));
     (offered, answering)
 }
 
 #[test]
-fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
+fn the_first_write_goes_in_one_flight_and_both_ends_are_authenticated() {
     let (a, b) = (peer(), peer());
     let (mut offered, mut answering) = opened(&a, &b);
 
@@ -197,17 +197,17 @@ fn what_is_written_first_goes_in_one_flight_and_both_know_the_other() {
 }
 
 #[test]
-fn an_end_that_was_not_said_is_an_error() {
+fn a_stream_without_an_end_message_is_an_error() {
     let (a, b) = (peer(), peer());
     let (mut offered, mut answering) = opened(&a, &b);
-    // Without the answer the offerer cannot say it.
+    // Without the answer, the offerer cannot send its end message.
     block_on(offered.close()).unwrap();
     let error = block_on(answering.read_to_end(&mut Vec::new())).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
 #[test]
-fn nobody_else_reads_an_offer() {
+fn only_its_peer_opens_an_offer() {
     let (a, b, eve) = (peer(), peer(), peer());
     let flight = first_flight(&a, &b, b"secret offer");
     assert!(!flight.windows(6).any(|bytes| bytes == b"secret"));
@@ -215,7 +215,7 @@ fn nobody_else_reads_an_offer() {
 }
 
 #[test]
-fn an_offer_counts_once() {
+fn a_repeated_offer_is_refused() {
     let (a, b) = (peer(), peer());
     let flight = first_flight(&a, &b, b"offer");
     assert!(open(&b, &flight).is_ok());
@@ -236,17 +236,17 @@ fn an_offer_is_for_one_run_of_the_peer() {
 }
 
 #[test]
-fn nobody_offers_in_the_name_of_another() {
+fn an_offer_with_the_identity_of_another_peer_is_refused() {
     let (mut a, b, victim) = (peer(), peer(), peer());
     a.sealer.identity = victim.sealer.identity;
     let flight = first_flight(&a, &b, b"offer");
     assert!(matches!(open(&b, &flight), Err(OfferError::Key)));
 }
 
-/// The first message of `Noise_IK_25519_ChaChaPoly_SHA256` from the peer that has the static key
-/// `from` to `to`, written by whoever holds the key of `to`: `es` and `ss` are all the secrets in
-/// it, and that key computes both. `payload` is told the hash before the message and the ephemeral
-/// key.
+/// Forges the first message of `Noise_IK_25519_ChaChaPoly_SHA256` to `to`, from the peer that has
+/// the static key `from`. The forger holds the key of `to`. The only secrets in the message are
+/// `es` and `ss`, and that key computes both. `payload` is called with the hash before the message
+/// and with the ephemeral key.
 fn forged(from: &[u8; KEY], to: &Peer, payload: impl FnOnce(&[u8], &[u8]) -> Vec<u8>) -> Vec<u8> {
     let params: NoiseParams = PATTERN.parse().unwrap();
     let resolver = DefaultResolver;
@@ -286,7 +286,7 @@ fn forged(from: &[u8; KEY], to: &Peer, payload: impl FnOnce(&[u8], &[u8]) -> Vec
 }
 
 #[test]
-fn whoever_holds_the_peers_key_offers_in_nobody_elses_name() {
+fn a_stolen_peer_key_does_not_forge_an_offer_of_another() {
     let (b, victim, eve) = (peer(), peer(), peer());
     let prelude = victim.prelude(&b);
     let payload =
@@ -296,7 +296,7 @@ fn whoever_holds_the_peers_key_offers_in_nobody_elses_name() {
         payload(eve.sealer.identity.sign(&signed).to_bytes())
     });
     assert!(matches!(open(&b, &flight), Err(OfferError::Signature)));
-    // All else is as the victim would do it.
+    // The same offer is taken when the victim signs it.
     let flight = forged(&victim.static_key(), &b, |hash, ephemeral| {
         let signed = statement(hash, ephemeral, &prelude, b"order");
         payload(victim.sealer.identity.sign(&signed).to_bytes())
@@ -305,7 +305,7 @@ fn whoever_holds_the_peers_key_offers_in_nobody_elses_name() {
 }
 
 #[test]
-fn whoever_holds_the_peers_key_seals_no_offer_anew() {
+fn a_stolen_peer_key_does_not_reseal_an_offer() {
     let (a, b) = (peer(), peer());
     let flight = flight_of(Content::Stream, &a, &b, b"order");
     let handshake = b.sealer.builder().unwrap().build_responder().unwrap();
@@ -316,9 +316,9 @@ fn whoever_holds_the_peers_key_seals_no_offer_anew() {
     assert!(open(&b, &flight).is_ok());
 }
 
-/// Everybody can sign for the key that is the neutral point: `R = s B` for any `s`.
+/// Everybody can sign for the key that is the neutral point, because `R = s B` holds for any `s`.
 #[test]
-fn a_key_that_everybody_can_sign_for_is_nobodys() {
+fn a_key_that_everybody_can_sign_for_is_refused() {
     let mut neutral = [0; KEY];
     neutral[0] = 1;
     let mut signature = [0; SIGNATURE];
@@ -326,9 +326,9 @@ fn a_key_that_everybody_can_sign_for_is_nobodys() {
     assert!(verify(&neutral, b"order", &signature).is_err());
 }
 
-/// A message that announces the most there may be, and brings little of it.
+/// The message announces the greatest length, and none of its bytes arrive.
 #[test]
-fn memory_grows_with_what_has_arrived() {
+fn memory_grows_with_the_bytes_that_arrive() {
     let (a, b) = (peer(), peer());
     let (_, mut answering) = opened(&a, &b);
     let announced = u16::try_from(MAX_SEALED).unwrap().to_be_bytes();
@@ -341,7 +341,7 @@ fn memory_grows_with_what_has_arrived() {
 }
 
 #[test]
-fn an_offer_that_was_changed_does_not_open() {
+fn a_changed_offer_does_not_open() {
     let (a, b) = (peer(), peer());
     let flight = first_flight(&a, &b, b"offer");
     for at in 0..flight.len() {
@@ -353,12 +353,12 @@ fn an_offer_that_was_changed_does_not_open() {
 }
 
 #[test]
-fn an_answer_of_somebody_else_is_an_error() {
+fn an_answer_by_another_peer_is_an_error() {
     let (a, b, eve) = (peer(), peer(), peer());
     let (ours, theirs) = pair();
     let mut offered = a.offer(&b, Content::Signalling, ours).unwrap();
     block_on(offered.write_all(b"offer")).unwrap();
-    // Eve answers an offer of her own making.
+    // Eve answers an offer that was sealed for her.
     let (_, _, mut answering) = open(&eve, &first_flight(&a, &eve, b"offer")).unwrap();
     answering.stream = theirs;
     block_on(answering.write_all(b"answer")).unwrap();
@@ -371,14 +371,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn nothing_that_arrives_panics(flight in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_are_refused(flight in prop::collection::vec(any::<u8>(), 0..300)) {
         let b = peer();
         prop_assert!(b.sealer.open(&flight[..]).now_or_never().unwrap().is_err());
     }
 
-    /// Of what was sealed as it should be, only what was signed as it should be is taken.
+    /// A payload that is sealed correctly is still refused unless it is signed correctly.
     #[test]
-    fn nothing_that_was_sealed_panics(payload in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_sealed_bytes_are_refused(payload in prop::collection::vec(any::<u8>(), 0..300)) {
         let (a, b) = (peer(), peer());
         let whole = [&a.prelude(&b).encode(), &payload[..]].concat();
         for payload in [payload, whole] {

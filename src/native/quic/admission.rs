@@ -6,11 +6,14 @@
 //! that it receives what is sent to it (section 8.1.2), and nothing is kept of it. So a forged source
 //! costs others a round trip and no more, and nobody but its holder uses up the share of an address.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Instant, SystemTime},
+};
 
 use crate::{
     core::quota::{Holder, Quota, Refusal},
-    native::pool::{Observer, Place, Pool},
+    native::behaviours::pool::{Observer, Place, Pool},
 };
 
 /// The part of all handshakes that may be under way with addresses that have not been validated: one
@@ -50,6 +53,18 @@ impl Admission {
         }
     }
 
+    /// Whether nobody's handshake is gone on with, however it shows its address.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_full(&self) -> bool {
+        self.proven.is_full()
+    }
+
+    /// The pool of handshakes whose senders have shown their addresses.
+    #[cfg(all(test, feature = "server"))]
+    pub(crate) fn proven(&self) -> &Pool {
+        &self.proven
+    }
+
     /// Decides on what comes from `ip`.
     pub(super) fn decide(&self, ip: IpAddr, validated: bool) -> Answer {
         let holder = Holder::from(ip);
@@ -71,10 +86,26 @@ fn retry(_: Refusal) -> Answer {
     Answer::Retry
 }
 
+/// The clock that the age of a Retry token is told by. A token is good for one run of its endpoint, so
+/// that the clock may begin anywhere, and a wall clock that jumps makes no token older or younger.
+pub(super) struct Monotonic(Instant);
+
+impl Default for Monotonic {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl quinn::TimeSource for Monotonic {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.0.elapsed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::native::pool::Debug;
+    use crate::native::behaviours::pool::Debug;
 
     fn word(answer: &Answer) -> &'static str {
         match answer {
@@ -86,6 +117,15 @@ mod tests {
 
     fn ip(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn the_clock_of_tokens_begins_with_the_endpoint() {
+        use quinn::TimeSource as _;
+        let clock = Monotonic::default();
+        let age = clock.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(age < std::time::Duration::from_secs(3600), "{age:?}");
+        assert!(clock.now() >= SystemTime::UNIX_EPOCH + age);
     }
 
     #[test]

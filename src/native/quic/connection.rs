@@ -14,17 +14,24 @@ use libp2p::{
 };
 use quinn::{RecvStream, SendStream, VarInt};
 
-use super::{FIRST_STREAMS, MAX_STREAMS};
+use super::{
+    FIRST_STREAMS, MAX_STREAMS,
+    datagrams::{self, QuicDatagrams},
+};
+use crate::{
+    datagrams::{Driver, claim},
+    swarm::dials::WRONG_PEER,
+};
 
-/// The application error code of a reset or a close; libp2p gives none a meaning.
+/// The application error code of a reset or a close. libp2p gives no code a meaning.
 const NO_ERROR: VarInt = VarInt::from_u32(0);
 
-/// Why there is no connection, or none any more.
+/// The reasons why a connection could not be made, or has ended.
 #[derive(Debug)]
-pub(crate) enum Error {
+pub(crate) enum QuicError {
     /// The handshake or the connection failed.
     Connection(quinn::ConnectionError),
-    /// It could not begin.
+    /// The connection could not begin.
     Connect(quinn::ConnectError),
     /// The peer's certificate names no peer.
     Certificate,
@@ -38,13 +45,13 @@ pub(crate) enum Error {
     Io(io::Error),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for QuicError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection(error) => error.fmt(f),
             Self::Connect(error) => error.fmt(f),
             Self::Certificate => f.write_str("the certificate is not one of libp2p"),
-            Self::WrongPeer(peer) => write!(f, "another peer answered: {peer}"),
+            Self::WrongPeer(peer) => write!(f, "{WRONG_PEER}: {peer}"),
             Self::Timeout => f.write_str("the QUIC handshake took too long"),
             Self::Closed => f.write_str("closed"),
             Self::Io(error) => error.fmt(f),
@@ -52,21 +59,21 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for QuicError {}
 
-impl From<quinn::ConnectionError> for Error {
+impl From<quinn::ConnectionError> for QuicError {
     fn from(error: quinn::ConnectionError) -> Self {
         Self::Connection(error)
     }
 }
 
-impl From<quinn::ConnectError> for Error {
+impl From<quinn::ConnectError> for QuicError {
     fn from(error: quinn::ConnectError) -> Self {
         Self::Connect(error)
     }
 }
 
-impl From<io::Error> for Error {
+impl From<io::Error> for QuicError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
@@ -75,24 +82,30 @@ impl From<io::Error> for Error {
 type Streams = BoxFuture<'static, Result<(SendStream, RecvStream), quinn::ConnectionError>>;
 
 /// An authenticated connection. Dropping it closes it, with all its streams.
-pub(crate) struct Connection {
+pub(crate) struct QuicConnection {
     peer: PeerId,
     connection: quinn::Connection,
     incoming: Streams,
     outgoing: Option<Streams>,
-    /// How many streams the peer may have open, and one clone for each that it has.
+    /// How many streams the peer may have open.
     allowed: u32,
+    /// Each stream that the peer has open holds a clone of this.
     open: Arc<()>,
     closed: BoxFuture<'static, quinn::ConnectionError>,
+    /// It is `None` until the connection's handler has left a lane, and for good if there is none.
+    datagrams: Option<Driver<QuicDatagrams>>,
+    /// What lasts as long as the connection.
+    #[cfg(feature = "server")]
+    kept: Option<Box<dyn Send>>,
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for QuicConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Connection").field(&self.peer).finish()
     }
 }
 
-impl Connection {
+impl QuicConnection {
     pub(super) fn new(peer: PeerId, connection: quinn::Connection) -> Self {
         let closing = connection.clone();
         Self {
@@ -102,11 +115,30 @@ impl Connection {
             allowed: FIRST_STREAMS,
             open: Arc::default(),
             closed: async move { closing.closed().await }.boxed(),
+            datagrams: None,
             connection,
+            #[cfg(feature = "server")]
+            kept: None,
         }
     }
 
-    /// Who is at the other end.
+    /// Sets how many bytes may be unread, and how many unsent.
+    #[cfg(feature = "server")]
+    pub(crate) fn window(&self) -> impl Fn(u32) + Send + Sync + 'static {
+        let connection = self.connection.clone();
+        move |bytes| {
+            connection.set_receive_window(bytes.into());
+            connection.set_send_window(bytes.into());
+        }
+    }
+
+    /// Drops `kept` with the connection.
+    #[cfg(feature = "server")]
+    pub(crate) fn keep(&mut self, kept: Box<dyn Send>) {
+        self.kept = Some(kept);
+    }
+
+    /// The peer at the other end.
     pub(crate) fn peer(&self) -> PeerId {
         self.peer
     }
@@ -117,20 +149,23 @@ fn accept(connection: &quinn::Connection) -> Streams {
     async move { connection.accept_bi().await }.boxed()
 }
 
-impl Drop for Connection {
+impl Drop for QuicConnection {
     fn drop(&mut self) {
         self.connection.close(NO_ERROR, &[]);
     }
 }
 
-impl StreamMuxer for Connection {
-    type Substream = Stream;
-    type Error = Error;
+impl StreamMuxer for QuicConnection {
+    type Substream = QuicStream;
+    type Error = QuicError;
 
-    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
+    fn poll_inbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<QuicStream, QuicError>> {
         let (send, recv) = ready!(self.incoming.poll_unpin(cx))?;
         self.incoming = accept(&self.connection);
-        let stream = Stream::new(send, recv, Some(self.open.clone()));
+        let stream = QuicStream::new(send, recv, Some(self.open.clone()));
         if Arc::strong_count(&self.open) > self.allowed as usize / 2 && self.allowed < MAX_STREAMS {
             self.allowed = MAX_STREAMS.min(self.allowed * 2);
             let allowed = self.allowed.into();
@@ -142,7 +177,7 @@ impl StreamMuxer for Connection {
     fn poll_outbound(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Stream, Error>> {
+    ) -> Poll<Result<QuicStream, QuicError>> {
         let this = &mut *self;
         let outgoing = this.outgoing.get_or_insert_with(|| {
             let connection = this.connection.clone();
@@ -151,10 +186,10 @@ impl StreamMuxer for Connection {
         let opened = ready!(outgoing.poll_unpin(cx));
         this.outgoing = None;
         let (send, recv) = opened?;
-        Poll::Ready(Ok(Stream::new(send, recv, None)))
+        Poll::Ready(Ok(QuicStream::new(send, recv, None)))
     }
 
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), QuicError>> {
         self.connection.close(NO_ERROR, &[]);
         match ready!(self.closed.poll_unpin(cx)) {
             quinn::ConnectionError::LocallyClosed => Poll::Ready(Ok(())),
@@ -162,21 +197,36 @@ impl StreamMuxer for Connection {
         }
     }
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, QuicError>> {
+        let this = &mut *self;
+        if this.datagrams.is_none() {
+            let lane = claim(cx);
+            this.datagrams = lane.map(|lane| datagrams::driver(&this.connection, lane));
+        }
+        if let Some(driver) = &mut this.datagrams {
+            // It changes as QUIC learns what the path carries.
+            if let Some(max_len) = datagrams::max_len(&this.connection) {
+                driver.lane().carry(max_len);
+            }
+            driver.poll(cx);
+        }
         Poll::Pending
     }
 }
 
-/// One stream. Dropping it ends the half that is written, as quinn does and libp2p's protocols rely
-/// on: a reset would take back what the peer has not read yet. It asks the peer to stop writing the
-/// other.
-pub(crate) struct Stream {
+/// One stream. Dropping it finishes the written half, as quinn does and as libp2p's protocols rely
+/// on, because a reset would take back bytes that the peer has not read yet. It also asks the peer
+/// to stop writing the other half.
+pub(crate) struct QuicStream {
     send: SendStream,
     recv: RecvStream,
     _open: Option<Arc<()>>,
 }
 
-impl Stream {
+impl QuicStream {
     fn new(send: SendStream, recv: RecvStream, open: Option<Arc<()>>) -> Self {
         Self {
             send,
@@ -186,7 +236,7 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for QuicStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -196,7 +246,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for QuicStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -210,7 +260,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_close(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // An error says that the peer has stopped reading, or that it is finished.
+        // An error says that the peer has stopped reading, or that the stream is finished.
         let _ = self.send.finish();
         Poll::Ready(Ok(()))
     }
@@ -230,7 +280,7 @@ mod tests {
         super::{LARGEST_DATAGRAM, PairLink, Quic},
         *,
     };
-    use crate::native::socket::{Addresses, Receiver, Sockets};
+    use crate::native::udp::{Addresses, Receiver, Sockets};
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -243,12 +293,16 @@ mod tests {
 
     impl Peer {
         fn new() -> Self {
+            Self::with(Quic::new)
+        }
+
+        fn with(quic: impl FnOnce(&Keypair, Sockets) -> io::Result<Quic>) -> Self {
             let keypair = Keypair::generate_ed25519();
             let sockets = Sockets::bind(Addresses::default()).unwrap();
             Self {
                 id: keypair.public().to_peer_id(),
                 address: (HERE, sockets.port(HERE).unwrap()).into(),
-                quic: Quic::new(&keypair, sockets.clone()).unwrap(),
+                quic: quic(&keypair, sockets.clone()).unwrap(),
                 sockets,
             }
         }
@@ -260,7 +314,7 @@ mod tests {
         }
     }
 
-    /// Takes what begins a connection, as an ICE session does.
+    /// Takes datagrams that begin a connection, as an ICE session does.
     struct Door(Arc<PairLink>);
 
     impl Receiver for Door {
@@ -278,7 +332,7 @@ mod tests {
 
     /// One end of a connection over a candidate pair.
     struct End {
-        connection: Connection,
+        connection: QuicConnection,
         _link: Arc<PairLink>,
     }
 
@@ -286,7 +340,8 @@ mod tests {
         connect_over(from, to, to.address).await
     }
 
-    /// Over pairs of which one end has another address of the peer's than the peer sends from.
+    /// Connects over two pairs. `from` sends to the address `at`, which may differ from the address
+    /// that `to` sends from.
     async fn connect_over(from: &Peer, to: &Peer, at: SocketAddr) -> [End; 2] {
         let (link, back) = (from.link_to(at), to.link_to(from.address));
         let receiver: Arc<dyn Receiver> = Arc::new(Door(back.clone()));
@@ -300,20 +355,20 @@ mod tests {
         })
     }
 
-    async fn open(end: &mut End) -> Stream {
+    async fn open(end: &mut End) -> QuicStream {
         let opened = poll_fn(|cx| Pin::new(&mut end.connection).poll_outbound(cx)).await;
         let mut stream = opened.unwrap();
         stream.write_all(b"x").await.unwrap();
         stream
     }
 
-    async fn next(end: &mut End) -> Stream {
+    async fn next(end: &mut End) -> QuicStream {
         let next = poll_fn(|cx| Pin::new(&mut end.connection).poll_inbound(cx)).await;
         next.unwrap()
     }
 
     #[tokio::test]
-    async fn one_probe_finds_what_most_paths_carry() {
+    async fn one_probe_finds_the_size_that_most_paths_carry() {
         let (one, other) = (Peer::new(), Peer::new());
         let [mut from, mut to] = connect(&one, &other).await;
         loop {
@@ -343,8 +398,8 @@ mod tests {
         }
     }
 
-    /// As with TURN, where each end may relay. Connection ids that are made after the handshake
-    /// are in use by then.
+    /// This happens with TURN, where each end may relay. The test also uses connection ids that are
+    /// made after the handshake.
     #[tokio::test]
     async fn ends_may_send_over_different_pairs() {
         let (one, other) = (Peer::new(), Peer::new());
@@ -369,7 +424,7 @@ mod tests {
         }
     }
 
-    /// The one that closes gives up its session at once.
+    /// The end that closes gives up its session at once.
     #[tokio::test]
     async fn a_close_still_reaches_the_peer() {
         let (one, other) = (Peer::new(), Peer::new());
@@ -409,5 +464,33 @@ mod tests {
             .await
             .unwrap();
         assert!(open(&mut from).now_or_never().is_none());
+    }
+
+    #[cfg(feature = "server")]
+    #[tokio::test]
+    async fn what_nobody_reads_stops_at_the_window_of_the_connection() {
+        use crate::native::transports::windows::Sizes;
+        const CONNECTION: usize = 100_000;
+        let sizes = Sizes {
+            connection: CONNECTION as u32,
+            circuit: 10 * CONNECTION as u32,
+        };
+        let server = Peer::with(|keypair, sockets| Quic::bounded(keypair, sockets, sizes));
+        let [mut from, mut to] = connect(&Peer::new(), &server).await;
+        let mut stream = open(&mut from).await;
+        let _unread = next(&mut to).await;
+        let filled = stream.write_all(&[7; CONNECTION - 1]);
+        let filled = tokio::time::timeout(Duration::from_secs(20), filled).await;
+        filled.unwrap().unwrap();
+        assert!(stream.write(b"x").now_or_never().is_none());
+        let mut other = poll_fn(|cx| Pin::new(&mut from.connection).poll_outbound(cx))
+            .await
+            .unwrap();
+        assert!(other.write(b"x").now_or_never().is_none());
+        to.connection.window()(3 * CONNECTION as u32);
+        let more = stream.write_all(&[7; 2 * CONNECTION]);
+        let more = tokio::time::timeout(Duration::from_secs(20), more).await;
+        more.unwrap().unwrap();
+        assert!(stream.write(b"x").now_or_never().is_none());
     }
 }

@@ -1,5 +1,5 @@
-//! What a QUIC endpoint takes for its socket: the shared sockets, seen through the mark of its own
-//! connection ids.
+//! The socket of a QUIC endpoint: a view of the shared sockets, which holds only datagrams with the
+//! mark of the endpoint's own connection ids.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -24,47 +24,48 @@ use quinn::{
 use super::path::Path;
 use crate::{
     core::quic::Bulk,
-    native::socket::{Receiver, Sockets},
+    native::udp::{Receiver, Sockets},
 };
 
-/// Addresses that are nobody's (RFC 6666).
+/// A block of addresses that belong to nobody (RFC 6666).
 pub(super) const DISCARD: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0);
 
-/// Where all peers are, as the endpoint of ICE sessions sees it.
+/// The address of all peers, as an endpoint of ICE sessions sees it.
 pub(super) const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(DISCARD), 1);
 
-/// Bytes that may wait for an endpoint, of which what comes from one address takes half at most; more
+/// The most bytes that wait for an endpoint. Those from one address take at most half of them. More
 /// are dropped, as by a full socket buffer.
 const MAX_WAITING: usize = 8 << 20;
 
-/// What a run of datagrams takes besides its bytes.
+/// The cost of a run of datagrams besides its bytes.
 const RUN: usize = 256;
 
-/// Datagrams that Linux joins to one at most (UDP GRO).
+/// The most datagrams that Linux joins to one run (UDP GRO).
 const MAX_RECEIVE_SEGMENTS: usize = 64;
 
-/// Datagrams of a run that an endpoint of ICE sessions takes at a time. It has room for 32 times as
-/// many for as long as it is, 3 MiB with all that a run may hold.
+/// The datagrams of a run that an endpoint of ICE sessions takes at a time. Quinn holds room for 32
+/// times as many for as long as the endpoint exists, which would be 3 MiB with all that a run may
+/// hold.
 const PAIR_SEGMENTS: usize = 1;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What has arrived for an endpoint.
+/// The datagrams that have arrived for an endpoint.
 #[derive(Default)]
 struct Inbox {
     runs: VecDeque<Run>,
     waiting: usize,
-    /// How much of it came from where.
+    /// The bytes that wait, by source.
     from: HashMap<IpAddr, usize>,
     waker: Option<Waker>,
 }
 
-/// Datagrams of `stride` bytes, the last one possibly shorter, from one place to one place.
+/// Datagrams of `stride` bytes from one source to one destination. The last one may be shorter.
 struct Run {
     source: IpAddr,
-    /// Where the endpoint has the sender.
+    /// The address of the sender as the endpoint sees it.
     peer: SocketAddr,
     local: Option<IpAddr>,
     data: Bytes,
@@ -73,8 +74,8 @@ struct Run {
 }
 
 impl Inbox {
-    /// Takes in a run, unless as much waits of its sender's as there is room left: however many send
-    /// too much, others find room.
+    /// Takes in a run, unless its sender already has as much waiting as there is room left. However
+    /// many senders send too much, others find room.
     fn push(&mut self, run: Run) {
         let from = self.from.entry(run.source).or_default();
         if *from + run.size + self.waiting + run.size > MAX_WAITING {
@@ -88,7 +89,7 @@ impl Inbox {
         }
     }
 
-    /// Forgets the first run, of which nothing is left.
+    /// Removes the first run, which has been read.
     fn pop(&mut self) {
         let Some(Run { source, size, .. }) = self.runs.pop_front() else {
             return;
@@ -103,33 +104,34 @@ impl Inbox {
     }
 }
 
-/// Where an endpoint has its peers.
+/// The addresses at which an endpoint sees its peers.
 #[derive(Clone, Copy)]
 pub(super) enum Peers {
-    /// At their addresses: the endpoint that listens and dials.
+    /// Peers have their own addresses. This is for the endpoint that listens and dials.
     Network,
-    /// All at [`PEER`], each on the path of its connection: those of ICE sessions.
+    /// All peers are at [`PEER`], each on the path of its connection. This is for endpoints of ICE
+    /// sessions.
     Paths,
 }
 
 /// One endpoint's view of the shared sockets.
-pub(crate) struct Link {
+pub(crate) struct EndpointSocket {
     sockets: Sockets,
     peers: Peers,
     inbox: Mutex<Inbox>,
-    /// Which socket refused a datagram last.
+    /// Whether the socket that refused a datagram last is the IPv6 socket.
     full_v6: AtomicBool,
     bulk: Mutex<Bulk>,
     start: Instant,
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for EndpointSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").finish_non_exhaustive()
     }
 }
 
-impl Link {
+impl EndpointSocket {
     pub(super) fn new(sockets: Sockets, peers: Peers) -> Arc<Self> {
         Arc::new(Self {
             sockets,
@@ -141,8 +143,7 @@ impl Link {
         })
     }
 
-    /// Takes in `data`, cut into datagrams of `stride` bytes, that came to the address `local`, as
-    /// the endpoint is to see it.
+    /// Takes in `data`, cut into datagrams of `stride` bytes, as arriving at the address `local`.
     pub(super) fn push(
         &self,
         source: SocketAddr,
@@ -165,8 +166,8 @@ impl Link {
     }
 }
 
-/// Routed here by the mark in connection ids, or as the listener.
-impl Receiver for Link {
+/// Datagrams are routed here by the mark in connection ids, or because this is the listener.
+impl Receiver for EndpointSocket {
     fn receive_quic(
         &self,
         source: SocketAddr,
@@ -183,7 +184,7 @@ impl Receiver for Link {
     }
 }
 
-impl AsyncUdpSocket for Link {
+impl AsyncUdpSocket for EndpointSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(Writable {
             link: self,
@@ -202,13 +203,13 @@ impl AsyncUdpSocket for Link {
             Peers::Paths => Path::current(),
         };
         let Some((source, destination)) = pair else {
-            // Lost, as on any path that is not there.
+            // The datagram is lost, as on any path that does not exist.
             return Ok(());
         };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
         let mut data = transmit.contents;
         lock(&self.bulk).sent(data.len().div_ceil(segment.max(1)));
-        // An unreachable address is one that does not answer: QUIC has its timers for that.
+        // An unreachable address is one that does not answer, and QUIC has timers for that.
         self.sockets
             .try_send(source, destination, &mut data, segment)
             .inspect_err(|_| self.full_v6.store(destination.is_ipv6(), Ordering::Relaxed))
@@ -226,7 +227,8 @@ impl AsyncUdpSocket for Link {
             let Some(run) = inbox.runs.front_mut() else {
                 break;
             };
-            // Whole datagrams; one that is longer than a buffer is cut, as by a socket.
+            // Only whole datagrams are taken. One that is longer than a buffer is cut, as by a
+            // socket.
             let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
             let piece = run.data.split_to(most.min(run.data.len()));
             let len = piece.len().min(buf.len());
@@ -251,7 +253,7 @@ impl AsyncUdpSocket for Link {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        // An IPv6 endpoint speaks IPv4 as well, in mapped addresses.
+        // An IPv6 endpoint speaks IPv4 as well, with mapped addresses.
         let port = self.sockets.port(Ipv6Addr::UNSPECIFIED.into());
         Ok(SocketAddr::new(
             Ipv6Addr::UNSPECIFIED.into(),
@@ -259,7 +261,7 @@ impl AsyncUdpSocket for Link {
         ))
     }
 
-    /// Quinn asks at the beginning of each turn of a connection.
+    /// Quinn calls this at the beginning of each turn of a connection.
     fn max_transmit_segments(&self) -> usize {
         match lock(&self.bulk).turn(self.start.elapsed()) {
             true => self.sockets.max_segments(),
@@ -281,7 +283,7 @@ impl AsyncUdpSocket for Link {
 
 /// Waits until the socket that refused a datagram takes one again.
 struct Writable {
-    link: Arc<Link>,
+    link: Arc<EndpointSocket>,
     waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
 }
 
@@ -307,7 +309,7 @@ impl UdpPoller for Writable {
     }
 }
 
-/// As an IPv6 endpoint, which speaks IPv4 as well, has it (RFC 4291 section 2.5.5.2).
+/// The address as an IPv6 endpoint that speaks IPv4 as well sees it (RFC 4291 section 2.5.5.2).
 fn mapped(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -325,16 +327,16 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
-    fn link() -> Arc<Link> {
-        Link::new(Sockets::bind(Default::default()).unwrap(), Peers::Paths)
+    fn link() -> Arc<EndpointSocket> {
+        EndpointSocket::new(Sockets::bind(Default::default()).unwrap(), Peers::Paths)
     }
 
-    fn push(link: &Link, from: IpAddr, data: &[u8], stride: usize) {
+    fn push(link: &EndpointSocket, from: IpAddr, data: &[u8], stride: usize) {
         link.push(SocketAddr::new(from, 1), None, data, stride);
     }
 
-    /// The next datagrams, or runs of them, in buffers of 120 bytes.
-    fn take(link: &Link) -> Option<Vec<Vec<u8>>> {
+    /// Takes the next datagrams, or runs of them, into buffers of 120 bytes.
+    fn take(link: &EndpointSocket) -> Option<Vec<Vec<u8>>> {
         let (mut first, mut second) = ([0; 120], [0; 120]);
         let mut buffers = [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)];
         let mut meta = [RecvMeta::default(); 2];
@@ -344,7 +346,7 @@ mod tests {
         Some(taken.map(|(m, buffer)| buffer[..m.len].to_vec()).collect())
     }
 
-    fn take_all(link: &Link) -> Vec<Vec<u8>> {
+    fn take_all(link: &EndpointSocket) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| take(link)).flatten().collect()
     }
 
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_sends_too_much_leaves_others_half_the_room() {
+    async fn a_sender_of_too_much_leaves_half_the_room_to_others() {
         let link = link();
         let runs = MAX_WAITING / (1 + RUN);
         for _ in 0..runs {

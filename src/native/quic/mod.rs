@@ -1,15 +1,18 @@
-//! QUIC on the shared sockets, wire-compatible with libp2p's `/quic-v1`: as a transport of its own,
-//! and over the candidate pair of an ICE session.
+//! QUIC on the shared sockets, wire-compatible with libp2p's `/quic-v1`. It is a transport of its
+//! own, and it also runs over the candidate pair of an ICE session.
 //!
-//! One endpoint listens and dials. Others are those of ICE sessions, to which a peer never changes its
-//! address: when ICE nominates another pair, the path below goes there, and neither the connection nor
-//! its congestion controller is told.
+//! One endpoint listens and dials. A peer that dialled may change its address (RFC 9000 section 9):
+//! the connection goes on when the new address has proved that it receives. Further endpoints belong to ICE sessions. To them, a peer never
+//! changes its address: when ICE nominates another pair, only the path below changes, and neither
+//! the connection nor its congestion controller is told.
 
 mod admission;
 mod connection;
+mod datagrams;
 mod link;
 mod pairs;
 mod path;
+mod resets;
 mod tls;
 mod transport;
 
@@ -25,59 +28,89 @@ use quinn::{
 
 pub(crate) use self::{
     admission::Admission,
-    connection::{Connection, Error},
+    connection::{QuicConnection, QuicError},
     pairs::PairLink,
-    transport::{Transport, socket_addr},
+    transport::{QuicTransport, socket_addr},
 };
-use self::{link::Link, pairs::Groups, path::OnPaths, tls::Verifier};
-use super::socket::{Receiver, Sockets};
+use self::{
+    admission::Monotonic, link::EndpointSocket, pairs::Groups, path::OnPaths, resets::Resets,
+    tls::Verifier,
+};
+#[cfg(feature = "server")]
+use super::transports::windows::Sizes;
+use super::udp::{Receiver, Sockets};
 use crate::core::quic::{CONNECTION_ID_LEN, Tag};
 
-/// Without a word from the peer for this long a connection is lost; the value of libp2p.
+/// A connection is lost when the peer sends nothing for this long. This is the value of libp2p.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Keeps NAT mappings and the idle timeout away: the shortest mapping timeouts in use are above it.
+/// How often a silent connection sends something, which keeps its NAT mappings and prevents the
+/// idle timeout. The shortest mapping timeouts in use are longer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// Streams that the peer may have open: as many as a connection and a relay carry by default, each
-/// circuit of a relay's being one, with room for what is opened besides. libp2p has 256.
+/// The streams that the peer may have open. The number suffices for all streams that a connection
+/// or a relay carries by default, where each circuit of a relay is one stream, and leaves room for
+/// others. libp2p allows 256.
 const MAX_STREAMS: u32 = 1024 + 256;
 
-/// How many of them it may have at first; more when half of those are open. Each costs memory from
-/// the beginning, open or not: all of them 80 KiB for each connection.
+/// The streams that the peer may have open at first. The limit grows when half of the allowed
+/// streams are open. Each allowed stream costs memory from the beginning, open or not: all of them
+/// cost 80 KiB for each connection.
 const FIRST_STREAMS: u32 = 16;
 
-/// Bytes on the way per stream, and on all streams of a connection. The values of libp2p: they fill
-/// 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
+/// The bytes on the way for each stream. This and [`CONNECTION_WINDOW`] are the values of libp2p:
+/// they fill 1 Gbit/s at 80 ms, and a stream that nobody reads does not stop the others.
 const STREAM_WINDOW: u32 = 10_000_000;
+/// The bytes on the way for all streams of a connection.
 const CONNECTION_WINDOW: u32 = 15_000_000;
 
-/// The largest datagram that a path is probed for, in bytes of UDP: what IPv6 leaves of the 1,492 of
-/// PPPoE. Ethernet would carry half a percent more.
+/// How many bytes that were received wait for their readers, and how many that were written for their
+/// receiver.
+#[derive(Clone, Copy, Debug)]
+struct Buffers {
+    stream: u32,
+    connection: u32,
+    /// Quinn's own bound, 10 MB, where there is none.
+    unsent: Option<u32>,
+    /// Received datagrams. A server takes none.
+    datagrams: Option<usize>,
+}
+
+/// Those of a peer.
+const BUFFERS: Buffers = Buffers {
+    stream: STREAM_WINDOW,
+    connection: CONNECTION_WINDOW,
+    unsent: None,
+    datagrams: Some(datagrams::UNREAD),
+};
+
+/// The largest datagram that a path is probed for, in bytes of UDP. It is what IPv6 leaves of the
+/// 1,492 bytes of PPPoE. Ethernet would carry half a percent more.
 const LARGEST_DATAGRAM: u16 = 1444;
 
-/// Half of the way to it from the 1,200 that every path carries, and one more: Quinn's search for the
-/// size then begins at its upper end, where most paths end it within one round trip. Others are
-/// found to carry 1,321 or 1,200. The default, 20, takes four round trips and as many probes, with
-/// their acknowledgements a third of all that a new connection sends.
+/// Half of the way from the 1,200 bytes that every path carries to [`LARGEST_DATAGRAM`], and one
+/// more. Quinn's search for the size then begins at its upper end, where it ends within one round
+/// trip on most paths. On other paths it finds 1,321 or 1,200 bytes. The default step, 20, takes
+/// four round trips and as many probes, which are, with their acknowledgements, a third of all that
+/// a new connection sends.
 const PROBE_STEP: u16 = (LARGEST_DATAGRAM - 1200) / 2 + 1;
 
-/// What the round trip is taken for before it is measured (RFC 9002 section 6.2.2 has 333 ms): the
+/// The round trip that is assumed before it is measured. RFC 9002 section 6.2.2 has 333 ms. The
 /// first packet of a hole punch is often lost, and its retransmission follows after three of these.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// First packets that wait for our decision, which comes as soon as the swarm has its turn; further
-/// ones are dropped. Quinn's 65,536 take 80 MB.
+/// The first packets that wait for a decision of this peer. The decision comes as soon as the swarm
+/// has its turn. Further packets are dropped. Quinn's default of 65,536 takes 80 MB.
 const MAX_INCOMING: usize = 512;
 
-/// What else of one such connection is kept meanwhile, of all a quarter of as much each: the rest of
-/// its first flight. Quinn keeps 10 MB.
+/// The further bytes that are kept of one such connection while it waits: the rest of its first
+/// flight. All of them together may keep a quarter of the sum. Quinn's default is 10 MB.
 const INCOMING_BUFFER: u64 = 8 * 1024;
 
-/// rustls wants a server name, libp2p has none; its verifier looks at the peer id.
+/// rustls needs a server name, but libp2p has none. The verifier looks at the peer id instead.
 const SERVER_NAME: &str = "l";
 
-/// What all endpoints of a peer have in common. Cheap to clone.
+/// The parts that all QUIC endpoints of a peer share. It is cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Quic(Arc<Inner>);
 
@@ -87,6 +120,7 @@ struct Inner {
     server: quinn::ServerConfig,
     verifier: Arc<Verifier>,
     groups: Groups,
+    resets: Option<Resets>,
 }
 
 impl fmt::Debug for Quic {
@@ -96,11 +130,36 @@ impl fmt::Debug for Quic {
 }
 
 impl Quic {
-    /// With a certificate for the peer id of `keypair`.
+    /// Makes a certificate for the peer id of `keypair`.
     ///
     /// # Errors
-    /// When no certificate can be made.
+    /// Fails when no certificate can be made.
     pub(crate) fn new(keypair: &Keypair, sockets: Sockets) -> io::Result<Self> {
+        Self::with(keypair, sockets, BUFFERS, None)
+    }
+
+    /// For a server, which holds little for each of many connections. After a restart, it tells its
+    /// peers at once that their connections are gone.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(feature = "server")]
+    pub(crate) fn bounded(keypair: &Keypair, sockets: Sockets, sizes: Sizes) -> io::Result<Self> {
+        let buffers = Buffers {
+            stream: sizes.circuit,
+            connection: sizes.connection,
+            unsent: Some(sizes.connection),
+            datagrams: None,
+        };
+        Self::with(keypair, sockets, buffers, Some(Resets::new(keypair)))
+    }
+
+    fn with(
+        keypair: &Keypair,
+        sockets: Sockets,
+        buffers: Buffers,
+        resets: Option<Resets>,
+    ) -> io::Result<Self> {
         let (client, server, verifier) = tls::configs(keypair)?;
         let client = QuicClientConfig::try_from(client).map_err(io::Error::other)?;
         let server = QuicServerConfig::try_from(server).map_err(io::Error::other)?;
@@ -113,24 +172,27 @@ impl Quic {
         transport
             .max_concurrent_uni_streams(0u32.into())
             .max_concurrent_bidi_streams(FIRST_STREAMS.into())
-            .datagram_receive_buffer_size(None)
+            .datagram_receive_buffer_size(buffers.datagrams)
+            .datagram_send_buffer_size(datagrams::UNSENT)
             .keep_alive_interval(Some(KEEP_ALIVE))
             .max_idle_timeout(Some(
                 VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32).into(),
             ))
             .allow_spin(false)
             .mtu_discovery_config(Some(probes))
-            .stream_receive_window(STREAM_WINDOW.into())
-            .receive_window(CONNECTION_WINDOW.into())
+            .stream_receive_window(buffers.stream.into())
+            .receive_window(buffers.connection.into())
             .initial_rtt(INITIAL_RTT);
+        if let Some(unsent) = buffers.unsent {
+            transport.send_window(unsent.into());
+        }
         let transport = Arc::new(transport);
         let mut client = quinn::ClientConfig::new(Arc::new(client));
         client.transport_config(transport.clone());
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
         server.transport = transport;
-        // A path changes below a Link, where ICE has verified it, or not at all.
         server
-            .migration(false)
+            .time_source(Arc::new(Monotonic::default()))
             .max_incoming(MAX_INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(MAX_INCOMING as u64 * INCOMING_BUFFER / 4);
@@ -140,90 +202,100 @@ impl Quic {
             server,
             verifier,
             groups: Groups::default(),
+            resets,
         })))
     }
 
-    /// The endpoint that listens and dials, over `link`. Needs a Tokio runtime.
-    fn endpoint(&self, link: &Arc<Link>) -> io::Result<Endpoint> {
-        endpoint(&self.0.sockets, &self.0.server, link)
+    /// Makes the endpoint that listens and dials, over `link`. Needs a Tokio runtime.
+    fn endpoint(&self, link: &Arc<EndpointSocket>) -> io::Result<Endpoint> {
+        let resets = self.0.resets.as_ref();
+        endpoint(&self.0.sockets, &self.0.server, link, resets)
     }
 
-    /// What lies below the connection of an ICE session.
+    /// Makes the link below the connection of an ICE session.
     ///
     /// # Errors
-    /// Without randomness.
+    /// Fails when the system has no randomness.
     pub(crate) fn pair_link(&self) -> io::Result<Arc<PairLink>> {
         self.0.groups.link(&self.0.sockets, &self.0.server)
     }
 
     /// Takes one side of the handshake with `peer` over the candidate pair below `link`, and
-    /// resolves to the connection. Whoever else answers or comes is sent away.
+    /// resolves to the connection. Any other peer is sent away.
     ///
     /// # Cancel safety
-    /// Dropping the future gives the handshake up.
+    /// Dropping the future gives up the handshake.
     pub(crate) async fn over_pair(
         &self,
         link: &PairLink,
         peer: PeerId,
         client: bool,
-    ) -> Result<Connection, Error> {
-        let mut incoming = link.incoming().ok_or(Error::Closed)?;
+    ) -> Result<QuicConnection, QuicError> {
+        let mut incoming = link.incoming().ok_or(QuicError::Closed)?;
         if client {
             drop(incoming);
             let connecting = link.connect(self.0.client.clone(), SERVER_NAME)?;
             return self.authenticated(connecting.await?, Some(peer));
         }
         loop {
-            let incoming = incoming.next().await.ok_or(Error::Closed)?;
+            let incoming = incoming.next().await.ok_or(QuicError::Closed)?;
             // A forged first packet must not end the wait for the real one.
             let connecting = match link.accept(incoming) {
                 Ok(connecting) => connecting.await,
                 Err(error) => Err(error),
             };
-            match connecting.map_err(Error::from) {
+            match connecting.map_err(QuicError::from) {
                 Ok(connection) => match self.authenticated(connection, Some(peer)) {
                     Ok(connection) => return Ok(connection),
-                    Err(error) => tracing::debug!(%error, "a QUIC connection is refused"),
+                    Err(error) => tracing::debug!(%error, "the QUIC connection was refused"),
                 },
-                Err(error) => tracing::debug!(%error, "a QUIC handshake failed"),
+                Err(error) => tracing::debug!(%error, "the QUIC handshake failed"),
             }
         }
     }
 
-    /// Checks who is at the other end, which the handshake has proved.
+    /// Checks the identity of the peer, which the handshake has proved.
     fn authenticated(
         &self,
         connection: quinn::Connection,
         expected: Option<PeerId>,
-    ) -> Result<Connection, Error> {
-        let identity = connection.peer_identity().ok_or(Error::Certificate)?;
+    ) -> Result<QuicConnection, QuicError> {
+        let identity = connection.peer_identity().ok_or(QuicError::Certificate)?;
         let chain = identity
             .downcast::<Vec<CertificateDer<'static>>>()
-            .map_err(|_| Error::Certificate)?;
-        let certificate = chain.first().ok_or(Error::Certificate)?;
+            .map_err(|_| QuicError::Certificate)?;
+        let certificate = chain.first().ok_or(QuicError::Certificate)?;
         let peer = self.0.verifier.peer(certificate);
-        let peer = peer.map_err(|_| Error::Certificate)?;
+        let peer = peer.map_err(|_| QuicError::Certificate)?;
         match expected {
-            Some(expected) if expected != peer => Err(Error::WrongPeer(peer)),
-            _ => Ok(Connection::new(peer, connection)),
+            Some(expected) if expected != peer => Err(QuicError::WrongPeer(peer)),
+            _ => Ok(QuicConnection::new(peer, connection)),
         }
     }
 }
 
-/// An endpoint that takes connections and makes them, over `link`. Needs a Tokio runtime.
+/// Makes an endpoint that accepts and makes connections, over `link`. With `resets`, it resets what
+/// another run of the same server has left. Needs a Tokio runtime.
 fn endpoint(
     sockets: &Sockets,
     server: &quinn::ServerConfig,
-    link: &Arc<Link>,
+    link: &Arc<EndpointSocket>,
+    resets: Option<&Resets>,
 ) -> io::Result<Endpoint> {
     let mut tag = Tag::default();
-    getrandom::fill(&mut tag).map_err(io::Error::other)?;
+    let mut config = EndpointConfig::default();
+    match resets {
+        Some(resets) => {
+            tag = resets.tag();
+            config.reset_key(Arc::new(resets.clone()));
+        }
+        None => getrandom::fill(&mut tag).map_err(io::Error::other)?,
+    }
     let receiver: Arc<dyn Receiver> = link.clone();
     sockets.route_tag(tag, &receiver);
-    let mut config = EndpointConfig::default();
     config
         .supported_versions(vec![1])
-        // Cleared fixed bits would make datagrams look like those of other protocols here.
+        // With a cleared fixed bit, a datagram would look like one of another protocol here.
         .grease_quic_bit(false)
         .cid_generator(move || Box::new(MarkedIds(tag)));
     Endpoint::new_with_abstract_socket(
@@ -234,14 +306,15 @@ fn endpoint(
     )
 }
 
-/// Connection ids that begin with the mark of their endpoint. An observer could tell by it which
-/// connections share one, as it can by their addresses.
+/// Makes connection ids that begin with the mark of their endpoint. The mark tells an observer
+/// which connections share an endpoint, but their addresses tell that as well.
 struct MarkedIds(Tag);
 
 impl ConnectionIdGenerator for MarkedIds {
     fn generate_cid(&mut self) -> ConnectionId {
         let mut id = [0; CONNECTION_ID_LEN];
-        // Without randomness, ids collide and quinn asks again; the handshake needs it anyway.
+        // Without randomness, ids collide and quinn asks again. The handshake needs randomness
+        // anyway.
         let _ = getrandom::fill(&mut id);
         id[..self.0.len()].copy_from_slice(&self.0);
         ConnectionId::new(&id)

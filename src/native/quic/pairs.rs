@@ -1,10 +1,12 @@
-//! QUIC over the candidate pairs of ICE sessions: one endpoint for many of them, because each costs as
-//! much memory as half an idle connection, but not for all, because each has its turn after all other
-//! tasks, and takes in few datagrams then.
+//! QUIC over the candidate pairs of ICE sessions.
 //!
-//! To such an endpoint all peers are at one address that is nobody's, so that the pair below may change
-//! without QUIC taking notice. Connection ids tell what comes apart, and what goes out is sent on the
-//! [`Path`] of the task that sends it.
+//! One endpoint serves many sessions, because each endpoint costs as much memory as half an idle
+//! connection. One endpoint does not serve all sessions, because an endpoint runs after all other
+//! tasks, and takes in few datagrams each time.
+//!
+//! To such an endpoint, all peers are at one address that belongs to nobody, so the pair below may
+//! change unnoticed. Incoming datagrams are told apart by their connection ids. Outgoing datagrams
+//! are sent on the [`Path`] of the task that sends them.
 
 use std::{
     collections::HashMap,
@@ -21,26 +23,27 @@ use quinn::{ConnectError, Connecting, ConnectionError, Endpoint, Incoming};
 use tokio::task::AbortHandle;
 
 use super::{
-    link::{DISCARD, Link, PEER, Peers, lock},
+    link::{DISCARD, EndpointSocket, PEER, Peers, lock},
     path::Path,
 };
-use crate::native::socket::Sockets;
+use crate::native::{runtime, udp::Sockets};
 
-/// Sessions that share an endpoint at most.
+/// The most sessions that share an endpoint.
 const TOGETHER: usize = 16;
 
-/// Connections of a peer's that wait to be answered; more are refused. An honest peer makes one.
+/// The most connections of one peer that wait to be answered. More are refused. An honest peer
+/// makes one.
 const MAX_INCOMING: usize = 4;
 
-/// The endpoints there are: each for as long as a session has a link to it.
+/// The endpoints that exist. Each lives for as long as a session has a link to it.
 #[derive(Default)]
 pub(super) struct Groups(Mutex<Vec<Weak<Group>>>);
 
 impl Groups {
-    /// The link of another session.
+    /// Makes the link of another session.
     ///
     /// # Errors
-    /// Without randomness.
+    /// Fails when the system has no randomness.
     pub(super) fn link(
         &self,
         sockets: &Sockets,
@@ -65,18 +68,18 @@ impl Groups {
 /// An endpoint, and the sessions that share it.
 struct Group {
     endpoint: Endpoint,
-    link: Arc<Link>,
+    link: Arc<EndpointSocket>,
     sessions: Arc<Sessions>,
     next: AtomicU64,
     accepting: AbortHandle,
 }
 
-/// Who waits for the connection of a peer, by the address that it comes to.
+/// The sessions that wait for a connection of their peer, by the local address that it comes to.
 #[derive(Default)]
 struct Sessions(Mutex<HashMap<IpAddr, mpsc::Sender<Incoming>>>);
 
 impl Sessions {
-    /// Hands a connection that a peer begins to the session that it is for.
+    /// Hands a connection that a peer begins to its session.
     fn hand_over(&self, incoming: Incoming) {
         let mut sessions = lock(&self.0);
         let session = incoming.local_ip().and_then(|at| sessions.get_mut(&at));
@@ -88,7 +91,7 @@ impl Sessions {
             None => Some(incoming),
         };
         drop(sessions);
-        // Without the lock: the endpoint is told.
+        // Dropping tells the endpoint, so the lock must not be held.
         drop(refused);
     }
 }
@@ -101,11 +104,11 @@ impl Drop for Group {
 
 impl Group {
     fn new(sockets: &Sockets, server: &quinn::ServerConfig) -> io::Result<Arc<Self>> {
-        let link = Link::new(sockets.clone(), Peers::Paths);
-        let endpoint = super::endpoint(sockets, server, &link)?;
+        let link = EndpointSocket::new(sockets.clone(), Peers::Paths);
+        let endpoint = super::endpoint(sockets, server, &link, None)?;
         let sessions = Arc::new(Sessions::default());
         let (accepting, takers) = (endpoint.clone(), sessions.clone());
-        let accepting = tokio::spawn(async move {
+        let accepting = runtime::task(async move {
             while let Some(incoming) = accepting.accept().await {
                 takers.hand_over(incoming);
             }
@@ -120,12 +123,12 @@ impl Group {
     }
 }
 
-/// One session's way to its endpoint. Its connection has the path for as long as it has something to
-/// say; others have none once this is dropped.
+/// The link from one session to its endpoint. The connection of the session keeps its path for as
+/// long as it has something to send. Once this is dropped, further connections are not handed over.
 pub(crate) struct PairLink {
     group: Arc<Group>,
     path: Arc<Path>,
-    /// Where the peer's connections come to.
+    /// The local address that the peer's connections come to.
     at: IpAddr,
     incoming: Mutex<Option<mpsc::Receiver<Incoming>>>,
 }
@@ -140,7 +143,7 @@ impl PairLink {
     fn new(group: Arc<Group>) -> Self {
         let number = u128::from(group.next.fetch_add(1, Ordering::Relaxed));
         let at = Ipv6Addr::from_bits(DISCARD.to_bits() | number).into();
-        // The sender has room for one more.
+        // The sender adds room for one more.
         let (sender, incoming) = mpsc::channel(MAX_INCOMING - 1);
         lock(&group.sessions.0).insert(at, sender);
         Self {
@@ -151,7 +154,7 @@ impl PairLink {
         }
     }
 
-    /// Uses the pair from now on.
+    /// Uses this pair from now on.
     pub(crate) fn set_pair(&self, source: SocketAddr, destination: SocketAddr) {
         self.path.set(source, destination);
     }
@@ -169,7 +172,7 @@ impl PairLink {
     /// Begins a connection to the peer.
     ///
     /// # Errors
-    /// As [`Endpoint::connect_with`].
+    /// Fails as [`Endpoint::connect_with`] does.
     pub(super) fn connect(
         &self,
         config: quinn::ClientConfig,
@@ -180,16 +183,16 @@ impl PairLink {
             .begin(|| endpoint.connect_with(config, PEER, name))
     }
 
-    /// Takes a connection that the peer begins.
+    /// Accepts a connection that the peer begins.
     ///
     /// # Errors
-    /// As [`Incoming::accept`].
+    /// Fails as [`Incoming::accept`] does.
     pub(super) fn accept(&self, incoming: Incoming) -> Result<Connecting, ConnectionError> {
         self.path.begin(|| incoming.accept())
     }
 
-    /// The connections that the peer begins, once. They are refused, without a word, when this is
-    /// dropped.
+    /// The connections that the peer begins. Only the first call returns them. When the receiver is
+    /// dropped, they are refused.
     pub(super) fn incoming(&self) -> Option<mpsc::Receiver<Incoming>> {
         lock(&self.incoming).take()
     }

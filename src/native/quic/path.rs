@@ -1,4 +1,4 @@
-//! The candidate pair that a connection goes over.
+//! The candidate pair below a connection.
 
 use std::{
     io,
@@ -9,15 +9,16 @@ use std::{
 };
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
+use tracing::Instrument as _;
 
 use super::link::lock;
 
 tokio::task_local! {
-    /// Of the connection that sends.
+    /// The path of the connection that sends.
     static PATH: Arc<Path>;
 }
 
-/// Addresses, ours and the peer's, once they are known. They may change at any time.
+/// The local and the remote address, once they are known. They may change at any time.
 #[derive(Debug, Default)]
 pub(super) struct Path(Mutex<Option<(SocketAddr, SocketAddr)>>);
 
@@ -30,7 +31,7 @@ impl Path {
         *lock(&self.0)
     }
 
-    /// Begins a connection that goes over this path.
+    /// Begins a connection that uses this path.
     pub(super) fn begin<R>(self: &Arc<Self>, begin: impl FnOnce() -> R) -> R {
         PATH.sync_scope(self.clone(), begin)
     }
@@ -41,8 +42,8 @@ impl Path {
     }
 }
 
-/// Tokio, where the task of a connection knows the path that it was begun on: Quinn has one task for
-/// each, which sends whatever the connection sends.
+/// The Tokio runtime, with tasks that know the path of their connection. Quinn has one task for
+/// each connection, which sends everything that the connection sends.
 #[derive(Debug)]
 pub(super) struct OnPaths;
 
@@ -53,8 +54,8 @@ impl Runtime for OnPaths {
 
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
         match PATH.try_with(Arc::clone) {
-            Ok(path) => TokioRuntime.spawn(Box::pin(PATH.scope(path, task))),
-            Err(_) => TokioRuntime.spawn(task),
+            Ok(path) => TokioRuntime.spawn(Box::pin(PATH.scope(path, task.in_current_span()))),
+            Err(_) => TokioRuntime.spawn(Box::pin(task.in_current_span())),
         }
     }
 

@@ -1,7 +1,7 @@
-//! TLS 1.3 as libp2p has it (`specs/tls/tls.md`), with the ciphers in an order of ours.
+//! TLS 1.3 as libp2p specifies it (`specs/tls/tls.md`), with an own order of the ciphers.
 //!
-//! `libp2p-tls` makes certificates and judges them; its own configurations want ChaCha20 first,
-//! which takes a quarter of the time of a transfer where the CPU has instructions for AES.
+//! `libp2p-tls` makes and verifies certificates. Its own configurations prefer ChaCha20, which
+//! takes a quarter of the time of a transfer where the CPU has instructions for AES.
 
 use std::{
     collections::VecDeque,
@@ -33,24 +33,25 @@ use quinn::rustls::{
 
 use super::link::lock;
 
-/// In the order in which we want them. All three are libp2p's, so every peer has one of them; 128
-/// bits are what the keys of the handshake and of peers are worth.
+/// The ciphers in the order of preference. libp2p has all three, so every peer has one of them. 128
+/// bits suffice, because the keys of the handshake and of peers are worth no more.
 const CIPHERS: [SupportedCipherSuite; 3] = [
     TLS13_AES_128_GCM_SHA256,
     TLS13_AES_256_GCM_SHA384,
     TLS13_CHACHA20_POLY1305_SHA256,
 ];
 
-/// "The libp2p handshake uses TLS 1.3 (and higher)."
+/// The specification says: "The libp2p handshake uses TLS 1.3 (and higher)."
 const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13];
 
 const ALPN: &[u8] = b"libp2p";
 
-/// Handshakes whose end nobody has asked about yet; more are judged again.
+/// The most handshakes whose peer is remembered until it is asked for. The certificates of more are
+/// parsed again.
 const PROVED: usize = 64;
 
-/// What both ends of a handshake make of a key: its certificate, as client and as server, and who
-/// judges the peer's.
+/// Makes the configurations of client and server, with a certificate for `keypair`, and the
+/// verifier of peers' certificates.
 pub(super) fn configs(
     keypair: &Keypair,
 ) -> io::Result<(ClientConfig, ServerConfig, Arc<Verifier>)> {
@@ -71,7 +72,7 @@ pub(super) fn configs(
         .with_custom_certificate_verifier(verifier.clone())
         .with_client_cert_resolver(key.clone());
     client.alpn_protocols = vec![ALPN.to_vec()];
-    // All peers have one server name: a ticket of one would be shown to the next.
+    // All peers have one server name, so a ticket of one peer would be shown to the next.
     client.resumption = Resumption::disabled();
 
     let server = ServerConfig::builder_with_provider(provider);
@@ -82,16 +83,16 @@ pub(super) fn configs(
         .with_cert_resolver(key);
     server.alpn_protocols = vec![ALPN.to_vec()];
     server.send_tls13_tickets = 0;
-    // rust-libp2p asks for ChaCha20 first, whatever its CPU can do.
+    // rust-libp2p prefers ChaCha20, whatever its CPU can do.
     server.ignore_client_order = true;
     Ok((client, server, verifier))
 }
 
-/// Takes any certificate that binds its key to a peer id, and says whose it is.
+/// Accepts any certificate that binds its key to a peer id, and tells the peer id.
 #[derive(Debug)]
 pub(super) struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// The latest certificates of handshakes, and whose they are.
+    /// The latest certificates of handshakes, and their peers.
     proved: Mutex<VecDeque<(CertificateDer<'static>, PeerId)>>,
 }
 
@@ -103,8 +104,8 @@ impl Verifier {
         }
     }
 
-    /// Whose the certificate of a handshake is. The first time that is asked, it is known from the
-    /// handshake.
+    /// The peer of a certificate from a handshake. The first call takes the answer that the
+    /// handshake left. Later calls parse the certificate again.
     pub(super) fn peer(&self, certificate: &CertificateDer<'_>) -> Result<PeerId, Error> {
         let mut proved = lock(&self.proved);
         if let Some(at) = proved.iter().position(|(known, _)| known == certificate)
@@ -116,7 +117,8 @@ impl Verifier {
         Ok(certificate::parse(certificate)?.peer_id())
     }
 
-    /// "Endpoints MUST abort the connection attempt if more than one certificate is received".
+    /// The specification says: "Endpoints MUST abort the connection attempt if more than one
+    /// certificate is received".
     fn alone(others: &[CertificateDer<'_>]) -> Result<(), Error> {
         if !others.is_empty() {
             return Err(Error::General("more than one certificate".into()));
@@ -124,8 +126,9 @@ impl Verifier {
         Ok(())
     }
 
-    /// "… or if the certificate's self-signature is not valid." Judged here, once, since no handshake
-    /// ends without: parsing a certificate is two signatures more to verify.
+    /// The specification goes on: "… or if the certificate's self-signature is not valid." This is
+    /// verified here, once, because every handshake comes here. Parsing a certificate verifies two
+    /// more signatures.
     fn signed(
         &self,
         message: &[u8],
@@ -150,7 +153,7 @@ impl Verifier {
     }
 }
 
-/// [`VERSIONS`] keeps it from being asked for.
+/// [`VERSIONS`] has no TLS 1.2, so this is never called.
 fn tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(Error::General("TLS 1.2".into()))
 }
@@ -190,7 +193,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Clients have to show a certificate, too, which is what this trait asks for unless told otherwise.
+/// Clients have to show a certificate, too. This trait demands one by default.
 impl ClientCertVerifier for Verifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -236,7 +239,7 @@ mod tests {
 
     use super::*;
 
-    /// Lets both talk until neither has anything to say.
+    /// Passes messages on until neither end has anything to send.
     fn shake(
         client: ClientConfig,
         server: ServerConfig,
@@ -272,7 +275,7 @@ mod tests {
             assert_eq!(lock(&verifier.proved).len(), 1);
             assert_eq!(verifier.peer(shown).unwrap(), key);
             assert_eq!(lock(&verifier.proved).len(), 0);
-            assert_eq!(verifier.peer(shown).unwrap(), key, "asked again");
+            assert_eq!(verifier.peer(shown).unwrap(), key, "parsed again");
         }
     }
 
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_was_changed_is_refused() {
+    fn a_changed_certificate_is_refused() {
         let key = Keypair::generate_ed25519();
         let (certificate, signer) = certificate::generate(&key).unwrap();
         let signer = aws_lc_rs::default_provider()

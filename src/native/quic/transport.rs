@@ -1,9 +1,9 @@
 //! The `/quic-v1` transport.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -24,36 +24,38 @@ use quinn::Endpoint;
 use tokio::{sync::oneshot, time};
 
 use super::{
-    Admission, Connection, Error, Quic, SERVER_NAME,
+    Admission, Quic, QuicConnection, QuicError, SERVER_NAME,
     admission::Answer,
-    link::{Link, Peers},
+    link::{EndpointSocket, Peers},
 };
-use crate::native::socket::{Receiver, any_source};
+use crate::native::udp::{Receiver, any_source};
 
-/// How often a peer that is to dial us is sent a datagram, so that our NAT lets it in: at random
-/// between these, so that two that punch do not keep step (libp2p's DCUtR over QUIC).
+/// The pause between two datagrams to a peer that will dial this one, in milliseconds. The
+/// datagrams make the NAT let the peer in. The pause is random between these bounds, so that two
+/// peers that punch do not keep step (libp2p's DCUtR over QUIC).
 const PUNCH_PAUSE: (u64, u64) = (10, 200);
 
-/// Length of such a datagram. What it holds is random and means nothing.
+/// The length of such a datagram. Its content is random and has no meaning.
 const PUNCH_LEN: usize = 64;
 
-/// Connections of others that are sent away in one turn: a flood leaves the swarm its time.
+/// The most connections of others that are sent away in one turn, so that a flood leaves time to
+/// the swarm.
 const MAX_SENT_AWAY: usize = 64;
 
-type Output = (PeerId, Connection);
-type Upgrade = BoxFuture<'static, Result<Output, Error>>;
+type Output = (PeerId, QuicConnection);
+type Upgrade = BoxFuture<'static, Result<Output, QuicError>>;
 
 /// Dials and listens on the one endpoint of [`Quic`].
 ///
-/// A dial as listener (DCUtR) waits for the peer's dial and sends datagrams meanwhile.
-pub(crate) struct Transport {
+/// A dial as listener (DCUtR) waits for the dial of the peer, and sends datagrams meanwhile.
+pub(crate) struct QuicTransport {
     quic: Quic,
     endpoint: Endpoint,
     timeout: Duration,
     admission: Admission,
     accept: BoxFuture<'static, Option<quinn::Incoming>>,
     listeners: Vec<Listener>,
-    events: VecDeque<TransportEvent<Upgrade, Error>>,
+    events: VecDeque<TransportEvent<Upgrade, QuicError>>,
     expected: Expected,
     waker: Option<Waker>,
 }
@@ -61,11 +63,13 @@ pub(crate) struct Transport {
 struct Listener {
     id: ListenerId,
     bound: SocketAddr,
-    /// Tells the addresses of the interfaces, where it listens on all.
+    /// Reports the addresses of the interfaces, where the listener listens on all of them.
     interfaces: Option<IfWatcher>,
+    /// The addresses that were reported.
+    ips: HashSet<IpAddr>,
 }
 
-/// Peers whose dial is waited for, by the address it is expected from.
+/// The dials that are waited for, by the address that each is expected from.
 #[derive(Clone, Default)]
 struct Expected(Arc<Mutex<HashMap<SocketAddr, oneshot::Sender<quinn::Connecting>>>>);
 
@@ -75,7 +79,7 @@ impl Expected {
     }
 }
 
-/// Ends the wait for a dial, however it ends.
+/// Removes an expected dial when the wait ends, however it ends.
 struct Awaited(Expected, SocketAddr);
 
 impl Drop for Awaited {
@@ -85,13 +89,14 @@ impl Drop for Awaited {
     }
 }
 
-impl Transport {
-    /// Gives one dial or one answer at most `timeout`. Needs a Tokio runtime.
+impl QuicTransport {
+    /// Makes a transport that gives each dial and each answer at most `timeout`. Needs a Tokio
+    /// runtime.
     ///
     /// # Errors
-    /// When the endpoint cannot be made.
+    /// Fails when the endpoint cannot be made.
     pub(crate) fn new(quic: Quic, admission: Admission, timeout: Duration) -> io::Result<Self> {
-        let link = Link::new(quic.0.sockets.clone(), Peers::Network);
+        let link = EndpointSocket::new(quic.0.sockets.clone(), Peers::Network);
         let endpoint = quic.endpoint(&link)?;
         let listener: Arc<dyn Receiver> = link;
         quic.0.sockets.route_quic_listener(&listener);
@@ -108,7 +113,7 @@ impl Transport {
         })
     }
 
-    /// A connection of a peer that has begun.
+    /// Handles a connection that a peer has begun.
     fn incoming(&mut self, incoming: quinn::Incoming) {
         let remote = canonical(incoming.remote_address());
         let local = incoming.local_ip().map(|ip| ip.to_canonical());
@@ -118,7 +123,7 @@ impl Transport {
             bound.is_ipv4() == remote.is_ipv4() && here
         };
         let listener = self.listeners.iter().find(takes).map(|l| (l.id, l.bound));
-        // Whose dial we wait for is let in by us.
+        // An expected dial is accepted without admission, because this peer waits for it.
         let expected = self.expected.lock().remove(&remote);
         if let Some(dial) = expected.filter(|dial| !dial.is_closed()) {
             if let Some(connecting) = accepted(incoming) {
@@ -161,7 +166,7 @@ impl Transport {
         });
     }
 
-    /// Waits for the peer to dial us, and opens our NAT for it meanwhile.
+    /// Waits for the peer to dial, and opens the NAT for it meanwhile.
     fn dial_as_listener(&self, remote: SocketAddr, peer: PeerId) -> Upgrade {
         let (sender, receiver) = oneshot::channel();
         self.expected.lock().insert(remote, sender);
@@ -171,7 +176,7 @@ impl Transport {
         let punch = async move {
             loop {
                 let mut datagram = [0; PUNCH_LEN];
-                // Zeros open a NAT as well.
+                // Without randomness, zeros open the NAT as well.
                 let _ = getrandom::fill(&mut datagram);
                 let any = any_source(remote);
                 sockets.send(any, remote, &datagram, PUNCH_LEN).await;
@@ -183,8 +188,8 @@ impl Transport {
         within(self.timeout, async move {
             let _awaited = awaited;
             let connecting = tokio::select! {
-                connecting = receiver => connecting.map_err(|_| Error::Closed)?,
-                () = punch => return Err(Error::Closed),
+                connecting = receiver => connecting.map_err(|_| QuicError::Closed)?,
+                () = punch => return Err(QuicError::Closed),
             };
             let connection = quic.authenticated(connecting.await?, Some(peer))?;
             Ok((peer, connection))
@@ -201,27 +206,27 @@ fn accept(endpoint: &Endpoint) -> BoxFuture<'static, Option<quinn::Incoming>> {
 fn accepted(incoming: quinn::Incoming) -> Option<quinn::Connecting> {
     let connecting = incoming.accept();
     connecting
-        .inspect_err(|error| tracing::debug!(%error, "a QUIC connection is refused"))
+        .inspect_err(|error| tracing::debug!(%error, "the QUIC connection was refused"))
         .ok()
 }
 
-async fn handshake(quic: Quic, connecting: quinn::Connecting) -> Result<Output, Error> {
+async fn handshake(quic: Quic, connecting: quinn::Connecting) -> Result<Output, QuicError> {
     let connection = quic.authenticated(connecting.await?, None)?;
     Ok((connection.peer(), connection))
 }
 
 async fn within<T>(
     limit: Duration,
-    what: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+    what: impl Future<Output = Result<T, QuicError>>,
+) -> Result<T, QuicError> {
     time::timeout(limit, what)
         .await
-        .unwrap_or(Err(Error::Timeout))
+        .unwrap_or(Err(QuicError::Timeout))
 }
 
-impl transport::Transport for Transport {
+impl transport::Transport for QuicTransport {
     type Output = Output;
-    type Error = Error;
+    type Error = QuicError;
     type ListenerUpgrade = Upgrade;
     type Dial = Upgrade;
 
@@ -233,7 +238,7 @@ impl transport::Transport for Transport {
         let Some((wanted, _)) = socket_addr(&addr) else {
             return Err(TransportError::MultiaddrNotSupported(addr));
         };
-        // The sockets are bound already: at the addresses that the configuration names.
+        // The sockets are bound already, at the addresses that the configuration names.
         let Some(local) = self.quic.0.sockets.local(wanted.ip()) else {
             return Err(TransportError::MultiaddrNotSupported(addr));
         };
@@ -257,6 +262,7 @@ impl transport::Transport for Transport {
             id,
             bound,
             interfaces,
+            ips: HashSet::new(),
         });
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -291,7 +297,7 @@ impl transport::Transport for Transport {
             }
             _ => return Err(TransportError::MultiaddrNotSupported(addr)),
         };
-        // There is no new port to be had here, and nothing of a family without a socket.
+        // A dial cannot have a new port here, and cannot use a family that has no socket.
         let new_port = (opts.role, opts.port_use) == (Role::Dialer, PortUse::New);
         if new_port || self.quic.0.sockets.local(remote.ip()).is_none() {
             return Err(TransportError::MultiaddrNotSupported(addr));
@@ -345,8 +351,8 @@ impl transport::Transport for Transport {
 }
 
 impl Listener {
-    /// The next address that has come or gone.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransportEvent<Upgrade, Error>> {
+    /// Returns the next address that has come or gone.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransportEvent<Upgrade, QuicError>> {
         let Some(interfaces) = &mut self.interfaces else {
             return Poll::Pending;
         };
@@ -356,6 +362,8 @@ impl Listener {
                 Some(Ok(IfEvent::Up(net))) => (net.addr(), true),
                 Some(Ok(IfEvent::Down(net))) => (net.addr(), false),
                 Some(Err(error)) => {
+                    // The watcher tells nothing any more. Another one begins with all addresses.
+                    self.interfaces = IfWatcher::new().ok();
                     return Poll::Ready(TransportEvent::ListenerError {
                         listener_id,
                         error: error.into(),
@@ -366,7 +374,11 @@ impl Listener {
                     break;
                 }
             };
-            if ip.is_ipv4() != self.bound.is_ipv4() {
+            let is_news = match up {
+                true => self.ips.insert(ip),
+                false => self.ips.remove(&ip),
+            };
+            if !is_news || ip.is_ipv4() != self.bound.is_ipv4() {
                 continue;
             }
             let listen_addr = multiaddr(SocketAddr::new(ip, self.bound.port()));
@@ -385,7 +397,7 @@ impl Listener {
     }
 }
 
-/// An IPv4 address that is written as an IPv6 one, as it is.
+/// Converts an IPv4 address in IPv6 form to its IPv4 form.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

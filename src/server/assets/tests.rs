@@ -17,7 +17,7 @@ fn names_resolve_below_the_root() {
 }
 
 #[test]
-fn nothing_leads_out_or_to_hidden_files() {
+fn no_name_leads_out_of_the_root_or_to_hidden_files() {
     for request in [
         "../etc/passwd",
         "a/../../etc/passwd",
@@ -53,7 +53,7 @@ proptest! {
 }
 
 #[test]
-fn ranges_as_the_rfc_has_them() {
+fn ranges_follow_the_rfc() {
     let range = |first, length| Part::Range { first, length };
     let none = Part::None(StatusCode::RANGE_NOT_SATISFIABLE);
     for (field, part) in [
@@ -80,7 +80,7 @@ fn ranges_as_the_rfc_has_them() {
 }
 
 #[test]
-fn codings_are_taken_at_their_word() {
+fn accepted_codings_follow_the_header() {
     let of = |field: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT_ENCODING, field.parse().unwrap());
@@ -113,7 +113,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     home
 }
 
-/// The answer, and its text.
+/// Asks for a file. Returns the answer and its text.
 async fn ask(
     root: &Path,
     method: Method,
@@ -139,7 +139,7 @@ fn field(response: &Response<()>, name: HeaderName) -> &str {
 }
 
 #[tokio::test]
-async fn a_page_that_has_it_is_told_so() {
+async fn conditional_and_range_requests_are_answered() {
     let home = folder(&[("a.js", "0123456789")]);
     let get = |fields: Vec<(HeaderName, String)>| {
         let root = home.path().to_owned();
@@ -170,7 +170,7 @@ async fn a_page_that_has_it_is_told_so() {
         (vec![(header::IF_NONE_MATCH, other.clone())], 200),
         (vec![(header::IF_MODIFIED_SINCE, date.clone())], 304),
         (vec![(header::IF_MODIFIED_SINCE, long_ago.clone())], 200),
-        // The tag says more than the date.
+        // The tag counts more than the date.
         (
             vec![
                 (header::IF_NONE_MATCH, other.clone()),
@@ -211,7 +211,7 @@ async fn a_page_that_has_it_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_compressed_form_is_sent_to_whoever_takes_it_and_while_it_is_fresh() {
+async fn a_fresh_compressed_form_is_sent_to_clients_that_accept_it() {
     let home = folder(&[
         ("a.wasm", "plain"),
         ("a.wasm.gz", "gzip"),
@@ -245,7 +245,7 @@ async fn a_compressed_form_is_sent_to_whoever_takes_it_and_while_it_is_fresh() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn no_link_leads_out() {
+async fn no_link_leads_out_of_the_root() {
     use std::os::unix::fs::symlink;
     let home = folder(&[
         ("www/a.txt", "a"),

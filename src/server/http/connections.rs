@@ -33,16 +33,21 @@ use tokio::{
     task::JoinSet,
     time::{Sleep, sleep, timeout},
 };
+use tracing::Instrument as _;
 
 use super::finish;
 use crate::{
-    core::patience::Patience,
+    core::{
+        patience::Patience,
+        prefix::{self, Prefix},
+        quota::{Holder, Refusal},
+    },
     server::{
         assets,
         config::HttpConfig,
         descriptors::Descriptors,
         pool::{Place, Pool, Refusals},
-        rate::RateLimiter,
+        rate_limiter::RateLimiter,
     },
 };
 
@@ -52,6 +57,9 @@ const BUFFER: usize = 16 * 1024;
 /// Bytes of a response that wait in the kernel, each counted twice by it. Without a bound it takes
 /// some megabytes, for everybody who acknowledges and does not read.
 const SEND_BUFFER: usize = 128 * 1024;
+
+/// What proxies append the address to that they see. It has no specification but its use.
+const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// How long to wait before the next accept when the system refuses one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -92,16 +100,19 @@ pub(crate) struct Door {
     refusals: Refusals,
     descriptors: Descriptors,
     bounds: Bounds,
+    /// Proxies that say for whom they ask.
+    trusted: Arc<[Prefix]>,
 }
 
 impl Door {
-    /// A door to the places of `pool`.
+    /// A door to the places of `pool`. What `config` says of proxies has been checked.
     pub(crate) fn new(
         pool: &Pool,
         config: &HttpConfig,
         refusals: &Refusals,
         descriptors: &Descriptors,
     ) -> Self {
+        let trusted = config.trusted_proxies.iter();
         let (each, all) = (config.requests_per_source, config.requests);
         let rate = RateLimiter::new(each.get(), all.get(), Instant::now());
         Self {
@@ -110,6 +121,20 @@ impl Door {
             refusals: refusals.clone(),
             descriptors: descriptors.clone(),
             bounds: Bounds::default(),
+            trusted: trusted.filter_map(|prefix| prefix.parse().ok()).collect(),
+        }
+    }
+
+    fn is_proxy(&self, ip: IpAddr) -> bool {
+        self.trusted.iter().any(|prefix| prefix.contains(ip))
+    }
+
+    /// The place of a connection from `ip`. That of a proxy counts for nobody until it says for whom
+    /// it asks.
+    fn enter(&self, ip: IpAddr) -> Result<Place, Refusal> {
+        match self.is_proxy(ip) {
+            true => self.pool.take(Holder::default()),
+            false => self.pool.take(ip),
         }
     }
 
@@ -142,9 +167,9 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, door: Door) {
                 let ip = from.ip().to_canonical();
                 // Whoever has no place is closed at once: one that waited in the kernel's queue
                 // would keep those behind it out.
-                if let Ok(place) = door.pool.take(ip) {
+                if let Ok(place) = door.enter(ip) {
                     let served = connection(stream, ip, router.clone(), door.clone(), place);
-                    connections.spawn(served);
+                    connections.spawn(served.in_current_span());
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -169,11 +194,19 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 async fn connection(stream: TcpStream, ip: IpAddr, router: Router, door: Door, place: Place) {
     let bounds = door.bounds;
     let asked = AtomicU32::new(0);
+    let place = Mutex::new(Some(place));
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Source(ip));
         let last = asked.fetch_add(1, Ordering::Relaxed) + 1 >= bounds.requests;
-        let refused = refusal(&request, &door, ip);
+        let (client, has_place) = match door.is_proxy(ip) {
+            true => forwarded(&request, &door, ip, &place),
+            false => (ip, true),
+        };
+        request.extensions_mut().insert(Source(client));
+        let refused = match has_place {
+            true => refusal(&request, &door, client),
+            false => Some(assets::status(StatusCode::SERVICE_UNAVAILABLE)),
+        };
         let (router, door) = (&router, &door);
         async move {
             let (mut response, last) = match refused {
@@ -202,6 +235,26 @@ async fn connection(stream: TcpStream, ip: IpAddr, router: Router, door: Door, p
         Err(_) => tracing::debug!("an HTTP connection has lived for long enough"),
     }
     drop(place);
+}
+
+/// Whom a proxy at `ip` asks for, and whether there is a place for that client: the connection's is
+/// its from now on.
+fn forwarded(
+    request: &Request<Incoming>,
+    door: &Door,
+    ip: IpAddr,
+    place: &Mutex<Option<Place>>,
+) -> (IpAddr, bool) {
+    let values = request.headers().get_all(FORWARDED_FOR).iter();
+    let values: Vec<_> = values
+        .map(|value| value.to_str().unwrap_or_default())
+        .collect();
+    let client = prefix::client(ip, &door.trusted, values.into_iter());
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    // The old one first, so that a connection never has two.
+    *place = None;
+    *place = door.pool.take(client).ok();
+    (client, place.is_some())
 }
 
 /// The answer to a request that nothing is done for.

@@ -1,30 +1,30 @@
-//! Where relayed addresses are.
+//! The IP addresses of relayed addresses.
 
 use std::net::IpAddr;
 
 use crate::core::scope::scope;
 
-/// The addresses that a server has to relay on.
+/// The addresses on which a server can relay.
 #[derive(Debug)]
 pub(crate) struct RelayAddresses {
     hosts: Vec<IpAddr>,
-    /// What others are told of the hosts, the best first.
+    /// The addresses that others are told, best first.
     announced: Vec<IpAddr>,
     external: Option<IpAddr>,
 }
 
-/// One address to relay on.
+/// One address on which to relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RelayAddress {
-    /// Where the socket is.
+    /// The address that the socket is bound to.
     pub(super) bound: IpAddr,
-    /// What the client is told.
+    /// The address that the client is told.
     pub(super) told: IpAddr,
 }
 
 impl RelayAddresses {
-    /// The server listens at `hosts`, of which others are told `announced`, or `external` where
-    /// a one-to-one NAT stands before it.
+    /// The server listens on `hosts`. Others are told `announced`, or `external` if a one-to-one
+    /// NAT stands before the server.
     pub(crate) fn new(
         hosts: Vec<IpAddr>,
         mut announced: Vec<IpAddr>,
@@ -38,17 +38,17 @@ impl RelayAddresses {
         }
     }
 
-    /// Every address that a relayed one may be told as.
+    /// Returns every address that a client may be told as a relayed one.
     pub(crate) fn told(&self) -> impl Iterator<Item = IpAddr> {
         let all = self.announced.iter().chain(&self.external);
         all.chain(&self.hosts).copied()
     }
 
-    /// The address of the family, for a client that asked at `asked`: the same interface leads to
-    /// the client and, as far as anybody can tell, to its peers.
+    /// Returns the address to relay on in one family, for a client that asked at `asked`. It is
+    /// `asked` if possible, because that interface leads to the client and probably to its peers.
     ///
-    /// Whoever asks at loopback is on this machine, most often a proxy: its clients are elsewhere
-    /// and are told what they reach.
+    /// A client that asks at loopback is on this machine, and is most often a proxy. Its own
+    /// clients are elsewhere, so the best announced address is told.
     pub(super) fn of(&self, asked: IpAddr, v4: bool) -> Option<RelayAddress> {
         let of_family = |ip: &&IpAddr| ip.is_ipv4() == v4;
         let asked = Some(asked).filter(|ip| ip.is_ipv4() == v4 && !ip.is_unspecified());
@@ -80,7 +80,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The bound and the told address of a client that asked at `asked`.
+    /// Returns the bound and the told address for a client that asked at `asked`.
     fn of(
         hosts: &[&str],
         asked: &str,
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_of_the_interface_that_it_asked() {
+    fn a_client_is_told_the_interface_that_it_asked() {
         for asked in [PUBLIC, DOCKER, "2001:db8::9"].map(ip) {
             let told = of(
                 &["0.0.0.0", "::"],
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_what_its_peers_reach_where_its_interface_does_not_say() {
+    fn a_client_at_loopback_or_of_the_other_family_is_told_the_best_address() {
         let public = Some((ip(PUBLIC), ip(PUBLIC)));
         assert_eq!(of(&["0.0.0.0"], "127.0.0.1", true, None), public);
         assert_eq!(of(&["0.0.0.0", "::"], "2001:db8::1", true, None), public);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_address_is_told_of_its_family() {
+    fn an_external_address_is_told_in_its_family_only() {
         let external = Some("198.51.100.1");
         let told = ip("198.51.100.1");
         let any = ip("0.0.0.0");

@@ -1,4 +1,4 @@
-//! What a client holds: relayed addresses, permissions and channels.
+//! Allocations: the relayed addresses, permissions and channels of a client.
 
 use std::{
     collections::HashMap,
@@ -23,27 +23,32 @@ use super::{
     addresses::RelayAddress, datagrams::Datagrams, meter::Meter, reach::Reach, requests::Client,
     stream::Queue,
 };
-use crate::server::{pool::Place, rate::Bucket};
+use crate::{
+    native::runtime,
+    server::{pool::Place, rate_limiter::Bucket},
+};
 
-/// RFC 8656 section 9 and section 12.
+/// How long a permission lasts (RFC 8656 section 9).
 const PERMISSION: Duration = Duration::from_secs(300);
+/// How long a channel binding lasts (RFC 8656 section 12).
 const CHANNEL: Duration = Duration::from_secs(600);
 
-/// Permissions and channels of one allocation at most: ICE has a few dozen pairs.
+/// The most permissions, and the most channels, of one allocation. ICE has a few dozen pairs.
 const MAX_PEERS: usize = 256;
 
-/// The longest datagram that is relayed: jumbo frames and no more, which bounds the memory of an
+/// The longest datagram that is relayed. It suffices for jumbo frames, and bounds the memory of an
 /// allocation.
 pub(super) const MAX_DATAGRAM: usize = 9 << 10;
 
-/// Ports tried before the range counts as full.
+/// How many ports are tried before the range counts as full.
 const PORT_TRIES: usize = 64;
 
-/// Datagrams relayed in a row before other tasks have their turn.
+/// How many datagrams are relayed in a row before other tasks get a turn.
 const BURST: usize = 64;
 
-/// Requests per second of a client that holds an allocation, and twice as many in a burst, besides
-/// what its address may ask: whoever forges that address cannot keep it from renewing.
+/// How many requests per second a client with an allocation may make, and twice as many in a burst.
+/// They do not count against the limit of its address. So whoever forges that address cannot keep
+/// the client from renewing.
 const REQUESTS: f64 = 10.0;
 
 /// The way back to a client.
@@ -54,7 +59,8 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// Sends what came from a peer, or loses it when there is no room: nobody waits for a slow client.
+    /// Sends data from a peer. If there is no room, the data is lost, because nobody waits for a
+    /// slow client.
     fn relay(&self, frame: &[u8]) {
         match self {
             Self::Datagrams(..) => self.answer(frame),
@@ -62,7 +68,7 @@ impl Reply {
         }
     }
 
-    /// Sends an answer.
+    /// Sends an answer to a request.
     pub(super) fn answer(&self, frame: &[u8]) {
         match self {
             Self::Datagrams(socket, client) => {
@@ -73,10 +79,11 @@ impl Reply {
     }
 }
 
-/// One client's.
+/// The allocation of one client.
 pub(super) struct Allocation {
     pub(super) username: String,
-    /// Of the request that made it: when repeated, it gets the same answer.
+    /// The transaction of the request that made the allocation. If that request is repeated, it
+    /// gets the same answer.
     pub(super) transaction: TransactionId,
     pub(super) relays: Vec<Relay>,
     pub(super) peers: Arc<Peers>,
@@ -102,7 +109,8 @@ impl Allocation {
         }
     }
 
-    /// Whether the client may ask at `now`, whatever others ask in its name.
+    /// Whether the client may make a request at `now`. Requests that others forge in its name do
+    /// not count.
     pub(super) fn may_ask(&self, now: Instant) -> bool {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         requests.take(REQUESTS, 1.0, now)
@@ -112,7 +120,7 @@ impl Allocation {
         self.expires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The relay for peers of the family of `peer`.
+    /// Returns the relayed address for peers of the family of `peer`.
     pub(super) fn relay(&self, peer: IpAddr) -> Option<&Relay> {
         self.relays
             .iter()
@@ -120,7 +128,7 @@ impl Allocation {
     }
 }
 
-/// Between whom a relayed address passes datagrams, and within which limits.
+/// Between which peers and client a relayed address passes datagrams, and within which limits.
 #[derive(Clone)]
 pub(super) struct Passage {
     pub(super) peers: Arc<Peers>,
@@ -130,8 +138,8 @@ pub(super) struct Passage {
 }
 
 impl Passage {
-    /// Whether a datagram may pass to or from a permitted peer. The permission is not enough: it is
-    /// of an IP address, and what that is may have changed.
+    /// Whether a datagram may pass to or from a permitted peer. A permission is not enough, because
+    /// it names an IP address, and may be older than the rules for that address.
     fn passes(&self, peer: SocketAddr, length: usize) -> bool {
         match self.reach.bars(peer) {
             Some(bar) => {
@@ -142,10 +150,11 @@ impl Passage {
         }
     }
 
-    /// Relays to the client what has arrived at `socket`.
+    /// Relays the datagrams that have arrived at `socket` to the client.
     fn relay(&self, socket: &UdpSocket) -> io::Result<()> {
         const HEADER: usize = 4;
-        // On the stack, and only while something is there: who is silent costs no buffer.
+        // The buffer is on the stack, and exists only while there is something to relay, so a
+        // silent peer costs no buffer.
         let mut buffer = [0; HEADER + MAX_DATAGRAM + 1];
         for _ in 0..BURST {
             let (len, peer) = match socket.try_recv_from(&mut buffer[HEADER..]) {
@@ -176,7 +185,7 @@ impl Passage {
 
 /// One relayed address.
 pub(super) struct Relay {
-    /// What the client is told.
+    /// The relayed address that the client is told.
     pub(super) address: SocketAddr,
     socket: Arc<UdpSocket>,
     passage: Passage,
@@ -191,10 +200,10 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Opens a port of `ports`, for which `place` was taken, and relays what comes to it.
+    /// Opens a port of `ports` and relays what arrives there. It keeps `place` until it is dropped.
     ///
     /// # Errors
-    /// When no port is free.
+    /// If no port is free.
     pub(super) fn open(
         RelayAddress { bound: ip, told }: RelayAddress,
         ports: &RangeInclusive<u16>,
@@ -203,7 +212,7 @@ impl Relay {
     ) -> io::Result<Self> {
         let mut bound = Err(io::ErrorKind::AddrInUse.into());
         for _ in 0..PORT_TRIES {
-            // At random (RFC 8656 section 7.2), so that others cannot guess it.
+            // The port is random (RFC 8656 section 7.2), so that others cannot guess it.
             let port = rand::random_range(ports.clone());
             bound = std::net::UdpSocket::bind((ip, port));
             if bound.is_ok() {
@@ -219,12 +228,12 @@ impl Relay {
             address,
             socket,
             passage,
-            reader: tokio::spawn(read).abort_handle(),
+            reader: runtime::task(read).abort_handle(),
             _place: place,
         })
     }
 
-    /// Sends a datagram to a permitted peer, or loses it.
+    /// Sends a datagram to a permitted peer. The datagram is lost if the socket has no room.
     pub(super) fn send(&self, datagram: &[u8], peer: SocketAddr) {
         if self.passage.passes(peer, datagram.len()) {
             let _ = self.socket.try_send_to(datagram, peer);
@@ -232,7 +241,7 @@ impl Relay {
     }
 }
 
-/// Relays what permitted peers send.
+/// Relays the datagrams of permitted peers to the client, until the future is dropped.
 async fn read(socket: Arc<UdpSocket>, passage: Passage) {
     loop {
         let relayed = socket
@@ -240,7 +249,8 @@ async fn read(socket: Arc<UdpSocket>, passage: Passage) {
             .await
             .and_then(|()| passage.relay(&socket));
         if relayed.is_err() {
-            // An ICMP error of an earlier datagram; anything lasting must not keep a core busy.
+            // It may be an ICMP error of an earlier datagram. The pause keeps a lasting error from
+            // keeping a core busy.
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::task::yield_now().await;
@@ -255,7 +265,7 @@ fn indication(peer: SocketAddr, data: &[u8]) -> Option<Vec<u8>> {
     Some(message.finish())
 }
 
-/// How what comes from a peer gets to the client.
+/// How data from a peer gets to the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Denied,
@@ -263,7 +273,7 @@ pub(super) enum Route {
     Indication,
 }
 
-/// Permissions and channels.
+/// The permissions and channels of an allocation.
 #[derive(Default)]
 pub(super) struct Peers(Mutex<Table>);
 
@@ -279,10 +289,10 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Permits `peers`, or renews that.
+    /// Permits `peers`, or renews their permissions.
     ///
     /// # Errors
-    /// The code to refuse with.
+    /// The STUN error code with which the request is refused.
     pub(super) fn permit(&self, peers: &[IpAddr], now: Instant) -> Result<(), u16> {
         let mut table = self.table();
         table.permissions.retain(|_, expires| *expires > now);
@@ -298,10 +308,10 @@ impl Peers {
         Ok(())
     }
 
-    /// Binds a channel, or renews that, and permits the peer.
+    /// Binds a channel, or renews the binding, and permits the peer.
     ///
     /// # Errors
-    /// The code to refuse with.
+    /// The STUN error code with which the request is refused.
     pub(super) fn bind(&self, number: u16, peer: SocketAddr, now: Instant) -> Result<(), u16> {
         {
             let mut table = self.table();
@@ -315,7 +325,7 @@ impl Peers {
                 }
                 lives
             });
-            // RFC 8656 section 12.2: neither may be bound to another.
+            // A channel has one peer, and a peer has one channel (RFC 8656 section 12.2).
             let other_peer = channels
                 .get(&number)
                 .is_some_and(|(bound, _)| *bound != peer);
@@ -334,7 +344,7 @@ impl Peers {
         Ok(())
     }
 
-    /// The peer at the other end of a channel, while it is permitted.
+    /// Returns the peer at the other end of a channel, as long as the peer is permitted.
     pub(super) fn of_channel(&self, number: u16, now: Instant) -> Option<SocketAddr> {
         let table = self.table();
         let (peer, expires) = table.channels.get(&number)?;
@@ -342,7 +352,7 @@ impl Peers {
         (*expires > now && permitted).then_some(*peer)
     }
 
-    /// Where what comes from `peer` goes.
+    /// Returns how data from `peer` gets to the client.
     pub(super) fn route(&self, peer: SocketAddr, now: Instant) -> Route {
         let table = self.table();
         let permission = table.permissions.get(&peer.ip());
@@ -367,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_by_address_and_end() {
+    fn a_permission_is_for_an_ip_address_and_expires() {
         let (peers, now) = (Peers::default(), Instant::now());
         peers.permit(&[peer(1).ip()], now).unwrap();
         let other_port = ([192, 0, 2, 1], 10).into();
@@ -392,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn one_client_cannot_fill_the_memory() {
+    fn permissions_and_channels_are_bounded() {
         let (peers, now) = (Peers::default(), Instant::now());
         let ip = |n: usize| IpAddr::from([192, 0, (n >> 8) as u8, n as u8]);
         let most: Vec<_> = (0..MAX_PEERS).map(ip).collect();

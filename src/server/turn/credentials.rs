@@ -1,7 +1,9 @@
-//! Who may use the TURN server: those with a user name and password made from its secret.
+//! Credentials of the TURN server: a user name, and a password that is made from the server's
+//! secret.
 //!
-//! A user name is `expiry:id`, in seconds since 1970, and its password the HMAC-SHA1 of it, in
-//! base64. Whoever has the secret can give out credentials, and nobody has to keep a list.
+//! A user name is `expiry:id`, with the expiry in seconds since 1970. Its password is the HMAC-SHA1
+//! of the user name, in base64. Whoever has the secret can make credentials, and nobody has to keep
+//! a list.
 
 use std::{
     fmt, io,
@@ -18,24 +20,24 @@ use crate::{
     native::secret::{self, Fault},
 };
 
-/// How long a nonce may be used (RFC 8489 section 9.2.5 has the server say 438 then).
+/// How long a nonce may be used. After that, the server answers 438 (RFC 8489 section 9.2.5).
 const NONCE: Duration = Duration::from_secs(60 * 60);
 
-/// Bytes of a secret that is made here.
+/// The length of a secret that is made here, in bytes.
 const SECRET: usize = 32;
 
-/// File of the secret in the data directory.
+/// The file of the secret in the data directory.
 const SECRET_FILE: &str = "turn-secret";
 
-/// Longest file of a secret that is read.
+/// The longest file of a secret that is read.
 const MAX_SECRET_FILE: u64 = 4096;
 
-/// The secret of `directory`, made on first use and readable by its owner only; a fresh one
-/// without a directory.
+/// Returns the secret of `directory`. It is made on first use, and only its owner can read it.
+/// Without a directory, a fresh secret is returned.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when the file cannot be read or written, when others can read or replace it, or
-/// when there is no randomness.
+/// [`ErrorKind::Io`] if the file cannot be read or written, if others can read or replace it, or if
+/// there is no randomness.
 pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
     let fresh = || {
         let mut bytes = [0; SECRET];
@@ -55,7 +57,7 @@ pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
     let bytes = match read()? {
         Some(bytes) => bytes,
         None => match secret::publish(&path, (fresh()? + "\n").as_bytes()) {
-            // Another program was faster: its secret is the one.
+            // Another program was faster, so its secret counts.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(failed(Fault::Io(error)));
             }
@@ -71,6 +73,20 @@ pub fn turn_secret(directory: Option<&Path>) -> Result<String, Error> {
 }
 
 /// A user name and its password.
+///
+/// ```no_run
+/// use throughline::{TurnServer, server::Server};
+///
+/// /// The server's own TURN, as a connector takes it.
+/// fn turn(server: &Server) -> Option<TurnServer> {
+///     let credentials = server.turn_credentials()?;
+///     Some(TurnServer {
+///         url: server.turn_urls().first()?.clone(),
+///         username: credentials.username.clone(),
+///         credential: credentials.credential.clone(),
+///     })
+/// }
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TurnCredentials {
@@ -91,7 +107,7 @@ impl fmt::Debug for TurnCredentials {
 /// Makes and checks credentials and nonces.
 pub(crate) struct Authority {
     secret: String,
-    /// For nonces, new at each start.
+    /// The key of nonces and of page users. It is new at each start.
     key: [u8; SECRET],
     crypto: str0m::crypto::CryptoProvider,
 }
@@ -117,7 +133,7 @@ impl Authority {
         self.crypto.sha1_hmac_provider.sha1_hmac(key, payloads)
     }
 
-    /// Credentials for `id` that end after `lifetime`.
+    /// Makes credentials for `id` that expire after `lifetime`.
     pub(crate) fn issue(&self, id: &str, lifetime: Duration, now: SystemTime) -> TurnCredentials {
         let expiry = seconds(now).saturating_add(lifetime.as_secs());
         let username = format!("{expiry}:{id}");
@@ -127,12 +143,12 @@ impl Authority {
         }
     }
 
-    /// The id of the user that a page at `source` is: one for each IPv4 address or IPv6 /64, so that
-    /// whoever loads the page again and again has one quota. Whoever has not the server's key
-    /// cannot tell which address it is.
+    /// Returns the id of the user for a page at `source`. There is one id for each IPv4 address or
+    /// IPv6 /64, so that loading the page again and again brings no further quota. Without the
+    /// server's key, nobody can tell the address from the id.
     ///
-    /// A source that is not global may be a proxy, whose clients must not share a quota: they get a
-    /// user each.
+    /// A source that is not global may be a proxy, whose clients must not share a quota. So each
+    /// request from there gets its own id.
     pub(crate) fn page_user(&self, source: IpAddr) -> String {
         let tag = match is_global(source) {
             true => self.hmac(&self.key, &[b"page", &octets(network(source))]),
@@ -141,19 +157,19 @@ impl Authority {
         format!("page-{}", HEXLOWER.encode(&tag[..8]))
     }
 
-    /// The password of a user; `None` when the user name is none of ours or has ended.
+    /// Returns the password of a user, or `None` if the user name is malformed or has expired.
     pub(crate) fn check(&self, username: &str, now: SystemTime) -> Option<String> {
         let (expiry, _) = username.split_once(':')?;
         let ended = expiry.parse::<u64>().ok()? <= seconds(now);
         (!ended).then(|| self.password(username))
     }
 
-    /// The password of a user, whether or not it has ended.
+    /// Returns the password of a user, whether or not it has expired.
     pub(super) fn password(&self, username: &str) -> String {
         BASE64.encode(&self.hmac(self.secret.as_bytes(), &[username.as_bytes()]))
     }
 
-    /// A nonce for a client, which only that client can use. Nothing is kept for it.
+    /// Makes a nonce that only `client` can use. The server keeps no state for it.
     pub(crate) fn nonce(&self, client: SocketAddr, now: SystemTime) -> String {
         self.nonce_of(client, seconds(now))
     }
@@ -165,7 +181,7 @@ impl Authority {
         HEXLOWER.encode(&time) + &HEXLOWER.encode(&tag[..12])
     }
 
-    /// Whether `nonce` was made for the client and may still be used.
+    /// Whether `nonce` was made for `client` and may still be used.
     pub(crate) fn is_fresh(&self, nonce: &str, client: SocketAddr, now: SystemTime) -> bool {
         let made = nonce
             .get(..16)
@@ -200,9 +216,10 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// What `echo -n 1433895918:user | openssl dgst -sha1 -hmac north -binary | base64` prints.
+    /// The password is what `echo -n 1433895918:user | openssl dgst -sha1 -hmac north -binary |
+    /// base64` prints.
     #[test]
-    fn passwords_are_those_of_other_servers() {
+    fn passwords_are_the_same_as_those_of_other_servers() {
         let authority = Authority::new("north").unwrap();
         let password = authority
             .check("1433895918:user", at(1_433_895_917))
@@ -214,7 +231,7 @@ mod tests {
     const PASSWORD: &str = "/gk4t5tUc08OpM3NjrVjHSFVNmY=";
 
     #[test]
-    fn issued_credentials_last_as_long_as_said() {
+    fn issued_credentials_expire_after_their_lifetime() {
         let authority = Authority::new("s").unwrap();
         let issued = authority.issue("ann", HOUR, at(1000));
         assert_eq!(issued.username, "4600:ann");
@@ -237,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_household_is_one_user_of_pages() {
+    fn pages_of_one_network_share_a_user() {
         let (authority, other) = (Authority::new("s").unwrap(), Authority::new("s").unwrap());
         let user = |ip: &str| authority.page_user(ip.parse().unwrap());
         assert_eq!(user("192.0.2.1"), user("::ffff:192.0.2.1"));
@@ -245,7 +262,7 @@ mod tests {
         assert_eq!(user("2001:db8::1"), user("2001:db8::ffff:1"));
         assert_ne!(user("2001:db8::1"), user("2001:db8:0:1::1"));
         let of_other = other.page_user("192.0.2.1".parse().unwrap());
-        assert_ne!(user("192.0.2.1"), of_other, "a key of its own");
+        assert_ne!(user("192.0.2.1"), of_other, "each server has its own key");
         for proxy in ["127.0.0.1", "10.0.0.1", "::1"] {
             assert_ne!(user(proxy), user(proxy), "{proxy}");
         }
@@ -253,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nonce_is_good_for_its_client_and_its_hour() {
+    fn a_nonce_is_valid_for_one_client_and_one_hour() {
         let authority = Authority::new("s").unwrap();
         let client = "192.0.2.1:5".parse().unwrap();
         let nonce = authority.nonce(client, at(1000));
@@ -273,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_kept_for_its_owner() {
+    fn the_secret_is_kept_and_only_its_owner_may_read_it() {
         let home = tempfile::tempdir().unwrap();
         let secret = turn_secret(Some(home.path())).unwrap();
         assert_eq!(secret.len(), 2 * SECRET);

@@ -1,4 +1,5 @@
-//! The UDP side: a wildcard socket is many addresses, and answers leave from the one that was asked.
+//! Clients over UDP. A wildcard socket has many addresses, and an answer leaves from the one that
+//! the client asked.
 
 use std::{
     io::{self, IoSliceMut},
@@ -15,10 +16,10 @@ use super::{
     requests::{Client, Requests},
 };
 
-/// Room for one received datagram, or a run of them joined by the kernel.
+/// The size of the receive buffer. It holds one datagram, or several that the kernel has joined.
 const RECEIVE_LEN: usize = 64 * 1024;
 
-/// Calls in a row before other tasks have their turn.
+/// How many receive calls are made in a row before other tasks get a turn.
 const BURST: usize = 64;
 
 /// A socket that clients send to.
@@ -30,7 +31,7 @@ pub(super) struct Datagrams {
 
 impl Datagrams {
     /// # Errors
-    /// When the system does not tell at which address a datagram came.
+    /// If the system does not tell at which address a datagram arrives.
     pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
         Ok(Self {
             state: UdpSocketState::new(UdpSockRef::from(&socket))?,
@@ -39,7 +40,7 @@ impl Datagrams {
         })
     }
 
-    /// Sends `datagram` from the address `from` of the machine, or loses it.
+    /// Sends `datagram` from the address `from` of the machine. If there is no room, it is lost.
     pub(super) fn send(&self, from: IpAddr, to: SocketAddr, datagram: &[u8]) {
         let transmit = Transmit {
             destination: to,
@@ -53,11 +54,12 @@ impl Datagrams {
             self.state.try_send(socket, &transmit)
         });
         if let Err(error) = sent {
-            tracing::trace!(%error, "TURN datagram not sent");
+            tracing::trace!(%error, "a TURN datagram is not sent");
         }
     }
 
-    /// Hands over what has arrived, with where it came from and the address it came to.
+    /// Passes each datagram that has arrived to `each`, with its source and the address where it
+    /// arrived.
     fn receive(
         &self,
         buffer: &mut [u8],
@@ -80,7 +82,7 @@ impl Datagrams {
     }
 }
 
-/// Serves what comes to `socket` until the future is dropped.
+/// Serves the datagrams that arrive at `socket`, until the future is dropped.
 pub(super) async fn serve(socket: Arc<Datagrams>, requests: Arc<Requests>) {
     let mut buffer = vec![0; RECEIVE_LEN];
     loop {
@@ -105,8 +107,8 @@ pub(super) async fn serve(socket: Arc<Datagrams>, requests: Arc<Requests>) {
             match received {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error of an earlier answer is gone now; anything lasting must not keep a
-                // core busy.
+                // An ICMP error of an earlier answer is gone now. The pause keeps a lasting error
+                // from keeping a core busy.
                 Err(error) => {
                     tracing::debug!(%error, "TURN socket");
                     time::sleep(Duration::from_millis(1)).await;

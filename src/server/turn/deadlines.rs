@@ -1,30 +1,31 @@
-//! How long a client over TCP may take for what.
+//! The deadlines of a client over TCP.
 //!
-//! Nothing that it sends makes a deadline later, except the end of what the deadline is for: a byte
-//! now and then keeps no place in the pool of connections.
+//! Bytes do not move a deadline. Only what the deadline is for does, such as the end of a frame. So
+//! a client cannot keep a place in the pool of connections with a byte now and then.
 
 use std::time::{Duration, Instant};
 
-/// From the connection to the end of the first frame.
+/// The time from the connection to the end of the first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 
-/// From the first byte of a frame to its last.
+/// The time from the first byte of a frame to its last.
 const FRAME: Duration = Duration::from_secs(10);
 
-/// From the connection, or the end of an allocation, to the next allocation. Two round trips
-/// suffice; a client that falls back to another server may wait for it first.
+/// The time from the connection, or from the end of an allocation, to the next allocation. Two
+/// round trips suffice, but a client that falls back from another server may wait for that one
+/// first.
 const ALLOCATION: Duration = Duration::from_secs(30);
 
-/// How long a frame may wait for a client that reads slowly. A phone may be without a network for
-/// as long.
+/// How long a frame may wait for a client that reads slowly. A phone may have no network for that
+/// long.
 pub(super) const WRITE: Duration = Duration::from_secs(30);
 
 /// The deadlines of one connection.
 #[derive(Debug)]
 pub(super) struct Deadlines {
-    /// Of the first frame, until that has come.
+    /// The deadline of the first frame, until that has arrived.
     first: Option<Instant>,
-    /// Of the frame of which a part has come.
+    /// The deadline of a frame that has arrived in part.
     frame: Option<Instant>,
     allocation: Instant,
 }
@@ -38,13 +39,14 @@ impl Deadlines {
         }
     }
 
-    /// The earliest.
+    /// Returns the earliest deadline.
     pub(super) fn next(&self) -> Instant {
         let frames = self.first.into_iter().chain(self.frame);
         frames.fold(self.allocation, Instant::min)
     }
 
-    /// Bytes came that ended `frames` frames; `rest` says whether a part of another one is there.
+    /// Bytes have arrived that ended `frames` frames. `rest` says whether a part of another frame
+    /// has arrived.
     pub(super) fn received(&mut self, now: Instant, frames: usize, rest: bool) {
         if frames > 0 {
             self.first = None;
@@ -56,7 +58,8 @@ impl Deadlines {
         };
     }
 
-    /// Whether one has passed, of a client that holds an allocation or not.
+    /// Whether a deadline has passed. `holds` says whether the client holds an allocation. If it
+    /// does, the deadline for an allocation begins again.
     pub(super) fn have_passed(&mut self, now: Instant, holds: impl FnOnce() -> bool) -> bool {
         if now < self.next() {
             return false;
@@ -79,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_alone_buy_no_time() {
+    fn bytes_without_a_whole_frame_move_no_deadline() {
         let start = Instant::now();
         let mut deadlines = Deadlines::new(start);
         for second in 1..10 {
@@ -91,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_its_time_from_its_first_byte() {
+    fn the_deadline_of_a_frame_begins_with_its_first_byte() {
         let start = Instant::now();
         let mut deadlines = Deadlines::new(start);
         deadlines.received(start, 1, true);
         deadlines.received(start + SECOND * 9, 0, true);
         assert_eq!(deadlines.next(), start + FRAME);
-        // The next frame begins when the one before ends.
+        // The next frame begins when the previous frame ends.
         deadlines.received(start + SECOND * 9, 1, true);
         assert_eq!(deadlines.next(), start + SECOND * 9 + FRAME);
         deadlines.received(start + SECOND * 10, 1, false);
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_without_an_allocation_end_and_an_allocation_stays() {
+    fn a_client_needs_an_allocation_to_stay() {
         let start = Instant::now();
         let mut deadlines = Deadlines::new(start);
         for second in 0..30 {

@@ -1,5 +1,5 @@
-//! What the fuzz target lets a client ask: frames as they come, and requests with attributes as they
-//! come that are signed as they should be, since nobody guesses a signature.
+//! A client for the fuzz target. It sends the fuzzer's frames unchanged, and it sends requests with
+//! the fuzzer's attributes and a valid signature, because no fuzzer guesses a signature.
 
 use std::{
     net::IpAddr,
@@ -29,12 +29,12 @@ use super::{
 };
 use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools};
 
-/// An answer says little more than what was asked: names, a nonce, a signature.
+/// How many bytes an answer may be longer than its request. It adds names, a nonce and a signature.
 const MOST_MORE: usize = 160;
 
-/// A server on loopback, from where it can reach nobody, and one client of it.
-pub(crate) struct Session {
-    /// Relayed addresses are sockets of its.
+/// A server on loopback, which can reach nobody from there, and one client.
+pub(crate) struct TurnSession {
+    /// The runtime of the sockets of relayed addresses.
     runtime: Runtime,
     requests: Requests,
     authority: Arc<Authority>,
@@ -42,8 +42,8 @@ pub(crate) struct Session {
     client: Client,
 }
 
-impl Session {
-    /// `None` where the system has no sockets to give.
+impl TurnSession {
+    /// Returns `None` if the system has no sockets to give.
     pub(crate) fn new() -> Option<Self> {
         let mut config = ServerConfig::default();
         config.turn.requests_per_source = NonZeroU32::MAX;
@@ -73,13 +73,13 @@ impl Session {
         })
     }
 
-    /// Plays what one client sends from its first to its last frame; gives how many were answered.
+    /// Plays all frames of one client. Returns how many were answered.
     pub(crate) fn play<'a>(&self, frames: impl Iterator<Item = &'a [u8]>) -> usize {
         let answered = {
             let _entered = self.runtime.enter();
             self.ask(frames)
         };
-        // The sockets that were opened close.
+        // This lets the sockets close that were opened.
         self.runtime.block_on(tokio::task::yield_now());
         answered
     }
@@ -99,9 +99,12 @@ impl Session {
             while let Some(answer) = answers.try_next() {
                 assert!(
                     Message::from_bytes(&answer).is_ok(),
-                    "an answer that is none"
+                    "an answer is not STUN"
                 );
-                assert!(answer.len() <= frame.len() + MOST_MORE, "amplification");
+                assert!(
+                    answer.len() <= frame.len() + MOST_MORE,
+                    "an answer amplifies"
+                );
                 more += 1;
             }
             assert!(more <= 1, "{more} answers");
@@ -111,8 +114,8 @@ impl Session {
         answered
     }
 
-    /// A request with `attributes`, each as its type, the length of its value in one byte, and the
-    /// value.
+    /// Makes a signed request with `attributes`. Each consists of its type, the length of its value
+    /// in one byte, and the value.
     fn signed(&self, kind: u8, mut attributes: &[u8]) -> Option<Vec<u8>> {
         let method: Method = match kind {
             0 => ALLOCATE,

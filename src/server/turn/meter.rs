@@ -1,4 +1,4 @@
-//! How much is relayed for one client.
+//! Counting and limiting the bytes that are relayed.
 
 use std::{
     net::IpAddr,
@@ -6,7 +6,9 @@ use std::{
     time::Instant,
 };
 
-use crate::server::{config::TurnConfig, metrics::Metrics, pool::Refusals, rate::RateLimiter};
+use crate::server::{
+    config::TurnConfig, metrics::Metrics, pool::Refusals, rate_limiter::RateLimiter,
+};
 
 /// Counts and limits the bytes of all clients.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ impl Meters {
         }
     }
 
-    /// Counts for `client`, whose allocations share its limit.
+    /// Returns the meter of `client`. All its allocations share one limit.
     pub(super) fn of(&self, client: IpAddr) -> Meter {
         Meter {
             client,
@@ -40,7 +42,8 @@ impl Meters {
     }
 }
 
-/// More than any machine sends, and small enough for the arithmetic of buckets.
+/// The rate that stands for no limit. It is more than any machine sends, and small enough for the
+/// arithmetic of buckets.
 const UNLIMITED: f64 = 1e15;
 
 /// Counts and limits the bytes of one client.
@@ -51,7 +54,7 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// Whether a datagram of `length` bytes may pass, in either direction.
+    /// Whether a datagram of `length` bytes may pass, in either direction. Counts it if so.
     pub(super) fn passes(&self, length: usize) -> bool {
         let mut bytes = self
             .all
@@ -67,7 +70,7 @@ impl Meter {
         spent.is_ok()
     }
 
-    /// Counts that `what` was refused to the client.
+    /// Counts that `what` was refused to the client, for `reason`.
     pub(super) fn refuse(&self, what: &'static str, reason: &'static str) {
         self.all.refusals.tell(what, reason, Some(self.client));
     }
@@ -79,7 +82,7 @@ mod tests {
     use crate::server::config::ServerConfig;
 
     #[test]
-    fn one_client_has_its_share_and_another_its_own() {
+    fn each_client_has_its_own_limit() {
         let mut config = ServerConfig::default();
         config.turn.bytes_per_source = 20_000;
         let metrics = Metrics::new(&config);
@@ -89,7 +92,7 @@ mod tests {
             let meter = meters.of(client.into());
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
-        // The burst, and what comes back meanwhile.
+        // The bounds are the burst, and what comes back during the test.
         assert!((40..60).contains(&passed([192, 0, 2, 1])));
         assert!((40..60).contains(&passed([192, 0, 2, 2])));
         let text = metrics.encode().unwrap();
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_none() {
+    fn a_limit_of_zero_means_no_limit() {
         let config = ServerConfig {
             turn: TurnConfig {
                 bytes_per_source: 0,

@@ -1,11 +1,12 @@
 //! A TURN server (RFC 8656) over UDP and TCP, for UDP peers.
 //!
-//! It keeps no list of users: see [`credentials`]. A request without proof costs it nothing that
-//! lasts. What a client may reach through it is the internet, not the networks that the server
-//! itself is in.
+//! It keeps no list of users (see [`credentials`]). A request without valid credentials leaves no
+//! state behind. Through the server, a client may reach the internet, but not the networks that the
+//! server itself is in.
 
 mod addresses;
 mod allocation;
+mod answers;
 mod credentials;
 mod datagrams;
 mod deadlines;
@@ -29,13 +30,14 @@ use tokio::{
     task::JoinSet,
     time,
 };
+use tracing::Instrument as _;
 
 pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
 use super::{config::TurnConfig, metrics::Metrics, pool::Pools};
 
-/// How often what has expired is looked for.
+/// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// The bound sockets of a server.
@@ -46,7 +48,7 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// # Errors
-    /// When a UDP socket cannot tell at which of its addresses a client asks.
+    /// If a UDP socket cannot tell at which of its addresses a datagram arrives.
     pub(crate) fn new(udp: Vec<UdpSocket>, tcp: Vec<TcpListener>) -> io::Result<Self> {
         let udp = udp.into_iter();
         let udp = udp.map(|socket| Datagrams::new(socket).map(Arc::new));
@@ -57,7 +59,7 @@ impl Listeners {
     }
 }
 
-/// What a server is made of.
+/// The parts of a server.
 pub(crate) struct Setup {
     pub(crate) config: TurnConfig,
     pub(crate) authority: Arc<Authority>,
@@ -67,18 +69,18 @@ pub(crate) struct Setup {
     pub(crate) metrics: Metrics,
 }
 
-/// Serves `listeners` until the future is dropped, which ends every allocation.
+/// Serves `listeners` until the future is dropped. Dropping it ends every allocation.
 pub(crate) async fn serve(listeners: Listeners, setup: Setup) {
     let connections = setup.pools.turn_connections.clone();
     let mut tasks = JoinSet::new();
-    tasks.spawn(setup.own.clone().watch());
+    tasks.spawn(setup.own.clone().watch().in_current_span());
     let requests = Arc::new(Requests::new(setup));
     for socket in listeners.udp {
-        tasks.spawn(datagrams::serve(socket, requests.clone()));
+        tasks.spawn(datagrams::serve(socket, requests.clone()).in_current_span());
     }
     for listener in listeners.tcp {
         let (connections, requests) = (connections.clone(), requests.clone());
-        tasks.spawn(stream::serve(listener, connections, requests));
+        tasks.spawn(stream::serve(listener, connections, requests).in_current_span());
     }
     let mut sweep = time::interval(SWEEP);
     loop {

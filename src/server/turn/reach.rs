@@ -1,7 +1,7 @@
-//! Whom clients may reach through the server.
+//! Which peers clients may reach through the server.
 //!
-//! Everything that passes is asked about here, and not only the request that permits it: whoever
-//! writes a new way through the server cannot forget to ask.
+//! The server asks here for every datagram, and not only for the request that permits a peer. So
+//! new code that relays data cannot forget to ask.
 
 use std::{
     collections::HashSet,
@@ -9,26 +9,26 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use futures::StreamExt as _;
-use if_watch::{IfEvent, tokio::IfWatcher};
-
-use crate::core::scope::{Scope, held, scope};
+use crate::{
+    core::scope::{Scope, held, scope},
+    native::interfaces,
+};
 
 /// The addresses at which this server itself listens for datagrams.
 ///
-/// A client that reached them would be relayed to the relay: each turn makes every datagram longer
-/// and costs the server its work again, and the server would answer its own address.
+/// A client that reached them could make a loop through the server. Each turn would make the
+/// datagram longer and cost the server its work again, and the server would answer its own address.
 #[derive(Debug, Default)]
 pub(crate) struct Own {
     ports: HashSet<u16>,
-    /// What the server is told of itself.
+    /// The addresses that the server announces.
     ips: HashSet<IpAddr>,
-    /// What the system says of the machine now.
+    /// The addresses that the machine has now.
     interfaces: RwLock<HashSet<IpAddr>>,
 }
 
 impl Own {
-    /// The server has `ports` at `ips`, at every interface, and on loopback.
+    /// The server has `ports` at `ips`, on every interface, and on loopback.
     pub(crate) fn new(
         ports: impl IntoIterator<Item = u16>,
         ips: impl IntoIterator<Item = IpAddr>,
@@ -40,8 +40,8 @@ impl Own {
         }
     }
 
-    /// Whether what is sent to `peer` ends at this server's own ports. Relayed addresses are none of
-    /// them: two clients of one server reach each other.
+    /// Whether a datagram to `peer` arrives at one of this server's own ports. Relayed addresses do
+    /// not count, so two clients of one server can reach each other.
     fn contains(&self, peer: SocketAddr) -> bool {
         if !self.ports.contains(&peer.port()) {
             return false;
@@ -58,42 +58,29 @@ impl Own {
         })
     }
 
-    /// Follows the addresses of the machine, which come and go.
+    /// Follows the addresses of the machine as they come and go.
     pub(super) async fn watch(self: Arc<Self>) {
-        let mut watcher = match IfWatcher::new() {
-            Ok(watcher) => watcher,
-            Err(error) => {
-                tracing::warn!(%error, "interfaces cannot be watched; TURN keeps clients off the announced addresses only");
-                return;
-            }
-        };
-        self.change(|ips| ips.extend(watcher.iter().map(|net| net.addr())));
-        while let Some(event) = watcher.next().await {
-            match event {
-                Ok(IfEvent::Up(net)) => self.change(|ips| _ = ips.insert(net.addr())),
-                Ok(IfEvent::Down(net)) => self.change(|ips| _ = ips.remove(&net.addr())),
-                Err(error) => tracing::debug!(%error, "interface watcher"),
-            }
-        }
+        interfaces::follow(|now| self.set(now)).await;
     }
 
-    fn change(&self, change: impl FnOnce(&mut HashSet<IpAddr>)) {
+    fn set(&self, now: &[IpAddr]) {
         let interfaces = self.interfaces.write();
-        change(&mut interfaces.unwrap_or_else(PoisonError::into_inner));
+        let mut interfaces = interfaces.unwrap_or_else(PoisonError::into_inner);
+        *interfaces = now.iter().copied().collect();
     }
 }
 
 /// Why a peer may not be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bar {
-    /// Nobody is to be sent there.
+    /// The scope of the address forbids it.
     Scope,
-    /// It is the server.
+    /// The address is one of the server's own.
     Own,
 }
 
 impl Bar {
-    /// The word that metrics and logs have for it.
+    /// Returns the word for it in metrics and logs.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Scope => "scope",
@@ -102,7 +89,7 @@ impl Bar {
     }
 }
 
-/// Whom clients may reach.
+/// Decides which peers clients may reach.
 #[derive(Debug)]
 pub(super) struct Reach {
     allow_private: bool,
@@ -114,8 +101,9 @@ impl Reach {
         Self { allow_private, own }
     }
 
-    /// Why no client may reach any port of `ip`: nobody may be sent there, or, unless that is
-    /// allowed, it has a meaning only in a network of the server's own (RFC 8656 section 21.1).
+    /// Returns why no client may reach any port of `ip`, or `None` if clients may. Some addresses
+    /// are always forbidden. Private and loopback addresses, which mean something only in the
+    /// server's own networks, are forbidden unless `allow_private` is set (RFC 8656 section 21.1).
     pub(super) fn bars_ip(&self, ip: IpAddr) -> Option<Bar> {
         let barred = match scope(ip) {
             Scope::Global => false,
@@ -125,7 +113,7 @@ impl Reach {
         barred.then_some(Bar::Scope)
     }
 
-    /// Why no datagram may pass to or from `peer`.
+    /// Returns why no datagram may pass to or from `peer`, or `None` if it may.
     pub(super) fn bars(&self, peer: SocketAddr) -> Option<Bar> {
         let own = || self.own.contains(peer).then_some(Bar::Own);
         self.bars_ip(peer.ip()).or_else(own)
@@ -139,7 +127,7 @@ mod tests {
     fn reach(allow_private: bool) -> Reach {
         let ips = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap());
         let own = Own::new([4001, 4005], ips);
-        own.change(|ips| _ = ips.insert([198, 51, 100, 7].into()));
+        own.set(&[[198, 51, 100, 7].into()]);
         Reach::new(allow_private, Arc::new(own))
     }
 

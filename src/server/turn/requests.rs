@@ -1,4 +1,6 @@
-//! What clients ask, and what they are answered (RFC 8656).
+//! What clients ask, and what comes of it (RFC 8656).
+
+mod allocate;
 
 use std::{
     collections::HashMap,
@@ -11,28 +13,28 @@ use std::{
 use stun_types::{
     AddressFamily,
     attribute::{
-        Attribute as _, AttributeStaticType as _, AttributeType, ErrorCode, MessageIntegrity,
-        Nonce, Realm, UnknownAttributes, Username, XorMappedAddress,
+        Attribute as _, AttributeStaticType as _, ErrorCode, MessageIntegrity, Nonce, Realm,
+        UnknownAttributes, Username,
     },
     message::{
-        BINDING, IntegrityAlgorithm, LongTermKeyCredentials, Message, MessageClass,
-        MessageIntegrityCredentials, MessageWrite as _, MessageWriteExt as _, MessageWriteVec,
+        BINDING, LongTermKeyCredentials, Message, MessageClass, MessageIntegrityCredentials,
+        MessageWrite as _, MessageWriteExt as _, MessageWriteVec,
     },
     prelude::AttributeFromRaw as _,
 };
 use turn_client_proto::types::{
-    attribute::{
-        AdditionalAddressFamily, AddressErrorCode, ChannelNumber, Data, DontFragment, EvenPort,
-        Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
-        XorRelayedAddress,
-    },
+    attribute::{ChannelNumber, Data, RequestedAddressFamily, XorPeerAddress},
     message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, REFRESH},
 };
 
 use super::{
     Setup,
     addresses::RelayAddresses,
-    allocation::{Allocation, Passage, Relay, Reply, Route},
+    allocation::{Allocation, Reply, Route},
+    answers::{
+        LIFETIME, MAX_LIFETIME, Refusal, Success, binding, error_code, lifetime, sign, succeed,
+        understood,
+    },
     credentials::Authority,
     meter::Meters,
     reach::{Bar, Reach},
@@ -42,39 +44,12 @@ use crate::{
     server::{
         metrics::Metrics,
         pool::{Pool, Refusals},
-        rate::RateLimiter,
-        stun::{self, Layout, Outcome},
+        rate_limiter::RateLimiter,
     },
 };
 
-/// RFC 8656 section 7.2: the lifetime of an allocation, at the least and unless more is asked
-/// for, and at most.
-const LIFETIME: u32 = 600;
-const MAX_LIFETIME: u32 = 3600;
-
 /// Requests per second of all clients together, over UDP and over TCP, at most.
 const TOTAL_REQUESTS: u32 = 20_000;
-
-/// Most attributes that an error answer names as unknown.
-const MAX_UNKNOWN: usize = 8;
-
-/// The comprehension-required attributes that a request may carry.
-const UNDERSTOOD: [AttributeType; 13] = [
-    Username::TYPE,
-    MessageIntegrity::TYPE,
-    Realm::TYPE,
-    Nonce::TYPE,
-    ChannelNumber::TYPE,
-    Lifetime::TYPE,
-    XorPeerAddress::TYPE,
-    Data::TYPE,
-    RequestedAddressFamily::TYPE,
-    EvenPort::TYPE,
-    RequestedTransport::TYPE,
-    // The kernel sets the bit anyway.
-    DontFragment::TYPE,
-    ReservationToken::TYPE,
-];
 
 /// A client is known by its 5-tuple (RFC 8656 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,27 +77,6 @@ pub(super) struct Requests {
     meters: Meters,
     refusals: Refusals,
     metrics: Metrics,
-}
-
-/// What a successful answer carries.
-#[derive(Default)]
-struct Success {
-    lifetime: Option<u32>,
-    relayed: Vec<SocketAddr>,
-    mapped: Option<SocketAddr>,
-    /// The family that there is no address of, and why.
-    missing: Option<(AddressFamily, u16)>,
-}
-
-enum Refusal {
-    Code(u16),
-    Unknown(Vec<AttributeType>),
-}
-
-impl From<u16> for Refusal {
-    fn from(code: u16) -> Self {
-        Self::Code(code)
-    }
 }
 
 impl Requests {
@@ -370,112 +324,6 @@ impl Requests {
         Some(answer.finish())
     }
 
-    /// RFC 8656 section 7.2.
-    fn allocate(
-        &self,
-        client: Client,
-        reply: &Reply,
-        request: &Message<'_>,
-        username: &str,
-        now: Instant,
-    ) -> Result<Success, Refusal> {
-        let lifetime = lifetime(request).clamp(LIFETIME, MAX_LIFETIME);
-        let success = |relays: &[Relay], missing| Success {
-            lifetime: Some(lifetime),
-            relayed: relays.iter().map(|relay| relay.address).collect(),
-            mapped: Some(client.address),
-            missing,
-        };
-        if let Some(held) = self.allocation(client) {
-            if held.transaction == request.transaction_id() && held.username == username {
-                return Ok(success(&held.relays, None));
-            }
-            return Err(ErrorCode::ALLOCATION_MISMATCH.into());
-        }
-        let transport = request.attribute::<RequestedTransport>();
-        let transport = transport.map_err(|_| ErrorCode::BAD_REQUEST)?;
-        if transport.protocol() != RequestedTransport::UDP {
-            return Err(ErrorCode::UNSUPPORTED_TRANSPORT_PROTOCOL.into());
-        }
-        if request.has_attribute(EvenPort::TYPE) || request.has_attribute(ReservationToken::TYPE) {
-            return Err(ErrorCode::INSUFFICIENT_CAPACITY.into());
-        }
-        let requested = request.attribute::<RequestedAddressFamily>();
-        let additional = request.attribute::<AdditionalAddressFamily>();
-        let (family, additional) = match (requested, additional) {
-            (Ok(_), Ok(_)) => return Err(ErrorCode::BAD_REQUEST.into()),
-            (Ok(requested), Err(_)) => (requested.family(), None),
-            (Err(_), Ok(additional)) if additional.family() == AddressFamily::IPV4 => {
-                return Err(ErrorCode::BAD_REQUEST.into());
-            }
-            (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
-            (Err(_), Err(_)) => (AddressFamily::IPV4, None),
-        };
-        let passage = Passage {
-            peers: Arc::default(),
-            reply: reply.clone(),
-            reach: self.reach.clone(),
-            meter: self.meters.of(client.address.ip()),
-        };
-        let mut relays = Vec::new();
-        let mut missing = None;
-        for family in [Some(family), additional].into_iter().flatten() {
-            match self.open(client, family, username, relays.len(), &passage) {
-                Ok(relay) => relays.push(relay),
-                Err(code) if additional.is_some() && missing.is_none() => {
-                    missing = Some((family, code));
-                }
-                Err(code) => return Err(code.into()),
-            }
-        }
-        let success = success(&relays, missing);
-        let expires = now + Duration::from_secs(lifetime.into());
-        let transaction = request.transaction_id();
-        let username = username.to_owned();
-        let peers = passage.peers;
-        let held = Allocation::new(username, transaction, relays, peers, (now, expires));
-        self.change(|all| {
-            all.insert(client, Arc::new(held));
-        });
-        Ok(success)
-    }
-
-    /// A relayed address for a client that has `opened` others in the same allocation.
-    fn open(
-        &self,
-        client: Client,
-        family: AddressFamily,
-        username: &str,
-        opened: usize,
-        passage: &Passage,
-    ) -> Result<Relay, u16> {
-        let v4 = family == AddressFamily::IPV4;
-        let address = self.addresses.of(client.local.ip(), v4);
-        let address = address.ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
-        let of_user = self.relays_of(username) + opened;
-        if of_user >= self.most_per_user {
-            self.refuse("allocation", "user", client);
-            return Err(ErrorCode::ALLOCATION_QUOTA_REACHED);
-        }
-        let place = self.places.take(client.address.ip());
-        let place = place.map_err(|refusal| match refusal {
-            quota::Refusal::Full => ErrorCode::INSUFFICIENT_CAPACITY,
-            _ => ErrorCode::ALLOCATION_QUOTA_REACHED,
-        })?;
-        Relay::open(address, &self.ports, place, passage.clone()).map_err(|error| {
-            tracing::debug!(%error, "no relayed address");
-            self.refuse("allocation", "port", client);
-            ErrorCode::INSUFFICIENT_CAPACITY
-        })
-    }
-
-    /// How many relayed addresses a user has.
-    fn relays_of(&self, username: &str) -> usize {
-        let all = self.allocations();
-        let of_user = all.values().filter(|held| held.username == username);
-        of_user.map(|held| held.relays.len()).sum()
-    }
-
     /// RFC 8656 section 8.2.
     fn refresh(
         &self,
@@ -596,79 +444,6 @@ fn send_indication(allocation: &Allocation, message: &Message<'_>, now: Instant)
             relay.send(data.data(), peer);
         }
     }
-}
-
-/// Many servers are both; so is this one.
-fn binding(frame: &[u8], client: SocketAddr) -> (Option<Vec<u8>>, &'static str) {
-    // From this socket and no other.
-    match stun::answer(frame, client, 0, &Layout(vec![None])) {
-        Outcome::Answer(answer, _) => (Some(answer), "binding"),
-        Outcome::Refuse(answer) => (Some(answer), "refused"),
-        Outcome::Ignore => (None, "ignored"),
-    }
-}
-
-fn understood(request: &Message<'_>) -> Result<(), Refusal> {
-    let unknown: Vec<_> = request
-        .iter_attributes()
-        .map(|(_, attribute)| attribute.get_type())
-        .filter(|kind| kind.comprehension_required() && !UNDERSTOOD.contains(kind))
-        .take(MAX_UNKNOWN)
-        .collect();
-    match unknown.is_empty() {
-        true => Ok(()),
-        false => Err(Refusal::Unknown(unknown)),
-    }
-}
-
-fn lifetime(request: &Message<'_>) -> u32 {
-    request
-        .attribute::<Lifetime>()
-        .map_or(LIFETIME, |lifetime| lifetime.seconds())
-}
-
-fn error_code(code: u16) -> Option<ErrorCode> {
-    ErrorCode::builder(code).reason("").build().ok()
-}
-
-fn succeed(
-    request: &Message<'_>,
-    success: &Success,
-    key: &MessageIntegrityCredentials,
-) -> Option<Vec<u8>> {
-    let mut answer = Message::builder_success(request, MessageWriteVec::new());
-    let transaction = request.transaction_id();
-    for relayed in &success.relayed {
-        answer
-            .add_attribute(&XorRelayedAddress::new(*relayed, transaction))
-            .ok()?;
-    }
-    if let Some(mapped) = success.mapped {
-        answer
-            .add_attribute(&XorMappedAddress::new(mapped, transaction))
-            .ok()?;
-    }
-    if let Some(lifetime) = success.lifetime {
-        answer.add_attribute(&Lifetime::new(lifetime)).ok()?;
-    }
-    if let Some((missing, code)) = success.missing {
-        // RFC 8656 section 7.3 knows these two.
-        let code = error_code(match code {
-            ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED => code,
-            _ => ErrorCode::INSUFFICIENT_CAPACITY,
-        })?;
-        answer
-            .add_attribute(&AddressErrorCode::new(missing, code))
-            .ok()?;
-    }
-    sign(answer, key)
-}
-
-fn sign(mut answer: MessageWriteVec, key: &MessageIntegrityCredentials) -> Option<Vec<u8>> {
-    answer
-        .add_message_integrity(key, IntegrityAlgorithm::Sha1)
-        .ok()?;
-    Some(answer.finish())
 }
 
 #[cfg(test)]

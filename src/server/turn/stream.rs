@@ -1,7 +1,7 @@
-//! The TCP side: a connection is one client.
+//! Clients over TCP. One connection is one client.
 //!
-//! What it costs grows with what has arrived and with what the client has yet to read, and both are
-//! bounded.
+//! The memory of a connection grows with the bytes that have arrived and with those that the client
+//! has not read yet. Both are bounded.
 
 use std::{
     io,
@@ -20,34 +20,35 @@ use tokio::{
     task::JoinSet,
     time,
 };
+use tracing::Instrument as _;
 
 use super::{
     allocation::{MAX_DATAGRAM, Reply},
     deadlines::{Deadlines, WRITE},
     requests::{Client, Requests},
 };
-use crate::{native::turn::frame, server::pool::Pool};
+use crate::{native::ice::turn::frame, server::pool::Pool};
 
-/// Bytes that wait for a slow client at most, with [`OVERHEAD`] for each frame; more are lost. A
-/// burst of a QUIC connection has room.
+/// How many bytes may wait for a slow client, with [`OVERHEAD`] for each frame. Frames beyond that
+/// are lost. A burst of a QUIC connection has room.
 const QUEUE: usize = 256 * 1024;
 
-/// What a frame costs that waits, besides its bytes.
+/// The cost of a frame that waits, in bytes, besides its own bytes.
 const OVERHEAD: usize = 64;
 
-/// Bytes that wait in the kernel before they are sent, besides those that the client has yet to
-/// acknowledge: what waits longer than it must is old when it arrives.
+/// How many bytes may wait in the kernel before they are sent, besides those that the client has
+/// not acknowledged yet. The number is small, because data that waits long is old when it arrives.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const UNSENT: u32 = 64 * 1024;
 
-/// Bytes read in one call.
+/// How many bytes are read in one call.
 const CHUNK: usize = 8 * 1024;
 
-/// The longest frame: one that carries the longest datagram, with its attributes.
+/// The longest frame: the longest datagram with its attributes.
 const MAX_FRAME: usize = MAX_DATAGRAM + 128;
 
-/// Serves the connections of `listener` until the future is dropped. What `places` refuses is
-/// closed at once: it must not wait in front of others.
+/// Serves the connections of `listener` until the future is dropped. A connection that gets no
+/// place is closed at once, because it must not make others wait.
 pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Requests>) {
     let mut tasks = JoinSet::new();
     loop {
@@ -63,11 +64,12 @@ pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Req
                     address,
                 };
                 let requests = requests.clone();
-                tasks.spawn(async move {
+                let served = async move {
                     serve_one(stream, client, &requests).await;
                     requests.close(client);
                     drop(place);
-                });
+                };
+                tasks.spawn(served.in_current_span());
             }
             Err(error) => {
                 tracing::debug!(%error, "TURN listener");
@@ -90,12 +92,12 @@ async fn serve_one(mut stream: TcpStream, client: Client, requests: &Requests) {
     };
     if !in_time {
         requests.refuse("turn_connection", "deadline", client);
-        // The kernel forgets what it has yet to send, too.
+        // The kernel drops what it has not sent yet, too.
         let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     }
 }
 
-/// Whether the connection has ended before a deadline.
+/// Writes frames to the client. Returns whether the connection ended before a deadline.
 async fn write(mut writer: WriteHalf<'_>, mut frames: Frames, patience: Duration) -> bool {
     while let Some(frame) = frames.next().await {
         match time::timeout(patience, writer.write_all(&frame)).await {
@@ -113,7 +115,8 @@ async fn read(reader: ReadHalf<'_>, client: Client, reply: Reply, requests: &Req
     let mut assembler = Assembler::default();
     loop {
         let readable = time::timeout_at(deadlines.next().into(), reader.readable()).await;
-        // Also when something is there each time: a byte makes no deadline later.
+        // This is checked even if there is always something to read, because a byte moves no
+        // deadline.
         if deadlines.have_passed(Instant::now(), || requests.has_allocation(client)) {
             return false;
         }
@@ -122,7 +125,8 @@ async fn read(reader: ReadHalf<'_>, client: Client, reply: Reply, requests: &Req
             Ok(Err(_)) => return true,
             Ok(Ok(())) => {}
         }
-        // On the stack, and only while something is there: who sends nothing costs no buffer.
+        // The buffer is on the stack, and exists only while there is something to read, so a silent
+        // client costs no buffer.
         let mut chunk = [0; CHUNK];
         let len = match reader.try_read(&mut chunk) {
             Ok(0) => return true,
@@ -139,7 +143,7 @@ async fn read(reader: ReadHalf<'_>, client: Client, reply: Reply, requests: &Req
     }
 }
 
-/// Puts frames together. It holds the part of one that has come, and nothing between frames.
+/// Puts frames together. It holds the part of a frame that has arrived, and nothing between frames.
 #[derive(Debug, Default)]
 struct Assembler(Vec<u8>);
 
@@ -148,11 +152,11 @@ impl Assembler {
         self.0.is_empty()
     }
 
-    /// Takes the next `bytes` of the stream and hands over each frame that they end. Gives how many
-    /// there were.
+    /// Takes the next `bytes` of the stream and passes each frame that they end to `each`. Returns
+    /// how many frames that were.
     ///
     /// # Errors
-    /// When what follows is not TURN, or longer than anything that is relayed.
+    /// If the stream is not TURN, or a frame is longer than any that is relayed.
     fn take(&mut self, bytes: &[u8], mut each: impl FnMut(&[u8])) -> Result<usize, frame::NotTurn> {
         let part = std::mem::take(&mut self.0);
         let joined = match part.is_empty() {
@@ -174,19 +178,19 @@ impl Assembler {
     }
 }
 
-/// The way to a client that reads a stream. A clone leads to the same.
+/// The sending end of the frames to a client over TCP. Clones share one queue.
 #[derive(Clone)]
 pub(super) struct Queue {
     frames: mpsc::UnboundedSender<(Vec<u8>, OwnedSemaphorePermit)>,
-    /// The bound of `frames`, in bytes.
+    /// Bounds `frames`, in bytes.
     room: Arc<Semaphore>,
     size: usize,
 }
 
-/// What waits in a [`Queue`].
+/// The frames that wait in a [`Queue`].
 pub(super) struct Frames(mpsc::UnboundedReceiver<(Vec<u8>, OwnedSemaphorePermit)>);
 
-/// A queue with room for `size` bytes.
+/// Makes a queue with room for `size` bytes.
 pub(super) fn queue(size: usize) -> (Queue, Frames) {
     let (frames, waiting) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(size));
@@ -195,15 +199,15 @@ pub(super) fn queue(size: usize) -> (Queue, Frames) {
 }
 
 impl Queue {
-    /// Appends what came from a peer, unless that leaves less than a quarter of the room: nobody
-    /// asks again for an answer on a stream.
+    /// Appends data from a peer, unless that leaves less than a quarter of the room. The rest is
+    /// for answers, because a client does not repeat a request on a stream.
     pub(super) fn relay(&self, frame: &[u8]) {
         if self.room.available_permits() >= cost(frame) + self.size / 4 {
             self.answer(frame);
         }
     }
 
-    /// Appends an answer, while there is room.
+    /// Appends an answer. It is lost if there is no room.
     pub(super) fn answer(&self, frame: &[u8]) {
         let cost = u32::try_from(cost(frame)).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().try_acquire_many_owned(cost) else {
@@ -221,12 +225,12 @@ fn cost(frame: &[u8]) -> usize {
 }
 
 impl Frames {
-    /// The next frame; `None` when nobody sends any more.
+    /// Waits for the next frame. Returns `None` when all senders are gone.
     async fn next(&mut self) -> Option<Vec<u8>> {
         Some(self.0.recv().await?.0)
     }
 
-    /// The next frame, if one waits.
+    /// Returns the next frame, if one waits.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn try_next(&mut self) -> Option<Vec<u8>> {
         Some(self.0.try_recv().ok()?.0)
@@ -240,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_find_room_where_data_does_not() {
+    fn answers_have_room_that_data_has_not() {
         let (queue, mut frames) = queue(8 * (4 + OVERHEAD));
         for n in 0..10 {
             queue.relay(&[n; 4]);
@@ -264,7 +268,7 @@ mod tests {
             .unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let (queue, frames) = queue(64 << 20);
-        // More than the kernel holds for it.
+        // This is more than the kernel's buffers hold.
         for _ in 0..1000 {
             queue.answer(&[0; 32_000]);
         }
@@ -273,14 +277,14 @@ mod tests {
         assert_eq!(
             queue.room.available_permits(),
             queue.size,
-            "nothing waits any more"
+            "nothing waits after the end"
         );
     }
 
     #[test]
-    fn a_frame_that_never_ends_costs_what_has_come_and_then_the_connection() {
+    fn a_frame_that_never_ends_holds_what_has_arrived_and_ends_the_connection() {
         let mut assembler = Assembler::default();
-        // It announces 65,535 bytes.
+        // The frame announces 65,535 bytes.
         let mut sent = assembler.take(&[0x40, 0, 0xff, 0xff], |_| {}).map(|_| 4);
         while let Ok(bytes) = sent {
             assert!(assembler.0.capacity() <= bytes, "{bytes}");
@@ -290,7 +294,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the stream is cut.
+        /// The frames do not depend on how the stream is cut.
         #[test]
         fn frames_come_out_as_they_went_in(
             lengths in prop::collection::vec(0u16..400, 0..12),

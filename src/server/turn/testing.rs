@@ -13,8 +13,9 @@ use tokio::{
 
 use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, serve};
 use crate::{
-    native::turn::Server,
+    native::ice::turn::Server,
     server::{ServerConfig, metrics::Metrics, pool::Pools},
+    testing::until,
 };
 
 /// A TURN server on loopback.
@@ -39,8 +40,21 @@ impl Turn {
 
     pub(crate) async fn start_at(ip: Ipv4Addr) -> Self {
         let ip = IpAddr::from(ip);
-        let udp = UdpSocket::bind((ip, 0)).await.unwrap();
-        let tcp = TcpListener::bind((ip, 0)).await.unwrap();
+        Self::bind(SocketAddr::new(ip, 0), SocketAddr::new(ip, 0)).await
+    }
+
+    /// Ends the server and starts another one in its place, which knows the same users and no
+    /// allocation.
+    pub(crate) async fn restart(&mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+        *self = Self::bind(self.udp, self.tcp).await;
+    }
+
+    async fn bind(udp: SocketAddr, tcp: SocketAddr) -> Self {
+        let ip = udp.ip();
+        let udp = UdpSocket::bind(udp).await.unwrap();
+        let tcp = TcpListener::bind(tcp).await.unwrap();
         let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
         let authority = Arc::new(Authority::new("secret").unwrap());
         let user = authority.issue("ann", Duration::from_secs(60), SystemTime::now());
@@ -71,7 +85,7 @@ impl Turn {
         self.server_at(bound.ip(), over_tcp)
     }
 
-    /// As who reaches it at `ip` knows it.
+    /// The server's entry in a client's configuration, for a client that reaches it at `ip`.
     pub(crate) fn server_at(&self, ip: IpAddr, over_tcp: bool) -> Server {
         let url = match over_tcp {
             true => format!("turn:{ip}:{}?transport=tcp", self.tcp.port()),
@@ -88,7 +102,7 @@ impl Turn {
         self.metric("throughline_turn_allocations ").unwrap()
     }
 
-    /// How many requests were granted.
+    /// Returns how many requests were granted.
     pub(crate) fn granted(&self) -> usize {
         let name = "throughline_turn_requests_total{outcome=\"granted\"} ";
         self.metric(name).unwrap_or_default()
@@ -101,8 +115,6 @@ impl Turn {
     }
 
     pub(crate) async fn wait_for_allocations(&self, count: usize) {
-        while self.allocations() != count {
-            tokio::task::yield_now().await;
-        }
+        until(|| self.allocations() == count).await;
     }
 }

@@ -1,12 +1,11 @@
-//! `/webrtc-direct` version 1 as a libp2p transport: a page reaches a server, usually a relay,
-//! that has neither a domain name nor a certificate that browsers trust. It only dials.
+//! `/webrtc-direct` version 1 as a libp2p transport. A page uses it to reach a server, usually a
+//! relay, that has neither a domain name nor a certificate that browsers trust. The transport only
+//! dials.
 //!
-//! There is no signalling: the address has the server's certificate hash, and the server learns
-//! the page's ICE credentials from its first connectivity check because they are the same on both
-//! sides. The page has to change its own offer for that, which browsers are about to forbid;
-//! then a dial fails with an error that says so.
-
-mod target;
+//! There is no signalling. The address has the hash of the server's certificate. The server learns
+//! the page's ICE credentials from the first connectivity check, because they are the same on both
+//! sides. For that, the page has to change its own offer, which browsers are about to forbid. Then
+//! a dial fails with an error that says so.
 
 use std::{
     collections::VecDeque,
@@ -36,34 +35,34 @@ use libp2p::{
 use multiaddr::Multiaddr;
 use send_wrapper::SendWrapper;
 
-use self::target::Target;
 use super::rtc::{PeerConnection, Rtc};
 use crate::{
-    circuit::Duplex,
-    rtc::{
+    core::webrtc_direct::{self, CREDENTIALS_LEN, DirectServer},
+    stream::BoxedStream,
+    webrtc::{
         Muxer, Stream,
         backend::{BackendError, PeerConnection as _, PeerEvent},
     },
 };
 
-type Output = (PeerId, Connection);
+type Output = (PeerId, DirectConnection);
 
 /// Dials `/webrtc-direct` servers.
-pub(crate) struct Transport {
+pub(crate) struct DirectTransport {
     keypair: Keypair,
 }
 
-impl Transport {
+impl DirectTransport {
     pub(crate) fn new(keypair: Keypair) -> Self {
         Self { keypair }
     }
 }
 
-impl Libp2pTransport for Transport {
+impl Libp2pTransport for DirectTransport {
     type Output = Output;
-    type Error = Error;
-    type ListenerUpgrade = futures::future::Pending<Result<Output, Error>>;
-    type Dial = BoxFuture<'static, Result<Output, Error>>;
+    type Error = DirectError;
+    type ListenerUpgrade = futures::future::Pending<Result<Output, DirectError>>;
+    type Dial = BoxFuture<'static, Result<Output, DirectError>>;
 
     fn listen_on(
         &mut self,
@@ -82,9 +81,9 @@ impl Libp2pTransport for Transport {
         address: Multiaddr,
         options: DialOpts,
     ) -> Result<Self::Dial, TransportError<Self::Error>> {
-        match Target::from_multiaddr(&address) {
-            Some(target) if options.role.is_dialer() => {
-                let dial = connect(self.keypair.clone(), target);
+        match DirectServer::from_multiaddr(&address) {
+            Some(server) if options.role.is_dialer() => {
+                let dial = connect(self.keypair.clone(), server);
                 Ok(SendWrapper::new(dial).boxed())
             }
             _ => Err(TransportError::MultiaddrNotSupported(address)),
@@ -99,31 +98,31 @@ impl Libp2pTransport for Transport {
     }
 }
 
-/// Why a server could not be reached.
+/// The reasons why a server could not be reached.
 #[derive(Debug)]
-pub(crate) enum Error {
+pub(crate) enum DirectError {
     /// No credentials could be made.
     Randomness(getrandom::Error),
-    /// The connection failed under the handshake.
+    /// The connection failed below the handshake.
     Connection(BackendError),
     /// The browser does not tell the fingerprint of its own certificate.
     Fingerprint,
-    /// The server did not prove who it is.
+    /// The server did not prove its identity.
     Noise(noise::Error),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for DirectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Randomness(error) => write!(f, "no randomness: {error}"),
             Self::Connection(error) => error.fmt(f),
             Self::Fingerprint => f.write_str("the browser hides its certificate's fingerprint"),
-            Self::Noise(error) => write!(f, "handshake failed: {error}"),
+            Self::Noise(error) => write!(f, "the handshake failed: {error}"),
         }
     }
 }
 
-impl std::error::Error for Error {
+impl std::error::Error for DirectError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Connection(error) => Some(error),
@@ -133,34 +132,36 @@ impl std::error::Error for Error {
     }
 }
 
-async fn connect(keypair: Keypair, target: Target) -> Result<Output, Error> {
-    let credentials = target::credentials().map_err(Error::Randomness)?;
-    let answer = target.answer(&credentials);
-    let munge = move |offer: &str| target::with_credentials(offer, &credentials);
-    // The server's address is known, so no other server has to be asked for ours.
-    let mut connection = Rtc::default().open().map_err(Error::Connection)?;
+async fn connect(keypair: Keypair, server: DirectServer) -> Result<Output, DirectError> {
+    let mut random = [0; CREDENTIALS_LEN];
+    getrandom::fill(&mut random).map_err(DirectError::Randomness)?;
+    let credentials = webrtc_direct::credentials(random);
+    let answer = server.answer(&credentials);
+    let munge = move |offer: &str| webrtc_direct::with_credentials(offer, &credentials);
+    // The server's address is known, so no STUN server is asked for the page's own address.
+    let mut connection = Rtc::default().open().map_err(DirectError::Connection)?;
     let channel = connection
         .connect_to(&answer, munge)
-        .map_err(Error::Connection)?;
+        .map_err(DirectError::Connection)?;
 
     let mut early = VecDeque::new();
     loop {
         match poll_fn(|cx| connection.poll_event(cx)).await {
             PeerEvent::Connected => break,
-            PeerEvent::Failed(error) => return Err(Error::Connection(error)),
+            PeerEvent::Failed(error) => return Err(DirectError::Connection(error)),
             event => early.push_back(event),
         }
     }
     let client = connection
         .fingerprint()
-        .and_then(|fingerprint| target::multihash(&fingerprint))
-        .ok_or(Error::Fingerprint)?;
+        .and_then(|fingerprint| webrtc_direct::multihash(&fingerprint))
+        .ok_or(DirectError::Fingerprint)?;
     let noise = noise::Config::new(&keypair)
-        .map_err(Error::Noise)?
-        .with_prologue(target::prologue(&client, target.certificate()));
-    // Nobody winds this stream up: it lives as long as the connection.
-    let stream: Duplex = Box::pin(Stream::new(channel, false, mpsc::unbounded().0));
-    // The server speaks first, so the page is the responder although it dialled.
+        .map_err(DirectError::Noise)?
+        .with_prologue(webrtc_direct::prologue(&client, server.certificate()));
+    // The stream needs no orderly close, because it lives as long as the connection.
+    // The server sends first, so the page is the responder although it dialled.
+    let stream: BoxedStream = Box::pin(Stream::new(channel, false, mpsc::unbounded().0));
     let handshake = noise.upgrade_inbound(stream, "/noise");
     let failure = poll_fn(|cx| {
         loop {
@@ -171,14 +172,14 @@ async fn connect(keypair: Keypair, target: Target) -> Result<Output, Error> {
         }
     });
     let (peer, handshake) = match select(handshake, failure).await {
-        Either::Left((done, _)) => done.map_err(Error::Noise)?,
-        Either::Right((error, _)) => return Err(Error::Connection(error)),
+        Either::Left((done, _)) => done.map_err(DirectError::Noise)?,
+        Either::Right((error, _)) => return Err(DirectError::Connection(error)),
     };
-    // Whether it is the right peer is for the swarm to say, as with every transport.
+    // The swarm checks whether this is the expected peer, as with every transport.
     let muxer = Muxer::direct(peer, connection, early);
     Ok((
         peer,
-        Connection {
+        DirectConnection {
             muxer,
             _handshake: handshake,
         },
@@ -187,14 +188,14 @@ async fn connect(keypair: Keypair, target: Target) -> Result<Output, Error> {
 
 /// A connection to a server.
 ///
-/// The channel of the handshake stays open: servers of rust-libp2p stop opening channels once it
-/// is closed.
-pub(crate) struct Connection {
+/// The channel of the handshake stays open, because servers on rust-libp2p open no more channels
+/// once it is closed.
+pub(crate) struct DirectConnection {
     muxer: Muxer<PeerConnection>,
-    _handshake: noise::Output<Duplex>,
+    _handshake: noise::Output<BoxedStream>,
 }
 
-impl StreamMuxer for Connection {
+impl StreamMuxer for DirectConnection {
     type Substream = <Muxer<PeerConnection> as StreamMuxer>::Substream;
     type Error = BackendError;
 

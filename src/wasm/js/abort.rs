@@ -1,4 +1,4 @@
-//! `AbortSignal` as the end of a future.
+//! An `AbortSignal` that ends a future.
 
 use std::future::Future;
 
@@ -14,10 +14,10 @@ use crate::{
     wasm::{listener::Listener, value},
 };
 
-/// Runs `work` until `signal`, an `AbortSignal` or nothing, fires.
+/// Runs `work` until it ends or `signal` fires. `signal` is an `AbortSignal` or `undefined`.
 ///
 /// # Errors
-/// Those of `work`, and [`ErrorKind::Aborted`].
+/// Returns the errors of `work`, and [`ErrorKind::Aborted`].
 pub(super) async fn until_aborted<T>(
     signal: JsValue,
     work: impl Future<Output = Result<T, Error>>,
@@ -26,9 +26,12 @@ pub(super) async fn until_aborted<T>(
     if value::is_true(&signal, "aborted") {
         return Err(aborted());
     }
-    let Ok(signal) = signal.dyn_into::<EventTarget>() else {
+    if signal.is_undefined() {
         return work.await;
-    };
+    }
+    // JavaScript has checked its members. It may be of another window, and then it is no
+    // instance of this one's `EventTarget`.
+    let signal = signal.unchecked_into::<EventTarget>();
     let (fire, fired) = oneshot::channel();
     let mut fire = Some(fire);
     let _listener = Listener::new(&signal, "abort", move |_: Event| {

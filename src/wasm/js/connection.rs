@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use futures::{StreamExt, lock::Mutex};
-use js_sys::{Array, Promise};
+use js_sys::{Array, Promise, Uint8Array};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{abort::until_aborted, convert, stream::RawStream};
@@ -28,7 +28,7 @@ impl RawConnection {
         self.0.peer_id().to_string()
     }
 
-    /// The path in use; `undefined` while there is none.
+    /// The path in use, or `undefined` while there is none.
     #[wasm_bindgen(unchecked_return_type = "object | undefined")]
     pub fn path(&self) -> JsValue {
         self.0
@@ -36,13 +36,13 @@ impl RawConnection {
             .map_or(JsValue::UNDEFINED, |path| convert::to_js(&path))
     }
 
-    /// What was tried so far.
+    /// The attempts so far.
     #[wasm_bindgen(unchecked_return_type = "object[]")]
     pub fn attempts(&self) -> Array {
         self.0.attempts().iter().map(convert::to_js).collect()
     }
 
-    /// Every change of path and every attempt from now on.
+    /// Reports every change of path and every attempt from now on.
     #[wasm_bindgen(js_name = pathEvents)]
     pub fn path_events(&self) -> RawEvents {
         RawEvents(Rc::new(Mutex::new(self.0.path_events())))
@@ -63,7 +63,7 @@ impl RawConnection {
         })
     }
 
-    /// The next stream of the peer; `undefined` once the connection is closed.
+    /// The next stream of the peer, or `undefined` once the connection is closed.
     #[wasm_bindgen(js_name = acceptStream, unchecked_return_type = "Promise<RawStream | undefined>")]
     pub fn accept_stream(&self) -> Promise {
         let connection = self.0.clone();
@@ -73,7 +73,25 @@ impl RawConnection {
         })
     }
 
-    /// The code of the reason, once the connection is closed. Never rejects.
+    /// Sends a datagram, or throws.
+    #[wasm_bindgen(js_name = sendDatagram)]
+    pub fn send_datagram(&self, datagram: &[u8]) -> Result<(), JsValue> {
+        self.0.send_datagram(datagram).map_err(convert::error)
+    }
+
+    /// The next datagram of the peer, or `undefined` once the connection is closed.
+    #[wasm_bindgen(js_name = receiveDatagram, unchecked_return_type = "Promise<Uint8Array | undefined>")]
+    pub fn receive_datagram(&self) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move {
+            let datagram = connection.receive_datagram().await;
+            Ok(datagram
+                .map(|datagram| Uint8Array::from(&datagram[..]))
+                .into())
+        })
+    }
+
+    /// Resolves to the code of the reason once the connection is closed. Never rejects.
     #[wasm_bindgen(unchecked_return_type = "Promise<string>")]
     pub fn closed(&self) -> Promise {
         let connection = self.0.clone();
@@ -98,7 +116,7 @@ pub struct RawEvents(Rc<Mutex<PathEvents>>);
 
 #[wasm_bindgen]
 impl RawEvents {
-    /// The next event; `undefined` when there are no more.
+    /// The next event, or `undefined` when there are no more.
     #[wasm_bindgen(unchecked_return_type = "Promise<object | undefined>")]
     pub fn next(&self) -> Promise {
         let events = self.0.clone();

@@ -6,11 +6,18 @@ use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 use super::{abort::until_aborted, connection::RawConnection, convert};
 use crate::{Connector, Identity, Ticket};
 
-/// A fresh identity in the form that `RawConnector.create` takes. It is a secret.
+/// Makes a fresh identity in the form that `RawConnector.create` takes. It is a secret.
 #[allow(unreachable_pub, reason = "wasm-bindgen exports public functions only")]
 #[wasm_bindgen(js_name = generateIdentity)]
 pub fn generate_identity() -> Result<String, JsValue> {
     Identity::generate().to_secret().map_err(convert::error)
+}
+
+/// Says that there is no option `name`, and which of `known`, names between spaces, may be meant.
+#[allow(unreachable_pub, reason = "wasm-bindgen exports public functions only")]
+#[wasm_bindgen(js_name = unknownOption)]
+pub fn unknown_option(name: &str, known: &str) -> String {
+    crate::unknown_option(name, known.split(' '))
 }
 
 /// A peer.
@@ -20,8 +27,8 @@ pub struct RawConnector(Connector);
 
 #[wasm_bindgen]
 impl RawConnector {
-    /// Starts a peer. `identity` is a secret of `generateIdentity`, or nothing for a fresh one;
-    /// `signal` an `AbortSignal` or nothing.
+    /// Starts a peer. `identity` is a secret of `generateIdentity`, or nothing for a fresh
+    /// identity. `signal` is an `AbortSignal` or nothing.
     #[wasm_bindgen(unchecked_return_type = "Promise<RawConnector>")]
     pub fn create(
         #[wasm_bindgen(unchecked_param_type = "object | undefined")] options: JsValue,
@@ -47,7 +54,7 @@ impl RawConnector {
         self.0.peer_id().to_string()
     }
 
-    /// How to reach this peer as of now.
+    /// A ticket, with which others reach this peer as of now.
     pub fn ticket(&self) -> String {
         self.0.ticket().to_string()
     }
@@ -70,7 +77,7 @@ impl RawConnector {
         })
     }
 
-    /// The next connection of another peer; `undefined` once the connector is closed.
+    /// The next connection that another peer made, or `undefined` once the connector is closed.
     #[wasm_bindgen(unchecked_return_type = "Promise<RawConnection | undefined>")]
     pub fn accept(&self) -> Promise {
         let connector = self.0.clone();
@@ -80,7 +87,7 @@ impl RawConnector {
         })
     }
 
-    /// What this peer knows about its network position.
+    /// The facts that this peer knows about its network position.
     #[wasm_bindgen(unchecked_return_type = "Promise<object>")]
     pub fn report(&self) -> Promise {
         let connector = self.0.clone();

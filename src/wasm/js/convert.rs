@@ -1,4 +1,4 @@
-//! Values on their way between Rust and JavaScript. They cross as JSON, which keeps the names and
+//! Conversion of values between Rust and JavaScript. They cross as JSON, which keeps the names and
 //! forms of the command line's output and refuses unknown options.
 
 use std::{future::Future, pin::Pin};
@@ -10,13 +10,14 @@ use wasm_bindgen_futures::future_to_promise;
 
 use crate::{Config, Error, ErrorKind, wasm::value};
 
-/// `work` as a promise. Boxed, because each type of future would bring its own task.
+/// Converts `work` to a promise. The future is boxed, because each type of future would add code
+/// for its own task.
 pub(super) fn promise(work: impl Future<Output = Result<JsValue, JsValue>> + 'static) -> Promise {
     let work: Pin<Box<dyn Future<Output = Result<JsValue, JsValue>>>> = Box::pin(work);
     future_to_promise(work)
 }
 
-/// The plain object that `value` serialises to.
+/// Converts `value` to a plain object.
 pub(super) fn to_js(value: &impl Serialize) -> JsValue {
     serde_json::to_string(value)
         .ok()
@@ -24,10 +25,11 @@ pub(super) fn to_js(value: &impl Serialize) -> JsValue {
         .unwrap_or(JsValue::UNDEFINED)
 }
 
-/// Reads a configuration, everything left out or `undefined` being the default.
+/// Reads a configuration. Options that are missing or `undefined` have their default.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidConfig`] names the option that is unknown or of the wrong type.
+/// Fails with [`ErrorKind::InvalidConfig`]. The error names the option that is unknown or of the
+/// wrong type.
 pub(super) fn config(options: &JsValue) -> Result<Config, Error> {
     let invalid = |message| Error::new(ErrorKind::InvalidConfig, message);
     if options.is_undefined() {
@@ -36,7 +38,8 @@ pub(super) fn config(options: &JsValue) -> Result<Config, Error> {
     let Some(object) = options.dyn_ref::<Object>() else {
         return Err(invalid("options: not an object".to_owned()));
     };
-    // One by one first: the parser tells the place of an error, but not always its option.
+    // Each option is parsed alone first, because the parser tells the place of an error, but not
+    // always its option.
     for entry in Object::entries(object).iter() {
         let option = Object::from_entries(&Array::of1(&entry));
         let parsed = option.map_err(|error| value::describe_error(&error));
@@ -54,20 +57,23 @@ fn parse(options: &Object) -> Result<Config, String> {
     serde_json::from_str(&json).map_err(|error| error.to_string())
 }
 
-/// An `Error` with `code`, `attempts`, and `cause` where there is one.
+/// An `Error` with `code` and `attempts`, and with `resetCode` and `cause` where there is one.
 pub(super) fn error(error: Error) -> JsValue {
     let thrown = JsError::new(error.message());
     thrown.set_name("ThroughlineError");
     let attempts = error.attempts().iter().map(to_js).collect::<Array>();
     set(&thrown, "code", &error.code().into());
     set(&thrown, "attempts", &attempts);
+    if let Some(code) = error.reset_code() {
+        set(&thrown, "resetCode", &code.0.into());
+    }
     if let Some(cause) = cause(&error) {
         thrown.set_cause(&cause);
     }
     thrown.into()
 }
 
-/// The sources of `error`, each the cause of the one before.
+/// Converts the sources of `error`. Each becomes the cause of the one before.
 fn cause(error: &dyn std::error::Error) -> Option<JsValue> {
     let source = error.source()?;
     let thrown = JsError::new(&source.to_string());
@@ -78,6 +84,6 @@ fn cause(error: &dyn std::error::Error) -> Option<JsValue> {
 }
 
 fn set(object: &JsValue, name: &str, value: &JsValue) {
-    // Cannot fail: a fresh Error is not frozen.
+    // This cannot fail, because a fresh Error is not frozen.
     let _ = Reflect::set(object, &name.into(), value);
 }

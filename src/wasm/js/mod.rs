@@ -1,8 +1,9 @@
-//! What JavaScript sees: the public API, one class a handle.
+//! The public API for JavaScript, with one class for each handle.
 //!
-//! The package's TypeScript gives these their final shape (events, streams, `AbortSignal`
-//! defaults), so names start with `Raw`. Every method takes `&self` and returns at once with a
-//! value or a promise; no borrow lasts until a promise settles, so calls may overlap.
+//! The TypeScript of the package gives these classes their final shape (events, streams,
+//! `AbortSignal` defaults), so their names start with `Raw`. Every method takes `&self` and returns
+//! at once with a value or a promise. No borrow lasts until a promise settles, so calls may
+//! overlap.
 
 mod abort;
 mod connection;
@@ -12,7 +13,7 @@ mod stream;
 
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Makes the message of a panic, which ends this wasm instance, visible.
+/// Logs the message of a panic, which ends this wasm instance.
 #[wasm_bindgen(start)]
 fn start() {
     std::panic::set_hook(Box::new(|panic| {

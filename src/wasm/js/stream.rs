@@ -16,11 +16,10 @@ use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 use super::convert;
 use crate::{Error, RecvStream, SendStream, Stream};
 
-/// Most bytes that one `read` returns.
+/// The most bytes that one `read` returns.
 const MAX_READ: u32 = 1024 * 1024;
 
-/// A stream. Its directions work independently of each other; calls of one direction wait for
-/// their turn.
+/// A stream. Its two directions work independently. Calls of one direction wait for their turn.
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct RawStream(Rc<Inner>);
@@ -37,7 +36,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct Receiver {
-    /// `None` once nobody wants to read any more.
+    /// `None` once the reader has stopped.
     stream: Option<RecvStream>,
     waiting: Option<Waker>,
 }
@@ -72,12 +71,12 @@ impl RawStream {
 
 #[wasm_bindgen]
 impl RawStream {
-    /// The protocol it was opened for.
+    /// The protocol that the stream was opened for.
     pub fn protocol(&self) -> String {
         self.0.protocol.clone()
     }
 
-    /// Up to `max` bytes, at least one; `undefined` when the peer has finished.
+    /// Reads up to `max` bytes, at least one. Resolves to `undefined` when the peer has finished.
     #[wasm_bindgen(unchecked_return_type = "Promise<Uint8Array | undefined>")]
     pub fn read(&self, max: u32) -> Promise {
         let inner = self.0.clone();
@@ -92,7 +91,7 @@ impl RawStream {
         })
     }
 
-    /// Writes all of `bytes`. Settles when they are taken, which is the back-pressure.
+    /// Writes all of `bytes`. Settles when the stream has taken them, which is the back-pressure.
     #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
     pub fn write(&self, bytes: Vec<u8>) -> Promise {
         let inner = self.0.clone();
@@ -114,7 +113,8 @@ impl RawStream {
         })
     }
 
-    /// Ends this direction after everything written. Settles when the peer's library has it all.
+    /// Ends this direction after the bytes that were written. Settles when the peer's library has
+    /// them all.
     #[wasm_bindgen(unchecked_return_type = "Promise<void>")]
     pub fn finish(&self) -> Promise {
         let inner = self.0.clone();
@@ -125,18 +125,25 @@ impl RawStream {
         })
     }
 
-    /// Tells the peer that nobody reads any more; a pending read ends.
-    pub fn stop(&self) {
+    /// Tells the peer that nobody reads any more, and why; a pending read ends.
+    pub fn stop(&self, code: u32) {
         let mut recv = self.0.recv.borrow_mut();
-        recv.stream = None;
+        if let Some(stream) = recv.stream.take() {
+            stream.stop(code);
+        }
         if let Some(waiting) = recv.waiting.take() {
             waiting.wake();
         }
     }
 
-    /// Ends both directions at once, with a code for the peer, 0 unless given.
-    pub fn reset(&self, code: Option<u32>) {
-        self.0.send.borrow_mut().reset(code.unwrap_or_default());
+    /// Ends both directions at once, with a code for the peer.
+    pub fn reset(&self, code: u32) {
+        self.0.send.borrow_mut().reset(code);
+    }
+
+    /// Ends both directions at once and tells the peer that nobody serves the protocol here.
+    pub fn refuse(&self) {
+        self.0.send.borrow().refuse();
     }
 }
 

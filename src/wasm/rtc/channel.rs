@@ -1,4 +1,4 @@
-//! `RTCDataChannel` with back-pressure out and a bound in.
+//! `RTCDataChannel` with back-pressure for sending and a bound for receiving.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,30 +14,37 @@ use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{Event, MessageEvent, RtcDataChannel, RtcDataChannelState, RtcDataChannelType};
 
 use crate::{
-    rtc::backend::{BackendError, DataChannel},
     wasm::listener::Listener,
+    webrtc::backend::{BackendError, DataChannel, LANE_LABEL, LANE_MARKS},
 };
 
-/// Bytes queued in the browser above which sending waits, and below which it goes on.
+/// The bytes queued in the browser above which sending waits, and below which it goes on.
 ///
-/// The browser has about 2 MiB for all channels of a connection before it queues without bound;
-/// what is queued here also delays what other streams have to say.
+/// The browser has about 2 MiB for all channels of a connection before it queues without bound.
+/// Bytes that are queued here also delay the data of other streams.
 const SEND_MARKS: (u32, u32) = (256 * 1024, 64 * 1024);
 
-/// Bytes received and not yet taken, all channels of a connection together.
+/// The bytes that are received and not yet taken, over all channels of a connection.
 ///
-/// `RTCDataChannel` cannot make its sender wait. Peers of this library respect a window far
-/// below this; others lose the channel that goes over.
+/// `RTCDataChannel` cannot make its sender wait. Peers of this library respect a window far below
+/// this. Other peers lose the channel that exceeds it.
 const MAX_INBOUND: usize = 16 * 1024 * 1024;
 
-/// What is received and not yet taken on one connection, in bytes.
+/// The bytes that are received and not yet taken on one connection.
 pub(super) type Inbound = Rc<Cell<usize>>;
+
+/// Whether a channel is for datagrams.
+pub(super) fn is_lane(channel: &RtcDataChannel) -> bool {
+    channel.label() == LANE_LABEL
+}
 
 /// A data channel of a page.
 pub struct Channel(SendWrapper<Inner>);
 
 struct Inner {
     channel: RtcDataChannel,
+    /// The bytes queued in the browser above which sending waits.
+    most_queued: u32,
     shared: Rc<RefCell<Shared>>,
     _listeners: [Listener; 6],
 }
@@ -45,7 +52,7 @@ struct Inner {
 struct Shared {
     messages: VecDeque<Bytes>,
     connection: Inbound,
-    /// Why nothing more comes in.
+    /// The reason why nothing more arrives.
     ended: Option<Result<(), BackendError>>,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -96,8 +103,12 @@ impl Drop for Shared {
 impl Channel {
     /// Takes over `channel`, which must not have fired a `message` event yet.
     pub(super) fn new(channel: RtcDataChannel, connection: Inbound) -> Self {
+        let marks = match is_lane(&channel) {
+            true => LANE_MARKS,
+            false => SEND_MARKS,
+        };
         channel.set_binary_type(RtcDataChannelType::Arraybuffer);
-        channel.set_buffered_amount_low_threshold(SEND_MARKS.1);
+        channel.set_buffered_amount_low_threshold(marks.1);
         let shared = Rc::new(RefCell::new(Shared {
             messages: VecDeque::new(),
             connection,
@@ -114,7 +125,7 @@ impl Channel {
         let listeners = [
             on("open", Shared::wake),
             on("bufferedamountlow", Shared::wake),
-            // The peer reset its side. Everything it sent before has been delivered.
+            // The peer has reset its side. Everything that it sent before has been delivered.
             on("closing", |shared| shared.end(Ok(()))),
             on("close", |shared| shared.end(Ok(()))),
             // A `close` event follows.
@@ -128,6 +139,7 @@ impl Channel {
         ];
         Self(SendWrapper::new(Inner {
             channel,
+            most_queued: marks.0,
             shared,
             _listeners: listeners,
         }))
@@ -151,7 +163,7 @@ impl DataChannel for Channel {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BackendError>> {
         let waits = match self.state() {
             RtcDataChannelState::Connecting => true,
-            RtcDataChannelState::Open => self.0.channel.buffered_amount() >= SEND_MARKS.0,
+            RtcDataChannelState::Open => self.0.channel.buffered_amount() >= self.0.most_queued,
             _ => return Poll::Ready(Err(BackendError::Closed)),
         };
         if waits {
@@ -162,7 +174,7 @@ impl DataChannel for Channel {
     }
 
     fn send(&mut self, message: &[u8]) -> Result<(), BackendError> {
-        // It throws when the channel is not open.
+        // The call throws when the channel is not open.
         self.0
             .channel
             .send_with_u8_array(message)
@@ -193,7 +205,7 @@ impl DataChannel for Channel {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Does nothing when it is closed already.
+        // This does nothing when the channel is closed already.
         self.channel.close();
     }
 }

@@ -1,7 +1,7 @@
-//! `RTCPeerConnection`, polled.
+//! `RTCPeerConnection` with a polled interface.
 //!
-//! The browser runs its operations one after the other (RTCPeerConnection's operations chain),
-//! so each method here starts its operation at once and leaves only the waiting to
+//! The browser runs its operations one after the other (RTCPeerConnection's operations chain). So
+//! each method here starts its operation at once, and leaves only the waiting to
 //! [`poll_event`](PeerConnectionTrait::poll_event).
 
 use std::{
@@ -28,7 +28,7 @@ use web_sys::{
 };
 
 use super::{
-    channel::{Channel, Inbound},
+    channel::{Channel, Inbound, is_lane},
     stats,
 };
 use crate::{
@@ -37,28 +37,29 @@ use crate::{
         sdp::{Description, Fingerprint},
         signalling::IceCandidate,
     },
-    rtc::backend::{
-        BackendError, CandidatePair, INIT_LABEL, PeerConnection as PeerConnectionTrait, PeerEvent,
-    },
     wasm::{listener::Listener, value},
+    webrtc::backend::{
+        BackendError, CandidatePair, INIT_LABEL, LANE_LABEL, PeerConnection as PeerConnectionTrait,
+        PeerEvent,
+    },
 };
 
-/// Channels the peer opened that nobody has taken yet; more are closed.
+/// The most channels that the peer opened and that nobody has taken yet. More are closed.
 const MAX_WAITING_CHANNELS: usize = 64;
 
 /// How long ICE may be without an answer before the connection is over.
 ///
-/// Browsers say `disconnected` after some 5 s and `failed` after 15 to 30 s. There is another
-/// path to fall back to, so waiting for the latter would only keep data from moving.
+/// Browsers report `disconnected` after some 5 s and `failed` after 15 to 30 s. There is another
+/// path to fall back to, so waiting for `failed` would only stop data from moving.
 const DISCONNECTED_GRACE: Duration = Duration::from_secs(5);
 
-/// Most port mappings of a peer that are remembered; a real one has one.
+/// The most port mappings of a peer that are remembered. A real peer has one.
 const MAX_MAPPED: usize = 16;
 
-/// How often the selected pair is read: there is no event for it in all browsers.
+/// How often the selected pair is read. Not all browsers have an event for it.
 const STATS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What an operation ends with.
+/// An operation of the browser that is under way.
 type Operation = Pin<Box<dyn Future<Output = Result<(), BackendError>>>>;
 
 /// A peer connection of a page.
@@ -72,13 +73,13 @@ struct Inner {
     init: Option<(RtcDataChannel, Listener)>,
     disconnected: Option<Delay>,
     path: Option<PathWatch>,
-    /// Addresses that the peer calls port mappings; the browser forgets that.
+    /// The addresses that the peer calls port mappings. The browser does not keep this fact.
     mapped: HashSet<SocketAddr>,
     ended: bool,
     listeners: Vec<Listener>,
 }
 
-/// What the listeners share with the poller.
+/// The state that the listeners share with the poller.
 #[derive(Default)]
 struct Shared {
     events: VecDeque<PeerEvent<Channel>>,
@@ -111,7 +112,7 @@ impl Shared {
                 self.emit(PeerEvent::Connected);
             }
             (State::Failed, Ice::Connected | Ice::Completed) => {
-                let why = "handshake failed, or the certificate has another fingerprint";
+                let why = "the handshake failed, or the certificate has another fingerprint";
                 self.emit(PeerEvent::Failed(BackendError::Dtls(why.to_owned())));
             }
             (State::Failed, _) => self.emit(PeerEvent::Failed(BackendError::Ice)),
@@ -121,7 +122,7 @@ impl Shared {
     }
 }
 
-/// Reads the selected pair now and then.
+/// Reads the selected pair again and again.
 struct PathWatch {
     reading: Option<Pin<Box<dyn Future<Output = Option<CandidatePair>>>>>,
     pause: Delay,
@@ -153,12 +154,12 @@ impl PeerConnection {
 }
 
 impl PeerConnection {
-    /// Connects to a server whose `answer` is known beforehand, with an offer changed by `munge`.
-    /// Returns the channel with id 0, which exists on both sides without being announced.
+    /// Connects to a server whose `answer` is known beforehand. `munge` changes the offer. Returns
+    /// the channel with id 0, which exists on both sides without being announced.
     ///
     /// # Errors
-    /// [`BackendError::Closed`] when the connection is closed. A browser that refuses to have its
-    /// offer changed fails the connection with [`BackendError::Description`].
+    /// Fails with [`BackendError::Closed`] when the connection is closed. If the browser does not
+    /// let its offer be changed, the connection fails later with [`BackendError::Description`].
     pub(crate) fn connect_to(
         &mut self,
         answer: &str,
@@ -177,7 +178,8 @@ impl PeerConnection {
             wait(connection.set_local_description(&offer))
                 .await
                 .map_err(|why| {
-                    let why = format!("this browser lets no page choose ICE credentials: {why}");
+                    let why =
+                        format!("this browser does not let a page choose ICE credentials: {why}");
                     BackendError::Description(why)
                 })?;
             wait(connection.set_remote_description(&answer))
@@ -208,7 +210,7 @@ fn on_candidate(connection: &RtcPeerConnection, shared: Rc<RefCell<Shared>>) -> 
     )
 }
 
-/// The candidate as it is sent, or `None` for the end of a generation of candidates.
+/// Reads the candidate as it is sent. Returns `None` for the end of a generation of candidates.
 fn read_candidate(candidate: &RtcIceCandidate) -> Option<IceCandidate> {
     let json = JSON::stringify(candidate).ok()?.as_string()?;
     IceCandidate::from_json(&json).ok().flatten()
@@ -234,8 +236,8 @@ fn on_channel(
         move |event: RtcDataChannelEvent| {
             let channel = event.channel();
             let mut shared = shared.borrow_mut();
-            // The offerer closes it, and js-libp2p waits for the end of that: were it closed here,
-            // that peer could miss that it was ever open.
+            // The offerer closes this channel, and js-libp2p waits until it has closed. If this
+            // side closed it, that peer could miss that it was ever open.
             if channel.label() == INIT_LABEL {
                 return;
             }
@@ -243,21 +245,24 @@ fn on_channel(
                 return channel.close();
             }
             shared.channels += 1;
-            // Listens from here on: messages follow this event at once.
-            let channel = Channel::new(channel, inbound.clone());
-            shared.emit(PeerEvent::Channel(channel));
+            // The channel listens from here on, because messages follow this event at once.
+            let event = match is_lane(&channel) {
+                true => PeerEvent::Lane,
+                false => PeerEvent::Channel,
+            };
+            shared.emit(event(Channel::new(channel, inbound.clone())));
         },
     )
 }
 
 impl Inner {
-    /// Runs `operation`, whose failure is the failure of the connection.
+    /// Runs `operation`. Its failure fails the connection.
     fn run(&mut self, operation: impl Future<Output = Result<(), BackendError>> + 'static) {
         self.operations.push(Box::pin(operation));
         self.shared.borrow_mut().wake();
     }
 
-    /// Creates a channel, announced to the peer unless it has a `negotiated` id.
+    /// Creates a channel. It is announced to the peer unless it has a `negotiated` id.
     fn create_channel(
         &self,
         label: &str,
@@ -268,14 +273,32 @@ impl Inner {
             options.set_negotiated(true);
             options.set_id(id);
         }
-        // Called by name because the generated binding does not catch what it throws.
+        if label == LANE_LABEL {
+            options.set_ordered(false);
+            options.set_max_retransmits(0);
+        }
+        // The method is called by name, because the generated binding does not catch what it
+        // throws.
         let create: Function = Reflect::get(&self.connection, &"createDataChannel".into())?.into();
         create
             .call2(&self.connection, &label.into(), &options)
             .map(JsCast::unchecked_into)
     }
 
-    /// Called once ICE and DTLS are up.
+    fn open_channel(&self, label: &str) -> Result<Channel, BackendError> {
+        if self.ended {
+            return Err(BackendError::Closed);
+        }
+        match self.create_channel(label, None) {
+            Ok(channel) => Ok(Channel::new(channel, self.inbound.clone())),
+            Err(error) if value::string(&error, "name").as_deref() == Some("OperationError") => {
+                Err(BackendError::TooManyChannels)
+            }
+            Err(_) => Err(BackendError::Closed),
+        }
+    }
+
+    /// Begins to watch the path and the transports. Called once ICE and DTLS are up.
     fn connected(&mut self) {
         self.path = Some(PathWatch {
             reading: None,
@@ -285,8 +308,8 @@ impl Inner {
         self.watch_for_goodbye();
     }
 
-    /// Notices at once when the peer closes the connection: for the browser only the transports
-    /// are closed then, and the connection stays `connected` until ICE gives up.
+    /// Notices at once when the peer closes the connection. The browser then closes only the
+    /// transports, and the connection stays `connected` until ICE gives up.
     fn watch_for_goodbye(&mut self) {
         let sctp = value::get(&self.connection, "sctp");
         let dtls = sctp.as_ref().and_then(|sctp| value::get(sctp, "transport"));
@@ -361,7 +384,9 @@ impl Inner {
         if let Some(event) = event {
             match event {
                 PeerEvent::Connected => self.connected(),
-                PeerEvent::Channel(_) => self.shared.borrow_mut().channels -= 1,
+                PeerEvent::Channel(_) | PeerEvent::Lane(_) => {
+                    self.shared.borrow_mut().channels -= 1
+                }
                 _ => {}
             }
             return Poll::Ready(event);
@@ -447,7 +472,7 @@ impl PeerConnectionTrait for PeerConnection {
             .connection
             .add_ice_candidate_with_opt_rtc_ice_candidate_init(candidate);
         inner.run(async {
-            // The browser refuses what it cannot use; there are others.
+            // The browser refuses candidates that it cannot use. There are others.
             let _ = wait(added).await;
             Ok(())
         });
@@ -465,17 +490,11 @@ impl PeerConnectionTrait for PeerConnection {
     }
 
     fn open_channel(&mut self) -> Result<Channel, BackendError> {
-        let inner = &mut *self.0;
-        if inner.ended {
-            return Err(BackendError::Closed);
-        }
-        match inner.create_channel("", None) {
-            Ok(channel) => Ok(Channel::new(channel, inner.inbound.clone())),
-            Err(error) if value::string(&error, "name").as_deref() == Some("OperationError") => {
-                Err(BackendError::TooManyChannels)
-            }
-            Err(_) => Err(BackendError::Closed),
-        }
+        self.0.open_channel("")
+    }
+
+    fn open_lane(&mut self) -> Result<Channel, BackendError> {
+        self.0.open_channel(LANE_LABEL)
     }
 
     fn close(&mut self) {
@@ -495,8 +514,8 @@ impl Drop for Inner {
     }
 }
 
-/// Waits for the local description in `made`, reports it and puts it into force, in this order:
-/// candidates follow it.
+/// Waits for the local description in `made`, reports it, and then sets it. Candidates must follow
+/// the report, so the order matters.
 async fn describe(
     connection: RtcPeerConnection,
     shared: Rc<RefCell<Shared>>,

@@ -1,4 +1,4 @@
-//! The [`Backend`](crate::rtc::backend::Backend) over the browser's `RTCPeerConnection`.
+//! The [`Backend`](crate::webrtc::backend::Backend) over the browser's `RTCPeerConnection`.
 
 mod channel;
 mod connection;
@@ -17,42 +17,45 @@ use super::{platform, value};
 use crate::{
     Config, Error, ErrorKind,
     report::NatReport,
-    rtc::{
+    webrtc::{
         self, IceServer,
         backend::{Backend, BackendError},
     },
 };
 
-/// Makes peer connections of one configuration.
+/// Makes peer connections with one configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Rtc {
     servers: Vec<IceServer>,
 }
 
 impl Rtc {
-    /// A new peer connection, to whomever.
+    /// Makes a new peer connection, to any peer.
     pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
         RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
     }
 
-    /// Nothing: a page has no socket to send from.
+    /// Does nothing, because a page has no socket to send from.
     pub(crate) fn open_nat(&self, _: &[SocketAddr]) {}
 
-    /// Never fails: where there is no WebRTC, each connection does, so that relays still work.
-    pub(crate) fn new(config: &rtc::Config) -> Result<Self, BackendError> {
+    /// Does nothing, because the browser asks STUN servers for each connection anew.
+    pub(crate) fn doubt_mapping(&self) {}
+
+    /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
+    pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
         Ok(Self {
             servers: config.ice_servers.clone(),
         })
     }
 
-    /// A browser tells nothing of the NAT.
+    /// Always `None`, because a browser tells nothing about the NAT.
     pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
         None
     }
 
-    /// There is nothing to take back.
+    /// Does nothing, because a page has asked nothing of the router.
     pub(crate) async fn close(&self) {}
 }
 
@@ -64,11 +67,12 @@ impl Backend for Rtc {
     }
 }
 
-/// Whether the browser makes connections with the servers of `config`.
+/// Checks that the browser makes connections with the servers of `config`.
 ///
 /// # Errors
-/// [`ErrorKind::UnsupportedPlatform`] where there is no WebRTC, [`ErrorKind::InvalidConfig`] when
-/// the browser refuses a server, with its words.
+/// Fails with [`ErrorKind::UnsupportedPlatform`] if there is no WebRTC, and with
+/// [`ErrorKind::InvalidConfig`] when the browser refuses a server. The message has the browser's
+/// words.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {
     if value::get(&js_sys::global(), "RTCPeerConnection").is_none() {
         return Err(platform::without_webrtc());

@@ -1,4 +1,4 @@
-//! The candidate pair in use, out of `RTCPeerConnection.getStats()`.
+//! The candidate pair in use, from `RTCPeerConnection.getStats()`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,11 +12,11 @@ use web_sys::RtcPeerConnection;
 
 use crate::{
     core::candidate::CandidateKind,
-    rtc::backend::{CandidatePair, Endpoint},
     wasm::value::{get, is_true, string},
+    webrtc::backend::{CandidatePair, Endpoint},
 };
 
-/// The pair that carries `connection`, or `None` when the browser does not know yet.
+/// The pair that carries `connection`, or `None` when the browser does not know it yet.
 pub(super) async fn selected_pair(connection: RtcPeerConnection) -> Option<CandidatePair> {
     let report = JsFuture::from(connection.get_stats()).await.ok()?;
     // RTCStatsReport is "maplike" in its interface definition.
@@ -30,7 +30,8 @@ pub(super) async fn selected_pair(connection: RtcPeerConnection) -> Option<Candi
     Some(found)
 }
 
-/// What the transport says it selected; where it does not say, what looks selected.
+/// Finds the pair that the transport names as selected. If the transport names none, this finds a
+/// pair that looks selected.
 fn find_pair(report: &Map) -> Option<JsValue> {
     let mut selected = None;
     let mut candidate = None;
@@ -62,7 +63,7 @@ fn endpoint(candidate: &JsValue) -> Option<Endpoint> {
         "relay" => CandidateKind::Relayed,
         _ => return None,
     };
-    // Absent, empty or a `.local` name where the browser hides the address.
+    // The address is absent, empty or a `.local` name where the browser hides it.
     let ip = string(candidate, "address").and_then(|ip| ip.parse::<IpAddr>().ok());
     let port = get(candidate, "port").and_then(|port| port.as_f64());
     let addr = ip

@@ -1,15 +1,35 @@
-// A page that holds one peer, driven by the tests through `window.peer`. Handles that tests keep
-// between calls are in `held`, since only plain data leaves the page.
+// A page with one peer, which the tests drive through `window.peer`. Handles that tests keep between
+// calls are in `held`, because only plain data leaves the page.
 import { Connector } from "/npm/dist/index.js";
 
 export const held = {};
+
+/** The data channels for datagrams, and who opened each. */
+const lanes = [];
+
+globalThis.RTCPeerConnection = class extends RTCPeerConnection {
+  constructor(configuration) {
+    super(configuration);
+    this.addEventListener("datachannel", ({ channel }) => note("peer", channel));
+  }
+
+  createDataChannel(label, options) {
+    const channel = super.createDataChannel(label, options);
+    note("own", channel);
+    return channel;
+  }
+};
+
+function note(opener, { label, ordered, maxRetransmits }) {
+  if (label === "datagrams") lanes.push({ opener, ordered, maxRetransmits });
+}
 
 async function start(options) {
   held.me = await Connector.create(options);
   return { peerId: held.me.peerId, ticket: held.me.ticket };
 }
 
-/** Serves `echo/1` on every connection that comes in, and keeps the last. */
+/** Serves `echo/1` on every incoming connection, and keeps the last connection. */
 async function serveEcho() {
   for await (const connection of held.me.incoming()) {
     held.connection = connection;
@@ -18,10 +38,50 @@ async function serveEcho() {
 }
 
 async function echoStreams(connection) {
-  for await (const { protocol, readable, writable } of connection.incomingStreams()) {
-    if (protocol === "echo/1") readable.pipeTo(writable).catch(() => {});
-    else writable.abort();
+  for await (const stream of connection.incomingStreams()) {
+    if (stream.protocol === "echo/1") stream.readable.pipeTo(stream.writable).catch(() => {});
+    else if (stream.protocol === "cut/1") cut(stream);
+    else if (stream.protocol === "bench/1") count(stream);
+    else stream.refuse();
   }
+}
+
+/** Sends every datagram back on every incoming connection, and keeps the last connection. */
+async function serveDatagrams() {
+  for await (const connection of held.me.incoming()) {
+    held.connection = connection;
+    echoStreams(connection);
+    echoDatagrams(connection);
+  }
+}
+
+async function echoDatagrams(connection) {
+  for await (const datagram of connection.datagrams()) connection.sendDatagram(datagram);
+}
+
+/** Sends `count` datagrams of the greatest size, one every 10 ms. Returns how many came back, and what was wrong. */
+async function ticks(count, connection = held.connection) {
+  const back = new Map();
+  const wrong = [];
+  const size = connection.maxDatagramSize;
+  const reads = (async () => {
+    for await (const datagram of connection.datagrams()) {
+      const number = new DataView(datagram.buffer, datagram.byteOffset).getUint32(0);
+      if (back.has(number)) wrong.push(`${number} came twice`);
+      if (datagram.length !== size) wrong.push(`${number} has ${datagram.length} bytes`);
+      back.set(number, true);
+      if (back.size === count) return;
+    }
+  })();
+  for (let number = 0; number < count; number++) {
+    const datagram = new Uint8Array(size);
+    new DataView(datagram.buffer).setUint32(0, number);
+    connection.sendDatagram(datagram);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  await Promise.race([reads, new Promise((resolve) => setTimeout(resolve, 2000))]);
+  const tooLong = await outcome(async () => connection.sendDatagram(new Uint8Array(size + 1)));
+  return { size, back: back.size, wrong, tooLong, lanes };
 }
 
 async function connect(ticket) {
@@ -30,7 +90,7 @@ async function connect(ticket) {
   return { peerId: held.connection.peerId, path: held.connection.path, ms: performance.now() - start };
 }
 
-/** Resolves once the path in use is of this kind, with it. */
+/** Resolves with the path in use when it is of this kind. */
 async function path(kind) {
   const events = held.connection.paths();
   if (held.connection.path?.path === kind) return held.connection.path;
@@ -38,7 +98,42 @@ async function path(kind) {
   throw new Error(`the connection closed before it was ${kind}`);
 }
 
-/** Sends `size` random bytes, half-closes, and hashes both what went and what came back. */
+/** Takes an upload of `throughline connect --bench`: answers with the number of bytes after the first one. */
+async function count({ readable, writable }) {
+  const answer = new DataView(new ArrayBuffer(8));
+  answer.setBigUint64(0, BigInt((await drain(readable)) - 1));
+  const writer = writable.getWriter();
+  await writer.write(answer);
+  await writer.close();
+}
+
+/** Reads a number of four bytes and resets the stream with it. */
+async function cut({ readable, writable }) {
+  const { value } = await readable.getReader({ mode: "byob" }).read(new Uint8Array(4));
+  await writable.abort(new DataView(value.buffer).getUint32(0));
+}
+
+/** Makes the other end reset a stream with this code. Returns the outcomes of reading and writing. */
+async function resetWith(code, connection = held.connection) {
+  const { readable, writable } = await connection.open("cut/1");
+  const writer = writable.getWriter();
+  const number = new DataView(new ArrayBuffer(4));
+  number.setUint32(0, code);
+  await writer.write(number);
+  return { read: await outcome(() => drain(readable)), written: await outcome(() => writer.write(number)) };
+}
+
+/** Stops reading an echo for this reason. Returns the outcome of further writing. */
+async function stopWith(reason, connection = held.connection) {
+  const { readable, writable } = await connection.open("echo/1");
+  const writer = writable.getWriter();
+  await readable.cancel(reason);
+  return outcome(async () => {
+    for (;;) await writer.write(new Uint8Array(65_536));
+  });
+}
+
+/** Sends `size` random bytes, half-closes, and hashes both the sent and the returned bytes. */
 async function echoed(protocol, size, connection = held.connection) {
   const { readable, writable } = await connection.open(protocol);
   const bytes = new Uint8Array(size);
@@ -65,14 +160,14 @@ async function sha256(bytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** What a promise came to: tests compare codes, which `evaluate` would flatten to text. */
+/** Returns the outcome of a promise as plain data. Tests compare codes, which `evaluate` would turn into text. */
 async function outcome(work) {
   try {
     return { value: await work() };
   } catch (error) {
-    const { name, code, message, attempts } = error;
-    return { error: { name, code, message, attempts, isError: error instanceof Error } };
+    const { name, code, message, attempts, resetCode } = error;
+    return { error: { name, code, message, attempts, resetCode, isError: error instanceof Error } };
   }
 }
 
-window.peer = { held, start, serveEcho, echoStreams, connect, path, echoed, drain, outcome, Connector };
+window.peer = { held, lanes, start, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, drain, outcome, Connector };

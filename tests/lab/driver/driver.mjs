@@ -1,12 +1,13 @@
-// Drives Chromium on hosts of the lab: one JSON command a line on stdin, one JSON reply a line on stdout.
+// Drives Chromium on hosts of the lab. It reads one JSON command per line on stdin, and writes one JSON
+// reply per line on stdout.
 //
 //   {"id":1,"op":"launch","browser":"a","executable":"/path/of/wrapper","http":"http://11.1.0.2:444"}
 //   {"id":2,"op":"listen","browser":"a","options":{..}}                 -> {"ticket":"..","peerId":".."}
 //   {"id":3,"op":"connect","browser":"b","options":{..},"ticket":"..","waitDirectMs":5000} -> {"events":[..]}
-//   With "stock":true among the options the page has js-libp2p in place of our package.
-//   {"id":4,"op":"close","browser":"a"}                                 closes its peer, keeps the browser
+//   With "stock":true among the options, the page has js-libp2p instead of our package.
+//   {"id":4,"op":"close","browser":"a"}                                 closes its peer and keeps the browser
 //
-// Arguments: the folder whose node_modules has playwright-core.
+// The argument is the folder whose node_modules has playwright-core.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -28,14 +29,14 @@ async function launch({ browser, executable, http }) {
       "--disable-background-networking",
       "--disable-component-update",
       "--disable-sync",
-      // The lab has no names and so no certificates; the page is trusted as localhost would be.
+      // The lab has no names, and so no certificates. The page is trusted as if it were on localhost.
       `--unsafely-treat-insecure-origin-as-secure=${http}`,
     ],
   });
   const tab = await instance.newPage();
   tab.on("console", (message) => console.error(`[${browser}] ${message.text()}`));
   tab.on("pageerror", (error) => console.error(`[${browser}] ${error}`));
-  // An empty page of the server's origin: the demo page would start a peer of its own.
+  // This is an empty page of the server's origin. The demo page would start its own peer.
   await tab.route(`${http}/lab`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
   await tab.goto(`${http}/lab`);
   await tab.evaluate(() => import("/npm/dist/index.js").then((m) => m.load()));
@@ -52,7 +53,7 @@ function find(browser) {
 const run = (name) => ({ browser, ...argument }) =>
   argument.options?.stock ? runStock(name, browser, argument) : find(browser).tab.evaluate(page[name], argument);
 
-// js-libp2p in one file, made when it is first asked for.
+// Bundles js-libp2p in one file, when it is first needed.
 let bundled;
 async function bundle() {
   const { bundle } = await import("../../interop/bundle.mjs");
@@ -61,7 +62,7 @@ async function bundle() {
   return folder;
 }
 
-/** In a page of its own: the bundle's node has no end. */
+/** Runs in its own page, because the bundle's node cannot be stopped. */
 async function runStock(name, browser, argument) {
   const entry = find(browser);
   const folder = await (bundled ??= bundle());

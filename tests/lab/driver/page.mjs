@@ -1,4 +1,4 @@
-// What runs inside the page. Each function is sent there as text, so it may use nothing but its argument,
+// The functions that run inside the page. Each is sent there as text, so it may use only its argument,
 // the page's globals and the npm package.
 
 /** Starts a peer that echoes, and resolves with its ticket. */
@@ -16,7 +16,7 @@ export async function listen({ options }) {
   return { ticket: me.ticket, peerId: me.peerId };
 }
 
-/** Connects, echoes a byte, waits for a direct path and echoes another; resolves with the events in order. */
+/** Connects, echoes a byte, waits for a direct path and echoes another byte. Resolves with the events in order. */
 export async function connect({ options, ticket, waitDirectMs }) {
   const { Connector } = await import("/npm/dist/index.js");
   const events = [];
@@ -50,7 +50,7 @@ export async function connect({ options, ticket, waitDirectMs }) {
         if (next.value.event === "path" && next.value.path === "direct") break;
       }
     }
-    // The stream has moved along and lost nothing.
+    // The stream has moved to the direct path and lost nothing.
     await echo(2);
     events.push({ event: "final", ...connection.path, ms: ms() });
     await writer.close();
@@ -60,7 +60,7 @@ export async function connect({ options, ticket, waitDirectMs }) {
   return { events };
 }
 
-/** Connects, waits for a direct path, sends `bytes` as a file and resolves with both ends' hashes. */
+/** Connects, waits for a direct path, and sends a file of `bytes` bytes. Resolves with both ends' hashes. */
 export async function send({ options, ticket, waitDirectMs, bytes }) {
   const { Connector } = await import("/npm/dist/index.js");
   const me = (globalThis.me = await Connector.create(options));
@@ -76,7 +76,7 @@ export async function send({ options, ticket, waitDirectMs, bytes }) {
   }
   const directMs = performance.now() - start;
 
-  // A pattern that no shifted or repeated block can imitate.
+  // The pattern shows any shifted or repeated block.
   const data = new Uint8Array(bytes);
   const words = new Uint32Array(data.buffer, 0, bytes >> 2);
   for (let i = 0, x = 0x9e3779b9; i < words.length; i++) {

@@ -1,12 +1,12 @@
-// The same as page.mjs for a page of js-libp2p, which tests/interop/page.js puts into `window.node`.
+// Like page.mjs, but for a page of js-libp2p, which tests/interop/page.js puts into `window.node`.
 
-/** Starts a peer that echoes; what it resolves with as a ticket is its address. */
+/** Starts a peer that echoes. Resolves with its address as the ticket. */
 export async function listen({ options }) {
   const { peerId, addresses } = await node.start({ relay: options.relays[0], iceServers: options.iceServers });
   return { ticket: addresses.find((address) => address.startsWith(options.relays[0])), peerId };
 }
 
-/** Connects and echoes a byte; resolves with the events in order. There is no stream before the direct path. */
+/** Connects and echoes a byte. Resolves with the events in order. There is no stream before the direct path. */
 export async function connect({ options, ticket }) {
   const events = [];
   await node.start({ relay: options.relays[0], iceServers: options.iceServers });

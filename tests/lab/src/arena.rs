@@ -1,4 +1,4 @@
-//! Where our program and programs over other SDKs meet.
+//! A lab in which our program and programs over other SDKs connect, each with its own kind.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,31 +19,32 @@ use crate::{
 
 /// How long a peer may take to be reachable.
 const READY_WITHIN: Duration = Duration::from_secs(20);
-/// How long a direct path is waited for.
+/// How long to wait for a direct path.
 pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(15);
-/// What a program may take beyond that and its measurement.
+/// How long a program may take beyond the wait for a direct path and its measurement.
 const GRACE: Duration = Duration::from_secs(25);
-/// Where iroh's relay listens; it takes the next port too.
+/// The port of iroh's relay, which takes the next port too.
 const IROH_PORT: u16 = 3340;
-/// Where libp2p's relay listens.
+/// The port of libp2p's relay.
 const LIBP2P_PORT: u16 = 3350;
-/// How many connections a listener holds before those that are counted: they fill what it has once.
+/// How many connections a listener holds before the measured ones. They make it allocate what it
+/// allocates once.
 const HELD_BEFORE: usize = 4;
 /// How many processes connect at the same time to hold a connection.
 const COMING: usize = 8;
-/// Longer than anything lingers that a connection needed on its way up.
+/// How long to wait until a connection has released what it only needed while it came up.
 const SETTLED: Duration = Duration::from_secs(6);
-/// How many send at the same time; more would take each other's time, and their memory with it.
+/// How many peers send at the same time. More would slow each other down and use less memory.
 const SENDERS: usize = 4;
-/// Longer than every process that sends meanwhile needs to start.
+/// How long each peer sends, in seconds. All sending processes have started by then.
 const SENDING: &str = "60";
-/// What makes our `connect` reach its relay before the clock starts, as it has in a program that runs for a while.
-/// The peers do so always.
+/// The option that makes our `connect` reach its relay before the clock starts, as in a program
+/// that has run for a while. The other peers always do so.
 const WARM: &str = "--warm";
 
-/// A lab with everybody's relay in it.
+/// A lab with the relays of all contenders.
 pub(crate) struct Arena {
-    // Fields drop in this order: the relays before the lab they run in.
+    // Fields drop in this order, so the relays end before the lab that they run in.
     _relays: [Program; 2],
     pub(crate) stage: Stage,
     /// The address of libp2p's own relay.
@@ -83,7 +84,7 @@ impl Arena {
         })
     }
 
-    /// The contender's peer on host `a` connects to the one on host `b`, both of them new processes.
+    /// Connects the contender's peer on host `a` to its peer on host `b`. Both are new processes.
     pub(crate) fn meet(
         &self,
         contender: Contender,
@@ -94,8 +95,9 @@ impl Arena {
         self.talk(contender, &relay, &["--wait-direct", &wait], bench)
     }
 
-    /// What the contender's peer on host `b` holds for each peer on host `a`, in KiB: for `count` with nothing to do,
-    /// and for a few that send to it. All are processes of their own, connected directly.
+    /// Measures the memory that the contender's peer on host `b` holds for each peer on host `a`,
+    /// in KiB. The first figure is for `count` idle peers, and the second for a few peers that send
+    /// to it. All are separate processes that are connected directly.
     pub(crate) fn hold(&self, contender: Contender, count: usize) -> Result<[f64; 2]> {
         let relay = self.relay_for(contender)?;
         let listener = self.listen(contender, &relay)?;
@@ -120,7 +122,7 @@ impl Arena {
             Ok::<_, LabError>(held)
         };
         let hold: &[&str] = match contender {
-            // Nothing comes from its standard input, so there is nothing to do.
+            // Its standard input is silent, so the program does nothing.
             Contender::Throughline => &[],
             Contender::Iroh | Contender::Libp2p => &["--wait-direct", &wait, "--hold"],
         };
@@ -136,7 +138,7 @@ impl Arena {
         ])
     }
 
-    /// What makes the contender's peers use their relay.
+    /// Returns the arguments that make the contender's peers use their relay.
     fn relay_for(&self, contender: Contender) -> Result<Vec<String>> {
         Ok(match contender {
             Contender::Throughline => self.stage.peer_arguments(),
@@ -153,7 +155,8 @@ impl Arena {
         self.start(contender, "b", echo, both)
     }
 
-    /// The same through a relay, ours or the `stock` one, and nowhere else, both links of the circuit over QUIC.
+    /// Measures the throughput through a relay only: ours, or libp2p's if `stock`. Both links of
+    /// the circuit are QUIC.
     pub(crate) fn carry(
         &self,
         contender: Contender,
@@ -170,7 +173,7 @@ impl Arena {
         self.talk(contender, &arguments, &[], Some(bench))
     }
 
-    /// Our relay's address over QUIC.
+    /// Returns our relay's address over QUIC.
     fn ours(&self) -> Result<String> {
         let quic = |address: &String| address.contains("/quic-v1/p2p/");
         let address = self.stage.relays().into_iter().find(quic);
@@ -199,7 +202,7 @@ impl Arena {
         let seconds = bench.unwrap_or_default().to_string();
         match bench {
             Some(_) => arguments.extend(["--bench", &seconds]),
-            // Something to do: without it the program would talk to its standard input.
+            // The program needs an action. Without one, it would talk to its standard input.
             None if ours => arguments.extend(["--ping", "1"]),
             None => {}
         }

@@ -1,4 +1,4 @@
-//! What the lab needs of a machine, and how to get it.
+//! What the lab needs on a machine, and how to get it.
 
 use std::{
     env,
@@ -6,14 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A program, and the Debian package it is in.
+/// A program and its Debian package.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tool {
     pub(crate) program: &'static str,
     package: &'static str,
 }
 
-/// What every lab needs.
+/// The programs that every lab needs.
 pub(crate) const BASE: &[Tool] = &[
     Tool {
         program: "ip",
@@ -41,7 +41,7 @@ pub(crate) const COTURN: Tool = Tool {
     package: "coturn",
 };
 
-/// The browser and what drives it.
+/// The browser, and Node.js, which drives it.
 pub(crate) const BROWSER: &[Tool] = &[
     Tool {
         program: "chromium",
@@ -53,7 +53,7 @@ pub(crate) const BROWSER: &[Tool] = &[
     },
 ];
 
-/// Names everything that is missing, or nothing.
+/// Fails with a text that names everything that is missing.
 pub(crate) fn check(tools: &[Tool]) -> Result<(), String> {
     let mut missing = Vec::new();
     // SAFETY: geteuid cannot fail and touches no memory.
@@ -92,7 +92,8 @@ pub(crate) fn check(tools: &[Tool]) -> Result<(), String> {
     }
 }
 
-/// Looks a program up as a shell would, and in the places of system programs, which are often left out of `PATH`.
+/// Looks a program up as a shell would, and also in the folders of system programs, which `PATH`
+/// often lacks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -101,7 +102,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21), from the effective set.
+/// Whether the effective set has CAP_NET_ADMIN (12) and CAP_SYS_ADMIN (21).
 fn has_net_admin() -> bool {
     let status = fs::read_to_string(Path::new("/proc/self/status")).unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

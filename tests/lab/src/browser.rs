@@ -1,4 +1,5 @@
-//! Chromium on hosts of the lab, driven by one Node process that keeps the browsers running across cases.
+//! Chromium on hosts of the lab. One Node process drives the browsers and keeps them running across
+//! cases.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,10 +27,10 @@ pub struct Browsers {
 }
 
 impl Browsers {
-    /// Tells whether browsers can be driven here; `repository` is the root of the project's clone.
+    /// Checks whether browsers can be driven here. `repository` is the root of the project's clone.
     ///
     /// # Errors
-    /// A text that names what is missing and the command that brings it.
+    /// A text that names what is missing, and the command that installs it.
     pub fn available(repository: &Path) -> Result<(), String> {
         available::check(available::BROWSER)?;
         for (path, command) in [
@@ -52,7 +53,7 @@ impl Browsers {
     /// Starts the driver.
     ///
     /// # Errors
-    /// [`LabError::Missing`], or [`LabError::Io`] when Node does not start.
+    /// [`LabError::Missing`], or [`LabError::Io`] if Node does not start.
     pub fn start(repository: &Path) -> Result<Self> {
         Self::available(repository).map_err(LabError::Missing)?;
         let mut command = Command::new("node");
@@ -65,11 +66,11 @@ impl Browsers {
         })
     }
 
-    /// Launches Chromium on each of `hosts` at the same time and loads the npm package there, which the server at
-    /// the host's URL has under `/npm/`.
+    /// Launches Chromium on each of `hosts` at the same time, and loads the npm package there. The
+    /// server at the host's URL serves the package under `/npm/`.
     ///
     /// # Errors
-    /// [`LabError::Program`] with what the browser said.
+    /// [`LabError::Program`] with the output of the browser.
     pub fn launch(&mut self, lab: &Lab, hosts: &[(&str, String)]) -> Result<()> {
         let mut calls = Vec::new();
         for (host, http) in hosts {
@@ -80,7 +81,7 @@ impl Browsers {
                 json!({ "op": "launch", "browser": host, "executable": executable, "http": http });
             calls.push((self.ask(launch)?, *host));
         }
-        // Replies come in any order; an error among them ends the waiting.
+        // Replies come in any order. An error among them ends the wait.
         let deadline = Instant::now() + LAUNCH_WITHIN;
         while !calls.is_empty() {
             let (id, reply) = self
@@ -94,7 +95,7 @@ impl Browsers {
         Ok(())
     }
 
-    /// Starts an echoing peer in the page; its reply has a `ticket`.
+    /// Starts an echoing peer in the page. The reply has a `ticket`.
     ///
     /// # Errors
     /// [`LabError::Program`] with the page's error, [`LabError::Timeout`].
@@ -108,7 +109,7 @@ impl Browsers {
     /// Connects from the page and returns the events, in the form that the `throughline` program prints.
     ///
     /// # Errors
-    /// [`LabError::Timeout`], or [`LabError::Program`] when the page itself fails.
+    /// [`LabError::Timeout`], or [`LabError::Program`] if the page itself fails.
     pub fn connect(
         &mut self,
         host: &str,
@@ -123,7 +124,7 @@ impl Browsers {
         Ok(reply["events"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Connects from the page, waits for a direct path and sends a file; the reply has both hashes.
+    /// Connects from the page, waits for a direct path and sends a file. The reply has both hashes.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -139,7 +140,7 @@ impl Browsers {
         self.call(send, within)
     }
 
-    /// Closes the peer in the page and keeps the browser.
+    /// Closes the peer in the page. The browser goes on.
     ///
     /// # Errors
     /// As [`listen`](Self::listen).
@@ -148,7 +149,7 @@ impl Browsers {
             .map(drop)
     }
 
-    /// What driver and pages printed last.
+    /// The last output of the driver and the pages.
     pub fn log(&self) -> String {
         self.driver.log()
     }
@@ -160,7 +161,7 @@ impl Browsers {
         loop {
             match self.reply(deadline) {
                 Some((id, reply)) if id == asked => return self.result(&what, &reply),
-                // The late answer to a call that was given up.
+                // This is the late answer to an earlier call that was given up.
                 Some(_) => {}
                 None => return Err(self.silence(&what, within)),
             }

@@ -1,4 +1,5 @@
-//! What a NAT does, asked from behind it with STUN (RFC 5780), without knowing its rules.
+//! What a NAT does. It is measured from behind the NAT with STUN (RFC 5780), without knowledge of
+//! its rules.
 
 use std::{
     io,
@@ -13,8 +14,8 @@ use crate::nat::{Filtering, Mapping, Ports};
 /// The default port of STUN (RFC 8489 section 9.2).
 pub const STUN_PORT: u16 = 3_478;
 
-/// How long one question may stay unanswered before it counts as filtered.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long one question may stay without an answer before it counts as filtered.
+const ANSWER_WITHIN: Duration = Duration::from_millis(300);
 
 const BINDING_REQUEST: u16 = 0x0001;
 const BINDING_SUCCESS: u16 = 0x0101;
@@ -25,28 +26,28 @@ const OTHER_ADDRESS: u16 = 0x802c;
 const CHANGE_IP: u32 = 4;
 const CHANGE_PORT: u32 = 2;
 
-/// What was found.
+/// The result of a classification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// How mappings are made.
+    /// When the NAT reuses a mapping.
     pub mapping: Mapping,
-    /// Who may use them.
+    /// Whom the NAT lets in through a mapping.
     pub filtering: Filtering,
-    /// How external ports are picked.
+    /// How the NAT picks external ports.
     pub ports: Ports,
-    /// Whether the host reaches itself by its external address; `None` when its mapping varies.
+    /// Whether the host reaches itself by its external address. It is `None` if its mapping varies.
     pub hairpin: Option<bool>,
-    /// The external endpoint the server saw first.
+    /// The external endpoint that the server saw first.
     pub external: SocketAddr,
 }
 
-/// Classifies whatever lies between the calling host and an RFC 5780 server.
+/// Classifies the NATs and firewalls between the calling host and an RFC 5780 server.
 ///
-/// Returns `None` when the server does not answer over UDP at all. Takes one to two seconds, most of it waiting for
-/// answers that filters swallow.
+/// Returns `None` if the server does not answer over UDP at all. This takes one to two seconds, and
+/// most of that is the wait for answers that filters drop.
 ///
 /// # Errors
-/// When a socket cannot be made, or the server has no second address.
+/// If a socket cannot be made, or the server has no second address.
 pub async fn classify(server: SocketAddr) -> io::Result<Option<Report>> {
     let probe = Probe::new(server).await?;
     let Some(first) = probe.ask(server, 0).await? else {
@@ -56,7 +57,7 @@ pub async fn classify(server: SocketAddr) -> io::Result<Option<Report>> {
         .other
         .ok_or_else(|| io::Error::other("the STUN server has no OTHER-ADDRESS"))?;
 
-    // RFC 5780 section 4.3.
+    // The mapping tests are those of RFC 5780 section 4.3.
     let second = SocketAddr::new(other.ip(), server.port());
     let at_second = probe.mapped(second).await?;
     let at_third = probe.mapped(other).await?;
@@ -78,7 +79,8 @@ pub async fn classify(server: SocketAddr) -> io::Result<Option<Report>> {
         Ports::Random
     };
 
-    // RFC 5780 section 4.4, from a socket that has never spoken to the other addresses.
+    // The filtering tests are those of RFC 5780 section 4.4. They use a socket that has never sent
+    // to the other addresses.
     let fresh = Probe::new(server).await?;
     let filtering = if fresh.ask(server, CHANGE_IP | CHANGE_PORT).await?.is_some() {
         Filtering::EndpointIndependent
@@ -102,25 +104,29 @@ pub async fn classify(server: SocketAddr) -> io::Result<Option<Report>> {
     }))
 }
 
-/// The external endpoint that `server` sees for `socket`; `None` when it does not answer.
+/// Returns the external endpoint that `server` sees for `socket`, or `None` if it does not answer.
 ///
 /// # Errors
-/// When the socket cannot send.
+/// If the socket cannot send.
 pub async fn external(socket: &UdpSocket, server: SocketAddr) -> io::Result<Option<SocketAddr>> {
     Ok(ask(socket, server, 0).await?.map(|answer| answer.mapped))
 }
 
-/// Whether a datagram to `external` from a second socket arrives at the one it belongs to (RFC 5780 section 4.5).
+/// Whether a datagram from a second socket to `external` arrives at `target` (RFC 5780 section
+/// 4.5).
 async fn hairpins(server: SocketAddr, external: SocketAddr, target: &Probe) -> io::Result<bool> {
     let sender = Probe::new(server).await?;
     if sender.ask(server, 0).await?.is_none() {
         return Ok(false);
     }
     let mut buffer = [0; 64];
-    // A target that filters by port must have sent there first, as both ends of a punch do.
+    // If the NAT filters by port, the target must have sent to the sender first, as in hole
+    // punching.
     for _ in 0..2 {
         sender.socket.send_to(b"hairpin", external).await?;
-        if let Ok(Ok((7, _))) = timeout(PATIENCE / 2, target.socket.recv_from(&mut buffer)).await {
+        if let Ok(Ok((7, _))) =
+            timeout(ANSWER_WITHIN / 2, target.socket.recv_from(&mut buffer)).await
+        {
             return Ok(true);
         }
     }
@@ -165,7 +171,7 @@ async fn ask(socket: &UdpSocket, to: SocketAddr, change: u32) -> io::Result<Opti
     for attempt in 0..2 {
         let transaction = transaction(attempt);
         match socket.send_to(&request(transaction, change), to).await {
-            // The router said that it refuses: as good as silence.
+            // The router refuses, which counts as silence.
             Err(e)
                 if matches!(
                     e.kind(),
@@ -185,14 +191,14 @@ async fn ask(socket: &UdpSocket, to: SocketAddr, change: u32) -> io::Result<Opti
                 }
             }
         };
-        if let Ok(Ok(answer)) = timeout(PATIENCE, answer).await {
+        if let Ok(Ok(answer)) = timeout(ANSWER_WITHIN, answer).await {
             return Ok(Some(answer));
         }
     }
     Ok(None)
 }
 
-/// Unique per question; a lab needs no secrecy.
+/// Returns a transaction id that is unique for each question. A lab needs no random ids.
 fn transaction(attempt: u32) -> [u8; 12] {
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -241,7 +247,8 @@ fn parse(message: &[u8], transaction: [u8; 12]) -> Option<Answer> {
     })
 }
 
-/// Reads an address attribute; `mask` is cookie and transaction id for the XORed kind, zeros otherwise.
+/// Reads an address attribute. `mask` is the cookie and transaction id for a XORed address, and
+/// zeros for another.
 fn address(value: &[u8], mask: &[u8]) -> Option<SocketAddr> {
     let port = u16::from_be_bytes([value.get(2)? ^ mask[0], value.get(3)? ^ mask[1]]);
     let ip: Vec<u8> = value
@@ -264,7 +271,7 @@ mod tests {
 
     #[test]
     fn reads_the_ipv4_answer_of_rfc_5769() {
-        // Section 2.2, without integrity and fingerprint.
+        // This is section 2.2, without integrity and fingerprint.
         let message =
             b"\x01\x01\x00\x1c\x21\x12\xa4\x42\xb7\xe7\xa7\x01\xbc\x34\xd6\x86\xfa\x87\xdf\xae\
             \x80\x22\x00\x0b\x74\x65\x73\x74\x20\x76\x65\x63\x74\x6f\x72\x20\

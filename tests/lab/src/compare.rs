@@ -1,4 +1,5 @@
-//! Our program and package beside others over other SDKs: in one lab, one run, one after another.
+//! Our program and package beside programs over other SDKs. They run in one lab and in one run, one
+//! after another.
 
 use std::{
     fmt::{self, Write as _},
@@ -26,23 +27,23 @@ use crate::{
 pub struct Contest {
     /// How often each contender connects, at least once.
     pub repeat: usize,
-    /// How often those do where a page takes part; 0 leaves them out.
+    /// How often each contender with a page connects; 0 leaves them out.
     pub pages: usize,
-    /// How often the throughput of each is measured, directly and through relays; 0 leaves it out.
+    /// How often each throughput is measured, directly and through relays; 0 leaves it out.
     pub throughput: usize,
-    /// How long each of those measurements takes.
+    /// How long each measurement of throughput takes.
     pub seconds: f64,
-    /// How many idle connections the memory of one is taken from; 0 leaves it out.
+    /// How many idle connections the memory is measured with; 0 leaves it out.
     pub held: usize,
-    /// The folder of the peers' programs; see `benches/peers`.
+    /// The folder of the peers' programs. See `benches/peers`.
     pub peers: PathBuf,
 }
 
-/// Who takes part.
+/// A contender that takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Contender {
-    /// Ours.
+    /// Our program.
     Throughline,
     /// iroh with its own relay.
     Iroh,
@@ -51,7 +52,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// All of them, first the one that the others are measured by.
+    /// All contenders. The others are compared with the first one.
     pub const ALL: [Self; 3] = [Self::Iroh, Self::Libp2p, Self::Throughline];
 }
 
@@ -65,7 +66,7 @@ impl fmt::Display for Contender {
     }
 }
 
-/// Who meets where a page takes part: js-libp2p, then ours.
+/// The contenders with a page: js-libp2p first, then ours.
 const PAGES: [(&str, Pairing, bool); 4] = [
     (
         "js-libp2p 3.3, page to page",
@@ -89,7 +90,7 @@ const PAGES: [(&str, Pairing, bool); 4] = [
     ),
 ];
 
-/// Whose peers talk through a relay, and whether it is libp2p's.
+/// The contenders that connect through a relay, and whether the relay is libp2p's.
 const RELAYED: [(&str, Contender, bool); 4] = [
     ("rust-libp2p through its own", Contender::Libp2p, true),
     (
@@ -112,36 +113,37 @@ const fn pairing(dialler: Peer, listener: Peer) -> Pairing {
 /// The results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Milliseconds of the round trip between a peer and the relay.
+    /// The round trip between a peer and the relay, in milliseconds.
     pub relay_round_trip_ms: u64,
-    /// Milliseconds of the round trip between the peers.
+    /// The round trip between the peers, in milliseconds.
     pub peer_round_trip_ms: u64,
-    /// The machine's load averages before the run and after it.
+    /// The machine's load averages before and after the run.
     pub load: [String; 2],
-    /// Program to program, in the order of [`Contender::ALL`].
+    /// The results from program to program, in the order of [`Contender::ALL`].
     pub programs: Vec<Score>,
-    /// Where a page takes part: js-libp2p, then ours.
+    /// The results with a page: js-libp2p first, then ours.
     pub pages: Vec<Score>,
-    /// Through relays: both contenders that can use both.
+    /// The results through relays, of the two contenders that can use both relays.
     pub relayed: Vec<Score>,
-    /// What connections cost in memory, in the order of [`Contender::ALL`].
+    /// The memory of connections, in the order of [`Contender::ALL`].
     pub held: Vec<Score>,
 }
 
-/// What one contender came to.
+/// The result of one contender.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Score {
-    /// Whose it is.
+    /// The contender's name.
     pub name: String,
-    /// Milliseconds to the first echoed byte.
+    /// The time to the first echoed byte, in milliseconds.
     pub first_byte_ms: Option<Times>,
-    /// Milliseconds to a direct path.
+    /// The time to a direct path, in milliseconds.
     pub direct_ms: Option<Times>,
-    /// Megabits a second between two NATs, on links without delay.
+    /// The throughput between two NATs on links without delay, in megabits per second.
     pub mbit_s: Option<Times>,
-    /// KiB that a peer holds for an idle connection.
+    /// The memory that a peer holds for an idle connection, in KiB.
     pub idle_kib: Option<Times>,
-    /// KiB that a peer holds for a connection on which the other sends as fast as it can.
+    /// The memory that a peer holds for a connection on which the other peer sends as fast as it
+    /// can, in KiB.
     pub active_kib: Option<Times>,
     /// Every attempt to connect.
     pub runs: Vec<Run>,
@@ -165,10 +167,10 @@ impl Score {
     }
 }
 
-/// Lets all contenders connect in turn, so that whatever the machine does meanwhile happens to all of them.
+/// Connects all contenders in turn, so that other work of the machine affects all of them alike.
 ///
 /// # Errors
-/// Only what is the lab's own fault; that peers do not meet is a [`Run`] like another.
+/// Only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
 pub fn compare(
     contest: &Contest,
     parts: &Parts,
@@ -187,7 +189,7 @@ pub fn compare(
         progress(&programs[index].name, &told(&run, None));
         programs[index].runs.push(run);
     }
-    // As the programs above, and as pages do anyway.
+    // The programs above reach their relay first too, and pages always do.
     arena.stage.warm = true;
     for index in turns(contest.pages, pages.len()) {
         let (name, pairing, stock) = PAGES[index];
@@ -220,7 +222,7 @@ pub fn compare(
                         score.idle_kib = Times::of([idle].into_iter());
                         score.active_kib = Times::of([active].into_iter());
                     }
-                    // As one that does not meet: its row stays empty.
+                    // As for a contender that does not connect, the row stays empty.
                     Err(error) => progress(&score.name, &told(&Run::failed(error), None)),
                 }
             }
@@ -238,7 +240,7 @@ pub fn compare(
     })
 }
 
-/// One meeting in a line.
+/// Returns one run as a line.
 fn told(run: &Run, rate: Option<f64>) -> String {
     let ms = |time: Option<f64>| time.map_or("-".into(), |ms| format!("{ms:.0}"));
     let (first_byte, direct) = (ms(run.first_byte_ms), ms(run.direct_ms));
@@ -248,12 +250,12 @@ fn told(run: &Run, rate: Option<f64>) -> String {
     format!("first byte {first_byte:>5} ms, direct {direct:>5} ms{rate} {error}")
 }
 
-/// Each of `all` once a round, and each round another one first.
+/// Returns each index below `all` once a round. Each round begins with another one.
 fn turns(rounds: usize, all: usize) -> impl Iterator<Item = usize> {
     (0..rounds).flat_map(move |round| (0..all).map(move |turn| (round + turn) % all))
 }
 
-/// Of rates the worst is the lowest.
+/// Returns the median and the worst rate. The worst rate is the lowest.
 fn slowest(rates: &[f64]) -> Option<Times> {
     let times = Times::of(rates.iter().map(|rate| -rate))?;
     Some(Times {
@@ -268,12 +270,12 @@ fn load() -> String {
 }
 
 impl Comparison {
-    /// Tables in Markdown, which are fit for a terminal too.
+    /// Returns tables in Markdown, which can be read on a terminal too.
     pub fn tables(&self) -> String {
         let mut text = String::from("### Program to program\n\n");
         text += &table(&self.programs);
         if self.pages.iter().any(|score| !score.runs.is_empty()) {
-            text += "\n### Where a page takes part\n\n";
+            text += "\n### With a page\n\n";
             text += &table(&self.pages);
         }
         if self.relayed.iter().any(|score| !score.rates.is_empty()) {
@@ -286,16 +288,17 @@ impl Comparison {
         }
         let _ = writeln!(
             text,
-            "\nMedian (worst), and how many times better than the first row. Two port-restricted NATs, {} ms round trip \
-             to the relay, {} ms between the peers, relay links warm; throughput without delay, directly or over \
-             circuits of QUIC connections. Load averages {} before, {} after.",
+            "\nEach cell has the median, the worst in brackets, and how many times better than the first row it is. The \
+             peers are behind two port-restricted NATs. Round trips take {} ms to the relay and {} ms between the peers, \
+             and relay links are warm. Throughput is measured without delay, directly or over circuits of QUIC \
+             connections. Load averages {} before, {} after.",
             self.relay_round_trip_ms, self.peer_round_trip_ms, self.load[0], self.load[1],
         );
         text
     }
 }
 
-/// The columns that were measured.
+/// Returns a table with the columns that were measured.
 fn table(scores: &[Score]) -> String {
     type Figure = (&'static str, fn(&Score) -> Option<Times>, bool);
     const FIGURES: [Figure; 5] = [
@@ -336,7 +339,7 @@ fn table(scores: &[Score]) -> String {
     text
 }
 
-/// Median, worst, and how many times better than `reference` that is.
+/// Returns median, worst, and how many times better than `reference` the median is.
 fn figure(times: Option<Times>, reference: Option<Times>, more: bool) -> String {
     let Some(times) = times else {
         return "-".into();
@@ -355,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_takes_part_equally_and_starts_as_often() {
+    fn each_contender_runs_and_starts_equally_often() {
         let order: Vec<_> = turns(3, 3).collect();
         assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
     }

@@ -1,4 +1,4 @@
-//! Makes a router forget every flow it tracks, as a reboot or a carrier's timer does.
+//! Makes a router forget every flow that it tracks, as a reboot or a carrier's timer does.
 
 use std::{
     io, mem,
@@ -22,8 +22,8 @@ pub(crate) fn flush() -> io::Result<()> {
         }
         OwnedFd::from_raw_fd(fd)
     };
-    // nlmsghdr (length, type, flags, sequence, port) and nfgenmsg (family, version, resource id) without any
-    // attribute: a delete that names no flow means all of them.
+    // The request is nlmsghdr (length, type, flags, sequence, port) and nfgenmsg (family, version,
+    // resource id) without any attribute. A delete that names no flow deletes all flows.
     let mut request = Vec::with_capacity(20);
     request.extend_from_slice(&20u32.to_ne_bytes());
     request.extend_from_slice(&(SUBSYSTEM_CTNETLINK << 8 | MESSAGE_DELETE).to_ne_bytes());

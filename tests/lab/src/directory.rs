@@ -1,4 +1,4 @@
-//! Each lab's own directory, named after its process so that leftovers can be told from living labs.
+//! The directory of each lab. It is named after its process, so that leftovers can be recognized.
 
 use std::{
     fs,

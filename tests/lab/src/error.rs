@@ -6,13 +6,13 @@ use std::{fmt, io, time::Duration};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LabError {
-    /// The machine lacks something; the text names it and the command that brings it.
+    /// The machine lacks something. The text names it, and the command that installs it.
     Missing(String),
-    /// The description of the lab contradicts itself; the text names the field.
+    /// The description of the lab contradicts itself. The text names the field.
     Spec(String),
-    /// A helper program (`ip`, `nft`, ...) refused; with what it was given and what it said.
+    /// A helper program (`ip`, `nft`, ...) failed.
     Command {
-        /// Program and arguments.
+        /// The program and its arguments.
         what: String,
         /// Its standard error and the input it was given.
         output: String,
@@ -24,16 +24,16 @@ pub enum LabError {
         /// The system's answer.
         source: io::Error,
     },
-    /// A program in the lab did not say what was expected of it in time.
+    /// A program in the lab did not report the expected event in time.
     Timeout {
         /// What was waited for.
         what: String,
-        /// How long.
+        /// How long the lab waited.
         after: Duration,
-        /// The last lines the program printed on its standard error.
+        /// The last lines that the program printed on its standard error.
         log: String,
     },
-    /// A program in the lab ended or reported an error of its own.
+    /// A program in the lab ended or reported an error.
     Program(String),
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for LabError {
             Self::Timeout { what, after, log } => {
                 write!(
                     f,
-                    "waited {} ms for {what} in vain; last lines of its log:\n{log}",
+                    "gave up after waiting {} ms for {what}; last lines of the log:\n{log}",
                     after.as_millis()
                 )
             }
@@ -65,7 +65,7 @@ impl std::error::Error for LabError {
     }
 }
 
-/// Shorthand used all over the crate.
+/// The result type of the crate.
 pub type Result<T, E = LabError> = std::result::Result<T, E>;
 
 /// Adds what was tried to a system error.

@@ -1,4 +1,4 @@
-//! A machine in the lab: run programs and async code in it.
+//! A machine in the lab. Programs and async code can run in it.
 
 use std::{
     ffi::OsStr,
@@ -16,7 +16,8 @@ use crate::{
     namespace::Namespace,
 };
 
-/// A host or router of a running lab. Cheap to clone; keeps its namespace alive, but not the lab's links.
+/// A host or router of a running lab. It is cheap to clone. It keeps its namespace alive, but not
+/// the lab's links.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub(crate) name: String,
@@ -31,35 +32,37 @@ impl Host {
         &self.name
     }
 
-    /// Its IPv4 address; for a router the external one.
+    /// Its IPv4 address. For a router, it is the external one.
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
         self.ipv4
     }
 
-    /// Its IPv6 address; for a router the external one.
+    /// Its IPv6 address. For a router, it is the external one.
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         self.ipv6
     }
 
-    /// Its IPv4 address, or its IPv6 address where it has no other.
+    /// Its IPv4 address, or its IPv6 address if it has no other.
     pub fn ip(&self) -> Option<IpAddr> {
         self.ipv4.map(IpAddr::V4).or(self.ipv6.map(IpAddr::V6))
     }
 
-    /// A command that will run on this host. For tokio, convert it: `tokio::process::Command::from(command)`.
+    /// Returns a command that will run on this host. For tokio, convert it with
+    /// `tokio::process::Command::from(command)`.
     ///
-    /// The program is killed when the *thread* that started it ends, so that a killed test leaves nothing behind;
-    /// start long-lived programs from a long-lived thread.
+    /// The program is killed when the *thread* that started it ends, so that a killed test leaves
+    /// nothing behind. Start long-lived programs from a long-lived thread.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.namespace.command(program)
     }
 
     /// Runs async code on this host, on a thread with its own single-threaded tokio runtime, and waits for it.
     ///
-    /// Every socket the future opens belongs to this host, also when opened by `spawn` or `spawn_blocking`.
+    /// Every socket that the future opens belongs to this host, also if `spawn` or `spawn_blocking`
+    /// opens it.
     ///
     /// # Errors
-    /// [`LabError::Io`] when the thread cannot be made, [`LabError::Program`] when the future panics.
+    /// [`LabError::Io`] if the thread cannot be made, [`LabError::Program`] if the future panics.
     pub fn run<F, T>(&self, work: F) -> Result<T>
     where
         F: AsyncFnOnce() -> T + Send + 'static,
@@ -81,7 +84,7 @@ impl Host {
     /// Like [`run`](Self::run), but returns at once.
     ///
     /// # Errors
-    /// [`LabError::Io`] when the thread cannot be made.
+    /// [`LabError::Io`] if the thread cannot be made.
     pub fn spawn<F, T>(&self, work: F) -> Result<JoinHandle<Result<T>>>
     where
         F: AsyncFnOnce() -> T + Send + 'static,
@@ -101,10 +104,11 @@ impl Host {
             .context("start a host's thread")
     }
 
-    /// Writes a script that runs `program` on this host, for launchers that want the path of an executable.
+    /// Writes a script that runs `program` on this host, for launchers that need the path of an
+    /// executable.
     ///
     /// # Errors
-    /// [`LabError::Io`] when the script cannot be written.
+    /// [`LabError::Io`] if the script cannot be written.
     pub fn wrapper(&self, directory: &Path, program: &str) -> Result<PathBuf> {
         let base = Path::new(program)
             .file_name()

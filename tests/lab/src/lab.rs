@@ -26,14 +26,15 @@ use crate::{
     topology::{self, Cable, Node, Plan},
 };
 
-/// Namespaces, links and routers of one lab. Dropping it ends every program inside and removes all of it.
+/// The namespaces, links and routers of one lab. Dropping it ends every program inside and removes
+/// the lab.
 ///
 /// Labs do not see each other and may run side by side with the same names and addresses.
 pub struct Lab {
     spec: Spec,
     plan: Plan,
     namespaces: Vec<Arc<Namespace>>,
-    /// Shaped links by name.
+    /// The shaped links, by name.
     links: HashMap<String, usize>,
     carrier: tap::Carrier,
     lifetimes: HashMap<String, Lifetime>,
@@ -43,19 +44,21 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Tells whether this machine can run a lab, and if not, what is missing and how to get it.
+    /// Checks whether this machine can run a lab.
     ///
     /// # Errors
-    /// A text fit for "skipped: ..." that names each missing thing and the exact command that brings it.
+    /// A text that names each missing thing and the exact command that installs it. It can follow
+    /// "skipped: ".
     pub fn available() -> Result<(), String> {
         available::check(available::BASE)
     }
 
-    /// Builds what `spec` describes: 0.1 s for a pair.
+    /// Builds what `spec` describes. A pair takes 0.1 s.
     ///
     /// # Errors
-    /// [`LabError::Missing`] and [`LabError::Spec`] before anything is made; [`LabError::Command`] and
-    /// [`LabError::Io`] when the kernel refuses, with everything made so far removed again.
+    /// [`LabError::Missing`] and [`LabError::Spec`] come before anything is made.
+    /// [`LabError::Command`] and [`LabError::Io`] mean that the kernel refused. Everything that was
+    /// made is removed then.
     pub fn up(spec: Spec) -> Result<Self> {
         let start = Instant::now();
         Self::available().map_err(LabError::Missing)?;
@@ -140,20 +143,21 @@ impl Lab {
         self.setup
     }
 
-    /// What was built, with the changes made since.
+    /// The description of the lab, with the changes made since it was built.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
 
-    /// A directory of this lab's own, removed with it.
+    /// The directory of this lab, which is removed with it.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// A host by name: a site's (`a`, `a2`), a site's router (`a-router`), a carrier, `relay`, `other` or `internet`.
+    /// Returns a host by its name: a site's host (`a`, `a2`), a site's router (`a-router`), a
+    /// carrier, `relay`, `other` or `internet`.
     ///
     /// # Errors
-    /// [`LabError::Spec`] when there is none of that name.
+    /// [`LabError::Spec`] if there is no such host.
     pub fn host(&self, name: &str) -> Result<Host> {
         let index = self.index(name)?;
         let node = &self.plan.nodes[index];
@@ -165,13 +169,14 @@ impl Lab {
         })
     }
 
-    /// Names of all hosts, routers and servers.
+    /// The names of all hosts, routers and servers.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.plan.nodes.iter().map(|node| node.name.as_str())
     }
 
-    /// Replaces the NAT of a site's router or of a carrier, as a new router would: every mapping is lost, and with
-    /// them those made by port-mapping protocols. Hosts change their address when the new kind needs it.
+    /// Replaces the NAT of a site's router or of a carrier, as a new router would. Every mapping is
+    /// lost, also those made by port-mapping protocols. Hosts change their address if the new kind
+    /// needs it.
     ///
     /// # Errors
     /// [`LabError::Spec`] for an unknown name or a contradictory NAT.
@@ -217,10 +222,11 @@ impl Lab {
         self.namespaces[index].within(|| forget(maps))
     }
 
-    /// The present conditions of a link: a site's by its name, a server's by `relay` or `other`.
+    /// The present conditions of a link. A site's link has the name of the site, and a server's is
+    /// `relay` or `other`.
     ///
     /// # Errors
-    /// [`LabError::Spec`] when the link was not described and so is a bare virtual cable.
+    /// [`LabError::Spec`] if the link was not described, and so is a bare virtual cable.
     pub fn link(&self, name: &str) -> Result<Link> {
         self.carrier
             .get(self.link_index(name)?)
@@ -236,7 +242,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Cuts a link; frames under way are delivered.
+    /// Cuts a link. Frames that are under way are still delivered.
     ///
     /// # Errors
     /// As [`link`](Self::link).
@@ -312,7 +318,7 @@ impl Lab {
         for number in 0..site.hosts {
             let host = self.index(&site.host_name(number))?;
             let byte = topology::host_byte(number);
-            // The default route went with the old address.
+            // The default route was removed with the old address.
             let commands = format!(
                 "{}route replace default via {}\n",
                 swap("eth0", byte),
@@ -331,7 +337,7 @@ impl Drop for Lab {
         self.daemons.clear();
         for namespace in &self.namespaces {
             for pid in namespace.processes() {
-                // SAFETY: a signal to a process that was in a namespace of our own a moment ago.
+                // SAFETY: this sends a signal to a process that was in our namespace a moment ago.
                 unsafe { libc::kill(pid, libc::SIGKILL) };
             }
         }
@@ -339,7 +345,8 @@ impl Drop for Lab {
     }
 }
 
-/// Duplicate address detection would hold IPv6 back for a second; forwarding is switched on in routers later.
+/// Settings before any interface exists. Duplicate address detection would delay IPv6 by a second.
+/// Forwarding is switched on later, in routers only.
 const BEFORE_INTERFACES: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
@@ -349,7 +356,7 @@ const BEFORE_INTERFACES: &[(&str, &str)] = &[
 const FORWARDING: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
-    // Frames between two hosts of a LAN are no business of the router's rules.
+    // The router's rules must not see frames between two hosts of a LAN.
     ("net/bridge/bridge-nf-call-iptables", "0"),
     ("net/bridge/bridge-nf-call-ip6tables", "0"),
 ];
@@ -370,7 +377,7 @@ fn load_rules(node: &Node) -> Result<()> {
     feed("nft", &["-f", "-"], &node.rules)?;
     let Some(nat) = node.nat else { return Ok(()) };
     let seconds = nat.idle_timeout.as_secs().max(1).to_string();
-    // These exist only once the rules have woken the connection tracker.
+    // These settings exist only after the rules have started the connection tracker.
     sysctl(&[
         ("net/netfilter/nf_conntrack_udp_timeout", &seconds),
         ("net/netfilter/nf_conntrack_udp_timeout_stream", &seconds),
@@ -391,8 +398,8 @@ fn tap_pair(cable: &Cable, namespaces: &[Arc<Namespace>]) -> Result<[OwnedFd; 2]
 
 fn veth_commands(cables: &[Cable], namespaces: &[Arc<Namespace>]) -> String {
     let plain = cables.iter().filter(|cable| cable.link.is_none());
-    // An index of its own for one end: when both ends have the same, the kernel takes the carrier's coming up for
-    // unimportant and IPv6 stays dead on the link for up to a second.
+    // One end gets its own index. If both ends have the same index, the kernel ignores that the
+    // link came up, and IPv6 does not work on the link for up to a second.
     (1_000..)
         .zip(plain)
         .map(|(index, cable)| {

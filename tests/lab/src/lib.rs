@@ -1,8 +1,9 @@
-//! Real kernel NATs in network namespaces, for any test or benchmark that asks.
+//! Real kernel NATs in network namespaces, for tests and benchmarks.
 //!
-//! A [`Spec`] describes [`Site`]s behind [`Nat`]s, optional carrier NATs and [`Link`] conditions as data. [`Lab::up`]
-//! builds it in about a tenth of a second; [`Host::command`] runs a program and [`Host::run`] async code inside;
-//! [`Lab::set_nat`], [`Lab::set_link`] and [`Lab::cut`] change it while it runs; dropping the lab removes it.
+//! A [`Spec`] describes [`Site`]s behind [`Nat`]s, optional carrier NATs and [`Link`] conditions as
+//! data. [`Lab::up`] builds the lab in about a tenth of a second. [`Host::command`] runs a program
+//! inside, and [`Host::run`] runs async code. [`Lab::set_nat`], [`Lab::set_link`] and [`Lab::cut`]
+//! change the lab while it runs. Dropping the lab removes it.
 //!
 //! ```no_run
 //! use throughline_lab::{Lab, NatKind, Spec};
@@ -23,12 +24,13 @@
 //! ```
 //!
 //! # How it works
-//! Every machine is a network namespace without a name, held by a descriptor of this process, so a killed run
-//! leaves nothing behind and labs run side by side. NATs are nftables rules over the kernel's own connection
-//! tracker. No interface leads out of the lab. Delay, loss and rate are made by a thread of this process between
-//! two TAP devices, because not every kernel has `netem`.
+//! Every machine is a network namespace without a name, which a descriptor of this process keeps
+//! alive. So a killed run leaves nothing behind, and labs run side by side. NATs are nftables rules
+//! over the kernel's own connection tracker. No interface leads out of the lab. A thread of this
+//! process makes delay, loss and rate between two TAP devices, because not every kernel has
+//! `netem`.
 //!
-//! It runs on Linux as root; [`Lab::available`] says what is missing.
+//! The lab runs on Linux as root. [`Lab::available`] says what is missing.
 
 mod arena;
 mod available;

@@ -1,4 +1,4 @@
-//! Routers that forget their mappings: once, or again and again.
+//! Routers that forget their mappings, once or periodically.
 
 use std::{
     sync::mpsc,
@@ -13,14 +13,14 @@ use crate::{
     namespace::feed,
 };
 
-/// A timer in a router that forgets every mapping again and again.
+/// A timer that makes a router forget every mapping periodically.
 pub(crate) struct Lifetime {
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Lifetime {
-    /// Starts the timer on `router`, whose rules keep maps of their own if `maps`.
+    /// Starts the timer on `router`. `maps` says whether the router's rules keep their own maps.
     pub(crate) fn start(router: Host, period: Duration, maps: bool) -> Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = thread::Builder::new()
@@ -57,8 +57,9 @@ pub(crate) fn forget(maps: bool) -> Result<()> {
     if !maps {
         return conntrack::flush().context("forget tracked flows");
     }
-    // A packet between the two would write its tracked mapping into the maps again, and on a busy machine there
-    // always is one: nothing passes until both are empty.
+    // Nothing may pass until the maps and the tracker are both empty. A packet in between would
+    // write its tracked mapping into the maps again, and on a busy machine there always is such a
+    // packet.
     nft("add table ip pause\n\
          add chain ip pause gate { type filter hook prerouting priority -400; policy drop; }\n\
          flush map ip lab out\nflush map ip lab owner\nflush set ip lab sent\n")?;

@@ -1,40 +1,42 @@
-//! What a link does to the frames that pass.
+//! Links, and what they do to the frames that pass.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Round trip between a peer and the relay in every published figure.
+/// The round trip between a peer and the relay in every published figure.
 pub const RELAY_ROUND_TRIP: Duration = Duration::from_millis(50);
 
-/// Round trip between two peers in every published figure.
+/// The round trip between two peers in every published figure.
 pub const PEER_ROUND_TRIP: Duration = Duration::from_millis(80);
 
-/// What a link does to each frame, the same in both directions.
+/// What a link does to each frame. It is the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Link {
-    /// One-way delay in milliseconds. Default 0.
+    /// The one-way delay in milliseconds. Defaults to 0.
     #[serde(rename = "delay_ms", with = "crate::units::millis")]
     pub delay: Duration,
-    /// The delay varies evenly by up to this much either way, in milliseconds; order is kept. Default 0.
+    /// How much the delay varies in either direction, evenly, in milliseconds. The order is kept.
+    /// Defaults to 0.
     #[serde(rename = "jitter_ms", with = "crate::units::millis")]
     pub jitter: Duration,
-    /// Share of frames lost, 0 to 1. Default 0.
+    /// The share of frames that are lost, 0 to 1. Defaults to 0.
     pub loss: f64,
-    /// Share of frames sent twice, 0 to 1. Default 0.
+    /// The share of frames that are sent twice, 0 to 1. Defaults to 0.
     pub duplicate: f64,
-    /// Share of frames that skip the delay and so overtake others, 0 to 1. Default 0.
+    /// The share of frames that skip the delay and so overtake others, 0 to 1. Defaults to 0.
     pub reorder: f64,
-    /// Rate in kilobits a second; 0, the default, means unlimited.
+    /// The rate in kilobits per second. Defaults to 0, which means unlimited.
     pub rate_kbit: u64,
-    /// How long a frame may wait for its turn at that rate before it is dropped, in milliseconds. Default 200.
+    /// How long a frame may wait for its turn at that rate before it is dropped, in milliseconds.
+    /// Defaults to 200.
     #[serde(rename = "queue_ms", with = "crate::units::millis")]
     pub queue: Duration,
-    /// Largest IP packet that passes, in bytes; larger ones vanish without a word, as in a black hole for path MTU
-    /// discovery. Default 1500, which every packet passes.
+    /// The largest IP packet that passes, in bytes. Larger packets vanish silently, as in a black
+    /// hole of path MTU discovery. Defaults to 1500, which lets every packet pass.
     pub mtu: u16,
-    /// Nothing passes. Default `false`.
+    /// Whether the link is cut, so that nothing passes. Defaults to `false`.
     pub cut: bool,
 }
 
@@ -55,7 +57,7 @@ impl Default for Link {
 }
 
 impl Link {
-    /// A link with a one-way delay and no other fault.
+    /// Returns a link with a one-way delay and no other fault.
     pub fn delay(delay: Duration) -> Self {
         Self {
             delay,

@@ -1,4 +1,4 @@
-//! Every pairing in every situation, beside what theory allows.
+//! The connectivity matrix: every pairing in every situation, beside what theory allows.
 
 use std::{
     collections::BTreeMap,
@@ -26,18 +26,18 @@ use crate::{
 /// What to try.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Which peers meet which.
+    /// Which peers connect to which.
     pub pairings: Vec<Pairing>,
-    /// Every kind with every kind; otherwise the telling cells only.
+    /// Whether to try every kind with every kind. If not, only the most important cells are tried.
     pub full: bool,
     /// How often each cell is tried, at least once. A failure is never tried again to make it good.
     pub repeat: usize,
-    /// Cells of native peers tried at the same time, each in a lab of its own. More than the machine has cores
-    /// spoils the times, not the paths.
+    /// How many cells of native peers are tried at the same time, each in its own lab. More than
+    /// the machine has cores spoils the times, but not the paths.
     pub jobs: usize,
     /// Whether native diallers have their link to the relay before they connect.
     pub warm: bool,
-    /// Only cells whose two names contain this text.
+    /// If set, only cells whose two names contain this text are tried.
     pub only: Option<String>,
 }
 
@@ -57,13 +57,13 @@ impl Default for Plan {
 /// The results.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Matrix {
-    /// Milliseconds of the round trip between a peer and the relay.
+    /// The round trip between a peer and the relay, in milliseconds.
     pub relay_round_trip_ms: u64,
-    /// Milliseconds of the round trip between the peers.
+    /// The round trip between the peers, in milliseconds.
     pub peer_round_trip_ms: u64,
-    /// How long all of it took.
+    /// How long the whole matrix took.
     pub seconds: f64,
-    /// One for each situation and pairing.
+    /// One cell for each situation and pairing.
     pub cells: Vec<Cell>,
 }
 
@@ -80,19 +80,19 @@ pub struct Cell {
     pub b: String,
     /// What theory allows.
     pub theory: Theory,
-    /// The worst of its runs.
+    /// The verdict of the worst run.
     pub verdict: Verdict,
     /// Whether runs ended on different kinds of path.
     pub flaky: bool,
-    /// Milliseconds to the first echoed byte.
+    /// The time to the first echoed byte, in milliseconds.
     pub first_byte_ms: Option<Times>,
-    /// Milliseconds to a direct path.
+    /// The time to a direct path, in milliseconds.
     pub direct_ms: Option<Times>,
     /// Every attempt.
     pub runs: Vec<Run>,
 }
 
-/// Times of those runs that got so far.
+/// The times of the runs that got to a point.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Times {
     /// The median.
@@ -142,10 +142,10 @@ impl Cell {
     }
 }
 
-/// Tries everything in `plan` and tells `progress` of each cell as it is done.
+/// Tries everything in `plan`, and passes each cell to `progress` when it is done.
 ///
 /// # Errors
-/// Only when the lab itself or the server in it cannot be had at all; peers that do not meet are results.
+/// Only if the lab or its server cannot be started. Peers that do not connect are results.
 pub fn matrix(plan: &Plan, parts: &Parts, progress: impl Fn(&Cell) + Sync) -> Result<Matrix> {
     let start = Instant::now();
     let mut cells = Vec::new();
@@ -174,8 +174,8 @@ pub fn matrix(plan: &Plan, parts: &Parts, progress: impl Fn(&Cell) + Sync) -> Re
     })
 }
 
-/// How long to wait for a direct path: long enough to find one where there is one, by the second try if the first
-/// takes its whole 10 s in vain, and to see that none comes where there is none.
+/// Returns how long to wait for a direct path. If there is one, the wait suffices for a second try
+/// after a first one that took its whole 10 s in vain. If there is none, it suffices to see that.
 fn patience(theory: Theory) -> Duration {
     Duration::from_secs(match theory {
         Theory::Direct => 16,
@@ -184,7 +184,7 @@ fn patience(theory: Theory) -> Duration {
     })
 }
 
-/// Several labs at a time, a new one for every run.
+/// Runs several labs at a time. Every run has a new lab.
 fn native(
     scenarios: &[Scenario],
     pairing: Pairing,
@@ -230,8 +230,8 @@ fn native(
         .collect())
 }
 
-/// One lab whose NATs are swapped from cell to cell under the open browsers; situations of another shape get a lab
-/// of their own.
+/// Runs the cells in one lab, whose NATs are swapped from cell to cell while the browsers stay
+/// open. Situations of another shape get their own lab.
 fn browsers(
     scenarios: &[Scenario],
     pairing: Pairing,
@@ -253,7 +253,7 @@ fn browsers(
             match try_once(stage, scenario, pairing, parts, wait) {
                 Ok(run) => runs.push(run),
                 Err(error) => {
-                    // Whatever broke, the next run deserves new browsers.
+                    // The next run gets new browsers, whatever failed.
                     *stage = None;
                     runs.push(Run::failed(error));
                 }
@@ -277,7 +277,8 @@ fn try_once(
         Some(stage) => stage,
         none => {
             let spec = match scenario.kinds {
-                // Friendly at first: the page must be loaded before a firewall may forbid it.
+                // The NATs are friendly at first, because the page must load before a firewall
+                // forbids that.
                 Some(_) => {
                     Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted).figure_delays()
                 }
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_is_as_good_as_its_worst_run_and_says_when_runs_differ() {
+    fn the_worst_run_decides_a_cell_and_runs_that_differ_make_it_flaky() {
         let scenario = Scenario::kinds(NatKind::PortRestricted, NatKind::PortRestricted);
         let cell = Cell::new(
             &scenario,

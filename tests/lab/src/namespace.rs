@@ -1,4 +1,5 @@
-//! Network namespaces without names: held by a descriptor, gone with the process that holds it.
+//! Network namespaces without names. A descriptor keeps each one alive, so it ends with the process
+//! that holds the descriptor.
 
 use std::{
     ffi::OsStr,
@@ -17,7 +18,8 @@ use crate::error::{Context, LabError, Result};
 
 /// A network namespace that nothing else on the machine has a name for.
 ///
-/// A run that is killed leaves none behind: the kernel frees a namespace with its last descriptor and process.
+/// A killed run leaves no namespace behind, because the kernel frees a namespace with its last
+/// descriptor and process.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     fd: OwnedFd,
@@ -30,12 +32,12 @@ impl Namespace {
         count: usize,
         prepare: impl Fn() -> Result<()> + Send + Sync,
     ) -> Result<Vec<Self>> {
-        // A thread of its own, because it cannot come back from where unshare(2) takes it.
+        // This needs its own thread, because a thread cannot leave the namespace of unshare(2).
         thread::scope(|scope| {
             let made = scope.spawn(|| {
                 (0..count)
                     .map(|_| {
-                        // SAFETY: unshare takes no pointer; only this thread moves.
+                        // SAFETY: unshare takes no pointer, and moves this thread only.
                         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
                             return Err(io::Error::last_os_error())
                                 .context("make a network namespace");
@@ -56,14 +58,16 @@ impl Namespace {
         })
     }
 
-    /// A path under which other programs (`ip`, `nsenter`) find it while this process lives.
+    /// The path by which other programs (`ip`, `nsenter`) find the namespace while this process
+    /// lives.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_raw_fd())
     }
 
     /// Moves the calling thread, and every thread and process it starts from now on, into the namespace.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        // SAFETY: setns takes a descriptor number; a wrong one is an error, not undefined behaviour.
+        // SAFETY: setns takes a descriptor number. A wrong number is an error, not undefined
+        // behaviour.
         match unsafe { libc::setns(self.fd.as_raw_fd(), libc::CLONE_NEWNET) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -82,11 +86,12 @@ impl Namespace {
         })
     }
 
-    /// A command that will run inside and die with the thread that starts it.
+    /// Returns a command that will run inside, and end with the thread that starts it.
     pub(crate) fn command(self: &Arc<Self>, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let namespace = Arc::clone(self);
-        // SAFETY: between fork and exec only the two system calls run, both async-signal-safe.
+        // SAFETY: only the two system calls run between fork and exec, and both are
+        // async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 namespace.enter()?;
@@ -99,7 +104,7 @@ impl Namespace {
         command
     }
 
-    /// Processes other than this one that still live inside.
+    /// The processes inside, without this one.
     pub(crate) fn processes(&self) -> Vec<i32> {
         let Ok(entries) = fs::read_dir("/proc") else {
             return Vec::new();
@@ -128,7 +133,7 @@ pub(crate) fn feed(program: &str, args: &[&str], input: &str) -> Result<()> {
         .spawn()
         .context(what())?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that gives up early closes the pipe; its own words below say why.
+        // A program that gives up early closes the pipe. Its output below says why.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().context(what())?;
@@ -142,7 +147,8 @@ pub(crate) fn feed(program: &str, args: &[&str], input: &str) -> Result<()> {
     })
 }
 
-/// Writes kernel settings of the calling thread's namespace; names the kernel lacks are left out.
+/// Writes kernel settings of the calling thread's namespace. Settings that the kernel lacks are
+/// left out.
 pub(crate) fn sysctl(settings: &[(&str, &str)]) -> Result<()> {
     for (name, value) in settings {
         let path = format!("/proc/sys/{name}");

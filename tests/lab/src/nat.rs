@@ -4,41 +4,43 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Idle time after which a NAT forgets a UDP mapping: 5 minutes, the value RFC 4787 REQ-5 recommends.
+/// The idle time after which a NAT forgets a UDP mapping: 5 minutes, as RFC 4787 REQ-5 recommends.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// First external port of [`NatKind::SymmetricSequential`].
+/// The first external port of [`NatKind::SymmetricSequential`].
 pub const SEQUENTIAL_FIRST_PORT: u16 = 40_000;
 
-/// After so many mappings [`NatKind::SymmetricSequential`] starts again at its first port.
+/// The number of mappings after which [`NatKind::SymmetricSequential`] starts again at its first
+/// port.
 pub const SEQUENTIAL_PORTS: u16 = 1_024;
 
-/// How a router treats what passes through it.
+/// How a router treats the packets that pass through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum NatKind {
     /// No NAT and no filter: hosts have public addresses.
     None,
-    /// Public addresses behind a stateful firewall: only answers come in.
+    /// Public addresses behind a stateful firewall. Only answers come in.
     Firewall,
     /// Endpoint-independent mapping and filtering.
     FullCone,
     /// Endpoint-independent mapping, address-dependent filtering.
     AddressRestricted,
-    /// Endpoint-independent mapping, address-and-port-dependent filtering; survives port collisions.
+    /// Endpoint-independent mapping, address-and-port-dependent filtering. It survives port
+    /// collisions.
     PortRestricted,
-    /// Linux's everyday `masquerade`: as port-restricted until two hosts use one port.
+    /// Linux's usual `masquerade`. It is port-restricted until two hosts use one port.
     Masquerade,
     /// Endpoint-independent mapping that never keeps the port, address-and-port-dependent filtering.
     NonPreserving,
     /// A new random port for each remote address.
     AddressDependent,
-    /// A new port for each remote endpoint, counting up from [`SEQUENTIAL_FIRST_PORT`].
+    /// The next port for each remote endpoint, counting up from [`SEQUENTIAL_FIRST_PORT`].
     SymmetricSequential,
     /// A new random port for each remote endpoint.
     SymmetricRandom,
-    /// All UDP is dropped, TCP passes.
+    /// All UDP is dropped, and TCP passes.
     UdpBlocked,
     /// Only TCP to port 443 passes.
     Tcp443,
@@ -61,7 +63,7 @@ impl NatKind {
         Self::Tcp443,
     ];
 
-    /// The name used in files and on the command line.
+    /// The name in files and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -84,7 +86,7 @@ impl NatKind {
         matches!(self, Self::None | Self::Firewall)
     }
 
-    /// What RFC 4787 calls its behaviour; `None` when no UDP passes.
+    /// Its behaviour in the terms of RFC 4787, or `None` if no UDP passes.
     pub const fn behaviour(self) -> Option<Behaviour> {
         use {Filtering as F, Mapping as M, Ports as P};
         let (mapping, filtering, ports) = match self {
@@ -126,12 +128,12 @@ impl NatKind {
         })
     }
 
-    /// Whether the rule set keeps mappings in sets of its own beside the connection tracker's.
+    /// Whether the rule set keeps mappings in its own sets, besides the connection tracker.
     pub(crate) const fn has_maps(self) -> bool {
         self.can_hairpin() || matches!(self, Self::AddressDependent)
     }
 
-    /// Whether its mappings are there for hosts behind it too.
+    /// Whether hosts behind it can use its mappings too.
     pub(crate) const fn can_hairpin(self) -> bool {
         matches!(
             self,
@@ -155,7 +157,7 @@ impl FromStr for NatKind {
             .find(|kind| kind.name() == name)
             .ok_or_else(|| {
                 let names: Vec<_> = Self::ALL.iter().map(|kind| kind.name()).collect();
-                format!("unknown NAT kind {name:?}; one of {}", names.join(", "))
+                format!("unknown NAT kind {name:?}; use one of {}", names.join(", "))
             })
     }
 }
@@ -164,11 +166,11 @@ impl FromStr for NatKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mapping {
-    /// For every destination.
+    /// It reuses it for every destination.
     EndpointIndependent,
-    /// For destinations with the same address.
+    /// It reuses it for destinations with the same address.
     AddressDependent,
-    /// Never.
+    /// It never reuses it.
     AddressAndPortDependent,
 }
 
@@ -176,11 +178,11 @@ pub enum Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filtering {
-    /// Everybody.
+    /// It lets in everybody.
     EndpointIndependent,
-    /// Addresses the internal endpoint has sent to.
+    /// It lets in addresses that the internal endpoint has sent to.
     AddressDependent,
-    /// Endpoints the internal endpoint has sent to.
+    /// It lets in endpoints that the internal endpoint has sent to.
     AddressAndPortDependent,
 }
 
@@ -188,32 +190,33 @@ pub enum Filtering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ports {
-    /// The internal port, when it is free.
+    /// It keeps the internal port if that is free.
     Preserved,
-    /// The next one of a sequence.
+    /// It takes the next port of a sequence.
     Sequential,
-    /// Any.
+    /// It takes any port.
     Random,
 }
 
 /// The three answers that decide whether a hole can be punched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Behaviour {
-    /// How mappings are made.
+    /// When the NAT reuses a mapping.
     pub mapping: Mapping,
-    /// Who may use them.
+    /// Whom the NAT lets in through a mapping.
     pub filtering: Filtering,
-    /// Which ports they get.
+    /// How the NAT picks external ports.
     pub ports: Ports,
 }
 
 impl Behaviour {
-    /// What two NATs in a row look like from outside: the stricter answer of each.
+    /// Returns what two NATs in a row look like from outside. For each answer, the stricter one
+    /// counts.
     pub fn behind(self, outer: Self) -> Self {
         Self {
             mapping: self.mapping.max(outer.mapping),
             filtering: self.filtering.max(outer.filtering),
-            // A sequence survives as the last NAT's choice of ports only.
+            // The outer NAT chooses the ports, unless it preserves those of the inner NAT.
             ports: if outer.ports == Ports::Preserved {
                 self.ports
             } else {
@@ -227,23 +230,25 @@ impl Behaviour {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nat {
-    /// Its kind.
+    /// The kind of NAT.
     pub kind: NatKind,
     /// Whether hosts behind it reach each other by their external addresses (RFC 4787 REQ-9).
     ///
-    /// Only for kinds that keep endpoint-independent maps. Default: `false`, as on most home routers.
+    /// This works only for kinds that keep endpoint-independent maps. Defaults to `false`, as on
+    /// most home routers.
     #[serde(default)]
     pub hairpin: bool,
-    /// Seconds without outbound traffic after which a UDP mapping is forgotten, at least 1.
+    /// After how many seconds without outbound traffic a UDP mapping is forgotten, at least 1.
     ///
-    /// Default: [`DEFAULT_IDLE_TIMEOUT`].
+    /// Defaults to [`DEFAULT_IDLE_TIMEOUT`].
     #[serde(
         default = "default_idle",
         with = "crate::units::seconds",
         rename = "idle_timeout_s"
     )]
     pub idle_timeout: Duration,
-    /// Forgets every UDP mapping whenever this much time has passed, however busy it is. Default: never.
+    /// After how much time every UDP mapping is forgotten, however busy it is, again and again.
+    /// Defaults to never.
     #[serde(
         default,
         with = "crate::units::optional_seconds",
@@ -268,7 +273,7 @@ impl From<NatKind> for Nat {
 }
 
 impl Nat {
-    /// Lets hosts behind it reach each other by their external addresses.
+    /// Lets hosts behind the NAT reach each other by their external addresses.
     pub fn with_hairpin(self) -> Self {
         Self {
             hairpin: true,
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nats_in_a_row_are_as_strict_as_the_stricter() {
+    fn two_nats_in_a_row_are_as_strict_as_the_stricter_one() {
         let cone = NatKind::FullCone.behaviour().unwrap();
         let random = NatKind::SymmetricRandom.behaviour().unwrap();
         let restricted = NatKind::PortRestricted.behaviour().unwrap();

@@ -1,4 +1,4 @@
-//! Routers that hand out port mappings: Debian's miniupnpd in the router's namespace.
+//! Routers that grant port mappings, with Debian's miniupnpd in the router's namespace.
 
 use std::{
     fs,
@@ -16,15 +16,15 @@ use crate::{
 };
 
 const HTTP_PORT: u16 = 5_000;
-/// RFC 6886 section 3.2 and RFC 6887 section 19.
+/// The port of NAT-PMP and PCP (RFC 6886 section 3.2, RFC 6887 section 19).
 const PCP_PORT: u16 = 5_351;
 const READY_WITHIN: Duration = Duration::from_secs(5);
 
-/// A running daemon; ends when dropped.
+/// A running daemon. Dropping it ends it.
 pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    /// Starts it on `router`, whose inner address is `lan`, and waits until it answers.
+    /// Starts the daemon on `router`, whose inner address is `lan`, and waits until it answers.
     pub(crate) fn start(
         router: &Host,
         lan: Ipv4Addr,
@@ -57,6 +57,7 @@ impl Daemon {
                     log,
                 });
             }
+            // The daemon does not report that it is ready, so it is asked again and again.
             thread::sleep(Duration::from_millis(10));
         }
         Ok(daemon)
@@ -72,7 +73,7 @@ impl Drop for Daemon {
 
 fn configuration(offers: PortMapping) -> String {
     let yes = |on: bool| if on { "yes" } else { "no" };
-    // The liar writes its rules where no packet comes by.
+    // A lying router writes its rules into a table that no packet passes.
     let table = if offers.lies { "upnp_unhooked" } else { "upnp" };
     format!(
         "ext_ifname=wan
@@ -112,7 +113,7 @@ async fn answers(offers: PortMapping, lan: Ipv4Addr) -> bool {
             return false;
         };
         let to = SocketAddrV4::new(lan, PCP_PORT);
-        // NAT-PMP's question for the external address: version 0, opcode 0 (RFC 6886 section 3.2).
+        // NAT-PMP asks for the external address with version 0 and opcode 0 (RFC 6886 section 3.2).
         if socket.send_to(&[0, 0], to).await.is_err() {
             return false;
         }

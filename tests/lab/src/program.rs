@@ -1,4 +1,4 @@
-//! Programs that report as one JSON object a line, such as `throughline --json`.
+//! Programs that report one JSON object per line, such as `throughline --json`.
 
 use std::{
     collections::VecDeque,
@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use crate::error::{Context, LabError, Result};
 
-/// Events and lines of standard error that are kept for the day something fails.
+/// How many events and lines of standard error are kept for error messages.
 const LOG_LINES: usize = 60;
 
-/// With this variable set, what programs print appears on our standard error too.
+/// The variable that makes the output of programs appear on our standard error too.
 const ECHO_LOG: &str = "LAB_LOG";
 
 /// A running program. Dropping it kills it.
@@ -30,10 +30,10 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `command` with its streams connected to this handle. `name` stands in errors.
+    /// Starts `command` with its streams connected to this handle. Errors show `name`.
     ///
     /// # Errors
-    /// [`LabError::Io`] when it cannot be started.
+    /// [`LabError::Io`] if the program cannot be started.
     pub fn start(name: impl Into<String>, mut command: Command) -> Result<Self> {
         let name = name.into();
         let mut child = command
@@ -81,22 +81,23 @@ impl Program {
         })
     }
 
-    /// The next event, or `None` when none came by `deadline` or the program ended.
+    /// Waits for the next event. Returns `None` if none came by `deadline`, or the program ended.
     pub fn next(&self, deadline: Instant) -> Option<Value> {
         self.events
             .recv_timeout(deadline.saturating_duration_since(Instant::now()))
             .ok()
     }
 
-    /// Waits for an event of this name and drops those before it.
+    /// Waits for an event of this name, and drops those before it.
     ///
     /// # Errors
-    /// [`LabError::Program`] when the program reports an error of its own or ends, [`LabError::Timeout`].
+    /// [`LabError::Program`] if the program reports an error or ends, [`LabError::Timeout`].
     pub fn wait(&self, event: &str, within: Duration) -> Result<Value> {
         self.wait_for(within, event, |value| value["event"] == event)
     }
 
-    /// Waits for an event that is `wanted`, which errors call `what`, and drops those before it.
+    /// Waits for an event that is `wanted`, and drops those before it. Errors call the event
+    /// `what`.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -139,10 +140,11 @@ impl Program {
         }
     }
 
-    /// The least that it has had in memory in the time to come, in KiB: what is on its way out goes meanwhile.
+    /// Returns the least memory that the program holds during the time `within`, in KiB. Memory
+    /// that is about to be released does not count.
     ///
     /// # Errors
-    /// [`LabError::Io`] when it has ended.
+    /// [`LabError::Io`] if the program has ended.
     pub fn resident_kib(&self, within: Duration) -> Result<f64> {
         let (start, mut least) = (Instant::now(), f64::INFINITY);
         while start.elapsed() < within {
@@ -154,6 +156,7 @@ impl Program {
             least = least.min(kib.ok_or_else(|| {
                 LabError::Program(format!("{} has no memory: it ended", self.name))
             })?);
+            // This is a measurement. No event says that memory is released.
             thread::sleep(Duration::from_millis(100));
         }
         Ok(least)
@@ -162,7 +165,7 @@ impl Program {
     /// Writes one JSON line to the program's standard input.
     ///
     /// # Errors
-    /// [`LabError::Io`] when it has closed it.
+    /// [`LabError::Io`] if the program has closed it.
     pub fn send(&mut self, value: &Value) -> Result<()> {
         let Some(stdin) = &mut self.stdin else {
             return Ok(());
@@ -172,13 +175,19 @@ impl Program {
             .context(format!("write to {}", self.name))
     }
 
-    /// Its last events and lines of standard error.
+    /// Ends the program without a chance to say anything.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The last events and lines of standard error.
     pub fn log(&self) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().map(|line| format!("  {line}\n")).collect()
     }
 
-    /// Its process id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -197,8 +206,7 @@ fn keep(log: &Mutex<VecDeque<String>>, name: &str, line: String) {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

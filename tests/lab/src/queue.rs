@@ -1,33 +1,35 @@
-//! One direction of a link as a queue: which frames are lost, and when the others are due.
+//! One direction of a link as a queue. It decides which frames are lost, and when the others are
+//! due.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use crate::link::Link;
 
-/// Frames a link may hold in one direction; more are dropped, as in a full queue.
+/// How many frames a link may hold in one direction. More are dropped, as in a full queue.
 const HELD_FRAMES: usize = 65_536;
 
-/// What a frame has before its packet.
+/// How many bytes a frame has before its packet.
 const ETHERNET_HEADER: usize = 14;
 
-/// A frame that waits: due time, order of arrival, contents.
+/// A frame that waits: its due time, order of arrival and contents.
 type Held = Reverse<(u64, u64, Vec<u8>)>;
 
-/// Frames under way in one direction.
+/// The frames that are under way in one direction.
 #[derive(Default)]
 pub(crate) struct Queue {
     pub(crate) held: BinaryHeap<Held>,
     arrived: u64,
-    /// When the line at the asked rate is free again, in nanoseconds.
+    /// When the line is free again at the configured rate, in nanoseconds.
     free_at: u64,
-    /// Due time of the last frame in order, which the next may not overtake.
+    /// The due time of the last frame in order. The next frame may not overtake it.
     last_due: u64,
 }
 
 impl Queue {
-    /// Decides what becomes of a frame that arrived at `now`. `dice` yields numbers from 0 up to 1.
+    /// Decides what happens to a frame that arrived at `now`. `dice` returns numbers from 0 up to
+    /// 1.
     ///
-    /// Returns when it is due, or `None` when it is lost.
+    /// Returns when the frame is due, or `None` if it is lost.
     pub(crate) fn admit(
         &mut self,
         link: &Link,
@@ -44,7 +46,7 @@ impl Queue {
             return None;
         }
         let mut due = now;
-        // Bits times a million over kilobits a second are nanoseconds.
+        // Bits times a million, divided by kilobits per second, give nanoseconds.
         if let Some(busy) = (length as u64 * 8_000_000).checked_div(link.rate_kbit) {
             let start = self.free_at.max(now);
             if start - now > link.queue.as_nanos() as u64 {
@@ -74,7 +76,7 @@ impl Queue {
     }
 }
 
-/// xorshift64: repeatable, and good enough to lose packets by.
+/// Random numbers by xorshift64. They are repeatable, and good enough to choose lost packets.
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_spaces_frames_and_drops_what_would_wait_too_long() {
+    fn a_rate_spaces_frames_and_drops_those_that_would_wait_too_long() {
         let link = Link {
             rate_kbit: 1_000,
             queue: Duration::from_millis(10),
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_cut_and_length_lose() {
+    fn frames_are_lost_by_loss_by_a_cut_and_by_their_length() {
         let mut queue = Queue::default();
         assert_eq!(
             queue.admit(

@@ -1,4 +1,4 @@
-//! A matrix for people: on a terminal and as Markdown.
+//! A matrix as text, for a terminal and as Markdown.
 
 use std::fmt::Write;
 
@@ -8,7 +8,8 @@ use crate::{
 };
 
 impl Cell {
-    /// One line for a terminal; red where it is worse than theory, yellow where runs differ.
+    /// Returns one line for a terminal. It is red if the cell is worse than theory, and yellow if
+    /// runs differ.
     pub fn line(&self, colours: bool) -> String {
         let colour = match self.verdict {
             _ if !colours => "",
@@ -42,7 +43,7 @@ impl Cell {
         line
     }
 
-    /// Path and strategy of the run that decided.
+    /// Returns the path and the strategy of the run that decided.
     fn result(&self) -> String {
         let Some(run) = self.worst_run() else {
             return String::new();
@@ -80,7 +81,7 @@ impl Matrix {
         )
     }
 
-    /// What stands below the cells.
+    /// Returns the line below the cells.
     pub fn summary(&self) -> String {
         let count = |verdict| {
             self.cells
@@ -89,7 +90,7 @@ impl Matrix {
                 .count()
         };
         format!(
-            "{} cells in {:.0} s: {} as theory, {} relayed where guessing could do, {} worse than theory, {} dead, {} flaky; \
+            "{} cells in {:.0} s: {} as theory, {} relayed although ports could be guessed, {} worse than theory, {} dead, {} flaky; \
              round trips {} ms to the relay, {} ms between peers",
             self.cells.len(),
             self.seconds,
@@ -103,7 +104,7 @@ impl Matrix {
         )
     }
 
-    /// Tables, one for each pairing.
+    /// Returns a table for each pairing.
     pub fn markdown(&self) -> String {
         let mut text = format!("# Connectivity matrix\n\n{}.\n", self.summary());
         let mut pairing = None;

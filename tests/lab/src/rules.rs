@@ -1,12 +1,13 @@
-//! The nftables rule sets that make the kernel behave as a NAT kind says.
+//! The nftables rule sets that make the kernel behave as a NAT of some kind.
 
 use std::net::Ipv4Addr;
 
 use crate::nat::{Nat, NatKind, SEQUENTIAL_FIRST_PORT, SEQUENTIAL_PORTS};
 
-/// The complete rule set of a router with interfaces `wan` and `lan`, for `nft -f -`.
+/// Returns the complete rule set of a router with interfaces `wan` and `lan`, for `nft -f -`.
 ///
-/// `wan` is the router's external address. The text starts by flushing, so loading it also swaps a running NAT.
+/// `wan` is the router's external address. The text begins with a flush, so loading it also
+/// replaces a running NAT.
 pub(crate) fn text(nat: &Nat, wan: Ipv4Addr) -> String {
     let post = match nat.kind {
         NatKind::None | NatKind::Firewall => String::new(),
@@ -32,7 +33,8 @@ pub(crate) fn text(nat: &Nat, wan: Ipv4Addr) -> String {
     )
 }
 
-/// Where a port-mapping daemon puts its rules. A lying router has the same chains, but nothing jumps to them.
+/// The chains for the rules of a port-mapping daemon. A lying router has the same chains, but
+/// nothing jumps to them.
 const PORT_MAPPING_HOOKS: &str = "table inet upnp {
   chain forward {}
   chain prerouting {}
@@ -67,8 +69,9 @@ fn filter(kind: NatKind, input: &str, forward: &str) -> String {
             "iifname \"lan\" oifname \"wan\" accept\n    ct status dnat accept",
         ),
     };
-    // The input chain must drop what nobody asked for: else a peer's early packet to the router itself makes a
-    // conntrack entry that takes the port our own packet is about to need, and punching fails for no real reason.
+    // The input chain must drop packets that nobody asked for. Otherwise a peer's early packet to
+    // the router makes a conntrack entry, which takes the port that our own packet is about to
+    // need, and punching fails without a real reason.
     format!(
         "  chain input {{ type filter hook input priority filter; policy {policy};
     ct state established,related accept
@@ -95,7 +98,8 @@ fn masquerade(udp: &str) -> String {
     )
 }
 
-/// A map, because `numgen` with an offset writes ports in the wrong byte order (nft 1.0.6: steps of 256).
+/// Returns a masquerade to sequential ports. It uses a map, because `numgen` with an offset writes
+/// ports in the wrong byte order (nft 1.0.6 has steps of 256).
 fn sequential() -> String {
     let ports: Vec<_> = (0..SEQUENTIAL_PORTS)
         .map(|i| format!("{i} : {}", SEQUENTIAL_FIRST_PORT + i))
@@ -106,8 +110,9 @@ fn sequential() -> String {
     )
 }
 
-/// Mappings kept in sets of our own, refreshed by every outbound packet (RFC 4787 REQ-6): `out` says which
-/// external endpoint an internal one has, `owner` the reverse, `sent` to whom it was used.
+/// Returns rules that keep mappings in our own sets. Every outbound packet refreshes them (RFC 4787
+/// REQ-6). `out` maps internal endpoints to external ones, `owner` is the reverse, and `sent` holds
+/// the addresses that each port has sent to.
 fn mapped(nat: &Nat, wan: Ipv4Addr) -> String {
     let by_address = nat.kind == NatKind::AddressDependent;
     let (key_type, key, original) = if by_address {
@@ -124,7 +129,7 @@ fn mapped(nat: &Nat, wan: Ipv4Addr) -> String {
         NatKind::AddressRestricted => {
             "iifname \"wan\" meta l4proto udp udp dport . ip saddr @sent dnat ip to udp dport map @owner"
         }
-        // The connection tracker alone admits the exact remote endpoints.
+        // The connection tracker itself admits the exact remote endpoints.
         _ => "",
     };
     let (hair_pre, hair_post, hair_track) = if nat.hairpin {
@@ -143,7 +148,8 @@ fn mapped(nat: &Nat, wan: Ipv4Addr) -> String {
         "flags dynamic,timeout; timeout {}s; size 65535;",
         nat.idle_timeout.as_secs().max(1)
     );
-    // `meta l4proto udp` must stand in each rule that concatenates a port, or nft cannot type the expression.
+    // Each rule that concatenates a port needs `meta l4proto udp`, or nft cannot type the
+    // expression.
     format!(
         "  map out {{ type ipv4_addr . inet_service{key_type} : ipv4_addr . inet_service; {flags} }}
   map owner {{ type inet_service : ipv4_addr . inet_service; {flags} }}

@@ -1,37 +1,38 @@
-//! One attempt of two peers to meet: what became of it, read from the events they print.
+//! One attempt of two peers to connect, and its result, read from the events that they print.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::theory::Theory;
 
-/// What one `connect` came to. Times count from the call to `connect`.
+/// The result of one `connect`. Times count from the call to `connect`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Whether a byte went there and came back.
+    /// Whether a byte was echoed.
     pub connected: bool,
     /// The last path in use: `direct`, `relayed` or `turn`.
     pub path: Option<String>,
-    /// The strategy that brought that path about.
+    /// The strategy that found that path.
     pub strategy: Option<String>,
-    /// Milliseconds until `connect` returned.
+    /// The time until `connect` returned, in milliseconds.
     pub connected_ms: Option<f64>,
-    /// Milliseconds until the first byte had been echoed.
+    /// The time until the first byte was echoed, in milliseconds.
     pub first_byte_ms: Option<f64>,
-    /// Milliseconds until the first direct path carried the connection.
+    /// The time until the first direct path carried the connection, in milliseconds.
     pub direct_ms: Option<f64>,
     /// Whether the dialler's link to the relay was up before it called `connect`.
     #[serde(default)]
     pub warm: bool,
-    /// What went wrong, if anything did.
+    /// The error, if there was one.
     pub error: Option<String>,
-    /// Every attempt at a path, as the dialler tells it.
+    /// Every attempt, as the dialler reports it.
     #[serde(default)]
     pub attempts: Vec<Value>,
 }
 
 impl Run {
-    /// Reads the events of the dialling side, in order (the program's `--json` contract).
+    /// Reads the events of the dialling side in order. They have the format of the program's
+    /// `--json`.
     pub fn from_events(events: &[Value]) -> Self {
         let mut run = Self::default();
         for event in events {
@@ -44,7 +45,8 @@ impl Run {
                     run.first_byte_ms = ms;
                 }
                 Some("attempt") => run.attempts.push(event.clone()),
-                // Connected, but not directly within the wait: that is a result, not a failure.
+                // The peers connected, but not directly within the wait. That is a result, not a
+                // failure.
                 Some("error") if run.connected && event["code"] == "timeout" => {}
                 Some("error") => {
                     run.error = Some(format!(
@@ -70,7 +72,7 @@ impl Run {
         run
     }
 
-    /// A run that did not get as far as dialling.
+    /// Returns a run that failed before it dialled.
     pub fn failed(error: impl ToString) -> Self {
         Self {
             error: Some(error.to_string()),
@@ -78,7 +80,7 @@ impl Run {
         }
     }
 
-    /// Why it is not better: the error, or the reason of the last attempt that failed.
+    /// Returns why the run is not better: the error, or the reason of the last attempt that failed.
     pub fn reason(&self) -> Option<String> {
         let failed = self
             .attempts
@@ -92,7 +94,7 @@ impl Run {
         self.error.clone().or(reason)
     }
 
-    /// How it compares with what theory allows.
+    /// Compares the run with what theory allows.
     pub fn verdict(&self, theory: Theory) -> Verdict {
         match (self.connected, self.path.as_deref(), theory) {
             (false, ..) => Verdict::Dead,
@@ -109,9 +111,9 @@ impl Run {
 pub enum Verdict {
     /// As good as theory allows, or better.
     AsTheory,
-    /// Relayed, where guessing ports might have made it direct.
+    /// Relayed, although guessing ports might have made it direct.
     Unguessed,
-    /// Relayed, where it could have been direct.
+    /// Relayed, although it could have been direct.
     Worse,
     /// Not connected at all.
     Dead,
@@ -135,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_events_of_an_upgrade_read_as_one() {
+    fn the_events_of_an_upgrade_make_one_run() {
         let run = Run::from_events(&[
             json!({"event":"connected","path":"relayed","strategy":"circuit_relay","ms":210}),
             json!({"event":"first_byte","ms":262.5}),

@@ -1,4 +1,4 @@
-//! The situations a matrix tries: two hosts, what lies between them, and what theory allows.
+//! The situations of a matrix: two hosts, the network between them, and what theory allows.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::{
 /// Who dials and who listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pairing {
-    /// Calls `connect`; behind the first NAT of a scenario.
+    /// The peer that calls `connect`. It is behind the first NAT of a scenario.
     pub dialler: Peer,
-    /// Waits; behind the second.
+    /// The peer that waits. It is behind the second NAT.
     pub listener: Peer,
 }
 
 impl Pairing {
-    /// All four.
+    /// All four pairings.
     pub const ALL: [Self; 4] = [
         Self {
             dialler: Peer::Native,
@@ -53,20 +53,21 @@ impl std::fmt::Display for Pairing {
 /// One situation.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// What the dialler is behind, for people.
+    /// A text that says what the dialler is behind.
     pub a: String,
-    /// What the listener is behind.
+    /// A text that says what the listener is behind.
     pub b: String,
-    /// The lab.
+    /// The description of the lab.
     pub spec: Spec,
-    /// Name of the dialler's host.
+    /// The name of the dialler's host.
     pub a_host: String,
-    /// Name of the listener's host.
+    /// The name of the listener's host.
     pub b_host: String,
-    /// The two kinds, when the scenario is nothing but two kinds; then a running lab can be changed into it.
+    /// The two kinds, if the scenario is nothing but two kinds. A running lab can be changed into
+    /// it then.
     pub kinds: Option<(NatKind, NatKind)>,
     ends: (Place, Place),
-    /// What theory says where the kinds alone do not tell.
+    /// The theory, if the kinds alone do not decide it.
     decided: Option<Theory>,
 }
 
@@ -88,7 +89,7 @@ impl From<NatKind> for Place {
 }
 
 impl Scenario {
-    /// Two NAT kinds and nothing else.
+    /// Returns a scenario with two NAT kinds and nothing else.
     pub fn kinds(a: NatKind, b: NatKind) -> Self {
         let spec = Spec::pair(a, b).figure_delays();
         Self {
@@ -110,7 +111,7 @@ impl Scenario {
         }
     }
 
-    /// What theory allows when these peers meet here.
+    /// Returns what theory allows to these peers here.
     pub fn theory(&self, pairing: Pairing) -> Theory {
         let end = |place: Place, peer| End {
             peer,
@@ -126,7 +127,7 @@ impl Scenario {
         })
     }
 
-    /// The telling ones, for every test run.
+    /// Returns the most important scenarios, for every test run.
     pub fn short(pairing: Pairing) -> Vec<Self> {
         use NatKind::*;
         let mut pairs = vec![
@@ -156,12 +157,13 @@ impl Scenario {
         all
     }
 
-    /// Every kind with every kind, and the special ones.
+    /// Returns scenarios with every kind and every kind, and the special ones.
     pub fn full(pairing: Pairing) -> Vec<Self> {
         let symmetric = pairing.dialler == pairing.listener;
         let mut all = Vec::new();
         for (i, a) in NatKind::ALL.into_iter().enumerate() {
-            // Who dials does not change what the NATs allow, so like peers need half of the square.
+            // The direction of the dial does not change what the NATs allow, so two peers of one
+            // sort need only half of the pairs.
             let others = if symmetric {
                 &NatKind::ALL[i..]
             } else {
@@ -173,7 +175,7 @@ impl Scenario {
         all
     }
 
-    /// Carriers, one LAN, port mapping, IPv6 and short-lived mappings.
+    /// Returns scenarios with carriers, one LAN, port mapping, IPv6 and short-lived mappings.
     pub fn special() -> Vec<Self> {
         use NatKind::*;
         let figures = |spec: Spec| spec.figure_delays();
@@ -192,7 +194,7 @@ impl Scenario {
                 home,
             )
         };
-        // Links behind a carrier cannot be shaped, so there the other site bears the delay.
+        // Links behind a carrier cannot be shaped, so the other site has the delay there.
         let home = |name: &str| site(name, PortRestricted).behind("isp");
         let carrier = |kind: NatKind| {
             let mut spec = figures(

@@ -1,4 +1,4 @@
-//! Servers on the lab's internet: our own, and coturn as an independent judge of STUN and TURN.
+//! Servers on the lab's internet: our own, and coturn as an independent STUN and TURN server.
 
 use std::{
     fmt, fs,
@@ -21,7 +21,8 @@ use crate::{
 
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Debian's coturn on the `relay` host: STUN with RFC 5780, and TURN over UDP and TCP. Ends when dropped.
+/// Debian's coturn on the `relay` host. It has STUN with RFC 5780, and TURN over UDP and TCP.
+/// Dropping it ends it.
 pub struct Coturn {
     child: Child,
     port: u16,
@@ -34,15 +35,17 @@ impl Coturn {
     /// That user's password.
     pub const PASSWORD: &'static str = "lab-password";
 
-    /// Starts it on STUN's port, with its alternate port one above, and waits until it answers.
+    /// Starts coturn on STUN's port, with its alternate port one above, and waits until it answers.
     ///
     /// # Errors
-    /// [`LabError::Missing`] when it is not installed, [`LabError::Timeout`] with its log when it does not come up.
+    /// [`LabError::Missing`] if coturn is not installed, [`LabError::Timeout`] with its log if it
+    /// does not answer.
     pub fn start(lab: &Lab) -> Result<Self> {
         Self::start_at(lab, STUN_PORT)
     }
 
-    /// Like [`start`](Self::start), on another port; 443 is what a `tcp443` site can reach over TCP.
+    /// Like [`start`](Self::start), but on another port. A `tcp443` site can reach port 443 over
+    /// TCP.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -66,8 +69,8 @@ impl Coturn {
         Ok(coturn)
     }
 
-    /// Starts one that speaks TLS over TCP and nothing else, on port 443 of the host's second addresses, with a
-    /// certificate of its own that is in [`authority`](Self::authority).
+    /// Starts a coturn that speaks TLS over TCP and nothing else, on port 443 of the host's second
+    /// addresses. Its self-signed certificate is in [`authority`](Self::authority).
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -150,51 +153,53 @@ impl Coturn {
         })
     }
 
-    /// Where it answers STUN over IPv4.
+    /// The address where it answers STUN over IPv4.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(RELAY[0].into(), self.port)
     }
 
-    /// Where it answers STUN over IPv6.
+    /// The address where it answers STUN over IPv6.
     pub fn address6(&self) -> SocketAddr {
         SocketAddr::new(RELAY6[0].into(), self.port)
     }
 
-    /// `stun:` URL (RFC 7064).
+    /// The `stun:` URL (RFC 7064).
     pub fn stun_url(&self) -> String {
         format!("stun:{}", self.address())
     }
 
-    /// `turn:` URL (RFC 7065) with the given transport, `udp` or `tcp`.
+    /// The `turn:` URL (RFC 7065) with the given transport, `udp` or `tcp`.
     pub fn turn_url(&self, transport: &str) -> String {
         format!("turn:{}?transport={transport}", self.address())
     }
 
-    /// The same over IPv6.
+    /// The `turn:` URL over IPv6.
     pub fn turn_url6(&self, transport: &str) -> String {
         format!("turn:{}?transport={transport}", self.address6())
     }
 
-    /// `turns:` URL of one that was [started for TLS](Self::start_tls).
+    /// The `turns:` URL of a coturn that was [started for TLS](Self::start_tls).
     pub fn turns_url(&self) -> String {
         format!("turns:{}:{}", RELAY[1], self.port)
     }
 
-    /// The same over IPv6.
+    /// The `turns:` URL over IPv6.
     pub fn turns_url6(&self) -> String {
         format!("turns:[{}]:{}", RELAY6[1], self.port)
     }
 
-    /// The PEM file of whom to trust, for TLS.
+    /// The PEM file of the certificate to trust, for TLS.
     pub fn authority(&self) -> Option<&Path> {
         self.authority.as_deref()
     }
 }
 
+/// Waits until a STUN server answers. It does not report that it is ready, so it is asked again and
+/// again.
 async fn wait_for_stun(server: SocketAddr) -> bool {
     let deadline = Instant::now() + READY_WITHIN;
     while Instant::now() < deadline {
-        // A socket each time: a refusal sticks to the old one.
+        // Each question has a new socket, because a refusal stays with the old one.
         if let Ok(socket) = tokio::net::UdpSocket::bind(("0.0.0.0", 0)).await
             && let Ok(Some(_)) = external(&socket, server).await
         {
@@ -205,6 +210,7 @@ async fn wait_for_stun(server: SocketAddr) -> bool {
     false
 }
 
+/// Waits until a server accepts TCP connections, as [`wait_for_stun`] does.
 async fn wait_for_tcp(server: SocketAddr) -> bool {
     let deadline = Instant::now() + READY_WITHIN;
     while Instant::now() < deadline {
@@ -231,24 +237,26 @@ impl fmt::Debug for Coturn {
     }
 }
 
-/// First port of our server in the lab: its WebSocket listener is then on 443, which strict firewalls let out.
+/// The first port of our server in the lab. Its WebSocket listener is on 443 then, which strict
+/// firewalls let out.
 const SERVE_PORT: u16 = 442;
 
-/// Our own server, `throughline serve`, on the `relay` host. Ends when dropped.
+/// Our own server, `throughline serve`, on the `relay` host. Dropping it ends it.
 #[derive(Debug)]
 pub struct Serve {
-    /// Keeps it running.
+    /// The program, which runs as long as this value.
     pub program: Program,
     /// Its `ready` event.
     pub ready: Value,
 }
 
 impl Serve {
-    /// Starts `throughline serve` from the executable at `path`, with the npm package in the folder `npm`, and waits
-    /// until it is ready. It listens on IPv6 too when a site of the lab has it.
+    /// Starts `throughline serve` from the executable at `path`, with the npm package in the folder
+    /// `npm`, and waits until it is ready. It listens on IPv6 too if a site of the lab has IPv6.
     ///
     /// # Errors
-    /// [`LabError::Io`] when there is no such program, [`LabError::Timeout`] or [`LabError::Program`] with its log.
+    /// [`LabError::Io`] if there is no such program, [`LabError::Timeout`] or [`LabError::Program`]
+    /// with its log.
     pub fn start(lab: &Lab, path: &Path, npm: &Path) -> Result<Self> {
         let mut command = lab.host("relay")?.command(path);
         command
@@ -267,7 +275,7 @@ impl Serve {
         Ok(Self { program, ready })
     }
 
-    /// Addresses at which it can be reserved on and dialled.
+    /// The addresses for reservations and dials.
     pub fn addresses(&self) -> Vec<String> {
         strings(&self.ready["addresses"])
     }
@@ -287,10 +295,10 @@ impl Serve {
         )
     }
 
-    /// The root of its HTTP service, by its IPv6 address if asked.
+    /// The root URL of its HTTP service, with its IPv6 address if `ipv6`.
     ///
     /// # Errors
-    /// [`LabError::Program`] when it has none.
+    /// [`LabError::Program`] if it has none.
     pub fn http(&self, ipv6: bool) -> Result<String> {
         let url = self.ready["http"]
             .as_str()

@@ -1,4 +1,4 @@
-//! What a lab consists of, as data.
+//! The description of a lab, as data.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -10,23 +10,23 @@ use crate::{
     nat::{Nat, NatKind},
 };
 
-/// Most sites or carriers of a lab: each takes the third byte of an address.
+/// The most sites, and the most carriers, of a lab. Each has its own third byte of an address.
 const MOST: usize = 200;
 
-/// Names the lab gives itself.
+/// The names that the lab uses itself.
 const RESERVED: [&str; 3] = ["internet", "relay", "other"];
 
 /// A whole lab: an internet with two servers, and the sites around it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// Networks of end users.
+    /// The networks of end users.
     #[serde(default)]
     pub sites: Vec<Site>,
-    /// Carrier NATs that sites can stand behind.
+    /// The carrier NATs that sites can be behind.
     #[serde(default)]
     pub carriers: Vec<CarrierNat>,
-    /// The links of the two servers. Default: as fast as the kernel.
+    /// The links of the two servers. Defaults to links as fast as the kernel.
     #[serde(default)]
     pub server_link: Option<Link>,
 }
@@ -35,26 +35,30 @@ pub struct Spec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Site {
-    /// Name of its first host; the others are called `name2`, `name3`, the router `name-router`.
+    /// The name of its first host. The other hosts are called `name2`, `name3`, and the router is
+    /// called `name-router`.
     pub name: String,
     /// The router's policy.
     pub nat: Nat,
-    /// Hosts on the LAN, 1 to 100. Default 1.
+    /// How many hosts are on the LAN, 1 to 100. Defaults to 1.
     #[serde(default = "one")]
     pub hosts: usize,
-    /// Whether hosts have IPv4. Default `true`.
+    /// Whether hosts have IPv4. Defaults to `true`.
     #[serde(default = "yes")]
     pub ipv4: bool,
-    /// Whether hosts have IPv6, behind a stateful firewall unless the NAT kind is `none`. Default `false`.
+    /// Whether hosts have IPv6. It is behind a stateful firewall, unless the NAT kind is `none`.
+    /// Defaults to `false`.
     #[serde(default)]
     pub ipv6: bool,
-    /// The carrier NAT it stands behind, by name. Default: none, the router is on the internet.
+    /// The name of the carrier NAT that the site is behind. Defaults to none: the router is on the
+    /// internet.
     #[serde(default)]
     pub carrier: Option<String>,
-    /// Protocols by which hosts may ask the router for a mapping. Default: none.
+    /// The protocols by which hosts may ask the router for a mapping. Defaults to none.
     #[serde(default)]
     pub port_mapping: Option<PortMapping>,
-    /// The link between router and internet. Default: as fast as the kernel; such a link cannot be changed later.
+    /// The link between the router and the internet. Defaults to a link as fast as the kernel,
+    /// which cannot be changed later.
     #[serde(default)]
     pub link: Option<Link>,
 }
@@ -68,7 +72,7 @@ fn yes() -> bool {
 }
 
 impl Site {
-    /// A site with one IPv4 host behind the given NAT.
+    /// Returns a site with one IPv4 host behind the given NAT.
     pub fn new(name: impl Into<String>, nat: impl Into<Nat>) -> Self {
         Self {
             name: name.into(),
@@ -87,7 +91,7 @@ impl Site {
         Self { hosts, ..self }
     }
 
-    /// Gives the hosts IPv6 beside IPv4.
+    /// Gives the hosts IPv6 besides IPv4.
     pub fn dual_stack(self) -> Self {
         Self { ipv6: true, ..self }
     }
@@ -117,7 +121,7 @@ impl Site {
         }
     }
 
-    /// Gives the site's uplink these conditions, which can be changed while the lab runs.
+    /// Gives the site's uplink these conditions. They can be changed while the lab runs.
     pub fn link(self, link: Link) -> Self {
         Self {
             link: Some(link),
@@ -144,13 +148,13 @@ impl Site {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CarrierNat {
-    /// Its name.
+    /// The carrier's name.
     pub name: String,
-    /// Its policy.
+    /// The carrier's policy.
     pub nat: Nat,
 }
 
-/// Port-mapping protocols a router speaks.
+/// The port-mapping protocols that a router speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
@@ -158,31 +162,31 @@ pub struct PortMapping {
     pub upnp: bool,
     /// NAT-PMP (RFC 6886) and PCP (RFC 6887).
     pub pcp: bool,
-    /// Grants every mapping and forwards none.
+    /// Whether the router grants every mapping and forwards nothing.
     #[serde(default)]
     pub lies: bool,
 }
 
 impl PortMapping {
-    /// All three protocols, honestly.
+    /// All three protocols, by an honest router.
     pub const ALL: Self = Self {
         upnp: true,
         pcp: true,
         lies: false,
     };
-    /// UPnP-IGD alone.
+    /// UPnP-IGD only.
     pub const UPNP: Self = Self {
         upnp: true,
         pcp: false,
         lies: false,
     };
-    /// NAT-PMP and PCP alone.
+    /// NAT-PMP and PCP only.
     pub const PCP: Self = Self {
         upnp: false,
         pcp: true,
         lies: false,
     };
-    /// All three protocols by a router that grants mappings and forwards nothing.
+    /// All three protocols, by a router that grants mappings and forwards nothing.
     pub const LYING: Self = Self {
         upnp: true,
         pcp: true,
@@ -191,7 +195,7 @@ impl PortMapping {
 }
 
 impl Spec {
-    /// Two peers, `a` and `b`, each behind a router of its own.
+    /// Returns a lab with two peers, `a` and `b`, each behind its own router.
     pub fn pair(a: impl Into<Nat>, b: impl Into<Nat>) -> Self {
         Self {
             sites: vec![Site::new("a", a), Site::new("b", b)],
@@ -214,13 +218,15 @@ impl Spec {
         self
     }
 
-    /// Delays for figures: [`RELAY_ROUND_TRIP`] from each peer to the relay, [`PEER_ROUND_TRIP`] between peers.
+    /// Sets the delays for figures: [`RELAY_ROUND_TRIP`] from each peer to the relay, and
+    /// [`PEER_ROUND_TRIP`] between peers.
     pub fn figure_delays(self) -> Self {
         self.round_trips(RELAY_ROUND_TRIP, PEER_ROUND_TRIP)
     }
 
-    /// Spreads delay over the links so that both round trips hold: a quarter of `peers` on each site's link, the
-    /// rest of half of `relay` on the servers' links. `peers` counts as at most twice `relay`.
+    /// Spreads delay over the links so that both round trips hold. Each site's link gets a quarter
+    /// of `peers`, and the servers' links get the rest of half of `relay`. `peers` can be twice
+    /// `relay` at most.
     pub fn round_trips(mut self, relay: Duration, peers: Duration) -> Self {
         let site = peers / 4;
         for s in &mut self.sites {
@@ -236,7 +242,7 @@ impl Spec {
         self
     }
 
-    /// Checks what types cannot.
+    /// Checks what the types cannot.
     ///
     /// # Errors
     /// [`LabError::Spec`] that names the field.
@@ -320,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contradictions_are_named() {
+    fn the_error_names_the_contradiction() {
         let reject = |spec: Spec, word: &str| {
             let error = spec.check().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
@@ -357,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_description_in_json_suffices() {
+    fn a_description_in_json_may_leave_out_defaults() {
         let spec: Spec = serde_json::from_str(
             r#"{"sites":[{"name":"a","nat":{"kind":"port-restricted"},"link":{"delay_ms":20,"loss":0.01}}]}"#,
         )

@@ -1,4 +1,4 @@
-//! A lab with our server in it, on which peers of both kinds meet.
+//! A lab with our server, in which native peers and pages connect.
 
 use std::{
     collections::HashSet,
@@ -22,10 +22,10 @@ use crate::{
 
 /// How long a peer may take to be reachable.
 const READY_WITHIN: Duration = Duration::from_secs(20);
-/// What a program may take beyond the wait for a direct path.
+/// How long a program may take beyond the wait for a direct path.
 const GRACE: Duration = Duration::from_secs(25);
 
-/// Where the parts under test are.
+/// The places of the parts under test.
 #[derive(Clone, Debug)]
 pub struct Parts {
     /// The `throughline` program.
@@ -35,15 +35,16 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// The program as `cargo build` leaves it, unless `program` or the variable `THROUGHLINE` names another.
+    /// Finds the program that `cargo build` makes, unless `program` or the variable `THROUGHLINE`
+    /// names another one.
     ///
     /// # Errors
-    /// [`LabError::Missing`] when it is not there.
+    /// [`LabError::Missing`] if the program does not exist.
     pub fn find(program: Option<PathBuf>) -> Result<Self> {
         Self::find_built("debug", program)
     }
 
-    /// The same, as `cargo build --release` leaves it.
+    /// Like [`find`](Self::find), but for the program that `cargo build --release` makes.
     ///
     /// # Errors
     /// As [`find`](Self::find).
@@ -51,7 +52,7 @@ impl Parts {
         Self::find_built("release", program)
     }
 
-    /// Where `cargo build --release` in `benches/peers` puts the peers' programs.
+    /// The folder in which `cargo build --release` in `benches/peers` puts the peers' programs.
     pub fn peers(&self) -> PathBuf {
         let target = std::env::var_os("CARGO_TARGET_DIR");
         let target = target.unwrap_or_else(|| "benches/peers/target".into());
@@ -61,7 +62,7 @@ impl Parts {
     fn find_built(profile: &str, program: Option<PathBuf>) -> Result<Self> {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let repository = repository.canonicalize().unwrap_or(repository);
-        // A relative one counts from the root of the clone, where cargo is called.
+        // A relative folder is below the root of the clone, where cargo is called.
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         let target = repository.join(target);
         let program = program
@@ -69,7 +70,7 @@ impl Parts {
             .unwrap_or_else(|| target.join(profile).join("throughline"));
         if !program.is_file() {
             return Err(LabError::Missing(format!(
-                "there is no program {} (cargo build, for figures with --release)",
+                "there is no program {} (cargo build --all-features, for figures with --release)",
                 program.display()
             )));
         }
@@ -83,19 +84,19 @@ impl Parts {
 /// A lab, `throughline serve` on its relay host, and browsers that stay open from case to case.
 #[derive(Debug)]
 pub struct Stage {
-    // Fields drop in this order: programs before the lab they run in.
+    // Fields drop in this order, so programs end before the lab that they run in.
     browsers: Option<Browsers>,
     parts: Parts,
     launched: HashSet<String>,
     /// Whether native diallers have their link to the relay before they connect.
     pub warm: bool,
-    /// Whether pages use js-libp2p in place of our package.
+    /// Whether pages use js-libp2p instead of our package.
     pub stock_pages: bool,
     arguments: Vec<String>,
     ice_servers: Vec<Value>,
     /// Our server.
     pub serve: Serve,
-    /// The lab; its NATs and links may be changed between cases.
+    /// The lab. Its NATs and links may be changed between cases.
     pub lab: Lab,
 }
 
@@ -103,7 +104,7 @@ impl Stage {
     /// Builds the lab and starts the server.
     ///
     /// # Errors
-    /// Whatever [`Lab::up`] and [`Serve::start`] say.
+    /// The errors of [`Lab::up`] and [`Serve::start`].
     pub fn up(spec: Spec, parts: &Parts) -> Result<Self> {
         let lab = Lab::up(spec)?;
         let serve = Serve::start(&lab, &parts.program, &parts.repository.join("js"))?;
@@ -120,21 +121,33 @@ impl Stage {
         })
     }
 
-    /// Gives native peers more arguments, from now on.
+    /// Kills the server, and starts it again after a pause, with its identity and at its ports.
+    ///
+    /// # Errors
+    /// The errors of [`Serve::start`].
+    pub fn restart_relay(&mut self, pause: Duration) -> Result<()> {
+        self.serve.program.kill();
+        std::thread::sleep(pause);
+        let npm = self.parts.repository.join("js");
+        self.serve = Serve::start(&self.lab, &self.parts.program, &npm)?;
+        Ok(())
+    }
+
+    /// Gives native peers further arguments from now on.
     pub fn add_arguments(&mut self, more: impl IntoIterator<Item = String>) {
         self.arguments.extend(more);
     }
 
-    /// Gives pages one more `RTCIceServer`, from now on.
+    /// Gives pages one more `RTCIceServer` from now on.
     pub fn add_ice_server(&mut self, server: Value) {
         self.ice_servers.push(server);
     }
 
-    /// Launches Chromium on those of `hosts` where none runs yet. The page comes from the server, so the hosts' NATs
-    /// must let HTTP through at this moment.
+    /// Launches Chromium on those of `hosts` that have none yet. The page comes from the server, so
+    /// the hosts' NATs must let HTTP through at this moment.
     ///
     /// # Errors
-    /// Whatever [`Browsers::start`] and [`Browsers::launch`] say.
+    /// The errors of [`Browsers::start`] and [`Browsers::launch`].
     pub fn launch(&mut self, hosts: &[&str]) -> Result<()> {
         let mut missing = Vec::new();
         for host in hosts.iter().filter(|host| !self.launched.contains(**host)) {
@@ -154,7 +167,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Those of the two hosts where `pairing` needs a browser.
+    /// Returns those of the two hosts on which `pairing` needs a browser.
     pub fn browser_hosts<'a>(pairing: Pairing, a: &'a str, b: &'a str) -> Vec<&'a str> {
         let ends = [(pairing.dialler, a), (pairing.listener, b)];
         ends.into_iter()
@@ -168,10 +181,11 @@ impl Stage {
         hosts.iter().all(|host| self.launched.contains(*host))
     }
 
-    /// Lets the peer on host `a` connect to the peer on host `b`, and waits up to `wait_direct` for a direct path.
+    /// Connects the peer on host `a` to the peer on host `b`, and waits up to `wait_direct` for a
+    /// direct path.
     ///
     /// # Errors
-    /// Only what is the lab's own fault; that peers do not meet is a [`Run`] like another.
+    /// Only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
     pub fn meet(
         &mut self,
         pairing: Pairing,
@@ -208,7 +222,7 @@ impl Stage {
     /// Starts an echoing peer on a host.
     ///
     /// # Errors
-    /// [`LabError::Timeout`] or [`LabError::Program`] when it does not become reachable.
+    /// [`LabError::Timeout`] or [`LabError::Program`] if the peer does not become reachable.
     pub fn listen(&mut self, peer: Peer, host: &str) -> Result<Listener> {
         match peer {
             Peer::Native => self.listen_native(host, &["--echo"]),
@@ -233,7 +247,8 @@ impl Stage {
         self.listen_native(host, &["--recv", &directory])
     }
 
-    /// Sends `bytes` as a file from the page on a host; the reply has both ends' hashes and paths.
+    /// Sends a file of `bytes` bytes from the page on a host. The reply has both ends' hashes and
+    /// paths.
     ///
     /// # Errors
     /// [`LabError::Program`] with the page's error, [`LabError::Timeout`].
@@ -275,17 +290,17 @@ impl Stage {
         let events: Vec<_> = std::iter::from_fn(|| program.next(deadline)).collect();
         if events.is_empty() {
             return Err(LabError::Program(format!(
-                "it said nothing; its log:\n{}",
+                "the program said nothing; its log:\n{}",
                 program.log()
             )));
         }
         Ok(events)
     }
 
-    /// Starts a native peer on a host that connects, and does what `action` says.
+    /// Starts a native peer on a host. It connects, and does what `action` says.
     ///
     /// # Errors
-    /// [`LabError::Io`] when it cannot be started.
+    /// [`LabError::Io`] if the program cannot be started.
     pub fn dial(&self, host: &str, ticket: &str, action: &[&str]) -> Result<Program> {
         let mut command = self.lab.host(host)?.command(&self.parts.program);
         command
@@ -310,7 +325,7 @@ impl Stage {
         browsers.connect(host, &options, ticket, wait_direct)
     }
 
-    /// The server's addresses as a relay for native peers.
+    /// The addresses of the server by which native peers use it as a relay.
     pub(crate) fn relays(&self) -> Vec<String> {
         let mut relays = self.serve.addresses();
         relays.retain(|a| a.contains("/p2p/") && !a.contains("/webrtc-direct"));
@@ -350,12 +365,12 @@ impl Stage {
     }
 }
 
-/// A peer that waits to be connected to. Dropping a native one ends it.
+/// A peer that waits for connections. Dropping a native one ends it.
 #[derive(Debug)]
 pub struct Listener {
-    /// What to give to `connect`.
+    /// The ticket for `connect`.
     pub ticket: String,
-    /// The program, when it is native.
+    /// The program, if the peer is native.
     pub program: Option<Program>,
 }
 

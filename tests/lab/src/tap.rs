@@ -1,7 +1,7 @@
 //! Shaped links, for kernels without `netem`.
 //!
-//! Each is a TAP device in each of two namespaces; one thread of the lab reads every frame from one, keeps it as
-//! long as the link says, and writes it to the other.
+//! A link is a TAP device in each of two namespaces. One thread of the lab reads every frame from
+//! one device, keeps it as long as the link says, and writes it to the other.
 
 use std::{
     cmp::Reverse,
@@ -31,7 +31,7 @@ pub(crate) struct Carrier {
 impl Carrier {
     /// Starts to carry frames between each pair of TAP devices.
     pub(crate) fn start(pairs: Vec<([OwnedFd; 2], Link)>) -> Result<Self> {
-        // SAFETY: plain system calls without pointers; the descriptors are owned at once.
+        // SAFETY: these are system calls without pointers, and the descriptors are owned at once.
         let (epoll, wake) = unsafe {
             let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
             let wake = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -81,7 +81,7 @@ impl Carrier {
         })
     }
 
-    /// Changes link number `index` from the next frame on; frames already under way keep their due time.
+    /// Changes link number `index` from the next frame on. Frames under way keep their due time.
     pub(crate) fn set(&self, index: usize, link: Link) {
         if let Some(slot) = self
             .links
@@ -105,7 +105,7 @@ impl Carrier {
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        // SAFETY: writes 8 bytes from a live value, as eventfd wants.
+        // SAFETY: this writes 8 bytes from a live value, as eventfd expects.
         unsafe { libc::write(self.wake.as_raw_fd(), (&raw const STOP).cast(), 8) };
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -171,7 +171,8 @@ impl Work {
         }
     }
 
-    /// Waits for a frame or for `next`; nanosecond timeouts, because milliseconds would round every delay up.
+    /// Waits for a frame or for the time `next`. The timeout is in nanoseconds, because
+    /// milliseconds would round every delay up.
     fn wait(&self, events: &mut [libc::epoll_event], next: Option<u64>) -> usize {
         let timeout = next.map(|due| {
             let left = due.saturating_sub(now());
@@ -183,7 +184,7 @@ impl Work {
         let timeout = timeout
             .as_ref()
             .map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: `events` and `timeout` outlive the call; the null signal mask leaves signals alone.
+        // SAFETY: `events` and `timeout` outlive the call. The null signal mask changes no signals.
         let count = unsafe {
             libc::syscall(
                 libc::SYS_epoll_pwait2,
@@ -208,7 +209,7 @@ impl Work {
     ) {
         let conditions = self.links.lock().unwrap_or_else(PoisonError::into_inner)[link];
         let queue = &mut queues[link][from];
-        // Bounded, so that one busy link cannot starve the others.
+        // The loop is bounded, so that one busy link cannot starve the others.
         for _ in 0..64 {
             // SAFETY: the buffer outlives the call and its length is its own.
             let length = unsafe {
@@ -239,26 +240,27 @@ impl Work {
 }
 
 fn send(to: &OwnedFd, frame: &[u8]) {
-    // A full queue at the far end is a loss like any other.
+    // A full queue at the far end loses the frame.
     // SAFETY: the buffer outlives the call and its length is its own.
     unsafe { libc::write(to.as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
 }
 
-/// Nanoseconds of the monotonic clock.
+/// Returns the monotonic clock in nanoseconds.
 fn now() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is a valid place for the answer.
+    // SAFETY: `time` is valid memory for the answer.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Asks for exact timers and for a place before ordinary work; both are niceties a sandbox may refuse.
+/// Asks for exact timers and for priority over ordinary work. A sandbox may refuse both, which does
+/// no harm.
 fn be_punctual() {
     let priority = libc::sched_param { sched_priority: 10 };
-    // SAFETY: `priority` outlives the call; only the calling thread is meant.
+    // SAFETY: `priority` outlives the call, which affects the calling thread only.
     unsafe {
         libc::prctl(libc::PR_SET_TIMERSLACK, 1usize, 0, 0, 0);
         libc::sched_setscheduler(0, libc::SCHED_RR, &priority);
@@ -273,15 +275,15 @@ pub(crate) fn open(name: &str) -> Result<OwnedFd> {
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
         .context("open /dev/net/tun")?;
-    // SAFETY: ifreq is plain data for which zero is valid.
+    // SAFETY: ifreq is plain data, and zero is valid for it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays 0: the kernel wants a terminated name.
+    // The last byte stays 0, because the kernel expects a terminated name.
     let room = request.ifr_name.len() - 1;
     for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: `request` is what TUNSETIFF expects and outlives the call.
+    // SAFETY: `request` has the type that TUNSETIFF expects, and outlives the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &request) } != 0 {
         return Err(io::Error::last_os_error()).context(format!("make the link device {name}"));
     }

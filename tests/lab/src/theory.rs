@@ -1,4 +1,4 @@
-//! What the kinds of two NATs allow, whatever the software.
+//! What the kinds of two NATs allow to any software.
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ use crate::nat::{Behaviour, Filtering, Mapping, NatKind, Ports};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Theory {
-    /// Through a relay or a TURN server only.
+    /// The peers can connect through a relay or a TURN server only.
     Relay,
-    /// Direct, but only by guessing ports: prediction of a sequence, or the birthday method.
+    /// A direct path needs guessed ports: prediction of a sequence, or the birthday method.
     Guess,
-    /// Direct.
+    /// A direct path is possible.
     Direct,
 }
 
@@ -47,24 +47,25 @@ impl fmt::Display for Peer {
     }
 }
 
-/// One end as the other sees it.
+/// One end, as the other sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     /// What runs there.
     pub peer: Peer,
-    /// The NAT it is behind.
+    /// The NAT that the peer is behind.
     pub nat: NatKind,
-    /// The carrier NAT in front of that, if any.
+    /// The carrier NAT in front of that NAT, if there is one.
     pub carrier: Option<NatKind>,
-    /// Whether the router honours port mappings, which a native peer asks for.
+    /// Whether the router grants port mappings that work. A native peer asks for them.
     pub mapped: bool,
 }
 
 impl End {
-    /// The UDP behaviour seen from the internet; `None` when no UDP passes.
+    /// Returns the UDP behaviour as seen from the internet, or `None` if no UDP passes.
     fn behaviour(self) -> Option<Behaviour> {
         let home = self.nat.behaviour()?;
-        // A mapped port is open to everybody and the same for everybody, unless a carrier's NAT hides the router.
+        // A mapped port is open to everybody and the same for everybody, unless a carrier's NAT
+        // hides the router.
         if self.mapped && self.peer == Peer::Native && self.carrier.is_none() {
             return NatKind::FullCone.behaviour();
         }
@@ -74,29 +75,30 @@ impl End {
         }
     }
 
-    /// Whether others can open TCP connections to it.
+    /// Whether others can open TCP connections to this end.
     fn accepts_tcp(self) -> bool {
         self.peer == Peer::Native && self.nat == NatKind::None && self.carrier.is_none()
     }
 
-    /// Whether it can open TCP connections to any port.
+    /// Whether this end can open TCP connections to any port.
     fn dials_tcp(self) -> bool {
         self.nat != NatKind::Tcp443 && self.carrier != Some(NatKind::Tcp443)
     }
 }
 
-/// The best that `a` and `b` can do across the internet.
+/// Returns the best that `a` and `b` can do across the internet.
 ///
-/// The rules are those of RFC 5128 section 3.3 and of the birthday method: an endpoint-independent mapping is known
-/// in advance, others must be guessed unless the far filter does not look at ports. A browser has one socket and
-/// tries few candidates, so it can follow a sequence but not win by many guesses.
+/// The rules are those of RFC 5128 section 3.3 and of the birthday method. An endpoint-independent
+/// mapping is known in advance. Other mappings must be guessed, unless the filter of the other end
+/// ignores ports. A browser has one socket and tries few candidates, so it can follow a sequence,
+/// but it cannot succeed by many guesses.
 pub fn theory(a: End, b: End) -> Theory {
     let (Some(x), Some(y)) = (a.behaviour(), b.behaviour()) else {
         let tcp = (a.accepts_tcp() && b.dials_tcp()) || (b.accepts_tcp() && a.dials_tcp());
         return if tcp { Theory::Direct } else { Theory::Relay };
     };
     let known = |end: Behaviour| end.mapping == Mapping::EndpointIndependent;
-    // The one whose port is known must let the other in from a port that is not.
+    // The end whose port is known must let the other end in from an unknown port.
     let guess = |ports: Ports| match ports {
         Ports::Sequential => Theory::Guess,
         _ if a.peer == Peer::Native && b.peer == Peer::Native => Theory::Guess,
@@ -108,7 +110,7 @@ pub fn theory(a: End, b: End) -> Theory {
         (false, true) if y.filtering != Filtering::AddressAndPortDependent => Theory::Direct,
         (true, false) => guess(y.ports),
         (false, true) => guess(x.ports),
-        // Both must guess right at once: only two sequences leave so few choices.
+        // Both ends must guess right at the same time. Only two sequences leave so few choices.
         (false, false) if x.ports == Ports::Sequential && y.ports == Ports::Sequential => {
             Theory::Guess
         }
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_field() {
+    fn theory_follows_the_known_table_of_nat_pairs() {
         use NatKind::*;
         for (a, b, expected) in [
             (FullCone, SymmetricRandom, Theory::Direct),
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn browsers_follow_a_sequence_but_do_not_win_by_many_guesses() {
+    fn browsers_follow_a_sequence_but_do_not_succeed_by_many_guesses() {
         let browser = |nat| End {
             peer: Peer::Browser,
             ..end(nat)

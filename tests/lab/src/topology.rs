@@ -1,7 +1,8 @@
-//! From a description to commands: which namespaces, cables, addresses, routes and rules a lab needs.
+//! How a description becomes commands: the namespaces, cables, addresses, routes and rules of a
+//! lab.
 //!
-//! Addresses are ordinary unicast ones, because port-mapping daemons and address filters rightly refuse the
-//! documentation ranges; no interface leads out of the lab, so they can harm nobody.
+//! The addresses are ordinary unicast addresses, because port-mapping daemons and address filters
+//! rightly refuse the documentation ranges. No interface leads out of the lab, so they harm nobody.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +13,7 @@ use crate::{
     spec::{Site, Spec},
 };
 
-/// Everything `Lab::up` has to do, in order.
+/// Everything that `Lab::up` has to make, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) nodes: Vec<Node>,
@@ -23,9 +24,9 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) name: String,
-    /// Lines for `ip -batch`.
+    /// The lines for `ip -batch`.
     pub(crate) commands: Vec<String>,
-    /// Text for `nft -f`; empty for hosts.
+    /// The text for `nft -f`. It is empty for hosts.
     pub(crate) rules: String,
     pub(crate) nat: Option<Nat>,
     pub(crate) ipv4: Option<Ipv4Addr>,
@@ -35,14 +36,14 @@ pub(crate) struct Node {
 /// One link between two namespaces.
 #[derive(Debug)]
 pub(crate) struct Cable {
-    /// Whose uplink it is; `None` inside a site.
+    /// The name of the node whose uplink it is. It is `None` inside a site.
     pub(crate) name: Option<String>,
     pub(crate) ends: [(usize, String); 2],
-    /// Conditions; `None` for a bare virtual cable.
+    /// The conditions. They are `None` for a bare virtual cable.
     pub(crate) link: Option<Link>,
 }
 
-/// The two addresses of the relay host: RFC 5780 needs both.
+/// The two addresses of the relay host. RFC 5780 needs both.
 pub(crate) const RELAY: [Ipv4Addr; 2] = [Ipv4Addr::new(11, 1, 0, 2), Ipv4Addr::new(11, 1, 0, 3)];
 pub(crate) const RELAY6: [Ipv6Addr; 2] = [v6(0, 1, 2), v6(0, 1, 3)];
 
@@ -50,12 +51,12 @@ const fn v6(kind: u16, index: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2610, 0x1ab, kind, index, 0, 0, 0, host)
 }
 
-/// The address of a router on the internet, or of a carrier.
+/// Returns the address of a router or a carrier on the internet.
 fn wan(net: u8, index: u8) -> Ipv4Addr {
     Ipv4Addr::new(11, net, index, 2)
 }
 
-/// The first three bytes of a site's LAN.
+/// Returns the first three bytes of a site's LAN.
 pub(crate) fn lan(index: u8, kind: NatKind) -> [u8; 3] {
     if kind.is_public() {
         [11, 3, index]
@@ -64,12 +65,12 @@ pub(crate) fn lan(index: u8, kind: NatKind) -> [u8; 3] {
     }
 }
 
-/// Address `host` of the LAN `net`.
+/// Returns the address `host` of the LAN `net`.
 pub(crate) fn at(net: [u8; 3], host: u8) -> Ipv4Addr {
     Ipv4Addr::new(net[0], net[1], net[2], host)
 }
 
-/// The last byte of a site's host number `index`.
+/// Returns the last byte of the address of a site's host number `index`.
 pub(crate) fn host_byte(index: usize) -> u8 {
     10 + index as u8
 }
@@ -80,7 +81,7 @@ impl Plan {
     pub(crate) fn new(spec: &Spec) -> Self {
         let mut plan = Self::default();
         plan.node("internet");
-        // What private networks leak disappears without an answer, as in the real internet.
+        // Packets to private networks disappear without an answer, as in the real internet.
         for private in [
             "10.0.0.0/8",
             "172.16.0.0/12",
@@ -123,7 +124,7 @@ impl Plan {
         plan
     }
 
-    /// The number of the node called `name`.
+    /// Returns the number of the node called `name`.
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
         self.nodes.iter().position(|node| node.name == name)
     }
@@ -176,7 +177,8 @@ impl Plan {
                     format!("addr add {ip}/24 dev {device}"),
                     format!("addr add {ip6}/64 dev {device} nodad"),
                     format!("link set {device} up"),
-                    // Known neighbours, so that no first packet pays a round trip for address resolution.
+                    // Neighbours are known in advance, so that no first packet waits for address
+                    // resolution.
                     format!(
                         "neigh replace {peer} lladdr {} dev {device} nud permanent",
                         mac(3 - side)
@@ -363,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_takes_seven_namespaces() {
+    fn a_pair_needs_seven_namespaces() {
         let plan = Plan::new(&Spec::pair(NatKind::PortRestricted, NatKind::None));
         let names: Vec<_> = plan.nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(

@@ -1,6 +1,6 @@
-//! Durations in files are plain numbers with the unit in the field's name.
+//! Durations in files. They are plain numbers, and the field's name has the unit.
 
-/// Whole or broken seconds.
+/// Seconds, which may have a fraction.
 pub(crate) mod seconds {
     use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What must cost nothing, or as little as it can: gateways that do not help, and links that lose.
+//! Faults that must cost little or nothing: gateways that do not help, and links that lose frames.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use tokio::{
 
 mod common;
 
-/// A lab with other work beside it is not exact; every timeout in question is longer than this.
+/// A delay that counts as noticeable. A lab on a busy machine is not exact, and every timeout in
+/// question is longer than this.
 const NOTICEABLE_MS: f64 = 400.0;
 const WAIT: Duration = Duration::from_secs(16);
 
@@ -19,11 +20,11 @@ type Time = fn(&Run) -> Option<f64>;
 /// A gateway, as the peers behind it find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gateway {
-    /// None at all.
+    /// There is no gateway.
     None,
     /// It answers the search, takes every connection, and then says nothing.
     Hanging,
-    /// It grants mappings through which nothing comes.
+    /// It grants mappings and forwards nothing.
     Lying,
 }
 
@@ -33,7 +34,7 @@ fn a_gateway_that_does_not_help_costs_nothing() {
         return;
     };
     let kinds = [Gateway::None, Gateway::Hanging, Gateway::Lying];
-    // In turn, so that whatever else the machine does happens to all of them.
+    // The kinds take turns, so that other work of the machine affects all of them alike.
     let runs: Vec<Vec<Run>> = (0..2)
         .map(|_| kinds.iter().map(|kind| behind(*kind, &parts)).collect())
         .collect();
@@ -78,8 +79,8 @@ fn behind(gateway: Gateway, parts: &Parts) -> Run {
     run
 }
 
-/// Answers UPnP's search at the gateway of `a` with the address of a server that takes connections and is silent;
-/// what comes for NAT-PMP and PCP is taken as silently.
+/// Answers UPnP's search at the gateway of `a` with the address of a server that accepts
+/// connections and is silent. Requests of NAT-PMP and PCP get no answer either.
 fn hang(lab: &Lab) {
     let router = lab.host("a-router").unwrap();
     let output = router
@@ -128,7 +129,7 @@ fn hang(lab: &Lab) {
 }
 
 #[test]
-fn peers_meet_over_links_that_lose() {
+fn peers_connect_over_links_that_lose_frames() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
@@ -136,7 +137,7 @@ fn peers_meet_over_links_that_lose() {
         loss,
         ..Link::default()
     };
-    // The loss is each way and at each end, so four times as much for a round trip.
+    // Each end loses in each direction, so a round trip is lost four times as often.
     let links = [
         ("1 % lost", lossy(0.01)),
         ("5 % lost", lossy(0.05)),

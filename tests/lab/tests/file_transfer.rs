@@ -1,4 +1,5 @@
-//! What the project is for: a page and a program, each behind its own NAT, connect directly, and a file crosses.
+//! The main use of the project: a page and a program, each behind its own NAT, connect directly,
+//! and a file is sent.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -9,11 +10,11 @@ mod common;
 const BYTES: u64 = 50 << 20;
 
 #[test]
-fn a_page_and_a_program_behind_nats_connect_directly_and_a_file_crosses() {
+fn a_page_and_a_program_behind_nats_connect_directly_and_send_a_file() {
     let Some(parts) = common::parts_or_skip(true) else {
         return;
     };
-    // The page on host a, the program on host b, and a public relay.
+    // The page is on host a, the program on host b, and the relay is public.
     let mut stage = Stage::up(
         Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted),
         &parts,
@@ -39,7 +40,7 @@ fn a_page_and_a_program_behind_nats_connect_directly_and_a_file_crosses() {
     assert_eq!(sent["receipt"]["ok"], true, "{sent}");
     assert_eq!(sent["receipt"]["sha256"], sent["sha256"]);
 
-    // The program's word, and what lies on its disk.
+    // The program reports the file, and the file is on its disk.
     let event = listener
         .program
         .as_ref()

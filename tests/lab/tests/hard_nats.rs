@@ -1,4 +1,4 @@
-//! What opens NATs that hide their ports: port mappings, and guessing the next port of a sequence.
+//! NATs whose ports are not known in advance, which port mappings and guessed ports open.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,10 @@ use throughline_lab::{
 
 mod common;
 
-/// Long enough for the slowest try in the lab's round trips.
+/// How long the slowest try may take with the lab's round trips.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// Native peers `a`, which dials, and `b`.
+/// Connects the native peer on `a` to the one on `b`.
 fn meet(spec: Spec, parts: &Parts, wait: Duration) -> Run {
     let native = Pairing::ALL[0];
     let mut stage = Stage::up(spec.figure_delays(), parts).unwrap();
@@ -29,7 +29,7 @@ fn symmetric(offers: PortMapping) -> Spec {
         .site(Site::new("b", NatKind::SymmetricRandom))
 }
 
-/// The counters of the dialler on `a` at an event like this.
+/// Returns the counters of the dialler on `a` when an event has the fields of `event`.
 fn books(spec: Spec, parts: &Parts, settings: &[&str], event: &Value) -> BTreeSet<String> {
     let mut stage = Stage::up(spec.figure_delays(), parts).unwrap();
     let settings = settings.iter().flat_map(|setting| ["--set", setting]);
@@ -57,7 +57,7 @@ fn a_mapped_port_connects_two_random_symmetric_nats() {
 }
 
 #[test]
-fn a_router_that_lies_costs_nothing_but_the_hope() {
+fn a_lying_router_delays_nothing() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
@@ -87,14 +87,14 @@ fn the_next_port_of_a_sequence_is_guessed_from_either_side() {
 }
 
 #[test]
-fn a_random_port_is_met_from_either_side_and_counted_as_birthday() {
+fn a_random_port_is_guessed_from_either_side_and_counted_as_birthday() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
     let (hard, easy) = (NatKind::SymmetricRandom, NatKind::PortRestricted);
     for (a, b) in [(easy, hard), (hard, easy)] {
         let event = json!({ "event": "path", "path": "direct", "strategy": "birthday" });
-        // One in fifty would fail with the numbers that are sensible elsewhere.
+        // With the default numbers, one run in fifty would fail.
         let settings = ["port_mapping=false", "birthday_sockets=1024"];
         let counted = books(Spec::pair(a, b), &parts, &settings, &event);
         let expected = [
@@ -115,7 +115,7 @@ fn a_random_port_is_met_from_either_side_and_counted_as_birthday() {
 }
 
 #[test]
-fn a_guess_that_finds_nothing_is_counted_as_such() {
+fn failed_guesses_are_counted_as_a_failure_of_birthday() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
@@ -206,7 +206,8 @@ fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
     assert_eq!(counted, common::entries(&failed));
 }
 
-/// A listener on `a` whose port the router forwards, from when a server has reached it there.
+/// Starts a listener on `a` whose port the router forwards, and waits until a server has reached it
+/// there.
 fn confirmed(parts: &Parts) -> (Stage, Listener) {
     let mut stage = Stage::up(symmetric(PortMapping::UPNP), parts).unwrap();
     let arguments = [
@@ -217,7 +218,7 @@ fn confirmed(parts: &Parts) -> (Stage, Listener) {
     ];
     stage.add_arguments(arguments.map(str::to_owned));
     let listener = stage.listen(Peer::Native, "a").unwrap();
-    // Nothing else reaches through a NAT of this kind.
+    // Only a mapped port lets the server through a NAT of this kind.
     wait_for_confirmed(&stage, 1, WITHIN);
     (stage, listener)
 }
@@ -228,6 +229,7 @@ fn wait_for_confirmed(stage: &Stage, count: u32, within: Duration) {
     let deadline = Instant::now() + within;
     while !common::metrics(&host).lines().any(|l| l == line) {
         assert!(Instant::now() < deadline, "not {line}");
+        // Only the program's metrics show it.
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -250,13 +252,14 @@ fn a_mapped_port_is_confirmed_until_the_network_changes() {
 }
 
 #[test]
-fn a_port_that_the_router_silently_forwards_no_longer_is_taken_back() {
+fn a_mapped_port_that_the_router_silently_stops_forwarding_is_no_longer_confirmed() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
     let (stage, _listener) = confirmed(&parts);
     let flush = ["nft", "flush", "chain", "inet", "upnp", "prerouting"];
     runs(&stage, "a-router", &flush);
-    // It is tested again 20 s after it was confirmed, and a dial that nobody answers takes 10 s.
+    // The port is tested again 20 s after it was confirmed, and a dial without an answer takes 10
+    // s.
     wait_for_confirmed(&stage, 0, Duration::from_secs(45));
 }

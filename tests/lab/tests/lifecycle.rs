@@ -1,4 +1,4 @@
-//! Labs come up fast, stand side by side, and leave nothing behind.
+//! Labs come up fast, run side by side, and leave nothing behind.
 
 use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
@@ -8,7 +8,7 @@ mod common;
 use common::echo;
 
 #[test]
-fn it_comes_up_in_well_under_a_second() {
+fn a_pair_comes_up_in_less_than_a_second() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -31,7 +31,7 @@ fn it_comes_up_in_well_under_a_second() {
 }
 
 #[test]
-fn labs_with_the_same_names_and_addresses_stand_side_by_side() {
+fn labs_with_the_same_names_and_addresses_run_side_by_side() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -68,7 +68,7 @@ fn programs_run_inside_and_end_with_the_lab() {
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("192.168.1.10/24"));
-    // Nothing outside is in reach, the machine's own loopback included.
+    // The host reaches nothing outside, not even the machine's own loopback.
     let interfaces = a
         .command("ls")
         .arg("/proc/self/net/dev_snmp6")
@@ -133,6 +133,7 @@ fn a_killed_run_leaves_no_process_and_no_directory() {
     child.kill().unwrap();
     child.wait().unwrap();
     let process = format!("/proc/{inner}");
+    // The program is no child of this process, so no event reports its end.
     for _ in 0..200 {
         if !Path::new(&process).exists()
             || fs::read_to_string(format!("{process}/stat")).is_ok_and(|s| s.contains(") Z "))
@@ -145,7 +146,7 @@ fn a_killed_run_leaves_no_process_and_no_directory() {
         !Path::new(&format!("{process}/fd/0")).exists(),
         "the program inside outlived its lab"
     );
-    // The next lab of any process sweeps the directory.
+    // The next lab of any process removes the directory.
     drop(Lab::up(Spec::default()).unwrap());
     assert!(!directory.exists());
 }

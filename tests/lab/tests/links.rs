@@ -1,4 +1,4 @@
-//! Links do what they are told, measured by datagrams.
+//! Links have the conditions that were asked for, as datagrams measure.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use common::echo;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Round trips of `count` questions to an echo server, sorted; lost ones are left out.
+/// Returns the round trips of `count` questions to an echo server, sorted. Lost ones are left out.
 fn round_trips(from: &Host, server: SocketAddr, count: usize) -> Vec<Duration> {
     from.run(async move || {
         let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
@@ -43,7 +43,8 @@ fn pair(link: Link) -> Lab {
     Lab::up(spec).unwrap()
 }
 
-/// How many of 1,000 datagrams arrive at the relay, and how many of them after one that was sent later.
+/// Sends 1,000 datagrams to the relay. Returns how many arrive, and how many of these arrive after
+/// one that was sent later.
 fn shower(lab: &Lab) -> (usize, usize) {
     let relay = lab.host("relay").unwrap();
     let address = SocketAddr::new(relay.ip().unwrap(), 9_000);
@@ -77,6 +78,7 @@ fn shower(lab: &Lab) -> (usize, usize) {
                     .await
                     .unwrap();
                 if number % 20 == 0 {
+                    // The pause keeps the traffic below the rate of the link.
                     tokio::time::sleep(MS).await;
                 }
             }
@@ -98,11 +100,11 @@ fn figure_delays_hold_between_peers_and_to_the_relay() {
     let a = lab.host("a").unwrap();
     for (server, asked) in [(relay, RELAY_ROUND_TRIP), (peer, PEER_ROUND_TRIP)] {
         let times = round_trips(&a, server, 20);
-        // What the machine adds to the others is not the link's.
+        // The fastest shows the link. The machine adds time to the others.
         let (fastest, median, worst) = (times[0], times[10], times[19]);
         println!("asked {asked:?}: first to last {fastest:?} .. {worst:?}, median {median:?}");
         assert_eq!(times.len(), 20);
-        assert!(fastest >= asked, "faster than light: {fastest:?}");
+        assert!(fastest >= asked, "faster than the link: {fastest:?}");
         assert!(fastest < asked + 3 * MS, "{fastest:?} for {asked:?}");
         assert!(median < asked + 10 * MS, "{median:?} for {asked:?}");
     }
@@ -151,7 +153,7 @@ fn jitter_spreads_and_keeps_order() {
 }
 
 #[test]
-fn loss_duplicates_and_reordering_come_in_the_asked_share() {
+fn loss_duplicates_and_reordering_have_the_configured_share() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -181,7 +183,7 @@ fn loss_duplicates_and_reordering_come_in_the_asked_share() {
     .unwrap();
     let (arrived, late) = shower(&lab);
     assert_eq!(arrived, 1_000);
-    assert!(late > 500, "those overtaken count: {late}");
+    assert!(late > 500, "too few were overtaken: {late}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The short form of the connectivity matrix: nobody is left unconnected, and nobody relayed who could be direct.
+//! The short form of the connectivity matrix. All peers connect, and no path is relayed that could
+//! be direct.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +7,8 @@ use throughline_lab::{Cell, Matrix, Pairing, Plan, Verdict, matrix};
 
 mod common;
 
-/// Browsers and many labs at once would be slow enough to look like failures.
+/// Runs the tests one at a time. Browsers and many labs at once would be so slow that they look
+/// like failures.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn nothing_is_red(pairings: Vec<Pairing>) {
@@ -27,15 +29,15 @@ fn nothing_is_red(pairings: Vec<Pairing>) {
         .iter()
         .filter(|cell| cell.verdict >= Verdict::Worse);
     let red: Vec<_> = red.map(|cell: &Cell| cell.line(false)).collect();
-    assert!(red.is_empty(), "not as it should be:\n{}", red.join("\n"));
+    assert!(red.is_empty(), "these cells are red:\n{}", red.join("\n"));
 }
 
 #[test]
-fn native_peers_meet_behind_every_telling_nat() {
+fn native_peers_connect_behind_the_most_important_nats() {
     nothing_is_red(vec![Pairing::ALL[0]]);
 }
 
 #[test]
-fn pages_and_programs_meet_behind_every_telling_nat() {
+fn pages_and_programs_connect_behind_the_most_important_nats() {
     nothing_is_red(Pairing::ALL[1..].to_vec());
 }

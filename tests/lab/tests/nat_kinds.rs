@@ -1,4 +1,5 @@
-//! Every NAT kind is what it says, as seen from behind it by STUN (RFC 5780) through an independent server.
+//! Every NAT kind behaves as described. An independent STUN server (RFC 5780) shows that from
+//! behind the NAT.
 
 use std::{
     collections::HashSet,
@@ -30,7 +31,7 @@ fn each_kind_behaves_as_described() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
-    // One site for each kind, all asked at once.
+    // There is one site for each kind, and all are classified at the same time.
     let spec = NatKind::ALL
         .into_iter()
         .fold(Spec::default(), |spec, kind| {
@@ -62,7 +63,7 @@ fn each_kind_behaves_as_described() {
             "{kind}"
         );
         if let Some(report) = seen {
-            // Without NAT a host is at its own address, and reaches it.
+            // Without a NAT, a host has its own address and reaches it.
             let hairpin =
                 (report.mapping == Mapping::EndpointIndependent).then_some(kind.is_public());
             assert_eq!(report.hairpin, hairpin, "{kind}");
@@ -71,7 +72,7 @@ fn each_kind_behaves_as_described() {
 }
 
 #[test]
-fn a_carrier_nat_in_front_makes_the_stricter_of_both() {
+fn a_nat_behind_a_carrier_nat_is_as_strict_as_the_stricter_one() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -111,7 +112,7 @@ fn a_carrier_nat_in_front_makes_the_stricter_of_both() {
 }
 
 #[test]
-fn hairpin_is_there_when_asked_for() {
+fn hairpinning_works_if_it_is_configured() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -137,7 +138,8 @@ fn hairpin_is_there_when_asked_for() {
     }
 }
 
-/// Punches between two hosts as ICE would: both learn their external endpoint and send to the other's.
+/// Punches a hole between two hosts as ICE does: both learn their external endpoint and send to
+/// that of the other.
 fn punch(lab: &Lab, a: &str, b: &str) -> bool {
     let server = SocketAddr::new(lab.host("relay").unwrap().ip().unwrap(), common::ECHO);
     let (to_b, from_a) = std::sync::mpsc::channel();
@@ -153,7 +155,8 @@ fn punch(lab: &Lab, a: &str, b: &str) -> bool {
             for _ in 0..3 {
                 socket.send_to(b"punch", peer).await.unwrap();
                 if let Some(from) = receives(&socket).await {
-                    // To where it came from, which a symmetric NAT makes differ from what was announced.
+                    // The answer goes to the source, which a symmetric NAT makes differ from the
+                    // announced endpoint.
                     socket.send_to(b"punch", from).await.unwrap();
                     return true;
                 }
@@ -168,7 +171,7 @@ fn punch(lab: &Lab, a: &str, b: &str) -> bool {
 }
 
 #[test]
-fn two_homes_behind_one_carrier_meet_only_when_it_hairpins() {
+fn two_homes_behind_one_carrier_connect_only_if_it_hairpins() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -201,7 +204,7 @@ fn punching_succeeds_exactly_where_the_kinds_allow_it() {
         (NatKind::SymmetricSequential, NatKind::None, true),
         (NatKind::Firewall, NatKind::NonPreserving, true),
     ] {
-        // The hosts' addresses change with the kind while the lab runs.
+        // The hosts' addresses change with the NAT kind while the lab runs.
         lab.set_nat("a", a).unwrap();
         lab.set_nat("b", b).unwrap();
         assert_eq!(punch(&lab, "a", "b"), works, "{a} and {b}");
@@ -277,7 +280,7 @@ fn sequential_ports_count_up_and_random_ones_do_not() {
 }
 
 #[test]
-fn idle_mappings_die_and_busy_ones_live() {
+fn idle_mappings_end_after_the_timeout() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -304,13 +307,14 @@ fn idle_mappings_die_and_busy_ones_live() {
                     let socket = UdpSocket::bind(address).await.unwrap();
                     let (_, from) = socket.recv_from(&mut [0; 16]).await.unwrap();
                     mapped.send(from).unwrap();
+                    // The test is about this pause.
                     tokio::time::sleep(Duration::from_millis(idle)).await;
                     socket.send_to(b"late", from).await.unwrap();
                 })
                 .unwrap();
             let client = lab.host(kind.name()).unwrap().spawn(async move || {
                 let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
-                // The server listens soon; asking twice costs nothing.
+                // The server begins to listen soon, and a datagram before that is lost silently.
                 while external.try_recv().is_err() {
                     socket.send_to(b"hello", address).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -348,7 +352,7 @@ fn an_absolute_lifetime_ends_busy_mappings_too() {
     )
     .unwrap();
     let server = echo(&lab.host("relay").unwrap());
-    // Probes without a pause until `enough` ports are seen or 40 probes, twice the lifetime and more.
+    // Probes until `enough` ports are seen, or 40 times, which takes more than twice the lifetime.
     let externals = |host: &str, enough: usize| {
         lab.host(host)
             .unwrap()
@@ -360,6 +364,7 @@ fn an_absolute_lifetime_ends_busy_mappings_too() {
                     if seen.len() >= enough {
                         break;
                     }
+                    // The lifetime of the mapping has to pass.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 seen.len()
@@ -402,7 +407,7 @@ fn a_rebooted_router_gives_new_ports() {
 }
 
 #[test]
-fn hostile_firewalls_let_through_only_what_they_say() {
+fn hostile_firewalls_let_through_only_what_their_kind_allows() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -493,7 +498,7 @@ fn ipv6_has_a_stateful_firewall_and_no_nat() {
             IpAddr::V6(lab.host(name).unwrap().ipv6().unwrap())
         );
     }
-    // No IPv4 at all in the first one.
+    // The first site has no IPv4 at all.
     assert_eq!(lab.host("six").unwrap().ipv4(), None);
     let server = coturn.address();
     let answer = lab

@@ -1,5 +1,5 @@
-//! A page and a program on one LAN, where the program's firewall lets nobody in who was not spoken to first: the
-//! page's address, which it hides behind an mDNS name, is all that helps.
+//! A page and a program on one LAN. The program's firewall lets in only those whom the program has
+//! sent to, so the program needs the page's address, which the page hides behind an mDNS name.
 
 use std::time::Duration;
 
@@ -7,10 +7,11 @@ use throughline_lab::{Nat, NatKind, Pairing, Peer, Run, Site, Spec, Stage};
 
 mod common;
 
-/// An answer by mDNS takes an eighth of a second, and the next question comes after a second.
+/// How long a direct path may take. An answer by mDNS takes an eighth of a second, and the next
+/// question comes after a second.
 const WITHIN: Duration = Duration::from_secs(6);
 
-/// What a desktop system calls its public profile; mDNS is let in.
+/// The rules of a desktop system's public profile, which lets mDNS in.
 const FIREWALL: &str = "table inet firewall {
     chain input {
         type filter hook input priority 0; policy drop;
@@ -51,7 +52,7 @@ const TO_PAGE: Pairing = Pairing {
 };
 
 #[test]
-fn the_name_of_a_page_leads_to_it() {
+fn the_mdns_name_of_a_page_gives_a_direct_path() {
     let from_page = Pairing {
         dialler: Peer::Browser,
         listener: Peer::Native,
@@ -67,7 +68,7 @@ fn the_name_of_a_page_leads_to_it() {
 }
 
 #[test]
-fn nothing_else_does() {
+fn without_mdns_there_is_no_direct_path() {
     let Some(run) = meet(TO_PAGE, "mdns=false") else {
         return;
     };

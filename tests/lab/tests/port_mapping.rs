@@ -1,4 +1,5 @@
-//! Routers with UPnP-IGD, NAT-PMP and PCP: the mappings they grant carry traffic, a liar's do not.
+//! Routers with UPnP-IGD, NAT-PMP and PCP. The mappings of honest routers carry traffic, and those
+//! of lying routers do not.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -16,7 +17,8 @@ const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const INNER: u16 = 6_000;
 const LEASE: u32 = 120;
 
-/// Asks by NAT-PMP for an external UDP port (RFC 6886 section 3.3); the granted one, or the result code.
+/// Asks by NAT-PMP for an external UDP port (RFC 6886 section 3.3). Returns the granted port, or
+/// the result code.
 async fn nat_pmp(wanted: u16) -> Option<Result<u16, u16>> {
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     let mut request = vec![0, 1, 0, 0];
@@ -34,7 +36,7 @@ async fn nat_pmp(wanted: u16) -> Option<Result<u16, u16>> {
     })
 }
 
-/// Asks by PCP MAP (RFC 6887 section 11).
+/// Asks by PCP MAP for an external UDP port (RFC 6887 section 11).
 async fn pcp(own: Ipv4Addr, wanted: u16) -> Option<Result<u16, u16>> {
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     let mut request = vec![2, 1, 0, 0];
@@ -55,7 +57,7 @@ async fn pcp(own: Ipv4Addr, wanted: u16) -> Option<Result<u16, u16>> {
     })
 }
 
-/// Asks by UPnP-IGD, where SSDP says the router is.
+/// Asks by UPnP-IGD for an external UDP port, at the address that SSDP finds.
 async fn upnp(own: Ipv4Addr, wanted: u16) -> Option<Result<u16, u16>> {
     let socket = UdpSocket::bind("0.0.0.0:0").await.unwrap();
     let search = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
@@ -105,7 +107,8 @@ async fn upnp(own: Ipv4Addr, wanted: u16) -> Option<Result<u16, u16>> {
     })
 }
 
-/// Whether a stranger's datagram to the router's `port` reaches the host's inner port, and the answer goes back.
+/// Whether a stranger's datagram to the router's `port` reaches the host's inner port, and the
+/// answer comes back.
 fn forwards(lab: &Lab, port: u16) -> bool {
     let external = SocketAddr::new(lab.host("a-router").unwrap().ip().unwrap(), port);
     let (ready, started) = std::sync::mpsc::channel();
@@ -136,7 +139,7 @@ fn forwards(lab: &Lab, port: u16) -> bool {
     answered
 }
 
-/// What each protocol grants: UPnP, NAT-PMP, PCP.
+/// Returns what each protocol grants: UPnP, NAT-PMP, PCP.
 fn grants(host: &Host) -> [Option<Result<u16, u16>>; 3] {
     let own = host.ipv4().unwrap();
     host.run(async move || {
@@ -174,7 +177,7 @@ fn mappings_let_strangers_in_even_behind_a_symmetric_nat() {
 }
 
 #[test]
-fn a_router_speaks_only_what_it_was_given() {
+fn a_router_speaks_only_the_configured_protocols() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };
@@ -208,7 +211,7 @@ fn a_lying_router_grants_and_forwards_nothing() {
 }
 
 #[test]
-fn behind_a_carrier_the_router_knows_its_address_to_be_useless() {
+fn a_router_behind_a_carrier_grants_no_mapping() {
     let Some(()) = common::lab_or_skip() else {
         return;
     };

@@ -1,10 +1,11 @@
-//! Coturn is a usable STUN and TURN server for hosts behind every kind of firewall, by its own client.
+//! Coturn serves STUN and TURN to hosts behind every kind of firewall. Its own client checks that.
 
 use throughline_lab::{Coturn, Lab, NatKind, Site, Spec};
 
 mod common;
 
-/// Relays some messages from `host` through coturn and back by coturn's own client; what it says.
+/// Relays some messages from `host` through coturn and back with coturn's own client. Returns its
+/// output.
 fn relayed(lab: &Lab, host: &str, port: u16, arguments: &[&str]) -> String {
     let server = lab.host("relay").unwrap().ipv4().unwrap();
     let output = lab

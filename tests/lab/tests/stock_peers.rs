@@ -1,4 +1,4 @@
-//! Stock rust-libp2p peers behind NATs, which know hole punching by DCUtR only.
+//! Stock rust-libp2p peers behind NATs. They punch holes by DCUtR only.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,16 @@ use throughline_lab::{Lab, LabError, NatKind, Parts, Program, Serve, Spec};
 
 mod common;
 
-/// How long two peers may take from nothing to a direct path.
+/// How long two peers may take from their start to a direct path.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// A lab with our server and, on host b, a stock peer that listens on a circuit; and its ticket.
+/// Starts a lab with our server, and a stock peer on host b that listens on a circuit. Returns them
+/// and the peer's ticket.
 fn stage(parts: &Parts) -> (Lab, Serve, Program, String) {
     let spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted).figure_delays();
     let lab = Lab::up(spec).unwrap();
     let serve = Serve::start(&lab, &parts.program, &parts.repository.join("js")).unwrap();
-    // `cargo test` and `cargo build --examples` leave it there.
+    // `cargo test` and `cargo build --examples` put the example there.
     let example = parts.program.with_file_name("examples/libp2p_dcutr");
     let mut command = lab.host("b").unwrap().command(&example);
     command.args(["listen", &quic(&serve)]);

@@ -1,4 +1,5 @@
-//! Peers that no hole can be punched between meet on a TURN server: Debian's coturn, and our own.
+//! Peers between which no hole can be punched connect through a TURN server: Debian's coturn, and
+//! our own.
 
 use std::{
     net::SocketAddr,
@@ -15,13 +16,15 @@ use tokio::{
 
 mod common;
 
-/// Labs at once would be slow enough to look like failures.
+/// Runs the tests one at a time. Many labs at once would be so slow that they look like failures.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// From the start of a program to a path through TURN; usually well below a second.
+/// How long a path through TURN may take from the start of a program. It is usually up in less than
+/// a second.
 const WITHIN: Duration = Duration::from_secs(8);
 
-/// Two programs behind `nat`, with the arguments that `turn` gives, meet on a TURN server, and data flow there.
+/// Connects two programs behind `nat`, with the arguments that `turn` returns, and checks that data
+/// flow through a TURN server.
 fn meet_behind(nat: NatKind, turn: impl FnOnce(&Stage) -> (Vec<String>, Option<Coturn>)) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(parts) = common::parts_or_skip(false) else {
@@ -74,7 +77,7 @@ fn of_coturn(url: String) -> Vec<String> {
 }
 
 #[test]
-fn symmetric_nats_meet_on_coturn_over_udp() {
+fn symmetric_nats_connect_through_coturn_over_udp() {
     meet_behind(NatKind::SymmetricRandom, |stage| {
         let coturn = Coturn::start(&stage.lab).unwrap();
         (of_coturn(coturn.turn_url("udp")), Some(coturn))
@@ -82,7 +85,7 @@ fn symmetric_nats_meet_on_coturn_over_udp() {
 }
 
 #[test]
-fn networks_without_udp_meet_on_coturn_over_tcp() {
+fn networks_without_udp_connect_through_coturn_over_tcp() {
     meet_behind(NatKind::UdpBlocked, |stage| {
         let coturn = Coturn::start(&stage.lab).unwrap();
         (of_coturn(coturn.turn_url("tcp")), Some(coturn))
@@ -90,7 +93,7 @@ fn networks_without_udp_meet_on_coturn_over_tcp() {
 }
 
 #[test]
-fn networks_that_let_only_https_out_meet_on_coturn_over_tls() {
+fn networks_that_let_only_https_out_connect_through_coturn_over_tls() {
     meet_behind(NatKind::Tcp443, |stage| {
         let coturn = Coturn::start_tls(&stage.lab).unwrap();
         let mut arguments = of_coturn(coturn.turns_url());
@@ -100,8 +103,9 @@ fn networks_that_let_only_https_out_meet_on_coturn_over_tls() {
     });
 }
 
-/// A program with IPv6 alone and one with IPv4 alone meet where a server has an address of each family: whichever of
-/// the two asks it, by its own family, sends from a relayed address of the other one (RFC 8656 section 7.1).
+/// Connects a program with IPv6 only and one with IPv4 only through a server with addresses of both
+/// families. The one that asks the server, by its own family, sends from a relayed address of the
+/// other family (RFC 8656 section 7.1).
 fn families_meet(
     transport: &str,
     start: fn(&throughline_lab::Lab) -> throughline_lab::Result<Coturn>,
@@ -145,22 +149,22 @@ fn families_meet(
 }
 
 #[test]
-fn ipv4_and_ipv6_meet_on_coturn_over_udp() {
+fn ipv4_and_ipv6_connect_through_coturn_over_udp() {
     families_meet("udp", Coturn::start);
 }
 
 #[test]
-fn ipv4_and_ipv6_meet_on_coturn_over_tcp() {
+fn ipv4_and_ipv6_connect_through_coturn_over_tcp() {
     families_meet("tcp", Coturn::start);
 }
 
 #[test]
-fn ipv4_and_ipv6_meet_on_coturn_over_tls() {
+fn ipv4_and_ipv6_connect_through_coturn_over_tls() {
     families_meet("tls", Coturn::start_tls);
 }
 
 #[test]
-fn symmetric_nats_meet_on_our_server_over_udp() {
+fn symmetric_nats_connect_through_our_server_over_udp() {
     meet_behind(NatKind::SymmetricRandom, |stage| {
         let (urls, user, password) = stage.serve.turn();
         (arguments(urls[0].clone(), &user, &password), None)
@@ -168,7 +172,7 @@ fn symmetric_nats_meet_on_our_server_over_udp() {
 }
 
 #[test]
-fn networks_without_udp_meet_on_our_server_over_tcp() {
+fn networks_without_udp_connect_through_our_server_over_tcp() {
     meet_behind(NatKind::UdpBlocked, |stage| {
         let (urls, user, password) = stage.serve.turn();
         let tcp = urls.iter().find(|url| url.ends_with("?transport=tcp"));
@@ -177,7 +181,7 @@ fn networks_without_udp_meet_on_our_server_over_tcp() {
 }
 
 #[test]
-fn a_page_and_a_program_meet_on_our_server() {
+fn a_page_and_a_program_connect_through_our_server() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(parts) = common::parts_or_skip(true) else {
         return;
@@ -195,7 +199,7 @@ fn a_page_and_a_program_meet_on_our_server() {
     assert_eq!(run.path.as_deref(), Some("turn"), "{run:?}");
 }
 
-/// What a server holds for a peer ends with the connection, and an idle peer holds nothing.
+/// An allocation ends with its connection, and an idle peer has none.
 #[test]
 fn allocations_are_made_when_needed_and_given_back() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,12 +211,12 @@ fn allocations_are_made_when_needed_and_given_back() {
     let (urls, user, password) = stage.serve.turn();
     stage.add_arguments(arguments(urls[0].clone(), &user, &password));
     let listener = stage.listen(Peer::Native, "b").unwrap();
-    assert_eq!(allocations(&stage), 0, "an idle peer");
+    assert_eq!(allocations(&stage), 0, "the peers are idle");
     let dialler = stage
         .dial("a", &listener.ticket, &["--bench", "1"])
         .unwrap();
     wait_for_turn(&dialler);
-    assert!(allocations(&stage) > 0, "nobody holds one");
+    assert!(allocations(&stage) > 0, "there is no allocation");
     dialler.wait("bench", WITHIN).unwrap();
     // The program closes its connector before it ends.
     while dialler.next(Instant::now() + WITHIN).is_some() {}

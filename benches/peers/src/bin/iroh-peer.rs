@@ -1,4 +1,4 @@
-//! iroh as a peer, and its own relay, in the shape that its documentation gives to users.
+//! iroh as a peer, with its own relay, written as its documentation recommends.
 
 use std::{
     process::ExitCode,
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The relay over plain HTTP, its address discovery with a certificate that nobody checks.
+/// Runs the relay over plain HTTP. Its address discovery has a certificate that nobody checks.
 async fn serve(args: Serve) -> Result<()> {
     let mut config = ServerConfig::default();
     config.relay = Some(server::RelayConfig::new((args.host, args.port)));
@@ -46,7 +46,7 @@ async fn serve(args: Serve) -> Result<()> {
     std::future::pending().await
 }
 
-/// An endpoint whose link to the relay is up.
+/// Makes an endpoint, and waits until its link to the relay is up.
 async fn endpoint(relay: Option<&str>) -> Result<Endpoint> {
     let mode = match relay {
         None => RelayMode::Disabled,
@@ -131,7 +131,7 @@ async fn connect(args: Connect) -> Result<()> {
     Ok(())
 }
 
-/// Whether the selected path goes through the relay.
+/// Returns whether the selected path is `direct` or `relayed`.
 fn path(connection: &Connection) -> Option<&'static str> {
     let paths = connection.paths();
     let selected = paths.iter().find(|path| path.is_selected())?;

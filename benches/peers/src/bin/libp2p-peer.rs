@@ -1,4 +1,4 @@
-//! Stock rust-libp2p as a peer: QUIC, circuit relay and DCUtR, put together as its own example is.
+//! Stock rust-libp2p as a peer, with QUIC, circuit relay and DCUtR, written as its own example.
 
 use std::{
     process::ExitCode,
@@ -19,7 +19,7 @@ use throughline_peers::{Cli, Command, Connect, Listen, Result, Serve, answer, ev
 use tokio::sync::oneshot;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/bench/1");
-/// Longer than any measurement: a connection without streams must not end meanwhile.
+/// The idle timeout. It is longer than any measurement, so that no connection without streams ends.
 const IDLE: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
@@ -49,7 +49,7 @@ struct RelayBehaviour {
     ping: ping::Behaviour,
 }
 
-/// The relay as libp2p has it, but for its limits: they are for signalling, not for throughput.
+/// Runs libp2p's own relay, without its limits, which are for signalling and not for throughput.
 async fn serve(args: Serve) -> Result<()> {
     let mut swarm = libp2p::SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -84,7 +84,8 @@ async fn serve(args: Serve) -> Result<()> {
     }
 }
 
-/// A swarm that listens on QUIC; with a relay its link is up and both ends know the addresses seen.
+/// Makes a swarm that listens on QUIC. With a relay, it waits until the link is up and both ends
+/// know the addresses that they are seen at.
 async fn swarm(relay: Option<&Multiaddr>, punch: bool) -> Result<Swarm<Behaviour>> {
     let key = identity::Keypair::generate_ed25519();
     let mut swarm = libp2p::SwarmBuilder::with_existing_identity(key)
@@ -194,7 +195,7 @@ async fn connect(args: Connect) -> Result<()> {
             while established(&mut swarm, peer).await?.1 {}
             event(json!({ "event": "path", "path": "direct", "ms": ms(start) }));
         }
-        // Nobody may be waiting for it.
+        // It is no error if nobody waits for this.
         let _ = upgraded.send(());
         let mut left = left.fuse();
         let mut leaving: Option<oneshot::Sender<()>> = None;
@@ -205,7 +206,7 @@ async fn connect(args: Connect) -> Result<()> {
                         drop(leaving.take());
                     }
                 }
-                // New streams would go through either connection.
+                // Without this, new streams could go through either connection.
                 Ok(done) = &mut left => {
                     leaving = Some(done);
                     swarm.close_connection(first);
@@ -223,7 +224,7 @@ async fn connect(args: Connect) -> Result<()> {
         if relayed && !args.hold {
             let (done, gone) = oneshot::channel();
             let _ = leave_relay.send(done);
-            // An error is what tells that the connection is gone.
+            // The error says that the connection is gone.
             let _ = gone.await;
         }
     }
@@ -237,7 +238,7 @@ async fn connect(args: Connect) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the next connection to `peer`; tells which, and whether it goes through a relay.
+/// Waits for the next connection to `peer`. Returns its id, and whether it goes through a relay.
 async fn established(swarm: &mut Swarm<Behaviour>, peer: PeerId) -> Result<(ConnectionId, bool)> {
     loop {
         match swarm.select_next_some().await {

@@ -1,9 +1,12 @@
-//! `bench/1`: how many bytes a path carries.
+//! `bench/1`: measures how many bytes a path carries.
 //!
-//! The opener sends one byte. `0`, upload: then bytes until it half-closes; the other side counts
-//! them and answers with the number, eight bytes in network order. `1`, download: then a time in
-//! milliseconds, four bytes in network order, at most 60000, and half-closes; the other side sends
-//! bytes for that long. Both half-close.
+//! The opener first sends one byte:
+//! - `0` is an upload. The opener then sends bytes until it half-closes. The other side counts them
+//!   and answers with the number, eight bytes in network order.
+//! - `1` is a download. The opener then sends a time in milliseconds, four bytes in network order,
+//!   at most 60000, and half-closes. The other side sends bytes for that time.
+//!
+//! Both sides half-close at the end.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +17,13 @@ use super::{CHUNK, unless_stalled, violation};
 
 pub(crate) const PROTOCOL: &str = "bench/1";
 
-/// Longest measurement that the other side takes part in.
+/// The longest measurement in which the other side takes part.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(60);
 
 const UPLOAD: u8 = 0;
 const DOWNLOAD: u8 = 1;
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     pub(crate) bytes: u64,
@@ -28,13 +31,13 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Megabits (10^6) per second.
+    /// Returns megabits (10^6) per second.
     pub(crate) fn mbit_per_second(self) -> f64 {
         self.bytes as f64 * 8.0 / 1e6 / self.elapsed.as_secs_f64().max(1e-9)
     }
 }
 
-/// Sends for `time`, and until the other side has counted everything.
+/// Sends for `time`, and then waits until the other side has counted everything.
 pub(crate) async fn upload(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -54,12 +57,14 @@ pub(crate) async fn upload(
     let elapsed = start.elapsed();
     let bytes = u64::from_be_bytes(count);
     if bytes != sent {
-        return Err(violation(format!("bench: {bytes} of {sent} bytes counted")));
+        return Err(violation(format!(
+            "bench: the peer counted {bytes} of {sent} bytes"
+        )));
     }
     Ok(Measured { bytes, elapsed })
 }
 
-/// Receives for `time`, and until the other side has ended.
+/// Receives for `time`, and then until the other side ends.
 pub(crate) async fn download(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -78,7 +83,7 @@ pub(crate) async fn download(
     })
 }
 
-/// The other side of both.
+/// Serves the other side of both measurements.
 pub(crate) async fn serve(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -95,7 +100,7 @@ pub(crate) async fn serve(
             reader.read_exact(&mut millis).await?;
             let time = Duration::from_millis(u32::from_be_bytes(millis).into());
             if time > MAX_TIME {
-                return Err(violation("bench: longer than 60000 ms"));
+                return Err(violation("bench: the time is longer than 60000 ms"));
             }
             let chunk = vec![0x5a; CHUNK];
             let start = Instant::now();
@@ -103,7 +108,7 @@ pub(crate) async fn serve(
                 unless_stalled(writer.write_all(&chunk)).await?;
             }
         }
-        other => return Err(violation(format!("bench: no direction {other}"))),
+        other => return Err(violation(format!("bench: there is no direction {other}"))),
     }
     unless_stalled(writer.close()).await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! `chat/1`: lines of UTF-8 text, or whatever a terminal's pipes carry.
+//! `chat/1`: lines of UTF-8 text, or the bytes of a terminal's stdin and stdout.
 
 use std::io;
 
@@ -6,19 +6,21 @@ use futures::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
     io::BufReader,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 
 use super::{CHUNK, violation};
+use crate::output::Output;
 
 pub(crate) const PROTOCOL: &str = "chat/1";
 
-/// Longest line that is read, its newline not counted.
+/// The longest line that is read, without its newline.
 const MAX_LINE: usize = 16 * 1024;
 
 /// Joins stdin and stdout to the stream until both directions have ended.
 pub(crate) async fn pipe(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
+    output: Output,
 ) -> io::Result<()> {
     let upload = async {
         let mut stdin = tokio::io::stdin();
@@ -32,50 +34,47 @@ pub(crate) async fn pipe(
         }
     };
     let download = async {
-        let mut stdout = tokio::io::stdout();
         let mut buffer = vec![0; CHUNK];
         loop {
             let length = reader.read(&mut buffer).await?;
             if length == 0 {
-                return stdout.flush().await;
+                return Ok(());
             }
-            stdout.write_all(&buffer[..length]).await?;
-            stdout.flush().await?;
+            output.payload(&buffer[..length]).await?;
         }
     };
-    // Either side may have something to say after the end of the other.
+    // Either side may go on to write after the other has ended.
     futures::future::try_join(upload, download).await?;
     Ok(())
 }
 
-/// Calls `on_line` with each line of the peer, and sends what it gives back as a line.
-pub(crate) async fn answer_lines(
-    reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
-    mut on_line: impl FnMut(&str) -> Option<String>,
-) -> Result<(), throughline::Error> {
-    let mut reader = BufReader::new(reader);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let length = (&mut reader)
+/// The lines of a peer.
+pub(crate) struct Lines<R>(BufReader<R>);
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    pub(crate) fn new(reader: R) -> Self {
+        Self(BufReader::new(reader))
+    }
+
+    /// Returns the next line without its newline, or `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, throughline::Error> {
+        let mut line = Vec::new();
+        let length = (&mut self.0)
             .take(MAX_LINE as u64 + 1)
             .read_until(b'\n', &mut line)
             .await?;
         if length == 0 {
-            writer.close().await?;
-            return Ok(());
+            return Ok(None);
         }
         if line.last() == Some(&b'\n') {
             line.pop();
         } else if line.len() > MAX_LINE {
-            return Err(violation(format!("chat: a line above {MAX_LINE} bytes")));
+            return Err(violation(format!(
+                "chat: a line is longer than {MAX_LINE} bytes"
+            )));
         }
-        let text = std::str::from_utf8(&line).map_err(|_| violation("chat: not UTF-8"))?;
-        if let Some(mut answer) = on_line(text) {
-            answer.push('\n');
-            writer.write_all(answer.as_bytes()).await?;
-        }
+        let text = String::from_utf8(line).map_err(|_| violation("chat: a line is not UTF-8"))?;
+        Ok(Some(text))
     }
 }
 
@@ -83,33 +82,36 @@ pub(crate) async fn answer_lines(
 mod tests {
     use super::{super::tests::tokio_pipe::pair, *};
 
-    async fn answers(bytes: &[u8]) -> (Result<(), throughline::Error>, String) {
-        let ((mut reader, mut writer), (r, w)) = pair();
+    async fn lines(bytes: &[u8]) -> Result<Vec<String>, throughline::Error> {
+        let ((_reader, mut writer), (reader, _writer)) = pair();
         let write = async {
-            // The reader may refuse before the end.
+            // The reader may refuse a line before the end.
             let _ = writer.write_all(bytes).await;
             let _ = writer.close().await;
         };
-        let mut text = String::new();
-        let serve = answer_lines(r, w, |line| (line != "quiet").then(|| format!("<{line}>")));
-        let ((), result, _) = tokio::join!(write, serve, reader.read_to_string(&mut text));
-        (result, text)
+        let read = async {
+            let (mut lines, mut read) = (Lines::new(reader), Vec::new());
+            while let Some(line) = lines.next().await? {
+                read.push(line);
+            }
+            Ok(read)
+        };
+        tokio::join!(write, read).1
     }
 
     #[tokio::test]
-    async fn each_line_is_answered() {
-        let (result, text) = answers("a\nquiet\n\nüß\nlast".as_bytes()).await;
-        result.unwrap();
-        assert_eq!(text, "<a>\n<>\n<üß>\n<last>\n");
+    async fn each_line_is_read() {
+        let read = lines("a\n\nüß\nlast".as_bytes()).await;
+        assert_eq!(read.unwrap(), ["a", "", "üß", "last"]);
     }
 
     #[tokio::test]
     async fn lines_are_bounded_at_their_edge_and_utf8() {
         let mut line = vec![b'x'; MAX_LINE];
         line.push(b'\n');
-        answers(&line).await.0.unwrap();
+        lines(&line).await.unwrap();
         line.insert(0, b'x');
-        assert!(answers(&line).await.0.is_err());
-        assert!(answers(b"\xff\n").await.0.is_err());
+        assert!(lines(&line).await.is_err());
+        assert!(lines(b"\xff\n").await.is_err());
     }
 }

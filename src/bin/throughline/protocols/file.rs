@@ -1,10 +1,14 @@
 //! `file/1`: one file, checked by its hash.
 //!
-//! The opener sends a header as JSON behind its length (four bytes, network order, at most 4096),
-//! `{"name":"a.bin","size":123}`; then the bytes, as many as `size` says; then their SHA-256, 32
-//! bytes; then it half-closes. The other side answers, again as JSON behind its length,
+//! The opener sends, in this order:
+//! 1. a header as JSON after its length (four bytes, network order, at most 4096):
+//!    `{"name":"a.bin","size":123}`
+//! 2. the bytes, as many as `size` says
+//! 3. their SHA-256, 32 bytes
+//!
+//! Then it half-closes. The other side answers, again as JSON after its length, with
 //! `{"ok":true,"sha256":"<hex>"}` or `{"ok":false,"code":"..","message":".."}`, and half-closes. A
-//! refusal may come at any time; the sender then stops.
+//! refusal may come at any time, and the sender then stops.
 
 use std::{
     io,
@@ -26,19 +30,19 @@ use crate::output::io_error;
 
 pub(crate) const PROTOCOL: &str = "file/1";
 
-/// Longest name of a file, in bytes; what most file systems take.
+/// The longest name of a file in bytes. Most file systems take this length.
 const MAX_NAME: usize = 255;
-/// How many names are tried beside those that are taken.
+/// How many further names are tried if a name is taken.
 const MAX_COPIES: u32 = 1000;
 
-/// What the sender says first.
+/// The first message of the sender.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
     pub(crate) name: String,
     pub(crate) size: u64,
 }
 
-/// What the receiver says last.
+/// The answer of the receiver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Reply {
     ok: bool,
@@ -50,14 +54,14 @@ struct Reply {
     message: Option<String>,
 }
 
-/// A file that arrived whole, at either end.
+/// A file that arrived completely, as either end sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Transferred {
     pub(crate) bytes: u64,
     pub(crate) sha256: String,
 }
 
-/// Why a file is not received, in the words of the protocol.
+/// Why a file is not received: the code and the message of the protocol.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     code: &'static str,
@@ -76,7 +80,8 @@ impl From<Refusal> for Error {
     }
 }
 
-/// Sends the file at `path` under its own name; calls `progress` with the bytes sent and the size.
+/// Sends the file at `path` under its own name. Calls `progress` with the number of bytes sent and
+/// the size.
 pub(crate) async fn send(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -90,7 +95,7 @@ pub(crate) async fn send(
         .file_name()
         .and_then(|name| name.to_str())
         .filter(|_| metadata.is_file())
-        .ok_or_else(|| failed(io::Error::other("not a file with a name in UTF-8")))?;
+        .ok_or_else(|| failed(io::Error::other("this is not a file with a name in UTF-8")))?;
     let header = Header {
         name: name.to_owned(),
         size: metadata.len(),
@@ -123,7 +128,8 @@ pub(crate) async fn send(
             accepted(unless_stalled(async { reply.await.map_err(Into::into) }).await?)?;
             sha256
         }
-        // Writing fails once the receiver has refused: its reason says more than the failure.
+        // Writing fails once the receiver has refused. The receiver's reason says more than the
+        // failure.
         Either::Left((Err(error), reply)) => {
             match tokio::time::timeout(std::time::Duration::from_secs(1), reply).await {
                 Ok(Ok(reply)) => accepted(reply)?,
@@ -131,7 +137,7 @@ pub(crate) async fn send(
             }
             return Err(error);
         }
-        // An answer before the end is a refusal.
+        // An answer before the end can only be a refusal.
         Either::Right((reply, _)) => {
             accepted(reply?)?;
             return Err(violation(
@@ -140,7 +146,7 @@ pub(crate) async fn send(
         }
     };
     drop(reply);
-    // Who stops reading before the receiver's end of stream makes its close fail.
+    // The receiver's close fails if this side stops reading before the end of the stream.
     let mut end = [0];
     let end = reader.read(&mut end);
     let _ = tokio::time::timeout(std::time::Duration::from_secs(1), end).await;
@@ -154,7 +160,7 @@ fn accepted(reply: Reply) -> Result<(), Error> {
     if reply.ok {
         return Ok(());
     }
-    // Shown to a person: whatever is no printable text goes.
+    // A person reads this text, so only printable characters stay.
     let clean = |text: Option<String>| -> String {
         let text = text.unwrap_or_default();
         text.chars().filter(|c| !c.is_control()).take(200).collect()
@@ -170,8 +176,8 @@ fn accepted(reply: Reply) -> Result<(), Error> {
     ))
 }
 
-/// Receives a file into `directory`; it appears there under a name of its own only once it is whole
-/// and its hash is right.
+/// Receives a file into `directory`. The file appears there under a name of its own only when it is
+/// complete and its hash is right.
 pub(crate) async fn receive(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -194,7 +200,7 @@ pub(crate) async fn receive(
             message: Some(refusal.message.clone()),
         },
     };
-    // The sender may be gone; what happened to the file matters more.
+    // The sender may be gone. The result for the file matters more.
     let answered = async {
         write_json(&mut writer, &reply).await?;
         unless_stalled(writer.close()).await
@@ -214,7 +220,7 @@ async fn store(
 ) -> Result<(PathBuf, Transferred), Refusal> {
     let refuse = |code, message: String| Refusal { code, message };
     let cut = |error: io::Error| refuse("cancelled", error.to_string());
-    // The reason stays here: the sender learns nothing of our folders.
+    // The reason is only logged, so that the sender learns nothing about local folders.
     let disk = |error: io::Error| {
         tracing::warn!(%error, "cannot store a file");
         refuse("disk", error.kind().to_string())
@@ -223,11 +229,14 @@ async fn store(
         .await
         .map_err(|error| refuse("bad_header", error.message().to_owned()))?;
     if !is_safe_name(&header.name) {
-        let message = "not a plain file name of 1 to 255 bytes";
+        let message = "the name is not a plain file name of 1 to 255 bytes";
         return Err(refuse("bad_name", message.to_owned()));
     }
     if header.size > max_size {
-        let message = format!("{} bytes are above the limit of {max_size}", header.size);
+        let message = format!(
+            "{} bytes are more than the limit of {max_size}",
+            header.size
+        );
         return Err(refuse("too_large", message));
     }
     let (mut file, temporary) = Temporary::create(directory).await.map_err(disk)?;
@@ -240,7 +249,7 @@ async fn store(
             .await
             .map_err(cut)?;
         if length == 0 {
-            let message = format!("ended after {received} of {} bytes", header.size);
+            let message = format!("the file ended after {received} of {} bytes", header.size);
             return Err(refuse("cancelled", message));
         }
         hash.update(&buffer[..length]);
@@ -267,9 +276,10 @@ async fn store(
     Ok((path, transferred))
 }
 
-/// Whether `name` names a visible file in one directory on every system, and looks like what it is.
+/// Whether `name` names a visible file in one directory on every system, and looks the same as it
+/// is.
 fn is_safe_name(name: &str) -> bool {
-    // Direction marks make `exe.jpg` of `gpj.exe`.
+    // Direction marks make `gpj.exe` look like `exe.jpg`.
     let is_mark = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !name.is_empty()
         && name.len() <= MAX_NAME
@@ -278,7 +288,7 @@ fn is_safe_name(name: &str) -> bool {
         && !name.chars().any(|c| c.is_control() || is_mark(c))
 }
 
-/// A file that is not whole yet. Dropping it removes it.
+/// A file that is not complete yet. Dropping this value removes the file.
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -291,7 +301,7 @@ impl Temporary {
         Ok((file, Self(path)))
     }
 
-    /// Gives the file `name`, or `name (2)` and so on where that is taken.
+    /// Gives the file the name `name`, or `name (2)` and so on if the name is taken.
     fn publish(self, directory: &Path, name: &str) -> io::Result<PathBuf> {
         let (stem, extension) = match name.rsplit_once('.') {
             Some((stem, extension)) => (stem, format!(".{extension}")),
@@ -302,7 +312,7 @@ impl Temporary {
                 1 => name.to_owned(),
                 _ => format!("{stem} ({copy}){extension}"),
             });
-            // Taking the name first makes the rename replace nothing but our own empty file.
+            // The name is taken first, so the rename replaces only our own empty file.
             match std::fs::File::create_new(&path) {
                 Ok(_) => {
                     let renamed = std::fs::rename(&self.0, &path);
@@ -321,7 +331,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After publishing there is none.
+        // After publishing, there is no such file.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -393,7 +403,7 @@ mod tests {
     async fn raw(bytes: &[u8], inbox: &Path) -> (Error, Reply) {
         let ((mut reader, mut writer), (their_reader, their_writer)) = pair();
         let write = async {
-            // A refusal may end the reading before everything is written.
+            // A refusal may end the reading before all bytes are written.
             let _ = writer.write_all(bytes).await;
             let _ = writer.close().await;
             read_json::<Reply>(&mut reader, "reply").await.unwrap()

@@ -1,17 +1,20 @@
 //! The application protocols that the program, its demo peer and the demo page speak.
 //!
-//! Each runs on a stream of its own; *opener* is who opened it.
+//! Each protocol runs on a stream of its own. The *opener* is the peer that opened the stream.
 //!
-//! | name | what crosses |
+//! | name | content |
 //! | --- | --- |
-//! | `echo/1` | Every byte comes back. The opener half-closes; after the last byte so does the other. |
-//! | `chat/1` | UTF-8 lines ended by a newline, both ways, at most 16 KiB each. A terminal's stdin and stdout are a valid speaker. |
-//! | `file/1` | One file from the opener: see [`file`]. |
-//! | `bench/1` | As many bytes as fit into a time, either way: see [`bench`]. |
+//! | `echo/1` | Every byte comes back. The opener half-closes, and the other side does so after the last byte. A reset comes back with its code. |
+//! | `chat/1` | UTF-8 lines that end with a newline, in both directions, at most 16 KiB each. The stdin and stdout of a terminal speak it. |
+//! | `file/1` | One file from the opener. See [`file`]. |
+//! | `bench/1` | As many bytes as fit into a time, in either direction. See [`bench`]. |
+//!
+//! Every datagram comes back. See [`ticks`].
 
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod file;
+pub(crate) mod ticks;
 
 use std::{io, time::Duration};
 
@@ -20,17 +23,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use throughline::{Error, ErrorKind};
 
 pub(crate) const ECHO: &str = "echo/1";
-/// All of them, so that stock libp2p peers may open them too.
+/// All protocols. They are configured, so that stock libp2p peers may open streams for them, too.
 pub(crate) const ALL: [&str; 4] = [ECHO, chat::PROTOCOL, file::PROTOCOL, bench::PROTOCOL];
 
-/// Bytes moved at a time.
+/// How many bytes are moved at a time.
 pub(crate) const CHUNK: usize = 64 * 1024;
-/// How long a stream may stand still in the middle of a transfer.
-pub(crate) const STALL: Duration = Duration::from_secs(60);
-/// Longest JSON object of a protocol.
+/// How long a stream may stand still in the middle of a transfer. It is longer than a connection may
+/// be without a path (`resume_timeout_ms`).
+pub(crate) const STALL: Duration = Duration::from_secs(180);
+/// The longest JSON object of a protocol.
 const MAX_JSON: usize = 4096;
 
-/// Sends back what comes in, until it ends.
+/// Sends every byte back until the input ends.
 pub(crate) async fn echo(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -48,7 +52,7 @@ pub(crate) async fn echo(
     }
 }
 
-/// Sends `message` as JSON behind its length, four bytes in network order.
+/// Sends `message` as JSON after its length, which is four bytes in network order.
 pub(crate) async fn write_json(
     writer: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
@@ -63,7 +67,7 @@ pub(crate) async fn write_json(
     writer.write_all(&bytes).await
 }
 
-/// Reads what [`write_json`] sent.
+/// Reads a message of [`write_json`].
 pub(crate) async fn read_json<T: DeserializeOwned>(
     reader: &mut (impl AsyncRead + Unpin),
     what: &str,
@@ -74,7 +78,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     if length > MAX_JSON {
         return Err(violation(format!("{what}: {length} bytes are too many")));
     }
-    // Memory grows with what arrives, not with what is announced.
+    // Memory grows with the bytes that arrive, and not by an announced length.
     let mut json = Vec::new();
     reader.take(length as u64).read_to_end(&mut json).await?;
     if json.len() < length {
@@ -83,18 +87,20 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     serde_json::from_slice(&json).map_err(|error| violation(format!("{what}: {error}")))
 }
 
-/// The peer broke a protocol.
+/// Makes the error for a peer that broke a protocol.
 pub(crate) fn violation(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::ProtocolViolation, message)
 }
 
-/// `future`, unless it stands still for [`STALL`].
+/// Waits for `future`, for [`STALL`] at most.
 pub(crate) async fn unless_stalled<T>(
     future: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
     match tokio::time::timeout(STALL, future).await {
         Ok(result) => result,
-        Err(_) => Err(Error::new(ErrorKind::Timeout, "the other side stands still").into()),
+        Err(_) => {
+            Err(Error::new(ErrorKind::Timeout, "the other side has stopped: try again").into())
+        }
     }
 }
 

@@ -19,32 +19,32 @@ fn header() -> impl Strategy<Value = Header> {
     })
 }
 
-fn frame(bytes: &[u8], kind: u8, [a, b, c]: [u64; 3]) -> Frame<'_> {
+fn frame(bytes: &[u8], kind: u8, [a, b, c]: [u64; 3]) -> StreamFrame<'_> {
     match kind {
-        ACCEPT => Frame::Accept {
+        ACCEPT => StreamFrame::Accept {
             epoch: a,
             received: b,
             window: c,
         },
-        REFUSE => Frame::Refuse {
+        REFUSE => StreamFrame::Refuse {
             epoch: a,
             refusal: Refusal::from_code(b),
         },
-        DATA => Frame::Data {
+        DATA => StreamFrame::Data {
             offset: a / 2,
             bytes,
         },
-        ACK => Frame::Ack { consumed: a },
-        FIN => Frame::Fin { offset: a },
-        FIN_ACK => Frame::FinAck,
-        RESET => Frame::Reset { code: a },
-        _ => Frame::Stop,
+        ACK => StreamFrame::Ack { consumed: a },
+        FIN => StreamFrame::Fin { offset: a },
+        FIN_ACK => StreamFrame::FinAck,
+        RESET => StreamFrame::Reset { code: a },
+        _ => StreamFrame::Stop { code: a },
     }
 }
 
 proptest! {
     #[test]
-    fn headers_survive_coding(header in header()) {
+    fn an_encoded_header_is_decoded(header in header()) {
         let mut out = Vec::new();
         header.encode(&mut out);
         let (length, body) = decode::usize(&out).unwrap();
@@ -62,14 +62,14 @@ proptest! {
     }
 
     #[test]
-    fn frames_survive_coding_however_they_are_split(
+    fn encoded_frames_are_decoded_however_they_are_split(
         frames in prop::collection::vec(
             (prop::collection::vec(any::<u8>(), 1..300), ACCEPT..=STOP, [value(), value(), value()]),
             1..20,
         ),
         splits in prop::collection::vec(1..50usize, 1..20),
     ) {
-        let frames: Vec<Frame<'_>> =
+        let frames: Vec<StreamFrame<'_>> =
             frames.iter().map(|(bytes, kind, fields)| frame(bytes, *kind, *fields)).collect();
         let mut wire = Vec::new();
         frames.iter().for_each(|frame| frame.encode(&mut wire));
@@ -83,13 +83,13 @@ proptest! {
             arrived = wire.len().min(arrived + splits.next().unwrap());
             let mut input = &wire[taken..arrived];
             while let Some(frame) = decoder.decode(&mut input).unwrap() {
-                let Frame::Data { offset, bytes } = frame else {
+                let StreamFrame::Data { offset, bytes } = frame else {
                     prop_assert_eq!(Some(frame), expected.next());
                     continue;
                 };
                 let (start, rest) = partial.take().unwrap_or_else(|| match expected.next() {
-                    Some(Frame::Data { offset, bytes }) => (offset, bytes),
-                    other => panic!("DATA where {other:?} was sent"),
+                    Some(StreamFrame::Data { offset, bytes }) => (offset, bytes),
+                    other => panic!("DATA came, but {other:?} was sent"),
                 });
                 prop_assert_eq!(offset, start);
                 prop_assert_eq!(bytes, &rest[..bytes.len()]);
@@ -113,7 +113,7 @@ proptest! {
 }
 
 #[test]
-fn lengths_are_bounded_before_anything_is_gathered() {
+fn lengths_are_checked_before_a_body_arrives() {
     let decode = |bytes: &[u8]| Decoder::default().decode(&mut &bytes[..]).unwrap_err();
     assert_eq!(decode(&[0]), ProtocolError::Length(0));
     assert_eq!(decode(&[0x81, 0x80, 4]), ProtocolError::Length(65537));
@@ -131,6 +131,33 @@ fn lengths_are_bounded_before_anything_is_gathered() {
     assert_eq!(decode(&[3, ACK, 0x80, 0]), ProtocolError::Field("consumed"));
     let mut ack = Vec::new();
     let consumed = MAX_INTEGER;
-    Frame::Ack { consumed }.encode(&mut ack);
+    StreamFrame::Ack { consumed }.encode(&mut ack);
     assert_eq!(decode(&ack), ProtocolError::Field("consumed"));
+}
+
+#[test]
+fn a_stop_without_a_reason_is_as_short_as_ever() {
+    let encoded = |code| {
+        let mut out = Vec::new();
+        StreamFrame::Stop { code }.encode(&mut out);
+        out
+    };
+    assert_eq!(encoded(0), [1, STOP]);
+    assert_eq!(encoded(7), [2, STOP, 7]);
+    for (bytes, expected) in [
+        (&[1, STOP][..], Ok(Some(StreamFrame::Stop { code: 0 }))),
+        (&[2, STOP, 7], Ok(Some(StreamFrame::Stop { code: 7 }))),
+        (&[3, STOP, 7, 0], Err(ProtocolError::Field("end"))),
+    ] {
+        assert_eq!(Decoder::default().decode(&mut &bytes[..]), expected);
+    }
+}
+
+/// A peer of another version holds as much as these say, and no more.
+#[test]
+fn the_numbers_of_the_protocol_stay() {
+    use crate::core::resume::{INITIAL_WINDOW, MAX_WINDOW};
+
+    assert_eq!((INITIAL_WINDOW, MAX_WINDOW), (65_536, 1 << 30));
+    assert_eq!((MAX_FRAME, MAX_HEADER), (65_536, 320));
 }

@@ -8,11 +8,12 @@ use tokio::{
 };
 
 use super::*;
-use crate::server::{config::ServerConfig, metrics::Metrics, pool::Pools};
+use crate::{
+    server::{config::ServerConfig, metrics::Metrics, pool::Pools},
+    testing::{PATIENCE, until},
+};
 
 const MILLIS: Duration = Duration::from_millis(1);
-/// Far above every bound of these tests.
-const PATIENCE: Duration = Duration::from_secs(20);
 const REQUEST: &[u8] = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n";
 
 fn bounds() -> Bounds {
@@ -112,13 +113,8 @@ async fn whoever_takes_nothing_is_given_up() {
         .await
         .unwrap();
     // The place is free when it is over, and only then.
-    let over = async {
-        while door.pool.taken() == 1 {
-            sleep(5 * MILLIS).await;
-        }
-    };
     stream.readable().await.unwrap();
-    timeout(PATIENCE, over).await.expect("it is over");
+    until(|| door.pool.taken() == 0).await;
     assert!(rest(&mut stream).await.len() < 64 << 20);
 }
 
@@ -197,4 +193,46 @@ async fn a_body_is_not_waited_for() {
         stream.write_all(head.as_bytes()).await.unwrap();
         assert!(rest(&mut stream).await.starts_with(b"HTTP/1.1 413"));
     }
+}
+
+#[tokio::test]
+async fn whom_a_trusted_proxy_asks_for_counts() {
+    let mut door = door(Bounds {
+        requests: 100,
+        ..Bounds::default()
+    });
+    door.trusted = Arc::new(["127.0.0.9".parse().unwrap()]);
+    let address = served(&door).await;
+    let ask = async |from: &str, client: &str| {
+        let mut stream = connect(from, address).await;
+        let request =
+            format!("GET /small HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {client}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = vec![0; 12];
+        let code = match stream.read_exact(&mut head).await {
+            Ok(_) => String::from_utf8(head.split_off(9)).unwrap(),
+            Err(_) => String::from("none"),
+        };
+        (stream, code)
+    };
+    // Two of the four places of one client, however many connections its proxy has.
+    let (_first, code) = ask("127.0.0.9", "203.0.113.1, 192.0.2.1").await;
+    assert_eq!(code, "200");
+    let (_second, code) = ask("127.0.0.9", "192.0.2.1").await;
+    assert_eq!(code, "200");
+    let (_third, code) = ask("127.0.0.9", "192.0.2.1").await;
+    assert_eq!(code, "200");
+    let (refused, code) = ask("127.0.0.9", "192.0.2.1").await;
+    assert_eq!(code, "503", "its share");
+    drop(refused);
+    let (mut other, code) = ask("127.0.0.9", "192.0.2.2").await;
+    assert_eq!(code, "200", "another client of the proxy");
+    // A connection is its client's until the next request of it.
+    let request = b"GET /small HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n";
+    other.write_all(request).await.unwrap();
+    let all = String::from_utf8(rest(&mut other).await).unwrap();
+    assert!(all.contains("503 Service Unavailable"), "{all}");
+    // Whoever is no proxy is itself.
+    let (_stranger, code) = ask("127.0.0.3", "192.0.2.1").await;
+    assert_eq!(code, "200");
 }

@@ -1,8 +1,17 @@
-//! The server as one client after another sees it.
+//! Tests of the requests, from the view of clients.
 
 use proptest::prelude::*;
-use stun_types::message::Method;
-use turn_client_proto::types::message::SEND;
+use stun_types::{
+    attribute::AttributeType,
+    message::{IntegrityAlgorithm, Method},
+};
+use turn_client_proto::types::{
+    attribute::{
+        AdditionalAddressFamily, AddressErrorCode, EvenPort, Lifetime, RequestedTransport,
+        XorRelayedAddress,
+    },
+    message::SEND,
+};
 
 use super::*;
 use crate::server::{
@@ -13,8 +22,9 @@ use crate::server::{
         stream::{Frames, queue},
     },
 };
+use crate::testing::until;
 
-/// A server on loopback and one client of it.
+/// A server on loopback and one client.
 struct Net {
     requests: Requests,
     user: TurnCredentials,
@@ -28,7 +38,7 @@ impl Net {
         Self::on(&["127.0.0.1"], configure)
     }
 
-    /// With relayed addresses at `hosts`.
+    /// Makes a server with relayed addresses at `hosts`.
     fn on(hosts: &[&str], configure: impl FnOnce(&mut TurnConfig)) -> Self {
         let mut config = ServerConfig::default();
         configure(&mut config.turn);
@@ -90,14 +100,14 @@ impl Net {
             .unwrap();
     }
 
-    /// The code of a refusal; 0 for success.
+    /// Sends a signed request. Returns the code of a refusal, or 0 for success.
     fn ask(&mut self, method: Method, fill: impl FnOnce(&mut MessageWriteVec)) -> u16 {
         let request = self.signed(method, fill);
         code(&self.send(&request).unwrap())
     }
 }
 
-/// What the server is to others.
+/// The address that the server announces.
 const PUBLIC: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
 
 fn client(port: u16) -> Client {
@@ -129,7 +139,7 @@ fn peer(addr: &str) -> impl FnOnce(&mut MessageWriteVec) {
 }
 
 #[tokio::test]
-async fn strangers_are_challenged_and_get_nothing() {
+async fn requests_without_credentials_are_challenged() {
     let mut net = Net::new(|_| {});
     let mut request = Message::builder_request(ALLOCATE, MessageWriteVec::new());
     udp(&mut request);
@@ -162,7 +172,7 @@ async fn a_nonce_of_another_client_is_stale() {
 }
 
 #[tokio::test]
-async fn an_allocation_comes_and_goes() {
+async fn an_allocation_is_made_refreshed_and_ended() {
     let mut net = Net::new(|_| {});
     let request = net.signed(ALLOCATE, udp);
     let answer = net.send(&request).unwrap();
@@ -200,7 +210,8 @@ async fn an_allocation_comes_and_goes() {
     assert!(!net.requests.has_allocation(net.client));
 }
 
-/// What carries a date asks for a new one; what lasts for a time lasts.
+/// A jump makes nonces stale, because they carry a date. It does not end an allocation, which lasts
+/// for a time, and its user can go on with a new nonce.
 #[tokio::test]
 async fn a_jump_of_the_wall_clock_ends_no_allocation() {
     let mut net = Net::new(|_| {});
@@ -235,7 +246,7 @@ async fn quotas_hold() {
         net.client = client(port);
         assert_eq!(net.ask(ALLOCATE, udp), expected);
     }
-    // Three quarters of so few: a user of its own gives an address no more than that.
+    // One address gets no more than three quarters of so few places, even with another user.
     for (port, expected) in [(5, 0), (6, 486), (7, 486)] {
         net.user = net.fresh_user(&format!("fresh-{port}"));
         net.client = client(port);
@@ -283,9 +294,9 @@ async fn both_families_of_an_allocation_count() {
     assert_eq!(net.requests.places.taken(), 3);
 }
 
-/// Every way of writing an address, in every request that names a peer.
+/// Tries every way to write an address in every request that names a peer.
 #[tokio::test]
-async fn nobody_is_sent_where_nobody_may_be_sent() {
+async fn no_request_may_name_a_forbidden_address() {
     let mut net = Net::new(|_| {});
     assert_eq!(net.ask(ALLOCATE, udp), 0);
     for ip in [
@@ -329,9 +340,9 @@ async fn nobody_is_sent_where_nobody_may_be_sent() {
     }
 }
 
-/// Even where the permission is there, by whatever fault or change.
+/// A permission that exists by a fault or a change of the rules does not help.
 #[tokio::test]
-async fn what_is_barred_passes_in_neither_direction() {
+async fn data_of_a_barred_peer_passes_in_neither_direction() {
     let mut net = Net::new(|_| {});
     assert_eq!(net.ask(ALLOCATE, udp), 0);
     let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -356,19 +367,13 @@ async fn what_is_barred_passes_in_neither_direction() {
         let count = text.lines().find_map(|line| line.strip_prefix(&name));
         count.map_or(0, |count| count.parse().unwrap())
     };
-    let all = async {
-        while refused("scope") < 3 {
-            tokio::task::yield_now().await;
-        }
-    };
-    let soon = Duration::from_secs(5);
-    tokio::time::timeout(soon, all).await.expect("refusals");
+    until(|| refused("scope") >= 3).await;
     assert!(stranger.recv(&mut [0; 16]).is_err(), "nothing came");
     assert!(net.answers.try_next().is_none(), "nothing went");
 }
 
 #[tokio::test]
-async fn the_server_itself_is_no_peer_and_its_clients_are() {
+async fn a_client_reaches_other_clients_but_not_the_server_itself() {
     let mut net = Net::new(|_| {});
     assert_eq!(net.ask(ALLOCATE, udp), 0);
     let mut ask = |number, ip: &str, port: u16| {
@@ -386,9 +391,10 @@ async fn the_server_itself_is_no_peer_and_its_clients_are() {
     assert_eq!(net.ask(CREATE_PERMISSION, peer("198.51.100.1:3478")), 0);
 }
 
-/// Whoever forges an address spends what strangers there may ask, and no more.
+/// Requests with a forged address use up the limit of strangers at that address, and not that of a
+/// client with an allocation.
 #[tokio::test]
-async fn a_client_renews_while_its_address_is_forged() {
+async fn a_client_can_renew_while_its_address_is_forged() {
     let mut net = Net::new(|config| config.requests_per_source = 1.try_into().unwrap());
     let holder = net.client;
     assert_eq!(net.ask(ALLOCATE, udp), 0);
@@ -408,7 +414,7 @@ async fn a_client_renews_while_its_address_is_forged() {
 }
 
 #[tokio::test]
-async fn data_of_nobody_costs_nothing() {
+async fn data_without_an_allocation_is_ignored() {
     let mut net = Net::new(|config| config.requests_per_source = 1.try_into().unwrap());
     let mut send = Message::builder_indication(SEND, MessageWriteVec::new());
     peer("192.0.2.9:9")(&mut send);
@@ -424,7 +430,7 @@ async fn data_of_nobody_costs_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_not_offered_is_refused_with_its_code() {
+async fn unsupported_requests_are_refused_with_their_code() {
     let mut net = Net::new(|_| {});
     assert_eq!(net.ask(ALLOCATE, |_| {}), 400);
     let tcp = |m: &mut MessageWriteVec| {
@@ -495,7 +501,7 @@ proptest! {
         mut frame in prop::collection::vec(any::<u8>(), 0..200),
         kind in 0usize..4,
     ) {
-        // What looks like STUN gets further.
+        // A frame that looks like STUN gets further.
         if frame.len() >= 20 && kind > 0 {
             let (method, len) = ([0, 3, 6, 9][kind], frame.len() / 4 * 4);
             frame.truncate(len);

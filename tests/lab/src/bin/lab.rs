@@ -26,11 +26,11 @@ struct Arguments {
 enum Task {
     /// Say whether a lab can run here, and if not, what to install.
     Check,
-    /// Let peers meet behind every NAT and print what became of it beside what theory allows.
+    /// Connect peers behind every NAT, and print the results beside what theory allows.
     ///
-    /// Exits with 1 when a cell is not connected, or relayed where it could be direct.
+    /// Exits with 1 if a cell is not connected, or relayed although it could be direct.
     Matrix(MatrixArguments),
-    /// Let our program and programs over other SDKs connect in turn, and print medians and ratios.
+    /// Connect our program and programs over other SDKs in turn, and print medians and ratios.
     Compare(CompareArguments),
     /// Build a lab and open a shell on one of its hosts.
     Shell {
@@ -45,7 +45,7 @@ enum Task {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Say what a host's NAT does, as an RFC 5780 client behind it finds out from coturn.
+    /// Say what a host's NAT does, as an RFC 5780 client behind it measures with coturn.
     Classify {
         #[command(flatten)]
         lab: Description,
@@ -63,10 +63,10 @@ struct Description {
     /// Delay the links: 50 ms round trip to the relay, 80 ms between the peers.
     #[arg(long)]
     figures: bool,
-    /// A JSON description of the whole lab instead of two sites.
+    /// A JSON description of the whole lab, instead of two sites.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["a", "b", "figures"])]
     spec: Option<PathBuf>,
-    /// The host: a, b, a-router, b-router, relay, other, internet or a name of the description.
+    /// The host: a, b, a-router, b-router, relay, other, internet, or a name from the description.
     #[arg(long, default_value = "a")]
     host: String,
 }
@@ -92,26 +92,28 @@ impl Description {
 
 #[derive(Args)]
 struct MatrixArguments {
-    /// Every kind with every kind; takes long.
+    /// Try every kind with every kind. This takes long.
     #[arg(long, conflicts_with = "short")]
     full: bool,
-    /// The telling cells only; the default.
+    /// Try the most important cells only. This is the default.
     #[arg(long)]
     short: bool,
-    /// How often to try each cell; with more than one, median and worst are shown and flaky cells named.
+    /// How often to try each cell. With more than one, median and worst are shown, and flaky cells
+    /// are named.
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeat: usize,
-    /// Native cells tried at the same time; 1 for figures.
+    /// How many native cells are tried at the same time. Use 1 for figures.
     #[arg(long, value_name = "N", default_value_t = Plan::default().jobs)]
     jobs: usize,
-    /// Let native diallers have their link to the relay before they connect, as a program has that runs for a while.
+    /// Let native diallers reach their relay before they connect, as in a program that has run for
+    /// a while.
     #[arg(long)]
     warm: bool,
-    /// Pairings, dialler first: native/native, browser/native, native/browser, browser/browser. Default: all four,
-    /// or only the native one where no browser can be driven.
+    /// Pairings, dialler first: native/native, browser/native, native/browser, browser/browser. The
+    /// default is all four, or only the native one if no browser can be driven.
     #[arg(long, value_name = "PAIRING", value_delimiter = ',')]
     pairing: Vec<PairingName>,
-    /// Only cells whose NAT names contain this text.
+    /// Try only cells whose NAT names contain this text.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// The program to try [default: $THROUGHLINE, or what cargo build made].
@@ -127,19 +129,19 @@ struct MatrixArguments {
 
 #[derive(Args)]
 struct CompareArguments {
-    /// How often each connects.
+    /// How often each contender connects.
     #[arg(long, value_name = "N", default_value_t = 10)]
     repeat: usize,
-    /// How often those do where a page takes part; 0 leaves them out.
+    /// How often each contender with a page connects; 0 leaves them out.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pages: usize,
-    /// How often the throughput of each is measured, directly and through relays; 0 leaves it out.
+    /// How often each throughput is measured, directly and through relays; 0 leaves it out.
     #[arg(long, value_name = "N", default_value_t = 3)]
     throughput: usize,
-    /// How long each of those measurements takes.
+    /// How long each measurement of throughput takes.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     seconds: f64,
-    /// How many idle connections the memory of one is taken from; 0 leaves it out.
+    /// How many idle connections the memory is measured with; 0 leaves it out.
     #[arg(long, value_name = "N", default_value_t = 60)]
     held: usize,
     /// The program to try [default: $THROUGHLINE, or what cargo build --release made].
@@ -306,7 +308,7 @@ fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
     if pages > 0
         && let Err(missing) = Browsers::available(&parts.repository)
     {
-        eprintln!("lab: SKIPPED what a page takes part in: {missing}");
+        eprintln!("lab: SKIPPED the contenders with a page: {missing}");
         pages = 0;
     }
     let contest = Contest {
@@ -333,7 +335,7 @@ fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
-    // cargo may have been told another folder than target/.
+    // The folder may be missing, because cargo may use another one than target/.
     let folder = file.parent().map_or(Ok(()), fs::create_dir_all);
     folder
         .and_then(|()| fs::write(file, text))

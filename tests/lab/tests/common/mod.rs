@@ -1,4 +1,4 @@
-//! Shared by the lab's tests. Each test file uses its own part of it.
+//! Code that the lab's tests share. Each test file uses a part of it.
 #![allow(dead_code)]
 
 use std::{
@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-/// `None` where no lab can run, said aloud; a failure where one must, as in CI.
+/// Returns `None` and says so if no lab can run. In CI, that is a failure.
 pub(crate) fn lab_or_skip() -> Option<()> {
     match Lab::available() {
         Ok(()) => Some(()),
@@ -27,13 +27,13 @@ pub(crate) fn lab_or_skip() -> Option<()> {
     }
 }
 
-/// Long enough for anything in a lab without delays.
+/// How long anything may take in a lab without delays.
 pub(crate) const SOON: Duration = Duration::from_millis(400);
 
 /// The port of [`echo`].
 pub(crate) const ECHO: u16 = 7;
 
-/// Answers every datagram on port 7 of `host` with the sender's address as seen there, from now on.
+/// Starts to answer every datagram on port 7 of `host` with the sender's address as seen there.
 pub(crate) fn echo(host: &Host) -> SocketAddr {
     let address = SocketAddr::new(host.ip().unwrap(), ECHO);
     let (ready, started) = std::sync::mpsc::channel();
@@ -51,7 +51,7 @@ pub(crate) fn echo(host: &Host) -> SocketAddr {
     address
 }
 
-/// What [`echo`] at `server` sees of `socket`.
+/// Returns the address of `socket` that [`echo`] at `server` sees.
 pub(crate) async fn seen_by(socket: &UdpSocket, server: SocketAddr) -> Option<SocketAddr> {
     socket.send_to(b"?", server).await.ok()?;
     let deadline = Instant::now() + SOON;
@@ -68,7 +68,7 @@ pub(crate) async fn seen_by(socket: &UdpSocket, server: SocketAddr) -> Option<So
     }
 }
 
-/// The sender of the next datagram, if one arrives soon.
+/// Returns the sender of the next datagram, if one arrives within [`SOON`].
 pub(crate) async fn receives(socket: &UdpSocket) -> Option<SocketAddr> {
     timeout(SOON, socket.recv_from(&mut [0; 64]))
         .await
@@ -77,8 +77,8 @@ pub(crate) async fn receives(socket: &UdpSocket) -> Option<SocketAddr> {
         .map(|(_, from)| from)
 }
 
-/// The parts under test, or `None` where they or the lab cannot be had, said aloud; a failure in CI. With
-/// `browsers` also what drives them must be there.
+/// Returns the parts under test, or `None` if they are missing or no lab can run. It says so, and
+/// in CI that is a failure. With `browsers`, the parts that drive browsers are needed too.
 pub(crate) fn parts_or_skip(browsers: bool) -> Option<Parts> {
     lab_or_skip()?;
     let parts = Parts::find(None)
@@ -97,11 +97,12 @@ pub(crate) fn parts_or_skip(browsers: bool) -> Option<Parts> {
     }
 }
 
-/// Where programs serve their counters, on their own loopback.
+/// The address at which programs serve their counters, on their own loopback.
 pub(crate) const METRICS: &str = "127.0.0.1:9464";
 
-/// Every counter and gauge of the race that is not 0 and how many times each histogram counts, as `attempts stun 1`,
-/// when the program on `a`, which connects to the one on `b`, has told an event that `wanted` is true of.
+/// Connects the program on `a` to the one on `b`, and waits for an event of `a` that is `wanted`.
+/// Returns every counter and gauge of the race that is not 0, and the count of each histogram, as
+/// `attempts stun 1`.
 pub(crate) fn books(
     stage: &mut Stage,
     within: Duration,
@@ -123,7 +124,7 @@ pub(crate) fn books(
     text.lines().filter_map(entry).collect()
 }
 
-/// What the program on `host` counts, which was started with `--metrics` [`METRICS`].
+/// Returns the metrics of the program on `host`, which was started with `--metrics` [`METRICS`].
 pub(crate) fn metrics(host: &Host) -> String {
     let get = async || {
         let mut stream = TcpStream::connect(METRICS).await.unwrap();
@@ -136,7 +137,7 @@ pub(crate) fn metrics(host: &Host) -> String {
     host.run(get).unwrap()
 }
 
-/// One line of the metrics text.
+/// Reads one line of the metrics text.
 fn entry(line: &str) -> Option<String> {
     let (name, rest) = line.strip_prefix("nat_traversal_")?.split_once('{')?;
     let (labels, value) = rest.split_once("} ")?;
@@ -146,7 +147,7 @@ fn entry(line: &str) -> Option<String> {
     counts.then(|| format!("{name} {} {value}", labels.join(" ")))
 }
 
-/// What [`books`] are compared with.
+/// Returns the lines as a set, to compare with [`books`].
 pub(crate) fn entries(lines: &[&str]) -> BTreeSet<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
 }

@@ -1,0 +1,107 @@
+//! One attempt of a race.
+
+use std::time::Duration;
+
+use super::RaceAction;
+use crate::{
+    core::plan::{AttemptId, Step},
+    event::{Attempt, Cause, Outcome, PathKind, Strategy},
+};
+
+/// One step of the plan and its progress.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) step: Step,
+    pub(super) way: usize,
+    pub(super) state: State,
+    /// The strategies of the attempt and their starts, while it is under way.
+    pub(super) strategies: Vec<(Strategy, Duration)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum State {
+    /// The attempt starts at this time.
+    At(Duration),
+    /// The attempt starts when [`RaceEvent::Due`] gives it its turn.
+    Spared,
+    /// The attempt has been under way since this time.
+    Running(Duration),
+    /// The attempt is under way, and goes on when a plan holds it again.
+    Deferred,
+    /// The attempt has failed. While calls wait for a first path, each attempt is made only once.
+    Failed,
+    /// The attempt is not repeated.
+    Spent,
+}
+
+impl Slot {
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    /// Whether this is a circuit that waits for its start and has not failed yet.
+    pub(super) fn is_standby(&self) -> bool {
+        matches!(self.step.attempt, AttemptId::Circuit(_))
+            && matches!(self.state, State::At(_) | State::Spared)
+            && self.step.backoff.failures() == 0
+    }
+
+    /// Whether this attempt may still give a path better than `kind` at its first try.
+    pub(super) fn may_beat(&self, kind: PathKind) -> bool {
+        self.step.backoff.failures() == 0
+            && matches!(self.state, State::At(_) | State::Running(_))
+            && self.step.strategies.iter().any(|s| s.kind() < kind)
+    }
+
+    /// Returns one record for each strategy of the attempt, all of which ended `now`.
+    pub(super) fn records(
+        &self,
+        now: Duration,
+        outcome: Outcome,
+        cause: Cause,
+        reason: &str,
+    ) -> Vec<Attempt> {
+        let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
+        match self.state {
+            State::Running(_) | State::Deferred => self.strategies.iter().map(record).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn timed_out(&self, now: Duration) -> Vec<Attempt> {
+        let State::Running(since) = self.state else {
+            return Vec::new();
+        };
+        let reason = format!("no answer within {} ms", (now - since).as_millis());
+        self.records(now, Outcome::Failed, Cause::Timeout, &reason)
+    }
+
+    /// Reports that the attempt is taken back, if it is under way.
+    pub(super) fn cancel(&self, now: Duration, reason: &str, actions: &mut Vec<RaceAction>) {
+        if self.is_running() || self.state == State::Deferred {
+            actions.push(RaceAction::Cancel(self.step.attempt));
+            let records = self.records(now, Outcome::Cancelled, Cause::Cancelled, reason);
+            actions.extend(records.into_iter().map(RaceAction::Ended));
+        }
+    }
+}
+
+pub(super) fn record(
+    (strategy, started): (Strategy, Duration),
+    ended: Duration,
+    outcome: Outcome,
+    why: Option<(Cause, &str)>,
+) -> Attempt {
+    let reason = why.map(|(cause, reason)| match cause.advice() {
+        "" => reason.to_owned(),
+        advice => format!("{reason}; {advice}"),
+    });
+    Attempt {
+        strategy,
+        outcome,
+        started,
+        ended,
+        cause: why.map(|(cause, _)| cause),
+        reason,
+    }
+}

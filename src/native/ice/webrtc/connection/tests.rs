@@ -1,0 +1,119 @@
+//! A connection whose path moves to a relayed address.
+
+use std::{future::poll_fn, net::Ipv4Addr};
+
+use super::{super::identity::Identity, *};
+use crate::{
+    core::candidate::CandidateKind,
+    native::{
+        ice::{
+            gather::LocalCandidate,
+            turn::{Roots, Server, TurnRelays},
+        },
+        udp::Addresses,
+    },
+    server::turn::testing::Turn,
+    testing::PATIENCE,
+    webrtc::backend::PeerConnection as _,
+};
+
+const LINGER: Duration = Duration::from_secs(1);
+
+struct End {
+    connection: PeerConnection,
+    current: Arc<watch::Sender<Gathered>>,
+    _relays: TurnRelays,
+    _nat: Arc<watch::Sender<NatReport>>,
+}
+
+impl End {
+    /// Starts one end, which has the address of loopback, and later those of its TURN servers.
+    fn start(servers: Vec<Server>) -> Self {
+        let sockets = Sockets::bind(Addresses::default()).unwrap();
+        let current = Arc::new(watch::Sender::new(Gathered::default()));
+        let nat = Arc::new(watch::Sender::new(NatReport::default()));
+        let roots = Roots::load(None).unwrap();
+        let relays = TurnRelays::start(&sockets, servers, &roots, LINGER, (&current, &nat));
+        let ip = Ipv4Addr::LOCALHOST.into();
+        let addr = SocketAddr::new(ip, sockets.port(ip).unwrap());
+        let origin = Origin::Interface;
+        current.send_modify(|now| {
+            now.ready = true;
+            now.replace(
+                origin,
+                &[LocalCandidate {
+                    origin,
+                    addr,
+                    base: addr,
+                }],
+            );
+        });
+        let identity = Arc::new(Identity::generate().unwrap());
+        let network = Network {
+            candidates: current.subscribe(),
+            nat: nat.subscribe(),
+            relays: relays.hold(),
+            mdns: false,
+        };
+        let session = IceSession::new(identity, None, Instant::now());
+        Self {
+            connection: PeerConnection::start(session, sockets, network, None, None),
+            current,
+            _relays: relays,
+            _nat: nat,
+        }
+    }
+
+    async fn next(&mut self) -> PeerEvent<Channel> {
+        poll_fn(|cx| self.connection.poll_event(cx)).await
+    }
+}
+
+/// Carries what the ends signal to each other, until `done` says so of an event of the first.
+async fn until(ends: &mut [End; 2], done: impl Fn(&PeerEvent<Channel>) -> bool) {
+    let signalling = async {
+        loop {
+            let [first, second] = ends;
+            let (event, to, offers) = tokio::select! {
+                event = first.next() => (event, second, true),
+                event = second.next() => (event, first, false),
+            };
+            match event {
+                event if offers && done(&event) => return,
+                PeerEvent::Description(sdp) if offers => to.connection.accept_offer(&sdp),
+                PeerEvent::Description(sdp) => to.connection.accept_answer(&sdp),
+                PeerEvent::Candidate(candidate) => {
+                    to.connection.add_remote_candidate(Some(&candidate));
+                }
+                PeerEvent::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+    };
+    time::timeout(PATIENCE, signalling).await.unwrap();
+}
+
+/// The pair that is chosen first is seldom the one that is left.
+#[tokio::test]
+async fn a_relayed_address_is_kept_while_it_carries_the_connection() {
+    let turn = Turn::start().await;
+    let mut ends = [End::start(vec![turn.server(false)]), End::start(Vec::new())];
+    let mut gathered = ends[0].current.subscribe();
+    let both = gathered.wait_for(|now| now.candidates.len() == 2);
+    time::timeout(PATIENCE, both).await.unwrap().unwrap();
+    ends[0].connection.create_offer();
+    until(&mut ends, |event| matches!(event, PeerEvent::Connected)).await;
+    // No relayed address is needed now. Then the direct path disappears.
+    ends[0].current.send_modify(|now| {
+        now.replace(Origin::Interface, &[]);
+    });
+    until(
+        &mut ends,
+        |event| matches!(event, PeerEvent::Path(pair) if pair.local.kind == CandidateKind::Relayed),
+    )
+    .await;
+    let gone = time::timeout(2 * LINGER, turn.wait_for_allocations(0));
+    assert!(gone.await.is_err(), "the address was given back");
+    drop(ends);
+    turn.wait_for_allocations(0).await;
+}

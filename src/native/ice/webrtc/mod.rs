@@ -1,0 +1,225 @@
+//! The native [`Backend`](backend::Backend): ICE and DTLS of `str0m`, with SCTP above DTLS, on the
+//! shared UDP sockets.
+
+mod agent;
+mod association;
+mod burst;
+mod connection;
+pub(crate) mod dcep;
+mod gate;
+mod identity;
+mod session;
+
+use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+
+use libp2p::PeerId;
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    connection::{Handshake, Network},
+    gate::Gate,
+    identity::Identity,
+    session::IceSession,
+};
+use super::{
+    gather::{Gatherer, Settings},
+    stun,
+    turn::{Roots, Server},
+};
+use crate::{
+    core::{
+        birthday::Guessing,
+        dial::Policy,
+        server_url::{ServerTransport, ServerUrl, Service},
+    },
+    native::{
+        quic::Quic,
+        trace,
+        udp::{Addresses, Sockets, any_source},
+    },
+    report::NatReport,
+    webrtc::{
+        Config, Effort,
+        backend::{self, BackendError},
+    },
+};
+
+use self::connection::PeerConnection;
+
+/// Takes the progress and the result of guessing ports, for each peer.
+pub(crate) type Guesses = mpsc::Sender<(PeerId, Guessing)>;
+
+/// Makes peer connections on one pair of UDP sockets. It is public because it is a parameter of a
+/// public type, but no user can name it.
+#[derive(Clone)]
+pub struct Backend(Arc<Inner>);
+
+struct Inner {
+    sockets: Sockets,
+    gatherer: Gatherer,
+    identity: Arc<Identity>,
+    /// The addresses to which peers may have datagrams sent.
+    policy: Policy,
+    birthday: Option<Effort>,
+    /// Whether names are asked for in the local network.
+    mdns: bool,
+    /// Takes the progress and the result of guessing ports.
+    guesses: Option<Guesses>,
+    /// QUIC, for connections with peers of this library.
+    quic: Option<Quic>,
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Backend").field(&self.0.sockets).finish()
+    }
+}
+
+impl Backend {
+    /// Makes a backend with sockets of its own, on UDP ports that the system chooses.
+    ///
+    /// # Errors
+    /// Fails with [`BackendError::Unavailable`] outside a Tokio runtime, and with
+    /// [`BackendError::Io`] when no socket can be bound or the URL of a server is invalid.
+    #[cfg(any(feature = "libp2p", test))]
+    pub(crate) fn new(config: &Config) -> Result<Self, BackendError> {
+        Self::over(config, bind(Addresses::default())?, None, None)
+    }
+
+    /// Makes a backend over `sockets`. It uses QUIC if `quic` is given and the peer supports it.
+    /// The progress and the result of guessing ports go to `guesses`.
+    ///
+    /// # Errors
+    /// Fails with [`BackendError::Io`] when the URL of a server is invalid.
+    pub(crate) fn over(
+        config: &Config,
+        sockets: Sockets,
+        quic: Option<Quic>,
+        guesses: Option<Guesses>,
+    ) -> Result<Self, BackendError> {
+        let (stun, turn) = servers(config)?;
+        let roots = Roots::load(config.turn_ca.as_deref())
+            .map_err(|error| BackendError::Io(error.to_string()))?;
+        let settings = Settings {
+            stun,
+            stun_timeout: config.stun_timeout,
+            turn,
+            roots,
+            port_mapping: config.port_mapping.then_some(config.port_mapping_timeout),
+        };
+        Ok(Self(Arc::new(Inner {
+            gatherer: Gatherer::start(&sockets, settings),
+            sockets,
+            identity: Arc::new(Identity::generate()?),
+            policy: Policy::new(config.dial_private, Vec::new()),
+            birthday: config.birthday,
+            mdns: config.mdns,
+            guesses,
+            quic,
+        })))
+    }
+}
+
+impl Backend {
+    /// A watch of the facts about the NAT.
+    pub(crate) fn nat(&self) -> Option<watch::Receiver<NatReport>> {
+        Some(self.0.gatherer.nat())
+    }
+
+    /// Asks the STUN servers anew, because the NAT may have mapped our sockets anew.
+    pub(crate) fn doubt_mapping(&self) {
+        self.0.gatherer.doubt_mapping();
+    }
+
+    /// Opens the NAT for datagrams from `addresses`, before the peers there know this peer's
+    /// addresses.
+    pub(crate) fn open_nat(&self, addresses: &[SocketAddr]) {
+        let indication = stun::message::indication();
+        for address in addresses
+            .iter()
+            .filter(|to| self.0.policy.allows(**to).is_ok())
+        {
+            // A failure is ignored, because an address that cannot be reached needs no opening.
+            let source = any_source(*address);
+            let mut data = indication.as_slice();
+            let _ = self
+                .0
+                .sockets
+                .try_send(source, *address, &mut data, indication.len());
+        }
+    }
+
+    /// Removes the port mapping from the router. This takes half a second at most.
+    pub(crate) async fn close(&self) {
+        self.0.gatherer.close().await;
+    }
+}
+
+/// Binds the shared sockets.
+///
+/// # Errors
+/// Fails with [`BackendError::Unavailable`] outside a Tokio runtime, and with [`BackendError::Io`]
+/// when an address cannot be bound.
+pub(crate) fn bind(addresses: Addresses) -> Result<Sockets, BackendError> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        let why = "there is no Tokio runtime here".to_owned();
+        return Err(BackendError::Unavailable(why));
+    }
+    Sockets::bind(addresses).map_err(|error| BackendError::Io(error.to_string()))
+}
+
+impl backend::Backend for Backend {
+    type Connection = PeerConnection;
+
+    fn connect(&self, peer: PeerId) -> Result<PeerConnection, BackendError> {
+        self.0.gatherer.attempt_begins();
+        let sockets = self.0.sockets.clone();
+        let handshake = match self.0.quic.clone() {
+            Some(quic) => {
+                let link = quic.pair_link();
+                let link = link.map_err(|error| BackendError::Io(error.to_string()))?;
+                Some(Handshake { quic, link, peer })
+            }
+            None => None,
+        };
+        let link = handshake.as_ref().map(|quic| quic.link.clone());
+        let mut session = IceSession::new(self.0.identity.clone(), link, Instant::now());
+        session.keep_to(self.0.policy.clone());
+        session.may_guess(self.0.birthday, Gate::of_process());
+        let network = Network {
+            candidates: self.0.gatherer.watch(),
+            nat: self.0.gatherer.nat(),
+            relays: self.0.gatherer.relays(),
+            mdns: self.0.mdns,
+        };
+        let told = self.0.guesses.clone().map(|guesses| (peer, guesses));
+        let start = || PeerConnection::start(session, sockets, network, handshake, told);
+        Ok(trace::ice(&peer).in_scope(start))
+    }
+}
+
+/// The servers of `config` that this target can use: STUN servers as `host:port`, and TURN servers.
+fn servers(config: &Config) -> Result<(Vec<String>, Vec<Server>), BackendError> {
+    let (mut stun, mut turn) = (Vec::new(), Vec::new());
+    for server in &config.ice_servers {
+        for text in &server.urls {
+            let invalid = |why: &dyn fmt::Display| BackendError::Io(format!("{text}: {why}"));
+            let url: ServerUrl = text.parse().map_err(|error| invalid(&error))?;
+            match url.service {
+                Service::Stun if url.host.contains(':') => {
+                    stun.push(format!("[{}]:{}", url.host, url.port));
+                }
+                Service::Stun => stun.push(format!("{}:{}", url.host, url.port)),
+                Service::Stuns | Service::Turn(ServerTransport::Dtls) => {
+                    return Err(invalid(&"cannot be used on this target"));
+                }
+                Service::Turn(_) => turn.push(Server {
+                    url,
+                    username: server.username.clone().unwrap_or_default(),
+                    credential: server.credential.clone().unwrap_or_default(),
+                }),
+            }
+        }
+    }
+    Ok((stun, turn))
+}

@@ -1,0 +1,177 @@
+//! The candidates of both ends: those that are told, those that are learned, and the sources of
+//! datagrams.
+
+use std::net::{IpAddr, SocketAddr};
+
+use str0m::Candidate as IceAgentCandidate;
+
+use super::{IceSession, Phase, SessionEvent, agent};
+use crate::{
+    core::{
+        candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
+        dial::Policy,
+        signalling::IceCandidate,
+    },
+    native::ice::gather::{LocalCandidate, Origin},
+};
+
+/// The most candidates that are told after the description. It is half of the messages that a peer
+/// takes in all. The limit is needed because ports are guessed anew whenever any connection begins.
+const MAX_TRICKLED: usize = crate::core::signalling::MAX_MESSAGES / 2;
+
+/// The most names of the peer that are looked up. A peer has one name for each of its addresses.
+pub(super) const MAX_NAMES: usize = 8;
+
+impl IceSession {
+    pub(in crate::native::ice::webrtc) fn add_remote_candidate(
+        &mut self,
+        candidate: &IceCandidate,
+    ) {
+        match candidate.candidate.parse() {
+            Ok(candidate) => self.add_remote(&candidate),
+            Err(error) => tracing::debug!(%error, "a candidate that cannot be parsed is skipped"),
+        }
+    }
+
+    /// Sets the policy. Candidates that `policy` bars are treated as if they had never been named.
+    pub(in crate::native::ice::webrtc) fn keep_to(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Whether datagrams may be sent to `candidate`. A name has no address yet, so it is allowed.
+    pub(super) fn allows(&self, candidate: &Candidate) -> bool {
+        let to = candidate.socket_addr();
+        to.is_none_or(|to| self.policy.allows(to).is_ok())
+    }
+
+    /// Adds a candidate of the peer to the agent. All remote candidates pass through here.
+    pub(super) fn add_remote(&mut self, candidate: &Candidate) {
+        if !self.allows(candidate) {
+            tracing::debug!("a candidate that must not be sent to is skipped");
+            return;
+        }
+        let usable = candidate.component == 1 && candidate.transport == CandidateTransport::Udp;
+        if let CandidateAddr::Name(..) = candidate.addr
+            && usable
+            && self.names < MAX_NAMES
+        {
+            self.names += 1;
+            self.named.push(candidate.clone());
+        }
+        let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
+            return;
+        };
+        if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
+            self.expect(addr);
+            if candidate.mapped && self.sources.contains(&addr) {
+                self.mapped.insert(addr);
+            }
+            self.ice.add_remote_candidate(remote);
+        }
+    }
+
+    /// The candidates whose names are to be looked up. Each is returned once.
+    pub(in crate::native::ice::webrtc) fn take_named(&mut self) -> Vec<Candidate> {
+        std::mem::take(&mut self.named)
+    }
+
+    /// Takes the address of a candidate's name, which the network has told.
+    pub(in crate::native::ice::webrtc) fn resolved(&mut self, candidate: &Candidate, ip: IpAddr) {
+        if let CandidateAddr::Name(_, port) = candidate.addr {
+            let addr = CandidateAddr::Ip(SocketAddr::new(ip, port));
+            self.add_remote(&Candidate {
+                addr,
+                ..candidate.clone()
+            });
+        }
+    }
+
+    pub(super) fn expect(&mut self, source: SocketAddr) {
+        // This is enough for any real peer. A flood of candidates must not fill the routes.
+        if self.sources.len() < agent::MAX_PAIRS && self.sources.insert(source) {
+            self.new_sources.push(source);
+        }
+    }
+
+    /// The new sources that are to be routed here. Each is returned once.
+    pub(in crate::native::ice::webrtc) fn take_new_sources(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.new_sources)
+    }
+
+    /// All sources that are routed here.
+    pub(in crate::native::ice::webrtc) fn sources(&self) -> Vec<SocketAddr> {
+        self.sources.iter().copied().collect()
+    }
+
+    /// Sets the candidates that can be offered now. The first call after an offer or answer was
+    /// asked for makes the description. Later calls trickle new candidates and withdraw those that
+    /// are gone.
+    pub(in crate::native::ice::webrtc) fn set_local_candidates(
+        &mut self,
+        candidates: &[LocalCandidate],
+    ) {
+        if self.phase == Phase::New {
+            return;
+        }
+        let gone = |old: &&LocalCandidate| !candidates.contains(old);
+        let gone: Vec<_> = self.local.iter().filter(gone).copied().collect();
+        for candidate in gone {
+            if let Some(candidate) = agent::candidate(&candidate) {
+                self.ice.invalidate_candidate(&candidate);
+            }
+            self.local.retain(|local| *local != candidate);
+        }
+        let mut written = Vec::new();
+        for candidate in candidates {
+            if self.local.contains(candidate) {
+                continue;
+            }
+            self.local.push(*candidate);
+            if let Some(added) = agent::add(&mut self.ice, candidate)
+                && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
+            {
+                line.mapped = candidate.origin == Origin::PortMapping;
+                written.push(line);
+            }
+        }
+        match self.phase {
+            Phase::New | Phase::Offering | Phase::Answering => {
+                self.phase = Phase::Described;
+                let sdp = self.describe(written);
+                self.event(SessionEvent::Description(sdp));
+            }
+            Phase::Described if !self.connected => {
+                let room = MAX_TRICKLED.saturating_sub(self.trickled);
+                written.truncate(room);
+                self.trickled += written.len();
+                for line in written {
+                    let candidate = IceCandidate {
+                        candidate: line.to_string(),
+                        sdp_mid: Some(self.mid.clone()),
+                        sdp_m_line_index: Some(0),
+                        username_fragment: Some(self.fragment()),
+                    };
+                    self.event(SessionEvent::Candidate(candidate));
+                }
+            }
+            // The peer no longer reads signalling. It sees new candidates as peer-reflexive.
+            Phase::Described => {}
+        }
+    }
+
+    /// Whether a description waits for local candidates.
+    pub(in crate::native::ice::webrtc) fn wants_candidates(&self) -> bool {
+        matches!(self.phase, Phase::Offering | Phase::Answering)
+    }
+
+    /// Whether a relayed address of this side carries the connection, or may still do so.
+    pub(in crate::native::ice::webrtc) fn needs_relay(&self) -> bool {
+        match self.nominated {
+            Some((source, _)) if self.connected => self
+                .local
+                .iter()
+                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
+            _ => true,
+        }
+    }
+}

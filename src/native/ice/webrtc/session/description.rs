@@ -1,0 +1,103 @@
+//! Offers and answers: the descriptions that the peers exchange before candidates.
+
+use str0m::IceCreds;
+
+use super::{IceSession, Phase, Secure};
+use crate::{
+    core::{
+        candidate::Candidate,
+        sdp::{Description, Setup},
+    },
+    native::ice::webrtc::association::MAX_MESSAGE_SIZE,
+    webrtc::backend::BackendError,
+};
+
+impl IceSession {
+    pub(in crate::native::ice::webrtc) fn create_offer(&mut self) {
+        self.ice.set_controlling(true);
+        self.phase = Phase::Offering;
+    }
+
+    pub(in crate::native::ice::webrtc) fn accept_offer(&mut self, sdp: &str) {
+        // Descriptions that do not parse were refused before they came here.
+        match Description::parse(sdp) {
+            Ok(remote) => {
+                self.mid = remote.mid.clone();
+                // RFC 8445 section 6.1.1: the full agent controls a lite one.
+                self.ice.set_controlling(remote.ice_lite);
+                // RFC 8842 section 5.3: the active role saves a round trip for the offerer's first
+                // flight.
+                self.setup = match remote.setup {
+                    Setup::Active => Setup::Passive,
+                    Setup::ActPass | Setup::Passive => Setup::Active,
+                };
+                self.phase = Phase::Answering;
+                self.decide(remote.quic);
+                self.describe_remote(remote);
+            }
+            Err(error) => self.fail(BackendError::Description(error.to_string())),
+        }
+    }
+
+    pub(in crate::native::ice::webrtc) fn accept_answer(&mut self, sdp: &str) {
+        match Description::parse(sdp) {
+            Ok(remote) => {
+                self.setup = match remote.setup {
+                    Setup::Active => Setup::Passive,
+                    Setup::Passive => Setup::Active,
+                    Setup::ActPass => {
+                        let what = "the setup of an answer must be active or passive".to_owned();
+                        return self.fail(BackendError::Description(what));
+                    }
+                };
+                self.decide(remote.quic);
+                self.describe_remote(remote);
+                self.settle_quic();
+            }
+            Err(error) => self.fail(BackendError::Description(error.to_string())),
+        }
+    }
+
+    fn describe_remote(&mut self, mut remote: Description) {
+        // Barred candidates are removed here, because guessing ports uses this list too.
+        remote.candidates.retain(|candidate| self.allows(candidate));
+        if remote.fingerprint.hash != "sha-256" {
+            let what = format!(
+                "a fingerprint by {} is not supported",
+                remote.fingerprint.hash
+            );
+            return self.fail(BackendError::Description(what));
+        }
+        self.ice.set_remote_credentials(IceCreds {
+            ufrag: remote.ufrag.clone(),
+            pass: remote.pwd.clone(),
+        });
+        for candidate in &remote.candidates {
+            self.add_remote(candidate);
+        }
+        self.remote = Some(remote);
+        self.plan_guess();
+        if self.secure == Secure::Dtls {
+            self.make_dtls();
+        }
+    }
+
+    pub(super) fn describe(&self, candidates: Vec<Candidate>) -> String {
+        let credentials = self.ice.local_credentials();
+        let description = Description {
+            ufrag: credentials.ufrag.clone(),
+            pwd: credentials.pass.clone(),
+            ice_lite: false,
+            fingerprint: self
+                .identity
+                .fingerprint(&self.identity.certificate.certificate),
+            setup: self.setup,
+            mid: self.mid.clone(),
+            max_message_size: MAX_MESSAGE_SIZE,
+            quic: self.secure != Secure::Dtls,
+            side: self.side.filter(|_| self.effort.is_some()),
+            candidates,
+        };
+        description.to_sdp(getrandom::u64().unwrap_or_default())
+    }
+}

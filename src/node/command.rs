@@ -1,0 +1,89 @@
+//! The commands that handles send to the event loop, and the state that they read directly.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    backend::offer::Sealing,
+    connection::Connection,
+    error::{Error, ErrorKind},
+    identity::PeerId,
+    metrics::Metrics,
+    report::Report,
+    stream::{SessionId, Stream},
+    ticket::Ticket,
+};
+
+/// A command of a handle to the loop.
+pub(crate) enum Command {
+    Connect {
+        ticket: Ticket,
+        reply: oneshot::Sender<Result<Connection, Error>>,
+    },
+    /// Opens a stream on a connection that may not exist yet.
+    OpenEarly {
+        _sealing: Sealing,
+        ticket: Ticket,
+        protocol: String,
+        reply: oneshot::Sender<Result<(Connection, Stream), Error>>,
+    },
+    /// The caller of a connect to this peer no longer waits for it.
+    Abandoned {
+        peer: PeerId,
+    },
+    Open {
+        session: SessionId,
+        protocol: String,
+        reply: oneshot::Sender<Result<Stream, Error>>,
+    },
+    CloseSession {
+        session: SessionId,
+        reply: oneshot::Sender<()>,
+    },
+    /// Waits for the first reservation.
+    Online {
+        reply: oneshot::Sender<Result<(), Error>>,
+    },
+    Report {
+        reply: oneshot::Sender<Report>,
+    },
+    Shutdown {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// The state that handles read without a command.
+pub(crate) struct Shared {
+    pub(crate) peer_id: PeerId,
+    pub(crate) metrics: Metrics,
+    ticket: Mutex<Ticket>,
+}
+
+impl Shared {
+    pub(super) fn new(peer_id: PeerId, ticket: Ticket) -> Self {
+        Self {
+            peer_id,
+            metrics: Metrics::new(),
+            ticket: Mutex::new(ticket),
+        }
+    }
+
+    pub(crate) fn ticket(&self) -> Ticket {
+        // A ticket is only ever replaced as a whole, so a panic elsewhere cannot leave half of one.
+        self.ticket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(super) fn set_ticket(&self, ticket: Ticket) {
+        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
+        tracing::debug!("the ticket is refreshed");
+    }
+}
+
+/// The error of a command that comes after the loop has ended.
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::ConnectorClosed, "the connector is closed")
+}

@@ -1,0 +1,201 @@
+//! Effects: what sessions and relays want done, as data.
+//!
+//! Methods of sessions and relays change their own state and push effects. The loop performs the
+//! effects one by one after such a method has returned, so no method is entered while it runs.
+
+use std::{collections::VecDeque, time::Duration};
+
+use futures::future::BoxFuture;
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol,
+    swarm::{ConnectionId, dial_opts::DialOpts},
+};
+
+use super::{
+    network::{DialFor, Purpose},
+    timers::Timer,
+};
+use crate::{
+    core::plan::AttemptId,
+    error::ErrorKind,
+    event::Cause,
+    stream::{BoxedStream, SessionId},
+};
+
+/// What happens to the libp2p connections of a session that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conns {
+    Close,
+    /// The connections stay, because one of them is needed to tell the peer.
+    Keep,
+}
+
+pub(super) enum Effect {
+    /// The race of a session starts an attempt, by the way with this number.
+    Start(SessionId, AttemptId, usize),
+    /// The race of the session with a peer takes an attempt back.
+    Cancel(SessionId, PeerId, AttemptId),
+    /// An attempt of a session has failed.
+    Failed(SessionId, AttemptId, Cause, String),
+    /// The link to a relay is up, so a session dials its circuit over it.
+    DialOver(SessionId, PeerId),
+    /// The link to a relay is up, or the relay has said what it serves. The sessions that it leads
+    /// to are told.
+    RelayChanged(PeerId),
+    /// A relay was not reached. The sessions that it leads to are told.
+    RelayGone(PeerId),
+    /// The number of reservations may have changed.
+    Reserved,
+    /// Every configured relay has failed, so waiting for a reservation is in vain.
+    NoRelay,
+    Dial(DialFor, Box<DialOpts>),
+    /// Tells other peers that these addresses of relays lead to us.
+    Announce(Vec<Multiaddr>),
+    /// Tells nobody any more that these addresses of relays lead to us.
+    Withdraw(Vec<Multiaddr>),
+    CloseConnection(ConnectionId),
+    /// Probes a connection with a peer.
+    Probe(PeerId, ConnectionId),
+    /// Probes the link to a relay.
+    ProbeLink(PeerId),
+    /// The streams of a session send bytes over the link to a relay.
+    LinkBusy(PeerId),
+    /// A path has died, and a new mapping of our NAT may be the reason.
+    DoubtMapping,
+    Open {
+        peer: PeerId,
+        connection: ConnectionId,
+        protocol: StreamProtocol,
+        purpose: Purpose,
+    },
+    /// ICE with a peer is signalled over this stream.
+    SignalOver(PeerId, BoxedStream),
+    Spawn(BoxFuture<'static, ()>),
+    After(Duration, Timer),
+    /// Ends a session without telling the peer.
+    End(SessionId, ErrorKind, Conns),
+    /// Ends a session and tells the peer.
+    CloseSession(SessionId),
+    RefreshTicket,
+    /// A farewell is over, so the connections to the peer can be closed.
+    FarewellDone(PeerId),
+    /// Closes links that only ended sessions needed.
+    ReleaseRelays,
+    /// Ends the loop if a shutdown has begun and every peer knows of it.
+    StopIfDone,
+}
+
+/// The effects that wait to be performed, and the sessions that wait for a new plan.
+#[derive(Default)]
+pub(super) struct Effects {
+    queue: VecDeque<Effect>,
+    /// The effects that were pushed since [`Effects::next`] was last called, in their order.
+    new: Vec<Effect>,
+    replans: Vec<SessionId>,
+}
+
+impl Effects {
+    pub(super) fn push(&mut self, effect: Effect) {
+        self.new.push(effect);
+    }
+
+    /// Notes that what a session knows has changed. Its race gets a new plan when all effects are
+    /// performed.
+    pub(super) fn replan(&mut self, session: SessionId) {
+        if !self.replans.contains(&session) {
+            self.replans.push(session);
+        }
+    }
+
+    /// Returns the next effect. New effects come before those that were pushed earlier, so that the
+    /// effects of one event stay together.
+    pub(super) fn next(&mut self) -> Option<Effect> {
+        for effect in self.new.drain(..).rev() {
+            self.queue.push_front(effect);
+        }
+        self.queue.pop_front()
+    }
+
+    /// Returns the next session that needs a new plan.
+    pub(super) fn next_replan(&mut self) -> Option<SessionId> {
+        (!self.replans.is_empty()).then(|| self.replans.remove(0))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    impl Effect {
+        /// Returns the effect as a line that tests compare.
+        pub(in crate::node) fn brief(&self) -> String {
+            match self {
+                Self::Start(_, attempt, way) => format!("start {attempt:?} {way}"),
+                Self::Cancel(_, _, attempt) => format!("cancel {attempt:?}"),
+                Self::Failed(_, attempt, cause, _) => format!("failed {attempt:?} {cause:?}"),
+                Self::DialOver(..) => "dial over".to_owned(),
+                Self::RelayChanged(_) => "relay changed".to_owned(),
+                Self::RelayGone(_) => "relay gone".to_owned(),
+                Self::Reserved => "reserved".to_owned(),
+                Self::NoRelay => "no relay".to_owned(),
+                Self::Dial(DialFor::Relay(_), _) => "dial relay".to_owned(),
+                Self::Dial(DialFor::Replacement(_), _) => "dial replacement".to_owned(),
+                Self::Dial(DialFor::Attempt(_, attempt), _) => format!("dial {attempt:?}"),
+                Self::Announce(_) => "announce".to_owned(),
+                Self::Withdraw(_) => "withdraw".to_owned(),
+                Self::CloseConnection(conn) => format!("close {conn}"),
+                Self::Probe(_, conn) => format!("probe {conn}"),
+                Self::ProbeLink(_) => "probe link".to_owned(),
+                Self::DoubtMapping => "doubt mapping".to_owned(),
+                Self::LinkBusy(_) => "link busy".to_owned(),
+                Self::Open {
+                    connection,
+                    protocol,
+                    ..
+                } => format!("open {protocol} on {connection}"),
+                Self::SignalOver(..) => "signal over".to_owned(),
+                Self::Spawn(_) => "spawn".to_owned(),
+                Self::After(pause, _) => format!("after {} ms", pause.as_millis()),
+                Self::End(_, kind, conns) => format!("end {kind:?} {conns:?}"),
+                Self::CloseSession(_) => "close session".to_owned(),
+                Self::RefreshTicket => "refresh ticket".to_owned(),
+                Self::FarewellDone(_) => "farewell done".to_owned(),
+                Self::ReleaseRelays => "release relays".to_owned(),
+                Self::StopIfDone => "stop if done".to_owned(),
+            }
+        }
+    }
+
+    /// Takes all effects that wait, as lines.
+    pub(in crate::node) fn briefs(effects: &mut Effects) -> Vec<String> {
+        std::iter::from_fn(|| effects.next())
+            .map(|effect| effect.brief())
+            .collect()
+    }
+
+    #[test]
+    fn new_effects_come_before_earlier_ones() {
+        let mut effects = Effects::default();
+        effects.push(Effect::Reserved);
+        effects.push(Effect::RefreshTicket);
+        assert_eq!(effects.next().unwrap().brief(), "reserved");
+        effects.push(Effect::NoRelay);
+        effects.push(Effect::Reserved);
+        assert_eq!(
+            briefs(&mut effects),
+            ["no relay", "reserved", "refresh ticket"]
+        );
+    }
+
+    #[test]
+    fn a_session_is_planned_once_however_often_it_is_touched() {
+        let mut effects = Effects::default();
+        for session in [1, 2, 1] {
+            effects.replan(SessionId::new(session));
+        }
+        let next = |effects: &mut Effects| effects.next_replan();
+        assert_eq!(next(&mut effects), Some(SessionId::new(1)));
+        assert_eq!(next(&mut effects), Some(SessionId::new(2)));
+        assert_eq!(next(&mut effects), None);
+    }
+}

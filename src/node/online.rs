@@ -1,0 +1,103 @@
+//! Waiting until other peers can reach us with the ticket.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{effect::Effect, engine::Node, timers::Timer};
+use crate::{
+    backend::transports::LISTENS,
+    error::{Error, ErrorKind},
+};
+
+/// How long the operating system may take to tell the first address that we listen on.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(1);
+
+type Reply = oneshot::Sender<Result<(), Error>>;
+
+/// The callers that wait for the ticket.
+#[derive(Default)]
+pub(super) struct Online {
+    waiting: Vec<Reply>,
+    /// An address has come since [`Online::take_settling`] was last called. A reservation is
+    /// complete when libp2p has nothing more to report.
+    settling: bool,
+}
+
+impl Online {
+    /// Notes that an address has come. Others may follow at once.
+    pub(super) fn settle(&mut self) {
+        self.settling = true;
+    }
+
+    /// Returns whether an address has come since the last call.
+    pub(super) fn take_settling(&mut self) -> bool {
+        std::mem::take(&mut self.settling)
+    }
+
+    fn answer(&mut self, answer: impl Fn() -> Result<(), Error>) {
+        for reply in std::mem::take(&mut self.waiting) {
+            let _ = reply.send(answer());
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn wait_online(&mut self, reply: Reply) {
+        if !self.online.settling && self.is_online() {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        self.online.waiting.push(reply);
+        if self.is_alone() {
+            self.effects
+                .push(Effect::After(LISTEN_TIMEOUT, Timer::OnlineDeadline));
+        } else if self.relays.all_failed() {
+            self.answer_no_relay();
+        } else {
+            let timeout = self.config.relay_timeout;
+            self.effects
+                .push(Effect::After(timeout, Timer::OnlineDeadline));
+        }
+    }
+
+    /// libp2p has reported all addresses that came with a reservation.
+    pub(super) fn on_settled(&mut self) {
+        self.refresh_ticket();
+        if self.is_online() {
+            self.online.answer(|| Ok(()));
+        }
+    }
+
+    /// Whether no relay is configured and we listen ourselves, so that the ticket needs no relay.
+    pub(super) fn is_alone(&self) -> bool {
+        LISTENS && self.config.relays.is_empty()
+    }
+
+    /// Whether the ticket has an address that leads to us.
+    fn is_online(&self) -> bool {
+        self.relays.held() > 0 || self.is_alone() && !self.own.direct().is_empty()
+    }
+
+    pub(super) fn on_online_deadline(&mut self) {
+        if self.is_alone() {
+            self.online.answer(|| Ok(()));
+        } else {
+            self.answer_no_relay();
+        }
+    }
+
+    pub(super) fn answer_no_relay(&mut self) {
+        let mut message = "no relay granted a reservation".to_owned();
+        for error in self.relays.errors() {
+            message.push_str("; ");
+            message.push_str(&error);
+        }
+        let kind = match self.relays.are_full() {
+            true => ErrorKind::LimitExceeded,
+            false => ErrorKind::NoRelay,
+        };
+        self.online
+            .answer(|| Err(Error::new(kind, message.clone())));
+    }
+}

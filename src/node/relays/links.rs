@@ -1,0 +1,481 @@
+//! Links: the connections to relays.
+
+use std::{collections::HashSet, time::Duration};
+
+use libp2p::{
+    Multiaddr, PeerId,
+    swarm::{
+        ConnectionId,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+
+use web_time::Instant;
+
+use super::{Relay, RelayLink, Relays, Reservation};
+use crate::{
+    core::{
+        address,
+        circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
+        liveness::{Liveness, Probing},
+        offer::OFFER_PROTOCOL,
+        plan::AttemptId,
+    },
+    event::Cause,
+    node::{
+        effect::{Effect, Effects},
+        network::DialFor,
+        timers::Timer,
+    },
+    stream::SessionId,
+};
+
+/// The pause between two tries to replace a suspect link.
+const REPLACE_AGAIN: Duration = Duration::from_millis(500);
+
+impl Relays {
+    /// Dials a relay, for its link or for another one in the place of a suspect link.
+    pub(in crate::node) fn dial(&mut self, peer: PeerId, effects: &mut Effects) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        let opts = DialOpts::peer_id(peer)
+            .addresses(relay.addresses.clone())
+            .condition(PeerCondition::Always)
+            .build();
+        let purpose = match relay.link {
+            RelayLink::Up(..) => {
+                relay.replacing = true;
+                DialFor::Replacement(peer)
+            }
+            _ => {
+                relay.link = RelayLink::Dialling(opts.connection_id());
+                DialFor::Relay(peer)
+            }
+        };
+        effects.push(Effect::Dial(purpose, Box::new(opts)));
+    }
+
+    /// Notes that a session waits for the link to `relay`, to dial its circuit.
+    pub(in crate::node) fn wait_for(&mut self, relay: &PeerId, session: SessionId) {
+        if let Some(relay) = self.get_mut(relay) {
+            relay.waiting.push(session);
+        }
+    }
+
+    /// Notes that a session no longer waits for the link to `relay`.
+    pub(in crate::node) fn stop_waiting(&mut self, relay: &PeerId, session: SessionId) {
+        if let Some(relay) = self.get_mut(relay) {
+            relay.waiting.retain(|waiting| *waiting != session);
+        }
+    }
+
+    pub(in crate::node) fn on_link_up(
+        &mut self,
+        peer: PeerId,
+        conn: ConnectionId,
+        remote: &Multiaddr,
+        purpose: Option<DialFor>,
+        probing: Probing,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        let Some(addr) = address::with_peer(remote, peer) else {
+            return;
+        };
+        if let Some(DialFor::Replacement(_)) = purpose {
+            relay.replacing = false;
+        }
+        let replaced = match relay.link {
+            RelayLink::Up(old, _) => Some(old),
+            _ => None,
+        };
+        if let Some(old) = replaced {
+            if purpose.is_none() || !relay.liveness.as_ref().is_some_and(Liveness::is_suspect) {
+                // The link has answered meanwhile. What the relay has dialled is not ours to close.
+                if purpose.is_some() {
+                    effects.push(Effect::CloseConnection(conn));
+                }
+                return;
+            }
+            relay.forget_reservation(effects);
+            effects.push(Effect::CloseConnection(old));
+        }
+        relay.link = RelayLink::Up(conn, addr);
+        relay.last_error = None;
+        let now = Instant::now();
+        relay.up_since = Some(now);
+        relay.liveness = Some(Liveness::new(now, probing));
+        relay.watch(peer, effects);
+        let waiting = std::mem::take(&mut relay.waiting);
+        if self.wants(&peer) {
+            self.reserve(peer, effects);
+        }
+        effects.push(Effect::RelayChanged(peer));
+        for session in waiting {
+            effects.push(Effect::DialOver(session, peer));
+        }
+    }
+
+    pub(in crate::node) fn on_link_failed(
+        &mut self,
+        peer: PeerId,
+        reason: &str,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        // Another connection may have become the link meanwhile.
+        if !matches!(relay.link, RelayLink::Dialling(_)) {
+            return;
+        }
+        relay.link = RelayLink::Down;
+        for session in std::mem::take(&mut relay.waiting) {
+            let attempt = AttemptId::Circuit(peer);
+            let reason = format!("the relay was not reached: {reason}");
+            effects.push(Effect::Failed(
+                session,
+                attempt,
+                Cause::RelayUnreachable,
+                reason,
+            ));
+        }
+        effects.push(Effect::RelayGone(peer));
+        self.rest(peer, reason, effects);
+    }
+
+    pub(in crate::node) fn on_link_closed(
+        &mut self,
+        peer: PeerId,
+        conn: ConnectionId,
+        cause: Option<&str>,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        if !relay.is_linked_by(conn) {
+            return;
+        }
+        relay.liveness = None;
+        relay.link = RelayLink::Down;
+        if relay.reservation != Reservation::None {
+            let reason = cause.unwrap_or("the relay closed the link");
+            self.on_reservation_ended(peer, reason, effects);
+        }
+    }
+
+    /// A link has answered a probe. There is no round-trip time if the relay does not speak the
+    /// protocol.
+    pub(in crate::node) fn on_answer(
+        &mut self,
+        peer: &PeerId,
+        conn: ConnectionId,
+        rtt: Option<Duration>,
+        effects: &mut Effects,
+    ) {
+        let relay = self.get_mut(peer);
+        let Some(relay) = relay.filter(|relay| relay.is_linked_by(conn)) else {
+            return;
+        };
+        let Some(liveness) = &mut relay.liveness else {
+            return;
+        };
+        match rtt {
+            Some(rtt) => {
+                let _ = liveness.answered(Instant::now(), rtt);
+                relay.rtt = Some(rtt);
+                relay.watch(*peer, effects);
+            }
+            None => liveness.mute(),
+        }
+    }
+
+    /// A deadline of the liveness of a link has come. `heard` counts what has come over the link's
+    /// circuits.
+    pub(in crate::node) fn on_link_deadline(
+        &mut self,
+        peer: PeerId,
+        heard: u32,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        if !relay.alarm.rings(Instant::now()) {
+            return;
+        }
+        let (RelayLink::Up(conn, _), Some(liveness)) = (&relay.link, &mut relay.liveness) else {
+            return;
+        };
+        let conn = *conn;
+        let verdict = liveness.tick(Instant::now(), heard);
+        let suspect = liveness.is_suspect();
+        if verdict.changed && suspect {
+            effects.push(Effect::DoubtMapping);
+        }
+        if verdict.probe {
+            effects.push(Effect::Probe(peer, conn));
+        }
+        if verdict.dead {
+            // A connection over a dead path may take long to close.
+            effects.push(Effect::CloseConnection(conn));
+            self.on_link_closed(peer, conn, Some("the relay does not answer"), effects);
+            return;
+        }
+        relay.watch(peer, effects);
+        if suspect && !relay.replacing {
+            // The link stays as long as it may answer again: QUIC follows a change of addresses.
+            tracing::debug!(relay = %peer, "a link does not answer, and another one is dialled");
+            self.dial(peer, effects);
+        }
+    }
+
+    /// Has the link to a relay probed as `how` says, if the link is up.
+    pub(in crate::node) fn probe(
+        &mut self,
+        peer: PeerId,
+        how: fn(&mut Liveness, Instant),
+        effects: &mut Effects,
+    ) {
+        if let Some(relay) = self.get_mut(&peer)
+            && let Some(liveness) = &mut relay.liveness
+        {
+            how(liveness, Instant::now());
+            relay.watch(peer, effects);
+        }
+    }
+
+    /// A suspect link has no replacement yet.
+    pub(in crate::node) fn on_replacement_failed(
+        &mut self,
+        peer: PeerId,
+        reason: &str,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        tracing::debug!(relay = %peer, reason, "a suspect link is not replaced");
+        relay.replacing = false;
+        if let RelayLink::Up(..) = relay.link {
+            relay.wake_at(Some(Instant::now() + REPLACE_AGAIN), peer, effects);
+        }
+    }
+
+    /// This machine's network has changed. Each link shows whether it is still there, and relays
+    /// that have failed are tried again at once.
+    pub(in crate::node) fn on_network_changed(&mut self, effects: &mut Effects) {
+        for peer in self.order.clone() {
+            self.probe(peer, Liveness::hint, effects);
+            if let Some(relay) = self.get_mut(&peer) {
+                relay.backoff.reset();
+                relay.resting = false;
+            }
+        }
+        self.pursue(effects);
+    }
+
+    /// A relay has said what it serves.
+    pub(in crate::node) fn on_identified(
+        &mut self,
+        peer: PeerId,
+        protocols: &HashSet<String>,
+        effects: &mut Effects,
+    ) {
+        let random = self.random;
+        if let Some(relay) = self.get_mut(&peer) {
+            let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
+            relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
+            relay.plan_renewal(peer, random(), effects);
+            effects.push(Effect::RelayChanged(peer));
+            effects.push(Effect::RefreshTicket);
+        }
+    }
+
+    /// Returns the connection and the protocol by which `relay` is asked for a circuit, if its link
+    /// is up.
+    pub(in crate::node) fn circuit_link(
+        &self,
+        relay: &PeerId,
+    ) -> Option<(ConnectionId, &'static str)> {
+        let relay = self.get(relay)?;
+        let RelayLink::Up(conn, _) = relay.link else {
+            return None;
+        };
+        let forwards = relay.forwards;
+        Some((
+            conn,
+            if forwards {
+                EARLY_PROTOCOL
+            } else {
+                HOP_PROTOCOL
+            },
+        ))
+    }
+
+    /// Forgets the relays that only tickets named and that are not `used`. Returns their peer ids.
+    pub(in crate::node) fn release(&mut self, used: &HashSet<PeerId>) -> Vec<PeerId> {
+        let foreign = |(peer, relay): (&PeerId, &Relay)| {
+            (!relay.configured && !used.contains(peer)).then_some(*peer)
+        };
+        let unused: Vec<_> = self.known.iter().filter_map(foreign).collect();
+        for peer in &unused {
+            self.known.remove(peer);
+            self.order.retain(|known| known != peer);
+        }
+        unused
+    }
+}
+
+impl Relay {
+    /// Makes sure that the relays are told the time when the link's liveness wants it.
+    fn watch(&mut self, peer: PeerId, effects: &mut Effects) {
+        let wake = self.liveness.as_ref().and_then(Liveness::wake);
+        self.wake_at(wake, peer, effects);
+    }
+
+    fn wake_at(&mut self, at: Option<Instant>, peer: PeerId, effects: &mut Effects) {
+        if let Some(pause) = self.alarm.set(at, Instant::now()) {
+            effects.push(Effect::After(pause, Timer::Link(peer)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{effect::tests::briefs, relays::tests::*};
+
+    const PROBING: Probing = Probing {
+        idle: Duration::from_secs(5),
+        patience: Duration::from_secs(1),
+    };
+
+    #[test]
+    fn a_link_that_comes_up_starts_a_reservation_and_the_circuits_that_wait() {
+        let peers = peers(1);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        relays.pursue(&mut effects);
+        assert_eq!(briefs(&mut effects), ["dial relay"]);
+        relays.pursue(&mut effects);
+        assert!(briefs(&mut effects).is_empty(), "one dial at a time");
+        relays.wait_for(&peers[0], SessionId::new(3));
+        let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let link = ConnectionId::new_unchecked(1);
+        relays.on_link_up(peers[0], link, &remote, None, PROBING, &mut effects);
+        let reserve = format!("open {HOP_PROTOCOL} on 1");
+        let expected = [
+            "after 0 ms",
+            &reserve,
+            "after 10000 ms",
+            "relay changed",
+            "dial over",
+        ];
+        assert_eq!(briefs(&mut effects), expected);
+        relays.on_link_up(peers[0], link, &remote, None, PROBING, &mut effects);
+        assert!(briefs(&mut effects).is_empty(), "the link is up already");
+    }
+
+    #[test]
+    fn a_link_that_fails_ends_what_waits_and_a_standby_is_dialled() {
+        let peers = peers(2);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        relays.pursue(&mut effects);
+        relays.wait_for(&peers[0], SessionId::new(3));
+        briefs(&mut effects);
+        relays.on_link_failed(peers[0], "refused", &mut effects);
+        let failed = format!("failed {:?} RelayUnreachable", AttemptId::Circuit(peers[0]));
+        let expected = [&failed, "relay gone", "after 750 ms", "dial relay"];
+        let briefs_now = briefs(&mut effects);
+        assert_eq!(briefs_now[..2], expected[..2]);
+        assert!(briefs_now[2].starts_with("after"), "{briefs_now:?}");
+        assert_eq!(briefs_now[3], expected[3]);
+        relays.on_link_failed(peers[1], "refused", &mut effects);
+        assert_eq!(briefs(&mut effects).last().unwrap(), "no relay");
+
+        // A dial that another connection has made needless says nothing about the link.
+        let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let link = ConnectionId::new_unchecked(1);
+        relays.on_link_up(peers[0], link, &remote, None, PROBING, &mut effects);
+        briefs(&mut effects);
+        relays.on_link_failed(peers[0], "refused", &mut effects);
+        assert!(briefs(&mut effects).is_empty());
+        assert!(relays.circuit_link(&peers[0]).is_some());
+    }
+
+    #[test]
+    fn a_suspect_link_is_replaced_before_it_is_closed() {
+        let peers = peers(1);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        let link = ConnectionId::new_unchecked;
+        let other = Some(DialFor::Replacement(peers[0]));
+        let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        relays.on_link_up(peers[0], link(1), &remote, None, PROBING, &mut effects);
+        let doubt = |relays: &mut Relays| {
+            let relay = relays.get_mut(&peers[0]).unwrap();
+            let _ = relay.liveness.as_mut().unwrap().doubt(Instant::now());
+        };
+        doubt(&mut relays);
+        briefs(&mut effects);
+        relays.on_link_deadline(peers[0], 0, &mut effects);
+        assert_eq!(briefs(&mut effects).last().unwrap(), "dial replacement");
+        relays.on_link_deadline(peers[0], 0, &mut effects);
+        assert!(!briefs(&mut effects).contains(&"dial replacement".to_owned()));
+        relays.on_replacement_failed(peers[0], "unreachable", &mut effects);
+        let again = briefs(&mut effects);
+        assert!(
+            again.len() == 1 && again[0].starts_with("after"),
+            "{again:?}"
+        );
+        std::thread::sleep(REPLACE_AGAIN);
+        relays.on_link_deadline(peers[0], 0, &mut effects);
+        // It answers before the other link is up.
+        relays.on_answer(
+            &peers[0],
+            link(1),
+            Some(Duration::from_millis(20)),
+            &mut effects,
+        );
+        briefs(&mut effects);
+        relays.on_link_up(peers[0], link(2), &remote, other, PROBING, &mut effects);
+        assert_eq!(briefs(&mut effects), ["close 2"]);
+        // It does not.
+        doubt(&mut relays);
+        relays.on_link_deadline(peers[0], 0, &mut effects);
+        briefs(&mut effects);
+        relays.on_link_up(peers[0], link(3), &remote, other, PROBING, &mut effects);
+        let replaced = briefs(&mut effects);
+        assert_eq!(replaced[..3], ["withdraw", "reserved", "close 1"]);
+        let reserve = format!("open {HOP_PROTOCOL} on 3");
+        assert!(replaced.contains(&reserve), "{replaced:?}");
+        relays.on_link_closed(peers[0], link(1), None, &mut effects);
+        assert!(briefs(&mut effects).is_empty());
+    }
+
+    #[test]
+    fn a_reservation_ends_with_its_link() {
+        let peers = peers(1);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        let link = ConnectionId::new_unchecked(1);
+        let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        relays.on_link_up(peers[0], link, &remote, None, PROBING, &mut effects);
+        let id = relays.get(&peers[0]).unwrap().reservation.id().unwrap();
+        relays.on_reserved(peers[0], id, Ok(Vec::new()), &mut effects);
+        assert_eq!(relays.held(), 1);
+        briefs(&mut effects);
+        let other = ConnectionId::new_unchecked(2);
+        relays.on_link_closed(peers[0], other, None, &mut effects);
+        assert!(briefs(&mut effects).is_empty(), "it was not the link");
+        relays.on_link_closed(peers[0], link, None, &mut effects);
+        let ended = briefs(&mut effects);
+        assert_eq!(ended[..2], ["withdraw", "reserved"]);
+        assert_eq!(
+            relays.get(&peers[0]).unwrap().reservation,
+            Reservation::None
+        );
+    }
+}

@@ -1,0 +1,365 @@
+//! The relays that are known, from the configuration or from tickets.
+//!
+//! - `links`: the connections to relays.
+//! - `reservations`: which relays hold a reservation for us.
+//! - `spares`: when spare circuits start.
+//!
+//! Events of the swarm and of timers come in through methods of [`Relays`], which push effects.
+//! Sessions only read the relays, and take and leave places in [`Spares`]. A session that needs a
+//! link waits in its relay's list, and gets the answer as an effect.
+
+mod links;
+mod reservations;
+mod spares;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+use web_time::Instant;
+
+pub(super) use self::spares::Spares;
+use super::{session::keep_newest, timers::Alarm};
+use crate::{
+    core::{backoff::Backoff, liveness::Liveness, offer, pace::Pace},
+    report::RelayReport,
+    stream::SessionId,
+    ticket::relay_id,
+};
+
+/// The pause after a relay's first failure.
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// The longest pause.
+const RETRY_MOST: Duration = Duration::from_secs(30);
+/// How many pauses are no longer than [`EAGER_MOST`]. They take about 35 s together. A relay that is
+/// restarted meanwhile is found again within two seconds.
+const EAGER: u32 = 20;
+/// A link that was up for this long and is lost is made anew without a pause.
+const SETTLED: Duration = Duration::from_secs(5);
+/// See [`EAGER`].
+const EAGER_MOST: Duration = Duration::from_millis(1600);
+/// How many addresses of one relay are kept. One for each transport and address family makes 8.
+const MAX_ADDRESSES: usize = 16;
+
+/// Everything that we have with one relay.
+pub(crate) struct Relay {
+    /// Whether the user configured it. Only then it may hold our reservation.
+    pub(crate) configured: bool,
+    /// Each ends in `/p2p/<relay>`.
+    pub(crate) addresses: Vec<Multiaddr>,
+    /// The addresses that the relay announced with the reservation. They go into the ticket.
+    pub(crate) announced: Vec<Multiaddr>,
+    pub(crate) link: RelayLink,
+    pub(crate) reservation: Reservation,
+    /// When the reservation was granted or renewed last, and when it is renewed next.
+    granted: Option<Instant>,
+    renewal: Alarm,
+    /// Whether the relay has refused the last reservation because it has no room.
+    full: bool,
+    /// Its clones count the circuits that the relay brings and that the transport has not accepted.
+    arriving: Arc<()>,
+    pub(crate) last_error: Option<String>,
+    pub(crate) rtt: Option<Duration>,
+    /// Since when the link was up that was lost last, or is up.
+    up_since: Option<Instant>,
+    /// The liveness of the link, if that is up.
+    liveness: Option<Liveness>,
+    /// Whether another link is being dialled, because this one is suspect.
+    replacing: bool,
+    /// When the relays are told the time next for `liveness`.
+    alarm: Alarm,
+    /// Whether it forwards early data on circuits, and sealed offers. The relay itself has said so
+    /// by identify, or a ticket has and the relay has not said anything yet.
+    pub(crate) forwards: bool,
+    /// Bounds how fast it may bring sealed offers.
+    pub(crate) offers: Pace,
+    /// The sessions that wait for the link, to dial a circuit.
+    waiting: Vec<SessionId>,
+    pub(crate) backoff: Backoff,
+    /// Whether the pause after a failure is not over yet.
+    pub(crate) resting: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RelayLink {
+    Down,
+    Dialling(ConnectionId),
+    /// The link is up. The address is where the relay was reached, and ends in `/p2p/<relay>`.
+    Up(ConnectionId, Multiaddr),
+}
+
+/// A reservation, from the request to its end. Renewals do not change the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReservationId(u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reservation {
+    None,
+    Requested(ReservationId),
+    Held(ReservationId),
+}
+
+impl Reservation {
+    pub(crate) fn id(self) -> Option<ReservationId> {
+        match self {
+            Self::None => None,
+            Self::Requested(id) | Self::Held(id) => Some(id),
+        }
+    }
+}
+
+impl Relay {
+    fn new(configured: bool) -> Self {
+        Self {
+            configured,
+            addresses: Vec::new(),
+            announced: Vec::new(),
+            link: RelayLink::Down,
+            reservation: Reservation::None,
+            granted: None,
+            renewal: Alarm::default(),
+            full: false,
+            arriving: Arc::default(),
+            last_error: None,
+            rtt: None,
+            up_since: None,
+            liveness: None,
+            replacing: false,
+            alarm: Alarm::default(),
+            forwards: false,
+            offers: Pace::new(offer::PER_SECOND, offer::AT_ONCE),
+            waiting: Vec::new(),
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
+            resting: false,
+        }
+    }
+
+    /// Whether `conn` is the link to this relay.
+    fn is_linked_by(&self, conn: ConnectionId) -> bool {
+        matches!(&self.link, RelayLink::Up(id, _) if *id == conn)
+    }
+
+    fn is_pursued(&self) -> bool {
+        self.reservation != Reservation::None || matches!(self.link, RelayLink::Dialling(_))
+    }
+}
+
+/// All relays that are known, in the user's order.
+pub(crate) struct Relays {
+    order: Vec<PeerId>,
+    known: HashMap<PeerId, Relay>,
+    /// How many relays are to hold a reservation at a time.
+    wanted: usize,
+    /// How long a relay may take to grant a reservation.
+    patience: Duration,
+    /// How many reservations were asked for.
+    requests: u64,
+    /// Returns a number that is uniform in `0.0..1.0`, for jitter.
+    random: fn() -> f64,
+}
+
+impl Relays {
+    /// Each address in `configured` ends in `/p2p/<relay>`. Up to `wanted` relays are to hold a
+    /// reservation at a time, and each has `patience` to grant it.
+    pub(crate) fn new(
+        configured: &[Multiaddr],
+        wanted: usize,
+        patience: Duration,
+        random: fn() -> f64,
+    ) -> Self {
+        let mut relays = Self {
+            order: Vec::new(),
+            known: HashMap::new(),
+            wanted,
+            patience,
+            requests: 0,
+            random,
+        };
+        for address in configured {
+            if let Some(peer) = relay_id(address) {
+                relays.learn(peer, address, true);
+            }
+        }
+        relays
+    }
+
+    /// A ticket says that `peer` forwards. If the link is up, what the relay says itself counts.
+    pub(crate) fn trust(&mut self, peer: &PeerId) {
+        if let Some(relay) = self.known.get_mut(peer)
+            && !matches!(relay.link, RelayLink::Up(..))
+        {
+            relay.forwards = true;
+        }
+    }
+
+    /// Notes an address of a relay. A configured relay is dialled again and again, so a ticket adds
+    /// no address to it. Of another relay, the newest addresses are kept, so that an older ticket
+    /// does not hide them.
+    pub(crate) fn learn(&mut self, peer: PeerId, address: &Multiaddr, configured: bool) {
+        let relay = self.known.entry(peer).or_insert_with(|| {
+            self.order.push(peer);
+            Relay::new(configured)
+        });
+        if relay.configured == configured {
+            keep_newest(&mut relay.addresses, address.clone(), MAX_ADDRESSES);
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Relay> {
+        self.known.get_mut(peer)
+    }
+
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&Relay> {
+        self.known.get(peer)
+    }
+
+    /// Returns the relays to reserve on next. They are the first configured relays that are neither
+    /// pursued nor resting, and as many as are missing from `wanted`.
+    pub(crate) fn to_pursue(&self) -> Vec<PeerId> {
+        let configured = || self.order.iter().filter(|p| self.known[*p].configured);
+        let pursued = configured().filter(|p| self.known[*p].is_pursued()).count();
+        configured()
+            .filter(|p| !self.known[*p].is_pursued() && !self.known[*p].resting)
+            .take(self.wanted.saturating_sub(pursued))
+            .copied()
+            .collect()
+    }
+
+    /// Returns the relays whose links are up.
+    pub(crate) fn linked(&self) -> Vec<PeerId> {
+        let up = |(_, relay): &(&PeerId, &Relay)| matches!(relay.link, RelayLink::Up(..));
+        self.known
+            .iter()
+            .filter(up)
+            .map(|(peer, _)| *peer)
+            .collect()
+    }
+
+    /// Whether fewer relays than wanted hold a reservation or are asked for one.
+    pub(crate) fn wants_more(&self) -> bool {
+        let reserved = |r: &&Relay| r.reservation != Reservation::None;
+        self.known.values().filter(reserved).count() < self.wanted
+    }
+
+    /// Whether every configured relay has failed and rests, so that waiting for a first reservation
+    /// is in vain.
+    pub(crate) fn all_failed(&self) -> bool {
+        let mut configured = self.known.values().filter(|r| r.configured);
+        configured.all(|r| r.resting && !r.is_pursued())
+    }
+
+    /// Whether relays have refused reservations because they have no room, and for no other reason.
+    pub(crate) fn are_full(&self) -> bool {
+        let mut failed = self.known.values().filter(|r| r.configured && r.resting);
+        let any = failed.clone().next().is_some();
+        any && failed.all(|relay| relay.full)
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        let held = |r: &&Relay| matches!(r.reservation, Reservation::Held(_));
+        self.known.values().filter(held).count()
+    }
+
+    /// Returns the addresses of the relays that hold a reservation, and whether all of these relays
+    /// forward early data.
+    pub(crate) fn for_ticket(&self) -> (Vec<Multiaddr>, bool) {
+        let known = self.order.iter().map(|peer| &self.known[peer]);
+        let held = |relay: &&Relay| matches!(relay.reservation, Reservation::Held(_));
+        let held: Vec<_> = known.filter(held).collect();
+        let forwarding = held.iter().all(|relay| relay.forwards);
+        let addresses = held.into_iter().flat_map(|relay| &relay.announced);
+        (addresses.cloned().collect(), forwarding)
+    }
+
+    pub(crate) fn errors(&self) -> Vec<String> {
+        self.order
+            .iter()
+            .filter_map(|peer| {
+                let error = self.known[peer].last_error.as_ref()?;
+                Some(format!("relay {peer}: {error}"))
+            })
+            .collect()
+    }
+
+    pub(crate) fn report(&self) -> Vec<RelayReport> {
+        self.order
+            .iter()
+            .map(|peer| {
+                let relay = &self.known[peer];
+                RelayReport {
+                    peer_id: peer.to_string(),
+                    connected: matches!(relay.link, RelayLink::Up(..)),
+                    reserved: matches!(relay.reservation, Reservation::Held(_)),
+                    forwards: relay.forwards,
+                    last_error: relay.last_error.clone(),
+                    rtt: relay.rtt,
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::node) fn peers(n: usize) -> Vec<PeerId> {
+        (0..n).map(|_| PeerId::random()).collect()
+    }
+
+    pub(in crate::node) fn configured(peers: &[PeerId], wanted: usize) -> Relays {
+        let addresses: Vec<_> = peers
+            .iter()
+            .map(|p| format!("/ip4/192.0.2.1/tcp/1/p2p/{p}").parse().unwrap())
+            .collect();
+        Relays::new(&addresses, wanted, Duration::from_secs(10), || 0.5)
+    }
+
+    #[test]
+    fn the_first_relays_are_pursued_and_a_standby_replaces_one_that_fails() {
+        let peers = peers(3);
+        let mut relays = configured(&peers, 2);
+        assert_eq!(relays.to_pursue(), peers[..2]);
+        relays.get_mut(&peers[0]).unwrap().reservation = Reservation::Held(ReservationId(1));
+        relays.get_mut(&peers[1]).unwrap().resting = true;
+        assert_eq!(relays.to_pursue(), peers[2..]);
+        relays.get_mut(&peers[2]).unwrap().link =
+            RelayLink::Dialling(ConnectionId::new_unchecked(1));
+        assert!(relays.to_pursue().is_empty());
+        assert!(!relays.all_failed());
+    }
+
+    #[test]
+    fn waiting_ends_only_when_all_relays_have_failed() {
+        let peers = peers(2);
+        let mut relays = configured(&peers, 1);
+        for peer in &peers {
+            assert!(!relays.all_failed());
+            relays.get_mut(peer).unwrap().resting = true;
+        }
+        assert!(relays.all_failed());
+    }
+
+    #[test]
+    fn a_ticket_adds_no_address_to_a_configured_relay() {
+        let peers = peers(1);
+        let mut relays = configured(&peers, 1);
+        let aimed = |port: usize| format!("/ip4/192.0.2.9/tcp/{port}/p2p/{}", peers[0]);
+        relays.learn(peers[0], &aimed(1).parse().unwrap(), false);
+        assert_eq!(relays.get(&peers[0]).unwrap().addresses.len(), 1);
+        let mut foreign = configured(&[], 1);
+        for port in 1..=MAX_ADDRESSES + 1 {
+            foreign.learn(peers[0], &aimed(port).parse().unwrap(), false);
+        }
+        let known = &foreign.get(&peers[0]).unwrap().addresses;
+        assert_eq!(known.len(), MAX_ADDRESSES);
+        assert_eq!(known.last().unwrap().to_string(), aimed(MAX_ADDRESSES + 1));
+    }
+
+    #[test]
+    fn relays_of_tickets_are_not_reserved_on() {
+        let mut relays = configured(&[], 2);
+        let foreign = PeerId::random();
+        relays.learn(foreign, &"/ip4/192.0.2.1/tcp/1".parse().unwrap(), false);
+        assert!(relays.to_pursue().is_empty());
+    }
+}

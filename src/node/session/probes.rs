@@ -1,0 +1,194 @@
+//! The probes of the session's connections, and what becomes of a path that does not answer.
+
+use std::time::Duration;
+
+use libp2p::{PeerId, StreamProtocol, swarm::ConnectionId};
+
+use super::{Session, paths::Conn};
+use crate::{
+    core::{liveness::Verdict, race::RaceEvent},
+    node::{effect::Effect, network::Purpose, round::Round, timers::Deadline},
+};
+
+/// A substream of this protocol says that its opener doubts all other paths.
+pub(in crate::node) const DOUBT_PROTOCOL: &str = "/throughline/doubt/1";
+
+impl Session {
+    /// A connection has answered a probe. There is no round-trip time if the peer does not speak the
+    /// protocol.
+    pub(in crate::node) fn on_answer(
+        &mut self,
+        id: ConnectionId,
+        rtt: Option<Duration>,
+        round: &mut Round<'_>,
+    ) {
+        let is_active = self.paths.active() == Some(id);
+        let Some(conn) = self.paths.conns.get_mut(&id) else {
+            return;
+        };
+        let Some(rtt) = rtt else {
+            conn.liveness.mute();
+            return;
+        };
+        if is_active {
+            self.streams.activity.forget_sent();
+        }
+        if let Some(path) = &mut conn.path {
+            path.rtt = Some(rtt);
+        }
+        let verdict = conn.liveness.answered(round.now, rtt);
+        self.judge(id, verdict, round);
+        self.choose_path(round);
+    }
+
+    /// A deadline of a connection's [`Liveness`] has come.
+    pub(super) fn on_probe_deadline(&mut self, id: ConnectionId, round: &mut Round<'_>) {
+        let heard = match self.paths.active() == Some(id) {
+            true => self.streams.activity.heard(),
+            false => 0,
+        };
+        let Some(conn) = self.paths.conns.get_mut(&id) else {
+            return;
+        };
+        if !conn.alarm.rings(round.now) {
+            return;
+        }
+        let mut verdict = conn.liveness.tick(round.now, heard);
+        // The streams of a stock peer cannot move, and do not count what they hear. An answer behind
+        // their bytes may take long. So the transport alone decides when such a path is dead.
+        if conn.liveness.is_suspect() && !self.streams.are_resumable() {
+            conn.liveness.excuse(round.now);
+            verdict = Verdict::default();
+        }
+        self.judge(id, verdict, round);
+        if verdict.changed {
+            self.choose_path(round);
+            self.tell_doubt(id, round);
+        }
+    }
+
+    /// Counts what the streams have received, if a circuit through `relay` carries them.
+    pub(super) fn heard_over(&self, relay: &PeerId) -> u32 {
+        let active = self.paths.active().and_then(|id| self.paths.conns.get(&id));
+        match active.and_then(Conn::relay) {
+            Some(over) if over == *relay => self.streams.activity.heard(),
+            _ => 0,
+        }
+    }
+
+    /// The session's streams send bytes over a connection.
+    pub(super) fn on_busy(&mut self, id: ConnectionId, round: &mut Round<'_>) {
+        if let Some(conn) = self.paths.conns.get_mut(&id) {
+            conn.liveness.busy(round.now);
+            if let Some(relay) = conn.relay() {
+                round.push(Effect::LinkBusy(relay));
+            }
+            self.watch(id, round);
+        }
+    }
+
+    /// This machine's network has changed, so each path shows whether it is still there.
+    pub(in crate::node) fn on_network_changed(&mut self, round: &mut Round<'_>) {
+        for id in self.paths.ids().collect::<Vec<_>>() {
+            if let Some(conn) = self.paths.conns.get_mut(&id) {
+                conn.liveness.hint(round.now);
+                self.watch(id, round);
+            }
+        }
+        self.tell(RaceEvent::Anew, round);
+    }
+
+    /// The peer doubts all paths but this one.
+    pub(in crate::node) fn on_doubt(&mut self, sound: ConnectionId, round: &mut Round<'_>) {
+        if !self.paths.conns.contains_key(&sound) {
+            return;
+        }
+        let mut ids: Vec<_> = self.paths.ids().collect();
+        ids.retain(|id| *id != sound);
+        for id in ids {
+            if let Some(conn) = self.paths.conns.get_mut(&id) {
+                let verdict = conn.liveness.doubt(round.now);
+                self.judge(id, verdict, round);
+            }
+        }
+        self.choose_path(round);
+    }
+
+    fn is_suspect(&self, id: ConnectionId) -> bool {
+        let conn = self.paths.conns.get(&id);
+        conn.is_some_and(|conn| conn.liveness.is_suspect())
+    }
+
+    /// If a connection is suspect and another one is in use, tells the peer.
+    fn tell_doubt(&self, id: ConnectionId, round: &mut Round<'_>) {
+        let sound = self
+            .paths
+            .active()
+            .filter(|active| !self.is_suspect(*active));
+        if let Some(connection) = sound
+            && self.is_suspect(id)
+            && self.streams.are_resumable()
+        {
+            round.push(Effect::Open {
+                peer: self.peer,
+                connection,
+                protocol: StreamProtocol::new(DOUBT_PROTOCOL),
+                purpose: Purpose::Doubt,
+            });
+        }
+    }
+
+    /// Does what a connection's liveness asks for.
+    fn judge(&mut self, id: ConnectionId, verdict: Verdict, round: &mut Round<'_>) {
+        if verdict.probe {
+            round.push(Effect::Probe(self.peer, id));
+        }
+        if verdict.changed {
+            let suspect = self.is_suspect(id);
+            tracing::debug!(connection = %id, suspect, "a path is judged anew");
+            // Whatever ended the path, such as a new mapping of the NAT, may have ended the links too.
+            if suspect {
+                round.push(Effect::DoubtMapping);
+                for relay in round.relays.linked() {
+                    round.push(Effect::ProbeLink(relay));
+                }
+            }
+        }
+        if verdict.dead {
+            // A connection over a dead path may take long to close.
+            round.push(Effect::CloseConnection(id));
+            self.on_connection_closed(id, round);
+        }
+        self.watch(id, round);
+    }
+
+    /// Makes sure that the session is told the time when a connection's liveness wants it.
+    pub(super) fn watch(&mut self, id: ConnectionId, round: &mut Round<'_>) {
+        let conn = self.paths.conns.get_mut(&id);
+        let pause = conn.and_then(|conn| conn.alarm.set(conn.liveness.wake(), round.now));
+        if let Some(pause) = pause {
+            self.wake_after(pause, Deadline::Probe(id), round);
+        }
+    }
+
+    /// Closes suspect connections that have a sound successor.
+    pub(super) fn close_superseded(&mut self, round: &mut Round<'_>) {
+        let kind = |conn: &Conn| conn.path.as_ref().map(|path| path.kind);
+        let trusted = self
+            .paths
+            .conns
+            .values()
+            .filter(|c| c.liveness.is_trusted());
+        let best = trusted.filter_map(kind).min();
+        self.paths.conns.retain(|id, conn| {
+            let superseded = kind(conn)
+                .zip(best)
+                .is_some_and(|(kind, best)| best <= kind);
+            let closed = conn.liveness.is_suspect() && superseded;
+            if closed {
+                round.push(Effect::CloseConnection(*id));
+            }
+            !closed
+        });
+    }
+}

@@ -1,0 +1,205 @@
+//! Where a peer can be dialled, according to its tickets.
+
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+
+use super::Session;
+use crate::{
+    backend::offer::{Sealing, sealing},
+    core::{
+        address::{self, Route},
+        offer::Incarnation,
+        pace::Pace,
+    },
+    node::{
+        relays::{RelayLink, Relays},
+        round::Round,
+    },
+    ticket::{MAX_ADDRESSES, Ticket, relay_id},
+};
+
+/// How many addresses of one peer its tickets may make us dial at once. This is enough for a full
+/// ticket with three retries, and once more for the addresses of its relays.
+const DIALS_AT_ONCE: u32 = 5 * MAX_ADDRESSES as u32;
+/// How many more addresses the tickets may make us dial in each later second.
+const DIALS_PER_SECOND: u32 = 1;
+
+/// What a session has learnt from the peer's tickets.
+pub(super) struct Targets {
+    /// The peer's relays, at most as many as a ticket holds.
+    relays: Vec<PeerId>,
+    /// The peer's own addresses, at most as many as a ticket holds.
+    direct: Vec<Multiaddr>,
+    /// The incarnation that sealed offers are for.
+    incarnation: Option<Incarnation>,
+    pace: Pace,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            relays: Vec::new(),
+            direct: Vec::new(),
+            incarnation: None,
+            pace: Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE),
+        }
+    }
+}
+
+impl Targets {
+    pub(super) fn relays(&self) -> &[PeerId] {
+        &self.relays
+    }
+
+    pub(super) fn direct(&self) -> &[Multiaddr] {
+        &self.direct
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.relays.is_empty() && self.direct.is_empty()
+    }
+
+    /// Whether `count` more addresses may be dialled now, when the session has lasted for `passed`.
+    fn may_dial(&mut self, passed: Duration, count: usize) -> bool {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.pace.take(passed, count, Duration::ZERO).is_some()
+    }
+}
+
+/// A relay that passes sealed offers on to the peer, with the connection and address of its link.
+pub(super) struct OfferRelay {
+    pub(super) relay: PeerId,
+    pub(super) connection: ConnectionId,
+    pub(super) address: Multiaddr,
+    pub(super) sealing: Sealing,
+}
+
+impl Session {
+    /// Learns from a ticket. The addresses of its relays are learnt by
+    /// [`Relays::learn`](crate::node::relays::Relays::learn).
+    pub(in crate::node) fn learn(&mut self, ticket: &Ticket, local: PeerId, direct: bool) {
+        if ticket.is_resumable() {
+            self.streams.is_resumable(true);
+        }
+        let targets = self.targets.get_or_insert_with(Targets::default);
+        targets.incarnation = ticket.incarnation().or(targets.incarnation);
+        for relay in ticket.relay_addrs().iter().filter_map(relay_id) {
+            if relay != local {
+                keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
+            }
+        }
+        for addr in ticket.direct_addrs() {
+            if direct && address::route(addr) == Route::Direct {
+                keep_newest(&mut targets.direct, addr.clone(), MAX_ADDRESSES);
+            }
+        }
+    }
+
+    /// Whether `relay` leads to the peer.
+    pub(super) fn leads_over(&self, relay: &PeerId) -> bool {
+        let targets = self.targets.as_ref();
+        targets.is_some_and(|targets| targets.relays.contains(relay))
+    }
+
+    /// Returns the relays that lead to the peer.
+    pub(in crate::node) fn relays(&self) -> &[PeerId] {
+        self.targets.as_ref().map_or(&[], Targets::relays)
+    }
+
+    /// Whether the session's tickets may make us dial `count` addresses now.
+    pub(super) fn may_dial(&mut self, count: usize, round: &Round<'_>) -> bool {
+        let passed = self.age(round);
+        let mut targets = self.targets.as_mut();
+        targets
+            .as_mut()
+            .is_none_or(|targets| targets.may_dial(passed, count))
+    }
+
+    /// Whether the session may make us dial `relay`. A relay that the user configured may always be
+    /// dialled.
+    pub(in crate::node) fn may_dial_relay(&mut self, relay: &PeerId, round: &Round<'_>) -> bool {
+        let foreign = round.relays.get(relay).filter(|relay| !relay.configured);
+        let count = foreign.map_or(0, |relay| relay.addresses.len());
+        self.may_dial(count, round)
+    }
+
+    /// Returns the incarnation that offers are sealed for, if a ticket named one.
+    pub(super) fn incarnation(&self) -> Option<Incarnation> {
+        self.targets.as_ref()?.incarnation
+    }
+
+    /// Returns a relay whose link is up and which passes sealed offers on to the peer.
+    pub(super) fn offer_relay(&self, relays: &Relays) -> Option<OfferRelay> {
+        let sealing = sealing(&self.peer)?;
+        self.incarnation()?;
+        let targets = self.targets.as_ref()?;
+        if self.attempts.unoffered {
+            return None;
+        }
+        targets.relays.iter().find_map(|peer| {
+            let relay = relays.get(peer).filter(|relay| relay.forwards)?;
+            let RelayLink::Up(connection, address) = &relay.link else {
+                return None;
+            };
+            Some(OfferRelay {
+                relay: *peer,
+                connection: *connection,
+                address: address.clone(),
+                sealing,
+            })
+        })
+    }
+
+    /// Whether an offer can be sealed for the peer now, or as soon as a link that is being dialled
+    /// is up.
+    pub(super) fn expects_offer(&self, relays: &Relays) -> bool {
+        let forwards = |relay: &PeerId| {
+            let relay = relays.get(relay);
+            relay.is_some_and(|relay| relay.forwards && relay.link != RelayLink::Down)
+        };
+        let sealable = sealing(&self.peer).is_some() && self.incarnation().is_some();
+        sealable && !self.attempts.unoffered && self.relays().iter().any(forwards)
+    }
+
+    /// Returns the relay to dial so that sealed offers can go over it. Returns `None` if the link
+    /// to one of the peer's relays is up or being dialled.
+    pub(in crate::node) fn link_for_offers(&mut self, round: &Round<'_>) -> Option<PeerId> {
+        sealing(&self.peer)?;
+        let mut links = self.relays().iter().filter_map(|r| round.relays.get(r));
+        let first = self.relays().first().copied()?;
+        let all_down = links.all(|relay| relay.link == RelayLink::Down);
+        (all_down && self.may_dial_relay(&first, round)).then_some(first)
+    }
+}
+
+/// Adds `new` unless it is known already. Removes the oldest if there are `most`.
+pub(in crate::node) fn keep_newest<T: PartialEq>(known: &mut Vec<T>, new: T, most: usize) {
+    if !known.contains(&new) {
+        if known.len() >= most {
+            known.remove(0);
+        }
+        known.push(new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_for_one_peer_make_us_dial_a_limited_number_of_addresses() {
+        let (mut targets, at) = (Targets::default(), Duration::from_secs(7));
+        for _ in 0..5 {
+            assert!(targets.may_dial(at, MAX_ADDRESSES));
+        }
+        assert!(!targets.may_dial(at, 1));
+        assert!(targets.may_dial(at + Duration::from_secs(1), 1));
+        assert!(!targets.may_dial(at + Duration::from_secs(1), 1));
+        let mut known = vec![1, 2];
+        for new in [2, 3] {
+            keep_newest(&mut known, new, 2);
+        }
+        assert_eq!(known, [2, 3]);
+    }
+}

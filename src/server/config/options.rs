@@ -1,0 +1,192 @@
+//! The one table of the server's options: name, range, unit and meaning. The defaults are those of
+//! [`ServerConfig::default`].
+//!
+//! [`ServerConfig::validate`] and `docs/options.md` are made from it; see [`crate::config::options`].
+
+use std::{
+    net::IpAddr,
+    num::{NonZeroU32, NonZeroUsize},
+};
+
+use super::ServerConfig;
+#[cfg(test)]
+use crate::config::options::{Place, Row};
+use crate::{
+    config::options::{Range, Ranged as _, ranged},
+    error::Error,
+};
+
+ranged! {
+    Vec<IpAddr>: |list| list.len() as u64;
+    NonZeroU32: |number| number.get().into();
+    NonZeroUsize: |number| number.get() as u64;
+    u8: |number| (*number).into();
+    u64: |number| *number;
+    String: |text| text.len() as u64;
+}
+
+/// Checks the value of a row, if it has a range.
+macro_rules! check {
+    ($this:ident.$field:ident $(. $part:ident)*,) => {};
+    ($this:ident.$field:ident $(. $part:ident)*, $($range:literal),+) => {
+        let [range] = range!($field $(. $part)*, $($range),+);
+        let is_free = free!($this.$field $(. $part)*, $($range),+);
+        if !is_free {
+            $this.$field $(. $part)*.check(range)?;
+        }
+    };
+}
+
+/// Whether the value of a row means that it has no range.
+macro_rules! free {
+    ($value:expr, $least:literal, $most:literal, $unit:literal) => {
+        false
+    };
+    ($value:expr, $least:literal, $most:literal, $unit:literal, $other:literal) => {
+        $value == $other
+    };
+}
+
+/// The range of a row, if it has one.
+macro_rules! range {
+    ($field:ident $(. $part:ident)*,) => {
+        &[]
+    };
+    ($field:ident $(. $part:ident)*, $least:literal, $most:literal, $unit:literal $(, $other:literal)?) => {
+        &[Range {
+            name: concat!(stringify!($field) $(, ".", stringify!($part))*),
+            least: $least,
+            most: $most,
+            unit: $unit,
+        }]
+    };
+}
+
+/// A row is: field, `in` range "unit" or the value that means no range, meaning.
+macro_rules! options {
+    ($(
+        $field:ident $(. $part:ident)*,
+        $(in $least:literal..=$most:literal $unit:literal $(or $other:literal)?,)?
+        $meaning:literal;
+    )*) => {
+        impl ServerConfig {
+            pub(super) fn check_ranges(&self) -> Result<(), Error> {
+                $(check!(self.$field $(. $part)*, $($least, $most, $unit $(, $other)?)?);)*
+                Ok(())
+            }
+        }
+
+        #[cfg(test)]
+        pub(crate) const OPTIONS: &[Row] = &[$(Row {
+            name: concat!(stringify!($field) $(, ".", stringify!($part))*),
+            ranges: range!($field $(. $part)*, $($least, $most, $unit)?),
+            place: Place::Everywhere,
+            meaning: $meaning,
+        },)*];
+    };
+}
+
+// Where the type has no other limit, the most is that of 32 bits.
+options! {
+    hosts, in 1..=16 "addresses",
+        "The addresses that every listener binds.";
+    port, in 0..=65_531 "",
+        "The first of five ports; 0 lets the system choose each.";
+    data,
+        "The folder of the identity and of the certificate; without one, both are made at each start.";
+    announce, in 0..=16 "addresses",
+        "Multiaddresses to announce besides those that are bound.";
+    log_addresses,
+        "Whether the log names the addresses that were refused.";
+
+    relay.reservations, in 1..=4_294_967_295 "peers",
+        "How many peers hold a reservation at a time.";
+    relay.reservations_per_peer, in 1..=4_294_967_295 "reservations",
+        "How many reservations one peer holds at a time.";
+    relay.reservation_seconds, in 180..=86_400 "s",
+        "How long a reservation lasts; clients of this library renew it after 100 seconds.";
+    relay.circuits, in 1..=4_294_967_295 "circuits",
+        "How many circuits are open at a time.";
+    relay.circuits_per_peer, in 1..=4_294_967_295 "circuits",
+        "How many circuits one peer has open at a time as the dialler.";
+    relay.circuit_seconds, in 0..=4_294_967_295 "s",
+        "How long a circuit may live; 0 is as long as the protocol can say.";
+    relay.circuit_bytes,
+        "How many bytes one circuit may carry in both directions together; 0 is no limit.";
+    // Yamux gives every stream 256 KiB from its beginning: with less, a circuit could stop the connection.
+    relay.circuit_window, in 262_144..=16_777_216 "bytes",
+        "How many bytes of one circuit may wait in the server, for each direction and at each of both connections.";
+    relay.reservation_burst, in 1..=4_294_967_295 "requests",
+        "How many reservations one peer may ask for at once; each comes back after two seconds.";
+    relay.circuit_burst, in 1..=4_294_967_295 "requests",
+        "How many circuits one peer may ask for at once; each comes back after a second.";
+
+    stun.per_source, in 1..=4_294_967_295 "answers/s",
+        "How many answers one IPv4 address or one IPv6 /64 gets, and twice as many in a burst.";
+    stun.total, in 1..=4_294_967_295 "answers/s",
+        "How many answers all sources get together.";
+
+    turn.secret,
+        "What credentials are made from; without one there is no TURN server.";
+    turn.realm, in 1..=128 "bytes",
+        "The realm of the credentials, without control characters.";
+    turn.credential_seconds, in 60..=31_536_000 "s",
+        "How long the credentials last that are made at the start.";
+    turn.external_ip,
+        "The address that clients are told for relayed ones, where a one-to-one NAT stands before the server.";
+    turn.first_port, in 1..=65_535 "",
+        "The first UDP port to relay on.";
+    turn.last_port, in 1..=65_535 "",
+        "The last UDP port to relay on.";
+    turn.allocations, in 1..=4_294_967_295 "relayed addresses",
+        "How many relayed addresses there are at a time.";
+    turn.allocations_per_user, in 1..=4_294_967_295 "relayed addresses",
+        "How many relayed addresses one user name has at a time.";
+    turn.connections, in 1..=4_294_967_295 "connections",
+        "How many TCP connections are open at a time.";
+    turn.requests_per_source, in 1..=4_294_967_295 "requests/s",
+        "How many requests one IPv4 address or one IPv6 /64 may make, and twice as many in a burst.";
+    // The longest datagram passes.
+    turn.bytes_per_source, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is relayed for one IPv4 address or one IPv6 /64, and twice as much in a burst.";
+    turn.bytes_total, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is relayed for all clients together.";
+    turn.allow_private_peers,
+        "Whether clients may reach private, loopback and link-local addresses through the server.";
+
+    autonat.allow_private,
+        "Whether peers at private and loopback addresses, and at the server's own, are dialled.";
+    autonat.per_source, in 1..=4_294_967_295 "dials/s",
+        "How many dials one IPv4 address or one IPv6 /64 gets, and twice as many in a burst.";
+    autonat.total, in 1..=4_294_967_295 "dials/s",
+        "How many dials all sources get together, and twice as many in a burst.";
+
+    connections.established, in 1..=4_294_967_295 "connections",
+        "How many connections of peers are open at a time.";
+    connections.per_peer, in 1..=4_294_967_295 "connections",
+        "How many connections one peer has at a time.";
+    connections.pending, in 1..=4_294_967_295 "handshakes",
+        "How many handshakes of each kind are under way at a time.";
+    connections.idle_seconds, in 1..=86_400 "s",
+        "How long a connection stays open that no reservation, circuit or offer needs.";
+    // Two offers of the largest size fit.
+    connections.window, in 65_536..=16_777_216 "bytes",
+        "How many bytes of one connection may wait in the server; each circuit over it adds its own.";
+    connections.http, in 1..=4_294_967_295 "connections",
+        "How many HTTP connections are open at a time.";
+    connections.share_per_address, in 1..=100 "%",
+        "The share of every pool that one IPv4 address or one IPv6 /64 may hold.";
+
+    http.www,
+        "The folder of the page at `/`; without one, a built-in page names the addresses.";
+    http.npm,
+        "The folder of the npm package, which is served under `/npm/`.";
+    http.admin,
+        "The operator's own address, where metrics and the state of every pool are served.";
+    http.trusted_proxies, in 0..=64 "prefixes",
+        "Prefixes of reverse proxies whose `X-Forwarded-For` names the client.";
+    http.requests_per_source, in 1..=4_294_967_295 "requests/s",
+        "How many requests one IPv4 address or one IPv6 /64 may make, and twice as many in a burst.";
+    http.requests, in 1..=4_294_967_295 "requests/s",
+        "How many requests all sources may make together.";
+}

@@ -1,0 +1,169 @@
+//! The addresses where the relay listens, and those that it announces.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use libp2p::{Multiaddr, core::transport::ListenerId, multiaddr::Protocol};
+
+use super::ip_of;
+use crate::server::config::ServerConfig;
+
+/// Returns the addresses of QUIC and TCP on the base port, and of WebSocket and `/webrtc-direct` on
+/// the next port. For the IPv6 wildcard, [`WildcardWebRtc`] opens the `/webrtc-direct` listeners
+/// instead.
+pub(super) fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
+    hosts
+        .iter()
+        .flat_map(|ip| {
+            let host = Multiaddr::from(*ip);
+            let stream = [
+                host.clone()
+                    .with(Protocol::Udp(port))
+                    .with(Protocol::QuicV1),
+                host.clone().with(Protocol::Tcp(port)),
+                host.with(Protocol::Tcp(next(port)))
+                    .with(Protocol::Ws("/".into())),
+            ];
+            let is_wildcard = ip.is_ipv6() && ip.is_unspecified();
+            let webrtc = (!is_wildcard).then(|| webrtc_address(*ip, next(port)));
+            stream.into_iter().chain(webrtc)
+        })
+        .collect()
+}
+
+fn next(port: u16) -> u16 {
+    if port == 0 { 0 } else { port.saturating_add(1) }
+}
+
+pub(super) fn webrtc_address(ip: IpAddr, port: u16) -> Multiaddr {
+    let host = Multiaddr::from(ip);
+    host.with(Protocol::Udp(port)).with(Protocol::WebRTCDirect)
+}
+
+/// The `/webrtc-direct` listeners on each address of the IPv6 wildcard.
+///
+/// libp2p would bind the wildcard for both families, but IPv4 has its own listener. So these
+/// listeners follow the addresses that the TCP listener reports. The TCP listener is bound for IPv6
+/// alone.
+pub(super) struct WildcardWebRtc {
+    pub(super) port: u16,
+    pub(super) listeners: HashMap<Ipv6Addr, ListenerId>,
+}
+
+impl WildcardWebRtc {
+    pub(super) fn new(config: &ServerConfig) -> Option<Self> {
+        let wildcard = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        config.hosts.contains(&wildcard).then(|| Self {
+            port: next(config.port),
+            listeners: HashMap::new(),
+        })
+    }
+
+    /// Returns the machine's address that a TCP listener reports. A link-local address is no use
+    /// without its interface, so it gives `None`.
+    pub(super) fn ip(address: &Multiaddr) -> Option<Ipv6Addr> {
+        let mut parts = address.iter();
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(Protocol::Ip6(ip)), Some(Protocol::Tcp(_)), None) => {
+                (!ip.is_unicast_link_local()).then_some(ip)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The addresses to announce: all configured addresses, and the bound addresses that others can
+/// reach. If others can reach none, all bound addresses are announced.
+pub(super) struct Announcements {
+    pub(super) configured: Vec<Multiaddr>,
+    pub(super) bound: BTreeSet<Multiaddr>,
+}
+
+impl Announcements {
+    pub(super) fn new(configured: Vec<Multiaddr>) -> Self {
+        Self {
+            configured,
+            bound: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn current(&self) -> BTreeSet<Multiaddr> {
+        let is_local = |address: &&Multiaddr| ip_of(address).is_none_or(is_local);
+        let reachable: BTreeSet<_> = self.bound.iter().filter(|a| !is_local(a)).collect();
+        let bound = if reachable.is_empty() {
+            self.bound.iter().collect()
+        } else {
+            reachable
+        };
+        bound.into_iter().chain(&self.configured).cloned().collect()
+    }
+}
+
+/// Returns whether `ip` is a loopback or link-local address, which other machines cannot use.
+fn is_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    }
+}
+
+/// The order of the printed addresses. QUIC is first because it connects fastest, and TCP follows.
+pub(super) fn preference(address: &Multiaddr) -> u8 {
+    match address.iter().nth(2) {
+        Some(Protocol::QuicV1) => 0,
+        Some(Protocol::P2p(_)) | None => 1,
+        Some(Protocol::Ws(_)) => 2,
+        _ => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> BTreeSet<Multiaddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn ports_follow_the_base() {
+        let texts: Vec<_> = listen_addresses(&["127.0.0.1".parse().unwrap()], 4001)
+            .iter()
+            .map(Multiaddr::to_string)
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "/ip4/127.0.0.1/udp/4001/quic-v1",
+                "/ip4/127.0.0.1/tcp/4001",
+                "/ip4/127.0.0.1/tcp/4002/ws",
+                "/ip4/127.0.0.1/udp/4002/webrtc-direct",
+            ]
+        );
+        let ephemeral = listen_addresses(&["::".parse().unwrap()], 0);
+        assert!(ephemeral.iter().all(|a| a.to_string().contains("/0")));
+    }
+
+    #[test]
+    fn loopback_is_announced_only_where_nothing_else_is_there() {
+        let mut announce = Announcements::new(vec!["/dns4/r.example/tcp/443/wss".parse().unwrap()]);
+        announce.bound = addresses(&["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"]);
+        assert_eq!(
+            announce.current(),
+            addresses(&[
+                "/ip4/127.0.0.1/tcp/1",
+                "/ip6/::1/tcp/1",
+                "/dns4/r.example/tcp/443/wss"
+            ])
+        );
+        announce
+            .bound
+            .extend(addresses(&["/ip4/192.0.2.1/tcp/1", "/ip6/fe80::1/tcp/1"]));
+        assert_eq!(
+            announce.current(),
+            addresses(&["/ip4/192.0.2.1/tcp/1", "/dns4/r.example/tcp/443/wss"])
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! Dials that can be taken back one by one.
+//!
+//! libp2p can only abort all pending dials to a peer at once, together with every connection to
+//! that peer. The transport here stands above all others. It sees which futures belong to one of
+//! our dials, and ends them. It also sees every complete address, whoever named it, and refuses
+//! addresses that nobody may make us dial. A stranger that answers at one address ends only the dial of
+//! that address, and not those of the others.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use futures::{
+    FutureExt as _,
+    future::{AbortHandle, Abortable, BoxFuture},
+};
+use libp2p::{
+    Multiaddr, PeerId,
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{self, Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
+    },
+    multiaddr::Protocol,
+};
+
+use crate::core::dial::Policy;
+
+/// How the error begins if another peer than the one that was dialled has answered.
+pub(crate) const WRONG_PEER: &str = "another peer answered";
+
+type Output = (PeerId, StreamMuxerBox);
+
+/// Records the futures that the transport makes for a dial.
+#[derive(Clone, Default)]
+pub(crate) struct Recorder(Arc<Mutex<Option<Vec<AbortHandle>>>>);
+
+/// A dial that is under way. Dropping it takes the dial back. After the end of the dial, dropping
+/// it has no effect.
+pub(crate) struct Dialling(Vec<AbortHandle>);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        for handle in &self.0 {
+            handle.abort();
+        }
+    }
+}
+
+impl Recorder {
+    /// Calls `dial`. During the call, the swarm asks the transport for one future per address.
+    pub(crate) fn record<R>(&self, dial: impl FnOnce() -> R) -> (R, Dialling) {
+        *self.lock() = Some(Vec::new());
+        let result = dial();
+        let handles = self.lock().take().unwrap_or_default();
+        (result, Dialling(handles))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<AbortHandle>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Dials through `inner`, and reports each dial to the recorder.
+pub(crate) struct Dialler {
+    inner: Boxed<Output>,
+    recorder: Recorder,
+    policy: Policy,
+}
+
+impl Dialler {
+    pub(crate) fn new(inner: Boxed<Output>, recorder: Recorder, policy: Policy) -> Self {
+        Self {
+            inner,
+            recorder,
+            policy,
+        }
+    }
+}
+
+impl transport::Transport for Dialler {
+    type Output = Output;
+    type Error = io::Error;
+    type ListenerUpgrade = <Boxed<Output> as transport::Transport>::ListenerUpgrade;
+    type Dial = BoxFuture<'static, io::Result<Output>>;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        addr: Multiaddr,
+    ) -> Result<(), TransportError<Self::Error>> {
+        self.inner.listen_on(id, addr)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(
+        &mut self,
+        addr: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Self::Dial, TransportError<Self::Error>> {
+        if let Err(barred) = self.policy.check(&addr) {
+            return Err(TransportError::Other(io::Error::other(barred)));
+        }
+        let expected = match addr.iter().last() {
+            Some(Protocol::P2p(peer)) => Some(peer),
+            _ => None,
+        };
+        let dial = self
+            .inner
+            .dial(addr, opts)?
+            .map(move |result| match result {
+                Ok((peer, _)) if expected.is_some_and(|expected| expected != peer) => {
+                    Err(io::Error::other(format!("{WRONG_PEER}: {peer}")))
+                }
+                result => result,
+            });
+        let dial = dial.boxed();
+        let Some(handles) = &mut *self.recorder.lock() else {
+            return Ok(dial);
+        };
+        let (handle, registration) = AbortHandle::new_pair();
+        handles.push(handle);
+        let dial = Abortable::new(dial, registration);
+        Ok(dial
+            .map(|result| {
+                result.unwrap_or_else(|_| Err(io::Error::other("the dial was taken back")))
+            })
+            .boxed())
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::{
+        Transport as _,
+        core::{Endpoint, transport::PortUse},
+    };
+
+    use super::*;
+
+    /// Makes a transport whose dials never end.
+    fn endless(recorder: &Recorder) -> Dialler {
+        let never = transport::dummy::DummyTransport::<Output>::new().boxed();
+        Dialler::new(never, recorder.clone(), Policy::new(true, Vec::new()))
+    }
+
+    #[test]
+    fn dials_are_recorded_only_within_record() {
+        let recorder = Recorder::default();
+        let mut transport = endless(&recorder);
+        let opts = DialOpts {
+            role: Endpoint::Dialer,
+            port_use: PortUse::Reuse,
+        };
+        let addr: Multiaddr = "/memory/1".parse().unwrap();
+        let (_, dialling) = recorder.record(|| transport.dial(addr.clone(), opts).is_ok());
+        assert!(dialling.0.is_empty());
+        assert!(transport.dial(addr, opts).is_err());
+        assert!(recorder.lock().is_none());
+    }
+}

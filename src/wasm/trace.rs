@@ -1,0 +1,45 @@
+//! Spans of the log that a page does not have: the package is built without all that is logged.
+//!
+//! `native/trace.rs` has the same signatures.
+
+use futures::{FutureExt as _, future::BoxFuture};
+use libp2p::PeerId;
+
+use crate::{core::plan::AttemptId, event::PathEvent};
+
+/// No span.
+pub(crate) struct Span;
+
+/// No entered span.
+pub(crate) struct Entered;
+
+impl Span {
+    pub(crate) fn in_scope<T>(&self, act: impl FnOnce() -> T) -> T {
+        act()
+    }
+}
+
+pub(crate) fn peer(_: &PeerId) -> Span {
+    Span
+}
+
+pub(crate) fn connection(_: &PeerId) -> Span {
+    Span
+}
+
+pub(crate) fn attempt(_: AttemptId) -> Span {
+    Span
+}
+
+pub(crate) fn enter(_: &Span) -> Entered {
+    Entered
+}
+
+pub(crate) fn within(
+    _: &Span,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> BoxFuture<'static, ()> {
+    task.boxed()
+}
+
+pub(crate) fn tell(_: &PathEvent) {}

@@ -1,0 +1,487 @@
+//! The contract of the `throughline` program: what scripts, tests and benchmarks rely on.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use common::program::{Program, throughline};
+
+#[path = "../common/mod.rs"]
+mod common;
+mod streams;
+mod terminal;
+
+fn serve() -> (Program, Value) {
+    let server = Program::start(&["serve", "--host", "127.0.0.1", "--port", "0"]);
+    let ready = server.event("ready");
+    (server, ready)
+}
+
+/// The relay's first address of the kind, as `--relay` takes it.
+fn relay<'a>(ready: &'a Value, kind: &str) -> &'a str {
+    let addresses = ready["addresses"].as_array().unwrap();
+    let mut texts = addresses.iter().map(|address| address.as_str().unwrap());
+    texts.find(|text| text.contains(kind)).unwrap()
+}
+
+/// A listener behind the relay.
+fn listen(ready: &Value, arguments: &[&str]) -> Command {
+    let mut command = throughline(&["listen", "--relay", relay(ready, "quic-v1")]);
+    command.args(["--stun", ready["stun"][0].as_str().unwrap()]);
+    command.args(["--bind", "/ip4/127.0.0.1/udp/0/quic-v1"]);
+    command.args(arguments);
+    command
+}
+
+/// A relay, and a listener behind it.
+fn listening(arguments: &[&str]) -> (Program, Program, String) {
+    let (server, ready) = serve();
+    let listener = Program::spawn(listen(&ready, arguments).arg("--json"));
+    let ready = listener.event("ready");
+    let ticket = ready["ticket"].as_str().unwrap().to_owned();
+    (server, listener, ticket)
+}
+
+fn fields(event: &Value) -> BTreeSet<&str> {
+    event
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[track_caller]
+fn has_fields(event: &Value, names: &[&str]) {
+    for name in names {
+        assert!(fields(event).contains(name), "no `{name}` in {event}");
+    }
+}
+
+#[track_caller]
+fn is_millis(value: &Value) {
+    let ms = value
+        .as_f64()
+        .unwrap_or_else(|| panic!("{value} is no number"));
+    assert!((0.0..60_000.0).contains(&ms), "{ms}");
+}
+
+/// Runs to the end; gives the error event.
+#[track_caller]
+fn failure(arguments: &[&str]) -> Value {
+    let (events, status) = Program::start(arguments).finish();
+    assert_eq!(status.code(), Some(1), "{arguments:?}: {events:?}");
+    let error = events.last().expect("an error event").clone();
+    assert_eq!(error["event"], "error");
+    has_fields(&error, &["code", "message"]);
+    error
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], code: &str, named: &str) {
+    let error = failure(arguments);
+    assert_eq!(error["code"], code, "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains(named),
+        "{error}"
+    );
+}
+
+#[test]
+fn serve_prints_where_it_is_and_stops_in_good_order() {
+    for signal in ["-TERM", "-INT"] {
+        let (server, ready) = serve();
+        has_fields(&ready, &["peer_id", "addresses", "stun", "turn", "http"]);
+        assert!(!fields(&ready).contains(&"turn_pass"), "nobody asked");
+        let peer = ready["peer_id"].as_str().unwrap();
+        for kind in ["/quic-v1/", "/tcp/", "/ws/", "/webrtc-direct/certhash/"] {
+            assert!(relay(&ready, kind).ends_with(&format!("/p2p/{peer}")));
+        }
+        assert!(
+            ready["stun"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("stun:127.0.0.1:")
+        );
+        assert!(
+            ready["turn"][0]
+                .as_str()
+                .unwrap()
+                .starts_with("turn:127.0.0.1:")
+        );
+        assert!(
+            ready["http"]
+                .as_str()
+                .unwrap()
+                .starts_with("http://127.0.0.1:")
+        );
+        server.signal(signal);
+        let (rest, status) = server.finish();
+        assert!(status.success(), "{status}");
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[test]
+fn credentials_are_printed_to_whoever_asks() {
+    let arguments = ["serve", "--host", "127.0.0.1", "--port", "0"];
+    let mut more = arguments.to_vec();
+    more.extend(["--print-turn-credentials", "--admin", "127.0.0.1:0"]);
+    let ready = Program::start(&more).event("ready");
+    has_fields(&ready, &["turn_user", "turn_pass", "admin"]);
+    let mut child = throughline(&arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // The URL of the page is the last.
+    let text: Vec<String> = lines
+        .map(Result::unwrap)
+        .take_while(|line| !line.contains("http://"))
+        .collect();
+    let _ = child.kill();
+    let _ = child.wait();
+    assert!(!text.concat().contains("turn-pass"), "{text:?}");
+}
+
+#[test]
+fn serve_refuses_what_cannot_work_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("serve.toml");
+    let arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--config"];
+    for (text, named) in [
+        ("[connections]\nestablished = 0", "connections.established"),
+        ("[connections]\npending = 0", "connections.pending"),
+        ("[connections]\nper_peer = 0", "connections.per_peer"),
+        (
+            "[connections]\nidle_seconds = 0",
+            "connections.idle_seconds",
+        ),
+        ("[http]\nwww = \"/no/such/folder\"", "http.www"),
+        ("[http]\nnpm = \"/no/such/folder\"", "http.npm"),
+        ("[turn]\nexternal_ip = \"0.0.0.0\"", "turn.external_ip"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let mut arguments = arguments.to_vec();
+        arguments.push(file.to_str().unwrap());
+        refused(&arguments, "invalid_config", named);
+    }
+}
+
+#[test]
+fn serve_keeps_its_name_in_the_data_directory() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let start = || {
+        let data = data.to_str().unwrap();
+        let server = Program::start(&[
+            "serve",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--data",
+            data,
+        ]);
+        let ready = server.event("ready");
+        let peer = ready["peer_id"].clone();
+        server.signal("-TERM");
+        assert!(server.finish().1.success());
+        peer
+    };
+    assert_eq!(start(), start());
+}
+
+#[test]
+fn bad_input_is_an_error_that_names_the_field() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bad_server = file("server.toml", "[relay]\ncircuitz = 1\n");
+    let bad_peer = file("peer.toml", "connect_timeout_ms = \"soon\"\n");
+    let open_key = file("identity", "secret");
+    for (arguments, code, named) in [
+        (&["serve", "--port", "x"][..], "invalid_config", "--port"),
+        (&["serve", "--port", "65533"], "invalid_config", "port"),
+        (
+            &["serve", "--host", "localhost"],
+            "invalid_config",
+            "--host",
+        ),
+        (
+            &["serve", "--announce", "x", "--port", "0"],
+            "invalid_address",
+            "announce",
+        ),
+        (
+            &["serve", "--config", &bad_server],
+            "invalid_config",
+            "unknown option \"circuitz\": did you mean \"circuits\"?",
+        ),
+        (&["serve", "--config", "/no/such"], "io", "/no/such"),
+        (&["serve", "--nonsense"], "invalid_config", "--nonsense"),
+        (&["listen", "--relay", "x"], "invalid_address", "relays"),
+        (
+            &["listen", "--relay", "/ip4/127.0.0.1/tcp/1"],
+            "invalid_address",
+            "relays",
+        ),
+        (&["listen", "--stun", "127.0.0.1"], "invalid_config", "stun"),
+        (&["listen", "--bind", "x"], "invalid_address", "listen"),
+        (
+            &["listen", "--config", &bad_peer],
+            "invalid_config",
+            "connect_timeout_ms",
+        ),
+        (
+            &["listen", "--identity", &open_key],
+            "invalid_identity",
+            "chmod 600",
+        ),
+        (&["listen", "--recv", "/dev/null/x"], "io", "--recv"),
+        (&["connect"], "invalid_config", "arguments"),
+        (&["connect", "nonsense"], "invalid_ticket", "tl1"),
+        (&["connect", "tl1AAAA"], "invalid_ticket", "peer id"),
+        (
+            &["connect", "T", "--bench", "61"],
+            "invalid_config",
+            "--bench",
+        ),
+        (&["connect", "T", "--ping", "x"], "invalid_config", "--ping"),
+        (
+            &["connect", "T", "--wait-direct", "86401"],
+            "invalid_config",
+            "--wait-direct",
+        ),
+        (&["ping", "nonsense"], "invalid_ticket", "tl1"),
+        (&["netcheck", "--relay", "x"], "invalid_address", "relays"),
+    ] {
+        refused(arguments, code, named);
+    }
+}
+
+#[test]
+fn help_is_for_people() {
+    let output = throughline(&["connect", "--help"]).output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for option in [
+        "--relay",
+        "--stun",
+        "--turn",
+        "--wait-direct",
+        "--send",
+        "--bench",
+        "--ping",
+    ] {
+        assert!(text.contains(option), "{option}");
+    }
+    let output = throughline(&["connect"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty(), "errors go to stderr");
+}
+
+#[test]
+fn a_relay_that_is_not_there_is_an_error() {
+    let (server, ready) = serve();
+    let address = relay(&ready, "/tcp/").to_owned();
+    drop(server);
+    refused(&["listen", "--relay", &address], "no_relay", "");
+}
+
+#[test]
+fn a_peer_that_is_not_there_is_unreachable_with_every_attempt() {
+    let (_server, listener, ticket) = listening(&["--echo"]);
+    drop(listener);
+    let error = failure(&["connect", &ticket, "--ping", "1"]);
+    assert_eq!(error["code"], "unreachable", "{error}");
+    let attempts = error["attempts"].as_array().unwrap();
+    assert!(!attempts.is_empty());
+    for attempt in attempts {
+        has_fields(attempt, &["strategy", "outcome", "reason"]);
+    }
+}
+
+/// Runs a connect to the end; gives what it logs.
+fn logged(ticket: &str, verbose: &[&str]) -> String {
+    let line = ["connect", ticket, "--bind", "/ip4/127.0.0.1/udp/0/quic-v1"];
+    let mut command = throughline(&line);
+    command.args(["--relay-only", "--ping", "1", "--json"]);
+    let output = command.args(verbose).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn the_log_follows_one_connection() {
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let peer = ticket.parse::<throughline::Ticket>().unwrap().peer_id();
+    assert_eq!(logged(&ticket, &[]), "");
+
+    let told = logged(&ticket, &["-v"]);
+    let of_connection = format!("connection{{peer={peer}}}");
+    for words in [
+        "connecting",
+        "connected",
+        "succeeded",
+        "the path changed",
+        "closed",
+    ] {
+        let mut lines = told.lines();
+        let line = lines.find(|line| line.contains(words));
+        let line = line.unwrap_or_else(|| panic!("no `{words}` in {told}"));
+        assert!(line.contains(&of_connection), "{line}");
+    }
+    let attempt = "attempt{by=circuit_relay}: throughline::connection: succeeded";
+    assert!(told.contains(attempt), "{told}");
+    assert!(!told.contains("127.0.0.1"), "no addresses: {told}");
+    assert!(!told.contains('\x1b'), "no colours for a file: {told}");
+
+    let detail = logged(&ticket, &["-vv"]);
+    assert!(detail.contains("127.0.0.1"), "{detail}");
+    assert!(!detail.contains('\x1b'), "no colours for a file: {detail}");
+}
+
+#[test]
+fn ping_over_the_relay_says_every_step() {
+    let (_server, listener, ticket) = listening(&["--echo"]);
+    let arguments = ["connect", &ticket, "--ping", "3", "--relay-only"];
+    let (events, status) = Program::start(&arguments).finish();
+    assert!(status.success(), "{events:#?}");
+    let named = |name: &str| -> Vec<&Value> {
+        events
+            .iter()
+            .filter(|event| event["event"] == name)
+            .collect()
+    };
+    let connected = named("connected")[0];
+    assert_eq!(connected["path"], "relayed");
+    assert_eq!(connected["strategy"], "circuit_relay");
+    is_millis(&connected["ms"]);
+    is_millis(&named("first_byte")[0]["ms"]);
+    has_fields(
+        named("path")[0],
+        &["path", "strategy", "ms", "local", "remote"],
+    );
+    let attempt = named("attempt")[0];
+    has_fields(attempt, &["strategy", "outcome", "ms", "reason"]);
+    is_millis(&attempt["ms"]);
+    let pongs = named("pong");
+    assert_eq!(pongs.len(), 3);
+    for (index, pong) in pongs.iter().enumerate() {
+        assert_eq!(pong["seq"], index + 1);
+        is_millis(&pong["rtt_ms"]);
+        assert_eq!(pong["path"], "relayed");
+    }
+    has_fields(named("ping")[0], &["count", "min_ms", "mean_ms", "max_ms"]);
+    let connection = listener.event("connection");
+    has_fields(&connection, &["peer_id", "path"]);
+    assert_eq!(connection["path"], "relayed");
+    has_fields(&listener.event("disconnected"), &["peer_id", "code"]);
+}
+
+#[test]
+fn a_direct_path_is_reported() {
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let (events, status) = Program::start(&[
+        "connect",
+        &ticket,
+        "--wait-direct",
+        "20",
+        "--bind",
+        "/ip4/127.0.0.1/udp/0/quic-v1",
+    ])
+    .finish();
+    assert!(status.success(), "{events:#?}");
+    let direct = events
+        .iter()
+        .find(|event| event["event"] == "path" && event["path"] == "direct")
+        .expect("a direct path");
+    has_fields(direct, &["strategy", "ms", "local", "remote"]);
+    is_millis(&direct["ms"]);
+}
+
+#[test]
+fn no_direct_path_in_time_is_an_error() {
+    let (_server, _listener, ticket) = listening(&["--echo", "--relay-only"]);
+    let arguments = ["connect", &ticket, "--wait-direct", "0.5", "--relay-only"];
+    refused(&arguments, "timeout", "--wait-direct");
+}
+
+#[test]
+fn ping_and_netcheck() {
+    let (_server, ready) = serve();
+    let address = relay(&ready, "/ws/");
+    let stun = |i: usize| ready["stun"][i].as_str().unwrap();
+    let line = [
+        "netcheck",
+        "--relay",
+        address,
+        "--stun",
+        stun(0),
+        "--stun",
+        stun(1),
+    ];
+    let (events, status) = Program::start(&line).finish();
+    assert!(status.success(), "{events:#?}");
+    let report = &events[0];
+    assert_eq!(report["event"], "report");
+    has_fields(
+        report,
+        &["peer_id", "relays", "listening", "observed", "strategies"],
+    );
+    assert_eq!(report["relays"][0]["reserved"], true);
+    assert!(report["relays"][0]["rtt_ms"].as_f64().is_some());
+    let nat = &report["nat"];
+    has_fields(nat, &["external", "mapped", "port_step", "protocols"]);
+    assert_eq!(nat["mapping"], "none");
+    assert_eq!(nat["ports"], "preserved");
+    // The server's two ports have one address.
+    assert_eq!(nat["filtering"], "address_dependent");
+    assert_eq!(nat["port_mapping"], "off");
+    for server in nat["stun"].as_array().unwrap() {
+        assert!(server["rtt_ms"].as_f64().is_some(), "{server}");
+    }
+
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let (events, status) = Program::start(&["ping", &ticket, "--count", "2"]).finish();
+    assert!(status.success(), "{events:#?}");
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| event["event"] == "pong")
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn the_demo_is_one_command() {
+    let demo = Program::start(&["demo", "--port", "0"]);
+    has_fields(
+        &demo.event("ready"),
+        &["peer_id", "addresses", "stun", "turn", "http"],
+    );
+    let ready = demo.event("demo");
+    has_fields(&ready, &["url", "peer_id", "ticket", "inbox"]);
+    let ticket = ready["ticket"].as_str().unwrap();
+    let mut connect = Program::start(&["connect", ticket]);
+    let mut stdin = connect.stdin();
+    writeln!(stdin, "hello").unwrap();
+    let answer = connect.event("message");
+    assert!(
+        answer["text"].as_str().unwrap().contains("hello"),
+        "{answer}"
+    );
+    drop(stdin);
+    assert!(connect.finish().1.success());
+    demo.signal("-TERM");
+    assert!(demo.finish().1.success());
+}

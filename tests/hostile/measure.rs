@@ -1,0 +1,153 @@
+//! How others fare during an attack: the same rounds before it and during it, in one run.
+//!
+//! `make test` makes a few rounds in a debug build, on a machine that may do anything else, and so
+//! allows much. `scripts/hostile` makes many in a release build, one test after the other: their 99th
+//! percentile during the attack must stay below twice the quiet one.
+
+use std::time::Instant;
+
+use super::*;
+
+/// Rounds in each half without [`ROUNDS`].
+const FEW: usize = 6;
+/// The environment's number of rounds in each half. With a hundred or more, the 99th percentile is
+/// not just the worst.
+const ROUNDS: &str = "HOSTILE_ROUNDS";
+
+/// What a loaded machine may add to a round of the short form.
+const LOADED: Duration = Duration::from_secs(3);
+/// What the scheduler may add to one of the long form: some of its turns, each a few milliseconds,
+/// where attackers, honest peers and the server share two cores with whatever else runs there.
+const SCHEDULING: Duration = Duration::from_millis(50);
+
+/// How often whoever is sent away comes back in the short form.
+const RETURNS: usize = 10;
+
+fn many() -> Option<usize> {
+    let rounds = std::env::var(ROUNDS).ok()?;
+    Some(rounds.parse().expect(ROUNDS))
+}
+
+/// Whether this is the long form.
+pub(crate) fn is_long() -> bool {
+    many().is_some()
+}
+
+/// Rounds of honest peers in each half of a test.
+pub(crate) fn rounds() -> usize {
+    many().unwrap_or(FEW)
+}
+
+/// How often whoever is sent away comes back: for as long as the long form lasts.
+pub(crate) fn returns() -> usize {
+    match is_long() {
+        true => usize::MAX,
+        false => RETURNS,
+    }
+}
+
+/// How much longer than a quiet round one may take.
+pub(crate) fn noise() -> Duration {
+    match is_long() {
+        true => SCHEDULING,
+        false => LOADED,
+    }
+}
+
+/// How long rounds took.
+#[derive(Default)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    /// Those of rounds one after the other, with a pause in which they stay below the rates that one
+    /// address has.
+    pub(crate) async fn of(pause: Duration, round: impl AsyncFn()) -> Self {
+        let mut times = Self::default();
+        for _ in 0..rounds() {
+            let begun = Instant::now();
+            round().await;
+            times.0.push(begun.elapsed());
+            tokio::time::sleep(pause).await;
+        }
+        times
+    }
+
+    /// The nearest rank (`percent` of all are not longer).
+    fn quantile(&self, percent: usize) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        let rank = (sorted.len() * percent).div_ceil(100).max(1);
+        sorted[rank - 1]
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let millis = |percent| self.quantile(percent).as_secs_f64() * 1000.0;
+        write!(f, "{:.1}/{:.1} ms", millis(50), millis(99))
+    }
+}
+
+/// Others are unharmed by the attack that `what` names.
+pub(crate) fn unharmed(what: &str, quiet: &Times, attacked: &Times) {
+    let (count, of) = (attacked.0.len(), quiet.0.len());
+    println!("{what}: p50/p99 quiet {quiet} ({of}), attacked {attacked} ({count})");
+    let (quiet, attacked) = (quiet.quantile(99), attacked.quantile(99));
+    let most = 2 * quiet + noise();
+    assert!(attacked < most, "{what}: {attacked:?} after {quiet:?}");
+}
+
+/// Does `step` again and again, and begins no two of them within `period`.
+pub(crate) async fn at_a_pace<F: Future>(period: Duration, mut step: impl FnMut() -> F) {
+    for _ in 0..returns() {
+        let next = tokio::time::Instant::now() + period;
+        step().await;
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// A process of its own that accepts connections and ends them, as cheaply as that can be done. What
+/// an attack on it costs others is what the attacker takes of the machine.
+pub(crate) struct Bystander {
+    process: std::process::Child,
+    pub(crate) address: std::net::SocketAddr,
+}
+
+const BYSTANDER: &str = "HOSTILE_BYSTANDER";
+
+impl Bystander {
+    pub(crate) fn start() -> Self {
+        let address = (Ipv4Addr::LOCALHOST, free_ports()).into();
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "measure::bystander", "--nocapture"]);
+        command.env(BYSTANDER, address.to_string());
+        command.stdout(std::process::Stdio::null());
+        let process = command.spawn().unwrap();
+        Self { process, address }
+    }
+
+    pub(crate) async fn is_ready(&self) {
+        let connects = || std::net::TcpStream::connect(self.address).is_ok();
+        until_polled(connects).await;
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Not a test: what a [`Bystander`] runs.
+#[test]
+fn bystander() {
+    let Ok(address) = std::env::var(BYSTANDER) else {
+        return;
+    };
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    for stream in listener.incoming().flatten() {
+        // A reset, as of ours.
+        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    }
+}
