@@ -33,7 +33,7 @@ use crate::{
     identity::{Identity, PeerId as PublicPeerId},
     swarm::{
         circuit,
-        dials::{Dialler, Recorder},
+        dials::{Recorded, Recorder},
     },
     ticket::Ticket,
     webrtc,
@@ -80,7 +80,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let transport =
         backend::transports::peer(keypair, webrtc, circuits, &net, patience).map_err(io)?;
     let recorder = Recorder::default();
-    let transport = Dialler::new(transport, recorder.clone(), policy).boxed();
+    let transport = Recorded::over(transport, recorder.clone(), policy).boxed();
 
     let raw: HashMap<StreamProtocol, String> = config
         .protocols

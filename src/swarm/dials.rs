@@ -8,24 +8,23 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
 };
 
 use futures::{
     FutureExt as _,
-    future::{AbortHandle, Abortable, BoxFuture},
+    future::{AbortHandle, Abortable},
 };
 use libp2p::{
     Multiaddr, PeerId,
     core::{
         muxing::StreamMuxerBox,
-        transport::{self, Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
+        transport::{Boxed, DialOpts, Transport as _, TransportError},
     },
     multiaddr::Protocol,
 };
 
+use super::dial_layer::{Begun, DialLayer, Dials};
 use crate::core::dial::Policy;
 
 /// How the error begins if another peer than the one that was dialled has answered.
@@ -63,56 +62,39 @@ impl Recorder {
     }
 }
 
-/// Dials through `inner`, and reports each dial to the recorder.
-pub(crate) struct Dialler {
-    inner: Boxed<Output>,
+/// A layer that reports each dial to the recorder.
+pub(crate) struct Recorded {
     recorder: Recorder,
     policy: Policy,
 }
 
-impl Dialler {
-    pub(crate) fn new(inner: Boxed<Output>, recorder: Recorder, policy: Policy) -> Self {
-        Self {
-            inner,
-            recorder,
-            policy,
-        }
+impl Recorded {
+    /// The layer stands above `below`.
+    pub(crate) fn over(
+        below: Boxed<Output>,
+        recorder: Recorder,
+        policy: Policy,
+    ) -> DialLayer<Boxed<Output>, Self> {
+        DialLayer::new(below, Self { recorder, policy })
     }
 }
 
-impl transport::Transport for Dialler {
-    type Output = Output;
-    type Error = io::Error;
-    type ListenerUpgrade = <Boxed<Output> as transport::Transport>::ListenerUpgrade;
-    type Dial = BoxFuture<'static, io::Result<Output>>;
-
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        addr: Multiaddr,
-    ) -> Result<(), TransportError<Self::Error>> {
-        self.inner.listen_on(id, addr)
-    }
-
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.inner.remove_listener(id)
-    }
-
+impl Dials<Boxed<Output>> for Recorded {
     fn dial(
         &mut self,
-        addr: Multiaddr,
-        opts: DialOpts,
-    ) -> Result<Self::Dial, TransportError<Self::Error>> {
-        if let Err(barred) = self.policy.check(&addr) {
+        below: &mut Boxed<Output>,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Begun<Output> {
+        if let Err(barred) = self.policy.check(&address) {
             return Err(TransportError::Other(io::Error::other(barred)));
         }
-        let expected = match addr.iter().last() {
+        let expected = match address.iter().last() {
             Some(Protocol::P2p(peer)) => Some(peer),
             _ => None,
         };
-        let dial = self
-            .inner
-            .dial(addr, opts)?
+        let dial = below
+            .dial(address, options)?
             .map(move |result| match result {
                 Ok((peer, _)) if expected.is_some_and(|expected| expected != peer) => {
                     Err(io::Error::other(format!("{WRONG_PEER}: {peer}")))
@@ -132,28 +114,21 @@ impl transport::Transport for Dialler {
             })
             .boxed())
     }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
-        Pin::new(&mut self.inner).poll(cx)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use libp2p::{
-        Transport as _,
-        core::{Endpoint, transport::PortUse},
+    use libp2p::core::{
+        Endpoint,
+        transport::{PortUse, dummy::DummyTransport},
     };
 
     use super::*;
 
     /// Makes a transport whose dials never end.
-    fn endless(recorder: &Recorder) -> Dialler {
-        let never = transport::dummy::DummyTransport::<Output>::new().boxed();
-        Dialler::new(never, recorder.clone(), Policy::new(true, Vec::new()))
+    fn endless(recorder: &Recorder) -> DialLayer<Boxed<Output>, Recorded> {
+        let never = DummyTransport::<Output>::new().boxed();
+        Recorded::over(never, recorder.clone(), Policy::new(true, Vec::new()))
     }
 
     #[test]

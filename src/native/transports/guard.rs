@@ -6,24 +6,25 @@
 use std::{
     fmt, io,
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::FutureExt as _;
 use libp2p::{
-    Multiaddr, Transport as _,
-    core::transport::{self, Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
+    Multiaddr,
+    core::transport::{Boxed, DialOpts, Transport, TransportError},
 };
 use tokio::time;
 
 use super::names::Names;
-use crate::core::{
-    address,
-    dial::{Barred, Policy, endpoint},
-    pace::Pace,
+use crate::{
+    core::{
+        address,
+        dial::{Barred, Policy, endpoint},
+        pace::Pace,
+    },
+    swarm::dial_layer::{Begun, DialLayer, Dials},
 };
 
 /// The dials to addresses that others have named, for one connector, in each second. A thousand
@@ -67,28 +68,25 @@ impl Guard {
     }
 
     /// Guards `inner`. Nobody else can choose the first bytes of its connections.
-    pub(crate) fn over<T>(&self, inner: T) -> Guarded<T> {
-        Guarded {
-            inner,
-            guard: self.clone(),
-            allows: Policy::allows,
-        }
+    pub(crate) fn over<T>(&self, below: T) -> DialLayer<T, Guarded> {
+        self.allowing(below, Policy::allows)
+    }
+
+    fn allowing<T>(&self, below: T, allows: Allows) -> DialLayer<T, Guarded> {
+        let guard = self.clone();
+        DialLayer::new(below, Guarded { guard, allows })
     }
 
     /// Guards `tcp`, and resolves names, for connections that tell the name by which they came.
     pub(crate) fn named<T>(&self, names: &Names, tcp: impl Fn() -> T) -> Boxed<T::Output>
     where
-        T: transport::Transport<Error = io::Error> + Send + Unpin + 'static,
+        T: Transport<Error = io::Error> + Send + Unpin + 'static,
         T::Dial: Send + 'static,
         T::ListenerUpgrade: Send + 'static,
         T::Output: 'static,
     {
-        let known = Known(self.over(tcp()));
-        let resolved = names.over(Guarded {
-            inner: tcp(),
-            guard: self.clone(),
-            allows: Policy::allows_named,
-        });
+        let known = DialLayer::new(self.over(tcp()), Known);
+        let resolved = names.over(self.allowing(tcp(), Policy::allows_named));
         let either = known.or_transport(resolved);
         either
             .map(|either, _| either.into_inner())
@@ -110,14 +108,13 @@ impl Guard {
 
 type Allows = fn(&Policy, SocketAddr) -> Result<(), Barred>;
 
-/// A guarded transport, which dials IP addresses.
-pub(crate) struct Guarded<T> {
-    inner: T,
+/// The layer that guards a transport. It dials IP addresses.
+pub(crate) struct Guarded {
     guard: Guard,
     allows: Allows,
 }
 
-impl<T> Guarded<T> {
+impl Guarded {
     fn check(&self, address: &Multiaddr, to: SocketAddr) -> Result<(), Barred> {
         // An address that a resolver gave has not been checked before.
         match address::fault(address) {
@@ -127,43 +124,22 @@ impl<T> Guarded<T> {
     }
 }
 
-impl<T> transport::Transport for Guarded<T>
+impl<T> Dials<T> for Guarded
 where
-    T: transport::Transport<Error = io::Error> + Unpin,
+    T: Transport<Error = io::Error>,
     T::Dial: Send + 'static,
 {
-    type Output = T::Output;
-    type Error = io::Error;
-    type ListenerUpgrade = T::ListenerUpgrade;
-    type Dial = BoxFuture<'static, io::Result<T::Output>>;
-
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        addr: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        self.inner.listen_on(id, addr)
-    }
-
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.inner.remove_listener(id)
-    }
-
-    fn dial(
-        &mut self,
-        addr: Multiaddr,
-        opts: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
+    fn dial(&mut self, below: &mut T, address: Multiaddr, options: DialOpts) -> Begun<T::Output> {
         // Transports differ in what they read as an IP address. An address that is not clearly one
         // is not dialled.
-        let Some(to) = endpoint(&addr) else {
-            return Err(TransportError::MultiaddrNotSupported(addr));
+        let Some(to) = endpoint(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
         };
-        if let Err(barred) = self.check(&addr, to) {
+        if let Err(barred) = self.check(&address, to) {
             return Err(TransportError::Other(io::Error::other(barred)));
         }
         let guard = self.guard.clone();
-        let dial = self.inner.dial(addr, opts)?;
+        let dial = below.dial(address, options)?;
         Ok(async move {
             // The turn is taken here, because most of several addresses of a peer are dialled
             // later, if at all.
@@ -175,61 +151,24 @@ where
         }
         .boxed())
     }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Pin::new(&mut self.inner).poll(cx)
-    }
 }
 
-/// Dials addresses that need no resolver, and `localhost`, which RFC 6761 section 6.3 keeps from
-/// the resolver.
-struct Known<T>(Guarded<T>);
+/// The layer that dials addresses that need no resolver, and `localhost`, which RFC 6761 section 6.3
+/// keeps from the resolver.
+struct Known;
 
-impl<T> transport::Transport for Known<T>
+impl<T> Dials<T> for Known
 where
-    T: transport::Transport<Error = io::Error> + Unpin,
+    T: Transport<Error = io::Error>,
     T::Dial: Send + 'static,
 {
-    type Output = T::Output;
-    type Error = io::Error;
-    type ListenerUpgrade = T::ListenerUpgrade;
-    type Dial = BoxFuture<'static, io::Result<T::Output>>;
-
-    fn listen_on(
-        &mut self,
-        id: ListenerId,
-        addr: Multiaddr,
-    ) -> Result<(), TransportError<io::Error>> {
-        self.0.listen_on(id, addr)
-    }
-
-    fn remove_listener(&mut self, id: ListenerId) -> bool {
-        self.0.remove_listener(id)
-    }
-
-    fn dial(
-        &mut self,
-        addr: Multiaddr,
-        opts: DialOpts,
-    ) -> Result<Self::Dial, TransportError<io::Error>> {
-        match endpoint(&addr) {
-            Some(to) => {
-                let ip = Multiaddr::from(to.ip());
-                let rest = addr.iter().skip(1);
-                self.0.dial(rest.fold(ip, Multiaddr::with), opts)
-            }
-            None => Err(TransportError::MultiaddrNotSupported(addr)),
-        }
-    }
-
-    fn poll(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
-        Pin::new(&mut self.0).poll(cx)
+    fn dial(&mut self, below: &mut T, address: Multiaddr, options: DialOpts) -> Begun<T::Output> {
+        let Some(to) = endpoint(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let ip = Multiaddr::from(to.ip());
+        let known = address.iter().skip(1).fold(ip, Multiaddr::with);
+        Ok(below.dial(known, options)?.boxed())
     }
 }
 
@@ -237,13 +176,13 @@ where
 mod tests {
     use libp2p::core::{
         Endpoint,
-        transport::{PortUse, Transport as _, dummy::DummyTransport},
+        transport::{PortUse, dummy::DummyTransport},
     };
 
     use super::*;
 
     /// Returns whether a dial reaches the transport below, which knows no address.
-    fn passes(guarded: &mut Guarded<Boxed<()>>, address: &str) -> bool {
+    fn passes(guarded: &mut DialLayer<Boxed<()>, Guarded>, address: &str) -> bool {
         let opts = DialOpts {
             role: Endpoint::Dialer,
             port_use: PortUse::Reuse,
@@ -269,8 +208,8 @@ mod tests {
             &mut own,
             "/ip4/192.0.2.1/tcp/1/ip4/127.0.0.1/tcp/1"
         ));
-        let mut named = guard.over(DummyTransport::<()>::new().boxed());
-        named.allows = Policy::allows_named;
+        let below = DummyTransport::<()>::new().boxed();
+        let mut named = guard.allowing(below, Policy::allows_named);
         assert!(passes(&mut named, "/ip4/10.0.0.1/tcp/1"));
         assert!(!passes(&mut named, "/ip4/127.0.0.1/tcp/1"));
         let guard = Guard::new(Policy::new(false, Vec::new()));
