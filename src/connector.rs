@@ -7,12 +7,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::{
-    backend::{offer, trace, transports::LISTENS},
+    backend::{trace, transports::LISTENS},
     config::{Config, TurnServer, check_protocol},
     connection::Connection,
     error::Error,
     identity::{Identity, PeerId},
     node::{self, Command, Shared, closed},
+    offer::is_sealable,
     report::Report,
     stream::Stream,
     ticket::Ticket,
@@ -118,8 +119,7 @@ impl Connector {
     /// [`connect`](Self::connect) and [`Connection::open`] take two. Early data needs a link to a
     /// relay of `throughline serve` that both peers use, and a ticket of the peer's present run. At
     /// most 32 KiB go before the peer's first answer. If early data is not possible, the same
-    /// stream goes over the first path, and only takes longer. A page sends no early data: there
-    /// this is [`connect`](Self::connect) and [`Connection::open`] in one call.
+    /// stream goes over the first path, and only takes longer.
     ///
     /// The connection is made as by [`connect`](Self::connect). [`Connection::path`] is `None`
     /// until there is a path.
@@ -158,17 +158,15 @@ impl Connector {
         protocol: &str,
     ) -> Result<(Connection, Stream), Error> {
         check_protocol(protocol)?;
-        let sealing = offer::sealing(&ticket.peer_id().0).filter(|_| ticket.is_resumable());
-        let Some(sealing) = sealing else {
+        if !is_sealable(&ticket.peer_id().0) || !ticket.is_resumable() {
             let connection = self.connect(ticket).await?;
             let stream = connection.open(protocol).await?;
             return Ok((connection, stream));
-        };
+        }
         let span = trace::connection(&ticket.peer_id().0);
         span.in_scope(|| tracing::info!(protocol, "opening a stream without waiting for a path"));
         let (reply, answer) = oneshot::channel();
         self.command(Command::OpenEarly {
-            _sealing: sealing,
             ticket: ticket.clone(),
             protocol: protocol.to_owned(),
             reply,

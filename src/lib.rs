@@ -45,6 +45,7 @@
 //! - `native`, `wasm`: the thin backends. A target has one of them, called `backend`.
 //! - `swarm`: our additions to libp2p's swarm on every target.
 //! - `webrtc`: libp2p's `/webrtc` as a transport and a behaviour.
+//! - `offer`: offers and early data, sealed for one peer.
 //! - `stream`, `datagrams`: what moves from path to path: byte streams, and datagrams.
 //! - `config`, `ticket`, `identity`, `report`, `metrics`: values that users give and read.
 //! - `core`: pure policy and codecs without IO.
@@ -78,6 +79,7 @@ pub mod fuzzing;
 mod identity;
 mod metrics;
 mod node;
+mod offer;
 mod report;
 #[cfg(feature = "libp2p")]
 pub mod rtc;

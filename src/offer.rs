@@ -51,14 +51,11 @@ use web_time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub(crate) use self::sealed::Sealed;
 use self::sealed::{LENGTH, Noise, checked};
-use crate::{
-    core::{
-        circuit,
-        offer::{
-            Content, Incarnation, KEY, Moment, OFFER_PROTOCOL, Prelude, SIGNATURE, Seen, statement,
-        },
+use crate::core::{
+    circuit,
+    offer::{
+        Content, Incarnation, KEY, Moment, OFFER_PROTOCOL, Prelude, SIGNATURE, Seen, statement,
     },
-    stream::{AsyncReadWrite, BoxedStream},
 };
 
 const PATTERN: &str = "Noise_IK_25519_ChaChaPoly_SHA256";
@@ -121,22 +118,9 @@ impl From<OfferError> for io::Error {
     }
 }
 
-/// A witness that offers can be sealed for a peer. On a target that cannot seal, this type has no
-/// values, so the compiler removes the code that needs one.
-#[derive(Clone, Copy)]
-pub(crate) struct Sealing;
-
-/// Returns a witness if offers can be sealed for `peer`.
-pub(crate) fn sealing(peer: &PeerId) -> Option<Sealing> {
-    identity_of(peer).map(|_| Sealing)
-}
-
-/// The type of whatever carries a resumable stream: a substream of a connection, or a sealed
-/// stream.
-pub(crate) type Carrier = BoxedStream;
-
-pub(crate) fn carrier(substream: impl AsyncReadWrite + 'static) -> Carrier {
-    Box::pin(substream)
+/// Whether offers can be sealed for `peer`.
+pub(crate) fn is_sealable(peer: &PeerId) -> bool {
+    identity_of(peer).is_some()
 }
 
 /// The Ed25519 key in the peer id `peer`.

@@ -55,7 +55,7 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
         // The times of files are only compared with each other.
         "src/native/environment.rs",
-        "src/native/offer.rs",
+        "src/offer.rs",
         // Quinn needs this type. Its value comes from a clock that does not jump.
         "src/native/quic/admission.rs",
         "src/server/hop.rs",
@@ -352,7 +352,7 @@ fn is_known(length: &str) -> bool {
 fn no_allocation_has_an_announced_length() {
     let allowed = [
         // It is read in pieces.
-        ("src/native/offer", "wanted"),
+        ("src/offer", "wanted"),
         // The padding has three bytes at most.
         ("src/native/ice/turn/frame.rs", "stream.len() + padding"),
         // It is a frame that is sent, with its padding.

@@ -69,7 +69,7 @@ export class Connection {
   incomingStreams(): AsyncIterableIterator<IncomingStream> {
     return iterate(async () => {
       const raw = await this.#raw.acceptStream();
-      return raw && { protocol: raw.protocol(), refuse: () => raw.refuse(), ...duplex(raw) };
+      return raw && { protocol: raw.protocol(), early: raw.isEarly(), refuse: () => raw.refuse(), ...duplex(raw) };
     });
   }
 

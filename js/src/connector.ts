@@ -9,7 +9,7 @@ import type { Report } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
 import { assertSupported } from "./platform.js";
-import type { DuplexStream } from "./streams.js";
+import { duplex, type DuplexStream } from "./streams.js";
 
 /** One peer: an identity, its reservations on relays, and its connections. */
 export class Connector {
@@ -62,21 +62,29 @@ export class Connector {
   }
 
   /**
-   * Connects to the peer that `ticket` names, and opens a stream for `protocol`, in one call. A native
-   * peer sends the stream's first bytes beside the requests that make the connection. A page waits for
-   * the first path.
+   * Opens a stream for `protocol` to the peer that `ticket` names, without waiting for a path. What is written
+   * at once is *early data*: it travels beside the requests that make the connection. The first answer is back
+   * after one round trip through the relay, where `connect` and `Connection.open` take two. Early data needs a
+   * relay of `throughline serve` and a ticket of the peer's present run. Otherwise the stream goes over the
+   * first path, and only takes longer. `connection.path` is `undefined` until there is a path.
    *
-   * Rejects as `connect` and `Connection.open` do.
+   * Early data is sealed for the peer, and no relay can read it. It has no forward secrecy until the peer's first
+   * answer: whoever records it and later steals the peer's key can read it.
+   *
+   * Rejects with `invalid_ticket`, `invalid_protocol`, `limit_exceeded` or `connector_closed`. If no path to the
+   * peer comes up, the stream fails with the error that `connect` would give.
    */
   async open(
     ticket: string,
     protocol: string,
     options: AbortOptions = {},
   ): Promise<{ connection: Connection; stream: DuplexStream }> {
-    // This check comes first, so that no connection is made that could not be used.
-    text("protocol", protocol, "invalid_protocol");
-    const connection = await this.connect(ticket, options);
-    return { connection, stream: await connection.open(protocol, options) };
+    const validTicket = text("ticket", ticket, "invalid_ticket");
+    const validProtocol = text("protocol", protocol, "invalid_protocol");
+    const [connection, stream] = await cancellable(signalOf(options), (signal) =>
+      this.#raw.open(validTicket, validProtocol, signal),
+    );
+    return { connection: new Connection(connection), stream: duplex(stream) };
   }
 
   /** Iterates over the connections that other peers make, until the connector is closed. Iterators share one queue. */

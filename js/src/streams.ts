@@ -27,6 +27,11 @@ export interface DuplexStream {
 export interface IncomingStream extends DuplexStream {
   /** The protocol for which the peer opened the stream. */
   readonly protocol: string;
+  /**
+   * Whether the peer opened the stream by `Connector.open`, with early data. What came before this peer's first
+   * answer has no forward secrecy.
+   */
+  readonly early: boolean;
   /** Tells the peer that nobody serves this protocol here. The peer's reads and writes fail with `protocol_refused`. */
   refuse(): void;
 }

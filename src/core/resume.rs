@@ -292,6 +292,12 @@ impl Resume {
         self.reset.is_some() || self.send.is_finished() && self.recv.is_finished()
     }
 
+    /// Whether the header is all that could be sent now.
+    pub(crate) fn has_only_header(&self) -> bool {
+        let said = self.recv.has_output() || self.send.has_output(self.answered);
+        self.greeting_due && self.reset.is_none() && !said
+    }
+
     pub(crate) fn has_output(&self) -> bool {
         self.attached
             && (self.greeting_due

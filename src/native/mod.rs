@@ -4,7 +4,6 @@
 //! - `quic`, `ice`: the protocols over these sockets.
 //! - `transports`: the chain of libp2p transports, with `websocket` and the guard of dials.
 //! - `behaviours`: protocols of libp2p that a page does not have, and limits.
-//! - `offer`: offers and early data, sealed for one peer.
 //! - `signals`: what the system tells of this machine's network.
 //! - `environment`, `interfaces`: what is read from files and of the interfaces, as they are now.
 //! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
@@ -14,7 +13,6 @@ pub(crate) mod environment;
 pub(crate) mod ice;
 pub(crate) mod identity;
 pub(crate) mod interfaces;
-pub(crate) mod offer;
 pub(crate) mod quic;
 pub(crate) mod runtime;
 pub(crate) mod secret;

@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use crate::{
-    backend::offer::Sealing,
     connection::Connection,
     error::{Error, ErrorKind},
     identity::PeerId,
@@ -23,7 +22,6 @@ pub(crate) enum Command {
     },
     /// Opens a stream on a connection that may not exist yet.
     OpenEarly {
-        _sealing: Sealing,
         ticket: Ticket,
         protocol: String,
         reply: oneshot::Sender<Result<(Connection, Stream), Error>>,

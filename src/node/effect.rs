@@ -76,7 +76,8 @@ pub(super) enum Effect {
     End(SessionId, ErrorKind, Conns),
     /// Ends a session and tells the peer.
     CloseSession(SessionId),
-    RefreshTicket,
+    /// Something of the ticket has changed.
+    Settle,
     /// A farewell is over, so the connections to the peer can be closed.
     FarewellDone(PeerId),
     /// Closes links that only ended sessions needed.
@@ -158,7 +159,7 @@ pub(super) mod tests {
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),
                 Self::End(_, kind, conns) => format!("end {kind:?} {conns:?}"),
                 Self::CloseSession(_) => "close session".to_owned(),
-                Self::RefreshTicket => "refresh ticket".to_owned(),
+                Self::Settle => "settle".to_owned(),
                 Self::FarewellDone(_) => "farewell done".to_owned(),
                 Self::ReleaseRelays => "release relays".to_owned(),
                 Self::StopIfDone => "stop if done".to_owned(),
@@ -177,14 +178,11 @@ pub(super) mod tests {
     fn new_effects_come_before_earlier_ones() {
         let mut effects = Effects::default();
         effects.push(Effect::Reserved);
-        effects.push(Effect::RefreshTicket);
+        effects.push(Effect::Settle);
         assert_eq!(effects.next().unwrap().brief(), "reserved");
         effects.push(Effect::NoRelay);
         effects.push(Effect::Reserved);
-        assert_eq!(
-            briefs(&mut effects),
-            ["no relay", "reserved", "refresh ticket"]
-        );
+        assert_eq!(briefs(&mut effects), ["no relay", "reserved", "settle"]);
     }
 
     #[test]

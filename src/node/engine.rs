@@ -31,12 +31,9 @@ use super::{
 };
 use crate::{
     Config,
-    backend::{
-        self,
-        offer::{Carrier, Sealer, Sealing},
-        trace,
-    },
+    backend::{self, trace},
     core::{birthday::Guessing, plan::Rules, race, reservation::ReservationError, resume::Header},
+    offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
     swarm::circuit,
 };
@@ -89,12 +86,12 @@ pub(super) enum Internal {
         peer: PeerId,
         connection: Via,
         header: Header,
-        substream: Carrier,
+        substream: BoxedStream,
     },
     /// The peer knows that the connection is closed, or the time for telling it is over.
     FarewellDone(PeerId),
     /// A peer signals ICE with a sealed offer, through a relay of ours.
-    Offered(PeerId, BoxedStream, Sealing),
+    Offered(PeerId, BoxedStream),
     /// A relay has granted or refused a reservation. A grant has the addresses that the relay
     /// announces for itself.
     Reserved(
@@ -284,7 +281,7 @@ impl Node {
                 substream,
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
-            Internal::Offered(peer, stream, _) => self.network.rtc().signalled(peer, stream),
+            Internal::Offered(peer, stream) => self.network.rtc().signalled(peer, stream),
             Internal::Reserved(relay, id, answer) => {
                 self.relays
                     .on_reserved(relay, id, answer, &mut self.effects);

@@ -14,9 +14,8 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    backend::offer::Carrier,
     error::ErrorKind,
-    stream::{PumpHandle, SessionId},
+    stream::{BoxedStream, PumpHandle, SessionId},
     swarm::substreams::OpenError,
 };
 
@@ -116,7 +115,7 @@ impl Node {
         &mut self,
         peer: PeerId,
         connection: ConnectionId,
-        ending: Vec<PumpHandle<Carrier>>,
+        ending: Vec<PumpHandle<BoxedStream>>,
     ) {
         self.farewells.0.entry(peer).or_default();
         self.effects.push(Effect::Open {
@@ -131,7 +130,7 @@ impl Node {
     pub(super) fn say_farewell(
         &mut self,
         peer: PeerId,
-        ending: Vec<PumpHandle<Carrier>>,
+        ending: Vec<PumpHandle<BoxedStream>>,
         result: Result<Substream, OpenError>,
     ) {
         let Ok(substream) = result else {

@@ -18,14 +18,13 @@ use super::{
     timers::{Deadline, Timer},
 };
 use crate::{
-    backend::offer::{Carrier, carrier, sealing},
     core::{
         offer::{Content, OFFER_PROTOCOL},
         reservation::STOP_PROTOCOL,
         resume::{self, Header},
     },
     error::ErrorKind,
-    stream::{SessionId, Via, resumable},
+    stream::{BoxedStream, SessionId, Via, resumable},
     swarm::reservation,
 };
 
@@ -72,7 +71,7 @@ impl Node {
         peer: PeerId,
         connection: Via,
         header: Header,
-        substream: Carrier,
+        substream: BoxedStream,
     ) {
         if connection.is_none() && self.sessions.with(&peer).is_none() {
             self.begin_early(peer);
@@ -111,15 +110,15 @@ impl Node {
         let open = async move {
             let opened = async {
                 let (peer, content, mut sealed) = sealer.open(stream).await?;
-                if let (Content::Signalling, Some(sealing)) = (content, sealing(&peer)) {
-                    return Ok(Internal::Offered(peer, Box::pin(sealed), sealing));
+                if content == Content::Signalling {
+                    return Ok(Internal::Offered(peer, Box::pin(sealed)));
                 }
                 let header = resumable::read_header(&mut sealed).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Internal::Header {
                     peer,
                     connection: None,
                     header,
-                    substream: carrier(sealed),
+                    substream: Box::pin(sealed),
                 })
             };
             match select(opened.boxed(), Delay::new(OFFER_TIMEOUT)).await {

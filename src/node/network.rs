@@ -10,13 +10,10 @@ use tokio::sync::oneshot;
 
 use super::{behaviour::NodeBehaviour, relays::ReservationId};
 use crate::{
-    backend::{
-        behaviours::{self, OnHeap},
-        offer::{Carrier, Sealing},
-    },
+    backend::behaviours::{self, OnHeap},
     core::{address, circuit::CircuitError, plan::AttemptId, resume::StreamId},
     error::Error,
-    stream::{PumpHandle, SessionId, Stream},
+    stream::{BoxedStream, PumpHandle, SessionId, Stream},
     swarm::{
         circuit::Arrivals,
         dials::{Dialling, Recorder},
@@ -55,7 +52,6 @@ pub(super) enum Purpose {
     Early {
         session: SessionId,
         stream: StreamId,
-        _sealing: Sealing,
     },
     /// The substream to a relay signals ICE with a sealed offer. The dial that follows names this
     /// address of the relay.
@@ -63,12 +59,11 @@ pub(super) enum Purpose {
         session: SessionId,
         way: usize,
         relay: Multiaddr,
-        _sealing: Sealing,
     },
     /// The substream says that we doubt all other paths.
     Doubt,
     /// The substream tells the peer of a close, after these streams have ended.
-    Farewell(PeerId, Vec<PumpHandle<Carrier>>),
+    Farewell(PeerId, Vec<PumpHandle<BoxedStream>>),
 }
 
 /// The swarm and its open requests.

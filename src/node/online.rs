@@ -19,18 +19,18 @@ type Reply = oneshot::Sender<Result<(), Error>>;
 #[derive(Default)]
 pub(super) struct Online {
     waiting: Vec<Reply>,
-    /// An address has come since [`Online::take_settling`] was last called. A reservation is
-    /// complete when libp2p has nothing more to report.
+    /// Something of the ticket has come since [`Online::take_settling`] was last called. The ticket
+    /// is complete when libp2p has nothing more to report.
     settling: bool,
 }
 
 impl Online {
-    /// Notes that an address has come. Others may follow at once.
+    /// Notes that something of the ticket has come. More may follow at once.
     pub(super) fn settle(&mut self) {
         self.settling = true;
     }
 
-    /// Returns whether an address has come since the last call.
+    /// Returns whether something has come since the last call.
     pub(super) fn take_settling(&mut self) -> bool {
         std::mem::take(&mut self.settling)
     }
@@ -61,7 +61,7 @@ impl Node {
         }
     }
 
-    /// libp2p has reported all addresses that came with a reservation.
+    /// libp2p has reported all that came for the ticket.
     pub(super) fn on_settled(&mut self) {
         self.refresh_ticket();
         if self.is_online() {
@@ -74,13 +74,13 @@ impl Node {
         LISTENS && self.config.relays.is_empty()
     }
 
-    /// Whether the ticket has an address that leads to us.
+    /// Whether the ticket has an address that leads to us, and says what the relays can do.
     fn is_online(&self) -> bool {
-        self.relays.held() > 0 || self.is_alone() && !self.own.direct().is_empty()
+        self.relays.are_known() || self.is_alone() && !self.own.direct().is_empty()
     }
 
     pub(super) fn on_online_deadline(&mut self) {
-        if self.is_alone() {
+        if self.is_alone() || self.relays.held() > 0 {
             self.online.answer(|| Ok(()));
         } else {
             self.answer_no_relay();

@@ -11,6 +11,7 @@ use crate::{
         address::{self, Route},
         scope::Scope,
     },
+    offer::Sealer,
     report::NatMapping,
     ticket::{Ticket, check_address},
 };
@@ -181,7 +182,7 @@ impl Node {
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {
             Ok(ticket) => {
                 let sealer = self.sealer.as_ref();
-                let incarnation = sealer.map(backend::offer::Sealer::incarnation);
+                let incarnation = sealer.map(Sealer::incarnation);
                 let ticket = ticket
                     .with_mapped(self.mapped_addresses())
                     .with_early(forwarded, incarnation);

@@ -86,7 +86,7 @@ impl Node {
             Effect::After(pause, timer) => self.timers.after(pause, timer),
             Effect::End(id, kind, conns) => self.end_session(id, kind, conns),
             Effect::CloseSession(id) => self.close_session(id, None),
-            Effect::RefreshTicket => self.refresh_ticket(),
+            Effect::Settle => self.online.settle(),
             Effect::FarewellDone(peer) => self.finish_farewell(peer),
             Effect::ReleaseRelays => self.release_relays(),
             Effect::StopIfDone => self.stop_if_done(),
@@ -265,7 +265,6 @@ impl Node {
                 Err(error) => _ = reply.send(Err(error)),
             },
             Command::OpenEarly {
-                _sealing: _,
                 ticket,
                 protocol,
                 reply,

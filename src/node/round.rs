@@ -14,12 +14,8 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    Config,
-    backend::{offer::Sealer, trace::Entered},
-    connection::Connection,
-    core::plan::Rules,
-    metrics::Metrics,
-    stream::PumpEvent,
+    Config, backend::trace::Entered, connection::Connection, core::plan::Rules, metrics::Metrics,
+    offer::Sealer, stream::PumpEvent,
 };
 
 /// The sending ends of the channels between the loop, its handles, pumps and tasks.

@@ -31,6 +31,7 @@ use crate::{
     error::{Error, ErrorKind},
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
+    offer::Sealer,
     swarm::{
         circuit,
         dials::{Recorded, Recorder},
@@ -87,7 +88,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         .iter()
         .map(|name| Ok((raw_protocol(name)?, name.clone())))
         .collect::<Result<_, Error>>()?;
-    let sealer = backend::offer::Sealer::new(keypair);
+    let sealer = Sealer::new(keypair);
     let inbound = [
         resume::PROTOCOL,
         CLOSE_PROTOCOL,

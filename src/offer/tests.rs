@@ -390,6 +390,6 @@ proptest! {
 
 #[test]
 fn identities_of_other_kinds_have_no_offers() {
-    assert!(sealing(&PeerId::random()).is_none());
-    assert!(sealing(&peer().id).is_some());
+    assert!(!is_sealable(&PeerId::random()));
+    assert!(is_sealable(&peer().id));
 }

@@ -176,6 +176,13 @@ impl State {
         self.idle = out.is_empty();
     }
 
+    /// Whether the application has said nothing yet. If so, the pump is woken when it does.
+    pub(crate) fn is_silent(&mut self) -> bool {
+        let silent = self.resume.has_only_header();
+        self.idle |= silent;
+        silent
+    }
+
     /// Wakes the handles that can go on, after frames have come in.
     pub(crate) fn wake_ready(&mut self) {
         if self.resume.is_readable() {

@@ -133,6 +133,8 @@ struct Attached<S> {
     filled: usize,
     read_ended: bool,
     write_closed: bool,
+    /// Nothing is written yet, because the first flight waits for the application's first bytes.
+    holding: bool,
 }
 
 /// Frames on their way to the current substream.
@@ -146,6 +148,8 @@ struct Output {
 /// What the timer waits for. The timer starts again when this changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
+    /// The pump waits for the application's first bytes.
+    FirstBytes,
     /// The pump waits for a substream.
     Substream,
     /// The pump waits until the peer acknowledges the last bytes.
@@ -245,7 +249,9 @@ impl<S: Substream> Pump<S> {
         if is_stale {
             return Ok(());
         }
-        let link = Attached::new(attachment.substream, attachment.connection);
+        let mut link = Attached::new(attachment.substream, attachment.connection);
+        // A sealed stream can send a second time only after the peer's answer.
+        link.holding = attachment.header.is_none() && attachment.connection.is_none();
         if let Some(previous) = self.current.replace(link) {
             self.old = Some(previous);
         }
@@ -296,6 +302,10 @@ impl<S: Substream> Pump<S> {
         let Some(link) = &mut self.current else {
             return Step::Waiting;
         };
+        link.holding = link.holding && self.junction.lock().is_silent();
+        if link.holding {
+            return Step::Waiting;
+        }
         let step = self
             .output
             .write(&self.junction, &mut link.substream, cx)
@@ -383,6 +393,8 @@ impl<S: Substream> Pump<S> {
             let acked = state.resume.acked();
             let wait = if self.current.is_none() {
                 Some(Wait::Substream)
+            } else if self.current.as_ref().is_some_and(|link| link.holding) {
+                Some(Wait::FirstBytes)
             } else if complete || state.is_abandoned() {
                 Some(Wait::Acknowledgement { acked })
             } else {
@@ -395,6 +407,7 @@ impl<S: Substream> Pump<S> {
             return Poll::Pending;
         };
         let patience = match wait {
+            Wait::FirstBytes => self.config.first_bytes,
             Wait::Substream if self.began => self.config.resume_timeout,
             _ => PATIENCE,
         };
@@ -408,6 +421,13 @@ impl<S: Substream> Pump<S> {
         }
         let seconds = Seconds(patience);
         Poll::Ready(Err(match wait {
+            Wait::FirstBytes => {
+                if let Some(link) = &mut self.current {
+                    link.holding = false;
+                }
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             Wait::Substream => Error::new(
                 ErrorKind::ConnectionLost,
                 format!("no path came back within {seconds} s"),
@@ -467,6 +487,7 @@ impl<S: Substream> Attached<S> {
             filled: 0,
             read_ended: false,
             write_closed: false,
+            holding: false,
         }
     }
 

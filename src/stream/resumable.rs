@@ -38,6 +38,8 @@ pub(crate) struct StreamConfig {
     pub(crate) session: SessionId,
     /// Where the stream notes that its bytes move.
     pub(crate) activity: Arc<Activity>,
+    /// How long a sealed stream waits for the application's first bytes before it sends its header.
+    pub(crate) first_bytes: Duration,
     /// The most bytes that are held in each direction.
     pub(crate) window: u32,
     /// How long a stream waits for another substream before it fails.

@@ -7,7 +7,6 @@ pub(crate) mod behaviours;
 mod direct;
 mod js;
 mod listener;
-pub(crate) mod offer;
 mod platform;
 mod rtc;
 pub(crate) mod runtime;

@@ -290,9 +290,10 @@ impl Relays {
         if let Some(relay) = self.get_mut(&peer) {
             let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
             relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
+            relay.identified = true;
             relay.plan_renewal(peer, random(), effects);
             effects.push(Effect::RelayChanged(peer));
-            effects.push(Effect::RefreshTicket);
+            effects.push(Effect::Settle);
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct Relay {
     /// Whether it forwards early data on circuits, and sealed offers. The relay itself has said so
     /// by identify, or a ticket has and the relay has not said anything yet.
     pub(crate) forwards: bool,
+    /// Whether it has said what it serves.
+    identified: bool,
     /// Bounds how fast it may bring sealed offers.
     pub(crate) offers: Pace,
     /// The sessions that wait for the link, to dial a circuit.
@@ -126,6 +128,7 @@ impl Relay {
             replacing: false,
             alarm: Alarm::default(),
             forwards: false,
+            identified: false,
             offers: Pace::new(offer::PER_SECOND, offer::AT_ONCE),
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
@@ -257,6 +260,18 @@ impl Relays {
     pub(crate) fn held(&self) -> usize {
         let held = |r: &&Relay| matches!(r.reservation, Reservation::Held(_));
         self.known.values().filter(held).count()
+    }
+
+    /// Whether a relay holds a reservation, and whether each that does has said what it serves. If
+    /// one has not, a ticket lacks what it says about the relays.
+    pub(crate) fn are_known(&self) -> bool {
+        let held = |relay: &&Relay| matches!(relay.reservation, Reservation::Held(_));
+        self.held() > 0
+            && self
+                .known
+                .values()
+                .filter(held)
+                .all(|relay| relay.identified)
     }
 
     /// Returns the addresses of the relays that hold a reservation, and whether all of these relays

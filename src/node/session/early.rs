@@ -1,11 +1,12 @@
 //! Streams that do not wait for a path. Their first bytes are sealed for the peer and go through
 //! the relay at once, at the same time as the requests that make a path.
 
+use std::time::Duration;
+
 use libp2p::{Stream as Substream, StreamProtocol};
 
 use super::Session;
 use crate::{
-    backend::offer::carrier,
     core::{
         offer::{Content, OFFER_PROTOCOL},
         resume::StreamId,
@@ -13,6 +14,11 @@ use crate::{
     node::{effect::Effect, network::Purpose, round::Round},
     swarm::substreams::OpenError,
 };
+
+/// How long the first flight of such a stream waits for the application's first bytes. The next
+/// flight is a round trip later. A page's application gets the stream some tasks after the event
+/// loop, so the relay's substream may be open before it can write.
+pub(super) const FIRST_BYTES: Duration = Duration::from_millis(10);
 
 impl Session {
     /// A link to a relay of the peer is up, or the relay has said what it serves. Sends the streams
@@ -38,7 +44,6 @@ impl Session {
             let purpose = Purpose::Early {
                 session: self.id,
                 stream,
-                _sealing: via.sealing,
             };
             round.push(Effect::Open {
                 peer: via.relay,
@@ -62,7 +67,7 @@ impl Session {
         }
         let sealed = self.seal(Content::Stream, result, round);
         if let (Some(pump), Some(sealed)) = (self.streams.get_mut(stream), sealed) {
-            pump.handle.attach(carrier(sealed), None);
+            pump.handle.attach(Box::pin(sealed), None);
         }
     }
 }

@@ -4,13 +4,12 @@ use libp2p::swarm::ConnectionId;
 
 use super::Session;
 use crate::{
-    backend::offer::Carrier,
     error::{Error, ErrorKind},
     node::{
         effect::{Conns, Effect},
         round::Round,
     },
-    stream::PumpHandle,
+    stream::{BoxedStream, PumpHandle},
 };
 
 impl Session {
@@ -20,7 +19,7 @@ impl Session {
     pub(in crate::node) fn farewell(
         &mut self,
         round: &Round<'_>,
-    ) -> Option<(ConnectionId, Vec<PumpHandle<Carrier>>)> {
+    ) -> Option<(ConnectionId, Vec<PumpHandle<BoxedStream>>)> {
         let connection = self
             .paths
             .active()

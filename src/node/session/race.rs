@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::{Session, targets::Targets};
 use crate::{
-    backend::{behaviours::PUNCHES, offer::Sealed},
+    backend::behaviours::PUNCHES,
     connection::Connection,
     core::{
         birthday::Guessing,
@@ -35,6 +35,7 @@ use crate::{
         round::Round,
         timers::{Alarm, Deadline, Timer},
     },
+    offer::Sealed,
     report::Hopeless,
     swarm::substreams::OpenError,
 };
@@ -258,7 +259,6 @@ impl Session {
                 session: self.id,
                 way,
                 relay: via.address,
-                _sealing: via.sealing,
             };
             round.push(Effect::Open {
                 peer: via.relay,

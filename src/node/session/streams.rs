@@ -13,12 +13,9 @@ use futures::{
 use futures_timer::Delay;
 use libp2p::{Stream as Substream, StreamProtocol, swarm::ConnectionId};
 
-use super::Session;
+use super::{Session, early::FIRST_BYTES};
 use crate::{
-    backend::{
-        offer::{Carrier, carrier},
-        trace,
-    },
+    backend::trace,
     core::resume::{self, Header, Refusal, Request, StreamId},
     error::{Error, ErrorKind},
     node::{
@@ -30,7 +27,7 @@ use crate::{
         timers::Deadline,
     },
     stream::{
-        Activity, PumpEvent, PumpHandle, Stream, Via,
+        Activity, BoxedStream, PumpEvent, PumpHandle, Stream, Via,
         resumable::{self, StreamConfig},
     },
     swarm::substreams::OpenError,
@@ -45,7 +42,7 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 
 /// One resumable stream: the handle of its pump, and how it began.
 pub(super) struct Pump {
-    pub(super) handle: PumpHandle<Carrier>,
+    pub(super) handle: PumpHandle<BoxedStream>,
     pub(super) opener: bool,
     /// A relay was asked to carry it before there was a path.
     pub(super) early: bool,
@@ -101,7 +98,7 @@ impl Streams {
     }
 
     /// Takes out the streams that both ends have finished or one end has reset.
-    pub(super) fn take_ending(&mut self) -> Vec<PumpHandle<Carrier>> {
+    pub(super) fn take_ending(&mut self) -> Vec<PumpHandle<BoxedStream>> {
         let ending = self.pumps.extract_if(|_, pump| pump.handle.is_ending());
         ending.map(|(_, pump)| pump.handle).collect()
     }
@@ -156,6 +153,7 @@ impl Session {
         StreamConfig {
             session: self.id,
             activity: self.streams.activity.clone(),
+            first_bytes: FIRST_BYTES,
             window: round.config.stream_window,
             resume_timeout: round.config.resume_timeout,
         }
@@ -175,7 +173,7 @@ impl Session {
         Ok((id, stream))
     }
 
-    fn keep(&mut self, handle: PumpHandle<Carrier>, opener: bool, round: &Round<'_>) {
+    fn keep(&mut self, handle: PumpHandle<BoxedStream>, opener: bool, round: &Round<'_>) {
         round.metrics.streams.inc();
         let pump = Pump {
             handle,
@@ -286,7 +284,7 @@ impl Session {
             // An open that took long must not bring the stream back to a path that is no longer in
             // use.
             Ok(substream) if is_active => {
-                pump.handle.attach(carrier(substream), Some(connection));
+                pump.handle.attach(Box::pin(substream), Some(connection));
             }
             Err(OpenError::Unsupported) => pump.handle.fail(Error::new(
                 ErrorKind::ProtocolRefused,
@@ -355,7 +353,7 @@ impl Session {
                         peer,
                         connection: Some(connection),
                         header,
-                        substream: carrier(substream),
+                        substream: Box::pin(substream),
                     };
                     let _ = report.send(event).await;
                 }
@@ -378,7 +376,7 @@ impl Session {
         &mut self,
         connection: Via,
         header: Header,
-        substream: Carrier,
+        substream: BoxedStream,
         round: &mut Round<'_>,
     ) {
         self.streams.is_resumable(true);
@@ -414,7 +412,7 @@ impl Session {
     fn take_in(
         &mut self,
         header: Header,
-        substream: Carrier,
+        substream: BoxedStream,
         connection: Via,
         round: &mut Round<'_>,
         deliver: impl FnOnce(Stream),

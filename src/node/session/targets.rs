@@ -6,7 +6,6 @@ use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 
 use super::Session;
 use crate::{
-    backend::offer::{Sealing, sealing},
     core::{
         address::{self, Route},
         offer::Incarnation,
@@ -16,6 +15,7 @@ use crate::{
         relays::{RelayLink, Relays},
         round::Round,
     },
+    offer::is_sealable,
     ticket::{MAX_ADDRESSES, Ticket, relay_id},
 };
 
@@ -72,7 +72,6 @@ pub(super) struct OfferRelay {
     pub(super) relay: PeerId,
     pub(super) connection: ConnectionId,
     pub(super) address: Multiaddr,
-    pub(super) sealing: Sealing,
 }
 
 impl Session {
@@ -131,10 +130,8 @@ impl Session {
 
     /// Returns a relay whose link is up and which passes sealed offers on to the peer.
     pub(super) fn offer_relay(&self, relays: &Relays) -> Option<OfferRelay> {
-        let sealing = sealing(&self.peer)?;
-        self.incarnation()?;
         let targets = self.targets.as_ref()?;
-        if self.attempts.unoffered {
+        if !is_sealable(&self.peer) || targets.incarnation.is_none() || self.attempts.unoffered {
             return None;
         }
         targets.relays.iter().find_map(|peer| {
@@ -146,7 +143,6 @@ impl Session {
                 relay: *peer,
                 connection: *connection,
                 address: address.clone(),
-                sealing,
             })
         })
     }
@@ -158,14 +154,16 @@ impl Session {
             let relay = relays.get(relay);
             relay.is_some_and(|relay| relay.forwards && relay.link != RelayLink::Down)
         };
-        let sealable = sealing(&self.peer).is_some() && self.incarnation().is_some();
+        let sealable = is_sealable(&self.peer) && self.incarnation().is_some();
         sealable && !self.attempts.unoffered && self.relays().iter().any(forwards)
     }
 
     /// Returns the relay to dial so that sealed offers can go over it. Returns `None` if the link
     /// to one of the peer's relays is up or being dialled.
     pub(in crate::node) fn link_for_offers(&mut self, round: &Round<'_>) -> Option<PeerId> {
-        sealing(&self.peer)?;
+        if !is_sealable(&self.peer) {
+            return None;
+        }
         let mut links = self.relays().iter().filter_map(|r| round.relays.get(r));
         let first = self.relays().first().copied()?;
         let all_down = links.all(|relay| relay.link == RelayLink::Down);

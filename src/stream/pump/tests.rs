@@ -5,8 +5,8 @@ use std::{
 };
 
 use futures::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _, channel::mpsc,
-    future::join,
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, FutureExt as _, StreamExt as _,
+    channel::mpsc, future::join,
 };
 use libp2p::swarm::ConnectionId;
 
@@ -30,6 +30,7 @@ fn config() -> StreamConfig {
     StreamConfig {
         session: SessionId(7),
         activity: Arc::default(),
+        first_bytes: Duration::from_secs(3600),
         window: WINDOW as u32,
         resume_timeout: Duration::from_secs(30),
     }
@@ -431,6 +432,31 @@ async fn the_first_bytes_are_sent_before_any_answer() {
     let mut data = [0; 10];
     far.read_exact(&mut data).await.unwrap();
     assert!(data.ends_with(b"request"));
+}
+
+/// A second flight of a sealed stream has to wait for the peer's answer.
+#[tokio::test]
+async fn the_header_of_a_sealed_stream_waits_for_the_first_bytes() {
+    let (mut world, mut ends) = World::new(config());
+    let (near, mut far, _scissors) = world.substream();
+    world.opener.attach(near, None);
+    settle().await;
+    let mut first = [0];
+    assert!(far.read(&mut first).now_or_never().is_none());
+    ends.near.write_all(b"request").await.unwrap();
+    read_header(&mut far).await.unwrap();
+    far.read_exact(&mut first).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_header_of_a_sealed_stream_goes_alone_if_the_application_is_silent() {
+    let (mut world, _ends) = World::new(StreamConfig {
+        first_bytes: Duration::from_millis(1),
+        ..config()
+    });
+    let (near, mut far, _scissors) = world.substream();
+    world.opener.attach(near, None);
+    read_header(&mut far).await.unwrap();
 }
 
 #[tokio::test]

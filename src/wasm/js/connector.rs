@@ -1,9 +1,9 @@
 //! [`Connector`] in JavaScript.
 
-use js_sys::Promise;
+use js_sys::{Array, Promise};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{abort::until_aborted, connection::RawConnection, convert};
+use super::{abort::until_aborted, connection::RawConnection, convert, stream::RawStream};
 use crate::{Connector, Identity, Ticket};
 
 /// Makes a fresh identity in the form that `RawConnector.create` takes. It is a secret.
@@ -74,6 +74,26 @@ impl RawConnector {
             };
             let connection = until_aborted(signal, work).await.map_err(convert::error)?;
             Ok(RawConnection::new(connection).into())
+        })
+    }
+
+    /// Opens a stream to the peer of a ticket without waiting for a path.
+    #[wasm_bindgen(unchecked_return_type = "Promise<[RawConnection, RawStream]>")]
+    pub fn open(
+        &self,
+        ticket: String,
+        protocol: String,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            let work = async {
+                let ticket = ticket.parse::<Ticket>()?;
+                connector.open(&ticket, &protocol).await
+            };
+            let opened = until_aborted(signal, work).await.map_err(convert::error)?;
+            let (connection, stream) = (RawConnection::new(opened.0), RawStream::new(opened.1));
+            Ok(Array::of2(&connection.into(), &stream.into()).into())
         })
     }
 

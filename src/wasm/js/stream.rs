@@ -27,6 +27,7 @@ pub struct RawStream(Rc<Inner>);
 #[derive(Debug)]
 struct Inner {
     protocol: String,
+    early: bool,
     // Both are borrowed within one poll only.
     send: RefCell<SendStream>,
     recv: RefCell<Receiver>,
@@ -55,9 +56,11 @@ impl Receiver {
 impl RawStream {
     pub(super) fn new(stream: Stream) -> Self {
         let protocol = stream.protocol().to_owned();
+        let early = stream.is_early();
         let (send, recv) = stream.split();
         Self(Rc::new(Inner {
             protocol,
+            early,
             send: RefCell::new(send),
             recv: RefCell::new(Receiver {
                 stream: Some(recv),
@@ -74,6 +77,12 @@ impl RawStream {
     /// The protocol that the stream was opened for.
     pub fn protocol(&self) -> String {
         self.0.protocol.clone()
+    }
+
+    /// Whether the peer opened the stream with early data.
+    #[wasm_bindgen(js_name = isEarly)]
+    pub fn is_early(&self) -> bool {
+        self.0.early
     }
 
     /// Reads up to `max` bytes, at least one. Resolves to `undefined` when the peer has finished.

@@ -16,7 +16,10 @@ export async function listen({ options }) {
   return { ticket: me.ticket, peerId: me.peerId };
 }
 
-/** Connects, echoes a byte, waits for a direct path and echoes another byte. Resolves with the events in order. */
+/**
+ * Connects, echoes a byte without waiting for a path, waits for a direct path and echoes another byte. Resolves
+ * with the events in order.
+ */
 export async function connect({ options, ticket, waitDirectMs }) {
   const { Connector } = await import("/npm/dist/index.js");
   const events = [];
@@ -27,10 +30,7 @@ export async function connect({ options, ticket, waitDirectMs }) {
   const within = (promise, limit) =>
     Promise.race([promise, new Promise((_, reject) => setTimeout(() => reject(new Error("timeout")), limit))]);
   try {
-    const connection = await me.connect(ticket);
-    events.push({ event: "connected", ...connection.path, ms: ms() });
-    const paths = connection.paths();
-    const stream = await connection.open("echo/1");
+    const { stream } = await me.open(ticket, "echo/1");
     const writer = stream.writable.getWriter();
     const reader = stream.readable.getReader();
     const echo = async (byte) => {
@@ -38,8 +38,10 @@ export async function connect({ options, ticket, waitDirectMs }) {
       const { value } = await within(reader.read(), 10_000);
       if (value?.[0] !== byte) throw new Error(`the echo of ${byte} is ${value}`);
     };
-    await echo(1);
-    events.push({ event: "first_byte", ms: ms() });
+    const early = echo(1).then(() => events.push({ event: "first_byte", ms: ms() }));
+    const connection = await me.connect(ticket);
+    events.push({ event: "connected", ...connection.path, ms: ms() });
+    const paths = connection.paths();
     if (connection.path?.path === "direct") {
       events.push({ event: "path", ...connection.path, ms: ms() });
     } else {
@@ -50,6 +52,7 @@ export async function connect({ options, ticket, waitDirectMs }) {
         if (next.value.event === "path" && next.value.path === "direct") break;
       }
     }
+    await early;
     // The stream has moved to the direct path and lost nothing.
     await echo(2);
     events.push({ event: "final", ...connection.path, ms: ms() });
