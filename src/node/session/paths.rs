@@ -41,6 +41,8 @@ pub(in crate::node) struct Conn {
     attempt: Option<AttemptId>,
     /// Whether we dialled it, and not the peer.
     dialled: bool,
+    /// Whether the streams of a stock peer are data channels on it.
+    webrtc: bool,
     since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
@@ -61,6 +63,7 @@ impl Conn {
         dialled: bool,
         liveness: Liveness,
     ) -> Self {
+        let webrtc = matches!(route, Route::WebRtc);
         let (path, relay) = match route {
             // The pair is not known yet.
             Route::WebRtc => (None, None),
@@ -79,6 +82,7 @@ impl Conn {
             path,
             attempt,
             dialled,
+            webrtc,
             since: Instant::now(),
             relay,
             lane: None,
@@ -132,6 +136,12 @@ impl Paths {
     /// Returns the connection in use.
     pub(super) fn active(&self) -> Option<ConnectionId> {
         self.active
+    }
+
+    /// Whether streams of a stock peer are data channels on the path in use.
+    pub(super) fn has_channels(&self) -> bool {
+        let active = self.active.and_then(|active| self.conns.get(&active));
+        active.is_some_and(|conn| conn.webrtc)
     }
 
     /// Returns the path in use, unless it is suspect.
