@@ -75,6 +75,8 @@ pub(crate) struct Description {
     pub ufrag: String,
     /// `ice-pwd`, 22 to 256 characters.
     pub pwd: String,
+    /// Whether libdatachannel wrote the description, as its origin says.
+    pub libdatachannel: bool,
     /// `ice-lite`: the writer answers checks and sends none.
     pub ice_lite: bool,
     /// The digest of the writer's certificate.
@@ -154,6 +156,7 @@ impl Description {
         if !sdp.starts_with("v=0") {
             return Err(Missing("v"));
         }
+        let mut libdatachannel = false;
         let mut ice_lite = false;
         let mut sections = 0;
         let mut found = Attributes::default();
@@ -168,6 +171,7 @@ impl Description {
                 }
                 continue;
             }
+            libdatachannel |= line.starts_with("o=rtc ");
             let Some(attribute) = line.strip_prefix("a=") else {
                 continue;
             };
@@ -202,6 +206,7 @@ impl Description {
         Ok(Self {
             ufrag: ice_chars(ufrag, 4).ok_or(Invalid("ice-ufrag"))?,
             pwd: ice_chars(pwd, 22).ok_or(Invalid("ice-pwd"))?,
+            libdatachannel,
             ice_lite,
             fingerprint: parse_fingerprint(found.fingerprint.ok_or(Missing("fingerprint"))?)
                 .ok_or(Invalid("fingerprint"))?,
