@@ -186,11 +186,13 @@ impl Paths {
     /// Returns the circuit to close if `new` is a second one. If both peers dialled at the same
     /// time, both keep the one that the peer with the lower id dialled. If one peer dialled both,
     /// because it took the first dial back too late, that peer closes the new one. If the peers
-    /// dialled at different times, the second has lost the old circuit, and none is closed here.
+    /// dialled at different times, the second has lost the old circuit, and none is closed here. A stock
+    /// peer does not follow this rule, and may signal ICE over either circuit, so it keeps both.
     fn surplus_circuit(
         &self,
         local: PeerId,
         remote: PeerId,
+        is_stock: bool,
         id: ConnectionId,
         new: &Conn,
     ) -> Option<ConnectionId> {
@@ -199,6 +201,7 @@ impl Paths {
         match (old.dialled, new.dialled) {
             (true, true) => Some(id),
             (false, false) => None,
+            _ if is_stock => None,
             _ if old.since.elapsed() >= TOGETHER => None,
             (_, ours) if (local < remote) == ours => Some(*old_id),
             _ => Some(id),
@@ -281,8 +284,11 @@ impl Session {
             }
             Some(_) => {}
         }
+        let is_stock = !self.streams.are_resumable();
         if conn.relay.is_some()
-            && let Some(surplus) = self.paths.surplus_circuit(local, self.peer, id, &conn)
+            && let Some(surplus) = self
+                .paths
+                .surplus_circuit(local, self.peer, is_stock, id, &conn)
         {
             // The circuit that stays is up at both ends, so nothing is lost.
             round.push(Effect::CloseConnection(surplus));
