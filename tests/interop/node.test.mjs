@@ -67,7 +67,7 @@ test("js-libp2p in Node.js dials our native peer", limit, async (t) => {
   await t.test("the connection closes at once", limit, async () => {
     for (const connection of node.connections(native.peerId)) {
       const ms = await timed(() => connection.close());
-      assert.ok(ms < 1000, `${connection.remoteAddr}: ${ms} ms`);
+      assert.ok(ms < 500, `${connection.remoteAddr}: ${ms} ms`);
     }
   });
 });

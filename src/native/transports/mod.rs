@@ -231,8 +231,8 @@ pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTranspor
 /// Whether a peer listens at addresses of its own.
 pub(crate) const LISTENS: bool = true;
 
-/// The most streams of a connection, whatever the configuration says.
-pub(crate) const MOST_STREAMS: usize = usize::MAX;
+/// The most streams of a connection, whatever the configuration says. It says no more than this.
+pub(crate) const MOST_STREAMS: usize = 65_536;
 
 /// The addresses that a peer listens on by default: QUIC and TCP on every interface and in both
 /// families, on ports that the system chooses.
