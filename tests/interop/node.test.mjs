@@ -162,7 +162,7 @@ test("a hundred js-libp2p peers in Node.js dial one native peer", limit, async (
 test("pages and js-libp2p in Node.js dial each other at once", limit, async (t) => {
   const relay = await serve(t);
   const [node, browser] = await Promise.all([stock(t, relay), launch(t)]);
-  for (let i = 0; i < 5; i++) {
+  for (let i = 0; i < 2; i++) {
     const page = await open(t, browser, `${relay.http}/peer.html`);
     const options = { relays: [relay.relay], iceServers: relay.iceServers, protocols: ["echo/1"] };
     const { peerId } = await page.evaluate((options) => peer.start(options), options);
