@@ -186,8 +186,9 @@ pub struct Config {
     /// How many connections are open at a time, in and out. Further connections are refused. 1 to
     /// 65,536. Defaults to 1,024.
     pub max_connections: usize,
-    /// How many streams are open at a time on one connection. Further streams are refused. 1 to
-    /// 65,536. Defaults to 1,024.
+    /// How many streams are open at a time on one connection, both directions together. Further
+    /// streams are refused. A page, and a connection to a stock peer over data channels, have 480 at
+    /// most, because Chromium has 512 channels for each end. 1 to 65,536. Defaults to 1,024.
     pub max_streams: usize,
 }
 

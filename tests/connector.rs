@@ -3,7 +3,9 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, future::join};
-use throughline::{Attempt, Cause, Config, Connector, ErrorKind, PathKind, Ticket, server::Server};
+use throughline::{
+    Attempt, Cause, Config, Connector, Error, ErrorKind, PathKind, Ticket, server::Server,
+};
 use tokio::time::timeout;
 
 use common::{
@@ -247,6 +249,43 @@ async fn closing_tells_the_peer_over_a_relay_that_only_the_ticket_names() {
     let mut dialler = config(&[]);
     dialler.direct = false;
     close_is_told(dialler, listener).await;
+}
+
+/// Connects and closes at once, again and again. Returns the errors. The attempts of one connection are
+/// often still under way when the next one begins.
+async fn connected_and_closed(rounds: usize, burst: u32) -> Vec<Error> {
+    let mut server = server_config();
+    server.relay.circuit_burst = burst.try_into().unwrap();
+    let relay = Server::start(server).await.unwrap();
+    let bob = peer(config(&[&relay])).await;
+    let alice = peer(config(&[&relay])).await;
+    let ticket = bob.ticket().without_addresses();
+    let accepting = tokio::spawn(async move { while bob.accept().await.is_some() {} });
+    let mut errors = Vec::new();
+    for _ in 0..rounds {
+        match timeout(PATIENCE, alice.connect(&ticket)).await.unwrap() {
+            Ok(conn) => timeout(PATIENCE, conn.close()).await.unwrap(),
+            Err(error) => errors.push(error),
+        }
+    }
+    accepting.abort();
+    errors
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_peer_is_reached_again_right_after_a_close() {
+    let errors = connected_and_closed(200, 1000).await;
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// ICE fails for want of a circuit, so the limit is the reason for everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_relay_that_was_asked_for_too_many_circuits_is_reported_as_such() {
+    let errors = connected_and_closed(40, 5).await;
+    assert!(!errors.is_empty());
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+    }
 }
 
 async fn close_is_told(dialler: Config, listener: Config) {

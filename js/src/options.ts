@@ -70,6 +70,9 @@ export interface Options {
   readonly maxCircuits?: number;
   /** How many connections are open at a time, in and out. 1 to 65,536 connections; defaults to 1,024. */
   readonly maxConnections?: number;
-  /** How many streams are open at a time on one connection. 1 to 65,536 streams; defaults to 1,024. */
+  /**
+   * How many streams are open at a time on one connection. A page has 480 at most. 1 to 65,536 streams; defaults
+   * to 1,024.
+   */
   readonly maxStreams?: number;
 }

@@ -267,5 +267,5 @@ options! {
     max_connections "max_connections" = MAX_CONNECTIONS, 1..=65_536 "connections", [Everywhere],
         "How many connections are open at a time, in and out.";
     max_streams "max_streams" = MAX_STREAMS, 1..=65_536 "streams", [Everywhere],
-        "How many streams are open at a time on one connection.";
+        "How many streams are open at a time on one connection. A page has 480 at most.";
 }

@@ -14,12 +14,14 @@ pub(crate) const MAX_SDP_LEN: usize = 16 * 1024;
 pub(crate) const MAX_CANDIDATES: usize = 64;
 
 /// In an offer, this attribute says that the writer can speak QUIC over the candidate pair as well.
-/// In an answer, it says that the writer does so. It is an attribute of this library, and other
-/// peers skip it (RFC 8866 section 5.13).
+/// In an answer, it says that the writer does so.
+///
+/// The attributes of this library begin with the `ice-ufrag` of their writer, and count only in a
+/// description with that `ice-ufrag`. Other peers should skip them (RFC 8866 section 5.13), but
+/// libdatachannel copies what it does not know from an offer into its answer.
 const QUIC: &str = "x-throughline-quic";
 
-/// This attribute says how the writer's NAT maps, for the birthday method. Other peers skip it,
-/// too.
+/// This attribute says how the writer's NAT maps, for the birthday method.
 const NAT: &str = "x-throughline-nat";
 
 /// The message size that a peer accepts when it names none (RFC 8841 section 6.1).
@@ -73,6 +75,8 @@ pub(crate) struct Description {
     pub ufrag: String,
     /// `ice-pwd`, 22 to 256 characters.
     pub pwd: String,
+    /// Whether libdatachannel wrote the description, as its origin says.
+    pub libdatachannel: bool,
     /// `ice-lite`: the writer answers checks and sends none.
     pub ice_lite: bool,
     /// The digest of the writer's certificate.
@@ -132,6 +136,8 @@ struct Attributes<'a> {
     mid: Option<&'a str>,
     max_message_size: Option<&'a str>,
     fingerprint: Option<&'a str>,
+    quic: Option<&'a str>,
+    nat: Option<&'a str>,
     candidates: Vec<&'a str>,
 }
 
@@ -150,9 +156,8 @@ impl Description {
         if !sdp.starts_with("v=0") {
             return Err(Missing("v"));
         }
+        let mut libdatachannel = false;
         let mut ice_lite = false;
-        let mut quic = false;
-        let mut side = None;
         let mut sections = 0;
         let mut found = Attributes::default();
         for line in sdp.lines().map(str::trim_end) {
@@ -166,14 +171,15 @@ impl Description {
                 }
                 continue;
             }
+            libdatachannel |= line.starts_with("o=rtc ");
             let Some(attribute) = line.strip_prefix("a=") else {
                 continue;
             };
             let (name, value) = attribute.split_once(':').unwrap_or((attribute, ""));
             match name {
                 "ice-lite" => ice_lite = true,
-                QUIC => quic = true,
-                NAT => side = Side::parse(value),
+                QUIC => found.quic = Some(value),
+                NAT => found.nat = Some(value),
                 "ice-ufrag" => found.ufrag = Some(value),
                 "ice-pwd" => found.pwd = Some(value),
                 "setup" => found.setup = Some(value),
@@ -200,6 +206,7 @@ impl Description {
         Ok(Self {
             ufrag: ice_chars(ufrag, 4).ok_or(Invalid("ice-ufrag"))?,
             pwd: ice_chars(pwd, 22).ok_or(Invalid("ice-pwd"))?,
+            libdatachannel,
             ice_lite,
             fingerprint: parse_fingerprint(found.fingerprint.ok_or(Missing("fingerprint"))?)
                 .ok_or(Invalid("fingerprint"))?,
@@ -219,8 +226,11 @@ impl Description {
                 None => DEFAULT_MAX_MESSAGE_SIZE,
                 Some(size) => size.parse().map_err(|_| Invalid("max-message-size"))?,
             },
-            quic,
-            side,
+            quic: found.quic.and_then(|value| own(value, ufrag)) == Some(""),
+            side: found
+                .nat
+                .and_then(|value| own(value, ufrag))
+                .and_then(Side::parse),
             candidates: found
                 .candidates
                 .into_iter()
@@ -259,17 +269,25 @@ impl Description {
             size = self.max_message_size,
         );
         // Writing to a String cannot fail.
+        let ufrag = &self.ufrag;
         if self.quic {
-            let _ = write!(sdp, "a={QUIC}\r\n");
+            let _ = write!(sdp, "a={QUIC}:{ufrag}\r\n");
         }
         if let Some(side) = self.side {
-            let _ = write!(sdp, "a={NAT}:{}\r\n", side.as_str());
+            let _ = write!(sdp, "a={NAT}:{ufrag} {}\r\n", side.as_str());
         }
         for candidate in &self.candidates {
             let _ = write!(sdp, "a={candidate}\r\n");
         }
         sdp
     }
+}
+
+/// Returns what an attribute of this library says in the description with this `ufrag`, or `None` if
+/// somebody else wrote the attribute.
+fn own<'a>(value: &'a str, ufrag: &str) -> Option<&'a str> {
+    let (writer, said) = value.split_once(' ').unwrap_or((value, ""));
+    (writer == ufrag).then_some(said)
 }
 
 fn is_sha256(fingerprint: &str) -> bool {
@@ -398,6 +416,30 @@ pub(crate) mod tests {
         assert_eq!(silent.max_message_size, 65_536);
         let unnamed = Description::parse(&CHROMIUM_OFFER.replace("a=mid:0\r\n", "")).unwrap();
         assert_eq!(unnamed.mid, "0");
+    }
+
+    /// As libdatachannel does, which copies the attributes that it does not know.
+    #[test]
+    fn an_echo_of_our_attributes_says_nothing() {
+        let ours = Description {
+            ufrag: "ours".into(),
+            quic: true,
+            side: Some(Side::Hard),
+            ..Description::parse(CHROMIUM_OFFER).unwrap()
+        };
+        let offer = ours.to_sdp(1);
+        assert_eq!(Description::parse(&offer), Ok(ours));
+        let echoed: String = offer
+            .split_inclusive("\r\n")
+            .filter(|line| line.starts_with("a=x-"))
+            .collect();
+        assert_eq!(echoed.lines().count(), 2);
+        let answer = with_lines(&echoed).unwrap();
+        assert!(!answer.quic && answer.side.is_none());
+        // Their own words count, wherever the echo stands.
+        let own = "a=x-throughline-quic:EsAw\r\na=x-throughline-nat:EsAw easy\r\n";
+        let answer = with_lines(&format!("{echoed}{own}")).unwrap();
+        assert!(answer.quic && answer.side == Some(Side::Easy));
     }
 
     #[test]

@@ -1,16 +1,15 @@
 //! Cuts long frames of yamux into short ones, so that none announces many bytes.
 //!
-//! A receiver of yamux allocates the announced length of a data frame, up to 1 MiB, before any byte
-//! of it has come. The protocol does not have message boundaries, so several short frames mean the
-//! same as one long frame (<https://github.com/hashicorp/yamux/blob/master/spec.md>).
+//! A receiver of yamux allocates the announced length of a data frame before any byte of it has come,
+//! and refuses a frame of more than 1 MiB. But a frame may be as long as the window that its stream
+//! was granted, which is up to 16 MiB, and JavaScript's peers send such frames. The protocol does not
+//! have message boundaries, so several short frames mean the same as one long frame
+//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>). The receiver sees at the piece that
+//! exceeds the window if a frame does.
 
-/// The longest piece. Implementations send data frames of at most 16 KiB (Rust) or 64 KiB (Go,
-/// JavaScript), so the frames of peers of this library are not cut.
+/// The longest piece. Rust sends data frames of at most 16 KiB, so the frames of peers of this library
+/// are not cut. Go sends up to 64 KiB.
 pub(crate) const MAX_PIECE: u32 = 16 * 1024;
-
-/// The longest frame. A frame that announces more is passed on as it is, and the receiver ends the
-/// connection.
-const MAX_FRAME: u32 = 1024 * 1024;
 
 const HEADER: usize = 12;
 const TYPE: usize = 1;
@@ -90,7 +89,7 @@ impl Splitter {
             let [.., a, b, c, d] = self.header;
             let length = u32::from_be_bytes([a, b, c, d]);
             self.piece = length;
-            if (MAX_PIECE + 1..=MAX_FRAME).contains(&length) {
+            if length > MAX_PIECE {
                 self.closing = self.header[FLAGS] & CLOSING;
                 self.begin_piece(length, self.header[FLAGS] & !CLOSING);
             }
@@ -231,11 +230,37 @@ mod tests {
         assert!(splitter.is_between_frames());
     }
 
-    /// The receiver has to see that the frame is too long.
+    const FIN: u8 = 4;
+
+    /// As JavaScript's peers do with the largest window.
     #[test]
-    fn a_frame_that_is_too_long_is_passed_on_unchanged() {
-        let head = frame(DATA, 0, 1, MAX_FRAME + 1, &[]);
-        assert_eq!(split(&head, &[5]), head);
+    fn a_frame_as_long_as_a_window_is_cut() {
+        let long = data(FIN, 1, 16 << 20);
+        let mut splitter = Splitter::default();
+        let mut frames = 0;
+        let mut rest = &long[..];
+        let mut head = [0; HEADER];
+        while !rest.is_empty() {
+            match splitter.next() {
+                Next::Header => {
+                    let room = splitter.room();
+                    room.copy_from_slice(&rest[..HEADER]);
+                    splitter.fill(HEADER);
+                    rest = &rest[HEADER..];
+                }
+                Next::Given => {
+                    assert_eq!(splitter.give(&mut head), HEADER);
+                    assert_eq!(head[8..], MAX_PIECE.to_be_bytes());
+                    frames += 1;
+                }
+                Next::Data(count) => {
+                    splitter.pass(count);
+                    rest = &rest[count..];
+                }
+            }
+        }
+        assert_eq!(frames, 1024);
+        assert_eq!(head[FLAGS], FIN, "the last piece ends the stream");
     }
 
     proptest! {

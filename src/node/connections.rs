@@ -290,7 +290,11 @@ impl Node {
                     session.on_carrier(stream, connection, result, &mut round);
                 }
             }
-            Some(Purpose::Raw { protocol, reply }) => on_raw_opened(&protocol, reply, result),
+            Some(Purpose::Raw {
+                protocol,
+                reply,
+                place,
+            }) => on_raw_opened(&protocol, reply, place, result),
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }

@@ -61,7 +61,7 @@ impl Node {
         } else if protocol.as_ref() == resume::PROTOCOL {
             session.on_resumable(connection, substream, &mut round);
         } else if let Some(name) = raw {
-            session.on_raw(name, substream);
+            session.on_raw(name, substream, &round);
         }
     }
 

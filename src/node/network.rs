@@ -1,6 +1,6 @@
 //! The swarm and its open requests: dials and substreams, each with its purpose.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use libp2p::{
     Multiaddr, PeerId, Stream as Substream, StreamProtocol, Swarm,
@@ -42,8 +42,12 @@ pub(super) enum Purpose {
         stream: StreamId,
         connection: ConnectionId,
     },
-    /// The substream is a stream to a stock peer.
-    Raw { protocol: String, reply: OpenReply },
+    /// The substream is a stream to a stock peer. It has a place among the streams of its session.
+    Raw {
+        protocol: String,
+        reply: OpenReply,
+        place: Arc<()>,
+    },
     /// The substream asks a relay for a circuit.
     Circuit(CircuitReply),
     /// The substream asks a relay for a reservation, or renews one.

@@ -56,7 +56,8 @@ type Started = (
 );
 
 /// Starts a peer. Native targets need a tokio runtime around the call.
-pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error> {
+pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, Error> {
+    config.max_streams = config.max_streams.min(backend::transports::MOST_STREAMS);
     backend::check(&config)?;
     let relay_addrs = config.relay_addrs()?;
     let keypair = identity.keypair();
@@ -78,8 +79,15 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
     let (circuits, (circuit_requests, arrivals)) = circuit::new();
     let circuits = circuits.boxed();
     let patience = config.strategy_timeout.max(config.relay_timeout);
-    let transport =
-        backend::transports::peer(keypair, webrtc, circuits, &net, patience).map_err(io)?;
+    let transport = backend::transports::peer(
+        keypair,
+        webrtc,
+        circuits,
+        &net,
+        config.max_streams,
+        patience,
+    )
+    .map_err(io)?;
     let recorder = Recorder::default();
     let transport = Recorded::over(transport, recorder.clone(), policy).boxed();
 

@@ -151,6 +151,8 @@ enum StreamKind {
 struct Plain {
     substream: Mutex<Option<BoxedStream>>,
     wakers: Arc<Wakers>,
+    /// The stream's place among those of its session.
+    _place: Arc<()>,
 }
 
 impl Stream {
@@ -158,14 +160,17 @@ impl Stream {
         Self::new(protocol, StreamKind::Resumable(junction))
     }
 
-    /// Makes a stream from a substream of a peer that does not know resumable streams.
+    /// Makes a stream from a substream of a peer that does not know resumable streams. It keeps `place`
+    /// until it is dropped.
     pub(crate) fn plain(
         protocol: &str,
         substream: impl AsyncRead + AsyncWrite + Send + 'static,
+        place: Arc<()>,
     ) -> Self {
         let plain = Plain {
             substream: Mutex::new(Some(Box::pin(substream))),
             wakers: Arc::default(),
+            _place: place,
         };
         Self::new(protocol, StreamKind::Plain(Arc::new(plain)))
     }

@@ -25,34 +25,58 @@ use crate::core::{
     yamux::{Next, Splitter},
 };
 
-/// The most inbound streams that wait to be accepted. Further streams are reset. libp2p opens as
-/// many before one of them is acknowledged.
+/// The most inbound streams of a server's connection that wait to be accepted. Further streams are
+/// reset. libp2p opens as many before one of them is acknowledged.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
 const MAX_WAITING: usize = 256;
 
+/// The bytes that all streams of a peer's connection may have unread, beyond the initial windows. With
+/// it, auto-tuned windows are as wide as with libp2p's own settings.
+const MORE_WINDOW: usize = (1 << 30) - MAX_STREAMS * yamux::DEFAULT_CREDIT as usize;
+
 /// Yamux over [`Pieces`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Yamux {
     config: yamux::Config,
+    most_waiting: usize,
     /// How many bytes of a connection may be unread until its [window](Window::set) changes.
     most_unread: Option<usize>,
 }
 
 impl Yamux {
+    /// Makes room for this many streams of the application, and for those of libp2p's and this
+    /// library's protocols. Yamux ends the connection if there are more than it has room for, so the
+    /// application's limit has to be met first. A stream that gets another carrier counts twice for a
+    /// moment.
+    pub(crate) fn holding(streams: usize) -> Self {
+        let most = streams.saturating_mul(2).saturating_add(MAX_STREAMS / 2);
+        Self::new(most, MORE_WINDOW)
+    }
+
+    /// Each stream begins with the window of the specification, for which the configuration must leave
+    /// room. All streams together may have `more` in addition.
+    fn new(streams: usize, more: usize) -> Self {
+        let mut config = yamux::Config::default();
+        let least = streams.saturating_mul(yamux::DEFAULT_CREDIT as usize);
+        // The library compares the two at each change.
+        config.set_max_connection_receive_window(None);
+        config.set_max_num_streams(streams);
+        config.set_max_connection_receive_window(Some(least.saturating_add(more)));
+        Self {
+            config,
+            most_waiting: streams,
+            most_unread: None,
+        }
+    }
+
     /// Bounds the unread bytes of a connection. `connection` is its bound until its
     /// [window](Window::set) changes. `stream` is the bound of one stream, which it reaches only
     /// while other streams do not use the room beyond their initial windows.
     #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
     pub(crate) fn bounded(connection: usize, stream: usize) -> Self {
-        let mut yamux = Self::default();
-        // Each stream begins with the window of the specification. All streams together may have
-        // `more` in addition. The configuration must also leave room for the initial window of
-        // every possible stream.
         let more = stream.saturating_sub(yamux::DEFAULT_CREDIT as usize);
-        let least = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize;
-        yamux.config.set_max_num_streams(MAX_STREAMS);
-        yamux
-            .config
-            .set_max_connection_receive_window(Some(least.saturating_add(more)));
+        let mut yamux = Self::new(MAX_STREAMS, more);
+        yamux.most_waiting = MAX_WAITING;
         yamux.most_unread = Some(connection);
         yamux
     }
@@ -66,6 +90,7 @@ impl Yamux {
         Muxer {
             connection: yamux::Connection::new(io, self.config, mode),
             window,
+            most_waiting: self.most_waiting,
             waiting: VecDeque::new(),
             waker: None,
             kept: None,
@@ -73,8 +98,7 @@ impl Yamux {
     }
 }
 
-/// The most streams of one connection, as in libp2p.
-#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
+/// The most streams of a server's connection, as in libp2p.
 const MAX_STREAMS: usize = 512;
 
 impl UpgradeInfo for Yamux {
@@ -167,6 +191,7 @@ impl Window {
 pub(crate) struct Muxer<C> {
     connection: yamux::Connection<Pieces<C>>,
     window: Option<Window>,
+    most_waiting: usize,
     /// Inbound streams that have arrived while the muxer was polled for other work.
     waiting: VecDeque<Stream>,
     waker: Option<Waker>,
@@ -241,7 +266,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
         let stream = ready!(self.poll_next(cx))?;
-        if self.waiting.len() < MAX_WAITING {
+        if self.waiting.len() < self.most_waiting {
             self.waiting.push_back(stream);
             if let Some(waker) = self.waker.take() {
                 waker.wake();

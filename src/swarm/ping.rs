@@ -246,6 +246,13 @@ impl Handler {
                 return Poll::Ready(Some(rtt));
             }
         }
+        if let Outbound::Idle(stream) = &mut self.outbound
+            && Pin::new(stream).poll_read(cx, &mut [0]).is_ready()
+        {
+            // The peer has ended the stream. On a data channel, reading this is what acknowledges it,
+            // and js-libp2p waits for that before it closes a connection.
+            self.outbound = Outbound::None;
+        }
         let Outbound::UnderWay(exchange) = &mut self.outbound else {
             return Poll::Pending;
         };

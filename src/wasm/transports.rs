@@ -32,6 +32,7 @@ pub(crate) fn peer(
     first: BoxedTransport,
     circuits: Boxed<BoxedStream>,
     _: &Net,
+    streams: usize,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let noise = noise::Config::new(keypair).map_err(io::Error::other)?;
@@ -41,7 +42,7 @@ pub(crate) fn peer(
     let upgraded = join(circuits, websocket)
         .upgrade(Version::V1Lazy)
         .authenticate(Noise(noise))
-        .multiplex(Yamux::default())
+        .multiplex(Yamux::holding(streams))
         .boxed();
     let direct = direct::DirectTransport::new(keypair.clone())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -53,6 +54,10 @@ pub(crate) fn peer(
 /// Whether a peer listens at addresses of its own. A page does not. It is reached only through
 /// relays and `/webrtc`.
 pub(crate) const LISTENS: bool = false;
+
+/// The most streams of a connection, whatever the configuration says. Each must find a data channel when
+/// the connection becomes direct.
+pub(crate) const MOST_STREAMS: usize = crate::webrtc::MOST_CHANNELS;
 
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
     Vec::new()

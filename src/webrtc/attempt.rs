@@ -103,7 +103,7 @@ pub(crate) struct Attempt<B: Backend> {
     offered: Option<Offered>,
 }
 
-/// A successful dial, and the peer's own offer if it is still open.
+/// A successful dial, and the stream of the peer's own offer if it is still open.
 pub(crate) struct Won<B: Backend> {
     pub(crate) established: Established<BoxedStream, B::Connection>,
     pub(crate) offered: Option<Offered>,
@@ -247,7 +247,14 @@ impl<B: Backend> Future for Attempt<B> {
                     let silent = sealed && !negotiating.is_described();
                     match polled {
                         Poll::Ready(Ok(established)) => {
-                            let offered = this.offered.take().filter(Offered::has_offer);
+                            // The peer's offer may still be on its way over its stream.
+                            let offered = this.offered.take().or_else(|| {
+                                let waiting = this.offers.poll_next_unpin(cx);
+                                match waiting {
+                                    Poll::Ready(stream) => stream.map(Offered::new),
+                                    Poll::Pending => None,
+                                }
+                            });
                             return Poll::Ready(Ok(Won {
                                 established,
                                 offered,

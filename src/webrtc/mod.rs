@@ -54,6 +54,11 @@ pub const DEFAULT_PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
 /// and a peer that floods must not leave the others without.
 pub const DEFAULT_MAX_INBOUND: usize = 32;
 
+/// How many data channels are used for streams at a time. Chromium has 1,024 ids, of which half belong
+/// to each end. Of these, some are for the streams of libp2p's and this library's protocols, and some
+/// wait for the end of their last channel.
+pub(crate) const MOST_CHANNELS: usize = 480;
+
 /// How many messages may wait between a transport and its behaviour.
 const QUEUE: usize = 32;
 

@@ -26,8 +26,9 @@ use super::{
 use crate::stream::BoxedStream;
 
 /// How many channels of the peer may wait to be accepted. Further channels are reset. libp2p
-/// negotiates at most 128 incoming streams at a time.
-const MAX_UNACCEPTED: usize = 256;
+/// negotiates at most 128 incoming streams at a time, and a peer may open all that it has ids for at
+/// once.
+const MAX_UNACCEPTED: usize = 512;
 
 /// How long an offerer keeps the signalling stream after connecting. js-libp2p stops waiting for
 /// its own side when the stream ends, so it must have had time to connect, too.

@@ -8,6 +8,9 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
+/** How many short streams a test makes. `STREAMS=100000` takes minutes. */
+export const STREAMS = Number(process.env.STREAMS ?? 2000);
+
 export const root = fileURLToPath(new URL("../..", import.meta.url));
 const program =
   process.env.THROUGHLINE ?? `${process.env.CARGO_TARGET_DIR ?? `${root}target`}/debug/throughline`;

@@ -4,7 +4,7 @@ import { randomFillSync, createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { connect, launch, listen, open, serve, temporary } from "./harness.mjs";
+import { STREAMS, connect, launch, listen, open, serve, temporary } from "./harness.mjs";
 
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
@@ -49,6 +49,38 @@ test("a stream that a page resets leaves the others and the connection unharmed"
   assert.equal(outcome.error?.resetCode, 0);
   const { sent, received } = await page.evaluate(() => peer.echoed("echo/1", 100_000));
   assert.equal(received, sent);
+});
+
+test("no short stream to a native peer is lost, ten at a time", { timeout: 120_000 + STREAMS * 20 }, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  const page = await open(t, browser, `${relay.http}/peer.html`);
+  await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers });
+  await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+  await page.evaluate(() => peer.path("direct"));
+  const start = performance.now();
+  assert.deepEqual(await page.evaluate((count) => peer.short("echo/1", count, 10), STREAMS), []);
+  t.diagnostic(`${STREAMS} streams in ${Math.round(performance.now() - start)} ms`);
+});
+
+/** Chromium has 512 data channels for each end. Some are for other protocols. */
+const MOST = 480;
+
+test("a page holds as many streams as its data channels allow, and one more is refused at once", limit, async (t) => {
+  const relay = await serve(t);
+  const [native, browser] = await Promise.all([listen(t, relay, "--echo"), launch(t)]);
+  for (const direct of [false, true]) {
+    const page = await open(t, browser, `${relay.http}/peer.html`);
+    await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers, direct });
+    await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+    if (direct) await page.evaluate(() => peer.path("direct"));
+    await page.evaluate((most) => peer.hold("echo/1", most), MOST);
+    const start = performance.now();
+    const { error } = await page.evaluate(() => peer.outcome(() => peer.held.connection.open("echo/1")));
+    assert.equal(error?.code, "limit_exceeded");
+    assert.ok(performance.now() - start < 1000);
+    await page.close();
+  }
 });
 
 test("reset codes go from a page to a native peer and back", limit, async (t) => {

@@ -5,7 +5,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { copyFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { connect, launch, listen, open, root, serve, temporary } from "../browser/harness.mjs";
+import { STREAMS, connect, launch, listen, open, root, serve, temporary } from "../browser/harness.mjs";
 import { bundle } from "./bundle.mjs";
 import { ticket } from "./ticket.mjs";
 
@@ -51,6 +51,13 @@ test("js-libp2p dials our native peer", limit, async (t) => {
   const theirs = await stage(t);
   const native = await listen(t, theirs.relay, "--echo");
   await exercise(theirs.page, webrtc(theirs.relay.relay, native.peerId), native.peerId);
+});
+
+test("no short stream of js-libp2p to our native peer is lost, ten at a time", { timeout: 120_000 + STREAMS * 20 }, async (t) => {
+  const theirs = await stage(t);
+  const native = await listen(t, theirs.relay, "--echo");
+  const address = webrtc(theirs.relay.relay, native.peerId);
+  assert.deepEqual(await theirs.page.evaluate(([address, count]) => node.short(address, "/echo/1", count, 10), [address, STREAMS]), []);
 });
 
 test("js-libp2p dials twenty native peers, each as soon as it is ready", limit, async (t) => {

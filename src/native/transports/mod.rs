@@ -79,23 +79,25 @@ pub(crate) struct Bounds {
 ///
 /// `first` is asked before all others (`/webrtc` and `/webrtc-direct` of this library), and
 /// `circuits` next. A dial of an address that one transport does not know falls through to the
-/// next.
+/// next. Yamux has room for this many `streams` of the application.
 pub(crate) fn peer(
     keypair: &identity::Keypair,
     first: BoxedTransport,
     circuits: Boxed<BoxedStream>,
     net: &Net,
+    streams: usize,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
+    let yamux = Yamux::holding(streams);
     let circuits = circuits
         .upgrade(Version::V1Lazy)
         .authenticate(noise_config(keypair)?)
-        .multiplex(Yamux::default())
+        .multiplex(yamux.clone())
         .timeout(timeout)
         .boxed();
     let admission = Admission::new(behaviours::handshakes(), &pool::Debug);
     let ways = (&net.guard, &net.names);
-    let direct = internet(keypair, timeout, ways, None, || {
+    let direct = internet(keypair, timeout, ways, yamux, None, || {
         own_quic(&net.quic, &admission, timeout, |_, _| {})
     })?;
     Ok(join(join(first, circuits), direct))
@@ -129,7 +131,8 @@ pub(crate) fn server(
     // the addresses that nobody may dial.
     let guard = Guard::new(Policy::new(true, Vec::new()));
     let ways = (&guard, &Names::of_system());
-    internet(keypair, timeout, ways, Some(bounds), || {
+    let yamux = Yamux::bounded(sizes.connection as usize, sizes.circuit as usize);
+    internet(keypair, timeout, ways, yamux, Some(bounds), || {
         let mut config = quic::Config::new(keypair);
         config.max_stream_data = sizes.connection;
         config.max_connection_data = sizes.connection;
@@ -168,6 +171,7 @@ fn internet(
     keypair: &identity::Keypair,
     timeout: Duration,
     (guard, names): (&Guard, &Names),
+    yamux: Yamux,
     bounds: Option<&Bounds>,
     quic: impl FnOnce() -> io::Result<BoxedTransport>,
 ) -> io::Result<BoxedTransport> {
@@ -180,10 +184,6 @@ fn internet(
         Backlog::new(Tcp::new(), handshakes, forwarded.clone())
     };
     let windows = bounds.map(|bounds| bounds.windows.clone());
-    let yamux = windows.as_ref().map_or_else(Yamux::default, |windows| {
-        let sizes = windows.sizes();
-        Yamux::bounded(sizes.connection as usize, sizes.circuit as usize)
-    });
     // A WebSocket needs the name for TLS and for the Host header, so its resolver is below it. It
     // stands first, because the resolver around QUIC and TCP takes every name.
     let websocket = websocket::WebSocketTransport::new(guard.named(names, tcp), forwarded.clone())?
@@ -231,6 +231,9 @@ pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTranspor
 /// Whether a peer listens at addresses of its own.
 pub(crate) const LISTENS: bool = true;
 
+/// The most streams of a connection, whatever the configuration says. It says no more than this.
+pub(crate) const MOST_STREAMS: usize = 65_536;
+
 /// The addresses that a peer listens on by default: QUIC and TCP on every interface and in both
 /// families, on ports that the system chooses.
 pub(crate) fn default_listen_addresses() -> Vec<Multiaddr> {
@@ -272,7 +275,8 @@ mod tests {
         let no_quic = || Ok(DummyTransport::new().boxed());
         let guard = Guard::new(Policy::new(true, Vec::new()));
         let ways = (&guard, &Names::of_system());
-        internet(&keypair, Duration::from_millis(200), ways, None, no_quic).unwrap()
+        let (timeout, yamux) = (Duration::from_millis(200), Yamux::holding(1));
+        internet(&keypair, timeout, ways, yamux, None, no_quic).unwrap()
     }
 
     /// Accepts connections and stays silent. If `takes` is set, it answers the WebSocket handshake

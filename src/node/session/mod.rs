@@ -57,8 +57,6 @@ use crate::{
     stream::{SessionId, Stream},
 };
 
-/// How many streams of the peer may wait to be accepted. More are refused.
-const INCOMING_STREAMS: usize = 64;
 /// The shortest pause between two checks whether a session is idle.
 const IDLE_TICK: Duration = Duration::from_millis(100);
 
@@ -187,7 +185,8 @@ fn new_handle(
     round: &Round<'_>,
 ) -> Result<(mpsc::Sender<Incoming>, Connection), Error> {
     let commands = round.outbox.commands.upgrade().ok_or_else(closed)?;
-    let (sender, receiver) = mpsc::channel(INCOMING_STREAMS);
+    // Streams that wait to be accepted count among all streams, so no other limit is needed.
+    let (sender, receiver) = mpsc::channel(round.config.max_streams);
     let handle = Connection::new(PublicPeerId(peer), id, commands, receiver, state.clone());
     Ok((sender, handle))
 }

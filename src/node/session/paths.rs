@@ -41,6 +41,8 @@ pub(in crate::node) struct Conn {
     attempt: Option<AttemptId>,
     /// Whether we dialled it, and not the peer.
     dialled: bool,
+    /// Whether the streams of a stock peer are data channels on it.
+    webrtc: bool,
     since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
@@ -61,6 +63,7 @@ impl Conn {
         dialled: bool,
         liveness: Liveness,
     ) -> Self {
+        let webrtc = matches!(route, Route::WebRtc);
         let (path, relay) = match route {
             // The pair is not known yet.
             Route::WebRtc => (None, None),
@@ -79,6 +82,7 @@ impl Conn {
             path,
             attempt,
             dialled,
+            webrtc,
             since: Instant::now(),
             relay,
             lane: None,
@@ -134,6 +138,12 @@ impl Paths {
         self.active
     }
 
+    /// Whether streams of a stock peer are data channels on the path in use.
+    pub(super) fn has_channels(&self) -> bool {
+        let active = self.active.and_then(|active| self.conns.get(&active));
+        active.is_some_and(|conn| conn.webrtc)
+    }
+
     /// Returns the path in use, unless it is suspect.
     pub(super) fn sound_path(&self) -> Option<&Path> {
         let conn = self.conns.get(&self.active?)?;
@@ -176,11 +186,13 @@ impl Paths {
     /// Returns the circuit to close if `new` is a second one. If both peers dialled at the same
     /// time, both keep the one that the peer with the lower id dialled. If one peer dialled both,
     /// because it took the first dial back too late, that peer closes the new one. If the peers
-    /// dialled at different times, the second has lost the old circuit, and none is closed here.
+    /// dialled at different times, the second has lost the old circuit, and none is closed here. A stock
+    /// peer does not follow this rule, and may signal ICE over either circuit, so it keeps both.
     fn surplus_circuit(
         &self,
         local: PeerId,
         remote: PeerId,
+        is_stock: bool,
         id: ConnectionId,
         new: &Conn,
     ) -> Option<ConnectionId> {
@@ -189,6 +201,7 @@ impl Paths {
         match (old.dialled, new.dialled) {
             (true, true) => Some(id),
             (false, false) => None,
+            _ if is_stock => None,
             _ if old.since.elapsed() >= TOGETHER => None,
             (_, ours) if (local < remote) == ours => Some(*old_id),
             _ => Some(id),
@@ -271,8 +284,11 @@ impl Session {
             }
             Some(_) => {}
         }
+        let is_stock = !self.streams.are_resumable();
         if conn.relay.is_some()
-            && let Some(surplus) = self.paths.surplus_circuit(local, self.peer, id, &conn)
+            && let Some(surplus) = self
+                .paths
+                .surplus_circuit(local, self.peer, is_stock, id, &conn)
         {
             // The circuit that stays is up at both ends, so nothing is lost.
             round.push(Effect::CloseConnection(surplus));

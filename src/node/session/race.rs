@@ -336,9 +336,11 @@ impl Session {
     fn give_up(&mut self, connects: usize, attempts: &[Attempt], round: &mut Round<'_>) {
         let wrong = |attempt: &Attempt| attempt.cause == Some(Cause::WrongPeer);
         let full = |attempt: &Attempt| attempt.cause == Some(Cause::Limit);
+        // Without a circuit, ICE may have nothing to be signalled over.
+        let follows = |attempt: &Attempt| attempt.cause == Some(Cause::Signalling);
         let kind = if attempts.iter().any(wrong) {
             ErrorKind::WrongPeer
-        } else if !attempts.is_empty() && attempts.iter().all(full) {
+        } else if attempts.iter().any(full) && attempts.iter().all(|a| full(a) || follows(a)) {
             ErrorKind::LimitExceeded
         } else {
             ErrorKind::Unreachable

@@ -31,6 +31,7 @@ use crate::{
         resumable::{self, StreamConfig},
     },
     swarm::substreams::OpenError,
+    webrtc::MOST_CHANNELS,
 };
 
 /// How long the header of a substream may take. A peer sends it at once.
@@ -58,6 +59,8 @@ pub(super) struct Streams {
     /// The calls of `open` that wait until `resumable` is known.
     opens: Vec<(String, OpenReply)>,
     pumps: HashMap<StreamId, Pump>,
+    /// Its clones count the streams of a stock peer, those on their way included.
+    raw: Arc<()>,
     /// Where the streams note that their bytes move.
     pub(super) activity: Arc<Activity>,
     /// Its clones count the peer's substreams whose header has not arrived yet.
@@ -68,6 +71,11 @@ impl Streams {
     /// Whether there is any resumable stream.
     pub(super) fn any(&self) -> bool {
         !self.pumps.is_empty()
+    }
+
+    /// Returns how many streams there are.
+    fn count(&self) -> usize {
+        self.pumps.len() + self.opens.len() + Arc::strong_count(&self.raw) - 1
     }
 
     /// Whether the peer is known to speak resumable streams.
@@ -116,8 +124,11 @@ impl Streams {
 impl Session {
     /// Fails with [`ErrorKind::LimitExceeded`] if no further stream may be opened.
     pub(in crate::node) fn check_room(&self, round: &Round<'_>) -> Result<(), Error> {
-        let most = round.config.max_streams;
-        if self.streams.pumps.len() + self.streams.opens.len() < most {
+        let most = match self.streams.resumable {
+            Some(false) if self.paths.has_channels() => round.config.max_streams.min(MOST_CHANNELS),
+            _ => round.config.max_streams,
+        };
+        if self.streams.count() < most {
             return Ok(());
         }
         let limit = format!("max_streams: {most} are open on this connection");
@@ -236,7 +247,11 @@ impl Session {
             peer: self.peer,
             connection,
             protocol: wire,
-            purpose: Purpose::Raw { protocol, reply },
+            purpose: Purpose::Raw {
+                protocol,
+                reply,
+                place: self.streams.raw.clone(),
+            },
         });
     }
 
@@ -364,8 +379,17 @@ impl Session {
     }
 
     /// The peer opened a stream as stock peers do.
-    pub(in crate::node) fn on_raw(&mut self, name: String, substream: Substream) {
-        let stream = Stream::plain(&name, substream);
+    pub(in crate::node) fn on_raw(
+        &mut self,
+        name: String,
+        substream: Substream,
+        round: &Round<'_>,
+    ) {
+        if let Err(full) = self.check_room(round) {
+            tracing::debug!(error = %full, "an incoming stream is refused");
+            return;
+        }
+        let stream = Stream::plain(&name, substream, self.streams.raw.clone());
         if self.incoming.try_send(Box::new((name, stream))).is_err() {
             tracing::debug!("nobody accepts, an incoming stream is refused");
         }
@@ -387,7 +411,7 @@ impl Session {
             }
             (None, Request::Open { protocol, .. }) => {
                 let protocol = protocol.clone();
-                let has_room = self.streams.pumps.len() < round.config.max_streams;
+                let has_room = self.check_room(round).is_ok();
                 let place = self.incoming.clone().try_reserve_owned();
                 match place {
                     Ok(place) if has_room => {
@@ -433,10 +457,11 @@ impl Session {
 pub(in crate::node) fn on_raw_opened(
     protocol: &str,
     reply: OpenReply,
+    place: Arc<()>,
     result: Result<Substream, OpenError>,
 ) {
     let result = result
-        .map(|substream| Stream::plain(protocol, substream))
+        .map(|substream| Stream::plain(protocol, substream, place))
         .map_err(|error| match error {
             OpenError::Unsupported => not_served(protocol),
             _ => Error::new(ErrorKind::ConnectionLost, "the path broke while opening"),

@@ -269,14 +269,21 @@ fn a_dropped_connect_takes_its_dials_back() {
 
 #[test]
 fn one_of_two_circuits_dialled_at_the_same_time_is_closed() {
-    let mut scene = Scene::new();
-    let relay = PeerId::random();
-    scene.connected(1, circuit(), None);
-    scene.drain();
-    scene.connected(2, circuit(), Some(AttemptId::Circuit(relay)));
-    let peer = scene.with(|session, _| session.peer());
-    let surplus = if scene.local < peer { 1 } else { 2 };
-    assert_eq!(scene.drain(), [format!("close {surplus}")]);
+    let both = |is_ours: bool| {
+        let mut scene = Scene::new();
+        let relay = PeerId::random();
+        scene.with(|session, _| session.streams.is_resumable(is_ours));
+        scene.connected(1, circuit(), None);
+        scene.drain();
+        scene.connected(2, circuit(), Some(AttemptId::Circuit(relay)));
+        let peer = scene.with(|session, _| session.peer());
+        let surplus = if scene.local < peer { 1 } else { 2 };
+        (scene.drain(), format!("close {surplus}"))
+    };
+    let (effects, close) = both(true);
+    assert_eq!(effects, [close]);
+    // A stock peer may signal ICE over either.
+    assert!(both(false).0.is_empty());
 }
 
 /// A session with a direct path, a circuit, and a stream. Both connections have answered a probe.

@@ -576,7 +576,7 @@ async fn headers_are_bounded() {
 #[tokio::test]
 async fn a_plain_stream_behaves_like_its_substream() {
     let (near, mut far, _scissors) = duplex([usize::MAX; 2]);
-    let mut stream = Stream::plain("chat/1", near);
+    let mut stream = Stream::plain("chat/1", near, Arc::default());
     stream.write_all(b"ping").await.unwrap();
     stream.close().await.unwrap();
     let mut request = Vec::new();

@@ -56,7 +56,7 @@ async fn what_nobody_reads_stops_at_the_window_of_the_connection() {
     let (ours, theirs) = connected().await;
     let ours = Yamux::bounded(MOST, 300_000).over(ours, Mode::Server);
     let window = ours.window().unwrap();
-    let mut theirs = Yamux::default().over(theirs, Mode::Client);
+    let mut theirs = Yamux::holding(1).over(theirs, Mode::Client);
     let (mut streams, serving) = served(ours);
     let mut writing = Vec::new();
     for _ in 0..STREAMS {

@@ -148,6 +148,41 @@ async function echoed(protocol, size, connection = held.connection) {
   return { bytes: back.length, sent: await sha256(bytes), received: await sha256(back) };
 }
 
+/** Opens a stream, and waits until a byte has come back. */
+async function byte(protocol, connection = held.connection) {
+  const { readable, writable } = await connection.open(protocol);
+  const writer = writable.getWriter();
+  await writer.write(new Uint8Array(1));
+  const reader = readable.getReader();
+  await reader.read();
+  return { reader, writer };
+}
+
+/** Opens `count` streams at once, and keeps them in `held`. */
+async function hold(protocol, count) {
+  held.streams = await Promise.all(Array.from({ length: count }, () => byte(protocol)));
+}
+
+/** Makes `count` streams, `width` at a time, of which each carries a few bytes there and back. Returns what went wrong. */
+async function short(protocol, count, width, connection = held.connection) {
+  const failed = [];
+  const one = async () => {
+    const { reader, writer } = await byte(protocol, connection);
+    await writer.close();
+    while (!(await reader.read()).done);
+  };
+  let left = count;
+  const worker = async () => {
+    while (left > 0 && failed.length < width) {
+      const number = count - left--;
+      const late = new Promise((_, reject) => setTimeout(() => reject(new Error("nothing for 10 s")), 10_000));
+      await Promise.race([one(), late]).catch((error) => failed.push(`${number}: ${error.message}`));
+    }
+  };
+  await Promise.all(Array.from({ length: width }, worker));
+  return failed;
+}
+
 /** Reads to the end. `Response` would turn the stream's error into one of its own. */
 async function drain(readable) {
   let length = 0;
@@ -170,4 +205,4 @@ async function outcome(work) {
   }
 }
 
-window.peer = { held, lanes, start, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, drain, outcome, Connector };
+window.peer = { held, lanes, start, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, hold, short, drain, outcome, Connector };

@@ -49,6 +49,11 @@ const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
 /// How long a shutdown may take to send the queued messages.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
+/// How long DTLS with libdatachannel waits for the nominated pair. libdatachannel gives an answer first to
+/// its ICE agent and then to those who check fingerprints. If the path is so short that a certificate
+/// comes in between, it refuses the certificate for good.
+const LIBDATACHANNEL_PAUSE: Duration = Duration::from_millis(50);
+
 /// The size of DTLS datagrams, which every path carries.
 const MTU: usize = 1200;
 
@@ -298,6 +303,7 @@ impl IceSession {
             && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
         {
             self.dtls_timeout = None;
+            self.dtls_started = true;
             if let Err(error) = dtls.handle_timeout(now) {
                 return self.fail(BackendError::Dtls(error.to_string()));
             }
@@ -364,7 +370,7 @@ impl IceSession {
                     pair.guessed = guessed;
                     self.event(SessionEvent::Path(pair));
                     if first {
-                        self.start_dtls();
+                        self.begin_dtls();
                     }
                 }
                 IceAgentEvent::IceRestart(_) => {}

@@ -87,6 +87,7 @@ impl IceSession {
         let description = Description {
             ufrag: credentials.ufrag.clone(),
             pwd: credentials.pass.clone(),
+            libdatachannel: false,
             ice_lite: false,
             fingerprint: self
                 .identity

@@ -2,7 +2,7 @@
 
 use str0m::{config::DtlsVersion, crypto::dtls::DtlsOutput};
 
-use super::{IceSession, MAX_RECORD, MTU, SessionEvent};
+use super::{IceSession, LIBDATACHANNEL_PAUSE, MAX_RECORD, MTU, SessionEvent};
 use crate::{
     core::sdp::Setup, native::ice::webrtc::association::Association, webrtc::backend::BackendError,
 };
@@ -28,7 +28,17 @@ impl IceSession {
         }
     }
 
-    pub(super) fn start_dtls(&mut self) {
+    /// There is a path to send on.
+    pub(super) fn begin_dtls(&mut self) {
+        let remote = self.remote.as_ref();
+        if remote.is_some_and(|remote| remote.libdatachannel) && !self.dtls_started {
+            self.dtls_timeout = Some(self.now + LIBDATACHANNEL_PAUSE);
+        } else {
+            self.start_dtls();
+        }
+    }
+
+    fn start_dtls(&mut self) {
         if let Some(dtls) = &mut self.dtls
             && !std::mem::replace(&mut self.dtls_started, true)
             && let Err(error) = dtls.handle_timeout(self.now)

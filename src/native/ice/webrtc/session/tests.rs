@@ -113,6 +113,35 @@ fn two_sessions_connect_within_five_round_trips() {
     assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
 }
 
+/// libdatachannel refuses a certificate that comes too soon after the answer.
+#[test]
+fn dtls_with_libdatachannel_waits_for_a_moment() {
+    let client_hello_after = |origin: &str| {
+        let mut net = Net::new();
+        net.ends[0].create_offer();
+        let offer = net.description(0).replace("o=-", origin);
+        net.ends[1].accept_offer(&offer);
+        let answer = net.description(1);
+        net.ends[0].accept_answer(&answer);
+        while net.ends[1].nominated.is_none() {
+            net.step();
+        }
+        let nominated = net.now;
+        let is_dtls = |flying: &(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)| {
+            flying.1 == 0 && flying.4[0] == 22
+        };
+        while !net.flying.iter().any(is_dtls) {
+            net.step();
+        }
+        let after = net.now - nominated;
+        net.run(200);
+        assert!(net.saw(0, connected) && net.saw(1, connected));
+        after
+    };
+    assert_eq!(client_hello_after("o=rtc"), LIBDATACHANNEL_PAUSE);
+    assert_eq!(client_hello_after("o=-"), Duration::ZERO);
+}
+
 /// The first check of one side meets a NAT that the other side has not opened yet.
 #[test]
 fn a_check_that_was_dropped_is_repeated_when_the_peer_is_heard() {
