@@ -4,7 +4,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -14,7 +17,7 @@ use futures_timer::Delay;
 
 use super::{FIN_ACK_TIMEOUT, backend::DataChannel};
 use crate::{
-    core::frame::{self, Decoder, StreamState},
+    core::frame::{self, Decoder, Flag, StreamState},
     stream::Wakers,
 };
 
@@ -52,10 +55,31 @@ pub struct Stream<C: DataChannel> {
     winding_up: mpsc::UnboundedSender<WindUp<C>>,
 }
 
+/// Whether the peer of a connection is known to acknowledge FIN. The first acknowledgement on any
+/// stream says so for all later streams. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FinAck(Arc<AtomicBool>);
+
+impl FinAck {
+    /// The peer is known to acknowledge FIN.
+    pub(crate) fn known() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct Parts<C> {
     channel: C,
     state: StreamState,
+    fin_ack: FinAck,
     decoder: Decoder,
 }
 
@@ -84,6 +108,9 @@ impl<C: DataChannel> Parts<C> {
                 Ok(Some(frame)) => {
                     let wanted = self.state.can_read() && !frame.message.is_empty();
                     if let Some(flag) = frame.flag {
+                        if flag == Flag::FinAck {
+                            self.fin_ack.learn();
+                        }
                         self.state.received(flag);
                         let _ = self.poll_flags(cx);
                     }
@@ -117,20 +144,20 @@ impl<C: DataChannel> Parts<C> {
 }
 
 impl<C: DataChannel> Stream<C> {
-    /// `fin_ack` says whether the peer acknowledges FIN and accepts acknowledgements.
     pub(crate) fn new(
         channel: C,
-        fin_ack: bool,
+        fin_ack: FinAck,
         winding_up: mpsc::UnboundedSender<WindUp<C>>,
     ) -> Self {
-        let state = match fin_ack {
+        let state = match fin_ack.is_known() {
             true => StreamState::default(),
-            false => StreamState::without_fin_ack(),
+            false => StreamState::with_any_peer(),
         };
         Self {
             parts: Some(Parts {
                 channel,
                 state,
+                fin_ack,
                 decoder: Decoder::default(),
             }),
             unread: Bytes::new(),

@@ -29,6 +29,7 @@ use common::{PATIENCE, free_ports, server_config as config, until};
 mod autonat;
 #[path = "../common/mod.rs"]
 mod common;
+mod direct;
 mod http;
 mod stun;
 
@@ -223,15 +224,7 @@ async fn a_reservation_carries_every_address() {
 async fn every_listener_is_dialled() {
     let server = start(config()).await;
     for road in ["/quic-v1", "/tcp/", "/ws", "/webrtc-direct"] {
-        let mut swarm = client();
-        // libp2p-webrtc dials from a listener's socket only.
-        swarm
-            .listen_on("/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap())
-            .unwrap();
-        event(&mut swarm, |e| {
-            matches!(e, SwarmEvent::NewListenAddr { .. }).then_some(())
-        })
-        .await;
+        let mut swarm = direct::listening().await;
         let peer = dial(&mut swarm, address(&server, road)).await.expect(road);
         assert_eq!(peer.to_string(), server.peer_id().to_string());
     }

@@ -3,6 +3,8 @@
 
 mod candidates;
 mod description;
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
+mod direct;
 mod dtls;
 mod guess;
 mod quic;
@@ -22,7 +24,7 @@ use str0m::{
     net::Protocol,
 };
 
-use self::guess::Guess;
+use self::{direct::Direct, guess::Guess};
 use super::{
     agent::{self, Triggered},
     association::{Association, Change, ChannelId},
@@ -118,6 +120,8 @@ pub(super) struct IceSession {
     policy: Policy,
     /// How many ports may be guessed.
     effort: Option<Effort>,
+    /// What is known as the server of a `/webrtc-direct` client.
+    direct: Option<Direct>,
     /// The role of this side in guessing ports.
     side: Option<Side>,
     gate: Gate,
@@ -179,6 +183,7 @@ impl IceSession {
             quic_ended: None,
             policy: Policy::new(true, Vec::new()),
             effort: None,
+            direct: None,
             side: None,
             gate: Gate::default(),
             guess: None,
@@ -231,6 +236,7 @@ impl IceSession {
             Some(0..=3) if scope(source.ip()) == Scope::Forbidden => {}
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
+                    self.earn(data.len());
                     let is_request = message.is_binding_request();
                     // The agent does not report the address that the peer sees, so it is read here.
                     if self.sources.contains(&source)
@@ -256,21 +262,14 @@ impl IceSession {
                     {
                         link.set_pair(destination, source);
                     }
+                    if authentic && !is_request {
+                        self.prove(destination, source);
+                    }
                     self.ice.handle_timeout(self.now);
                     self.ice_events();
                 }
             }
-            Some(20..=63) => {
-                if let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) {
-                    if let Err(error) = dtls.handle_packet(data) {
-                        return self.fail(BackendError::Dtls(error.to_string()));
-                    }
-                    let mut replies = Vec::new();
-                    self.poll_dtls(&mut |record| replies.push(record.to_vec()));
-                    self.records.append(&mut replies);
-                    self.association_changes();
-                }
-            }
+            Some(20..=63) => self.receive_dtls(data),
             _ => {}
         }
     }
@@ -349,20 +348,7 @@ impl IceSession {
                     ..
                 } => {
                     let first = self.nominated.is_none();
-                    self.nominated = Some((source, destination));
-                    let guessed = self.guessed(source, destination);
-                    if let Some(link) = &self.link {
-                        link.set_pair(source, destination);
-                    }
-                    self.expect(destination);
-                    let known = agent::Known {
-                        local: &self.local,
-                        seen: self.seen.get(&destination).copied(),
-                        remote_mapped: self.mapped.contains(&destination),
-                    };
-                    let mut pair = agent::pair(&self.ice, &known, source, destination);
-                    pair.guessed = guessed;
-                    self.event(SessionEvent::Path(pair));
+                    self.use_pair(source, destination);
                     if first {
                         self.start_dtls();
                     }
@@ -372,6 +358,24 @@ impl IceSession {
         }
     }
 
+    /// Sends over this pair from now on.
+    fn use_pair(&mut self, source: SocketAddr, destination: SocketAddr) {
+        self.nominated = Some((source, destination));
+        let guessed = self.guessed(source, destination);
+        if let Some(link) = &self.link {
+            link.set_pair(source, destination);
+        }
+        self.expect(destination);
+        let known = agent::Known {
+            local: &self.local,
+            seen: self.seen.get(&destination).copied(),
+            remote_mapped: self.mapped.contains(&destination),
+        };
+        let mut pair = agent::pair(&self.ice, &known, source, destination);
+        pair.guessed = guessed;
+        self.event(SessionEvent::Path(pair));
+    }
+
     /// Calls `send` for each datagram that is to be sent.
     pub(super) fn poll_transmit(&mut self, now: Instant, mut send: impl FnMut(Outgoing<'_>)) {
         self.now = self.now.max(now);
@@ -379,6 +383,9 @@ impl IceSession {
             let (source, destination) = (transmit.source, transmit.destination);
             self.expect(destination);
             self.triggered.sent(source, destination, &transmit.contents);
+            if !self.spend(transmit.contents.len()) {
+                continue;
+            }
             send(Outgoing {
                 source,
                 destination,
@@ -386,6 +393,9 @@ impl IceSession {
             });
         }
         while let Some((source, destination, data)) = self.triggered.poll() {
+            if !self.spend(data.len()) {
+                continue;
+            }
             send(Outgoing {
                 source,
                 destination,

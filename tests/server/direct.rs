@@ -1,0 +1,158 @@
+//! `/webrtc-direct`, as stock rust-libp2p speaks it. That client reads no message over 8 KiB, and
+//! sends messages of 16 KiB.
+
+use futures::{AsyncRead, AsyncWrite};
+
+use super::*;
+
+const PING: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
+const COUNT: StreamProtocol = StreamProtocol::new("/test/count");
+
+/// What fits into one message that the stock client reads.
+const PIECE: usize = 4_000;
+
+/// Makes a stock client that can dial `/webrtc-direct`, which libp2p-webrtc does from a listener's
+/// socket only.
+pub(super) async fn listening() -> Swarm<Behaviour> {
+    let mut swarm = client();
+    let any = "/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap();
+    swarm.listen_on(any).unwrap();
+    event(&mut swarm, |e| {
+        matches!(e, SwarmEvent::NewListenAddr { .. }).then_some(())
+    })
+    .await;
+    swarm
+}
+
+/// Starts a peer with a reservation over `/webrtc-direct` that says how much it was sent. Returns its
+/// circuit address.
+async fn counting(server: &Server) -> Multiaddr {
+    let mut swarm = listening().await;
+    let peer = *swarm.local_peer_id();
+    let relay = address(server, "/webrtc-direct");
+    reserve(&mut swarm, relay.clone()).await.unwrap();
+    let control = &mut swarm.behaviour().stream.new_control();
+    let mut incoming = control.accept(COUNT).unwrap();
+    drive(swarm);
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = incoming.next().await {
+            let mut buffer = vec![0; PIECE];
+            let mut count = 0u64;
+            while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                count += read as u64;
+            }
+            let _ = stream.write_all(&count.to_be_bytes()).await;
+            let _ = stream.close().await;
+        }
+    });
+    relay.with(Protocol::P2pCircuit).with(Protocol::P2p(peer))
+}
+
+/// Sends pieces, and gets each back.
+async fn rounds(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), count: usize, len: usize) {
+    let mut echoed = vec![0; len];
+    for round in 0..count {
+        let sent: Vec<u8> = (0..len).map(|n| (n * 7 + round) as u8).collect();
+        stream.write_all(&sent).await.unwrap();
+        stream.flush().await.unwrap();
+        let back = timeout(PATIENCE, stream.read_exact(&mut echoed)).await;
+        back.expect("an echo").unwrap();
+        assert!(echoed == sent, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_circuit_over_webrtc_direct_carries_data_both_ways() {
+    let server = start(config()).await;
+    let echo = reserved_echo(&server).await;
+    let mut swarm = listening().await;
+    // Over `/webrtc-direct` to the relay, and from there to a peer that came over QUIC.
+    let relay = dial(&mut swarm, address(&server, "/webrtc-direct"))
+        .await
+        .unwrap();
+    let Some(Protocol::P2p(peer)) = echo.iter().last() else {
+        panic!("{echo}");
+    };
+    let through = address(&server, "/webrtc-direct")
+        .with(Protocol::P2pCircuit)
+        .with(Protocol::P2p(peer));
+    assert_eq!(dial(&mut swarm, through).await.unwrap(), peer);
+    assert_eq!(relay.to_string(), server.peer_id().to_string());
+    let mut control = swarm.behaviour().stream.new_control();
+    drive(swarm);
+    let mut stream = control.open_stream(peer, ECHO).await.unwrap();
+    rounds(&mut stream, 200, PIECE).await;
+}
+
+#[tokio::test]
+async fn messages_over_8_kib_reach_the_relay() {
+    const LEN: u64 = 2 << 20;
+    let server = start(config()).await;
+    let target = counting(&server).await;
+    let Some(Protocol::P2p(peer)) = target.iter().last() else {
+        panic!("{target}");
+    };
+    // The one that counts could not read the messages that follow if they came to it as they are.
+    let mut swarm = listening().await;
+    dial(&mut swarm, target).await.unwrap();
+    let mut control = swarm.behaviour().stream.new_control();
+    drive(swarm);
+    let mut stream = control.open_stream(peer, COUNT).await.unwrap();
+    let sends = async {
+        for _ in 0..LEN / PIECE as u64 {
+            stream.write_all(&[5; PIECE]).await.unwrap();
+            stream.flush().await.unwrap();
+        }
+        stream.close().await.unwrap();
+        let mut count = [0; 8];
+        stream.read_exact(&mut count).await.unwrap();
+        u64::from_be_bytes(count)
+    };
+    let count = timeout(PATIENCE, sends).await.expect("an answer");
+    assert_eq!(count, LEN / PIECE as u64 * PIECE as u64);
+}
+
+/// Each ends in order on both sides, and its channel can be used again.
+#[tokio::test]
+async fn hundreds_of_streams_one_after_another() {
+    let server = start(config()).await;
+    let mut swarm = listening().await;
+    let relay = dial(&mut swarm, address(&server, "/webrtc-direct"))
+        .await
+        .unwrap();
+    let mut control = swarm.behaviour().stream.new_control();
+    drive(swarm);
+    for n in 0..600 {
+        let opened = timeout(PATIENCE, control.open_stream(relay, PING)).await;
+        let mut stream = opened
+            .expect("a stream")
+            .unwrap_or_else(|e| panic!("{n}: {e}"));
+        rounds(&mut stream, 1, 32).await;
+        stream.close().await.unwrap();
+        let mut rest = Vec::new();
+        let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        ended
+            .expect("an end")
+            .unwrap_or_else(|e| panic!("{n}: {e}"));
+        assert!(rest.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn many_clients_share_the_port() {
+    let server = start(config()).await;
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut swarm = listening().await;
+        let relay = dial(&mut swarm, address(&server, "/webrtc-direct"))
+            .await
+            .unwrap();
+        clients.push((swarm.behaviour().stream.new_control(), relay));
+        drive(swarm);
+    }
+    let all = clients.iter_mut().map(async |(control, relay)| {
+        let mut stream = control.open_stream(*relay, PING).await.unwrap();
+        rounds(&mut stream, 20, 32).await;
+    });
+    futures::future::join_all(all).await;
+}
