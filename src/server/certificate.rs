@@ -156,7 +156,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("webrtc.pem");
         secret::publish(&path, b"not a certificate").unwrap();
-        let error = load_or_create(&path).unwrap_err();
+        let error = load_or_create(&path).err().unwrap();
         assert!(error.to_string().contains("webrtc.pem"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"not a certificate");
     }
@@ -169,7 +169,7 @@ mod tests {
         let path = home.path().join("webrtc.pem");
         load_or_create(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = load_or_create(&path).unwrap_err();
+        let error = load_or_create(&path).err().unwrap();
         assert!(error.message().contains("chmod 600"), "{error}");
     }
 }

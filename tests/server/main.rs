@@ -48,6 +48,8 @@ async fn start(config: ServerConfig) -> Server {
 
 /// Makes a stock libp2p peer with every transport that the server has.
 fn client() -> Swarm<Behaviour> {
+    // The DTLS of libp2p-webrtc needs one. An error says that another test has chosen it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let webrtc = |keys: &libp2p::identity::Keypair| {
         let certificate = libp2p_webrtc::tokio::Certificate::generate(&mut rand::rng()).unwrap();
         libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate)
@@ -354,14 +356,6 @@ async fn a_restart_keeps_identity_and_certificate() {
     first.shutdown().await;
     let second = start(config).await;
     assert_eq!(names(&second), before);
-}
-
-/// Returns the port of the server's address that contains `has`.
-fn port(server: &Server, has: &str) -> u16 {
-    match address(server, has).iter().nth(1) {
-        Some(Protocol::Udp(port) | Protocol::Tcp(port)) => port,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[tokio::test]

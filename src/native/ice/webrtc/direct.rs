@@ -197,7 +197,8 @@ impl Receiver for Door {
             return;
         };
         let mut session = IceSession::new(self.identity.clone(), None, now);
-        session.serve(&credentials, self.bounds.buffers);
+        let is_v2 = credentials.is_v2;
+        session.serve(credentials, self.bounds.buffers);
         let network = self.network(destination);
         session.set_local_candidates(&network.candidates.borrow().candidates);
         let sockets = self.sockets.clone();
@@ -209,7 +210,7 @@ impl Receiver for Door {
             source,
             destination,
             connection,
-            is_v2: credentials.is_v2,
+            is_v2,
             place,
         });
     }

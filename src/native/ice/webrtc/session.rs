@@ -236,7 +236,6 @@ impl IceSession {
             Some(0..=3) if scope(source.ip()) == Scope::Forbidden => {}
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
-                    self.earn(data.len());
                     let is_request = message.is_binding_request();
                     // The agent does not report the address that the peer sees, so it is read here.
                     if self.sources.contains(&source)
@@ -262,8 +261,10 @@ impl IceSession {
                     {
                         link.set_pair(destination, source);
                     }
-                    if authentic && !is_request {
-                        self.prove(destination, source);
+                    if authentic && is_request {
+                        self.check((destination, source));
+                    } else if !is_request && self.may_prove(&message) {
+                        self.answered((destination, source), data);
                     }
                     self.ice.handle_timeout(self.now);
                     self.ice_events();
@@ -276,7 +277,7 @@ impl IceSession {
 
     /// Whether a STUN response answers one of this side's checks.
     pub(super) fn accepts(&self, message: &StunMessage<'_>) -> bool {
-        self.ice.accepts_message(message)
+        self.ice.accepts_message(message) || self.may_prove(message)
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
@@ -348,9 +349,11 @@ impl IceSession {
                     ..
                 } => {
                     let first = self.nominated.is_none();
-                    self.use_pair(source, destination);
-                    if first {
-                        self.start_dtls();
+                    if self.nominate((source, destination)) {
+                        self.use_pair(source, destination);
+                        if first {
+                            self.start_dtls();
+                        }
                     }
                 }
                 IceAgentEvent::IceRestart(_) => {}
@@ -383,9 +386,6 @@ impl IceSession {
             let (source, destination) = (transmit.source, transmit.destination);
             self.expect(destination);
             self.triggered.sent(source, destination, &transmit.contents);
-            if !self.spend(transmit.contents.len()) {
-                continue;
-            }
             send(Outgoing {
                 source,
                 destination,
@@ -393,9 +393,13 @@ impl IceSession {
             });
         }
         while let Some((source, destination, data)) = self.triggered.poll() {
-            if !self.spend(data.len()) {
-                continue;
-            }
+            send(Outgoing {
+                source,
+                destination,
+                data: &data,
+            });
+        }
+        while let Some(((source, destination), data)) = self.poll_check() {
             send(Outgoing {
                 source,
                 destination,
