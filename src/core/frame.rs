@@ -199,6 +199,8 @@ pub(crate) struct StreamState {
     fin_ack: bool,
     /// A FIN of the peer will be acknowledged when our writing has ended.
     owed: bool,
+    /// A FIN of the peer has come.
+    finned: bool,
     /// Both directions were abandoned. Only our own RESET may still be sent.
     aborted: bool,
     /// The flags to send, one bit each. They are sent in the order of [`SEND_ORDER`].
@@ -217,6 +219,7 @@ impl Default for StreamState {
             fin_acked: false,
             fin_ack: true,
             owed: false,
+            finned: false,
             aborted: false,
             pending: 0,
         }
@@ -285,6 +288,7 @@ impl StreamState {
     pub(crate) fn received(&mut self, flag: Flag) {
         match flag {
             Flag::Fin => {
+                self.finned = true;
                 if self.read == Half::Open {
                     self.read = Half::Finished;
                 }
@@ -337,6 +341,12 @@ impl StreamState {
     /// be closed, and its id can be used again once the close has completed.
     pub(crate) fn is_done(&self) -> bool {
         self.read != Half::Open && self.write != Half::Open && self.fin_acked && self.pending == 0
+    }
+
+    /// Whether the peer may still send a FIN. We gave up reading before it came, and a peer that has
+    /// ended its writing waits for the acknowledgement.
+    pub(crate) fn may_get_fin(&self) -> bool {
+        !self.finned && !self.aborted
     }
 
     fn abandon(&mut self) {
@@ -503,6 +513,21 @@ mod tests {
         state.received(Flag::Fin);
         state.reset();
         assert_eq!(flags(&mut state), [Flag::Reset]);
+    }
+
+    #[test]
+    fn a_fin_that_crosses_stop_sending_is_acknowledged() {
+        let mut state = StreamState::with_any_peer();
+        state.close_write();
+        state.stop_reading();
+        assert_eq!(flags(&mut state), [Flag::Fin, Flag::StopSending]);
+        assert!(state.is_done() && state.may_get_fin());
+        state.received(Flag::Fin);
+        assert_eq!(flags(&mut state), [Flag::FinAck]);
+        assert!(state.is_done() && !state.may_get_fin());
+        let mut state = StreamState::default();
+        state.reset();
+        assert!(!state.may_get_fin());
     }
 
     #[test]

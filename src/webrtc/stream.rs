@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -286,6 +287,7 @@ impl<C: DataChannel> Drop for Stream<C> {
         let _ = self.winding_up.unbounded_send(WindUp {
             parts,
             timeout: Delay::new(FIN_ACK_TIMEOUT),
+            lingers: false,
         });
     }
 }
@@ -296,19 +298,31 @@ impl<C: DataChannel> Drop for Stream<C> {
 pub(crate) struct WindUp<C> {
     parts: Parts<C>,
     timeout: Delay,
+    /// Only a FIN may still come.
+    lingers: bool,
 }
+
+/// How long a stream that is over waits for a FIN that may be on its way. js-libp2p does not end a
+/// stream before its FIN is acknowledged or the channel is closed.
+const FIN_LINGER: Duration = Duration::from_secs(1);
 
 impl<C: DataChannel> Future for WindUp<C> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
         let timed_out = Pin::new(&mut this.timeout).poll(cx).is_ready();
         loop {
             let flushed = this.parts.poll_flags(cx).is_ready();
-            if timed_out || (flushed && this.parts.state.is_done()) {
+            let done = flushed && this.parts.state.is_done();
+            let lingers = done && this.parts.state.may_get_fin();
+            if timed_out || (done && !lingers) {
                 this.parts.channel.close();
                 return Poll::Ready(());
+            }
+            if lingers && !std::mem::replace(&mut this.lingers, true) {
+                this.timeout.reset(FIN_LINGER);
+                return self.poll(cx);
             }
             // Nobody reads this payload any more.
             if this.parts.poll_payload(cx).is_pending() {

@@ -34,10 +34,10 @@ test("10 MiB go from a page to a native peer and back over a `/webrtc-direct` re
   }
 });
 
-test("two pages reach each other over it, and 10 MiB go both ways at once", limit, async (t) => {
-  const { native, pages: [one, other] } = await stage(t, 2);
-  other.page.evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
-  await Promise.all([reach(one.page, other.ticket), reach(other.page, native.ticket)]);
+test("pages reach each other over it, and 10 MiB go back and forth on two of them at once", limit, async (t) => {
+  const { native, pages: [one, other, third] } = await stage(t, 3);
+  third.page.evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
+  await Promise.all([reach(one.page, third.ticket), reach(other.page, native.ticket)]);
   const all = await Promise.all([echoed(one.page, 10 * MIB), echoed(other.page, 10 * MIB)]);
   for (const { bytes, sent, received } of all) assert.deepEqual([bytes, received], [10 * MIB, sent]);
 });

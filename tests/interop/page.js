@@ -3,7 +3,7 @@ import { circuitRelayTransport } from "@libp2p/circuit-relay-v2";
 import { identify } from "@libp2p/identify";
 import { noise } from "@libp2p/noise";
 import { ping } from "@libp2p/ping";
-import { webRTC } from "@libp2p/webrtc";
+import { webRTC, webRTCDirect } from "@libp2p/webrtc";
 import { webSockets } from "@libp2p/websockets";
 import { yamux } from "@libp2p/yamux";
 import { multiaddr } from "@multiformats/multiaddr";
@@ -21,7 +21,7 @@ const happen = (name, detail) => events.dispatchEvent(new CustomEvent(name, { de
 async function start({ relay, iceServers = [] }) {
   libp2p = await createLibp2p({
     addresses: { listen: relay ? [`${relay}/p2p-circuit`, "/webrtc"] : [] },
-    transports: [webSockets(), webRTC({ rtcConfiguration: { iceServers } }), circuitRelayTransport()],
+    transports: [webSockets(), webRTC({ rtcConfiguration: { iceServers } }), webRTCDirect(), circuitRelayTransport()],
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false },
@@ -117,6 +117,17 @@ async function byte(address, protocol) {
   await stream[Symbol.asyncIterator]().next();
 }
 
+/** Pings `count` times, each on a stream of its own. Returns how many were answered, and why the first was not. */
+async function pings(address, count) {
+  let answered = 0;
+  let error;
+  for (let i = 0; i < count; i++) {
+    const ping = libp2p.services.ping.ping(multiaddr(address), { signal: AbortSignal.timeout(20_000) });
+    await ping.then(() => answered++, (reason) => (error ??= String(reason)));
+  }
+  return { answered, error };
+}
+
 /** Opens a stream, sends a little, and resets it. */
 async function reset(address, protocol) {
   const stream = await open(address, protocol);
@@ -124,4 +135,4 @@ async function reset(address, protocol) {
   stream.abort(onPurpose);
 }
 
-window.node = { start, dial, paths, echoed, byte, reset, happened, open: async (address, protocol) => void (await open(address, protocol)) };
+window.node = { start, dial, paths, echoed, byte, reset, pings, happened, open: async (address, protocol) => void (await open(address, protocol)) };

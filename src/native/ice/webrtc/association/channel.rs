@@ -19,7 +19,8 @@ use crate::{
 pub(crate) const SEND_BUFFER: usize = 2 << 20;
 
 /// The number of stream ids in use, from 0. Chromium accepts no greater ones. Half of them belong
-/// to this side. The channels that are open or wait for their reset can therefore not exceed them.
+/// to this side. Peers on rust-libp2p take greater ones and use none again, so only the number of the
+/// channels that are open or wait for their reset is bounded.
 const STREAM_IDS: u16 = 1024;
 
 /// The id of a channel: its SCTP stream, and which of the channels on this stream it is.
@@ -233,7 +234,7 @@ impl Association {
             Some(_) => self.accept(id),
             None => {
                 let announced = self.insert(id, "", Origin::Announced);
-                match id < STREAM_IDS {
+                match self.channels.len() <= usize::from(STREAM_IDS) {
                     true => self.accept(id),
                     false => self.reset(announced),
                 }
