@@ -61,6 +61,10 @@ use crate::{
 /// times a second, so that a client behind a lossy link begins anew before it has noticed.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Beyond so many local addresses, those that no session uses are forgotten. A machine may answer at a
+/// whole prefix.
+const MAX_ADDRESSES: usize = 64;
+
 type Output = (PeerId, DirectConnection<PeerConnection>);
 type Upgrade = BoxFuture<'static, Result<Output, DirectError>>;
 
@@ -137,8 +141,7 @@ struct Door {
     sockets: Sockets,
     identity: Arc<Identity>,
     bounds: Bounds,
-    /// The local addresses that clients have used, each as the only candidate of their sessions. The
-    /// machine has few.
+    /// The local addresses that clients have used, each as the only candidate of their sessions.
     candidates: Mutex<HashMap<SocketAddr, watch::Sender<Gathered>>>,
     nat: watch::Receiver<NatReport>,
     arrived: mpsc::UnboundedSender<Arrival>,
@@ -151,6 +154,9 @@ impl Door {
             .candidates
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_ADDRESSES {
+            known.retain(|_, candidates| candidates.receiver_count() > 0);
+        }
         let candidates = known.entry(destination).or_insert_with(|| {
             let candidate = LocalCandidate {
                 origin: Origin::Interface,
