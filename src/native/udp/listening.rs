@@ -19,14 +19,12 @@ use libp2p::{
 pub(crate) struct Listening {
     pub(crate) id: ListenerId,
     pub(crate) bound: SocketAddr,
-    reports: Reports,
-}
-
-enum Reports {
-    /// The one address, until it was reported.
-    One(Option<SocketAddr>),
-    /// The watcher, if it works, and the addresses that were reported.
-    Interfaces(Option<IfWatcher>, HashSet<IpAddr>),
+    /// The one address, until it is reported.
+    unreported: Option<SocketAddr>,
+    /// Reports the addresses of the interfaces, where the listener listens on all of them.
+    interfaces: Option<IfWatcher>,
+    /// The addresses of interfaces that were reported.
+    ips: HashSet<IpAddr>,
 }
 
 impl Listening {
@@ -35,11 +33,17 @@ impl Listening {
     /// # Errors
     /// Fails when the interfaces cannot be watched.
     pub(crate) fn new(id: ListenerId, bound: SocketAddr) -> io::Result<Self> {
-        let reports = match bound.ip().is_unspecified() {
-            true => Reports::Interfaces(Some(IfWatcher::new()?), HashSet::new()),
-            false => Reports::One(Some(bound)),
+        let (unreported, interfaces) = match bound.ip().is_unspecified() {
+            true => (None, Some(IfWatcher::new()?)),
+            false => (Some(bound), None),
         };
-        Ok(Self { id, bound, reports })
+        Ok(Self {
+            id,
+            bound,
+            unreported,
+            interfaces,
+            ips: HashSet::new(),
+        })
     }
 
     /// Returns the next address that has come or gone, as `multiaddr` writes it.
@@ -49,18 +53,13 @@ impl Listening {
         multiaddr: impl Fn(SocketAddr) -> Multiaddr,
     ) -> Poll<TransportEvent<U, E>> {
         let listener_id = self.id;
-        let (interfaces, known) = match &mut self.reports {
-            Reports::One(address) => {
-                return address.take().map_or(Poll::Pending, |address| {
-                    Poll::Ready(TransportEvent::NewAddress {
-                        listener_id,
-                        listen_addr: multiaddr(address),
-                    })
-                });
-            }
-            Reports::Interfaces(interfaces, known) => (interfaces, known),
-        };
-        while let Some(watcher) = interfaces
+        if let Some(address) = self.unreported.take() {
+            return Poll::Ready(TransportEvent::NewAddress {
+                listener_id,
+                listen_addr: multiaddr(address),
+            });
+        }
+        while let Some(watcher) = &mut self.interfaces
             && let Poll::Ready(event) = watcher.poll_next_unpin(cx)
         {
             let (ip, up) = match event {
@@ -68,20 +67,20 @@ impl Listening {
                 Some(Ok(IfEvent::Down(net))) => (net.addr(), false),
                 Some(Err(error)) => {
                     // The watcher tells nothing any more. Another one begins with all addresses.
-                    *interfaces = IfWatcher::new().ok();
+                    self.interfaces = IfWatcher::new().ok();
                     return Poll::Ready(TransportEvent::ListenerError {
                         listener_id,
                         error: error.into(),
                     });
                 }
                 None => {
-                    *interfaces = None;
+                    self.interfaces = None;
                     break;
                 }
             };
             let is_news = match up {
-                true => known.insert(ip),
-                false => known.remove(&ip),
+                true => self.ips.insert(ip),
+                false => self.ips.remove(&ip),
             };
             if !is_news || ip.is_ipv4() != self.bound.is_ipv4() {
                 continue;
