@@ -29,6 +29,7 @@ use crate::{
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
         upnp,
+        webrtc_direct::Credentials,
     },
     native::{
         ice::{stun::message, turn::frame as turn, webrtc::dcep},
@@ -52,6 +53,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("data_channel", data_channel),
     ("datagrams", datagrams),
     ("dial_request", dial_request),
+    ("direct_client", direct_client),
     ("frame", frame),
     ("lane", lane),
     ("mdns", mdns),
@@ -76,6 +78,20 @@ pub const TARGETS: &[(&str, Target)] = &[
 const ID: StreamId = StreamId([7; 16]);
 const SOURCE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32853);
 const WINDOW: u64 = resume::INITIAL_WINDOW;
+
+/// The user name in a check of a `/webrtc-direct` client.
+pub fn direct_client(data: &[u8]) -> bool {
+    let name = str::from_utf8(data).ok();
+    let Some((server, client)) = name.and_then(|name| name.split_once(':')) else {
+        return false;
+    };
+    let Some(read) = Credentials::read(server, client) else {
+        return false;
+    };
+    assert_eq!((&*read.server, &*read.client), (server, client));
+    assert!(server.ends_with(&read.client_pwd) && read.client_pwd.len() >= 22);
+    true
+}
 
 /// A multiaddress of a peer.
 pub fn address(data: &[u8]) -> bool {

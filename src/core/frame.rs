@@ -193,18 +193,23 @@ enum Half {
 pub(crate) struct StreamState {
     read: Half,
     write: Half,
-    /// We sent FIN and the peer has acknowledged it, or will never do so.
+    /// We sent FIN and the peer has acknowledged it, or may never do so.
     fin_acked: bool,
-    /// Whether FIN_ACK is used on this stream, in both directions.
+    /// Whether the peer is known to use FIN_ACK.
     fin_ack: bool,
+    /// A FIN of the peer will be acknowledged when our writing has ended.
+    owed: bool,
+    /// A FIN of the peer has come.
+    finned: bool,
     /// Both directions were abandoned. Only our own RESET may still be sent.
     aborted: bool,
     /// The flags to send, one bit each. They are sent in the order of [`SEND_ORDER`].
     pending: u8,
 }
 
-/// After a reset only RESET matters. FIN_ACK goes before FIN, so that the peer does not wait.
-const SEND_ORDER: [Flag; 4] = [Flag::Reset, Flag::FinAck, Flag::Fin, Flag::StopSending];
+/// After a reset only RESET matters. FIN goes before FIN_ACK, because an old peer that has read FIN
+/// reads no more.
+const SEND_ORDER: [Flag; 4] = [Flag::Reset, Flag::Fin, Flag::FinAck, Flag::StopSending];
 
 impl Default for StreamState {
     fn default() -> Self {
@@ -213,6 +218,8 @@ impl Default for StreamState {
             write: Half::Open,
             fin_acked: false,
             fin_ack: true,
+            owed: false,
+            finned: false,
             aborted: false,
             pending: 0,
         }
@@ -220,9 +227,10 @@ impl Default for StreamState {
 }
 
 impl StreamState {
-    /// Makes the state for an old peer that does not know FIN_ACK and takes it for a malformed
-    /// frame.
-    pub(crate) fn without_fin_ack() -> Self {
+    /// Makes the state for a peer that may be too old to know FIN_ACK. Such a peer takes FIN_ACK for
+    /// a malformed frame while it reads or writes. So its FIN is acknowledged when both directions
+    /// are over, and no acknowledgement is awaited.
+    pub(crate) fn with_any_peer() -> Self {
         Self {
             fin_acked: true,
             fin_ack: false,
@@ -255,6 +263,7 @@ impl StreamState {
         if self.write == Half::Open {
             self.write = Half::Finished;
             self.queue(Flag::Fin);
+            self.pay();
         }
     }
 
@@ -279,13 +288,15 @@ impl StreamState {
     pub(crate) fn received(&mut self, flag: Flag) {
         match flag {
             Flag::Fin => {
+                self.finned = true;
                 if self.read == Half::Open {
                     self.read = Half::Finished;
                 }
                 // A FIN that is repeated, or comes after STOP_SENDING, is acknowledged too, because
                 // the peer waits for the acknowledgement.
-                if !self.aborted && self.fin_ack {
-                    self.queue(Flag::FinAck);
+                if !self.aborted {
+                    self.owed = true;
+                    self.pay();
                 }
             }
             Flag::FinAck => {
@@ -299,6 +310,7 @@ impl StreamState {
                 if self.write == Half::Open {
                     self.write = Half::Reset;
                     self.fin_acked = true;
+                    self.pay();
                 }
             }
             Flag::Reset => self.abandon(),
@@ -331,6 +343,12 @@ impl StreamState {
         self.read != Half::Open && self.write != Half::Open && self.fin_acked && self.pending == 0
     }
 
+    /// Whether the peer may still send a FIN. We gave up reading before it came, and a peer that has
+    /// ended its writing waits for the acknowledgement.
+    pub(crate) fn may_get_fin(&self) -> bool {
+        !self.finned && !self.aborted
+    }
+
     fn abandon(&mut self) {
         if self.read == Half::Open {
             self.read = Half::Reset;
@@ -340,7 +358,16 @@ impl StreamState {
         }
         self.fin_acked = true;
         self.aborted = true;
+        self.owed = false;
         self.pending = 0;
+    }
+
+    /// Acknowledges the peer's FIN, if that may be done now.
+    fn pay(&mut self) {
+        let due = self.fin_ack || self.write != Half::Open;
+        if due && std::mem::take(&mut self.owed) {
+            self.queue(Flag::FinAck);
+        }
     }
 
     fn queue(&mut self, flag: Flag) {
@@ -424,10 +451,10 @@ mod tests {
 
     #[test]
     fn what_ended_in_order_is_not_reset() {
-        let mut state = StreamState::without_fin_ack();
+        let mut state = StreamState::with_any_peer();
         state.close_write();
         state.received(Flag::Fin);
-        assert_eq!(flags(&mut state), [Flag::Fin]);
+        assert_eq!(flags(&mut state), [Flag::Fin, Flag::FinAck]);
         assert!(state.is_done());
         state.reset();
         assert_eq!(flags(&mut state), []);
@@ -470,14 +497,37 @@ mod tests {
     }
 
     #[test]
-    fn without_fin_ack_none_is_sent_or_awaited() {
-        let mut state = StreamState::without_fin_ack();
+    fn a_peer_that_may_be_old_gets_fin_ack_last_and_is_not_waited_for() {
+        let mut state = StreamState::with_any_peer();
         state.received(Flag::Fin);
         assert_eq!(flags(&mut state), []);
         assert!(!state.is_done());
         state.close_write();
-        assert_eq!(flags(&mut state), [Flag::Fin]);
+        assert_eq!(flags(&mut state), [Flag::Fin, Flag::FinAck]);
         assert!(state.is_done());
+        let mut state = StreamState::with_any_peer();
+        state.received(Flag::Fin);
+        state.received(Flag::StopSending);
+        assert_eq!(flags(&mut state), [Flag::FinAck]);
+        let mut state = StreamState::with_any_peer();
+        state.received(Flag::Fin);
+        state.reset();
+        assert_eq!(flags(&mut state), [Flag::Reset]);
+    }
+
+    #[test]
+    fn a_fin_that_crosses_stop_sending_is_acknowledged() {
+        let mut state = StreamState::with_any_peer();
+        state.close_write();
+        state.stop_reading();
+        assert_eq!(flags(&mut state), [Flag::Fin, Flag::StopSending]);
+        assert!(state.is_done() && state.may_get_fin());
+        state.received(Flag::Fin);
+        assert_eq!(flags(&mut state), [Flag::FinAck]);
+        assert!(state.is_done() && !state.may_get_fin());
+        let mut state = StreamState::default();
+        state.reset();
+        assert!(!state.may_get_fin());
     }
 
     #[test]
@@ -551,8 +601,15 @@ mod tests {
 
         /// Two ends that exchange flags in order always finish when both close or reset.
         #[test]
-        fn both_ends_finish(steps in proptest::collection::vec((any::<bool>(), 0u8..4), 0..20)) {
-            let mut ends = [StreamState::default(), StreamState::default()];
+        fn both_ends_finish(
+            known in any::<(bool, bool)>(),
+            steps in proptest::collection::vec((any::<bool>(), 0u8..4), 0..20),
+        ) {
+            let end = |known| match known {
+                true => StreamState::default(),
+                false => StreamState::with_any_peer(),
+            };
+            let mut ends = [end(known.0), end(known.1)];
             let exchange = |ends: &mut [StreamState; 2]| {
                 while ends.iter().any(StreamState::has_flags) {
                     for from in 0..2 {

@@ -1,6 +1,7 @@
-//! The content of a `/webrtc-direct` address, and the session descriptions that follow from it.
+//! The content of a `/webrtc-direct` address, the session descriptions that follow from it, and the
+//! ICE credentials by which a server knows its clients.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::RangeInclusive};
 
 use multiaddr::{Multiaddr, Protocol, multihash::Multihash};
 
@@ -9,9 +10,17 @@ use super::sdp::Fingerprint;
 /// The multihash code of SHA-256.
 const SHA2_256: u64 = 0x12;
 
-/// The beginning of version 1 credentials, by which the server recognises this protocol. In version
-/// 1, both sides have the same credentials.
-const CREDENTIALS_PREFIX: &str = "libp2p+webrtc+v1/";
+/// The beginning of the server's credentials in version 1, where both sides have the same ones. A
+/// page has to change its own offer for that, which browsers are about to forbid.
+const V1: &str = "libp2p+webrtc+v1/";
+
+/// The beginning of the server's credentials in version 2. The password of the client follows, which
+/// the browser has chosen.
+const V2: &str = "libp2p+webrtc+v2/";
+
+/// The lengths of a username fragment and of a password (RFC 8839 section 5.4).
+const FRAGMENT_LEN: RangeInclusive<usize> = 4..=256;
+const PASSWORD_LEN: RangeInclusive<usize> = 22..=256;
 
 /// The number of random characters that follow. They are so many that nobody can guess them (RFC
 /// 8445 section 5.3 asks for 128 bits in the password).
@@ -90,7 +99,8 @@ impl DirectServer {
     }
 }
 
-/// Makes fresh credentials. They are both username fragment and password.
+/// Makes fresh credentials of version 1. They are both username fragment and password, of both
+/// sides.
 // There are 64 characters, so six bits of a byte choose each with equal probability. All are
 // ice-chars.
 pub(crate) fn credentials(random: [u8; CREDENTIALS_LEN]) -> String {
@@ -98,7 +108,56 @@ pub(crate) fn credentials(random: [u8; CREDENTIALS_LEN]) -> String {
     let characters = random
         .iter()
         .map(|byte| char::from(ALPHABET[usize::from(byte % 64)]));
-    CREDENTIALS_PREFIX.chars().chain(characters).collect()
+    V1.chars().chain(characters).collect()
+}
+
+/// The credentials of the server in version 2, for a client with the password `pwd`. They are both
+/// username fragment and password.
+pub(crate) fn credentials_for(pwd: &str) -> String {
+    [V2, pwd].concat()
+}
+
+/// The credentials of both sides, as the server reads them from a connectivity check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    /// The username fragment of the server, which is its password as well.
+    pub(crate) server: String,
+    /// The username fragment of the client.
+    pub(crate) client: String,
+    /// The password of the client.
+    pub(crate) client_pwd: String,
+    /// Whether the client speaks version 2, and so a version of this protocol that has FIN_ACK.
+    pub(crate) is_v2: bool,
+}
+
+impl Credentials {
+    /// Reads the two parts of the user name in a client's connectivity check. Returns `None` if they
+    /// are of no version of this protocol.
+    pub(crate) fn read(server: &str, client: &str) -> Option<Self> {
+        if !is_made_of_ice_chars(server, FRAGMENT_LEN) {
+            return None;
+        }
+        let (client_pwd, is_v2) = match server.strip_prefix(V2) {
+            Some(pwd) => (pwd, true),
+            None if server.starts_with(V1) && client == server => (server, false),
+            None => return None,
+        };
+        let valid = is_made_of_ice_chars(client, FRAGMENT_LEN)
+            && is_made_of_ice_chars(client_pwd, PASSWORD_LEN);
+        valid.then(|| Self {
+            server: server.to_owned(),
+            client: client.to_owned(),
+            client_pwd: client_pwd.to_owned(),
+            is_v2,
+        })
+    }
+}
+
+/// Whether `text` is of this length and has only the characters of ICE credentials (RFC 8839 section
+/// 5.4).
+fn is_made_of_ice_chars(text: &str, len: RangeInclusive<usize>) -> bool {
+    let is_ice_char = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+    len.contains(&text.len()) && text.bytes().all(is_ice_char)
 }
 
 /// Returns `offer` with both ICE credentials replaced.
@@ -226,12 +285,62 @@ mod tests {
         assert_eq!(multihash(&fingerprint("sha-512", 32)), None);
     }
 
+    #[test]
+    fn a_server_knows_both_versions_from_the_user_name() {
+        let own = credentials([7; CREDENTIALS_LEN]);
+        let read = Credentials::read(&own, &own).expect("version 1");
+        assert!(!read.is_v2);
+        assert_eq!([&read.server, &read.client, &read.client_pwd], [&own; 3]);
+        let pwd = "mF2jQbqq0K2p+a/4Zt8f0Iuw";
+        let server = credentials_for(pwd);
+        let read = Credentials::read(&server, "hT3x").expect("version 2");
+        let expected = Credentials {
+            server: server.clone(),
+            client: "hT3x".to_owned(),
+            client_pwd: pwd.to_owned(),
+            is_v2: true,
+        };
+        assert_eq!(read, expected);
+        let longest = credentials_for(&"a".repeat(256 - V2.len()));
+        assert!(Credentials::read(&longest, "hT3x").is_some());
+        for (server, client) in [
+            // Others' credentials, and another version.
+            ("hT3x", "hT3x"),
+            (pwd, pwd),
+            (&*server.replace("v2", "v3"), "hT3x"),
+            // In version 1, both sides have the same.
+            (&*own, "hT3x"),
+            (V1, V1),
+            // A password and a fragment that are too short.
+            (&*credentials_for(&pwd[..21]), "hT3x"),
+            (&*server, "hT3"),
+            // Fragments that are too long.
+            (&*format!("{longest}a"), "hT3x"),
+            (&*server, &*"a".repeat(257)),
+            (&*server, "hT3-"),
+            (&*format!("{server}-"), "hT3x"),
+            (&*format!("{own}ä"), &*format!("{own}ä")),
+        ] {
+            assert_eq!(Credentials::read(server, client), None, "{server} {client}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_user_name_is_too_odd(server in ".{0,300}", client in ".{0,300}", prefix in 0..3usize) {
+            let server = [["", V1, V2][prefix], &server].concat();
+            if let Some(read) = Credentials::read(&server, &client) {
+                prop_assert_eq!(read.is_v2, prefix == 2);
+                prop_assert!(PASSWORD_LEN.contains(&read.client_pwd.len()));
+                prop_assert!(FRAGMENT_LEN.contains(&read.server.len()));
+            }
+        }
+
         /// RFC 8839 section 5.4: letters, digits, `+` and `/`.
         #[test]
         fn credentials_hold_ice_chars_and_differ(random: [u8; CREDENTIALS_LEN], at in 0..CREDENTIALS_LEN) {
             let made = credentials(random);
-            let secret = made.strip_prefix(CREDENTIALS_PREFIX).expect("the prefix");
+            let secret = made.strip_prefix(V1).expect("the prefix");
             prop_assert_eq!(secret.len(), CREDENTIALS_LEN);
             prop_assert!(secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/".contains(&b)));
             let mut other = random;

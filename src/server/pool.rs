@@ -35,10 +35,12 @@ pub(crate) struct Pools {
     pub(crate) handshakes: Pool,
     /// Peers' connections.
     pub(crate) connections: Pool,
-    /// The limits of `handshakes` and `connections`, and of handshakes over WebRTC.
+    /// The limits of `handshakes` and `connections`.
     pub(crate) limits: Limits,
     /// Handshakes over QUIC.
     pub(crate) quic: Admission,
+    /// Handshakes over `/webrtc-direct`.
+    pub(crate) webrtc: Pool,
     /// Requests for circuits and sealed offers that are being read.
     pub(crate) requests: Pool,
     /// Peers that hold a reservation.
@@ -84,6 +86,7 @@ impl Pools {
             handshakes: limits.handshakes.clone(),
             connections: limits.connections.clone(),
             quic: Admission::new(handshakes, &refusals),
+            webrtc: Pool::new("webrtc_handshake", handshakes, &refusals),
             limits,
             requests: of_peers("request", REQUESTS, REQUESTS_PER_PEER),
             reservations: pool("reservation", relay.reservations.get()),

@@ -21,7 +21,7 @@ use libp2p::{
 use tokio::{sync::oneshot, time};
 
 use self::{
-    addresses::{Announcements, WildcardWebRtc, listen_addresses, preference, webrtc_address},
+    addresses::{Announcements, listen_addresses, preference},
     transport::transport,
 };
 use super::{
@@ -74,7 +74,6 @@ pub(crate) struct Relay {
     watch: Watch,
     circuits: Circuits,
     descriptors: Descriptors,
-    webrtc: Option<WildcardWebRtc>,
 }
 
 impl Relay {
@@ -110,7 +109,6 @@ impl Relay {
             circuits: Circuits::new(&config.relay, &pools),
             pools,
             descriptors,
-            webrtc: WildcardWebRtc::new(config),
         };
         relay.listen(config).await?;
         Ok(relay)
@@ -199,12 +197,10 @@ impl Relay {
     fn on_event(&mut self, event: SwarmEvent<ServerBehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
-                self.follow(&address);
                 self.announce.bound.insert(address);
                 self.announce();
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
-                self.unfollow(&address);
                 self.announce.bound.remove(&address);
                 self.announce();
             }
@@ -257,37 +253,6 @@ impl Relay {
                 self.watch.answered(answer.connection, answer.rtt);
             }
             _ => {}
-        }
-    }
-
-    /// Listens for `/webrtc-direct` at an address that a TCP listener reports.
-    fn follow(&mut self, address: &Multiaddr) {
-        let Some(webrtc) = &mut self.webrtc else {
-            return;
-        };
-        let Some(ip) = WildcardWebRtc::ip(address) else {
-            return;
-        };
-        if webrtc.listeners.contains_key(&ip) {
-            return;
-        }
-        let address = webrtc_address(ip.into(), webrtc.port);
-        match self.swarm.listen_on(address.clone()) {
-            Ok(listener) => _ = webrtc.listeners.insert(ip, listener),
-            Err(error) => {
-                let error = root(&error);
-                tracing::warn!(%address, %error, "cannot listen");
-            }
-        }
-    }
-
-    fn unfollow(&mut self, address: &Multiaddr) {
-        let Some(webrtc) = &mut self.webrtc else {
-            return;
-        };
-        let gone = WildcardWebRtc::ip(address).and_then(|ip| webrtc.listeners.remove(&ip));
-        if let Some(listener) = gone {
-            self.swarm.remove_listener(listener);
         }
     }
 

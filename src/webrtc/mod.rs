@@ -7,6 +7,11 @@ mod attempt;
 pub(crate) mod backend;
 mod behaviour;
 mod dials;
+#[cfg_attr(
+    not(feature = "server"),
+    allow(dead_code, reason = "a server's, or a page's")
+)]
+pub(crate) mod direct;
 mod error;
 mod handler;
 mod lane;
@@ -20,6 +25,11 @@ use std::{fmt, path::PathBuf, time::Duration};
 use futures::channel::mpsc;
 use libp2p::PeerId;
 
+#[cfg_attr(
+    not(feature = "server"),
+    allow(unused_imports, reason = "a server's, or a page's")
+)]
+pub(crate) use self::stream::FinAck;
 pub(crate) use self::transport::Transport;
 pub use self::{
     backend::{BackendError, CandidatePair, Endpoint},

@@ -21,7 +21,7 @@ use super::{
     backend::{BackendError, CandidatePair, PeerConnection, PeerEvent},
     lane::{self, LaneDriver, Unreliable},
     negotiation::{Conversation, Established},
-    stream::{Stream, WindUp},
+    stream::{FinAck, Stream, WindUp},
 };
 use crate::stream::BoxedStream;
 
@@ -73,8 +73,7 @@ pub struct Muxer<P: PeerConnection> {
     /// The events that came before the muxer existed.
     early: VecDeque<PeerEvent<P::Channel>>,
     linger: Option<(Conversation<BoxedStream>, Delay)>,
-    /// Whether the peer acknowledges FIN and accepts acknowledgements.
-    fin_ack: bool,
+    fin_ack: FinAck,
     unaccepted: VecDeque<P::Channel>,
     winding_up: FuturesUnordered<WindUp<P::Channel>>,
     dropped: mpsc::UnboundedReceiver<WindUp<P::Channel>>,
@@ -107,17 +106,16 @@ impl<P: PeerConnection> Muxer<P> {
             streams,
             linger: Some((conversation, Delay::new(linger))),
             paths: Some(paths),
-            fin_ack: true,
-            ..Self::direct(peer, connection, events)
+            ..Self::direct(peer, connection, events, FinAck::known())
         }
     }
 
-    /// Makes a muxer over a connection of `/webrtc-direct`, which needs no signalling. The Rust
-    /// servers of that protocol do not know FIN_ACK and take it for an error of the stream.
+    /// Makes a muxer over a connection of `/webrtc-direct`, which needs no signalling.
     pub(crate) fn direct(
         peer: PeerId,
         connection: P,
         early: VecDeque<PeerEvent<P::Channel>>,
+        fin_ack: FinAck,
     ) -> Self {
         let (on_drop, dropped) = mpsc::unbounded();
         Self {
@@ -127,7 +125,7 @@ impl<P: PeerConnection> Muxer<P> {
             streams: None,
             early,
             linger: None,
-            fin_ack: false,
+            fin_ack,
             unaccepted: VecDeque::new(),
             winding_up: FuturesUnordered::new(),
             dropped,
@@ -140,7 +138,7 @@ impl<P: PeerConnection> Muxer<P> {
     }
 
     fn stream(&self, channel: P::Channel) -> Stream<P::Channel> {
-        Stream::new(channel, self.fin_ack, self.on_drop.clone())
+        Stream::new(channel, self.fin_ack.clone(), self.on_drop.clone())
     }
 
     /// Notes that the connection was dialled through `circuit`.

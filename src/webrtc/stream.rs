@@ -4,8 +4,12 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -14,7 +18,7 @@ use futures_timer::Delay;
 
 use super::{FIN_ACK_TIMEOUT, backend::DataChannel};
 use crate::{
-    core::frame::{self, Decoder, StreamState},
+    core::frame::{self, Decoder, Flag, StreamState},
     stream::Wakers,
 };
 
@@ -52,10 +56,31 @@ pub struct Stream<C: DataChannel> {
     winding_up: mpsc::UnboundedSender<WindUp<C>>,
 }
 
+/// Whether the peer of a connection is known to acknowledge FIN. The first acknowledgement on any
+/// stream says so for all later streams. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FinAck(Arc<AtomicBool>);
+
+impl FinAck {
+    /// The peer is known to acknowledge FIN.
+    pub(crate) fn known() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    fn is_known(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct Parts<C> {
     channel: C,
     state: StreamState,
+    fin_ack: FinAck,
     decoder: Decoder,
 }
 
@@ -84,6 +109,9 @@ impl<C: DataChannel> Parts<C> {
                 Ok(Some(frame)) => {
                     let wanted = self.state.can_read() && !frame.message.is_empty();
                     if let Some(flag) = frame.flag {
+                        if flag == Flag::FinAck {
+                            self.fin_ack.learn();
+                        }
                         self.state.received(flag);
                         let _ = self.poll_flags(cx);
                     }
@@ -117,20 +145,20 @@ impl<C: DataChannel> Parts<C> {
 }
 
 impl<C: DataChannel> Stream<C> {
-    /// `fin_ack` says whether the peer acknowledges FIN and accepts acknowledgements.
     pub(crate) fn new(
         channel: C,
-        fin_ack: bool,
+        fin_ack: FinAck,
         winding_up: mpsc::UnboundedSender<WindUp<C>>,
     ) -> Self {
-        let state = match fin_ack {
+        let state = match fin_ack.is_known() {
             true => StreamState::default(),
-            false => StreamState::without_fin_ack(),
+            false => StreamState::with_any_peer(),
         };
         Self {
             parts: Some(Parts {
                 channel,
                 state,
+                fin_ack,
                 decoder: Decoder::default(),
             }),
             unread: Bytes::new(),
@@ -259,6 +287,7 @@ impl<C: DataChannel> Drop for Stream<C> {
         let _ = self.winding_up.unbounded_send(WindUp {
             parts,
             timeout: Delay::new(FIN_ACK_TIMEOUT),
+            lingers: false,
         });
     }
 }
@@ -269,19 +298,31 @@ impl<C: DataChannel> Drop for Stream<C> {
 pub(crate) struct WindUp<C> {
     parts: Parts<C>,
     timeout: Delay,
+    /// Only a FIN may still come.
+    lingers: bool,
 }
+
+/// How long a stream that is over waits for a FIN that may be on its way. js-libp2p does not end a
+/// stream before its FIN is acknowledged or the channel is closed.
+const FIN_LINGER: Duration = Duration::from_secs(1);
 
 impl<C: DataChannel> Future for WindUp<C> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
         let timed_out = Pin::new(&mut this.timeout).poll(cx).is_ready();
         loop {
             let flushed = this.parts.poll_flags(cx).is_ready();
-            if timed_out || (flushed && this.parts.state.is_done()) {
+            let done = flushed && this.parts.state.is_done();
+            let lingers = done && this.parts.state.may_get_fin();
+            if timed_out || (done && !lingers) {
                 this.parts.channel.close();
                 return Poll::Ready(());
+            }
+            if lingers && !std::mem::replace(&mut this.lingers, true) {
+                this.timeout.reset(FIN_LINGER);
+                return self.poll(cx);
             }
             // Nobody reads this payload any more.
             if this.parts.poll_payload(cx).is_pending() {

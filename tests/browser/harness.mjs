@@ -79,7 +79,8 @@ export async function serve(t, www = `${root}tests/browser/site`) {
   t.after(() => server.stop());
   const { addresses, http, stun, peer_id } = await server.event("ready");
   const relay = addresses.find((address) => address.includes("/ws"));
-  return { http, relay, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
+  const webrtcDirect = addresses.find((address) => address.includes("/webrtc-direct"));
+  return { http, relay, webrtcDirect, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
 }
 
 /** Starts a native peer that is reached through `relay`. */

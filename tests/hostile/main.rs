@@ -28,6 +28,8 @@ use common::{PATIENCE, config, echo, echoed, echoing, free_ports, peer, until, u
 
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(feature = "cli")]
+mod direct;
 mod http;
 mod measure;
 #[cfg(feature = "cli")]

@@ -74,7 +74,7 @@ impl Served {
         address.unwrap().parse().unwrap()
     }
 
-    fn socket(&self, has: &str) -> SocketAddr {
+    pub(crate) fn socket(&self, has: &str) -> SocketAddr {
         let address = self.address(has);
         let port = address.iter().find_map(|part| match part {
             Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
@@ -88,7 +88,7 @@ impl Served {
     }
 
     /// How often this was refused.
-    fn refused(&self, what: &str, reason: &str) -> u64 {
+    pub(crate) fn refused(&self, what: &str, reason: &str) -> u64 {
         let url = self.ready["http"].as_str().unwrap();
         let mut stream = std::net::TcpStream::connect(&url["http://".len()..]).unwrap();
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -101,7 +101,7 @@ impl Served {
     }
 
     /// Kilobytes that are resident.
-    fn resident(&self) -> u64 {
+    pub(crate) fn resident(&self) -> u64 {
         let status = format!("/proc/{}/status", self.program.id());
         let status = std::fs::read_to_string(status).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,4 +1,5 @@
 // A stock js-libp2p peer in a page, which the tests drive through `window.node`.
+import { webRTCDirect } from "@libp2p/webrtc";
 import { receiveFile } from "../../www/protocols.js";
 import { create, send } from "./peer.js";
 
@@ -22,9 +23,13 @@ async function file(stream) {
 
 /** Starts the peer. Returns its id and the addresses at which it can be dialled. */
 async function start(options) {
-  const { peerId, addresses, dial, paths, echoed, short, ...peer } = await create({ ...options, protocols: { "/file/1": file } });
+  const { peerId, addresses, dial, paths, echoed, short, pings, ...peer } = await create({
+    ...options,
+    protocols: { "/file/1": file },
+    transports: [webRTCDirect()],
+  });
   const nothing = (act) => async (...args) => void (await act(...args));
-  Object.assign(window.node, { dial, paths, echoed, short, byte: nothing(peer.byte), reset: peer.reset, open: nothing(peer.open) });
+  Object.assign(window.node, { dial, paths, echoed, short, pings, byte: nothing(peer.byte), reset: peer.reset, open: nothing(peer.open) });
   return { peerId, addresses };
 }
 

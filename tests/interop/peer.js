@@ -98,10 +98,14 @@ export async function create({ relay, iceServers = [], protocols = {}, transport
       await stream[Symbol.asyncIterator]().next();
       return stream;
     },
+    /** Pings `count` times, each on a stream of its own. */
+    async pings(address, count) {
+      for (let i = 0; i < count; i++) await libp2p.services.ping.ping(multiaddr(address), within());
+    },
     /** Opens a stream, sends a little, and resets it. */
-    async reset(address, protocol) {
+    async reset(address, protocol, size = 1000) {
       const stream = await open(address, protocol);
-      await send(stream, new Uint8Array(1000));
+      await send(stream, new Uint8Array(size));
       stream.abort(onPurpose);
     },
   };

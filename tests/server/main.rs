@@ -29,6 +29,7 @@ use common::{PATIENCE, free_ports, server_config as config, until};
 mod autonat;
 #[path = "../common/mod.rs"]
 mod common;
+mod direct;
 mod http;
 mod stun;
 
@@ -47,6 +48,8 @@ async fn start(config: ServerConfig) -> Server {
 
 /// Makes a stock libp2p peer with every transport that the server has.
 fn client() -> Swarm<Behaviour> {
+    // The DTLS of libp2p-webrtc needs one. An error says that another test has chosen it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let webrtc = |keys: &libp2p::identity::Keypair| {
         let certificate = libp2p_webrtc::tokio::Certificate::generate(&mut rand::rng()).unwrap();
         libp2p_webrtc::tokio::Transport::new(keys.clone(), certificate)
@@ -223,15 +226,7 @@ async fn a_reservation_carries_every_address() {
 async fn every_listener_is_dialled() {
     let server = start(config()).await;
     for road in ["/quic-v1", "/tcp/", "/ws", "/webrtc-direct"] {
-        let mut swarm = client();
-        // libp2p-webrtc dials from a listener's socket only.
-        swarm
-            .listen_on("/ip4/127.0.0.1/udp/0/webrtc-direct".parse().unwrap())
-            .unwrap();
-        event(&mut swarm, |e| {
-            matches!(e, SwarmEvent::NewListenAddr { .. }).then_some(())
-        })
-        .await;
+        let mut swarm = direct::listening().await;
         let peer = dial(&mut swarm, address(&server, road)).await.expect(road);
         assert_eq!(peer.to_string(), server.peer_id().to_string());
     }

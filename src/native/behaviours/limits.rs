@@ -30,7 +30,7 @@ use crate::core::quota::{Holder, Quota, Refusal};
 /// The pools that count connections. Clones share them.
 ///
 /// Each kind of transport has its own pool of handshakes, so a flood on one leaves the others
-/// alone. The transport counts the handshakes over QUIC, see
+/// alone. Transports over UDP count their handshakes themselves, QUIC with
 /// [`Admission`](crate::native::quic::Admission).
 #[derive(Clone)]
 pub(crate) struct Limits {
@@ -40,8 +40,6 @@ pub(crate) struct Limits {
     /// Handshakes over TCP and WebSocket, where the system has verified that the peer is at its
     /// address.
     pub(crate) handshakes: Pool,
-    /// Handshakes over WebRTC, where the address is not verified.
-    datagrams: Pool,
     /// Handshakes over circuits. They are counted for the relay, because only the relay knows whom
     /// it brings.
     circuits: Pool,
@@ -63,7 +61,6 @@ impl Limits {
         Self {
             connections: Pool::new("connection", connections, observer),
             handshakes: Pool::new("handshake", handshakes, observer),
-            datagrams: Pool::new("webrtc_handshake", handshakes, observer),
             circuits: Pool::new("circuit_handshake", circuits, observer),
             dials: Pool::new("dial", Quota::shared(dials, 100), observer),
             forwarded: Forwarded::default(),
@@ -73,12 +70,9 @@ impl Limits {
     /// Takes the place of a handshake that comes from `remote`. Returns `None` if the transport has
     /// counted it.
     fn handshake(&self, local: &Multiaddr, remote: &Multiaddr) -> Result<Option<Place>, Exceeded> {
-        let is = |wanted: fn(&Protocol<'_>) -> bool| remote.iter().any(|part| wanted(&part));
+        let over_udp = remote.iter().any(|part| matches!(part, Protocol::Udp(_)));
         let (pool, what, holder) = match ip_of(remote) {
-            Some(_) if is(|part| *part == Protocol::QuicV1) => return Ok(None),
-            Some(ip) if is(|part| *part == Protocol::WebRTCDirect) => {
-                (&self.datagrams, "handshakes over WebRTC", ip.into())
-            }
+            Some(_) if over_udp => return Ok(None),
             // A proxy has not said yet whose it is.
             Some(_) => (&self.handshakes, "handshakes", self.holder(remote)),
             None => (&self.circuits, "handshakes over circuits", relay_of(local)),
@@ -351,14 +345,16 @@ mod tests {
             !begins(&mut limits, 6, &tcp("192.0.2.3")),
             "passes the total limit"
         );
-        let webrtc = "/ip4/192.0.2.1/udp/7/webrtc-direct".parse().unwrap();
-        assert!(begins(&mut limits, 7, &webrtc) && begins(&mut limits, 8, &webrtc));
-        assert!(!begins(&mut limits, 9, &webrtc));
-        let quic = "/ip4/192.0.2.1/udp/7/quic-v1".parse().unwrap();
-        for id in 10..20 {
-            assert!(begins(&mut limits, id, &quic), "QUIC is counted here");
+        for over_udp in ["quic-v1", "webrtc-direct"] {
+            let remote = format!("/ip4/192.0.2.1/udp/7/{over_udp}").parse().unwrap();
+            for id in 10..20 {
+                assert!(
+                    begins(&mut limits, id, &remote),
+                    "{over_udp} is counted here"
+                );
+            }
         }
-        assert_eq!(limits.pending.len(), 6);
+        assert_eq!(limits.pending.len(), 4);
         // A handshake makes room when it ends, however it ends.
         let (id, peer) = (ConnectionId::new_unchecked(1), PeerId::random());
         let none = Multiaddr::empty();

@@ -1,17 +1,16 @@
 //! The `/quic-v1` transport.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use if_watch::{IfEvent, tokio::IfWatcher};
+use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::{
     Multiaddr, PeerId,
     core::{
@@ -28,7 +27,7 @@ use super::{
     admission::Answer,
     link::{EndpointSocket, Peers},
 };
-use crate::native::udp::{Receiver, any_source};
+use crate::native::udp::{Listening, Receiver, any_source};
 
 /// The pause between two datagrams to a peer that will dial this one, in milliseconds. The
 /// datagrams make the NAT let the peer in. The pause is random between these bounds, so that two
@@ -54,19 +53,10 @@ pub(crate) struct QuicTransport {
     timeout: Duration,
     admission: Admission,
     accept: BoxFuture<'static, Option<quinn::Incoming>>,
-    listeners: Vec<Listener>,
+    listeners: Vec<Listening>,
     events: VecDeque<TransportEvent<Upgrade, QuicError>>,
     expected: Expected,
     waker: Option<Waker>,
-}
-
-struct Listener {
-    id: ListenerId,
-    bound: SocketAddr,
-    /// Reports the addresses of the interfaces, where the listener listens on all of them.
-    interfaces: Option<IfWatcher>,
-    /// The addresses that were reported.
-    ips: HashSet<IpAddr>,
 }
 
 /// The dials that are waited for, by the address that each is expected from.
@@ -117,7 +107,7 @@ impl QuicTransport {
     fn incoming(&mut self, incoming: quinn::Incoming) {
         let remote = canonical(incoming.remote_address());
         let local = incoming.local_ip().map(|ip| ip.to_canonical());
-        let takes = |listener: &&Listener| {
+        let takes = |listener: &&Listening| {
             let bound = listener.bound;
             let here = bound.ip().is_unspecified() || local.is_none_or(|ip| ip == bound.ip());
             bound.is_ipv4() == remote.is_ipv4() && here
@@ -248,22 +238,9 @@ impl transport::Transport for QuicTransport {
             return Err(TransportError::MultiaddrNotSupported(addr));
         }
         let bound = SocketAddr::new(wanted.ip(), local.port());
-        let interfaces = match bound.ip().is_unspecified() {
-            true => Some(IfWatcher::new().map_err(|error| TransportError::Other(error.into()))?),
-            false => None,
-        };
-        if interfaces.is_none() {
-            self.events.push_back(TransportEvent::NewAddress {
-                listener_id: id,
-                listen_addr: multiaddr(bound),
-            });
-        }
-        self.listeners.push(Listener {
-            id,
-            bound,
-            interfaces,
-            ips: HashSet::new(),
-        });
+        let listener = Listening::new(id, bound);
+        let listener = listener.map_err(|error| TransportError::Other(error.into()))?;
+        self.listeners.push(listener);
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -327,7 +304,7 @@ impl transport::Transport for QuicTransport {
                 return Poll::Ready(event);
             }
             for listener in &mut this.listeners {
-                if let Poll::Ready(event) = listener.poll(cx) {
+                if let Poll::Ready(event) = listener.poll(cx, multiaddr) {
                     return Poll::Ready(event);
                 }
             }
@@ -346,53 +323,6 @@ impl transport::Transport for QuicTransport {
             }
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-impl Listener {
-    /// Returns the next address that has come or gone.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<TransportEvent<Upgrade, QuicError>> {
-        let Some(interfaces) = &mut self.interfaces else {
-            return Poll::Pending;
-        };
-        let listener_id = self.id;
-        while let Poll::Ready(event) = interfaces.poll_next_unpin(cx) {
-            let (ip, up) = match event {
-                Some(Ok(IfEvent::Up(net))) => (net.addr(), true),
-                Some(Ok(IfEvent::Down(net))) => (net.addr(), false),
-                Some(Err(error)) => {
-                    // The watcher tells nothing any more. Another one begins with all addresses.
-                    self.interfaces = IfWatcher::new().ok();
-                    return Poll::Ready(TransportEvent::ListenerError {
-                        listener_id,
-                        error: error.into(),
-                    });
-                }
-                None => {
-                    self.interfaces = None;
-                    break;
-                }
-            };
-            let is_news = match up {
-                true => self.ips.insert(ip),
-                false => self.ips.remove(&ip),
-            };
-            if !is_news || ip.is_ipv4() != self.bound.is_ipv4() {
-                continue;
-            }
-            let listen_addr = multiaddr(SocketAddr::new(ip, self.bound.port()));
-            return Poll::Ready(match up {
-                true => TransportEvent::NewAddress {
-                    listener_id,
-                    listen_addr,
-                },
-                false => TransportEvent::AddressExpired {
-                    listener_id,
-                    listen_addr,
-                },
-            });
-        }
         Poll::Pending
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! With one socket, only one NAT mapping must be learnt, forwarded and kept alive. Datagrams are
 //! told apart by their first byte (RFC 7983, RFC 9443) and their source. A STUN request goes to the
-//! receiver whose username fragment it names, a STUN response to the receiver of its transaction,
-//! DTLS to the receiver for its source, and QUIC to the endpoint in its connection id. TURN clients
-//! handle everything that TURN servers send and relay, and everything that is sent from a relayed
-//! address.
+//! receiver whose username fragment it names, or else to the listener for new clients. A STUN response
+//! goes to the receiver of its transaction, DTLS to the receiver for its source, and QUIC to the
+//! endpoint in its connection id. TURN clients handle everything that TURN servers send and relay,
+//! and everything that is sent from a relayed address.
 
+mod listening;
 mod port;
 mod routes;
 
@@ -22,6 +23,7 @@ use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use str0m::ice::StunMessage;
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
 
+pub(crate) use self::listening::Listening;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::routes::demultiplex;
 use self::{

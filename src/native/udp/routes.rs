@@ -17,6 +17,8 @@ use crate::core::quic::{Destination, FIRST_BYTE, Tag};
 pub(super) struct Routes {
     /// Receivers of STUN requests, by the local username fragment that the request names.
     by_fragment: HashMap<String, Weak<dyn Receiver>>,
+    /// The receiver of STUN requests for any other username fragment.
+    stun_listener: Option<Weak<dyn Receiver>>,
     /// Receivers of everything else, by source. Several receivers may wait for one source.
     by_source: HashMap<SocketAddr, Vec<Weak<dyn Receiver>>>,
     /// The receiver of STUN responses that no candidate pair waits for.
@@ -49,6 +51,12 @@ impl Sockets {
     pub(crate) fn route_fragment(&self, fragment: &str, to: &Handle) {
         let to = Arc::downgrade(to);
         self.routes().by_fragment.insert(fragment.to_owned(), to);
+    }
+
+    /// Routes STUN requests for username fragments that no other receiver has.
+    #[cfg(feature = "server")]
+    pub(crate) fn route_stun_listener(&self, to: &Handle) {
+        self.routes().stun_listener = Some(Arc::downgrade(to));
     }
 
     /// Routes datagrams that come from `source`.
@@ -186,9 +194,11 @@ fn deliver(
             };
             if message.is_binding_request() {
                 let fragment = message.split_username().map(|(ours, _)| ours);
-                found[0] = fragment
+                let owner = fragment
                     .and_then(|fragment| routes.by_fragment.get(fragment))
                     .and_then(Weak::upgrade);
+                let listener = || routes.stun_listener.as_ref().and_then(Weak::upgrade);
+                found[0] = owner.or_else(listener);
             } else {
                 let waiting = routes.by_source.get(&source).into_iter().flatten();
                 let client = routes.stun_client.iter();
@@ -301,6 +311,7 @@ pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride
     routes.by_fragment.insert(fragment.to_owned(), to());
     routes.by_source.insert(source, vec![to(), to()]);
     routes.stun_client = Some(to());
+    routes.stun_listener = Some(to());
     routes.by_tag.insert(Tag::default(), to());
     routes.quic_listener = Some(to());
     let mut touched = Vec::new();

@@ -1,77 +1,35 @@
 //! The addresses where the relay listens, and those that it announces.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use libp2p::{Multiaddr, core::transport::ListenerId, multiaddr::Protocol};
+use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use super::ip_of;
-use crate::server::config::ServerConfig;
 
 /// Returns the addresses of QUIC and TCP on the base port, and of WebSocket and `/webrtc-direct` on
-/// the next port. For the IPv6 wildcard, [`WildcardWebRtc`] opens the `/webrtc-direct` listeners
-/// instead.
+/// the next port.
 pub(super) fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
     hosts
         .iter()
         .flat_map(|ip| {
             let host = Multiaddr::from(*ip);
-            let stream = [
+            [
                 host.clone()
                     .with(Protocol::Udp(port))
                     .with(Protocol::QuicV1),
                 host.clone().with(Protocol::Tcp(port)),
-                host.with(Protocol::Tcp(next(port)))
+                host.clone()
+                    .with(Protocol::Tcp(next(port)))
                     .with(Protocol::Ws("/".into())),
-            ];
-            let is_wildcard = ip.is_ipv6() && ip.is_unspecified();
-            let webrtc = (!is_wildcard).then(|| webrtc_address(*ip, next(port)));
-            stream.into_iter().chain(webrtc)
+                host.with(Protocol::Udp(next(port)))
+                    .with(Protocol::WebRTCDirect),
+            ]
         })
         .collect()
 }
 
 fn next(port: u16) -> u16 {
     if port == 0 { 0 } else { port.saturating_add(1) }
-}
-
-pub(super) fn webrtc_address(ip: IpAddr, port: u16) -> Multiaddr {
-    let host = Multiaddr::from(ip);
-    host.with(Protocol::Udp(port)).with(Protocol::WebRTCDirect)
-}
-
-/// The `/webrtc-direct` listeners on each address of the IPv6 wildcard.
-///
-/// libp2p would bind the wildcard for both families, but IPv4 has its own listener. So these
-/// listeners follow the addresses that the TCP listener reports. The TCP listener is bound for IPv6
-/// alone.
-pub(super) struct WildcardWebRtc {
-    pub(super) port: u16,
-    pub(super) listeners: HashMap<Ipv6Addr, ListenerId>,
-}
-
-impl WildcardWebRtc {
-    pub(super) fn new(config: &ServerConfig) -> Option<Self> {
-        let wildcard = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-        config.hosts.contains(&wildcard).then(|| Self {
-            port: next(config.port),
-            listeners: HashMap::new(),
-        })
-    }
-
-    /// Returns the machine's address that a TCP listener reports. A link-local address is no use
-    /// without its interface, so it gives `None`.
-    pub(super) fn ip(address: &Multiaddr) -> Option<Ipv6Addr> {
-        let mut parts = address.iter();
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(Protocol::Ip6(ip)), Some(Protocol::Tcp(_)), None) => {
-                (!ip.is_unicast_link_local()).then_some(ip)
-            }
-            _ => None,
-        }
-    }
 }
 
 /// The addresses to announce: all configured addresses, and the bound addresses that others can

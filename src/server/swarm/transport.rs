@@ -12,7 +12,10 @@ use libp2p_metrics::BandwidthTransport;
 use super::io_error;
 use crate::{
     error::Error,
-    native::transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT},
+    native::{
+        ice::webrtc::direct::{self, Buffers, DirectTransport},
+        transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT},
+    },
     server::{autonat, certificate, config::ServerConfig, metrics::Metrics, pool::Pools},
 };
 
@@ -30,14 +33,18 @@ pub(super) fn transport(
         Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
         None => certificate::generate().map_err(|e| io_error("cannot set up the transports", e))?,
     };
-    // The DTLS of webrtc-rs panics at the first handshake if rustls is built with several
-    // cryptography providers and none is chosen. An error means that the program has already chosen
-    // one.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let webrtc = libp2p_webrtc::tokio::Transport::new(keypair.clone(), certificate)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
-    // Without this limit, the transport would wait for a handshake forever.
-    let webrtc = TransportTimeout::new(webrtc, DEFAULT_CONNECT_TIMEOUT).boxed();
+    let (sizes, timeout) = (pools.windows.sizes(), DEFAULT_CONNECT_TIMEOUT);
+    let clients = direct::Bounds {
+        handshakes: pools.webrtc.clone(),
+        buffers: Buffers {
+            receive: sizes.connection.saturating_add(sizes.circuit),
+            send: sizes.circuit as usize,
+        },
+        timeout,
+    };
+    let webrtc = DirectTransport::new(keypair.clone(), certificate, clients)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+        .boxed();
     let hosts = config.hosts.iter();
     let quic: Vec<_> = hosts
         .map(|host| SocketAddr::new(*host, config.port))
@@ -47,8 +54,7 @@ pub(super) fn transport(
         windows: pools.windows.clone(),
         forwarded: pools.limits.forwarded.clone(),
     };
-    let (admission, timeout) = (&pools.quic, DEFAULT_CONNECT_TIMEOUT);
-    let internet = transports::server(keypair, &quic, admission, &bounds, timeout)
+    let internet = transports::server(keypair, &quic, &pools.quic, &bounds, timeout)
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
     let all = transports::join(webrtc, internet.boxed());

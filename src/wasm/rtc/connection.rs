@@ -36,6 +36,7 @@ use crate::{
         candidate::Candidate,
         sdp::{Description, Fingerprint},
         signalling::IceCandidate,
+        webrtc_direct,
     },
     wasm::{listener::Listener, value},
     webrtc::backend::{
@@ -154,34 +155,43 @@ impl PeerConnection {
 }
 
 impl PeerConnection {
-    /// Connects to a server whose `answer` is known beforehand. `munge` changes the offer. Returns
-    /// the channel with id 0, which exists on both sides without being announced.
+    /// Connects to a `/webrtc-direct` server, whose answer to a page is known beforehand: `answer`
+    /// makes it from the server's credentials. The page takes `credentials` for both sides if the
+    /// browser lets it, and else keeps those of the browser. Returns the channel with id 0, which
+    /// exists on both sides without being announced.
     ///
     /// # Errors
-    /// Fails with [`BackendError::Closed`] when the connection is closed. If the browser does not
-    /// let its offer be changed, the connection fails later with [`BackendError::Description`].
+    /// Fails with [`BackendError::Closed`] when the connection is closed.
     pub(crate) fn connect_to(
         &mut self,
-        answer: &str,
-        munge: impl FnOnce(&str) -> String + 'static,
+        credentials: String,
+        answer: impl Fn(&str) -> String + 'static,
     ) -> Result<Channel, BackendError> {
         let inner = &mut *self.0;
         let channel = inner.create_channel("", Some(0));
         let channel = channel.map_err(|_| BackendError::Closed)?;
         let connection = inner.connection.clone();
         let offer = connection.create_offer();
-        let answer = description(RtcSdpType::Answer, answer);
         inner.run(async move {
             let offer = wait(offer).await.map_err(BackendError::Io)?;
             let offer: RtcSessionDescriptionInit = offer.unchecked_into();
-            offer.set_sdp(&munge(&offer.get_sdp().unwrap_or_default()));
-            wait(connection.set_local_description(&offer))
-                .await
-                .map_err(|why| {
-                    let why =
-                        format!("this browser does not let a page choose ICE credentials: {why}");
-                    BackendError::Description(why)
-                })?;
+            let sdp = offer.get_sdp().unwrap_or_default();
+            offer.set_sdp(&webrtc_direct::with_credentials(&sdp, &credentials));
+            let munged = wait(connection.set_local_description(&offer)).await;
+            let answer = match munged {
+                Ok(_) => answer(&credentials),
+                // This browser does not let a page choose credentials.
+                Err(_) => {
+                    let own = Description::parse(&sdp)
+                        .map_err(|error| BackendError::Description(error.to_string()))?;
+                    offer.set_sdp(&sdp);
+                    wait(connection.set_local_description(&offer))
+                        .await
+                        .map_err(BackendError::Description)?;
+                    answer(&webrtc_direct::credentials_for(&own.pwd))
+                }
+            };
+            let answer = description(RtcSdpType::Answer, &answer);
             wait(connection.set_remote_description(&answer))
                 .await
                 .map_err(BackendError::Description)?;

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 
 use stun_types::{
-    attribute::{AttributeType, ErrorCode, MappedSocketAddr, RawAttribute, XorMappedAddress},
+    attribute::{
+        AttributeType, ErrorCode, MappedSocketAddr, RawAttribute, Username, XorMappedAddress,
+    },
     message::{
-        BINDING, Message, MessageClass, MessageType, MessageWrite as _, MessageWriteExt as _,
-        MessageWriteVec, TransactionId,
+        BINDING, IntegrityAlgorithm, Message, MessageClass, MessageType, MessageWrite as _,
+        MessageWriteExt as _, MessageWriteVec, ShortTermCredentials, TransactionId,
     },
 };
 
@@ -18,6 +20,10 @@ pub(crate) const CHANGE_REQUEST: AttributeType = AttributeType::new(0x0003);
 pub(crate) const RESPONSE_ORIGIN: AttributeType = AttributeType::new(0x802b);
 /// The type of OTHER-ADDRESS (RFC 5780 section 7.4).
 pub(crate) const OTHER_ADDRESS: AttributeType = AttributeType::new(0x802c);
+
+/// The types of PRIORITY and ICE-CONTROLLED (RFC 8445 section 16.1).
+const PRIORITY: AttributeType = AttributeType::new(0x0024);
+const ICE_CONTROLLED: AttributeType = AttributeType::new(0x8029);
 
 const CHANGE_IP: u8 = 4;
 const CHANGE_PORT: u8 = 2;
@@ -60,6 +66,25 @@ pub(crate) fn request(change: Change) -> (TransactionId, Vec<u8>) {
         let _ = request.add_attribute(&RawAttribute::new(CHANGE_REQUEST, &change.to_bytes()));
     }
     (id, request.finish())
+}
+
+/// Makes a connectivity check of a controlled agent (RFC 8445 section 7.2.2). Returns `None` if
+/// `username` is longer than a user name may be.
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
+pub(crate) fn check(username: &str, password: &str) -> Option<Vec<u8>> {
+    let kind = MessageType::from_class_method(MessageClass::Request, BINDING);
+    let id = TransactionId::generate();
+    let mut check = Message::builder(kind, id, MessageWriteVec::new());
+    let password = ShortTermCredentials::new(password.to_owned());
+    check.add_attribute(&Username::new(username).ok()?).ok()?;
+    for (kind, value) in [(PRIORITY, &[1; 4][..]), (ICE_CONTROLLED, &[0; 8])] {
+        check.add_attribute(&RawAttribute::new(kind, value)).ok()?;
+    }
+    check
+        .add_message_integrity(&password.into(), IntegrityAlgorithm::Sha1)
+        .ok()?;
+    check.add_fingerprint().ok()?;
+    Some(check.finish())
 }
 
 /// Makes a Binding indication. It asks for nothing, and the receiver ignores it (RFC 8489 section

@@ -36,6 +36,7 @@ use sctp_proto::{
 
 use self::channel::Channel;
 pub(super) use self::channel::ChannelId;
+use self::channel::SEND_BUFFER;
 use crate::webrtc::backend::BackendError;
 
 /// The received bytes that are held for readers, over all channels of a connection. It allows 330
@@ -63,6 +64,25 @@ const RTO_MAX: u64 = 5_000;
 /// this side resets the stream itself. Peers reset a stream within a round trip of its last frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The bytes that an association holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Buffers {
+    /// The received bytes that wait for their readers, over all channels.
+    pub(crate) receive: u32,
+    /// The sent bytes that one channel may leave without an acknowledgement.
+    pub(crate) send: usize,
+}
+
+impl Default for Buffers {
+    /// The buffers of a peer.
+    fn default() -> Self {
+        Self {
+            receive: RECEIVE_WINDOW,
+            send: SEND_BUFFER,
+        }
+    }
+}
+
 /// The changes that [`Association::poll`] reports.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -80,6 +100,7 @@ pub(super) struct Association {
     sctp: Option<(AssociationHandle, Sctp)>,
     established: bool,
     lost: bool,
+    buffers: Buffers,
     /// The channels by stream. A channel is removed when the peer's reset has come and its data was
     /// taken.
     channels: HashMap<u16, Channel>,
@@ -103,9 +124,9 @@ pub(super) struct Association {
 /// See [`Association::process`].
 const MAX_DEPTH: u8 = 8;
 
-fn transport_config() -> Arc<TransportConfig> {
+fn transport_config(buffers: Buffers) -> Arc<TransportConfig> {
     let config = TransportConfig::default()
-        .with_max_receive_buffer_size(RECEIVE_WINDOW)
+        .with_max_receive_buffer_size(buffers.receive)
         .with_max_receive_message_size(MAX_MESSAGE_SIZE)
         // ICE decides when a path is dead.
         .with_max_init_retransmits(None)
@@ -129,15 +150,25 @@ impl Association {
         max_message_size: u32,
         now: Instant,
     ) -> Result<Self, BackendError> {
+        Self::bounded(client, max_message_size, Buffers::default(), now)
+    }
+
+    /// Starts an association that holds no more than `buffers` says.
+    pub(super) fn bounded(
+        client: bool,
+        max_message_size: u32,
+        buffers: Buffers,
+        now: Instant,
+    ) -> Result<Self, BackendError> {
         let mut config = EndpointConfig::default();
         config.max_payload_size(MAX_PAYLOAD);
         let mut server = ServerConfig::default();
-        server.transport = transport_config();
+        server.transport = transport_config(buffers);
         let mut endpoint = Endpoint::new(Arc::new(config), Some(Arc::new(server)));
         let mut sctp = None;
         if client {
             let mut config = ClientConfig::new();
-            config.transport = transport_config();
+            config.transport = transport_config(buffers);
             let (handle, mut association) = endpoint
                 .connect(config, nowhere())
                 .map_err(|error| BackendError::Sctp(error.to_string()))?;
@@ -149,6 +180,7 @@ impl Association {
             sctp,
             established: false,
             lost: false,
+            buffers,
             channels: HashMap::new(),
             closing: VecDeque::new(),
             generations: 0,

@@ -23,6 +23,8 @@ use super::{
     burst,
     session::{IceSession, Outgoing, SessionEvent},
 };
+#[cfg(feature = "server")]
+use crate::core::sdp::Fingerprint;
 use crate::{
     core::{
         birthday::{Guessing, Side},
@@ -145,8 +147,8 @@ impl Receiver for Shared {
 pub(super) struct Network {
     pub(super) candidates: watch::Receiver<Gathered>,
     pub(super) nat: watch::Receiver<NatReport>,
-    /// The demand for relayed addresses.
-    pub(super) relays: Hold,
+    /// The demand for relayed addresses, if a TURN server may be asked.
+    pub(super) relays: Option<Hold>,
     /// Whether names are asked for in the local network.
     pub(super) mdns: bool,
 }
@@ -201,8 +203,36 @@ impl PeerConnection {
             work: Notify::new(),
             ended: Mutex::default(),
         });
-        runtime::task(drive(shared.clone(), sockets, network, quic));
+        // The route is there before the task runs, because the client of a server sends at once.
+        let receiver: Arc<dyn Receiver> = shared.clone();
+        let fragment = shared.session().fragment();
+        sockets.route_fragment(&fragment, &receiver);
+        let routed = (fragment, receiver);
+        runtime::task(drive(shared.clone(), routed, sockets, network, quic));
         Self(shared)
+    }
+
+    /// Hands over a datagram that came before the session did.
+    #[cfg(feature = "server")]
+    pub(super) fn receive(
+        &self,
+        now: Instant,
+        source: SocketAddr,
+        destination: SocketAddr,
+        data: &[u8],
+    ) {
+        self.0.receive(now, source, destination, data);
+        self.0.received_all();
+    }
+
+    /// The fingerprint of the certificate of a `/webrtc-direct` client, and the channel of its
+    /// handshake, once DTLS is up.
+    #[cfg(feature = "server")]
+    pub(super) fn client(&self) -> Option<(Fingerprint, Channel)> {
+        let session = self.0.session();
+        let (fingerprint, id) = (session.client()?.clone(), session.handshake_channel()?);
+        drop(session);
+        Some((fingerprint, self.channel(id)))
     }
 
     fn channel(&self, id: ChannelId) -> Channel {
@@ -431,9 +461,10 @@ async fn resolve(candidate: Candidate, hosts: Vec<IpAddr>, shared: Arc<Shared>) 
 }
 
 /// Drives a session until it is closed: sends its datagrams, keeps its timers, gives it local
-/// candidates, and routes datagrams to it.
+/// candidates, and routes datagrams of its sources to it.
 async fn drive(
     shared: Arc<Shared>,
+    (fragment, receiver): (String, Arc<dyn Receiver>),
     sockets: Sockets,
     network: Network,
     mut quic: Option<Handshake>,
@@ -444,9 +475,6 @@ async fn drive(
         mut relays,
         mdns,
     } = network;
-    let receiver: Arc<dyn Receiver> = shared.clone();
-    let fragment = shared.session().fragment();
-    sockets.route_fragment(&fragment, &receiver);
     let mut batch = Batch::default();
     let sleep = time::sleep(IDLE);
     tokio::pin!(sleep);
@@ -469,7 +497,9 @@ async fn drive(
                 gathered = false;
             }
             session.poll_transmit(now, |datagram| batch.push(datagram));
-            relays.set(session.needs_relay());
+            if let Some(relays) = &mut relays {
+                relays.set(session.needs_relay());
+            }
             let timeout = session.poll_timeout();
             let begin = session.take_handshake();
             let sources = session.take_new_sources();

@@ -24,6 +24,15 @@ impl Identity {
         })
     }
 
+    /// Takes a certificate that is kept.
+    #[cfg(feature = "server")]
+    pub(super) fn of(certificate: DtlsCert) -> Self {
+        Self {
+            crypto: str0m::crypto::from_feature_flags(),
+            certificate,
+        }
+    }
+
     /// The digest of a certificate in DER.
     pub(super) fn fingerprint(&self, certificate: &[u8]) -> Fingerprint {
         Fingerprint {

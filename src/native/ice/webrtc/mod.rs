@@ -6,6 +6,8 @@ mod association;
 mod burst;
 mod connection;
 pub(crate) mod dcep;
+#[cfg(feature = "server")]
+pub(crate) mod direct;
 mod gate;
 mod identity;
 mod session;
@@ -189,7 +191,7 @@ impl backend::Backend for Backend {
         let network = Network {
             candidates: self.0.gatherer.watch(),
             nat: self.0.gatherer.nat(),
-            relays: self.0.gatherer.relays(),
+            relays: Some(self.0.gatherer.relays()),
             mdns: self.0.mdns,
         };
         let told = self.0.guesses.clone().map(|guesses| (peer, guesses));

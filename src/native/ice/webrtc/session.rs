@@ -3,6 +3,8 @@
 
 mod candidates;
 mod description;
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
+mod direct;
 mod dtls;
 mod guess;
 mod quic;
@@ -22,7 +24,7 @@ use str0m::{
     net::Protocol,
 };
 
-use self::guess::Guess;
+use self::{direct::Direct, guess::Guess};
 use super::{
     agent::{self, Triggered},
     association::{Association, Change, ChannelId},
@@ -123,6 +125,8 @@ pub(super) struct IceSession {
     policy: Policy,
     /// How many ports may be guessed.
     effort: Option<Effort>,
+    /// What is known as the server of a `/webrtc-direct` client.
+    direct: Option<Direct>,
     /// The role of this side in guessing ports.
     side: Option<Side>,
     gate: Gate,
@@ -184,6 +188,7 @@ impl IceSession {
             quic_ended: None,
             policy: Policy::new(true, Vec::new()),
             effort: None,
+            direct: None,
             side: None,
             gate: Gate::default(),
             guess: None,
@@ -261,28 +266,23 @@ impl IceSession {
                     {
                         link.set_pair(destination, source);
                     }
+                    if authentic && is_request {
+                        self.check((destination, source));
+                    } else if !is_request && self.may_prove(&message) {
+                        self.answered((destination, source), data);
+                    }
                     self.ice.handle_timeout(self.now);
                     self.ice_events();
                 }
             }
-            Some(20..=63) => {
-                if let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) {
-                    if let Err(error) = dtls.handle_packet(data) {
-                        return self.fail(BackendError::Dtls(error.to_string()));
-                    }
-                    let mut replies = Vec::new();
-                    self.poll_dtls(&mut |record| replies.push(record.to_vec()));
-                    self.records.append(&mut replies);
-                    self.association_changes();
-                }
-            }
+            Some(20..=63) => self.receive_dtls(data),
             _ => {}
         }
     }
 
     /// Whether a STUN response answers one of this side's checks.
     pub(super) fn accepts(&self, message: &StunMessage<'_>) -> bool {
-        self.ice.accepts_message(message)
+        self.ice.accepts_message(message) || self.may_prove(message)
     }
 
     pub(super) fn handle_timeout(&mut self, now: Instant) {
@@ -355,27 +355,34 @@ impl IceSession {
                     ..
                 } => {
                     let first = self.nominated.is_none();
-                    self.nominated = Some((source, destination));
-                    let guessed = self.guessed(source, destination);
-                    if let Some(link) = &self.link {
-                        link.set_pair(source, destination);
-                    }
-                    self.expect(destination);
-                    let known = agent::Known {
-                        local: &self.local,
-                        seen: self.seen.get(&destination).copied(),
-                        remote_mapped: self.mapped.contains(&destination),
-                    };
-                    let mut pair = agent::pair(&self.ice, &known, source, destination);
-                    pair.guessed = guessed;
-                    self.event(SessionEvent::Path(pair));
-                    if first {
-                        self.begin_dtls();
+                    if self.nominate((source, destination)) {
+                        self.use_pair(source, destination);
+                        if first {
+                            self.begin_dtls();
+                        }
                     }
                 }
                 IceAgentEvent::IceRestart(_) => {}
             }
         }
+    }
+
+    /// Sends over this pair from now on.
+    fn use_pair(&mut self, source: SocketAddr, destination: SocketAddr) {
+        self.nominated = Some((source, destination));
+        let guessed = self.guessed(source, destination);
+        if let Some(link) = &self.link {
+            link.set_pair(source, destination);
+        }
+        self.expect(destination);
+        let known = agent::Known {
+            local: &self.local,
+            seen: self.seen.get(&destination).copied(),
+            remote_mapped: self.mapped.contains(&destination),
+        };
+        let mut pair = agent::pair(&self.ice, &known, source, destination);
+        pair.guessed = guessed;
+        self.event(SessionEvent::Path(pair));
     }
 
     /// Calls `send` for each datagram that is to be sent.
@@ -392,6 +399,13 @@ impl IceSession {
             });
         }
         while let Some((source, destination, data)) = self.triggered.poll() {
+            send(Outgoing {
+                source,
+                destination,
+                data: &data,
+            });
+        }
+        while let Some(((source, destination), data)) = self.poll_check() {
             send(Outgoing {
                 source,
                 destination,

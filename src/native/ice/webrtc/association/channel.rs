@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use sctp_proto::{PayloadProtocolIdentifier as Ppi, ReliabilityType, Stream};
 
-use super::{Association, CLOSE_TIMEOUT, Change, RECEIVE_WINDOW};
+use super::{Association, CLOSE_TIMEOUT, Change};
 use crate::{
     native::ice::webrtc::dcep,
     webrtc::backend::{BackendError, INIT_LABEL, LANE_LABEL, LANE_MARKS},
@@ -18,16 +18,10 @@ use crate::{
 /// one channel fills 330 Mbit/s at a round trip of 50 ms.
 pub(crate) const SEND_BUFFER: usize = 2 << 20;
 
-/// A channel that had to wait goes on below this. It is half of the buffer, so that the channel is
-/// not woken for each message.
-const SEND_LOW: usize = SEND_BUFFER / 2;
-
 /// The number of stream ids in use, from 0. Chromium accepts no greater ones. Half of them belong
-/// to this side. The channels that are open or wait for their reset can therefore not exceed them.
+/// to this side. Peers on rust-libp2p take greater ones and use none again, so only the number of the
+/// channels that are open or wait for their reset is bounded.
 const STREAM_IDS: u16 = 1024;
-
-/// The peer is told of the window after readers took so many bytes since it was last told.
-const WINDOW_STEP: usize = RECEIVE_WINDOW as usize / 4;
 
 /// The id of a channel: its SCTP stream, and which of the channels on this stream it is.
 ///
@@ -51,6 +45,8 @@ pub(super) struct Channel {
     generation: u64,
     label: &'static str,
     origin: Origin,
+    /// The bytes that may be sent without an acknowledgement.
+    send_buffer: usize,
     /// Whether the peer may get data. On an unordered channel, data could overtake
     /// `DATA_CHANNEL_OPEN`, so it waits for the acknowledgement (RFC 8832 section 6).
     known: bool,
@@ -72,14 +68,17 @@ pub(super) enum Origin {
     Announced,
     /// The peer opened the channel. `DATA_CHANNEL_ACK` is still to be sent.
     Unacknowledged,
+    /// Both sides have the channel without saying so. Its stream is still to be opened.
+    Negotiated,
 }
 
 impl Channel {
-    fn new(generation: u64, label: &'static str, origin: Origin) -> Self {
+    fn new(generation: u64, label: &'static str, origin: Origin, send_buffer: usize) -> Self {
         Self {
             generation,
             label,
             origin,
+            send_buffer,
             known: label != LANE_LABEL,
             ended: false,
             closed: false,
@@ -88,15 +87,21 @@ impl Channel {
         }
     }
 
+    /// Whether the stream of the channel is still to be opened by this side.
+    fn is_to_open(&self) -> bool {
+        matches!(self.origin, Origin::Opening | Origin::Negotiated)
+    }
+
     fn is_lane(&self) -> bool {
         self.label == LANE_LABEL
     }
 
-    /// The bytes above which the channel waits, and below which it goes on.
+    /// The bytes above which the channel waits, and below which it goes on. The second number is
+    /// half of the first, so that the channel is not woken for each message.
     fn marks(&self) -> (usize, usize) {
         match self.is_lane() {
             true => (LANE_MARKS.0 as usize, LANE_MARKS.1 as usize),
-            false => (SEND_BUFFER, SEND_LOW),
+            false => (self.send_buffer, self.send_buffer / 2),
         }
     }
 
@@ -142,6 +147,11 @@ impl Association {
         self.open_labelled(LANE_LABEL)
     }
 
+    /// Adds the channel with this id, which the peer has as well without being told.
+    pub(in crate::native::ice::webrtc) fn negotiate(&mut self, id: u16) -> ChannelId {
+        self.insert(id, "", Origin::Negotiated)
+    }
+
     fn open_labelled(&mut self, label: &'static str) -> Result<ChannelId, BackendError> {
         if self.lost {
             return Err(BackendError::Closed);
@@ -172,8 +182,10 @@ impl Association {
     fn insert(&mut self, stream: u16, label: &'static str, origin: Origin) -> ChannelId {
         self.generations += 1;
         let generation = self.generations;
-        self.channels
-            .insert(stream, Channel::new(generation, label, origin));
+        self.channels.insert(
+            stream,
+            Channel::new(generation, label, origin, self.buffers.send),
+        );
         ChannelId { stream, generation }
     }
 
@@ -186,12 +198,15 @@ impl Association {
         let Some((_, sctp)) = self.sctp.as_mut().filter(|_| self.established) else {
             return;
         };
-        if channel.origin != Origin::Opening {
+        if !channel.is_to_open() {
             return;
         }
         let opened = sctp.stream(id).and_then(|mut stream| {
             channel.configure(&mut stream)?;
-            stream.write_with_ppi(&dcep::open(channel.label), Ppi::Dcep)
+            if channel.origin == Origin::Opening {
+                stream.write_with_ppi(&dcep::open(channel.label), Ppi::Dcep)?;
+            }
+            Ok(())
         });
         channel.origin = Origin::Open;
         self.dirty = true;
@@ -219,7 +234,7 @@ impl Association {
             Some(_) => self.accept(id),
             None => {
                 let announced = self.insert(id, "", Origin::Announced);
-                match id < STREAM_IDS {
+                match self.channels.len() <= usize::from(STREAM_IDS) {
                     true => self.accept(id),
                     false => self.reset(announced),
                 }
@@ -427,7 +442,7 @@ impl Association {
                     }
                 }
                 // Before the association is up, there is no stream yet.
-                Err(_) if !channel.ended && channel.origin == Origin::Opening => {
+                Err(_) if !channel.ended && channel.is_to_open() => {
                     channel.reader = Some(cx.waker().clone());
                     return Poll::Pending;
                 }
@@ -436,17 +451,14 @@ impl Association {
         }
     }
 
-    /// Tells the peer of the window that readers have opened.
+    /// Tells the peer of the window that readers have opened, after they took a good part of it.
     ///
     /// RFC 9260 section 6.2 wants a SACK for this, but the library sends one only in answer to
     /// DATA. So the library gets the last DATA packet again: it acknowledges the duplicate at once,
     /// with the current window. Otherwise a stopped sender would wait for its next window probe.
     fn announce_window(&mut self, drained: bool) {
-        let step = if drained {
-            WINDOW_STEP / 4
-        } else {
-            WINDOW_STEP
-        };
+        let window = self.buffers.receive as usize;
+        let step = if drained { window / 16 } else { window / 4 };
         if self.taken >= step && !self.last_data.is_empty() {
             self.taken = 0;
             self.dirty = true;
@@ -475,8 +487,8 @@ impl Association {
         if find(&mut self.channels, id).is_some_and(|channel| !channel.closed) {
             self.reset(id);
         }
-        let no_reset_comes = find(&mut self.channels, id)
-            .is_some_and(|channel| channel.origin == Origin::Opening || self.lost);
+        let no_reset_comes =
+            find(&mut self.channels, id).is_some_and(|channel| channel.is_to_open() || self.lost);
         if no_reset_comes {
             self.channels.remove(&id.stream);
         }

@@ -52,7 +52,7 @@ impl End {
         let network = Network {
             candidates: current.subscribe(),
             nat: nat.subscribe(),
-            relays: relays.hold(),
+            relays: Some(relays.hold()),
             mdns: false,
         };
         let session = IceSession::new(identity, None, Instant::now());

@@ -12,6 +12,10 @@ use crate::{
     webrtc::backend::BackendError,
 };
 
+/// The longest user name that the agent writes: the fragments of both sides, and a colon. Those in use
+/// have at most 32 characters, and stock peers' 4.
+const MAX_USERNAME: usize = 128;
+
 impl IceSession {
     pub(in crate::native::ice::webrtc) fn create_offer(&mut self) {
         self.ice.set_controlling(true);
@@ -66,6 +70,12 @@ impl IceSession {
                 "a fingerprint by {} is not supported",
                 remote.fingerprint.hash
             );
+            return self.fail(BackendError::Description(what));
+        }
+        // The agent panics at longer ones.
+        let own = self.ice.local_credentials().ufrag.len();
+        if remote.ufrag.len() + 1 + own > MAX_USERNAME {
+            let what = "the ice-ufrag is too long".to_owned();
             return self.fail(BackendError::Description(what));
         }
         self.ice.set_remote_credentials(IceCreds {

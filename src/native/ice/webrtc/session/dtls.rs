@@ -2,7 +2,9 @@
 
 use str0m::{config::DtlsVersion, crypto::dtls::DtlsOutput};
 
-use super::{IceSession, LIBDATACHANNEL_PAUSE, MAX_RECORD, MTU, SessionEvent};
+use super::{
+    IceSession, LIBDATACHANNEL_PAUSE, MAX_RECORD, MTU, SessionEvent, direct::HANDSHAKE_CHANNEL,
+};
 use crate::{
     core::sdp::Setup, native::ice::webrtc::association::Association, webrtc::backend::BackendError,
 };
@@ -47,6 +49,19 @@ impl IceSession {
         }
     }
 
+    pub(super) fn receive_dtls(&mut self, data: &[u8]) {
+        let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) else {
+            return self.hold(data);
+        };
+        if let Err(error) = dtls.handle_packet(data) {
+            return self.fail(BackendError::Dtls(error.to_string()));
+        }
+        let mut replies = Vec::new();
+        self.poll_dtls(&mut |record| replies.push(record.to_vec()));
+        self.records.append(&mut replies);
+        self.association_changes();
+    }
+
     pub(super) fn poll_dtls(&mut self, send: &mut impl FnMut(&[u8])) {
         loop {
             let Some(dtls) = self.dtls.as_mut().filter(|_| self.dtls_started) else {
@@ -60,10 +75,17 @@ impl IceSession {
                 }
                 DtlsOutput::PeerCert(certificate) => {
                     let actual = self.identity.fingerprint(certificate);
-                    self.verified = self
-                        .remote
-                        .as_ref()
-                        .is_some_and(|remote| remote.fingerprint == actual);
+                    self.verified = match &mut self.direct {
+                        // Noise will vouch for the certificate.
+                        Some(direct) => {
+                            direct.client = Some(actual);
+                            true
+                        }
+                        None => self
+                            .remote
+                            .as_ref()
+                            .is_some_and(|remote| remote.fingerprint == actual),
+                    };
                     if !self.verified {
                         let what = "the certificate does not match the fingerprint".to_owned();
                         return self.fail(BackendError::Dtls(what));
@@ -102,7 +124,16 @@ impl IceSession {
             Some(0) | None => u32::MAX,
             Some(size) => size,
         };
-        match Association::start(client, size, self.now) {
+        let association = match &mut self.direct {
+            Some(direct) => Association::bounded(client, size, direct.buffers, self.now).map(
+                |mut association| {
+                    direct.channel = Some(association.negotiate(HANDSHAKE_CHANNEL));
+                    association
+                },
+            ),
+            None => Association::start(client, size, self.now),
+        };
+        match association {
             Ok(association) => {
                 self.association = Some(association);
                 self.event(SessionEvent::Connected);

@@ -10,19 +10,19 @@ use futures::task::noop_waker;
 use std::task::{Context, Poll};
 
 /// Two sessions, a network with a delay of 10 ms, and a clock.
-struct Net {
-    now: Instant,
-    ends: [IceSession; 2],
+pub(super) struct Net {
+    pub(super) now: Instant,
+    pub(super) ends: [IceSession; 2],
     seen: [Vec<SessionEvent>; 2],
-    flying: VecDeque<(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)>,
-    cut: bool,
+    pub(super) flying: VecDeque<(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)>,
+    pub(super) cut: bool,
 }
 
-fn addr(end: usize) -> SocketAddr {
+pub(super) fn addr(end: usize) -> SocketAddr {
     ([192, 0, 2, end as u8 + 1], 1000).into()
 }
 
-fn host(end: usize) -> [LocalCandidate; 1] {
+pub(super) fn host(end: usize) -> [LocalCandidate; 1] {
     [LocalCandidate {
         origin: Origin::Interface,
         addr: addr(end),
@@ -31,7 +31,7 @@ fn host(end: usize) -> [LocalCandidate; 1] {
 }
 
 impl Net {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = Instant::now();
         let end = || IceSession::new(Arc::new(Identity::generate().unwrap()), None, now);
         Self {
@@ -43,7 +43,7 @@ impl Net {
         }
     }
 
-    fn description(&mut self, end: usize) -> String {
+    pub(super) fn description(&mut self, end: usize) -> String {
         self.ends[end].set_local_candidates(&host(end));
         match self.ends[end].poll_event(&noop_waker()) {
             Some(SessionEvent::Description(sdp)) => sdp,
@@ -60,7 +60,7 @@ impl Net {
     }
 
     /// Lets one millisecond pass for both sessions and the network.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.now += Duration::from_millis(1);
         while self.flying.front().is_some_and(|(at, ..)| *at <= self.now) {
             let (_, to, source, destination, data) = self.flying.pop_front().unwrap();
@@ -85,22 +85,22 @@ impl Net {
         }
     }
 
-    fn run(&mut self, millis: usize) {
+    pub(super) fn run(&mut self, millis: usize) {
         for _ in 0..millis {
             self.step();
         }
     }
 
-    fn saw(&self, end: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
+    pub(super) fn saw(&self, end: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
         self.seen[end].iter().any(wanted)
     }
 
-    fn association(&mut self, end: usize) -> &mut Association {
+    pub(super) fn association(&mut self, end: usize) -> &mut Association {
         self.ends[end].association.as_mut().unwrap()
     }
 }
 
-fn connected(event: &SessionEvent) -> bool {
+pub(super) fn connected(event: &SessionEvent) -> bool {
     matches!(event, SessionEvent::Connected)
 }
 
@@ -140,6 +140,23 @@ fn dtls_with_libdatachannel_waits_for_a_moment() {
     };
     assert_eq!(client_hello_after("o=rtc"), LIBDATACHANNEL_PAUSE);
     assert_eq!(client_hello_after("o=-"), Duration::ZERO);
+}
+
+/// The agent writes both fragments into each check, and its writer panics at long ones.
+#[test]
+fn a_fragment_that_no_check_has_room_for_is_refused() {
+    for (len, allowed) in [(32, true), (200, false)] {
+        let mut net = Net::new();
+        net.negotiate(|answer| {
+            let line = answer.lines().find(|line| line.starts_with("a=ice-ufrag:"));
+            answer.replace(line.unwrap(), &format!("a=ice-ufrag:{}", "a".repeat(len)))
+        });
+        net.run(20);
+        assert_eq!(
+            net.saw(0, |e| matches!(e, SessionEvent::Failed(_))),
+            !allowed
+        );
+    }
 }
 
 /// The first check of one side meets a NAT that the other side has not opened yet.
