@@ -10,8 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
-use if_watch::{IfEvent, tokio::IfWatcher};
+use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::{
     Multiaddr, PeerId,
     core::{
@@ -26,9 +25,12 @@ use tokio::{sync::oneshot, time};
 use super::{
     Admission, Quic, QuicConnection, QuicError, SERVER_NAME,
     admission::Answer,
-    link::{EndpointSocket, Peers},
+    link::{EndpointSocket, Peers, lock},
 };
-use crate::native::udp::{Receiver, any_source};
+use crate::native::{
+    interfaces,
+    udp::{Receiver, any_source},
+};
 
 /// The pause between two datagrams to a peer that will dial this one, in milliseconds. The
 /// datagrams make the NAT let the peer in. The pause is random between these bounds, so that two
@@ -63,10 +65,38 @@ pub(crate) struct QuicTransport {
 struct Listener {
     id: ListenerId,
     bound: SocketAddr,
-    /// Reports the addresses of the interfaces, where the listener listens on all of them.
-    interfaces: Option<IfWatcher>,
+    /// The addresses of the interfaces, where the listener listens on all of them.
+    interfaces: Option<Interfaces>,
     /// The addresses that were reported.
     ips: HashSet<IpAddr>,
+}
+
+/// The addresses of this machine's interfaces, as they are now.
+struct Interfaces {
+    /// Moves on as the addresses change, and never ends.
+    follow: BoxFuture<'static, ()>,
+    now: Arc<Mutex<Vec<IpAddr>>>,
+}
+
+impl Interfaces {
+    /// Keeps what `follow` tells.
+    fn new<F: Future<Output = ()> + Send + 'static>(
+        follow: impl FnOnce(Box<dyn FnMut(&[IpAddr]) + Send>) -> F,
+    ) -> Self {
+        let now = Arc::<Mutex<Vec<IpAddr>>>::default();
+        let told = now.clone();
+        let tell = move |ips: &[IpAddr]| *lock(&told) = ips.to_vec();
+        Self {
+            follow: follow(Box::new(tell)).fuse().boxed(),
+            now,
+        }
+    }
+
+    /// Returns the addresses. The task is woken when they change.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Vec<IpAddr> {
+        let _ = self.follow.poll_unpin(cx);
+        lock(&self.now).clone()
+    }
 }
 
 /// The dials that are waited for, by the address that each is expected from.
@@ -248,10 +278,8 @@ impl transport::Transport for QuicTransport {
             return Err(TransportError::MultiaddrNotSupported(addr));
         }
         let bound = SocketAddr::new(wanted.ip(), local.port());
-        let interfaces = match bound.ip().is_unspecified() {
-            true => Some(IfWatcher::new().map_err(|error| TransportError::Other(error.into()))?),
-            false => None,
-        };
+        let everywhere = bound.ip().is_unspecified();
+        let interfaces = everywhere.then(|| Interfaces::new(interfaces::follow));
         if interfaces.is_none() {
             self.events.push_back(TransportEvent::NewAddress {
                 listener_id: id,
@@ -356,41 +384,24 @@ impl Listener {
         let Some(interfaces) = &mut self.interfaces else {
             return Poll::Pending;
         };
+        let mut now = interfaces.poll(cx);
+        now.retain(|ip| ip.is_ipv4() == self.bound.is_ipv4());
         let listener_id = self.id;
-        while let Poll::Ready(event) = interfaces.poll_next_unpin(cx) {
-            let (ip, up) = match event {
-                Some(Ok(IfEvent::Up(net))) => (net.addr(), true),
-                Some(Ok(IfEvent::Down(net))) => (net.addr(), false),
-                Some(Err(error)) => {
-                    // The watcher tells nothing any more. Another one begins with all addresses.
-                    self.interfaces = IfWatcher::new().ok();
-                    return Poll::Ready(TransportEvent::ListenerError {
-                        listener_id,
-                        error: error.into(),
-                    });
-                }
-                None => {
-                    self.interfaces = None;
-                    break;
-                }
-            };
-            let is_news = match up {
-                true => self.ips.insert(ip),
-                false => self.ips.remove(&ip),
-            };
-            if !is_news || ip.is_ipv4() != self.bound.is_ipv4() {
-                continue;
-            }
-            let listen_addr = multiaddr(SocketAddr::new(ip, self.bound.port()));
-            return Poll::Ready(match up {
-                true => TransportEvent::NewAddress {
-                    listener_id,
-                    listen_addr,
-                },
-                false => TransportEvent::AddressExpired {
-                    listener_id,
-                    listen_addr,
-                },
+        let port = self.bound.port();
+        let listen_addr = |ip| multiaddr(SocketAddr::new(ip, port));
+        // What is gone is told first, so that no moment has more addresses than the machine.
+        if let Some(ip) = self.ips.iter().find(|ip| !now.contains(ip)).copied() {
+            self.ips.remove(&ip);
+            return Poll::Ready(TransportEvent::AddressExpired {
+                listener_id,
+                listen_addr: listen_addr(ip),
+            });
+        }
+        if let Some(ip) = now.into_iter().find(|ip| !self.ips.contains(ip)) {
+            self.ips.insert(ip);
+            return Poll::Ready(TransportEvent::NewAddress {
+                listener_id,
+                listen_addr: listen_addr(ip),
             });
         }
         Poll::Pending
@@ -433,6 +444,54 @@ pub(crate) fn socket_addr(address: &Multiaddr) -> Option<(SocketAddr, Option<Pee
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_vanished_unseen_expires() {
+        let lists: [&[&str]; 3] = [
+            &["10.0.0.1", "10.0.0.2"],
+            &["::1"],
+            &["10.0.0.2", "10.0.0.3"],
+        ];
+        let (next, mut told) = tokio::sync::mpsc::unbounded_channel::<Vec<IpAddr>>();
+        let mut listener = Listener {
+            id: ListenerId::next(),
+            bound: "0.0.0.0:7".parse().unwrap(),
+            interfaces: Some(Interfaces::new(|mut tell| async move {
+                while let Some(list) = told.recv().await {
+                    tell(&list);
+                }
+            })),
+            ips: HashSet::new(),
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut events = Vec::new();
+        for list in lists {
+            let ips: Vec<IpAddr> = list.iter().map(|ip| ip.parse().unwrap()).collect();
+            next.send(ips).unwrap();
+            while let Poll::Ready(event) = listener.poll(&mut cx) {
+                events.push(match event {
+                    TransportEvent::NewAddress { listen_addr, .. } => format!("+{listen_addr}"),
+                    TransportEvent::AddressExpired { listen_addr, .. } => format!("-{listen_addr}"),
+                    _ => panic!("an event of another kind"),
+                });
+            }
+        }
+        assert_eq!(events.len(), 6, "{events:?}");
+        assert_eq!(events[4], "+/ip4/10.0.0.2/udp/7/quic-v1");
+    }
+
+    #[tokio::test]
+    async fn the_addresses_of_this_machine_are_reported() {
+        let mut interfaces = Interfaces::new(interfaces::follow);
+        let found = std::future::poll_fn(|cx| match interfaces.poll(cx) {
+            none if none.is_empty() => Poll::Pending,
+            some => Poll::Ready(some),
+        });
+        let found = time::timeout(crate::testing::PATIENCE, found)
+            .await
+            .unwrap();
+        assert!(found.iter().any(IpAddr::is_loopback), "{found:?}");
+    }
 
     #[test]
     fn addresses_are_read_and_written() {
