@@ -135,7 +135,7 @@ pub(crate) fn start(identity: Identity, config: Config) -> Result<Started, Error
         internal: internal_rx,
         circuits: circuit_requests,
         guesses,
-        signals: backend::Signals::new(),
+        signals: backend::Signals::new(&net),
     };
     let outbox = Outbox {
         commands: commands.downgrade(),
