@@ -117,7 +117,7 @@ const BYSTANDER: &str = "HOSTILE_BYSTANDER";
 
 impl Bystander {
     pub(crate) fn start() -> Self {
-        let address = (Ipv4Addr::LOCALHOST, free_ports()).into();
+        let address = std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports()));
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "measure::bystander", "--nocapture"]);
         command.env(BYSTANDER, address.to_string());

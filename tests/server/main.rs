@@ -363,14 +363,6 @@ async fn a_restart_keeps_identity_and_certificate() {
     assert_eq!(names(&second), before);
 }
 
-/// Returns the port of the server's address that contains `has`.
-fn port(server: &Server, has: &str) -> u16 {
-    match address(server, has).iter().nth(1) {
-        Some(Protocol::Udp(port) | Protocol::Tcp(port)) => port,
-        other => panic!("{other:?}"),
-    }
-}
-
 #[tokio::test]
 async fn a_taken_port_is_named_with_its_service() {
     for (service, n) in [
