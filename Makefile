@@ -26,9 +26,12 @@ test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/inter
 	node --test --test-concurrency=1 tests/interop/*.test.mjs
 	cargo test --locked -p throughline-lab
 
-lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the connectivity matrix behind real NATs (needs root; LAB="--full --repeat 3" for more)
+# What the lab is asked for: the matrix, or what changes of the network cost.
+ASKED := $(if $(filter --mobility,$(LAB)),mobility,matrix)
+
+lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the connectivity matrix behind real NATs (needs root; LAB="--full --repeat 3" for more), or LAB="--mobility --long": what changes of the network cost
 	cargo build $(ALL)
-	cargo run --quiet --locked -p throughline-lab -- matrix --json target/matrix.json --markdown target/matrix.md $(LAB)
+	cargo run --quiet --locked -p throughline-lab -- $(ASKED) --json target/$(ASKED).json --markdown target/$(ASKED).md $(LAB:--mobility=)
 
 bench: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## compare ours with iroh, rust-libp2p, js-libp2p and bare WebRTC (needs root; BENCH="--repeat 30" for more), then measure the decoders
 	cargo build --release $(ALL)

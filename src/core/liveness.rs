@@ -33,6 +33,28 @@ const MOST_PENALTY: Duration = Duration::from_secs(60);
 /// A path that was trusted for this long starts without a record.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
+/// What tells that paths may have changed. Each path is probed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// The network may be another one, so what has failed before may work now.
+    Network,
+    /// The system has no way to some address.
+    #[allow(dead_code, reason = "a page sends no packets itself")]
+    Unreachable,
+}
+
+impl Hint {
+    /// Returns how a path is to be probed.
+    pub(crate) fn probes(self) -> fn(&mut Liveness, Instant) {
+        match self {
+            Self::Network => Liveness::hint,
+            // Most such addresses are candidates that were never of use, so silence means no more
+            // than else.
+            Self::Unreachable => Liveness::probe,
+        }
+    }
+}
+
 /// How paths are probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Probing {

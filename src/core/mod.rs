@@ -16,6 +16,7 @@ pub(crate) mod dial;
 pub(crate) mod dial_back;
 pub(crate) mod frame;
 pub(crate) mod liveness;
+pub(crate) mod loss;
 #[allow(dead_code, reason = "a browser resolves mDNS names itself")]
 pub(crate) mod mdns;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]

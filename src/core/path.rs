@@ -27,10 +27,12 @@ pub(crate) struct PathCandidate<Id> {
     /// The round-trip time, or `None` until it is measured.
     pub(crate) rtt: Option<Duration>,
     pub(crate) standing: Standing,
+    /// Whether the path loses much of what is sent.
+    pub(crate) lossy: bool,
 }
 
-/// Chooses the path to use. A path of better standing wins. Then direct wins over TURN, and
-/// TURN over relayed. Then the current path stays, unless another is faster by more than the
+/// Chooses the path to use. A path of better standing wins. Then one that loses little wins. Then
+/// direct wins over TURN, and TURN over relayed. Then the current path stays, unless another is faster by more than the
 /// hysteresis. Among equals, the first wins.
 pub(crate) fn select<Id: Copy + PartialEq>(
     candidates: &[PathCandidate<Id>],
@@ -38,8 +40,8 @@ pub(crate) fn select<Id: Copy + PartialEq>(
 ) -> Option<Id> {
     // Whether a suspect path is dead does not depend on its kind, so the current one stays.
     let tier = |c: &PathCandidate<Id>| match c.standing {
-        Standing::Suspect => (c.standing, PathKind::Relayed),
-        _ => (c.standing, c.kind),
+        Standing::Suspect => (c.standing, false, PathKind::Relayed),
+        _ => (c.standing, c.lossy, c.kind),
     };
     let best_tier = candidates.iter().map(tier).min()?;
     let mut tied = candidates.iter().filter(|c| tier(c) == best_tier);
@@ -71,6 +73,7 @@ mod tests {
             kind,
             rtt: rtt.map(Duration::from_millis),
             standing: Standing::Trusted,
+            lossy: false,
         }
     }
 
@@ -104,6 +107,22 @@ mod tests {
             select(&[slow, path(2, PathKind::Direct, Some(19))], Some(2)),
             Some(2)
         );
+    }
+
+    #[test]
+    fn a_clean_relay_wins_over_a_lossy_direct_path_of_the_same_standing() {
+        let mut direct = path(1, PathKind::Direct, Some(5));
+        let mut relayed = path(2, PathKind::Relayed, Some(100));
+        direct.lossy = true;
+        assert_eq!(select(&[direct, relayed], Some(1)), Some(2));
+        relayed.standing = Standing::Sound;
+        assert_eq!(select(&[direct, relayed], Some(1)), Some(1));
+        relayed.standing = Standing::Trusted;
+        relayed.lossy = true;
+        assert_eq!(select(&[direct, relayed], Some(2)), Some(1));
+        direct.standing = Standing::Suspect;
+        relayed.standing = Standing::Suspect;
+        assert_eq!(select(&[direct, relayed], Some(2)), Some(2));
     }
 
     #[test]

@@ -26,6 +26,10 @@ const LOST: Duration = Duration::from_secs(2);
 /// another one every two minutes.
 const SOON: u32 = 15;
 
+/// A relay refuses a circuit when the peer's link is dead. A peer that has moved has another link soon,
+/// so the circuit is asked for once more after this pause, also while a call waits.
+const REFUSED: Duration = Duration::from_millis(500);
+
 /// An attempt without an answer for this long when the network changes is made again. The time is
 /// longer than most round trips. So the addresses that a system reports at its start, one after the
 /// other, disturb nothing.
@@ -278,6 +282,7 @@ impl Race {
                     step,
                     way: 0,
                     strategies: Vec::new(),
+                    again: false,
                 }),
                 Some(slot) if slot.state == State::Deferred => {
                     slot.state = State::Running(now);
@@ -347,8 +352,12 @@ impl Race {
             _ => Outcome::Failed,
         };
         let records = slot.records(now, outcome, cause, reason);
+        let is_circuit = matches!(slot.step.attempt, AttemptId::Circuit(_));
+        let again = awaited && is_circuit && cause == Cause::Refused && !slot.again;
+        slot.again |= again;
         slot.state = match cause {
             Cause::Unsupported | Cause::WrongPeer => State::Spent,
+            _ if again => State::At(now + REFUSED),
             _ => State::Failed,
         };
         if awaited {

@@ -6,12 +6,13 @@
 
 use std::{
     cell::RefCell,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Waker},
 };
 
 use super::Queues;
-use crate::core::datagram::MAX_LEN;
+use crate::core::{datagram::MAX_LEN, loss::Counts};
 
 thread_local! {
     /// The lane of the connection whose handler was polled last on this thread.
@@ -45,6 +46,17 @@ struct State {
     carried: Option<usize>,
     /// The length that the session was told.
     told: Option<usize>,
+    /// Counts what the connection sends and loses, if its transport can.
+    counter: Option<Counter>,
+}
+
+/// Returns the counts of a connection.
+struct Counter(Box<dyn Fn() -> Counts + Send>);
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Counter").field(&(self.0)()).finish()
+    }
 }
 
 impl Lane {
@@ -95,6 +107,18 @@ impl Lane {
             // The handler tells the session.
             task.wake();
         }
+    }
+
+    /// Says how the packets of the connection are counted.
+    #[allow(dead_code, reason = "a browser counts no packets")]
+    pub(crate) fn counted_by(&self, counts: impl Fn() -> Counts + Send + 'static) {
+        self.lock().counter = Some(Counter(Box::new(counts)));
+    }
+
+    /// Returns what the connection has sent and lost so far, if that is known.
+    pub(crate) fn counts(&self) -> Option<Counts> {
+        let state = self.lock();
+        state.counter.as_ref().map(|counter| (counter.0)())
     }
 
     /// Returns the length of the longest datagram that the lane carries.

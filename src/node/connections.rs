@@ -28,7 +28,7 @@ use crate::{
     core::{
         address::{self, Route},
         circuit::CircuitError,
-        liveness::Liveness,
+        liveness::{Hint, Liveness},
     },
     error::Error,
     stream::SessionId,
@@ -88,7 +88,7 @@ impl Node {
                 self.own.listen(listener_id, address);
                 self.refresh_ticket();
                 if direct {
-                    self.probe_all();
+                    self.probe_all(Hint::Network);
                 }
             }
             SwarmEvent::ExpiredListenAddr {
@@ -138,7 +138,7 @@ impl Node {
                 lane,
             }) => match self.session_with(&peer) {
                 Some((session, mut round)) => session.on_lane(connection, lane, &mut round),
-                None => lane.belong_to(None),
+                None => self.relays.on_lane(&peer, connection, lane),
             },
             NodeBehaviourEvent::Rtc(webrtc::Event::Path {
                 peer,

@@ -32,7 +32,10 @@ use super::{
 use crate::{
     Config,
     backend::{self, trace},
-    core::{birthday::Guessing, plan::Rules, race, reservation::ReservationError, resume::Header},
+    core::{
+        birthday::Guessing, liveness::Hint, plan::Rules, race, reservation::ReservationError,
+        resume::Header,
+    },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
     swarm::circuit,
@@ -115,7 +118,7 @@ enum Input {
     Timer(Timer),
     Command(Command),
     NatChanged,
-    NetworkChanged,
+    Hint(Hint),
     HandlesGone,
 }
 
@@ -173,8 +176,8 @@ impl Node {
         if inputs.nat_changed.poll_unpin(cx).is_ready() {
             return Poll::Ready(Input::NatChanged);
         }
-        if inputs.signals.poll_changed(cx).is_ready() {
-            return Poll::Ready(Input::NetworkChanged);
+        if let Poll::Ready(hint) = inputs.signals.poll_hint(cx) {
+            return Poll::Ready(Input::Hint(hint));
         }
         if let Poll::Ready(timer) = self.timers.poll(cx) {
             return Poll::Ready(Input::Timer(timer));
@@ -202,7 +205,7 @@ impl Node {
             Input::Guessing(peer, guessing) => self.on_guessing(&peer, guessing),
             Input::Timer(timer) => {
                 if self.timers.have_stood_still() {
-                    self.probe_all();
+                    self.probe_all(Hint::Network);
                 }
                 self.on_timer(timer);
             }
@@ -215,7 +218,7 @@ impl Node {
                     self.end_hopeless(id);
                 }
             }
-            Input::NetworkChanged => self.probe_all(),
+            Input::Hint(hint) => self.probe_all(hint),
             Input::HandlesGone => self.begin_shutdown(None),
         }
     }

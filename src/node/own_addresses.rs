@@ -9,6 +9,7 @@ use crate::{
     backend,
     core::{
         address::{self, Route},
+        liveness::Hint,
         scope::Scope,
     },
     offer::Sealer,
@@ -138,17 +139,20 @@ impl Node {
             self.network.swarm.remove_external_address(&address);
         }
         self.confirmed_changed();
-        self.probe_all();
+        self.relays.on_address_gone(&mut self.effects);
+        self.probe_all(Hint::Network);
     }
 
-    /// The network may have changed. Each path and link shows whether it is still there, and what
-    /// has failed is tried again.
-    pub(super) fn probe_all(&mut self) {
-        self.net.network_changed();
-        self.relays.on_network_changed(&mut self.effects);
+    /// Each path and link shows whether it is still there. If the network may be another one, what has
+    /// failed is tried again.
+    pub(super) fn probe_all(&mut self, hint: Hint) {
+        if hint == Hint::Network {
+            self.net.network_changed();
+        }
+        self.relays.on_hint(hint, &mut self.effects);
         for id in self.sessions.ids() {
             if let Some((session, mut round)) = self.session(id) {
-                session.on_network_changed(&mut round);
+                session.on_hint(hint, &mut round);
             }
         }
     }

@@ -45,6 +45,7 @@ impl Node {
                 for id in self.sessions.over(&relay) {
                     if let Some((session, mut round)) = self.session(id) {
                         session.send_all_early(&mut round);
+                        session.on_way_back(&mut round);
                         round.effects.replan(id);
                     }
                 }
@@ -71,7 +72,7 @@ impl Node {
             Effect::Announce(relays) => relays.iter().for_each(|r| self.network.announce(r)),
             Effect::Withdraw(relays) => relays.iter().for_each(|r| self.network.withdraw(r)),
             Effect::CloseConnection(conn) => self.network.close(conn),
-            Effect::ProbeLink(relay) => self.relays.probe(relay, Liveness::probe, effects),
+            Effect::ProbeLink(relay) => self.relays.probe(relay, Liveness::hint, effects),
             Effect::LinkBusy(relay) => self.relays.probe(relay, Liveness::busy, effects),
             Effect::DoubtMapping => self.net.rtc.doubt_mapping(),
             Effect::Probe(peer, conn) => self.network.probe(peer, conn),

@@ -144,7 +144,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         internal: internal_rx,
         circuits: circuit_requests,
         guesses,
-        signals: backend::Signals::new(),
+        signals: backend::Signals::new(&net),
     };
     let outbox = Outbox {
         commands: commands.downgrade(),

@@ -328,7 +328,10 @@ impl Relay {
             return asked.refuse(Status::Limit);
         };
         self.metrics.reservation(match reserved {
-            Reserved::New => "accepted",
+            Reserved::New => {
+                self.watch.superseded(&peer, connection);
+                "accepted"
+            }
             Reserved::Renewed => "renewed",
         });
         self.count_reservations();

@@ -94,6 +94,15 @@ impl Watch {
         }
     }
 
+    /// A peer has come back on another connection. Nobody waits for a proof on its older ones any more.
+    pub(super) fn superseded(&mut self, peer: &PeerId, by: ConnectionId) {
+        for (connection, watched) in &mut self.0 {
+            if watched.peer == *peer && *connection != by {
+                watched.waiting.clear();
+            }
+        }
+    }
+
     /// Asks for a proof of life. Returns also whether a probe is to be sent for it. One that is under
     /// way must not be replaced, because its answer would not count. A peer that answers no probes
     /// needs no proof.
@@ -180,6 +189,17 @@ mod tests {
         let (gone, _) = watch.ask(connection);
         watch.disconnected(connection);
         assert!(gone.missing().now_or_never().is_some());
+        watch.connected(peer, connection);
+        let (old, _) = watch.ask(connection);
+        watch.superseded(&peer, connection);
+        let mut old = Box::pin(old.missing());
+        assert!(old.as_mut().now_or_never().is_none(), "its own reservation");
+        watch.superseded(&PeerId::random(), ConnectionId::new_unchecked(2));
+        assert!(old.as_mut().now_or_never().is_none(), "another peer's");
+        watch.superseded(&peer, ConnectionId::new_unchecked(2));
+        assert!(old.now_or_never().is_some());
+
+        watch.disconnected(connection);
         let (unknown, probe) = watch.ask(connection);
         assert!(unknown.missing().now_or_never().is_none() && !probe);
     }

@@ -7,7 +7,8 @@ use send_wrapper::SendWrapper;
 use wasm_bindgen::JsCast;
 use web_sys::{Event, EventTarget};
 
-use super::listener::Listener;
+use super::{Net, listener::Listener};
+use crate::core::liveness::Hint;
 
 /// After these events the network may be another one, and timers may have stood still: the page was
 /// offline, in the background, or in the back-forward cache.
@@ -20,7 +21,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(_: &Net) -> Self {
         // The channel has room for one signal from each listener. More say nothing more.
         let (sender, changed) = mpsc::channel(0);
         let target: Option<EventTarget> = js_sys::global().dyn_into().ok();
@@ -35,10 +36,10 @@ impl Signals {
         }
     }
 
-    /// Resolves when the network may have changed.
-    pub(crate) fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Resolves when paths may have changed.
+    pub(crate) fn poll_hint(&mut self, cx: &mut Context<'_>) -> Poll<Hint> {
         match self.changed.poll_next_unpin(cx) {
-            Poll::Ready(Some(())) => Poll::Ready(()),
+            Poll::Ready(Some(())) => Poll::Ready(Hint::Network),
             _ => Poll::Pending,
         }
     }

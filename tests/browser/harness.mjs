@@ -99,9 +99,12 @@ export async function connect(t, { relay, stun }, ticket, ...more) {
 }
 
 /** Starts a fresh Chromium. `args` are added to the flags that it needs without a display, a GPU and a user. */
-export async function launch(t, ...args) {
+export const launch = (t, ...args) => launchWithout(t, [], ...args);
+
+/** Like `launch`, but without these of the flags that Playwright gives. */
+export async function launchWithout(t, ignoreDefaultArgs, ...args) {
   const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  const instance = await chromium.launch({ executablePath: browser, args: [...flags, ...args] });
+  const instance = await chromium.launch({ executablePath: browser, ignoreDefaultArgs, args: [...flags, ...args] });
   t.after(() => instance.close());
   return instance;
 }

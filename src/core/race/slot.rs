@@ -16,6 +16,8 @@ pub(super) struct Slot {
     pub(super) state: State,
     /// The strategies of the attempt and their starts, while it is under way.
     pub(super) strategies: Vec<(Strategy, Duration)>,
+    /// Whether the attempt was refused once, and is made again although a call waits.
+    pub(super) again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +30,8 @@ pub(super) enum State {
     Running(Duration),
     /// The attempt is under way, and goes on when a plan holds it again.
     Deferred,
-    /// The attempt has failed. While calls wait for a first path, each attempt is made only once.
+    /// The attempt has failed. While calls wait for a first path, each attempt is made only once, but
+    /// for a circuit that was refused.
     Failed,
     /// The attempt is not repeated.
     Spent,
@@ -44,6 +47,7 @@ impl Slot {
         matches!(self.step.attempt, AttemptId::Circuit(_))
             && matches!(self.state, State::At(_) | State::Spared)
             && self.step.backoff.failures() == 0
+            && !self.again
     }
 
     /// Whether this attempt may still give a path better than `kind` at its first try.

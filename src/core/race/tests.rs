@@ -480,17 +480,32 @@ fn a_deferred_attempt_does_not_keep_a_connect_waiting() {
     track.connect(MS);
     track.known.offer = false;
     track.tell(2 * MS, RaceEvent::Deferred(AttemptId::Ice));
-    let actions = track.failed(3 * MS, AttemptId::Circuit(relay), Cause::Refused);
+    let actions = track.failed(3 * MS, AttemptId::Circuit(relay), Cause::RelayUnreachable);
     let Some(RaceAction::GiveUp { attempts, .. }) = actions.last() else {
         panic!("{actions:?}");
     };
     let causes: Vec<_> = attempts.iter().map(|a| (a.strategy, a.cause)).collect();
     let expected = [
-        (Strategy::CircuitRelay, Some(Cause::Refused)),
+        (Strategy::CircuitRelay, Some(Cause::RelayUnreachable)),
         (Strategy::Direct, Some(Cause::Signalling)),
         (Strategy::Stun, Some(Cause::Signalling)),
     ];
     assert_eq!(causes, expected);
+}
+
+#[test]
+fn a_circuit_that_is_refused_is_asked_for_once_more_while_a_call_waits() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], false);
+    track.connect(MS);
+    let refused = track.failed(100 * MS, circuit, Cause::Refused);
+    assert_eq!(started(&refused), []);
+    assert_eq!(started(&track.tell(599 * MS, RaceEvent::Tick)), []);
+    let again = track.tell(600 * MS, RaceEvent::Tick);
+    assert_eq!(started(&again), [circuit]);
+    let given_up = track.failed(700 * MS, circuit, Cause::Refused);
+    assert!(matches!(given_up.last(), Some(RaceAction::GiveUp { .. })));
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::{
     datagrams::{self, QuicDatagrams},
 };
 use crate::{
+    core::loss::Counts,
     datagrams::{Driver, claim},
     swarm::dials::WRONG_PEER,
 };
@@ -144,6 +145,27 @@ impl QuicConnection {
     }
 }
 
+/// Counts the packets that want an acknowledgement. Each has one of these frames at least, and few have
+/// more than one.
+fn counts(connection: &quinn::Connection) -> Counts {
+    let stats = connection.stats();
+    let frames = stats.frame_tx;
+    let wanting = [
+        frames.stream,
+        frames.datagram,
+        frames.ping,
+        frames.max_data,
+        frames.max_stream_data,
+        frames.max_streams_bidi,
+        frames.reset_stream,
+        frames.stop_sending,
+    ];
+    Counts {
+        sent: wanting.iter().sum(),
+        lost: stats.path.lost_packets,
+    }
+}
+
 fn accept(connection: &quinn::Connection) -> Streams {
     let connection = connection.clone();
     async move { connection.accept_bi().await }.boxed()
@@ -203,8 +225,11 @@ impl StreamMuxer for QuicConnection {
     ) -> Poll<Result<StreamMuxerEvent, QuicError>> {
         let this = &mut *self;
         if this.datagrams.is_none() {
-            let lane = claim(cx);
-            this.datagrams = lane.map(|lane| datagrams::driver(&this.connection, lane));
+            this.datagrams = claim(cx).map(|lane| {
+                let counted = this.connection.clone();
+                lane.counted_by(move || counts(&counted));
+                datagrams::driver(&this.connection, lane)
+            });
         }
         if let Some(driver) = &mut this.datagrams {
             // It changes as QUIC learns what the path carries.

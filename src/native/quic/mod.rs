@@ -130,6 +130,11 @@ impl fmt::Debug for Quic {
 }
 
 impl Quic {
+    /// The sockets below.
+    pub(crate) fn sockets(&self) -> &Sockets {
+        &self.0.sockets
+    }
+
     /// Makes a certificate for the peer id of `keypair`.
     ///
     /// # Errors

@@ -238,9 +238,7 @@ impl transport::Transport for QuicTransport {
             return Err(TransportError::MultiaddrNotSupported(addr));
         }
         let bound = SocketAddr::new(wanted.ip(), local.port());
-        let listener = Listening::new(id, bound);
-        let listener = listener.map_err(|error| TransportError::Other(error.into()))?;
-        self.listeners.push(listener);
+        self.listeners.push(Listening::new(id, bound));
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }

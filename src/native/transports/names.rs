@@ -13,6 +13,7 @@ use std::{
     str,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -37,6 +38,15 @@ const MAX_LOOKUPS: usize = 32;
 const MAX_DIALS: usize = 16;
 /// The most addresses that are taken from the records of one `/dnsaddr`.
 const MAX_RECORDS: usize = 16;
+
+/// How long it is believed that a name does not exist. A network that has no way out yet says so of
+/// all names.
+const DENIED: Duration = Duration::from_secs(1);
+/// Whether the name servers are configured in a file, as on most systems. Some have them elsewhere.
+const IN_FILE: bool = cfg!(all(
+    unix,
+    not(any(target_os = "android", target_vendor = "apple"))
+));
 
 /// Where the configuration of the resolver is.
 #[derive(Clone, Debug)]
@@ -97,8 +107,8 @@ impl Names {
         }))
     }
 
-    /// The network has changed, or the configuration is of no use. It is read again, and answers from
-    /// before are forgotten.
+    /// The network has changed. The configuration is read again, and answers from before are
+    /// forgotten.
     pub(crate) fn renew(&self) {
         self.0.servers.renew();
         self.0.hosts.renew();
@@ -137,9 +147,10 @@ impl Names {
             Ok(found) if found.is_empty() => Err(io::Error::other("the name has no such address")),
             found => found.map_err(io::Error::other),
         };
-        if found.is_err() {
-            // Whoever asks again counts on what the network says then.
-            self.renew();
+        if found.is_err() && !IN_FILE {
+            // The system may name other servers now. A change of a file is seen without this, and
+            // what other names stand for is not forgotten.
+            self.0.servers.renew();
         }
         found
     }
@@ -188,6 +199,7 @@ fn make(servers: &Servers, hosts: &Arc<Hosts>) -> Result<TokioResolver, NetError
     let (config, mut options) = servers.clone();
     // The resolver would read the hosts file itself.
     options.use_hosts_file = ResolveHosts::Never;
+    options.negative_max_ttl = Some(DENIED);
     let provider = TokioRuntimeProvider::default();
     let mut resolver = TokioResolver::builder_with_config(config, provider)
         .with_options(options)

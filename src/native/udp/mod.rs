@@ -21,7 +21,7 @@ use std::{
 
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use str0m::ice::StunMessage;
-use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify, task::AbortHandle};
 
 pub(crate) use self::listening::Listening;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -80,6 +80,8 @@ struct Inner {
     adopted: RwLock<HashMap<SocketAddr, Arc<Port>>>,
     routes: Arc<Mutex<Routes>>,
     readers: Vec<AbortHandle>,
+    /// Told when the system refuses to send to an address.
+    unreachable: Arc<Notify>,
 }
 
 /// A further socket, besides the shared ones. Dropping it closes the socket.
@@ -192,7 +194,14 @@ impl Sockets {
             adopted: RwLock::default(),
             routes,
             readers,
+            unreachable: Arc::default(),
         }))
+    }
+
+    /// Told when the system says that it cannot send to an address, such as one that a path has used.
+    /// No event says when it can again.
+    pub(crate) fn unreachable(&self) -> Arc<Notify> {
+        self.0.unreachable.clone()
     }
 
     /// The local port for addresses of the family of `ip`.
@@ -310,7 +319,12 @@ impl Sockets {
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                Err(error) => tracing::trace!(%error, "datagram not sent"),
+                Err(error) => {
+                    tracing::trace!(%error, "datagram not sent");
+                    if is_unreachable(error.kind()) {
+                        self.0.unreachable.notify_one();
+                    }
+                }
                 Ok(()) => {}
             }
             *data = rest;
@@ -345,6 +359,16 @@ impl Sockets {
         let mut all = [&self.0.v4, &self.0.v6].into_iter().flatten();
         all.any(|port| port.state.may_fragment())
     }
+}
+
+/// Whether the system has no way to an address: no route, no neighbour, or not the source that was
+/// asked for.
+fn is_unreachable(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{AddrNotAvailable, HostUnreachable, NetworkDown, NetworkUnreachable};
+    matches!(
+        kind,
+        AddrNotAvailable | HostUnreachable | NetworkDown | NetworkUnreachable
+    )
 }
 
 #[cfg(test)]

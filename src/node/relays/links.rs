@@ -1,9 +1,10 @@
 //! Links: the connections to relays.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use libp2p::{
     Multiaddr, PeerId,
+    multiaddr::Protocol,
     swarm::{
         ConnectionId,
         dial_opts::{DialOpts, PeerCondition},
@@ -17,10 +18,12 @@ use crate::{
     core::{
         address,
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
-        liveness::{Liveness, Probing},
+        liveness::{Hint, Liveness, Probing},
+        loss::Loss,
         offer::OFFER_PROTOCOL,
         plan::AttemptId,
     },
+    datagrams::Lane,
     event::Cause,
     node::{
         effect::{Effect, Effects},
@@ -107,6 +110,8 @@ impl Relays {
         relay.last_error = None;
         let now = Instant::now();
         relay.up_since = Some(now);
+        relay.loss = Loss::default();
+        relay.lane = None;
         relay.liveness = Some(Liveness::new(now, probing));
         relay.watch(peer, effects);
         let waiting = std::mem::take(&mut relay.waiting);
@@ -161,11 +166,25 @@ impl Relays {
             return;
         }
         relay.liveness = None;
+        relay.lane = None;
         relay.link = RelayLink::Down;
         if relay.reservation != Reservation::None {
             let reason = cause.unwrap_or("the relay closed the link");
             self.on_reservation_ended(peer, reason, effects);
         }
+    }
+
+    /// A connection to a relay has a lane. It carries no datagrams, and counts the link's packets.
+    pub(in crate::node) fn on_lane(&mut self, peer: &PeerId, conn: ConnectionId, lane: Arc<Lane>) {
+        lane.belong_to(None);
+        if let Some(relay) = self.get_mut(peer).filter(|relay| relay.is_linked_by(conn)) {
+            relay.lane = Some(lane);
+        }
+    }
+
+    /// Whether the link to a relay loses much of what is sent.
+    pub(in crate::node) fn is_lossy(&self, peer: &PeerId) -> bool {
+        self.get(peer).is_some_and(|relay| relay.loss.is_high())
     }
 
     /// A link has answered a probe. There is no round-trip time if the relay does not speak the
@@ -186,8 +205,12 @@ impl Relays {
         };
         match rtt {
             Some(rtt) => {
-                let _ = liveness.answered(Instant::now(), rtt);
+                let now = Instant::now();
+                let _ = liveness.answered(now, rtt);
                 relay.rtt = Some(rtt);
+                if let Some(counts) = relay.lane.as_ref().and_then(|lane| lane.counts()) {
+                    relay.loss.count(now, counts);
+                }
                 relay.watch(*peer, effects);
             }
             None => liveness.mute(),
@@ -227,10 +250,37 @@ impl Relays {
             return;
         }
         relay.watch(peer, effects);
-        if suspect && !relay.replacing {
-            // The link stays as long as it may answer again: QUIC follows a change of addresses.
+        self.replace(peer, effects);
+    }
+
+    /// If a link is suspect, dials another one. The link stays as long as it may answer again, because
+    /// QUIC follows a change of addresses.
+    fn replace(&mut self, peer: PeerId, effects: &mut Effects) {
+        let relay = self.get(&peer).filter(|relay| !relay.replacing);
+        let suspect = |relay: &Relay| relay.liveness.as_ref().is_some_and(Liveness::is_suspect);
+        if relay.is_some_and(suspect) {
             tracing::debug!(relay = %peer, "a link does not answer, and another one is dialled");
             self.dial(peer, effects);
+        }
+    }
+
+    /// An address of this machine is gone. Links that cannot follow are suspect at once. Most of them
+    /// had that address.
+    pub(in crate::node) fn on_address_gone(&mut self, effects: &mut Effects) {
+        for peer in self.order.clone() {
+            let Some(relay) = self.get_mut(&peer) else {
+                continue;
+            };
+            if let RelayLink::Up(conn, address) = &relay.link
+                && !address.iter().any(|part| matches!(part, Protocol::Udp(_)))
+                && let Some(liveness) = &mut relay.liveness
+            {
+                if liveness.doubt(Instant::now()).probe {
+                    effects.push(Effect::Probe(peer, *conn));
+                }
+                relay.watch(peer, effects);
+                self.replace(peer, effects);
+            }
         }
     }
 
@@ -266,12 +316,12 @@ impl Relays {
         }
     }
 
-    /// This machine's network has changed. Each link shows whether it is still there, and relays
-    /// that have failed are tried again at once.
-    pub(in crate::node) fn on_network_changed(&mut self, effects: &mut Effects) {
+    /// This machine's network may have changed. Each link shows whether it is still there. If it may be
+    /// another network, relays that have failed are tried again at once.
+    pub(in crate::node) fn on_hint(&mut self, hint: Hint, effects: &mut Effects) {
         for peer in self.order.clone() {
-            self.probe(peer, Liveness::hint, effects);
-            if let Some(relay) = self.get_mut(&peer) {
+            self.probe(peer, hint.probes(), effects);
+            if let Some(relay) = self.get_mut(&peer).filter(|_| hint == Hint::Network) {
                 relay.backoff.reset();
                 relay.resting = false;
             }
@@ -455,6 +505,28 @@ mod tests {
         assert!(replaced.contains(&reserve), "{replaced:?}");
         relays.on_link_closed(peers[0], link(1), None, &mut effects);
         assert!(briefs(&mut effects).is_empty());
+    }
+
+    #[test]
+    fn a_link_that_cannot_follow_is_replaced_at_once_when_an_address_is_gone() {
+        for (remote, replaced) in [
+            ("/ip4/192.0.2.1/tcp/1", true),
+            ("/ip4/192.0.2.1/tcp/1/ws", true),
+            ("/ip4/192.0.2.1/udp/1/quic-v1", false),
+        ] {
+            let peers = peers(1);
+            let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+            let link = ConnectionId::new_unchecked(1);
+            let remote = remote.parse().unwrap();
+            relays.on_link_up(peers[0], link, &remote, None, PROBING, &mut effects);
+            briefs(&mut effects);
+            relays.on_address_gone(&mut effects);
+            let dialled = briefs(&mut effects).contains(&"dial replacement".to_owned());
+            assert_eq!(dialled, replaced, "{remote}");
+            relays.on_address_gone(&mut effects);
+            let again = briefs(&mut effects).contains(&"dial replacement".to_owned());
+            assert!(!again, "{remote}");
+        }
     }
 
     #[test]

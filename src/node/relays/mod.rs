@@ -20,7 +20,8 @@ use web_time::Instant;
 pub(super) use self::spares::Spares;
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
-    core::{backoff::Backoff, liveness::Liveness, offer, pace::Pace},
+    core::{backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace},
+    datagrams::Lane,
     report::RelayReport,
     stream::SessionId,
     ticket::relay_id,
@@ -63,6 +64,9 @@ pub(crate) struct Relay {
     up_since: Option<Instant>,
     /// The liveness of the link, if that is up.
     liveness: Option<Liveness>,
+    /// What the link has sent and lost, if its transport can tell.
+    lane: Option<Arc<Lane>>,
+    loss: Loss,
     /// Whether another link is being dialled, because this one is suspect.
     replacing: bool,
     /// When the relays are told the time next for `liveness`.
@@ -125,6 +129,8 @@ impl Relay {
             rtt: None,
             up_since: None,
             liveness: None,
+            lane: None,
+            loss: Loss::default(),
             replacing: false,
             alarm: Alarm::default(),
             forwards: false,

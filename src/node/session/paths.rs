@@ -10,6 +10,7 @@ use crate::{
     core::{
         address::Route,
         liveness::Liveness,
+        loss::Loss,
         path::{self, PathCandidate},
         plan::AttemptId,
         race::RaceEvent,
@@ -18,7 +19,6 @@ use crate::{
     datagrams::Lane,
     error::ErrorKind,
     event::{Cause, ChangeReason, Path, PathEvent, PathKind, Strategy},
-    metrics::Metrics,
     node::{
         effect::{Conns, Effect},
         round::Round,
@@ -49,6 +49,7 @@ pub(in crate::node) struct Conn {
     /// What carries the path's datagrams, once the connection has it.
     pub(super) lane: Option<Arc<Lane>>,
     pub(super) liveness: Liveness,
+    pub(super) loss: Loss,
     /// When the session is told the time next for `liveness`.
     pub(super) alarm: Alarm,
     order: u64,
@@ -87,6 +88,7 @@ impl Conn {
             relay,
             lane: None,
             liveness,
+            loss: Loss::default(),
             alarm: Alarm::default(),
             order: 0,
         }
@@ -155,6 +157,11 @@ impl Paths {
         self.conns.is_empty() && self.lost_since.is_none()
     }
 
+    /// Whether there was a path, and none is sound now.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.never_any() && self.promised().is_none()
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = ConnectionId> {
         self.conns.keys().copied()
     }
@@ -208,8 +215,9 @@ impl Paths {
         }
     }
 
-    /// Returns the connection to use, among those whose path is known.
-    fn select(&self) -> Option<ConnectionId> {
+    /// Returns the connection to use, among those whose path is known. `lossy` tells of a relay whether
+    /// its link loses much.
+    fn select(&self, lossy: impl Fn(&PeerId) -> bool) -> Option<ConnectionId> {
         // The oldest comes first. A general sort for a handful of paths would cost a kilobyte of
         // wasm.
         let mut orders = Vec::new();
@@ -225,6 +233,10 @@ impl Paths {
                         kind: path.kind,
                         rtt: path.rtt,
                         standing: conn.liveness.standing(),
+                        lossy: match conn.relay() {
+                            Some(relay) => lossy(&relay),
+                            None => conn.loss.is_high(),
+                        },
                     },
                 );
             }
@@ -298,10 +310,14 @@ impl Session {
         }
         let strategy = conn.path.as_ref().map(|path| path.strategy);
         let attempt = conn.attempt;
+        let way_back = conn.relay.is_some() && self.paths.is_lost();
         self.paths.add(id, conn);
         self.watch(id, round);
         if let (Some(attempt), Some(strategy)) = (attempt, strategy) {
             self.tell(RaceEvent::Succeeded(attempt, strategy), round);
+        }
+        if way_back {
+            self.tell(RaceEvent::Anew, round);
         }
         self.choose_path(round);
     }
@@ -360,7 +376,7 @@ impl Session {
 
     /// Puts the session on its best path, moves its streams there, and asks for a new plan.
     pub(super) fn choose_path(&mut self, round: &mut Round<'_>) {
-        let chosen = self.reselect(round.metrics, round.now);
+        let chosen = self.reselect(round);
         if chosen.moved && self.has_path() {
             self.streams.activity.forget_sent();
             self.move_streams(round);
@@ -374,8 +390,9 @@ impl Session {
     }
 
     /// Chooses the path again, and tells whoever watches the connection.
-    fn reselect(&mut self, metrics: &Metrics, now: Instant) -> Chosen {
-        let chosen = self.paths.select();
+    fn reselect(&mut self, round: &Round<'_>) -> Chosen {
+        let (metrics, now) = (round.metrics, round.now);
+        let chosen = self.paths.select(|relay| round.relays.is_lossy(relay));
         let before = self.state.path();
         let after = chosen.and_then(|id| self.measured(self.paths.conns.get(&id)?));
         let moved = chosen != self.paths.active;

@@ -6,7 +6,10 @@ use libp2p::{PeerId, StreamProtocol, swarm::ConnectionId};
 
 use super::{Session, paths::Conn};
 use crate::{
-    core::{liveness::Verdict, race::RaceEvent},
+    core::{
+        liveness::{Hint, Verdict},
+        race::RaceEvent,
+    },
     node::{effect::Effect, network::Purpose, round::Round, timers::Deadline},
 };
 
@@ -35,6 +38,9 @@ impl Session {
         }
         if let Some(path) = &mut conn.path {
             path.rtt = Some(rtt);
+        }
+        if let Some(counts) = conn.lane.as_ref().and_then(|lane| lane.counts()) {
+            conn.loss.count(round.now, counts);
         }
         let verdict = conn.liveness.answered(round.now, rtt);
         self.judge(id, verdict, round);
@@ -87,15 +93,25 @@ impl Session {
         }
     }
 
-    /// This machine's network has changed, so each path shows whether it is still there.
-    pub(in crate::node) fn on_network_changed(&mut self, round: &mut Round<'_>) {
+    /// This machine's network may have changed, so each path shows whether it is still there.
+    pub(in crate::node) fn on_hint(&mut self, hint: Hint, round: &mut Round<'_>) {
         for id in self.paths.ids().collect::<Vec<_>>() {
             if let Some(conn) = self.paths.conns.get_mut(&id) {
-                conn.liveness.hint(round.now);
+                hint.probes()(&mut conn.liveness, round.now);
                 self.watch(id, round);
             }
         }
-        self.tell(RaceEvent::Anew, round);
+        if hint == Hint::Network {
+            self.tell(RaceEvent::Anew, round);
+        }
+    }
+
+    /// A link to a relay is up. If the session has lost its path, attempts begin anew. What they have
+    /// sent over the old link is lost.
+    pub(in crate::node) fn on_way_back(&mut self, round: &mut Round<'_>) {
+        if self.paths.is_lost() {
+            self.tell(RaceEvent::Anew, round);
+        }
     }
 
     /// The peer doubts all paths but this one.

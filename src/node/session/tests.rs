@@ -226,6 +226,26 @@ fn a_session_without_a_path_ends_after_the_resume_timeout() {
 }
 
 #[test]
+fn attempts_begin_anew_when_a_lost_session_has_a_circuit_again() {
+    let mut scene = Scene::new();
+    let _answer = scene.connect();
+    scene.replan();
+    scene.connected(1, Route::Direct, Some(AttemptId::Direct));
+    scene.replan();
+    scene.with(|session, _| session.streams.is_resumable(true));
+    scene.with(|session, round| session.on_connection_closed(conn(1), round));
+    assert_eq!(scene.replan(), ["start Direct 0"]);
+    // The addresses were dialled while nothing could pass.
+    scene.now += Duration::from_secs(1);
+    scene.connected(2, circuit(), None);
+    assert!(scene.drain().contains(&"start Direct 0".to_owned()));
+    scene.now += Duration::from_secs(1);
+    scene.connected(3, Route::Direct, None);
+    scene.connected(4, circuit(), None);
+    assert!(!scene.drain().contains(&"start Direct 0".to_owned()));
+}
+
+#[test]
 fn a_session_with_a_stock_peer_ends_with_its_last_connection() {
     let mut scene = Scene::new();
     scene.connected(1, Route::Direct, None);

@@ -5,7 +5,8 @@
 //   {"id":2,"op":"listen","browser":"a","options":{..}}                 -> {"ticket":"..","peerId":".."}
 //   {"id":3,"op":"connect","browser":"b","options":{..},"ticket":"..","waitDirectMs":5000} -> {"events":[..]}
 //   With "stock":true among the options, the page has js-libp2p instead of our package.
-//   {"id":4,"op":"close","browser":"a"}                                 closes its peer and keeps the browser
+//   {"id":4,"op":"converse","browser":"b","options":{..},"ticket":".."}   {"event":"pong",..} and other events, again and again
+//   {"id":5,"op":"close","browser":"a"}                                 closes its peer and keeps the browser
 //
 // The argument is the folder whose node_modules has playwright-core.
 import { createRequire } from "node:module";
@@ -38,6 +39,7 @@ async function launch({ browser, executable, http }) {
   tab.on("pageerror", (error) => console.error(`[${browser}] ${error}`));
   // This is an empty page of the server's origin. The demo page would start its own peer.
   await tab.route(`${http}/lab`, (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html>" }));
+  await tab.exposeFunction("report", (event) => console.log(JSON.stringify(event)));
   await tab.goto(`${http}/lab`);
   await tab.evaluate(() => import("/npm/dist/index.js").then((m) => m.load()));
   browsers.set(browser, { instance, tab, http });
@@ -86,6 +88,7 @@ const operations = {
   launch,
   listen: run("listen"),
   connect: run("connect"),
+  converse: run("converse"),
   send: run("send"),
   close,
 };

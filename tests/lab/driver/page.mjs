@@ -63,6 +63,37 @@ export async function connect({ options, ticket, waitDirectMs }) {
   return { events };
 }
 
+/** Connects, and echoes eight bytes every 200 ms for as long as the page lives. Reports what happens, as the program does. */
+export async function converse({ options, ticket }) {
+  const { Connector } = await import("/npm/dist/index.js");
+  const me = (globalThis.me = await Connector.create(options));
+  const start = performance.now();
+  try {
+    const connection = await me.connect(ticket);
+    report({ event: "path", ...connection.path, ms: performance.now() - start });
+    const follow = async () => {
+      for await (const event of connection.paths()) report(event);
+    };
+    follow().catch((error) => console.warn(error));
+    const stream = await connection.open("echo/1");
+    const writer = stream.writable.getWriter();
+    const reader = stream.readable.getReader();
+    for (;;) {
+      const sent = performance.now();
+      await writer.write(new Uint8Array(8));
+      for (let left = 8; left > 0; ) {
+        const { value, done } = await reader.read();
+        if (done) throw new Error("the echo has ended");
+        left -= value.length;
+      }
+      report({ event: "pong", path: connection.path?.path, rtt_ms: performance.now() - sent });
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }
+  } catch (error) {
+    report({ event: "error", code: error.code ?? error.name, message: String(error.message ?? error) });
+  }
+}
+
 /** Connects, waits for a direct path, and sends a file of `bytes` bytes. Resolves with both ends' hashes. */
 export async function send({ options, ticket, waitDirectMs, bytes }) {
   const { Connector } = await import("/npm/dist/index.js");

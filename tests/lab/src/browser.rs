@@ -124,6 +124,22 @@ impl Browsers {
         Ok(reply["events"].as_array().cloned().unwrap_or_default())
     }
 
+    /// Connects from the page, and lets it echo eight bytes again and again. What happens is told as
+    /// [events](Self::event), in the form that the `throughline` program prints.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] if the driver has ended.
+    pub(crate) fn converse(&mut self, host: &str, options: &Value, ticket: &str) -> Result<()> {
+        let converse =
+            json!({ "op": "converse", "browser": host, "options": options, "ticket": ticket });
+        self.ask(converse).map(drop)
+    }
+
+    /// Returns the next event of a page.
+    pub(crate) fn event(&self, deadline: Instant) -> Option<Value> {
+        self.driver.next(deadline)
+    }
+
     /// Connects from the page, waits for a direct path and sends a file. The reply has both hashes.
     ///
     /// # Errors

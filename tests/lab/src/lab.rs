@@ -82,7 +82,7 @@ impl Lab {
             taps.push((tap_pair(cable, &namespaces)?, link));
         }
         let carrier = tap::Carrier::start(taps)?;
-        let cables = veth_commands(&plan.cables, &namespaces);
+        let cables = veth_commands(&plan.cables, &namespaces, FIRST_INDEX);
         namespaces[0].within(|| feed("ip", &["-batch", "-"], &cables))?;
 
         let results = thread::scope(|scope| {
@@ -270,6 +270,34 @@ impl Lab {
         )
     }
 
+    /// Connects a host with the LAN of a further site, by a new interface `device` that is not on its
+    /// default route.
+    ///
+    /// # Errors
+    /// [`LabError::Spec`] for an unknown name.
+    pub fn attach(&mut self, host: &str, site: &str, device: &str) -> Result<()> {
+        let sites = (1..).zip(&self.spec.sites);
+        let (index, kind) = sites
+            .into_iter()
+            .find(|(_, known)| known.name == site)
+            .map(|(index, known)| (index, known.nat.kind))
+            .ok_or_else(|| LabError::Spec(format!("there is no site {site:?}")))?;
+        let (host, router) = (self.index(host)?, self.router_index(site)?);
+        let port = format!("x{host}");
+        let cable = Cable {
+            name: None,
+            ends: [(host, device.to_owned()), (router, port.clone())],
+            link: None,
+        };
+        let commands = veth_commands(&[cable], &self.namespaces, GUEST_INDEX);
+        self.namespaces[0].within(|| feed("ip", &["-batch", "-"], &commands))?;
+        let join = format!("link set {port} master lan\nlink set {port} up\n");
+        self.namespaces[router].within(|| feed("ip", &["-batch", "-"], &join))?;
+        let address = topology::at(topology::lan(index, kind), GUEST);
+        let address = format!("link set {device} up\naddr add {address}/24 dev {device}\n");
+        self.namespaces[host].within(|| feed("ip", &["-batch", "-"], &address))
+    }
+
     fn index(&self, name: &str) -> Result<usize> {
         self.plan
             .find(name)
@@ -330,6 +358,9 @@ impl Lab {
         Ok(())
     }
 }
+
+/// The last byte of the address of a host of another site. No site has so many hosts of its own.
+const GUEST: u8 = 200;
 
 impl Drop for Lab {
     fn drop(&mut self) {
@@ -396,11 +427,15 @@ fn tap_pair(cable: &Cable, namespaces: &[Arc<Namespace>]) -> Result<[OwnedFd; 2]
     ])
 }
 
-fn veth_commands(cables: &[Cable], namespaces: &[Arc<Namespace>]) -> String {
+/// The index of the first virtual cable, and of one that is added later.
+const FIRST_INDEX: usize = 1_000;
+const GUEST_INDEX: usize = 100_000;
+
+fn veth_commands(cables: &[Cable], namespaces: &[Arc<Namespace>], first: usize) -> String {
     let plain = cables.iter().filter(|cable| cable.link.is_none());
     // One end gets its own index. If both ends have the same index, the kernel ignores that the
     // link came up, and IPv6 does not work on the link for up to a second.
-    (1_000..)
+    (first..)
         .zip(plain)
         .map(|(index, cable)| {
             let [(a, a_device), (b, b_device)] = &cable.ends;

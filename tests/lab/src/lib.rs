@@ -45,6 +45,7 @@ mod lab;
 mod lifetime;
 mod link;
 mod matrix;
+mod mobility;
 mod namespace;
 mod nat;
 mod port_mapping;
@@ -69,6 +70,7 @@ pub use host::Host;
 pub use lab::Lab;
 pub use link::{Link, PEER_ROUND_TRIP, RELAY_ROUND_TRIP};
 pub use matrix::{Cell, Matrix, Plan, Times, matrix};
+pub use mobility::{CHANGES, Change, Cost, Mobility, Tour, mobility};
 pub use nat::{
     Behaviour, DEFAULT_IDLE_TIMEOUT, Filtering, Mapping, Nat, NatKind, Ports,
     SEQUENTIAL_FIRST_PORT, SEQUENTIAL_PORTS,

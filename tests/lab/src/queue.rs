@@ -80,6 +80,16 @@ impl Queue {
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
+    /// Each seed gives other numbers, also 0, which xorshift cannot leave.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        let mut dice = Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        // The first numbers of small seeds are alike.
+        for _ in 0..8 {
+            dice.roll();
+        }
+        dice
+    }
+
     pub(crate) fn roll(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -12,6 +12,7 @@ use crate::{
     browser::Browsers,
     error::{LabError, Result},
     lab::Lab,
+    mobility::Link as RelayLink,
     program::Program,
     run::Run,
     scenario::Pairing,
@@ -92,6 +93,8 @@ pub struct Stage {
     pub warm: bool,
     /// Whether pages use js-libp2p instead of our package.
     pub stock_pages: bool,
+    /// If set, native peers get only the addresses of the relay that make such a link.
+    pub(crate) link_over: Option<RelayLink>,
     arguments: Vec<String>,
     ice_servers: Vec<Value>,
     /// Our server.
@@ -114,6 +117,7 @@ impl Stage {
             launched: HashSet::new(),
             warm: false,
             stock_pages: false,
+            link_over: None,
             arguments: Vec::new(),
             ice_servers: Vec::new(),
             serve,
@@ -121,13 +125,16 @@ impl Stage {
         })
     }
 
-    /// Kills the server, and starts it again after a pause, with its identity and at its ports.
+    /// Kills the server.
+    pub(crate) fn kill_relay(&mut self) {
+        self.serve.program.kill();
+    }
+
+    /// Starts the server that was killed again, with its identity and at its ports.
     ///
     /// # Errors
     /// The errors of [`Serve::start`].
-    pub fn restart_relay(&mut self, pause: Duration) -> Result<()> {
-        self.serve.program.kill();
-        std::thread::sleep(pause);
+    pub(crate) fn start_relay(&mut self) -> Result<()> {
         let npm = self.parts.repository.join("js");
         self.serve = Serve::start(&self.lab, &self.parts.program, &npm)?;
         Ok(())
@@ -325,10 +332,29 @@ impl Stage {
         browsers.connect(host, &options, ticket, wait_direct)
     }
 
+    /// Starts a peer in the page on a host. It connects, and its echoes and paths are
+    /// [events](Self::page_event) from then on.
+    pub(crate) fn converse(&mut self, host: &str, ticket: &str) -> Result<()> {
+        let options = self.browser_options();
+        let browsers = self
+            .browsers
+            .as_mut()
+            .ok_or_else(|| LabError::Spec(format!("no browser on {host}")))?;
+        browsers.converse(host, &options, ticket)
+    }
+
+    /// Returns the next event of the page that converses.
+    pub(crate) fn page_event(&self, deadline: Instant) -> Option<Value> {
+        self.browsers.as_ref()?.event(deadline)
+    }
+
     /// The addresses of the server by which native peers use it as a relay.
     pub(crate) fn relays(&self) -> Vec<String> {
         let mut relays = self.serve.addresses();
         relays.retain(|a| a.contains("/p2p/") && !a.contains("/webrtc-direct"));
+        if let Some(link) = self.link_over {
+            relays.retain(|address| link.is_made_by(address));
+        }
         relays
     }
 

@@ -36,9 +36,9 @@ const REFRESH: Duration = Duration::from_secs(20);
 /// round takes about as long where an answer is lost.
 const DOUBTED: Duration = Duration::from_secs(1);
 
-/// An answer is forgotten after so many rounds without a new one. One packet may be lost, but an
+/// An answer is forgotten after so many requests without a new one. One packet may be lost, but an
 /// address that is gone must not be offered.
-const MAX_MISSED: u64 = 2;
+const MAX_MISSED: u32 = 2;
 
 /// The most reflexive candidates that are offered of each address family. Behind a symmetric NAT
 /// each server sees another address, and all of them are equally good.
@@ -54,12 +54,15 @@ struct Server {
     v6: bool,
     last: Option<Seen>,
     error: Option<String>,
+    /// Whether its answer is waited for.
+    asked: bool,
 }
 
 /// The last answer of a server.
 struct Seen {
     answer: Answer,
-    round: u64,
+    /// How many requests have had no answer since.
+    missed: u32,
     /// The time at which the mapped address was first seen.
     since: Instant,
 }
@@ -80,16 +83,23 @@ pub(super) struct Reflexive {
     current: Arc<watch::Sender<Gathered>>,
     nat: Arc<watch::Sender<NatReport>>,
     servers: Vec<Server>,
-    round: u64,
-    /// The servers that have neither answered in this round nor been given up.
-    open: usize,
     filtering: Option<NatFiltering>,
     /// The newest port of a sequence, from a request that was made to learn it.
     newest: Option<(SocketAddr, Instant)>,
-    /// The requests of this round.
+    /// The requests whose answers are waited for.
     asking: FuturesUnordered<BoxFuture<'static, ReflexiveEvent>>,
     /// The other measurements.
     running: FuturesUnordered<BoxFuture<'static, ReflexiveEvent>>,
+}
+
+impl Server {
+    /// Notes that a request had no answer.
+    fn miss(&mut self) {
+        self.last.take_if(|last| {
+            last.missed += 1;
+            last.missed >= MAX_MISSED
+        });
+    }
 }
 
 impl Reflexive {
@@ -108,6 +118,7 @@ impl Reflexive {
                     v6,
                     last: None,
                     error: None,
+                    asked: false,
                 })
                 .collect(),
             sockets,
@@ -116,8 +127,6 @@ impl Reflexive {
             client,
             current,
             nat,
-            round: 0,
-            open: 0,
             filtering: None,
             newest: None,
             asking: FuturesUnordered::new(),
@@ -172,11 +181,10 @@ impl Reflexive {
         }
     }
 
+    /// Asks every server that is not being asked. A request that is under way is repeated, and its
+    /// answer has the mapping of that moment. If it were begun anew with each doubt, nobody would learn
+    /// that the server is silent.
     fn ask_all(&mut self) {
-        // What is left of the round before would be taken for answers of this one.
-        self.asking.clear();
-        self.round += 1;
-        self.open = self.servers.len();
         let lookups: Vec<_> = self
             .names
             .iter()
@@ -194,11 +202,13 @@ impl Reflexive {
                 found.boxed().shared()
             })
             .collect();
-        for (i, server) in self.servers.iter().enumerate() {
+        let servers = self.servers.iter_mut().enumerate();
+        for (i, server) in servers.filter(|(_, server)| !server.asked) {
             let (sockets, client) = (self.sockets.clone(), self.client.clone());
             let Some(lookup) = lookups.get(server.name).cloned() else {
                 continue;
             };
+            server.asked = true;
             let (v6, timeout) = (server.v6, self.timeout);
             let ask = async move {
                 let ask = async {
@@ -229,6 +239,7 @@ impl Reflexive {
             return;
         };
         server.error = None;
+        server.asked = false;
         match answer {
             Some(Ok(answer)) => {
                 let now = Instant::now();
@@ -236,23 +247,18 @@ impl Reflexive {
                 let since = server.last.as_ref().filter(same).map_or(now, |l| l.since);
                 server.last = Some(Seen {
                     answer,
-                    round: self.round,
+                    missed: 0,
                     since,
                 });
             }
             Some(Err(error)) => {
+                server.miss();
                 tracing::debug!(server = %self.names[server.name], %error, "STUN gave no address");
                 server.error = Some(error.to_string());
             }
-            None => {}
+            None => server.miss(),
         }
-        self.open = self.open.saturating_sub(1);
-        if self.open == 0 {
-            let round = self.round;
-            for server in &mut self.servers {
-                let fresh = |last: &Seen| round - last.round < MAX_MISSED;
-                server.last = server.last.take().filter(fresh);
-            }
+        if !self.servers.iter().any(|server| server.asked) {
             self.discover_filtering();
         }
     }
@@ -276,6 +282,9 @@ impl Reflexive {
     fn network_changed(&mut self, hosts: &[SocketAddr]) {
         // Answers to earlier requests would go to addresses that are gone.
         self.asking.clear();
+        for server in &mut self.servers {
+            server.asked = false;
+        }
         self.running.clear();
         self.filtering = None;
         self.newest = None;

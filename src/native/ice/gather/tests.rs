@@ -98,6 +98,31 @@ async fn silent_servers_do_not_delay_the_answer_of_another() {
 }
 
 #[tokio::test]
+async fn doubts_of_the_mapping_do_not_hide_that_a_server_is_silent() {
+    let (_silent, first) = server().await;
+    let (alive, second) = server().await;
+    number_sources(alive, 40_000);
+    let gatherer = start(vec![first.clone(), second]);
+    let mut nat = gatherer.nat();
+    let told = nat.wait_for(|nat| {
+        let of_silent = nat.stun.iter().find(|report| report.server == first);
+        of_silent.is_some_and(|report| report.error.is_some())
+    });
+    // Paths fail again and again meanwhile.
+    let mut failures = time::interval(Duration::from_millis(500));
+    let doubting = async {
+        loop {
+            failures.tick().await;
+            gatherer.doubt_mapping();
+        }
+    };
+    tokio::select! {
+        told = time::timeout(SOON, told) => assert!(told.unwrap().is_ok()),
+        () = doubting => {}
+    }
+}
+
+#[tokio::test]
 async fn a_sequence_is_predicted_anew_when_an_attempt_begins() {
     let (first, first_name) = server().await;
     let (second, second_name) = server().await;

@@ -241,7 +241,7 @@ impl DirectTransport {
     fn listen(&mut self, id: ListenerId, address: SocketAddr) -> io::Result<()> {
         let sockets = Sockets::bind_one(address)?;
         let bound = sockets.local(address.ip()).unwrap_or(address);
-        let listening = Listening::new(id, bound)?;
+        let listening = Listening::new(id, bound);
         let door = Arc::new(Door {
             listener: id,
             sockets: sockets.clone(),

@@ -228,6 +228,23 @@ async fn a_name_that_was_not_there_is_asked_for_again() {
     system.until(NAME, "/ip4/192.0.2.1/tcp/1").await;
 }
 
+/// An answer that is good for an hour is used for as long, whatever becomes of other names.
+#[tokio::test]
+async fn a_lookup_that_fails_takes_no_other_answer_away() {
+    let here = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::start(here, Some([192, 0, 2, 1].into())).await;
+    let system = System::new(server.port);
+    system.set_server(server.ip);
+    system.until(NAME, "/ip4/192.0.2.1/tcp/1").await;
+    // From now on, nobody answers. The files are looked at again after the first of these failures.
+    drop(server);
+    for _ in 0..2 {
+        assert!(system.dial("/dns/other.example/tcp/1").await.is_err());
+    }
+    let known = system.dial(NAME).await.unwrap();
+    assert_eq!(known, "/ip4/192.0.2.1/tcp/1");
+}
+
 #[tokio::test]
 async fn the_reasons_of_all_addresses_are_told() {
     let system = System::new(53);

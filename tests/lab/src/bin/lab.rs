@@ -6,12 +6,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use throughline_lab::{
-    Browsers, Contest, Coturn, Lab, LabError, Matrix, NatKind, Pairing, Parts, Peer, Plan, Result,
-    Spec, Verdict, classify::classify, compare, matrix,
+    Browsers, CHANGES, Contest, Cost, Coturn, Lab, LabError, Matrix, NatKind, Pairing, Parts, Peer,
+    Plan, Result, Spec, Tour, Verdict, classify::classify, compare, matrix, mobility,
 };
 
 /// Real kernel NATs in network namespaces.
@@ -30,6 +32,10 @@ enum Task {
     ///
     /// Exits with 1 if a cell is not connected, or relayed although it could be direct.
     Matrix(MatrixArguments),
+    /// Change the network of peers that are connected, and print what each change costs.
+    ///
+    /// Exits with 1 if a change costs more than it may.
+    Mobility(MobilityArguments),
     /// Connect our program and programs over other SDKs in turn, and print medians and ratios.
     Compare(CompareArguments),
     /// Build a lab and open a shell on one of its hosts.
@@ -128,6 +134,35 @@ struct MatrixArguments {
 }
 
 #[derive(Args)]
+struct MobilityArguments {
+    /// Make only changes whose names contain this text, also the slow ones.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Print the names of all changes, and make none.
+    #[arg(long)]
+    list: bool,
+    /// Make the slow changes too, with 200 MiB under way between programs, and random changes with
+    /// five seeds.
+    #[arg(long)]
+    long: bool,
+    /// What decides the random changes [default: the time].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Pairings, dialler first, as for the matrix. The default is native/native.
+    #[arg(long, value_name = "PAIRING", value_delimiter = ',')]
+    pairing: Vec<PairingName>,
+    /// The program to try [default: $THROUGHLINE, or what cargo build made].
+    #[arg(long, value_name = "FILE")]
+    throughline: Option<PathBuf>,
+    /// Write the results, with all events, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the results as Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct CompareArguments {
     /// How often each contender connects.
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -194,6 +229,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Matrix(arguments) => print_matrix(arguments),
+        Task::Mobility(arguments) => print_mobility(arguments),
         Task::Compare(arguments) => print_comparison(arguments),
         Task::Shell { lab } => {
             let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".into());
@@ -283,9 +319,7 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
     let results = matrix(&plan, &parts, |cell| println!("{}", cell.line(colours)))?;
     println!("{}", results.summary());
     if let Some(file) = arguments.json {
-        let text =
-            serde_json::to_string_pretty(&results).map_err(|e| LabError::Program(e.to_string()))?;
-        write(&file, &text)?;
+        write_json(&file, &results)?;
     }
     if let Some(file) = arguments.markdown {
         write(&file, &results.markdown())?;
@@ -299,6 +333,48 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn print_mobility(arguments: MobilityArguments) -> Result<ExitCode> {
+    if arguments.list {
+        CHANGES
+            .iter()
+            .for_each(|change| println!("{}", change.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    Lab::available().map_err(LabError::Missing)?;
+    let parts = Parts::find(arguments.throughline)?;
+    let pairings: Vec<_> = arguments.pairing.iter().map(|name| name.0).collect();
+    if pairings.iter().any(|pairing| !pairing.is_native()) {
+        Browsers::available(&parts.repository).map_err(LabError::Missing)?;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let tour = Tour {
+        long: arguments.long,
+        only: arguments.only,
+        pairings: match pairings.is_empty() {
+            true => vec![Pairing::ALL[0]],
+            false => pairings,
+        },
+        seed: arguments
+            .seed
+            .unwrap_or_else(|| now.map_or(0, |now| now.as_secs() % 1_000_000)),
+    };
+    let colours = stdout().is_terminal();
+    println!("{}", Cost::heading());
+    let results = mobility(&tour, &parts, |cost| println!("{}", cost.line(colours)))?;
+    if let Some(file) = arguments.json {
+        write_json(&file, &results)?;
+    }
+    if let Some(file) = arguments.markdown {
+        write(&file, &results.markdown())?;
+    }
+    Ok(
+        match results.rows.iter().all(|cost| cost.faults.is_empty()) {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+    )
 }
 
 fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
@@ -324,14 +400,18 @@ fn print_comparison(arguments: CompareArguments) -> Result<ExitCode> {
     })?;
     print!("{}", results.tables());
     if let Some(file) = arguments.json {
-        let text =
-            serde_json::to_string_pretty(&results).map_err(|e| LabError::Program(e.to_string()))?;
-        write(&file, &text)?;
+        write_json(&file, &results)?;
     }
     if let Some(file) = arguments.markdown {
         write(&file, &results.tables())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_json(file: &Path, results: &impl Serialize) -> Result<()> {
+    let text =
+        serde_json::to_string_pretty(results).map_err(|e| LabError::Program(e.to_string()))?;
+    write(file, &text)
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
