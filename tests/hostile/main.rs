@@ -275,7 +275,9 @@ async fn streams_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn streams_that_nobody_accepts_are_bounded() {
-    let victim = listening(peer(config()).await).await;
+    let mut few = config();
+    few.max_streams = WAITING_STREAMS;
+    let victim = listening(peer(few).await).await;
     let (_hostile, connection) = connect(&victim).await;
     let _held = timeout(PATIENCE, victim.accept()).await.unwrap().unwrap();
     let mut streams = Vec::new();
