@@ -5,7 +5,7 @@ import { createServer } from "node:net";
 import { after, test } from "node:test";
 import { cleanup } from "node-datachannel";
 import { WebSocket } from "ws";
-import { STREAMS, connect, launch, listen, open, serve } from "../browser/harness.mjs";
+import { STREAMS, connect, listen, serve } from "../browser/harness.mjs";
 import { ticket } from "./ticket.mjs";
 
 // js-libp2p uses these of Node.js 22.
@@ -157,26 +157,4 @@ test("a hundred js-libp2p peers in Node.js dial one native peer", limit, async (
     await node.libp2p.stop();
   }
   assert.deepEqual(failed, []);
-});
-
-test("pages and js-libp2p in Node.js dial each other at once", limit, async (t) => {
-  const relay = await serve(t);
-  const [node, browser] = await Promise.all([stock(t, relay), launch(t)]);
-  for (let i = 0; i < 2; i++) {
-    const page = await open(t, browser, `${relay.http}/peer.html`);
-    const options = { relays: [relay.relay], iceServers: relay.iceServers, protocols: ["echo/1"] };
-    const { peerId } = await page.evaluate((options) => peer.start(options), options);
-    page.evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
-    const both = await Promise.allSettled([
-      node.byte(webrtc(relay, peerId), "/echo/1"),
-      page.evaluate(async (ticket) => {
-        await peer.connect(ticket);
-        peer.echoStreams(peer.held.connection).catch(() => {}); // ends with the page
-        await peer.path("direct");
-        return peer.echoed("echo/1", 1000);
-      }, ticket(relay.relay, node.peerId)),
-    ]);
-    assert.deepEqual(both.filter(({ status }) => status === "rejected").map(({ reason }) => `${i}: ${reason}`), []);
-    await page.close();
-  }
 });
