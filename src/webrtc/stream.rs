@@ -89,14 +89,14 @@ impl<C: DataChannel> Parts<C> {
     fn poll_flags(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.state.has_flags() {
             if ready!(self.channel.poll_ready(cx)).is_err() {
-                self.state.channel_closed();
+                self.state.sending_ended();
                 break;
             }
             let Some(flag) = self.state.poll_flag() else {
                 break;
             };
             if self.channel.send(&frame::encode_flag(flag)).is_err() {
-                self.state.channel_closed();
+                self.state.sending_ended();
             }
         }
         Poll::Ready(())
@@ -240,13 +240,13 @@ impl<C: DataChannel> AsyncWrite for Stream<C> {
             return Poll::Ready(Ok(0));
         }
         if ready!(parts.channel.poll_ready(cx)).is_err() {
-            parts.state.channel_closed();
+            parts.state.sending_ended();
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         this.scratch.clear();
         let taken = frame::encode_data(buf, &mut this.scratch);
         if parts.channel.send(&this.scratch).is_err() {
-            parts.state.channel_closed();
+            parts.state.sending_ended();
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         Poll::Ready(Ok(taken))

@@ -32,7 +32,7 @@ test("js-libp2p pings our relay over `/webrtc-direct`, each time on a new stream
 
 test("js-libp2p resets streams to our relay, and others go on", limit, async (t) => {
   const { page, relay } = await stage(t);
-  for (let i = 0; i < 100; i++) await page.evaluate((address) => node.reset(address, "/ipfs/ping/1.0.0", 32), relay.webrtcDirect);
+  for (let i = 0; i < 100; i++) await page.evaluate((address) => node.reset(address, "/ipfs/ping/1.0.0", 1000), relay.webrtcDirect);
   await page.evaluate((address) => node.pings(address, 10), relay.webrtcDirect);
 });
 

@@ -34,9 +34,9 @@ use sctp_proto::{
     Event, Payload, ServerConfig, StreamEvent, TransportConfig,
 };
 
-use self::channel::Channel;
 pub(super) use self::channel::ChannelId;
 use self::channel::SEND_BUFFER;
+use self::channel::{Channel, Leftovers};
 use crate::webrtc::backend::BackendError;
 
 /// The received bytes that are held for readers, over all channels of a connection. It allows 330
@@ -104,6 +104,7 @@ pub(super) struct Association {
     /// The channels by stream. A channel is removed when the peer's reset has come and its data was
     /// taken.
     channels: HashMap<u16, Channel>,
+    leftovers: Leftovers,
     /// The channels of the peer that wait for its reset, and until when.
     closing: VecDeque<(Instant, ChannelId)>,
     generations: u64,
@@ -123,6 +124,26 @@ pub(super) struct Association {
 
 /// See [`Association::process`].
 const MAX_DEPTH: u8 = 8;
+
+/// The length of the header of an SCTP packet (RFC 9260 section 3.1).
+const COMMON_HEADER: usize = 12;
+/// The type of a chunk with data (RFC 9260 section 3.3.1).
+const DATA: u8 = 0;
+
+/// The streams of the DATA chunks of a packet.
+fn streams_of(packet: &[u8]) -> impl Iterator<Item = u16> {
+    let mut rest = packet.get(COMMON_HEADER..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let [kind, _, length @ ..] = *rest.first_chunk::<4>()?;
+        // A chunk is padded to a multiple of four bytes.
+        let length = usize::from(u16::from_be_bytes(length)).next_multiple_of(4);
+        let chunk = rest;
+        rest = rest.get(length.max(4)..).unwrap_or_default();
+        Some((kind, chunk))
+    })
+    .filter(|(kind, _)| *kind == DATA)
+    .filter_map(|(_, chunk)| Some(u16::from_be_bytes(*chunk.get(8..)?.first_chunk()?)))
+}
 
 fn transport_config(buffers: Buffers) -> Arc<TransportConfig> {
     let config = TransportConfig::default()
@@ -182,6 +203,7 @@ impl Association {
             lost: false,
             buffers,
             channels: HashMap::new(),
+            leftovers: Leftovers::new(buffers.receive),
             closing: VecDeque::new(),
             generations: 0,
             next_id: u16::from(!client),
@@ -196,15 +218,16 @@ impl Association {
 
     /// Handles a packet that came out of DTLS.
     pub(super) fn receive(&mut self, now: Instant, packet: &[u8]) {
-        const COMMON_HEADER: usize = 12;
-        const DATA: u8 = 0;
         self.now = now;
         let packet = Bytes::copy_from_slice(packet);
         if packet.get(COMMON_HEADER) == Some(&DATA) {
             self.last_data = packet.clone();
             self.taken = 0;
         }
-        self.handle(packet);
+        self.handle(packet.clone());
+        for id in streams_of(&packet) {
+            self.make_way(id);
+        }
     }
 
     fn handle(&mut self, packet: Bytes) {
@@ -355,12 +378,6 @@ impl Association {
                     channel.wake();
                     self.closing
                         .retain(|(_, closing)| !closing.is(id, &channel));
-                }
-                // Data that the stream holds now belongs to the next channel on it.
-                if let Some((_, sctp)) = &mut self.sctp
-                    && sctp.stream(id).is_ok_and(|stream| stream.is_readable())
-                {
-                    self.readable(id);
                 }
             }
             StreamEvent::ResetComplete { id } => self.acknowledge(id),

@@ -1,7 +1,7 @@
 //! The data channels of an association.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     task::{Context, Poll, Waker},
 };
 
@@ -27,13 +27,18 @@ const STREAM_IDS: u16 = 1024;
 ///
 /// A peer may open the stream again as soon as both resets are over (RFC 8831 section 6.7). The
 /// owner of the old handle may not even have seen the end by then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::native::ice::webrtc) struct ChannelId {
-    stream: u16,
+    pub(super) stream: u16,
     generation: u64,
 }
 
 impl ChannelId {
+    #[cfg(test)]
+    pub(super) fn of(stream: u16, generation: u64) -> Self {
+        Self { stream, generation }
+    }
+
     /// Whether `channel`, on `stream`, is the channel of this id.
     pub(super) fn is(self, stream: u16, channel: &Channel) -> bool {
         self.stream == stream && self.generation == channel.generation
@@ -122,6 +127,61 @@ impl Channel {
         {
             waker.wake();
         }
+    }
+}
+
+/// The unread messages of channels whose streams carry other channels now.
+#[derive(Debug)]
+pub(super) struct Leftovers {
+    channels: HashMap<ChannelId, Leftover>,
+    /// The bytes for which there is room.
+    room: usize,
+}
+
+#[derive(Debug, Default)]
+struct Leftover {
+    messages: VecDeque<Bytes>,
+    /// There was no room for a message. The channel ends before it.
+    cut: bool,
+}
+
+/// What a kept message counts for. Small messages cost more than their bytes.
+fn cost(message: &Bytes) -> usize {
+    message.len() + 64
+}
+
+impl Leftovers {
+    /// Makes room for `room` bytes over all channels.
+    pub(super) fn new(room: u32) -> Self {
+        Self {
+            channels: HashMap::new(),
+            room: room as usize,
+        }
+    }
+
+    /// Keeps the next message of a channel, if there is room.
+    pub(super) fn keep(&mut self, id: ChannelId, message: Bytes) {
+        let leftover = self.channels.entry(id).or_default();
+        match self.room.checked_sub(cost(&message)) {
+            Some(room) if !leftover.cut => {
+                self.room = room;
+                leftover.messages.push_back(message);
+            }
+            _ => leftover.cut = true,
+        }
+    }
+
+    /// Takes the oldest message of a channel.
+    pub(super) fn take(&mut self, id: ChannelId) -> Option<Bytes> {
+        let message = self.channels.get_mut(&id)?.messages.pop_front();
+        self.room += message.as_ref().map_or(0, cost);
+        message
+    }
+
+    /// Drops the messages of a channel.
+    pub(super) fn forget(&mut self, id: ChannelId) {
+        let leftover = self.channels.remove(&id).unwrap_or_default();
+        self.room += leftover.messages.iter().map(cost).sum::<usize>();
     }
 }
 
@@ -351,12 +411,14 @@ impl Association {
         let Ok(stream) = stream else {
             return Poll::Ready(Err(BackendError::Closed));
         };
-        // A reset of the peer waits until all that came before it was read. Nothing is written to the
-        // stream meanwhile.
+        // The peer has reset the stream. What came before the reset can still be read.
+        if !stream.is_writable() {
+            return Poll::Ready(Err(BackendError::Closed));
+        }
         let room = stream
             .buffered_amount()
             .is_ok_and(|buffered| buffered < channel.marks().0);
-        if room && stream.is_writable() {
+        if room {
             return Poll::Ready(Ok(()));
         }
         channel.writer = Some(cx.waker().clone());
@@ -395,6 +457,9 @@ impl Association {
         id: ChannelId,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Bytes>> {
+        if let Some(data) = self.leftovers.take(id) {
+            return Poll::Ready(Some(data));
+        }
         loop {
             let Some(channel) = find(&mut self.channels, id) else {
                 return Poll::Ready(None);
@@ -466,9 +531,42 @@ impl Association {
         }
     }
 
+    /// Frees the stream `id` for the next channel, if the peer has reset it and data of the channel
+    /// on it is unread. The peer may use the stream again as soon as the resets are over, however long
+    /// the owner of the channel takes to read.
+    pub(super) fn make_way(&mut self, id: u16) {
+        let Some(channel) = self.channels.get(&id) else {
+            return;
+        };
+        let is_lane = channel.is_lane();
+        let old = ChannelId {
+            stream: id,
+            generation: channel.generation,
+        };
+        // Once a channel is open, only a reset keeps this side from writing to its stream.
+        if channel.origin != Origin::Open || channel.closed {
+            return;
+        }
+        while find(&mut self.channels, old).is_some()
+            && let Some((_, sctp)) = &mut self.sctp
+            && let Ok(mut stream) = sctp.stream(id)
+            && !stream.is_writable()
+            && let Ok(Some(message)) = stream.read_sctp()
+        {
+            let mut data = vec![0; message.len()];
+            self.taken += data.len();
+            if message.ppi == Ppi::Binary && !is_lane && message.read(&mut data).is_ok() {
+                self.leftovers.keep(old, data.into());
+            }
+            // Taking the last message ends the channel, and begins the next one on this stream.
+            self.process();
+        }
+    }
+
     /// Starts closing a channel. Messages that were sent before still go. A channel of the peer waits
     /// for the peer's reset first.
     pub(in crate::native::ice::webrtc) fn close(&mut self, id: ChannelId) {
+        self.leftovers.forget(id);
         let own = id.stream % 2 == self.next_id % 2;
         if own || self.lost {
             return self.reset(id);
@@ -484,6 +582,7 @@ impl Association {
 
     /// Closes the channel of a dropped handle, unless it is closed. The peer is told at once.
     pub(in crate::native::ice::webrtc) fn detach(&mut self, id: ChannelId) {
+        self.leftovers.forget(id);
         if find(&mut self.channels, id).is_some_and(|channel| !channel.closed) {
             self.reset(id);
         }

@@ -4,7 +4,7 @@ use futures::task::noop_waker;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::task::{Context, Poll};
 
-use super::*;
+use super::{channel::Leftovers, *};
 
 /// Who closes a channel, and when.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,8 @@ struct Model {
     next: u32,
     read: u32,
     lost: bool,
+    /// Whether the owners of channels do anything by themselves.
+    attended: bool,
 }
 
 impl Model {
@@ -67,6 +69,7 @@ impl Model {
             next: 0,
             read: 0,
             lost: false,
+            attended: true,
         }
     }
 
@@ -83,7 +86,9 @@ impl Model {
             if self.ends[end].poll_timeout().is_some_and(|at| at <= now) {
                 self.ends[end].handle_timeout(now);
             }
-            self.converse(end);
+            if self.attended {
+                self.converse(end);
+            }
             while let Some(packets) = self.ends[end].poll_transmit(now) {
                 for packet in packets {
                     if !self.random.random_bool(self.loss) {
@@ -330,4 +335,89 @@ fn an_empty_datagram_arrives() {
         }
     }
     panic!("nothing arrived");
+}
+
+#[test]
+fn a_stream_is_free_although_nobody_has_read_its_last_channel() {
+    let waker = noop_waker();
+    let mut cx = Context::from_waker(&waker);
+    let mut model = Model::new(1, 0.0);
+    model.attended = false;
+    let mut channels = Vec::new();
+    for round in [["a", "b"], ["c", "d"], ["e", "f"]] {
+        let opener = &mut model.ends[0];
+        opener.next_id %= 2;
+        let opened = opener.open().unwrap();
+        for message in round {
+            while model.ends[0].poll_ready(opened, &mut cx).is_pending() {
+                model.step();
+            }
+            let message = message.as_bytes();
+            model.ends[0].send(opened, message).unwrap();
+        }
+        model.ends[0].close(opened);
+        model.ends[0].detach(opened);
+        // The stream is free when the acceptor has seen the reset, and the opener its answer.
+        for _ in 0..1_000 {
+            model.step();
+        }
+        let acceptor = &mut model.ends[1];
+        let change = acceptor.poll();
+        let Some(Change::Opened(id)) = change else {
+            panic!("the channel of {round:?} does not come: {change:?}");
+        };
+        let sending = acceptor.poll_ready(id, &mut cx);
+        assert!(matches!(sending, Poll::Ready(Err(_))), "{sending:?}");
+        channels.push((id, round));
+    }
+    for (id, round) in channels {
+        assert_eq!(id.stream, 0);
+        for message in round {
+            let read = model.ends[1].poll_next(id, &mut cx);
+            assert_eq!(read, Poll::Ready(Some(Bytes::from(message))));
+        }
+        assert_eq!(model.ends[1].poll_next(id, &mut cx), Poll::Ready(None));
+        model.ends[1].detach(id);
+    }
+    assert!(model.idle());
+}
+
+#[test]
+fn what_nobody_has_read_is_kept_within_its_bound() {
+    let id = |generation| ChannelId::of(0, generation);
+    let message = Bytes::from_static(&[0; 36]);
+    let mut leftovers = Leftovers::new(300);
+    for generation in [1, 1, 2, 2, 1] {
+        leftovers.keep(id(generation), message.clone());
+    }
+    // There was room for three messages, and none of a channel follows one that was dropped.
+    leftovers.take(id(1));
+    leftovers.keep(id(2), message.clone());
+    let mut taken = |generation| std::iter::from_fn(|| leftovers.take(id(generation))).count();
+    assert_eq!((taken(1), taken(2)), (1, 1));
+    leftovers.forget(id(1));
+    leftovers.forget(id(2));
+    for _ in 0..4 {
+        leftovers.keep(id(3), message.clone());
+    }
+    assert_eq!(std::iter::from_fn(|| leftovers.take(id(3))).count(), 3);
+}
+
+#[test]
+fn the_streams_of_a_packet_are_found() {
+    let data = |stream: u8, length: u8| {
+        let mut chunk = vec![0, 3, 0, length, 0, 0, 0, 0, 0, stream];
+        chunk.resize(usize::from(length).next_multiple_of(4).max(10), 0);
+        chunk
+    };
+    let mut packet = vec![0; COMMON_HEADER];
+    packet.extend(data(7, 17));
+    packet.extend([130, 0, 0, 8, 9, 9, 9, 9]);
+    packet.extend(data(9, 16));
+    assert_eq!(streams_of(&packet).collect::<Vec<_>>(), [7, 9]);
+    for end in 0..packet.len() {
+        assert!(streams_of(&packet[..end]).count() <= 2);
+    }
+    // A length of zero moves on nevertheless.
+    assert!(streams_of(&[0; 100]).count() <= 100);
 }
