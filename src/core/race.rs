@@ -30,9 +30,9 @@ const SOON: u32 = 15;
 /// so the circuit is asked for once more after this pause, also while a call waits.
 const REFUSED: Duration = Duration::from_millis(500);
 
-/// An attempt without an answer for this long when the network changes is made again. The time is
-/// longer than most round trips. So the addresses that a system reports at its start, one after the
-/// other, disturb nothing.
+/// When the network changes, an attempt that has had no answer for this long is made again. The
+/// time is longer than most round trips. So the addresses that a system reports at its start, one
+/// after the other, disturb nothing.
 const SWALLOWED: Duration = Duration::from_millis(300);
 
 /// What the race is told.
@@ -225,7 +225,8 @@ impl Race {
         }
     }
 
-    /// Attempts that pause before a repetition start at once, and all repetitions are before them.
+    /// Attempts that pause before a repetition start at once, and their repetitions are counted
+    /// anew.
     fn begin_anew(&mut self, now: Duration) {
         for slot in &mut self.slots {
             let waits = matches!(slot.state, State::At(_) | State::Spent);

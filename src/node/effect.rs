@@ -76,7 +76,7 @@ pub(super) enum Effect {
     End(SessionId, ErrorKind, Conns),
     /// Ends a session and tells the peer.
     CloseSession(SessionId),
-    /// Something of the ticket has changed.
+    /// A part of the ticket has changed.
     Settle,
     /// A farewell is over, so the connections to the peer can be closed.
     FarewellDone(PeerId),

@@ -50,8 +50,8 @@ pub(super) enum Deadline {
     Reattach(StreamId),
 }
 
-/// A deadline that may be moved to an earlier time. A timer cannot be taken back, so one that another
-/// has replaced still comes, and does not count.
+/// A deadline that may be moved to an earlier time. A timer cannot be taken back, so a timer that
+/// was replaced still fires, and is ignored.
 #[derive(Default)]
 pub(super) struct Alarm(Option<Instant>);
 
@@ -79,7 +79,8 @@ pub(crate) struct Timers<T> {
     next: u64,
     delay: Option<(Instant, Delay)>,
     stood_still: bool,
-    /// When this was last told. All deadlines from before were late together.
+    /// When the caller last learnt of a standstill. All deadlines from before that were late
+    /// together.
     told: Option<Instant>,
 }
 

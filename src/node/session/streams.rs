@@ -45,7 +45,7 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Pump {
     pub(super) handle: PumpHandle<BoxedStream>,
     pub(super) opener: bool,
-    /// A relay was asked to carry it before there was a path.
+    /// Whether a relay was asked to carry the stream before there was a path.
     pub(super) early: bool,
 }
 
