@@ -24,15 +24,15 @@ impl Resets {
         Self(keypair.clone())
     }
 
-    /// The mark of the endpoint's connection ids.
+    /// Returns the mark of the endpoint's connection ids.
     pub(super) fn tag(&self) -> Tag {
         self.secret(b"tag", b"")
     }
 
     fn secret<const N: usize>(&self, what: &[u8], of: &[u8]) -> [u8; N] {
         let domain = [b"throughline quic ", what, b" ", of].concat();
-        // Keys from which no secret can be derived are those of hardware. Their tokens would be known
-        // to everybody, so anybody could end their connections.
+        // No secret can be derived from a key that is held by hardware. Tokens without a secret
+        // would let anybody end the server's connections, so random bytes are used.
         let secret = self.0.derive_secret(&domain);
         let mut taken = [0; N];
         match secret {
