@@ -376,7 +376,7 @@ pub enum PathEvent {
     /// The path in use carries datagrams of another size than before.
     #[non_exhaustive]
     DatagramSize {
-        /// As in [`Path`].
+        /// The most bytes of a datagram, as in [`Path`].
         #[serde(skip_serializing_if = "Option::is_none")]
         max_datagram_size: Option<usize>,
         /// The time, counted as in [`PathEvent::Changed`].

@@ -20,7 +20,7 @@ use crate::{
     watch,
 };
 
-/// The services in addition to echo, of streams and datagrams, and bench.
+/// The services besides `echo/1`, `bench/1` and the echo of datagrams.
 pub(crate) struct Service {
     pub(crate) output: Output,
     /// The directory for files, and the size of the largest file.

@@ -31,8 +31,8 @@ impl Resets {
 
     fn secret<const N: usize>(&self, what: &[u8], of: &[u8]) -> [u8; N] {
         let domain = [b"throughline quic ", what, b" ", of].concat();
-        // No secret can be derived from a key that is held by hardware. Tokens without a secret
-        // would let anybody end the server's connections, so random bytes are used.
+        // libp2p derives no secret from an RSA key. Without a secret, everybody would know the
+        // tokens and could end the server's connections, so the tokens are random then.
         let secret = self.0.derive_secret(&domain);
         let mut taken = [0; N];
         match secret {

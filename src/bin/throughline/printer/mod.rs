@@ -134,7 +134,7 @@ impl Printer {
     /// Prints `bytes` as they are. Waits for the reader, however long it takes.
     ///
     /// # Errors
-    /// The failure of the output.
+    /// Returns the failure of the output.
     pub(crate) async fn payload(&self, bytes: Vec<u8>) -> io::Result<()> {
         let (sender, written) = oneshot::channel();
         self.change(|state| state.queue.keep(bytes, Some(sender)));
@@ -422,7 +422,7 @@ mod tests {
         assert!(printer.payload(vec![1]).await.is_err());
     }
 
-    /// An output that fails so before it takes anything, and what it has taken.
+    /// An output that first fails with these errors, and then keeps the bytes that it takes.
     #[derive(Clone)]
     struct Device(Arc<Mutex<(Vec<io::ErrorKind>, Vec<u8>)>>);
 
