@@ -78,7 +78,7 @@ const PROGRAMS: &[Pairing] = &[Pairing {
     listener: Peer::Native,
 }];
 
-/// What a change is if its row says nothing else.
+/// The values of a change whose row says nothing else.
 const PLAIN: Change = Change {
     name: "",
     setting: Setting::Direct,
@@ -263,14 +263,15 @@ pub const CHANGES: &[Change] = &[
         setting: Setting::Ticket(Link::Tcp),
         steps: Steps::Listed(&[(0, |scene| scene.renumber(End::Listener))]),
         stall: 2_000,
-        // An offer that went to the dead link is made again after its time.
+        // An offer that went to the dead link is made again only after its timeout.
         direct: Some(12_000),
         ..PLAIN
     },
     Change {
         name: "ten changes at random times",
         steps: Steps::Random(10),
-        // Two changes may follow each other so closely that the second spoils the mend of the first.
+        // Two changes may follow each other so closely that the second spoils the recovery from the
+        // first.
         stall: 6_000,
         direct: Some(15_000),
         moves: 60,
@@ -307,7 +308,7 @@ impl Steps {
                     steps.push((millis(at as u64), act));
                     at += dice.roll() * MOST_PAUSE;
                 }
-                // What was blocked does not stay so, because the path has to be direct in the end.
+                // Blocked traffic passes again in the end, because the path has to be direct then.
                 steps.push((millis(at as u64), Scene::allow));
                 steps
             }

@@ -1,4 +1,4 @@
-//! What a change of the network costs a connection that is in use.
+//! Measures what a change of the network costs a connection that is in use.
 
 mod changes;
 mod report;
@@ -35,8 +35,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const FILE_WITHIN: Duration = Duration::from_secs(300);
 /// An echo that takes longer than this is missing.
 const SILENT: Duration = Duration::from_secs(1);
-/// How much longer a file may stand still than an echo, in milliseconds. What waits in the queue of the
-/// link and what was lost go before what is new.
+/// How much longer a file may stand still than an echo, in milliseconds. Bytes in the queue of the
+/// link and lost bytes go before new ones.
 const FILE_STALL: u64 = 500;
 /// How much more time a page may take until the path is direct again, in milliseconds.
 const PAGE_DIRECT: u64 = 2_000;
@@ -255,12 +255,12 @@ struct Watch {
     start: Instant,
     /// When the last step was done, if all are done.
     settled: Option<Instant>,
-    /// When a byte came last, and how many of the file's have come.
+    /// When a byte came last, and how many bytes of the file have come.
     heard: Instant,
     bytes: u64,
     /// When the path was direct again, if it is.
     direct: Option<Instant>,
-    /// Whether the dialler has said all.
+    /// Whether the dialler has said everything that it has to say.
     ended: bool,
 }
 
@@ -366,7 +366,7 @@ impl Watch {
         self.cost.events.push(event);
     }
 
-    /// Takes how many bytes of the file have arrived.
+    /// Takes note of how many bytes of the file have arrived.
     fn look(&mut self, bytes: u64) {
         if bytes != self.bytes {
             self.bytes = bytes;
