@@ -64,7 +64,7 @@ pub(crate) struct Probing {
     pub(crate) patience: Duration,
 }
 
-/// What is to be done now.
+/// The steps that are to be taken now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Send a probe. It replaces one that is under way.

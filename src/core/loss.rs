@@ -28,7 +28,7 @@ pub(crate) struct Counts {
     pub(crate) lost: u64,
 }
 
-/// What is known about one path. See the module's documentation.
+/// The state of one path. See the module's documentation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Loss {
     /// When the window began, and the counts at that time.

@@ -89,7 +89,7 @@ impl Refusal {
     }
 }
 
-/// What places are counted by.
+/// The keys by which places are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Address(IpAddr),

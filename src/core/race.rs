@@ -35,7 +35,7 @@ const REFUSED: Duration = Duration::from_millis(500);
 /// after the other, disturb nothing.
 const SWALLOWED: Duration = Duration::from_millis(300);
 
-/// What the race is told.
+/// An event that the race is told of.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceEvent {
     /// A call waits for a first path, until `deadline`. A plan follows.
@@ -65,7 +65,7 @@ pub(crate) enum RaceEvent {
     Closed,
 }
 
-/// What the race wants done.
+/// A step that the race wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceAction {
     /// Make this attempt in the way with this number, counted from 0.

@@ -204,7 +204,7 @@ pub(crate) enum Role {
     Answerer,
 }
 
-/// What [`Negotiation`] wants done, in order.
+/// A step that [`Negotiation`] wants done. The steps come in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Send this message to the peer.

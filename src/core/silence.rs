@@ -19,7 +19,7 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// How long the server may take after the network has changed, because silence means more then.
 const GIVE_UP_HINTED: Duration = Duration::from_secs(3);
 
-/// What is to be done now.
+/// The step that is to be taken now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Wait,

@@ -19,7 +19,7 @@ const SYN: u8 = 1;
 /// FIN and RST belong to the end of the data, and SYN and ACK to its beginning.
 const CLOSING: u8 = 4 | 8;
 
-/// What the receiver gets next.
+/// The next bytes for the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Nothing, until more of the [`room`](Splitter::room) is filled.

@@ -236,9 +236,10 @@ mod linux {
     /// A route to everywhere.
     #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     struct Route {
-        /// Its family, table and priority. The kernel has other routes like it for other routers.
+        /// The family, the table and the priority of the route. The kernel has other routes like it
+        /// for other routers.
         place: (u8, u8, Vec<u8>),
-        /// Where it leads.
+        /// Where the route leads.
         way: Vec<u8>,
     }
 

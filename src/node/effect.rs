@@ -22,7 +22,7 @@ use crate::{
     stream::{BoxedStream, SessionId},
 };
 
-/// What happens to the libp2p connections of a session that ends.
+/// The fate of the libp2p connections of a session that ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conns {
     Close,

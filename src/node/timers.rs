@@ -15,7 +15,7 @@ use web_time::Instant;
 use super::relays::ReservationId;
 use crate::{core::resume::StreamId, stream::SessionId};
 
-/// What a deadline is for.
+/// The purpose of a deadline.
 pub(super) enum Timer {
     Session(SessionId, Deadline),
     /// The liveness of the link to a relay wants to know the time.
@@ -32,7 +32,7 @@ pub(super) enum Timer {
     ShutdownDeadline,
 }
 
-/// What a deadline of a session is for.
+/// The purpose of a deadline of a session.
 pub(super) enum Deadline {
     /// The race has asked to be told the time.
     Race,

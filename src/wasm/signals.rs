@@ -1,4 +1,4 @@
-//! What the browser tells about the page's network and about the page itself.
+//! Listens for what the browser tells about the page's network and about the page itself.
 
 use std::task::{Context, Poll};
 

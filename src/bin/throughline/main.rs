@@ -1,6 +1,6 @@
 //! The `throughline` program: a relay server, a peer for scripts and terminals, a demo.
 //!
-//! With `--json` stdout carries one JSON object a line and nothing else; logs go to stderr.
+//! With `--json`, stdout carries one JSON object a line and nothing else. Logs go to stderr.
 
 mod args;
 mod connect;

@@ -1,4 +1,4 @@
-//! What the program prints: JSON lines for scripts, or text for people.
+//! Prints the output of the program: JSON lines for scripts, or text for people.
 
 use std::{
     io::{self, IsTerminal as _},

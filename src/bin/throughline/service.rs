@@ -28,7 +28,7 @@ pub(crate) struct Service {
     pub(crate) chat: Chat,
 }
 
-/// Who answers `chat/1`.
+/// The part of the program that answers `chat/1`.
 pub(crate) enum Chat {
     /// Nobody.
     Off,

@@ -227,8 +227,8 @@ impl AsyncUdpSocket for EndpointSocket {
             let Some(run) = inbox.runs.front_mut() else {
                 break;
             };
-            // Only whole datagrams are taken. One that is longer than a buffer is cut, as by a
-            // socket.
+            // Only whole datagrams are taken. A datagram that is longer than a buffer is cut, as by
+            // a socket.
             let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
             let piece = run.data.split_to(most.min(run.data.len()));
             let len = piece.len().min(buf.len());

@@ -63,7 +63,7 @@ pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 #[cfg(feature = "server")]
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What bounds the connections that come to a server.
+/// The bounds on the connections that come to a server.
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
 #[derive(Clone)]
 pub(crate) struct Bounds {

@@ -249,7 +249,7 @@ struct Name {
     name: String,
 }
 
-/// What a name stands for.
+/// The kind of addresses that a name stands for.
 #[derive(Clone, Copy)]
 enum Kind {
     /// IP addresses.

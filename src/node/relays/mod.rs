@@ -64,7 +64,7 @@ pub(crate) struct Relay {
     up_since: Option<Instant>,
     /// The liveness of the link, if that is up.
     liveness: Option<Liveness>,
-    /// What the link has sent and lost, if its transport can tell.
+    /// The lane of the link, which counts sent and lost packets if the transport can.
     lane: Option<Arc<Lane>>,
     loss: Loss,
     /// Whether another link is being dialled, because this one is suspect.

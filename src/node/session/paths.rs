@@ -46,7 +46,7 @@ pub(in crate::node) struct Conn {
     since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
-    /// What carries the path's datagrams, once the connection has it.
+    /// The lane that carries the path's datagrams, once the connection has one.
     pub(super) lane: Option<Arc<Lane>>,
     pub(super) liveness: Liveness,
     pub(super) loss: Loss,
@@ -125,7 +125,7 @@ pub(super) struct Paths {
     lost_since: Option<Instant>,
 }
 
-/// What a new choice of the path has changed.
+/// The changes by a new choice of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Chosen {
     /// The connection in use is another one.

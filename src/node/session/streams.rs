@@ -274,7 +274,8 @@ impl Session {
         self.release_opens(round);
     }
 
-    /// It is known now what the peer speaks. Opens the streams that had to wait for that.
+    /// It is known now whether the peer speaks resumable streams. Opens the streams that had to
+    /// wait for that.
     fn release_opens(&mut self, round: &mut Round<'_>) {
         for (protocol, reply) in std::mem::take(&mut self.streams.opens) {
             if !reply.is_closed() {

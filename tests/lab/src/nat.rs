@@ -86,7 +86,7 @@ impl NatKind {
         matches!(self, Self::None | Self::Firewall)
     }
 
-    /// Its behaviour in the terms of RFC 4787, or `None` if no UDP passes.
+    /// Returns the behaviour of the kind in the terms of RFC 4787, or `None` if no UDP passes.
     pub const fn behaviour(self) -> Option<Behaviour> {
         use {Filtering as F, Mapping as M, Ports as P};
         let (mapping, filtering, ports) = match self {

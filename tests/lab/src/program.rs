@@ -100,7 +100,7 @@ impl Program {
     /// `what`.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// The errors of [`wait`](Self::wait).
     pub fn wait_for(
         &self,
         within: Duration,

@@ -23,12 +23,12 @@ const CHUNK: usize = 4096;
 /// The pause before another try if the output is full and does not block.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What a printer does when its output fails.
+/// The reaction of a printer to a failure of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnFailure {
-    /// It prints nothing any more, and [`Printer::failed`] says why.
+    /// The printer prints nothing any more, and [`Printer::failed`] says why.
     Stop,
-    /// It counts the line as lost, and tries the next one.
+    /// The printer counts the line as lost, and tries the next one.
     Skip,
 }
 

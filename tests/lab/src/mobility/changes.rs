@@ -14,7 +14,7 @@ use crate::{
 /// Something that happens to the network.
 pub(crate) type Act = fn(&mut Scene) -> Result<()>;
 
-/// What the two peers have before the change.
+/// The paths and links of the two peers before the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
     /// A direct path.
@@ -51,7 +51,7 @@ pub(crate) enum Steps {
 /// A change of the network that a person can name, and what it may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
-    /// Its name.
+    /// The name of the change.
     pub name: &'static str,
     pub(crate) setting: Setting,
     pub(crate) steps: Steps,
@@ -63,7 +63,8 @@ pub struct Change {
     pub(crate) long: bool,
     /// The longest stall that is allowed, in milliseconds.
     pub(crate) stall: u64,
-    /// The same where a page takes part. No browser tells a page of a new address or route.
+    /// The longest stall where a page takes part, because no browser tells a page of a new address
+    /// or route.
     pub(crate) page_stall: u64,
     /// How long after the last step the path has to be direct again, in milliseconds, if it can be.
     pub(crate) direct: Option<u64>,
@@ -279,7 +280,7 @@ pub const CHANGES: &[Change] = &[
     },
 ];
 
-/// What happens in [`Steps::Random`].
+/// The changes from which [`Steps::Random`] is made.
 const PALETTE: &[Act] = &[
     |scene| scene.new_port(End::Dialler),
     |scene| scene.new_port(End::Listener),

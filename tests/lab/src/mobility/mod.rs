@@ -56,21 +56,21 @@ pub struct Tour {
     pub seed: u64,
 }
 
-/// What the changes have cost.
+/// The costs of all changes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Mobility {
     /// One row for each change and pairing, and for each seed if the change is random.
     pub rows: Vec<Cost>,
 }
 
-/// What one change has cost.
+/// The cost of one change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// The change.
     pub name: String,
-    /// Who dialled.
+    /// The peer that dialled.
     pub dialler: Peer,
-    /// Who listened.
+    /// The peer that listened.
     pub listener: Peer,
     /// The seed, if the change is random.
     pub seed: Option<u64>,
@@ -86,7 +86,7 @@ pub struct Cost {
     pub moves: usize,
     /// The hash of the file at both ends, if one was sent.
     pub sha256: Option<String>,
-    /// What was worse than the change allows.
+    /// The figures that were worse than the change allows.
     pub faults: Vec<String>,
     /// The events of the dialler, without the echoes. `after_ms` counts from the first step.
     pub events: Vec<Value>,
@@ -106,8 +106,8 @@ impl Tour {
 /// Makes the changes of `tour`, and passes each cost to `progress` when it is known.
 ///
 /// # Errors
-/// Only if the lab itself fails, or no change has such a name. Peers that are not connected any
-/// more are a result.
+/// Fails only if the lab itself fails, or if no change has such a name. Peers that are not
+/// connected any more are a result.
 pub fn mobility(tour: &Tour, parts: &Parts, progress: impl Fn(&Cost)) -> Result<Mobility> {
     let mut rows = Vec::new();
     for change in tour.changes() {
@@ -139,7 +139,7 @@ impl Tour {
         self.seed..self.seed + count
     }
 
-    /// What is sent. Files go between programs, which print their hashes.
+    /// Returns what is sent. Files go between programs, which print their hashes.
     fn load(&self, change: &Change, pairing: Pairing) -> Load {
         let ticket = matches!(change.setting, Setting::Ticket(_) | Setting::Relayed);
         if !self.long || !pairing.is_native() || ticket {

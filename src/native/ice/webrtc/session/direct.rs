@@ -98,7 +98,7 @@ impl IceSession {
         let Some(direct) = self.direct.as_mut().filter(|d| !d.proven.contains(&pair)) else {
             return;
         };
-        // The same check again has the same answer.
+        // A check that comes again gets the same answer.
         let known = direct.checks.iter().find(|(checked, _)| *checked == pair);
         let check = match known {
             Some((_, check)) => check.clone(),
