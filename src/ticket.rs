@@ -273,6 +273,8 @@ impl fmt::Debug for Ticket {
     }
 }
 
+/// Parses the text of a ticket, and ignores white space around it. A text that is no ticket is
+/// [`ErrorKind::InvalidTicket`], and the message names the part that is wrong.
 impl FromStr for Ticket {
     type Err = Error;
 

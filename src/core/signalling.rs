@@ -182,6 +182,10 @@ impl IceCandidate {
 
     /// Reads a candidate. An empty text, `null`, `""` and a candidate with an empty attribute all
     /// mean that the peer has no more candidates.
+    ///
+    /// # Errors
+    /// [`SignallingError::TooLong`] for a text of more than 2 KiB, and
+    /// [`SignallingError::Candidate`] for one that is not the JSON of a candidate.
     pub fn from_json(json: &str) -> Result<Option<Self>, SignallingError> {
         if matches!(json.trim(), "" | "null" | "\"\"") {
             return Ok(None);
