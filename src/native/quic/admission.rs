@@ -1,8 +1,8 @@
 //! Decides which connections that others begin over QUIC are accepted.
 //!
 //! Anyone can write any source on a datagram. While few handshakes with unvalidated addresses (RFC
-//! 9000 section 8.1) are under way, a connection from such an address is accepted at once, so that
-//! no peer pays a round trip when there is no flood. Beyond that number, a Retry packet asks the
+//! 9000 section 8.1) are under way, a connection from such an address is accepted at once. So no
+//! peer pays a round trip when there is no flood. Beyond that number, a Retry packet asks the
 //! sender to show that it receives what is sent to it (section 8.1.2), and this side keeps nothing
 //! of the connection. So a forged source costs others one round trip and no more, and only the
 //! holder of an address uses up its share.

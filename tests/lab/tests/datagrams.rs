@@ -23,10 +23,10 @@ fn spec(loss: f64) -> Spec {
 }
 
 /// A stream fills the path, which loses one packet in twenty, and a datagram goes out every 20 ms.
-/// Of the datagrams that arrive, 99 of 100 take at most three round trips: one on the way, and two
-/// in which the congestion window, which they share with the stream, has no room. The time is
-/// measured when a datagram is back, without the way back, which counts as half of the fastest
-/// round trip.
+/// Of the datagrams that arrive, 99 of 100 take at most three round trips. One is the way itself.
+/// In the other two, the congestion window that they share with the stream may have no room. The
+/// time is measured when a datagram is back, without the way back, which counts as half of the
+/// fastest round trip.
 #[test]
 fn no_datagram_waits_for_a_stream() {
     let Some(parts) = common::parts_or_skip(false) else {
