@@ -22,7 +22,7 @@ impl Output {
     /// Starts the threads that print.
     pub(crate) fn start(json: bool) -> Result<Self, Error> {
         let failed = |error| io_error("cannot start threads", error);
-        let missing = |lines| format!("lines missing here, because nobody took them: {lines}");
+        let missing = |lines| format!("lines are missing here, because nobody read them: {lines}");
         let stderr = Printer::new(OnFailure::Skip, missing, None);
         let stderr = stderr.start(|| io::stderr().lock()).map_err(failed)?;
         let dropped = |lines| line("dropped", json!({ "lines": lines }));
