@@ -166,7 +166,7 @@ impl EndpointSocket {
     }
 }
 
-/// Datagrams are routed here by the mark in connection ids, or because this is the listener.
+/// Datagrams are routed here by the tag in connection ids, or because this is the listener.
 impl Receiver for EndpointSocket {
     fn receive_quic(
         &self,

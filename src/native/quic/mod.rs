@@ -311,7 +311,7 @@ fn endpoint(
     )
 }
 
-/// Makes connection ids that begin with the mark of their endpoint. The mark tells an observer
+/// Makes connection ids that begin with the tag of their endpoint. The tag tells an observer
 /// which connections share an endpoint, but their addresses tell that as well.
 struct MarkedIds(Tag);
 

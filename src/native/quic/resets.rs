@@ -24,7 +24,7 @@ impl Resets {
         Self(keypair.clone())
     }
 
-    /// Returns the mark of the endpoint's connection ids.
+    /// Returns the tag of the endpoint's connection ids.
     pub(super) fn tag(&self) -> Tag {
         self.secret(b"tag", b"")
     }
