@@ -1,5 +1,5 @@
 //! The socket of a QUIC endpoint: a view of the shared sockets, which holds only datagrams with the
-//! mark of the endpoint's own connection ids.
+//! tag of the endpoint's own connection ids.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
