@@ -26,7 +26,7 @@ test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/inter
 	node --test --test-concurrency=1 tests/interop/*.test.mjs
 	cargo test --locked -p throughline-lab
 
-# What the lab is asked for: the matrix, or what changes of the network cost.
+# The lab makes the matrix, or measures what changes of the network cost.
 ASKED := $(if $(filter --mobility,$(LAB)),mobility,matrix)
 
 lab: setup-test $(JS) tests/browser/node_modules/.package-lock.json ## print the connectivity matrix behind real NATs (needs root; LAB="--full --repeat 3" for more), or LAB="--mobility --long": what changes of the network cost

@@ -34,7 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The first chat that somebody opens.
+/// Waits for the first chat that somebody opens.
 pub async fn accept(me: &Connector) -> Option<Stream> {
     loop {
         let connection = me.accept().await?;
@@ -63,7 +63,7 @@ pub async fn talk(
             if rest.read_until(b'\n', &mut line).await? == 0 {
                 return Ok(());
             }
-            // A peer's control characters would rule the terminal.
+            // Control characters of a peer could take the terminal over.
             let text = String::from_utf8_lossy(&line).replace(char::is_control, "");
             output.write_all(format!("> {text}\n").as_bytes()).await?;
             output.flush().await?;

@@ -64,8 +64,8 @@ async fn echo(stream: Stream) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Sends `text` and gives what comes back. The first bytes do not wait for a path: they are back one
-/// round trip after the call.
+/// Sends `text` and returns what comes back. The first bytes do not wait for a path, so they are
+/// back one round trip after the call.
 pub async fn call(me: &Connector, ticket: &Ticket, text: &str) -> Result<String, Box<dyn Error>> {
     let (_connection, mut stream) = me.open(ticket, PROTOCOL).await?;
     stream.write_all(text.as_bytes()).await?;

@@ -47,7 +47,7 @@ pub async fn take(connection: &Connection, folder: &Path) -> Result {
     }
     let file = tokio::fs::File::create_new(folder.join(&name)).await?;
     copy(&mut stream, file, size).await?;
-    // The sender waits for this byte: the file is there.
+    // The sender waits for this byte, which says that the file is there.
     Ok(stream.write_u8(1).await?)
 }
 

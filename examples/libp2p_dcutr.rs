@@ -27,7 +27,7 @@ pub struct Behaviour {
     dcutr: dcutr::Behaviour,
 }
 
-/// A peer that listens at `hosts` over QUIC and TCP, on any port.
+/// Makes a peer that listens at `host` over QUIC and TCP, on any port.
 pub fn peer(host: &str) -> Result<Swarm<Behaviour>, Box<dyn Error>> {
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -54,8 +54,8 @@ pub fn peer(host: &str) -> Result<Swarm<Behaviour>, Box<dyn Error>> {
     Ok(swarm)
 }
 
-/// Connects to the relay, and waits until it has said what it sees of us, which is what the other
-/// end of a hole is told.
+/// Connects to the relay, and waits until it has said at which address it sees this peer. The other
+/// end of a hole punch is told this address.
 pub async fn meet_relay(
     swarm: &mut Swarm<Behaviour>,
     relay: &Multiaddr,
@@ -99,7 +99,8 @@ pub async fn reserve(
     }
 }
 
-/// The next connection to another peer than `relay`, and whether it is direct.
+/// Waits for the next connection to another peer than `relay`. Returns the peer, and whether the
+/// connection is direct.
 pub async fn connection(swarm: &mut Swarm<Behaviour>, relay: &Multiaddr) -> (PeerId, bool) {
     loop {
         if let SwarmEvent::ConnectionEstablished {

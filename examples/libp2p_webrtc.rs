@@ -69,7 +69,7 @@ fn transport(
     Ok(first(webrtc, first(circuit, first(quic, tcp))))
 }
 
-/// Both transports, the first one asked first.
+/// Joins two transports. The first one is asked first.
 fn first(a: Boxed<Connection>, b: Boxed<Connection>) -> Boxed<Connection> {
     OrTransport::new(a, b)
         .map(|either, _| match either {

@@ -5,7 +5,7 @@
 //! cargo run --example page_backend -- IDENTITY_FILE RELAY...      # prints a ticket
 //! ```
 //!
-//! The page has the ticket from wherever the page itself comes from:
+//! The page gets the ticket from the web server that it comes from:
 //!
 //! ```js
 //! const me = await Connector.create({ relays }); // `relays` of the relay's /config.json
@@ -24,7 +24,7 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use serde_json::{Value, json};
 use throughline::{Connection, Connector, Identity, Stream};
 
-/// Longer requests are refused: a page is a stranger.
+/// Longer requests are refused, because a page is a stranger.
 const LONGEST_REQUEST: u64 = 4096;
 
 static VISITS: AtomicU64 = AtomicU64::new(0);

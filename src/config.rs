@@ -121,9 +121,9 @@ pub struct Config {
     /// Defaults to 5 s. Nothing waits for the answer.
     #[serde(rename = "port_mapping_timeout_ms", with = "millis")]
     pub port_mapping_timeout: Duration,
-    /// How often each strategy for a direct path is repeated in the background after a failure, until
-    /// it is only repeated once a minute, for as long as the connection lasts. 0 to 100; with 0, each
-    /// strategy runs once. Defaults to 3. A change of the network begins anew.
+    /// How often each strategy for a direct path is repeated in the background after a failure.
+    /// After that, it is repeated once a minute for as long as the connection lasts. 0 to 100. With
+    /// 0, each strategy runs once. Defaults to 3. A change of the network begins anew.
     pub upgrade_tries: u32,
     /// The pause before a failed strategy is first repeated. It doubles each time, with a jitter of
     /// a quarter. 10 ms to 10 min. Defaults to 2 s, hence 2, 4 and 8 s.

@@ -56,14 +56,14 @@ struct Inner {
 /// The state of a session that the event loop updates and that handles read.
 pub(crate) struct SessionState {
     path: watch::Sender<Option<Path>>,
-    /// Each event stands behind a pointer, because the channel allocates room for all events at
-    /// once.
+    /// Each event is behind a pointer, because the channel allocates room for all events at once.
     events: broadcast::Sender<Arc<PathEvent>>,
     attempts: StdMutex<Vec<Attempt>>,
     closed: watch::Sender<Option<ErrorKind>>,
-    /// Behind a pointer of its own, because lanes keep it without keeping the rest.
+    /// The datagrams are behind a pointer of their own, because lanes keep them without the rest of
+    /// the state.
     pub(crate) datagrams: Arc<Queues>,
-    /// What is logged within it is about this connection.
+    /// The span of all log lines about this connection.
     pub(crate) span: Span,
 }
 
@@ -323,7 +323,7 @@ impl Connection {
     }
 }
 
-/// What the event loop keeps of the handles that it gave out.
+/// The event loop's reference to the handles that it gave out.
 pub(crate) struct WeakConnection(Weak<Inner>);
 
 impl WeakConnection {

@@ -289,6 +289,8 @@ impl From<Error> for io::Error {
     }
 }
 
+/// Takes the [`Error`] out of an error of a stream. Any other error becomes [`ErrorKind::Io`], with
+/// that error as its source.
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
         match error.downcast::<Error>() {

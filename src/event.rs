@@ -20,11 +20,11 @@ use crate::error::ErrorKind;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PathKind {
-    /// From host to host. There may be NATs between them, but no relay or TURN server.
+    /// The bytes go from host to host. There may be NATs between them, but no relay or TURN server.
     Direct,
-    /// Through a TURN server (RFC 8656).
+    /// The bytes go through a TURN server (RFC 8656).
     Turn,
-    /// Through a libp2p relay circuit.
+    /// The bytes go through a libp2p relay circuit.
     Relayed,
 }
 
@@ -250,9 +250,9 @@ causes! {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It gave an authenticated path.
+    /// The attempt gave an authenticated path.
     Succeeded,
-    /// It failed. The reason says why.
+    /// The attempt failed. The reason says why.
     Failed,
     /// Another attempt was better or sooner.
     Cancelled,
@@ -302,9 +302,9 @@ pub struct Attempt {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ChangeReason {
-    /// It is the connection's first path.
+    /// The path is the connection's first.
     First,
-    /// It is better than the path before it.
+    /// The path is better than the path before it.
     Better,
     /// The path before it was lost, and this one was already up.
     Lost,
@@ -376,7 +376,7 @@ pub enum PathEvent {
     /// The path in use carries datagrams of another size than before.
     #[non_exhaustive]
     DatagramSize {
-        /// As in [`Path`].
+        /// The most bytes of a datagram, as in [`Path`].
         #[serde(skip_serializing_if = "Option::is_none")]
         max_datagram_size: Option<usize>,
         /// The time, counted as in [`PathEvent::Changed`].

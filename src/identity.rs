@@ -35,6 +35,9 @@ impl Identity {
 
     /// Returns the secret as text for storage. The text is libp2p's protobuf encoding of the key,
     /// in base64url without padding.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidIdentity`] if the key has no encoding.
     pub fn to_secret(&self) -> Result<String, Error> {
         let bytes = self.0.to_protobuf_encoding().map_err(|e| {
             Error::new(ErrorKind::InvalidIdentity, "the key has no encoding").with_source(e)
@@ -91,6 +94,7 @@ impl fmt::Debug for PeerId {
     }
 }
 
+/// Parses a peer id: a base58 multihash or a CID. Any other text is [`ErrorKind::InvalidAddress`].
 impl FromStr for PeerId {
     type Err = Error;
 

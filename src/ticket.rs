@@ -24,7 +24,8 @@ pub(crate) const MAX_ADDRESSES: usize = 32;
 /// The most mapped addresses in a ticket: one for each address family and each NAT that a peer may
 /// be behind. It also bounds how many unrequested datagrams a ticket makes us send.
 const MAX_MAPPED: usize = 4;
-/// The longest multiaddress in use (`/webrtc-direct` with certificate hash and name) has about 200.
+/// The longest address that is accepted, in bytes. The longest in use (`/webrtc-direct` with
+/// certificate hash and name) has about 200.
 const MAX_ADDRESS_BYTES: usize = 512;
 /// The longest text that is parsed. 32 addresses of ordinary length take less than 4 KiB.
 const MAX_TEXT: usize = 8192;
@@ -272,6 +273,8 @@ impl fmt::Debug for Ticket {
     }
 }
 
+/// Parses the text of a ticket, and ignores white space around it. A text that is no ticket is
+/// [`ErrorKind::InvalidTicket`], and the message names the part that is wrong.
 impl FromStr for Ticket {
     type Err = Error;
 

@@ -1,4 +1,4 @@
-//! Lengths that are announced and whose bytes are not sent. The receiver holds the bytes that have
+//! Tests announced lengths whose bytes are not sent. The receiver holds the bytes that have
 //! arrived, and no more.
 #![cfg(target_os = "linux")]
 

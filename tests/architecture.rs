@@ -186,7 +186,7 @@ fn nobody_is_dialled_past_the_guard() {
         ("tcp::tokio::Transport::new", &[]),
         ("Tcp::new", &[transports]),
         ("quic::tokio::Transport::new", &[transports]),
-        // A peer's, and each of a server's.
+        // A peer makes one transport, and a server one for each address.
         ("super::quic::QuicTransport::new", &[transports]),
         ("names.over(", &[guard, transports]),
         ("guard.over(", &[transports]),

@@ -132,7 +132,7 @@ async fn a_peer_without_a_reservation_is_reported_as_such() {
     }
 }
 
-/// A relay with room for one circuit of each peer.
+/// Starts a relay with room for one circuit of each peer.
 async fn small_relay() -> Server {
     let mut server = server_config();
     server.relay.circuits_per_peer = std::num::NonZeroUsize::MIN;
@@ -278,7 +278,7 @@ async fn a_peer_is_reached_again_right_after_a_close() {
     assert!(errors.is_empty(), "{errors:?}");
 }
 
-/// ICE fails for want of a circuit, so the limit is the reason for everything.
+/// ICE fails only because there is no circuit, so the limit is the reason of every failure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_relay_that_was_asked_for_too_many_circuits_is_reported_as_such() {
     let errors = connected_and_closed(40, 5).await;

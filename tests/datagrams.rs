@@ -44,7 +44,7 @@ async fn next(connection: &Connection) -> Vec<u8> {
     next.await.expect("a datagram comes").expect("it is open")
 }
 
-/// Sends until one arrives, because each may be lost.
+/// Sends datagrams until one arrives, because each may be lost.
 async fn passes(from: &Connection, to: &Connection, datagram: &[u8]) {
     let mut tick = interval(Duration::from_millis(20));
     let sends = async {
@@ -152,11 +152,11 @@ async fn datagrams_follow_the_path_and_come_once() {
     seen.sort_unstable();
     seen.dedup();
     assert_eq!(seen.len(), arrived, "one came twice");
-    // Loopback loses nothing, but a path that is left may.
+    // Loopback loses nothing, but datagrams on a path that is left may be lost.
     assert!(arrived * 10 >= sent as usize * 9, "{arrived} of {sent}");
 }
 
-/// A pair between which datagrams pass, directly or over `relay`.
+/// Connects a pair, directly or over `relay`, and waits until datagrams pass in both directions.
 async fn passing(relay: &Server, relayed: bool) -> Pair {
     let config = || match relayed {
         true => {

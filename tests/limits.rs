@@ -16,8 +16,8 @@ async fn held(connection: &Connection) -> Stream {
     common::echo(connection).await.expect("an echo")
 }
 
-/// As many streams as are allowed are opened at once and held. One more is refused at once. When one
-/// has ended, another may be opened.
+/// Opens as many streams at once as are allowed, and holds them. One more is refused at once. When
+/// one has ended, another may be opened.
 async fn fill(connection: &Connection) {
     let most = Config::default().max_streams;
     let opens = join_all((0..most).map(|_| held(connection)));
@@ -74,7 +74,7 @@ async fn a_direct_path_carries_as_many_streams_as_are_allowed() {
     }
 }
 
-/// Every stream moves, and no place is taken twice for long.
+/// Every stream moves, and takes two places only for a moment.
 #[tokio::test]
 async fn all_streams_move_from_a_circuit_to_a_direct_path() {
     let relay = relay().await;

@@ -1,4 +1,4 @@
-//! Our QUIC with that of stock rust-libp2p. Each is dialler and listener once.
+//! Tests our QUIC with that of stock rust-libp2p. Each is dialler and listener once.
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _, future::ready};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, swarm::SwarmEvent};
@@ -11,7 +11,7 @@ mod common;
 
 const ECHO: StreamProtocol = StreamProtocol::new("/echo/1");
 
-/// A stock node that speaks QUIC and nothing else.
+/// Makes a stock node that speaks QUIC and nothing else.
 fn stock() -> Swarm<libp2p_stream::Behaviour> {
     SwarmBuilder::with_new_identity()
         .with_tokio()

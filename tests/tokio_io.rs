@@ -1,4 +1,4 @@
-//! Streams with the traits of tokio, between two peers on loopback.
+//! Tests streams with the traits of tokio, between two peers on loopback.
 
 use throughline::{Connection, Connector};
 use tokio::{

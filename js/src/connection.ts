@@ -7,7 +7,7 @@ import { iterate } from "./iterate.js";
 import type { RawConnection } from "../pkg/throughline.js";
 import { duplex, type DuplexStream, type IncomingStream } from "./streams.js";
 
-/** The most bytes of a datagram that reach the bindings, which refuse that many. */
+/** At most this many bytes of a datagram are copied to the bindings, which refuse a datagram of this length. */
 const MOST_COPIED = 65_536;
 
 /** Why a connection ended. */
@@ -90,8 +90,8 @@ export class Connection {
    * 256 wait. Then each new one takes the place of the oldest.
    *
    * Throws `unsupported` if the peer is a stock libp2p peer, `limit_exceeded` beyond `maxDatagramSize`,
-   * `connection_closed` or `connection_lost`. It takes a round trip after the first path until a stock peer is
-   * known as such, and what was sent before is dropped.
+   * `connection_closed` or `connection_lost`. A stock peer is known as such one round trip after the first path,
+   * and datagrams that were sent before are dropped.
    */
   sendDatagram(datagram: ArrayBuffer | ArrayBufferView): void {
     const valid = bytes(datagram, "datagram");

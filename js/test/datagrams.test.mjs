@@ -1,10 +1,10 @@
-// A connection's datagrams, over bindings in memory.
+// Tests a connection's datagrams over bindings in memory.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Connection } from "../dist/connection.js";
 import { ThroughlineError } from "../dist/errors.js";
 
-/** The bindings' side of a connection: hands out `datagrams`, and records what is sent. */
+/** Makes the bindings' side of a connection, which hands out `datagrams` and records what is sent. */
 function bindings({ datagrams = [], fault, path } = {}) {
   const sent = [];
   return {

@@ -1,16 +1,16 @@
-// Every JavaScript type at every entry, in front of the WebAssembly itself: a wrong one is a typed error
-// that names the argument, and nothing traps.
+// Gives values of every JavaScript type to every entry of the package, with the real WebAssembly. A wrong type
+// gives a typed error that names the argument, and nothing traps.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { before, test } from "node:test";
 
-// A page, as far as the platform is asked: no peer is met here.
+// With these names, Node.js looks like a page. No test here meets a peer.
 for (const name of ["document", "RTCPeerConnection", "WebSocket"]) globalThis[name] ??= class { close() {} };
 
 const { Connection, Connector, generateIdentity, load } = await import("../dist/index.js");
 const wasm = readFileSync(new URL("../pkg/throughline_bg.wasm", import.meta.url));
 
-/** One value and more of every type, and what looks like a type and is none. */
+/** Values of every type, and values that only look like one of a type. */
 const values = {
   undefined: [undefined],
   null: [null],
@@ -43,7 +43,7 @@ const shown = (value) => {
   }
 };
 
-/** What `call` comes to: its error has to be one of `codes`, begin with the argument's name, and never come out of the call itself. */
+/** Returns the error of `call`, if there is one. It has to be a rejection with one of `codes`, and its message has to begin with `name`. */
 async function refused(call, value, codes, name) {
   let work;
   try {

@@ -1,4 +1,5 @@
-// Options, errors, platforms, cancellation: what the layer decides before WebAssembly is asked.
+// Tests what the JavaScript layer decides before it asks the WebAssembly: options, errors, platforms and
+// cancellation.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { cancellable } from "../dist/abort.js";

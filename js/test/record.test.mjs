@@ -1,4 +1,4 @@
-// What is written down twice is the same: the build's record, the error codes, the versions.
+// Checks that what is written down twice is the same: the build's record, the error codes and the versions.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";

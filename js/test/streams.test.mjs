@@ -1,10 +1,10 @@
-// The adapter from the bindings' streams to WHATWG byte streams, over an end in memory.
+// Tests the adapter from the bindings' streams to WHATWG byte streams, over an end in memory.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { ThroughlineError } from "../dist/errors.js";
 import { duplex } from "../dist/streams.js";
 
-/** The bindings' side of a stream: hands out `chunks`, records what is done to it. */
+/** Makes the bindings' side of a stream, which hands out `chunks` and records what is done to it. */
 function end({ chunks = [], fault } = {}) {
   const log = [];
   return {

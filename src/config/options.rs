@@ -138,9 +138,9 @@ impl Ranged for StartDelays {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Everywhere,
-    /// In programs. A page ignores it.
+    /// The option has an effect in programs. A page ignores it.
     Native,
-    /// In programs. A page has another option for it.
+    /// The option has an effect in programs. A page has another option for it.
     Apart,
 }
 

@@ -12,8 +12,8 @@ use super::protobuf::{behind_length, field, skip_field, take_varint};
 /// The protocol of the stream on which a relay is asked.
 pub(crate) const HOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/hop";
 
-/// The same protocol for a relay of this library, which forwards the following bytes before the
-/// peer has agreed.
+/// The protocol by which a relay of this library is asked instead. Such a relay forwards the
+/// following bytes before the peer has agreed.
 pub(crate) const EARLY_PROTOCOL: &str = "/throughline/circuit/1";
 
 /// The longest answer that is read, as in libp2p's own implementations.

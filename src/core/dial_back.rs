@@ -16,7 +16,7 @@ use super::scope::{Scope, scope};
 /// from it.
 const FIRST_PORT: u16 = 1024;
 
-/// What matters about the server when it dials.
+/// The facts about the server that matter when it dials.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Server {
     /// Whether clients at private addresses, and on this machine, are served.

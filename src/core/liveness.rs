@@ -3,7 +3,7 @@
 //! A path is judged by what it leaves unanswered, and not by how long it was silent. A probe asks
 //! for an answer. While an application's bytes are under way, probes follow each other closely, so
 //! that a path that dies is noticed within about a second. An idle path is probed now and then.
-//! Whatever tells that the network has changed brings a probe at once.
+//! Every sign that the network has changed brings a probe at once.
 //!
 //! A path that leaves a probe unanswered is suspect. It is still asked, and counts as sound as soon
 //! as it answers. A path that was suspect before has to be sound for some time until it is trusted
@@ -22,7 +22,7 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 const MOST_PATIENCE: Duration = Duration::from_secs(5);
 /// A suspect path that still does not answer after this time is given up.
 const GIVE_UP: Duration = Duration::from_secs(10);
-/// A busy path is probed, and a path with a probe under way is looked at, so often within the time
+/// How often a busy path is probed, and a path with a probe under way is looked at, within the time
 /// that an answer may take.
 const CHECKS: u32 = 4;
 /// How long a path that was suspect for the second time has to be sound until it is trusted. The time
@@ -33,7 +33,7 @@ const MOST_PENALTY: Duration = Duration::from_secs(60);
 /// A path that was trusted for this long starts without a record.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
-/// What tells that paths may have changed. Each path is probed then.
+/// A sign that paths may have changed. Each path is probed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
     /// The network may be another one, so what has failed before may work now.
@@ -49,7 +49,7 @@ impl Hint {
         match self {
             Self::Network => Liveness::hint,
             // Most such addresses are candidates that were never of use, so silence means no more
-            // than else.
+            // than at other times.
             Self::Unreachable => Liveness::probe,
         }
     }
@@ -64,7 +64,7 @@ pub(crate) struct Probing {
     pub(crate) patience: Duration,
 }
 
-/// What is to be done now.
+/// The steps that are to be taken now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Send a probe. It replaces one that is under way.
@@ -106,7 +106,7 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// A path that came up at `now`. Its first probe is due at once.
+    /// Makes the state of a path that came up at `now`. Its first probe is due at once.
     pub(crate) fn new(now: Instant, probing: Probing) -> Self {
         Self {
             probing,
@@ -125,7 +125,8 @@ impl Liveness {
         }
     }
 
-    /// How long an answer may take. It is three probe timeouts, as RFC 9002 section 6.2.1 has them.
+    /// Returns how long an answer may take: three probe timeouts (RFC 9002 section 6.2.1), within
+    /// bounds.
     fn patience(&self) -> Duration {
         let Some(timeouts) = self.timeouts() else {
             return FIRST_PATIENCE.max(self.probing.patience);
@@ -143,7 +144,7 @@ impl Liveness {
         Some((smoothed + variation * 4) * 3)
     }
 
-    /// The time until which the path is not trusted although it is sound.
+    /// Returns the time until which the path is not trusted although it is sound.
     fn trusted_from(&self) -> Instant {
         let penalty = match self.failures {
             0 | 1 => Duration::ZERO,
@@ -224,8 +225,8 @@ impl Liveness {
         }
     }
 
-    /// Notes that bytes are sent on the path, so that the next probe is due soon. It has to be said
-    /// again after each answer.
+    /// Notes that bytes are sent on the path, so that the next probe is due soon. The caller has to
+    /// note this again after each answer.
     pub(crate) fn busy(&mut self, now: Instant) {
         self.pause = self.probing.idle.min(self.patience() / CHECKS);
         let soon = now + self.pause;

@@ -20,19 +20,20 @@ const MUCH: u64 = 10;
 /// Little is one packet in forty, which congestion loses as well.
 const LITTLE: u64 = 40;
 
-/// What a path has sent so far, without what wants no acknowledgement, and how much of it was lost.
+/// How many packets that want an acknowledgement a path has sent so far, and how many of them were
+/// lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) sent: u64,
     pub(crate) lost: u64,
 }
 
-/// What is known about one path. See the module's documentation.
+/// The state of one path. See the module's documentation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Loss {
     /// When the window began, and the counts at that time.
     began: Option<(Instant, Counts)>,
-    /// How many windows in a row were against what the path counts as.
+    /// How many windows in a row were against the present verdict.
     streak: u8,
     lossy: bool,
 }

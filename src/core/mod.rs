@@ -22,7 +22,7 @@ pub(crate) mod mdns;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
 pub(crate) mod nearest;
-#[allow(dead_code, reason = "a browser seals no offers")]
+#[allow(dead_code, reason = "a browser uses only a part of it")]
 pub(crate) mod offer;
 pub(crate) mod pace;
 pub(crate) mod path;

@@ -8,14 +8,14 @@ use crate::event::PathKind;
 /// each stream a round trip, and the round-trip times of one path vary by more than a millisecond.
 const HYSTERESIS: Duration = Duration::from_millis(10);
 
-/// What is thought of a path, best first.
+/// The standing of a path, from the best to the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
-    /// It is sound, and has been for long enough.
+    /// The path is sound, and has been for long enough.
     Trusted,
-    /// It answers, and was suspect a short time ago.
+    /// The path answers, and was suspect a short time ago.
     Sound,
-    /// It leaves a probe unanswered.
+    /// The path leaves a probe unanswered.
     Suspect,
 }
 

@@ -64,7 +64,7 @@ impl Upgrade {
     }
 }
 
-/// What the configuration and this target allow.
+/// The rules that follow from the configuration and this target.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rules {
     /// The strategies of ICE on this target. It is empty if only the relay may be used.
@@ -122,7 +122,7 @@ pub(crate) struct Plan {
     pub(crate) path: Option<PathKind>,
 }
 
-/// One attempt.
+/// One attempt of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Step {
     pub(crate) attempt: AttemptId,

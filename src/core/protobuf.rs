@@ -7,7 +7,7 @@ pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// Takes a value that stands after its length off the front.
+/// Takes a value off the front, with the length that stands before it.
 pub(crate) fn take_bytes<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = usize::try_from(take_varint(bytes)?).ok()?;
     let (value, rest) = bytes.split_at_checked(len)?;

@@ -89,7 +89,7 @@ impl Refusal {
     }
 }
 
-/// What places are counted by.
+/// The keys by which places are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Address(IpAddr),
@@ -138,7 +138,7 @@ impl Ledger {
     /// Takes a place for `holder`.
     ///
     /// # Errors
-    /// As [`look`](Self::look); nothing is taken then.
+    /// Fails as [`look`](Self::look) does, and then takes nothing.
     pub(crate) fn take(&mut self, quota: &Quota, holder: Holder) -> Result<(), Refusal> {
         self.look(quota, holder)?;
         self.taken += 1;

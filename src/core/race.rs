@@ -30,12 +30,12 @@ const SOON: u32 = 15;
 /// so the circuit is asked for once more after this pause, also while a call waits.
 const REFUSED: Duration = Duration::from_millis(500);
 
-/// An attempt without an answer for this long when the network changes is made again. The time is
-/// longer than most round trips. So the addresses that a system reports at its start, one after the
-/// other, disturb nothing.
+/// When the network changes, an attempt that has had no answer for this long is made again. The
+/// time is longer than most round trips. So the addresses that a system reports at its start, one
+/// after the other, disturb nothing.
 const SWALLOWED: Duration = Duration::from_millis(300);
 
-/// What the race is told.
+/// An event that the race is told of.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceEvent {
     /// A call waits for a first path, until `deadline`. A plan follows.
@@ -65,7 +65,7 @@ pub(crate) enum RaceEvent {
     Closed,
 }
 
-/// What the race wants done.
+/// A step that the race wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceAction {
     /// Make this attempt in the way with this number, counted from 0.
@@ -225,7 +225,8 @@ impl Race {
         }
     }
 
-    /// Attempts that pause before a repetition start at once, and all repetitions are before them.
+    /// Attempts that pause before a repetition start at once, and their repetitions are counted
+    /// anew.
     fn begin_anew(&mut self, now: Duration) {
         for slot in &mut self.slots {
             let waits = matches!(slot.state, State::At(_) | State::Spent);

@@ -62,7 +62,7 @@ pub(crate) enum ReservationError {
     Refused(u64),
     /// The relay's answer is not the expected protobuf message.
     Malformed,
-    /// It does not serve as a relay.
+    /// The peer does not serve as a relay.
     NoRelay,
     /// The relay could not be asked, or did not answer.
     NoAnswer(String),
@@ -92,7 +92,7 @@ impl fmt::Display for ReservationError {
 /// Addresses that cannot be read are left out.
 ///
 /// # Errors
-/// Why the relay grants no reservation.
+/// Returns why the relay grants no reservation.
 pub(crate) fn granted(answer: &[u8]) -> Result<Vec<Multiaddr>, ReservationError> {
     let (status, addresses) = answered(answer).ok_or(ReservationError::Malformed)?;
     match status {

@@ -418,7 +418,7 @@ pub(crate) mod tests {
         assert_eq!(unnamed.mid, "0");
     }
 
-    /// As libdatachannel does, which copies the attributes that it does not know.
+    /// libdatachannel copies the attributes that it does not know from an offer into its answer.
     #[test]
     fn an_echo_of_our_attributes_says_nothing() {
         let ours = Description {
@@ -436,7 +436,7 @@ pub(crate) mod tests {
         assert_eq!(echoed.lines().count(), 2);
         let answer = with_lines(&echoed).unwrap();
         assert!(!answer.quic && answer.side.is_none());
-        // Their own words count, wherever the echo stands.
+        // The answerer's own attributes count, wherever the echo stands.
         let own = "a=x-throughline-quic:EsAw\r\na=x-throughline-nat:EsAw easy\r\n";
         let answer = with_lines(&format!("{echoed}{own}")).unwrap();
         assert!(answer.quic && answer.side == Some(Side::Easy));
@@ -480,7 +480,7 @@ pub(crate) mod tests {
             let short = format!("a=fingerprint:{}", of(hash, length - 1));
             let read = Description::parse(&CHROMIUM_OFFER.replace(line, &short));
             assert_eq!(read, Err(SdpError::Invalid("fingerprint")));
-            // In whatever order, and however it is written.
+            // The order of the two and the letter case do not matter.
             let other = line.replace("sha-256", "SHA-256");
             for both in [format!("{own}\r\n{other}"), format!("{other}\r\n{own}")] {
                 let read = Description::parse(&CHROMIUM_OFFER.replace(line, &both)).unwrap();

@@ -182,6 +182,10 @@ impl IceCandidate {
 
     /// Reads a candidate. An empty text, `null`, `""` and a candidate with an empty attribute all
     /// mean that the peer has no more candidates.
+    ///
+    /// # Errors
+    /// [`SignallingError::TooLong`] for a text of more than 2 KiB, and
+    /// [`SignallingError::Candidate`] for one that is not the JSON of a candidate.
     pub fn from_json(json: &str) -> Result<Option<Self>, SignallingError> {
         if matches!(json.trim(), "" | "null" | "\"\"") {
             return Ok(None);
@@ -204,7 +208,7 @@ pub(crate) enum Role {
     Answerer,
 }
 
-/// What [`Negotiation`] wants done, in order.
+/// A step that [`Negotiation`] wants done. The steps come in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Send this message to the peer.

@@ -16,10 +16,10 @@ const FIRST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(30);
 /// How long the server may take to answer. It is the time after which a silent path is given up.
 const GIVE_UP: Duration = Duration::from_secs(10);
-/// How long it may take after the network has changed. Then silence means more.
+/// How long the server may take after the network has changed, because silence means more then.
 const GIVE_UP_HINTED: Duration = Duration::from_secs(3);
 
-/// What is to be done now.
+/// The step that is to be taken now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Wait,

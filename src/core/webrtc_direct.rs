@@ -68,8 +68,8 @@ impl DirectServer {
         &self.certificate
     }
 
-    /// The answer that the server would give if it were asked. The server is an ICE-lite agent and
-    /// the DTLS server.
+    /// Returns the answer that the server would give if it were asked. The server is an ICE-lite
+    /// agent and the DTLS server.
     pub(crate) fn answer(&self, credentials: &str) -> String {
         let Self { ip, port, .. } = self;
         let family = if ip.is_ipv4() { "IP4" } else { "IP6" };
@@ -99,7 +99,7 @@ impl DirectServer {
     }
 }
 
-/// Makes fresh credentials of version 1. They are both username fragment and password, of both
+/// Makes fresh credentials of version 1. They are the username fragment and the password of both
 /// sides.
 // There are 64 characters, so six bits of a byte choose each with equal probability. All are
 // ice-chars.
@@ -111,8 +111,8 @@ pub(crate) fn credentials(random: [u8; CREDENTIALS_LEN]) -> String {
     V1.chars().chain(characters).collect()
 }
 
-/// The credentials of the server in version 2, for a client with the password `pwd`. They are both
-/// username fragment and password.
+/// Returns the credentials of the server in version 2, for a client with the password `pwd`. They
+/// are its username fragment and its password.
 pub(crate) fn credentials_for(pwd: &str) -> String {
     [V2, pwd].concat()
 }
@@ -131,8 +131,8 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// Reads the two parts of the user name in a client's connectivity check. Returns `None` if they
-    /// are of no version of this protocol.
+    /// Reads the two parts of the user name in a client's connectivity check. Returns `None` if
+    /// they belong to no version of this protocol.
     pub(crate) fn read(server: &str, client: &str) -> Option<Self> {
         if !is_made_of_ice_chars(server, FRAGMENT_LEN) {
             return None;
@@ -179,8 +179,8 @@ pub(crate) fn with_credentials(offer: &str, credentials: &str) -> String {
     munged
 }
 
-/// The bytes that both sides mix into the noise handshake, so that it vouches for the DTLS session
-/// below. The client is the side that dials.
+/// Returns the bytes that both sides mix into the noise handshake, so that it vouches for the DTLS
+/// session below. The client is the side that dials.
 pub(crate) fn prologue(client: &Multihash<64>, server: &Multihash<64>) -> Vec<u8> {
     const PREFIX: &[u8] = b"libp2p-webrtc-noise:";
     [PREFIX, &client.to_bytes(), &server.to_bytes()].concat()
@@ -222,7 +222,7 @@ mod tests {
             SERVER.replace("/ip4/192.0.2.1", "/dns4/relay.example"),
             SERVER.replace("/udp/", "/tcp/"),
             SERVER.replace("webrtc-direct", "quic-v1"),
-            // A hash of another kind.
+            // This hash is of another kind.
             SERVER.replace("uEiDDq4", "uEyDDq4"),
         ] {
             assert_eq!(target(&address), None, "{address}");
@@ -304,17 +304,17 @@ mod tests {
         let longest = credentials_for(&"a".repeat(256 - V2.len()));
         assert!(Credentials::read(&longest, "hT3x").is_some());
         for (server, client) in [
-            // Others' credentials, and another version.
+            // These are credentials of somebody else, and of another version.
             ("hT3x", "hT3x"),
             (pwd, pwd),
             (&*server.replace("v2", "v3"), "hT3x"),
-            // In version 1, both sides have the same.
+            // In version 1, both sides must have the same credentials.
             (&*own, "hT3x"),
             (V1, V1),
-            // A password and a fragment that are too short.
+            // This password and this fragment are too short.
             (&*credentials_for(&pwd[..21]), "hT3x"),
             (&*server, "hT3"),
-            // Fragments that are too long.
+            // These fragments are too long.
             (&*format!("{longest}a"), "hT3x"),
             (&*server, &*"a".repeat(257)),
             (&*server, "hT3-"),

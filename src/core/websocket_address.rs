@@ -1,4 +1,4 @@
-//! Which multiaddresses name a WebSocket, and what each says of it.
+//! Reads the multiaddresses of WebSockets.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use multiaddr::{Multiaddr, Protocol};
 
 use super::address::{is_host_name, is_path};
 
-/// How to reach a WebSocket. Nothing in it can change the meaning of the text around it.
+/// How to reach a WebSocket. Each part can be written into a URL or a request as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WebSocketAddress {
-    /// A name or an address, IPv6 ones without brackets.
+    /// A name or an address. An IPv6 address has no brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// What the certificate must be for, a name or an address as above, if there is TLS.
+    /// The name or the address that the certificate must be for, if there is TLS.
     pub(crate) tls: Option<String>,
-    /// It begins with a slash.
+    /// The path, which begins with a slash.
     pub(crate) path: String,
 }
 
 impl WebSocketAddress {
-    /// What `address` says, or `None` when it is not the address of a WebSocket.
+    /// Reads `address`. Returns `None` if it is not the address of a WebSocket.
     ///
-    /// Accepted are `/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>` followed by `/ws`, `/wss`, `/tls/ws`
-    /// or `/tls/sni/<name>/ws` and at most one `/p2p/<peer>`. Anything behind that, as in a circuit
-    /// through this relay, belongs to another transport.
+    /// The address is `/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>`, followed by `/ws`, `/wss`,
+    /// `/tls/ws` or `/tls/sni/<name>/ws` and at most one `/p2p/<peer>`. If more follows, as in a
+    /// circuit through this relay, the address belongs to another transport.
     pub(crate) fn parse(address: &Multiaddr) -> Option<Self> {
         let mut parts = address.iter().peekable();
         let host = match parts.next()? {
@@ -61,8 +61,8 @@ impl WebSocketAddress {
     }
 }
 
-/// The URL that a browser opens. It checks the certificate against the host in it, so that has to be
-/// the name for TLS.
+/// Writes the URL that a browser opens. The browser checks the certificate against the host in the
+/// URL, so with TLS the host is the certificate's name.
 impl fmt::Display for WebSocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, host) = match &self.tls {
@@ -74,7 +74,7 @@ impl fmt::Display for WebSocketAddress {
     }
 }
 
-/// `host` and `port` as URLs and requests have them (RFC 3986 section 3.2).
+/// Returns `host` and `port` as URLs and requests have them (RFC 3986 section 3.2).
 pub(crate) fn authority(host: &str, port: u16) -> String {
     match host.contains(':') {
         true => format!("[{host}]:{port}"),

@@ -4,8 +4,8 @@
 //! and refuses a frame of more than 1 MiB. But a frame may be as long as the window that its stream
 //! was granted, which is up to 16 MiB, and JavaScript's peers send such frames. The protocol does not
 //! have message boundaries, so several short frames mean the same as one long frame
-//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>). The receiver sees at the piece that
-//! exceeds the window if a frame does.
+//! (<https://github.com/hashicorp/yamux/blob/master/spec.md>). If a frame exceeds the window, the
+//! receiver notices this at one of the pieces.
 
 /// The longest piece. Rust sends data frames of at most 16 KiB, so the frames of peers of this library
 /// are not cut. Go sends up to 64 KiB.
@@ -19,7 +19,7 @@ const SYN: u8 = 1;
 /// FIN and RST belong to the end of the data, and SYN and ACK to its beginning.
 const CLOSING: u8 = 4 | 8;
 
-/// What the receiver gets next.
+/// The next bytes for the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Nothing, until more of the [`room`](Splitter::room) is filled.
@@ -65,7 +65,7 @@ impl Splitter {
         self.filled == 0
     }
 
-    /// The stream of the frame of data whose header is complete.
+    /// Returns the stream of the data frame whose header is complete.
     pub(crate) fn stream(&self) -> Option<u32> {
         let [_, _, _, _, a, b, c, d, ..] = self.header;
         let is_data = self.filled == HEADER && self.header[TYPE] == DATA;
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn our_own_frames_pass_as_they_are() {
-        // What rust-yamux sends at most.
+        // rust-yamux sends no longer frames.
         assert_eq!(MAX_PIECE, 16_384);
     }
 
@@ -232,7 +232,7 @@ mod tests {
 
     const FIN: u8 = 4;
 
-    /// As JavaScript's peers do with the largest window.
+    /// JavaScript's peers send such frames with the largest window.
     #[test]
     fn a_frame_as_long_as_a_window_is_cut() {
         let long = data(FIN, 1, 16 << 20);

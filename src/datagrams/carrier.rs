@@ -38,7 +38,7 @@ pub(crate) struct Driver<C> {
     lane: Arc<Lane>,
     /// Whether the muxer drives the lane, and not the handler.
     muxer: bool,
-    /// Behind pointers, because most connections have none.
+    /// The carriers are behind pointers, because most connections have none.
     own: Option<Box<C>>,
     peers: Option<Box<C>>,
     opening: bool,

@@ -1,4 +1,4 @@
-//! What the session, a connection's handler and its muxer know of one lane.
+//! The state of one lane, which the session, a connection's handler and its muxer share.
 //!
 //! libp2p gives a muxer nothing to do but streams, and no way to its handler. But its connection
 //! task polls the muxer right after the handlers, with the same waker. So the handler leaves the lane
@@ -65,8 +65,8 @@ impl Lane {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whose datagrams the lane carries. Until then, it takes none from the peer. If nobody's,
-    /// they are dropped.
+    /// Says which session's datagrams the lane carries. Until then, the lane takes none from the
+    /// peer. With `None`, it drops what the peer sends.
     pub(crate) fn belong_to(&self, session: Option<&Arc<Queues>>) {
         self.lock().session = Some(session.map(Arc::downgrade).unwrap_or_default());
         self.wake();

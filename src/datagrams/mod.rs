@@ -5,7 +5,7 @@
 //! receives goes to the handles. Neither way goes through the event loop, which only says which lane
 //! is in use.
 //!
-//! - `lane`: what the session, the connection's handler and its muxer know of a lane.
+//! - `lane`: the state of a lane, which the session, the connection's handler and its muxer share.
 //! - `carrier`: whatever moves the bytes of a lane, and how a lane is driven.
 
 mod carrier;

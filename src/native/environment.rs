@@ -1,4 +1,4 @@
-//! What is read from the files of the system and of the user, as they are now.
+//! Reads files of the system and of the user, and reads them again when they change.
 //!
 //! A program runs for months. Meanwhile its machine joins other networks, which replaces the list of
 //! name servers, and its user replaces certificates.
@@ -15,7 +15,7 @@ use tokio::task;
 /// How often a file is looked at, at most.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How a value is made from the bytes of a file.
+/// Reads a value from a file.
 type Read<T> = Box<dyn Fn(&Path) -> io::Result<T> + Send + Sync>;
 
 /// A value that was read from a file. It is read again when the file has changed. A value that cannot
@@ -24,7 +24,7 @@ pub(crate) struct FromFile<T> {
     file: PathBuf,
     read: Read<T>,
     state: Mutex<State<T>>,
-    /// Held by whoever looks at the file, so that all others wait for what there is to see.
+    /// Whoever looks at the file holds this lock, so that all others wait for the result.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -35,7 +35,8 @@ struct State<T> {
     looked: Option<Instant>,
 }
 
-/// What changes when a file does, without reading it. `None` stands for a file that is not there.
+/// The time, the length and the number of a file, which change when the file does. `None` stands
+/// for a file that does not exist.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl<T: Clone + Send + 'static> FromFile<T> {
@@ -83,7 +84,7 @@ impl<T: Clone + Send + 'static> FromFile<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the value read anew when it is needed next, although the file may be the same.
+    /// Makes the next use read the value again, even if the file is the same.
     pub(crate) fn renew(&self) {
         self.state().seen = None;
     }
@@ -149,7 +150,7 @@ fn number(_: &fs::Metadata) -> u64 {
     0
 }
 
-/// Replaces a file as programs do it that want no reader to see half of it.
+/// Replaces a file as a whole, so that no reader sees half of it.
 #[cfg(test)]
 pub(crate) fn replace(file: &Path, contents: &str) {
     let new = file.with_extension("new");

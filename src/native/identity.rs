@@ -8,8 +8,8 @@ use crate::{
     identity::Identity,
 };
 
-/// Longest identity file that is read. A key takes 92 characters, so a longer file holds something
-/// else.
+/// The longest identity file that is read. A key takes 92 characters, so a longer file holds
+/// something else.
 const MAX_FILE_LEN: u64 = 1024;
 
 impl Identity {

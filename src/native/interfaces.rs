@@ -8,7 +8,7 @@ use tokio::time;
 
 /// How long to wait before the system is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long nothing has to come until a list that was asked for again counts as complete.
+/// A list that was asked for again counts as complete when nothing has come for this long.
 const COMPLETE: Duration = Duration::from_millis(500);
 
 /// Calls `tell` with the addresses of all interfaces, now and whenever they change. Asks the system

@@ -5,7 +5,7 @@
 //! - `transports`: the chain of libp2p transports, with `websocket` and the guard of dials.
 //! - `behaviours`: protocols of libp2p that a page does not have, and limits.
 //! - `signals`: what the system tells of this machine's network.
-//! - `environment`, `interfaces`: what is read from files and of the interfaces, as they are now.
+//! - `environment`, `interfaces`: files and interfaces, which are read again when they change.
 //! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
 
 pub(crate) mod behaviours;

@@ -12,7 +12,7 @@ pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(future.in_current_span());
 }
 
-/// The same, and gives a handle to it.
+/// Runs `future` as [`spawn`] does, and returns a handle to its task.
 pub(crate) fn task<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {

@@ -1,5 +1,5 @@
-//! What the system tells of this machine's network and of its sleep, besides the addresses of its
-//! interfaces, which come with the listeners.
+//! Watches what the system tells about this machine's network and its sleep. The addresses of the
+//! interfaces are left out, because the listeners report them.
 
 use std::{
     pin::Pin,
@@ -31,7 +31,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Without the system's leave, the routes are not watched.
+    /// If the system does not allow it, the routes are not watched.
     pub(crate) fn new(net: &Net) -> Self {
         Self {
             #[cfg(target_os = "linux")]
@@ -64,7 +64,7 @@ impl Signals {
     }
 }
 
-/// Told of addresses that the system has no way to, with a pause after each.
+/// Waits for addresses that the system has no way to, and pauses after each of them.
 struct Unreachable {
     notify: Arc<Notify>,
     next: BoxFuture<'static, ()>,
@@ -92,8 +92,7 @@ impl Unreachable {
     }
 }
 
-/// A clock that stands still while the machine sleeps, and since when another one, which does not, has
-/// run.
+/// The times of two clocks. `awake` stands still while the machine sleeps, and `all` does not.
 #[derive(Clone, Copy, Debug)]
 struct Clocks {
     awake: Instant,
@@ -167,8 +166,7 @@ mod linux {
     const HEADER: usize = 16;
     const ROUTE: usize = 12;
     const ATTRIBUTE: usize = 4;
-    /// The attributes that tell a route from others to the same destination, besides its table: its
-    /// priority.
+    /// Besides the table, the priority tells a route from others to the same destination.
     const RTA_PRIORITY: u16 = 6;
     /// The attributes that say where a route leads: interface, gateway, source, next hops, and a gateway
     /// of another family.
@@ -176,7 +174,7 @@ mod linux {
     /// The most bytes that the kernel sends at a time (netlink(7)).
     const BUFFER: usize = 8192;
 
-    /// The pause after a change. What comes meanwhile is told after it.
+    /// The pause after a change. Changes that come meanwhile are told after it.
     const PAUSE: Duration = Duration::from_millis(250);
     /// How many default routes are remembered. A machine has a handful. When there are more, all are
     /// forgotten, and a route that is written again counts as new once.
@@ -238,9 +236,10 @@ mod linux {
     /// A route to everywhere.
     #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     struct Route {
-        /// Its family, table and priority. The kernel has other routes like it for other routers.
+        /// The family, the table and the priority of the route. The kernel has other routes like it
+        /// for other routers.
         place: (u8, u8, Vec<u8>),
-        /// Where it leads.
+        /// Where the route leads.
         way: Vec<u8>,
     }
 

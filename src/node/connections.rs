@@ -226,7 +226,7 @@ impl Node {
         }
     }
 
-    /// The span of a dial of ours, for what is logged about it.
+    /// Returns the span for what is logged about a dial of ours.
     pub(super) fn dial_span(&self, purpose: DialFor) -> Span {
         match purpose {
             DialFor::Attempt(id, attempt) => match self.sessions.get(id) {

@@ -22,7 +22,7 @@ use crate::{
     stream::{BoxedStream, SessionId},
 };
 
-/// What happens to the libp2p connections of a session that ends.
+/// The fate of the libp2p connections of a session that ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conns {
     Close,
@@ -76,7 +76,7 @@ pub(super) enum Effect {
     End(SessionId, ErrorKind, Conns),
     /// Ends a session and tells the peer.
     CloseSession(SessionId),
-    /// Something of the ticket has changed.
+    /// A part of the ticket has changed.
     Settle,
     /// A farewell is over, so the connections to the peer can be closed.
     FarewellDone(PeerId),

@@ -263,7 +263,7 @@ impl Node {
         Some((session, round))
     }
 
-    /// The session with `peer`.
+    /// Returns the session with `peer`, and what its methods know of everything else.
     pub(super) fn session_with(&mut self, peer: &PeerId) -> Option<(&mut Session, Round<'_>)> {
         self.session(self.sessions.with(peer)?)
     }

@@ -29,8 +29,8 @@ const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// How long telling a peer of a close may take.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// Says what the protocol of a new substream says, and waits until the peer has heard it, or until
-/// its time to hear of it is over.
+/// Sends the message that the protocol of a new substream stands for. Waits until the peer has got
+/// it, but not longer than [`FAREWELL`].
 pub(super) async fn say(mut substream: Substream) {
     // Lazy negotiation sends the protocol's name with the close. The peer's end of stream says that
     // the name has arrived.

@@ -19,18 +19,18 @@ type Reply = oneshot::Sender<Result<(), Error>>;
 #[derive(Default)]
 pub(super) struct Online {
     waiting: Vec<Reply>,
-    /// Something of the ticket has come since [`Online::take_settling`] was last called. The ticket
-    /// is complete when libp2p has nothing more to report.
+    /// Whether a part of the ticket has come since [`Online::take_settling`] was last called. The
+    /// ticket is complete when libp2p has nothing more to report.
     settling: bool,
 }
 
 impl Online {
-    /// Notes that something of the ticket has come. More may follow at once.
+    /// Notes that a part of the ticket has come. More may follow at once.
     pub(super) fn settle(&mut self) {
         self.settling = true;
     }
 
-    /// Returns whether something has come since the last call.
+    /// Returns whether a part has come since the last call.
     pub(super) fn take_settling(&mut self) -> bool {
         std::mem::take(&mut self.settling)
     }

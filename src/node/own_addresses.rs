@@ -24,7 +24,7 @@ const TICKET_RELAYED: usize = 24;
 /// How many of the addresses that others see us at are kept.
 const OBSERVED: usize = 16;
 
-/// What is known about our own addresses.
+/// The facts about our own addresses.
 #[derive(Default)]
 pub(super) struct OwnAddresses {
     listening: HashMap<ListenerId, Vec<Multiaddr>>,

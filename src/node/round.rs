@@ -1,4 +1,4 @@
-//! What a session's methods get from the event loop.
+//! The arguments that a session's methods get from the event loop.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(super) struct Outbox {
     pub(super) internal: mpsc::Sender<Internal>,
 }
 
-/// What a session's methods know about everything else, and where they push their effects.
+/// The knowledge of a session's methods about everything else, and the place for their effects.
 pub(super) struct Round<'a> {
     pub(super) now: Instant,
     pub(super) config: &'a Config,

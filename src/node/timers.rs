@@ -15,7 +15,7 @@ use web_time::Instant;
 use super::relays::ReservationId;
 use crate::{core::resume::StreamId, stream::SessionId};
 
-/// What a deadline is for.
+/// The purpose of a deadline.
 pub(super) enum Timer {
     Session(SessionId, Deadline),
     /// The liveness of the link to a relay wants to know the time.
@@ -32,7 +32,7 @@ pub(super) enum Timer {
     ShutdownDeadline,
 }
 
-/// What a deadline of a session is for.
+/// The purpose of a deadline of a session.
 pub(super) enum Deadline {
     /// The race has asked to be told the time.
     Race,
@@ -50,8 +50,8 @@ pub(super) enum Deadline {
     Reattach(StreamId),
 }
 
-/// A deadline that may be moved to an earlier time. A timer cannot be taken back, so one that another
-/// has replaced still comes, and does not count.
+/// A deadline that may be moved to an earlier time. A timer cannot be taken back, so a timer that
+/// was replaced still fires, and is ignored.
 #[derive(Default)]
 pub(super) struct Alarm(Option<Instant>);
 
@@ -79,7 +79,8 @@ pub(crate) struct Timers<T> {
     next: u64,
     delay: Option<(Instant, Delay)>,
     stood_still: bool,
-    /// When this was last told. All deadlines from before were late together.
+    /// When the caller last learnt of a standstill. All deadlines from before that were late
+    /// together.
     told: Option<Instant>,
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct PumpHandle<S> {
     running: oneshot::Receiver<()>,
 }
 
-/// One letter of each kind. A newer letter replaces one that the pump has not taken yet.
+/// At most one letter of each kind. A newer letter replaces one that the pump has not taken yet.
 pub(super) struct Mailbox<S>(Mutex<Letters<S>>);
 
 pub(super) struct Letters<S> {

@@ -40,7 +40,7 @@ const ROUNDS: usize = 16;
 /// this long for each sign that the peer still takes its bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a pump tells the event loop.
+/// A report of a pump to the event loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PumpEvent {
     /// The substream on `connection` has died while it carried the stream. The opener attaches
@@ -133,7 +133,8 @@ struct Attached<S> {
     filled: usize,
     read_ended: bool,
     write_closed: bool,
-    /// Nothing is written yet, because the first flight waits for the application's first bytes.
+    /// Whether nothing is written yet, because the first flight waits for the application's first
+    /// bytes.
     holding: bool,
 }
 
@@ -145,7 +146,7 @@ struct Output {
     unflushed: bool,
 }
 
-/// What the timer waits for. The timer starts again when this changes.
+/// The event that the timer waits for. The timer starts again when this changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     /// The pump waits for the application's first bytes.

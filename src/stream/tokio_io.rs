@@ -12,7 +12,7 @@ use super::{RecvStream, SendStream, Stream};
 
 macro_rules! reads {
     ($stream:ty) => {
-        /// As by the trait of `futures`. With the feature `tokio`.
+        /// Reads as the trait of `futures` does. This needs the feature `tokio`.
         impl AsyncRead for $stream {
             fn poll_read(
                 self: Pin<&mut Self>,
@@ -30,7 +30,8 @@ macro_rules! reads {
 
 macro_rules! writes {
     ($stream:ty) => {
-        /// As by the trait of `futures`; `shutdown` is its `close`. With the feature `tokio`.
+        /// Writes as the trait of `futures` does, and `shutdown` is that trait's `close`. This
+        /// needs the feature `tokio`.
         impl AsyncWrite for $stream {
             fn poll_write(
                 self: Pin<&mut Self>,

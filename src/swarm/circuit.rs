@@ -68,7 +68,7 @@ impl<S> Arrival<S> {
     }
 }
 
-/// Where circuits are handed to the transport. It waits while the swarm is behind.
+/// The queue by which circuits are handed to the transport. Senders wait while the swarm is behind.
 pub(crate) type Arrivals<S> = mpsc::Sender<Arrival<S>>;
 
 /// Dials `<relay>/p2p/R/p2p-circuit/p2p/B` over the existing connection to the relay, and accepts
@@ -104,8 +104,8 @@ impl std::error::Error for Refused {
     }
 }
 
-/// What the node has of the transport: the requests that its dials make, and where circuits go that
-/// relays bring.
+/// The node's ends of the transport: the requests that its dials make, and the queue for circuits
+/// that relays bring.
 pub(crate) type Ends<S> = (mpsc::Receiver<CircuitRequest<S>>, Arrivals<S>);
 
 /// Makes the transport.
@@ -193,10 +193,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> transport::Transport
 /// [`io::Error`] whose source is a [`CircuitError`].
 pub(crate) struct Circuit<S> {
     stream: S,
-    /// The rest of the first message that has to be sent: CONNECT, or the STATUS of one that was
-    /// taken in.
+    /// The rest of the first message that has to be sent: CONNECT, or the STATUS for a circuit that
+    /// was taken in.
     request: Vec<u8>,
-    /// What is missing of the relay's answer to CONNECT.
+    /// The relay's answer to CONNECT, until it is complete.
     answer: Option<(Answer, OwnedSemaphorePermit)>,
 }
 

@@ -11,7 +11,7 @@
 //! - `causes` explains why a dial failed.
 //! - `muxer` is a yamux that allocates memory only for bytes that have arrived.
 //! - `ping` watches connections.
-//! - `queue` holds what a behaviour or a handler has for libp2p.
+//! - `queue` holds the events of a behaviour or a handler for libp2p.
 
 pub(crate) mod causes;
 pub(crate) mod circuit;

@@ -128,7 +128,7 @@ pub(crate) struct Handler {
 /// The stream with this side's probes.
 #[derive(Default)]
 enum Outbound {
-    /// There is none.
+    /// There is no stream.
     #[default]
     None,
     /// A probe was asked for, and the stream is to be opened.
@@ -139,7 +139,7 @@ enum Outbound {
     UnderWay(Exchange),
     /// The peer does not speak the protocol.
     Refused,
-    /// The same, and nobody knows it yet.
+    /// The peer does not speak the protocol, and this was not reported yet.
     Unreported,
 }
 
@@ -148,7 +148,7 @@ struct Exchange {
     stream: Stream,
     payload: Payload,
     sent: Instant,
-    /// The bytes that were written, and those of the answer that were read.
+    /// How many bytes of the probe were written, and how many of the answer were read.
     written: usize,
     read: usize,
 }

@@ -1,4 +1,5 @@
-//! What a behaviour or a connection handler has for libp2p, and the waker of the task that polls it.
+//! The queue of a behaviour or a connection handler for libp2p, with the waker of the task that
+//! polls it.
 
 use std::{
     collections::VecDeque,

@@ -24,7 +24,7 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// announces for itself.
 ///
 /// # Errors
-/// Why there is no reservation. After `patience`, it is [`ReservationError::NoAnswer`].
+/// Returns why there is no reservation. After `patience`, this is [`ReservationError::NoAnswer`].
 pub(crate) async fn ask(
     mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
     patience: Duration,

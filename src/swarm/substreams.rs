@@ -260,7 +260,7 @@ impl ConnectionHandler for SubstreamHandler {
     type InboundProtocol = Offer;
     type OutboundProtocol = Offer;
     type InboundOpenInfo = ();
-    /// It is `None` for a lane.
+    /// The request that is answered. It is `None` for a lane.
     type OutboundOpenInfo = Option<OpenId>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {

@@ -1,4 +1,4 @@
-//! What the browser tells of the page's network and of the page's own life.
+//! Listens for what the browser tells about the page's network and about the page itself.
 
 use std::task::{Context, Poll};
 
@@ -14,7 +14,7 @@ use crate::core::liveness::Hint;
 /// offline, in the background, or in the back-forward cache.
 const EVENTS: [&str; 4] = ["online", "offline", "visibilitychange", "pageshow"];
 
-/// Listens for signals as long as it exists.
+/// Listens for these events as long as it exists.
 pub(crate) struct Signals {
     _listeners: SendWrapper<Vec<Listener>>,
     changed: mpsc::Receiver<()>,
@@ -22,7 +22,8 @@ pub(crate) struct Signals {
 
 impl Signals {
     pub(crate) fn new(_: &Net) -> Self {
-        // The channel has room for one signal from each listener. More say nothing more.
+        // The channel has room for one signal from each listener. Further signals would say nothing
+        // new.
         let (sender, changed) = mpsc::channel(0);
         let target: Option<EventTarget> = js_sys::global().dyn_into().ok();
         let listen = |event| {

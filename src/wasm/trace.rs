@@ -1,4 +1,5 @@
-//! Spans of the log that a page does not have: the package is built without all that is logged.
+//! Stands in for the spans of the log. A page has no log, because the package is built without log
+//! messages.
 //!
 //! `native/trace.rs` has the same signatures.
 

@@ -83,7 +83,7 @@ pub trait PeerConnection: Send + Unpin + 'static {
     /// that is known to take datagrams knows it.
     ///
     /// # Errors
-    /// As [`open_channel`](Self::open_channel).
+    /// Fails as [`open_channel`](Self::open_channel) does.
     fn open_lane(&mut self) -> Result<Self::Channel, BackendError>;
 
     /// Takes the streams of a connection that has its own streams instead of channels. It is called

@@ -78,7 +78,7 @@ pub enum Event {
 /// the transport has a `/webrtc` listener, it also advertises `<circuit>/webrtc` for each circuit that
 /// is an external address of this node.
 ///
-/// Without it in the swarm, the transport's dials fail.
+/// The transport's dials fail if this behaviour is not in the swarm.
 ///
 /// ```no_run
 /// use libp2p::{identity, relay, swarm::NetworkBehaviour};

@@ -1,5 +1,5 @@
-//! What both ends of `/webrtc-direct` do once DTLS is up: they prove their identities to each other,
-//! and then use data channels as `/webrtc` does.
+//! The common part of both ends of `/webrtc-direct`. Once DTLS is up, they prove their identities
+//! to each other, and then use data channels as `/webrtc` does.
 
 use std::{
     collections::VecDeque,

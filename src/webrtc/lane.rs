@@ -31,8 +31,8 @@ impl<C: DataChannel> Carrier for Unreliable<C> {
     }
 }
 
-/// What drives the lane of a connection. It is `None` until the connection's handler has left a lane,
-/// and for good if there is none.
+/// The driver of a connection's lane. It is `None` until the connection's handler has left a lane,
+/// and stays so if the handler leaves none.
 pub(super) type LaneDriver<C> = Option<Driver<Unreliable<C>>>;
 
 /// Takes the lane if the handler has left it.

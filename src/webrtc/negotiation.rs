@@ -94,7 +94,7 @@ pub(crate) struct Negotiating<S, P: PeerConnection> {
     phase: Phase,
 }
 
-/// What a finished negotiation hands to the muxer.
+/// The result of a finished negotiation, for the muxer.
 pub(crate) struct Established<S, P: PeerConnection> {
     pub(crate) connection: P,
     /// The events that came before the muxer existed.

@@ -161,13 +161,14 @@ impl<B: Backend> Transport<B> {
             tracing::debug!(%peer, "an offer was refused: there is no listener");
             return;
         };
-        // Its own share first: nobody else gives way to a peer that has that.
+        // The peer's own share is checked first, so that nobody gives way to a peer that has used
+        // up its share.
         let Some(answering) = self.shared.dials.answering(peer) else {
             tracing::debug!(%peer, "an offer was refused: the peer has too many answers under way");
             return;
         };
         let Some(place) = self.answers.place(Instant::now()) else {
-            tracing::debug!(%peer, "offer refused: too many under way");
+            tracing::debug!(%peer, "an offer was refused: too many answers are under way");
             return;
         };
         let places = (place, answering);

@@ -1,4 +1,4 @@
-// A page that its user leaves and comes back to.
+// Tests a page that its user leaves and comes back to.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { launchWithout, listen, open, serve } from "./harness.mjs";

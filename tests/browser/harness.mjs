@@ -101,7 +101,7 @@ export async function connect(t, { relay, stun }, ticket, ...more) {
 /** Starts a fresh Chromium. `args` are added to the flags that it needs without a display, a GPU and a user. */
 export const launch = (t, ...args) => launchWithout(t, [], ...args);
 
-/** Like `launch`, but without these of the flags that Playwright gives. */
+/** Starts Chromium as `launch` does, but without the given ones of Playwright's flags. */
 export async function launchWithout(t, ignoreDefaultArgs, ...args) {
   const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
   const instance = await chromium.launch({ executablePath: browser, ignoreDefaultArgs, args: [...flags, ...args] });

@@ -1,4 +1,4 @@
-// Where WebRTC is not to be had, and input that is wrong: typed errors that say what to do.
+// Tests places without WebRTC, and wrong input. Both give typed errors that say what to do.
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:net";
@@ -62,7 +62,7 @@ test("an unreachable relay is named, and an abort is quick", limit, async (t) =>
   await once(silent, "listening");
   t.after(() => silent.close());
   const mute = `/ip4/127.0.0.1/tcp/${silent.address().port}/ws/p2p/${relay.peerId}`;
-  // A signal may be of another window.
+  // A signal may come from another window.
   for (const another of [false, true]) {
     const dialled = once(silent, "connection");
     await page.evaluate(

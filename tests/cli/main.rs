@@ -1,4 +1,4 @@
-//! The contract of the `throughline` program: what scripts, tests and benchmarks rely on.
+//! Tests the contract of the `throughline` program, on which scripts, tests and benchmarks rely.
 
 use std::{
     collections::BTreeSet,
@@ -21,14 +21,14 @@ fn serve() -> (Program, Value) {
     (server, ready)
 }
 
-/// The relay's first address of the kind, as `--relay` takes it.
+/// Returns the relay's first address of this kind, as `--relay` takes it.
 fn relay<'a>(ready: &'a Value, kind: &str) -> &'a str {
     let addresses = ready["addresses"].as_array().unwrap();
     let mut texts = addresses.iter().map(|address| address.as_str().unwrap());
     texts.find(|text| text.contains(kind)).unwrap()
 }
 
-/// A listener behind the relay.
+/// Returns the command for a listener behind the relay.
 fn listen(ready: &Value, arguments: &[&str]) -> Command {
     let mut command = throughline(&["listen", "--relay", relay(ready, "quic-v1")]);
     command.args(["--stun", ready["stun"][0].as_str().unwrap()]);
@@ -37,7 +37,7 @@ fn listen(ready: &Value, arguments: &[&str]) -> Command {
     command
 }
 
-/// A relay, and a listener behind it.
+/// Starts a relay, and a listener behind it. Returns the listener's ticket as well.
 fn listening(arguments: &[&str]) -> (Program, Program, String) {
     let (server, ready) = serve();
     let listener = Program::spawn(listen(&ready, arguments).arg("--json"));
@@ -70,7 +70,7 @@ fn is_millis(value: &Value) {
     assert!((0.0..60_000.0).contains(&ms), "{ms}");
 }
 
-/// Runs to the end; gives the error event.
+/// Runs a command that fails to its end, and returns the error event.
 #[track_caller]
 fn failure(arguments: &[&str]) -> Value {
     let (events, status) = Program::start(arguments).finish();
@@ -138,7 +138,7 @@ fn credentials_are_printed_to_whoever_asks() {
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    // The URL of the page is the last.
+    // The URL of the page is the last line.
     let text: Vec<String> = lines
         .map(Result::unwrap)
         .take_while(|line| !line.contains("http://"))
@@ -309,7 +309,7 @@ fn a_peer_that_is_not_there_is_unreachable_with_every_attempt() {
     }
 }
 
-/// Runs a connect to the end; gives what it logs.
+/// Runs a connect to its end, and returns what it logs.
 fn logged(ticket: &str, verbose: &[&str]) -> String {
     let line = ["connect", ticket, "--bind", "/ip4/127.0.0.1/udp/0/quic-v1"];
     let mut command = throughline(&line);
@@ -443,7 +443,7 @@ fn ping_and_netcheck() {
     has_fields(nat, &["external", "mapped", "port_step", "protocols"]);
     assert_eq!(nat["mapping"], "none");
     assert_eq!(nat["ports"], "preserved");
-    // The server's two ports have one address.
+    // Both STUN ports of the server have one address.
     assert_eq!(nat["filtering"], "address_dependent");
     assert_eq!(nat["port_mapping"], "off");
     for server in nat["stun"].as_array().unwrap() {

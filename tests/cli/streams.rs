@@ -1,4 +1,4 @@
-//! What streams carry: files, measurements and chats.
+//! Tests what streams carry: files, measurements and chats.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},

@@ -12,10 +12,10 @@ use serde_json::Value;
 
 use super::{Program, listen, serve, throughline};
 
-/// How many lines are too many for a pipe and the queue of the program.
+/// This many lines do not fit into a pipe and the queue of the program.
 const LINES: usize = 200;
 
-/// A relay, and a listener of which only the ticket is read.
+/// Starts a relay, and a listener of whose output only the ticket is read.
 fn unread(arguments: &[&str]) -> (Program, Program, BufReader<ChildStdout>, String) {
     let (server, ready) = serve();
     let (listener, mut stdout) = Program::unread(&mut listen(&ready, arguments));
@@ -35,7 +35,7 @@ fn say(mut stdin: ChildStdin, bytes: Vec<u8>) -> JoinHandle<()> {
     })
 }
 
-/// Says all lines to the listener, each with its number.
+/// Sends all lines to the listener, each with its number.
 fn flood(ticket: &str) {
     let mut connect = Program::start(&["connect", ticket]);
     let lines = (0..LINES).map(|n| format!("{n:016000}\n"));

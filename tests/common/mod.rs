@@ -14,7 +14,7 @@ mod testing;
 
 pub(crate) use testing::{PATIENCE, free_ports, until, until_polled, until_some};
 
-/// A server on loopback, at ports of its own.
+/// Returns the configuration of a server on loopback, at ports that the system chooses.
 #[cfg(feature = "server")]
 pub(crate) fn server_config() -> throughline::server::ServerConfig {
     let mut config = throughline::server::ServerConfig::default();
@@ -23,7 +23,7 @@ pub(crate) fn server_config() -> throughline::server::ServerConfig {
     config
 }
 
-/// A relay that tests the addresses of peers here, too.
+/// Starts a relay that also tests the addresses of peers on loopback.
 #[cfg(feature = "server")]
 pub(crate) async fn relay() -> throughline::server::Server {
     let mut config = server_config();
@@ -31,7 +31,7 @@ pub(crate) async fn relay() -> throughline::server::Server {
     throughline::server::Server::start(config).await.unwrap()
 }
 
-/// A peer that leaves the networks of whoever runs this alone.
+/// Returns the configuration of a peer that uses loopback only and asks no router for a mapping.
 pub(crate) fn config() -> Config {
     let mut config = Config::default();
     config.listen = vec![
@@ -46,7 +46,7 @@ pub(crate) async fn peer(config: Config) -> Connector {
     Connector::builder().config(config).bind().await.unwrap()
 }
 
-/// A peer that echoes every stream until it closes.
+/// Starts a peer that echoes every stream until it closes.
 pub(crate) async fn echoing(config: Config) -> Connector {
     let me = peer(config).await;
     let connector = me.clone();
@@ -71,14 +71,14 @@ pub(crate) fn echo_streams(connection: Connection) {
     });
 }
 
-/// A stream on which an echo came.
+/// Opens a stream and waits for an echo on it.
 pub(crate) async fn echo(connection: &Connection) -> io::Result<Stream> {
     let mut stream = connection.open("echo/1").await.map_err(io::Error::other)?;
     exchange(&mut stream, b"still there").await?;
     Ok(stream)
 }
 
-/// There and back.
+/// Sends `bytes` and waits until they come back.
 pub(crate) async fn exchange(stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
     let mut back = vec![0; bytes.len()];
     let exchange = async {
@@ -91,7 +91,7 @@ pub(crate) async fn exchange(stream: &mut Stream, bytes: &[u8]) -> io::Result<()
     Ok(())
 }
 
-/// An echo must come.
+/// Checks that an echo comes on a new stream.
 pub(crate) async fn echoed(connection: &Connection) {
     echo(connection).await.unwrap().close().await.unwrap();
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::PATIENCE;
 
-/// A running `throughline --json`. Dropping it kills it.
+/// A running `throughline --json`. Dropping this value kills the program.
 pub(crate) struct Program {
     child: Child,
     lines: Receiver<Value>,
@@ -23,7 +23,7 @@ pub(crate) fn throughline(arguments: &[&str]) -> Command {
     command.args(arguments).env_remove("RUST_LOG");
     let is_peer = |command: &&str| ["listen", "connect", "ping", "netcheck"].contains(command);
     if arguments.first().is_some_and(is_peer) {
-        // No router is asked from here.
+        // Tests ask no router for a mapping.
         command.arg("--no-port-mapping");
     }
     command
@@ -34,14 +34,14 @@ impl Program {
         Self::spawn(throughline(arguments).arg("--json"))
     }
 
-    /// Starts what prints as the program does with `--json`.
+    /// Starts a command that prints as the program does with `--json`.
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let (mut program, stdout) = Self::unread(command);
         program.read(stdout);
         program
     }
 
-    /// Starts a program whose stdout nobody reads as yet.
+    /// Starts a program whose stdout nobody reads yet.
     pub(crate) fn unread(command: &mut Command) -> (Self, BufReader<ChildStdout>) {
         let mut child = command
             .stdin(Stdio::piped())
@@ -53,7 +53,7 @@ impl Program {
         (Self { child, lines }, stdout)
     }
 
-    /// Reads events from now on.
+    /// Reads events from `stdout` from now on.
     pub(crate) fn read(&mut self, stdout: BufReader<ChildStdout>) {
         let (sender, lines) = channel();
         self.lines = lines;
@@ -69,7 +69,7 @@ impl Program {
         });
     }
 
-    /// The next event of this name; those before it are skipped.
+    /// Returns the next event with this name, and skips those before it.
     pub(crate) fn event(&self, name: &str) -> Value {
         self.find(|event| event["event"] == name)
             .unwrap_or_else(|seen| panic!("no `{name}`, only {seen:#?}"))
@@ -92,8 +92,8 @@ impl Program {
         }
     }
 
-    /// Everything up to the end of the output, and how the program ended. A program that does not
-    /// end is killed.
+    /// Returns the events up to the end of the output, and how the program ended. A program that
+    /// does not end is killed.
     pub(crate) fn finish(mut self) -> (Vec<Value>, ExitStatus) {
         drop(self.child.stdin.take());
         let Err(events) = self.find(|_| false) else {
@@ -123,7 +123,7 @@ impl Program {
         self.child.stdin.take().unwrap()
     }
 
-    /// The stderr of a program that was started with a pipe there.
+    /// Returns the stderr of a program that was started with a pipe there.
     pub(crate) fn stderr(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()
     }

@@ -1,4 +1,4 @@
-//! A relay that keeps what peers offer through it, and offers it when it likes.
+//! A relay that keeps the offers of peers, and passes them on whenever a test wants it.
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
@@ -12,7 +12,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::common::PATIENCE;
 
-/// As src/core/offer.rs and src/core/circuit.rs have them.
+/// The same names as in src/core/offer.rs and src/core/circuit.rs.
 const OFFER: StreamProtocol = StreamProtocol::new("/throughline/offer/1");
 const EARLY: StreamProtocol = StreamProtocol::new("/throughline/circuit/1");
 
@@ -23,7 +23,7 @@ struct Behaviour {
     streams: Streams,
 }
 
-/// So that peers reach each other by what the tap passes on, and by nothing else.
+/// Without circuits, peers reach each other only by what the tap passes on.
 fn no_circuits() -> relay::Config {
     relay::Config {
         max_circuits: 0,
@@ -35,7 +35,7 @@ pub(crate) struct Tap {
     pub(crate) address: String,
     control: Control,
     offers: IncomingStreams,
-    /// It claims to carry circuits as our own relay does.
+    /// Without this, the tap would not claim to carry circuits as our own relay does.
     _circuits: IncomingStreams,
 }
 
@@ -81,11 +81,12 @@ impl Tap {
         }
     }
 
-    /// The first flight of the next offer that somebody wants to be passed on.
+    /// Returns the first flight of the next offer that somebody wants to be passed on.
     pub(crate) async fn offered(&mut self) -> Vec<u8> {
         let flight = async {
             let (_, mut stream) = self.offers.next().await.unwrap();
-            // The message to the relay, which is short, and one of the peer's behind its length.
+            // The message to the relay comes first, and is short. Then comes one message to the
+            // peer, after its length.
             let mut length = [0];
             stream.read_exact(&mut length).await.unwrap();
             stream
@@ -101,7 +102,7 @@ impl Tap {
         timeout(PATIENCE, flight).await.expect("an offer")
     }
 
-    /// A stream to `peer`, as if somebody offered something.
+    /// Opens a stream to `peer`, as if somebody had made an offer.
     pub(crate) async fn open(&mut self, peer: PeerId) -> Stream {
         // A connection of an earlier run of the peer may be about to end.
         let opened = timeout(PATIENCE, async {

@@ -1,5 +1,5 @@
-//! What must not matter, or matter no longer than it lasts: a relay that is killed, peers that fall
-//! silent, descriptors and disks that run out.
+//! Tests faults that must do no harm, or none after they have ended: a relay that is killed, peers
+//! that fall silent, descriptors and disks that run out.
 #![cfg(target_os = "linux")]
 
 use std::{fs, net::TcpStream, path::Path, process::Command, time::Duration};
@@ -19,7 +19,7 @@ use common::{
 mod common;
 mod silent;
 
-/// A relay at this port and the next ones, and where it is.
+/// Starts a relay at this port and the next ones. Returns its `ready` event as well.
 fn serve(port: u16, data: &Path) -> (Program, Value) {
     let (port, data) = (port.to_string(), data.to_str().unwrap());
     let serve = [
@@ -54,7 +54,7 @@ fn limit_descriptors(program: &Program, most: usize) {
     assert!(limited.unwrap().success());
 }
 
-/// A peer that stays on its relay.
+/// Returns the configuration of a peer that stays on its relay.
 fn relayed(relay: &str) -> Config {
     let mut config = config();
     config.relays = vec![relay.into()];
@@ -67,7 +67,7 @@ fn dialling(mut config: Config) -> Config {
     config
 }
 
-/// What stands at `offset` of a stream: every byte tells of its place.
+/// Returns the byte at `offset` of a stream. It depends on its place.
 fn byte(offset: usize) -> u8 {
     (offset.wrapping_mul(2_654_435_761) >> 13) as u8
 }
@@ -77,7 +77,7 @@ async fn a_relay_killed_under_load_costs_no_byte() {
     const BYTES: usize = 8 << 20;
     let (port, home) = (free_ports(), tempfile::tempdir().unwrap());
     let (relay, ready) = serve(port, home.path());
-    // Over TCP a peer hears of the death at once.
+    // Over TCP, a peer learns at once that the relay is dead.
     let address = address(&ready, "/tcp/");
     let bob = echoing(relayed(&address)).await;
     let alice = peer(dialling(relayed(&address))).await;
@@ -115,7 +115,7 @@ async fn a_relay_killed_under_load_costs_no_byte() {
             at += read;
             if at > BYTES / 8 && !killed {
                 killed = relay.take().is_some();
-                // Those that need no relay do not notice.
+                // Peers that need no relay notice nothing.
                 echoed(&direct).await;
                 let again = tokio::task::block_in_place(|| serve(port, home.path()));
                 relay = Some(again.0);
@@ -150,7 +150,7 @@ async fn a_relay_without_descriptors_left_serves_those_it_has() {
         .collect();
     until_polled(|| descriptors(&relay) >= limit).await;
     echoed(&before).await;
-    // QUIC needs no descriptor of its own.
+    // A QUIC connection needs no descriptor of its own.
     let carol = peer(dialling(relayed(&quic))).await;
     echoed(&carol.connect(&bob.ticket()).await.unwrap()).await;
     drop(flood);
@@ -158,7 +158,7 @@ async fn a_relay_without_descriptors_left_serves_those_it_has() {
     echoed(&dave.connect(&bob.ticket()).await.unwrap()).await;
 }
 
-/// The last line that a program prints that cannot start.
+/// Returns the last line of a program that cannot start.
 fn failure(script: &str) -> Value {
     let output = Command::new("sh").args(["-c", script]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -172,7 +172,7 @@ fn failure(script: &str) -> Value {
 #[test]
 fn a_peer_that_gets_no_descriptor_says_so() {
     let program = env!("CARGO_BIN_EXE_throughline");
-    // Enough for the runtime, not for the sockets.
+    // This is enough for the runtime, and not for the sockets.
     let error = failure(&format!(
         "ulimit -n 9; exec {program} listen --no-port-mapping --json"
     ));

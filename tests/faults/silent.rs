@@ -1,4 +1,4 @@
-//! Peers that fall silent, each at another moment.
+//! Tests peers that fall silent, each at another moment.
 
 use std::{pin::Pin, time::Instant};
 
@@ -46,7 +46,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> InboundConnectionUpgrad
             if self.listens {
                 stream.read_exact(&mut [0; 34]).await?;
             }
-            // It stays open.
+            // The stream stays open.
             let _stream = stream;
             future::pending().await
         })
@@ -66,7 +66,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin + Send + 'static> OutboundConnectionUpgra
     }
 }
 
-/// A peer that reserves at `relay`, takes circuits in, or dials `to`, and falls silent on them.
+/// Starts a peer that reserves at `relay` and accepts circuits, or that dials `to`. It falls silent
+/// on these circuits.
 async fn silent(relay: &Multiaddr, listens: bool, to: Option<PeerId>) -> PeerId {
     let mut swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -130,7 +131,7 @@ async fn peers_that_fall_silent_cost_others_nothing() {
             start.elapsed()
         );
     }
-    // Circuits to bob on which nobody speaks.
+    // Nobody speaks on these circuits to bob.
     for _ in 0..8 {
         silent(
             &parsed,
@@ -144,12 +145,13 @@ async fn peers_that_fall_silent_cost_others_nothing() {
     echoed(&before).await;
 }
 
-/// As src/server/circuits.rs has it for diallers of ours whose link to the relay is up, and as the
-/// relay finds out for others: the pings of src/node/behaviour.rs, two of which must fail.
+/// How long the relay may take to refuse. The first is the timeout of src/server/circuits.rs, for
+/// diallers of ours whose link to the relay is up. The second is above the time in which
+/// src/server/watch.rs notices that a peer is gone.
 const ASKED: Duration = Duration::from_secs(10);
 const FOUND_OUT: Duration = Duration::from_secs(20);
 
-/// A peer that is gone without a word, while its kernel keeps what it had open.
+/// The peer stops without a word, while its kernel keeps its sockets open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_vanished_with_its_reservation_is_refused_by_the_relay() {
     let home = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Floods of the `/webrtc-direct` port of a server: STUN that is not authentic, and first checks that
-//! nobody goes on with.
+//! Tests floods of a server's `/webrtc-direct` port: STUN that is not authentic, and first checks
+//! that are not followed by anything.
 
 use std::net::SocketAddr;
 
@@ -14,13 +14,14 @@ use super::{
     *,
 };
 
-/// As `connections.pending` and `connections.share_per_address` of the test.
+/// The share that follows from `connections.pending` and `connections.share_per_address` below.
 const SHARE: usize = 10;
 const SETTINGS: &str = "[connections]\npending = 100\nshare_per_address = 10\n";
 
 const ANOTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 4);
 
-/// A first check with credentials of its own. The key of an authentic one is the server's fragment.
+/// Makes a first check with credentials of its own. Without `key`, it is authentic, because the key
+/// is the server's fragment.
 fn check(n: usize, version: &str, key: Option<&str>) -> Vec<u8> {
     let server = format!("libp2p+webrtc+{version}/{n:032}");
     let client = match version {
@@ -79,7 +80,7 @@ async fn stun_that_is_not_authentic_makes_no_state() {
     ];
     let before = served.resident();
     for round in 0..400 {
-        // Each from a port of its own.
+        // Each round has a port of its own.
         let socket = UdpSocket::bind((ATTACKER, 0)).await.unwrap();
         for datagram in &nonsense {
             socket.send_to(datagram, to).await.unwrap();
@@ -114,7 +115,7 @@ async fn first_checks_are_bounded_for_each_address_and_others_come_in() {
         let answered = came.iter().filter(|(_, came)| !came.is_empty()).count();
         assert_eq!(answered, SHARE, "{version}");
         assert!(!other.is_empty(), "{version}");
-        // What may be forged gets no more than three times what it sent.
+        // A source that may be forged gets no more than three times what it sent.
         for (sent, came) in &came {
             let back: usize = came.iter().map(Vec::len).sum();
             assert!(back <= 3 * sent, "{back} bytes for {sent}");

@@ -1,4 +1,4 @@
-//! HTTP under those who hold what they get and ask for more.
+//! Tests HTTP against clients that hold their connections and ask for more.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,21 +16,21 @@ use super::{
     measure::{Times, unharmed},
 };
 
-/// As src/server/config.rs has them: the places, and those of one address.
+/// The number of HTTP connections, as in src/server/config.rs.
 const PLACES: usize = 256;
 
-/// Between rounds of three requests, of which an address may make 50 a second.
+/// The pause between rounds of three requests. An address may make 50 requests a second.
 const PAUSE: Duration = Duration::from_millis(80);
 
 async fn connect(from: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
-    // Whoever is slow need not be slow for long until that is felt.
+    // With a small buffer, a slow reader soon stops the server.
     socket.set_recv_buffer_size(4096)?;
     socket.connect(to).await
 }
 
-/// The status line's code, and the body.
+/// Returns the code of the status line, and the body.
 async fn get(from: [u8; 4], to: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = connect(from, to).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -47,7 +47,7 @@ fn http(ready: &Value) -> SocketAddr {
     url.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
-/// Rounds of a stranger's requests.
+/// Times rounds of a stranger's requests.
 async fn asked(from: [u8; 4], to: SocketAddr) -> Times {
     let round = async || {
         for path in ["/health", "/metrics", "/config.json"] {
@@ -99,7 +99,7 @@ async fn one_address_that_drips_does_not_shut_the_others_out() {
     drippers.shutdown().await;
 }
 
-/// What the process holds in memory, in KiB.
+/// Returns the resident memory of a process, in KiB.
 #[cfg(target_os = "linux")]
 fn resident(process: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -219,7 +219,7 @@ async fn few_descriptors_are_said_and_shared_out() {
     let (code, body) = get([127, 0, 0, 3], to, "/health").await.unwrap();
     assert!([200, 503].contains(&code), "{code} {body}");
     let attacked = Times::of(PAUSE, async || {
-        // Not which of both, but when.
+        // Either answer is right. Only its time matters.
         for path in ["/health", "/metrics", "/config.json"] {
             let answered = get([127, 0, 0, 4], to, path).await;
             assert!([200, 503].contains(&answered.unwrap().0));
@@ -228,7 +228,7 @@ async fn few_descriptors_are_said_and_shared_out() {
     let attacked = attacked.await;
     unharmed("row 13, few descriptors", &quiet, &attacked);
     drop(held);
-    // The program opens some of its own late.
+    // The program opens some descriptors of its own late.
     until_polled(|| descriptors() <= before + 8).await;
     let (code, body) = get([127, 0, 0, 3], to, "/health").await.unwrap();
     assert_eq!(code, 200, "the server recovers: {body}");

@@ -1,4 +1,4 @@
-//! A peer that means harm: each limit at its edge, and others unharmed meanwhile.
+//! Tests hostile peers: each limit at its edge, while others are unharmed.
 #![cfg(not(target_arch = "wasm32"))]
 
 use std::{io, net::Ipv4Addr, time::Duration};
@@ -40,22 +40,22 @@ mod turn;
 #[cfg(feature = "cli")]
 mod windows;
 
-/// As src/native/behaviours/mod.rs and src/node have them.
+/// The limits of src/native/behaviours/mod.rs and src/node.
 const HANDSHAKES_OF_AN_ADDRESS: usize = 102;
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const WAITING_CONNECTIONS: usize = 64;
 const WAITING_STREAMS: usize = 64;
 
-/// Less than anything that is held open may last, so that its end within this is a refusal.
+/// Nothing that is held open ends by itself within this time, so an end within it is a refusal.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A peer that tells where it listens.
+/// Waits until the peer knows the addresses that it listens on.
 async fn listening(me: Connector) -> Connector {
     until(|| me.ticket().addresses().len() >= 2).await;
     me
 }
 
-/// A peer that echoes, with this configuration.
+/// Starts a peer that echoes, with this configuration.
 async fn victim(config: Config) -> Connector {
     listening(echoing(config).await).await
 }
@@ -80,7 +80,7 @@ fn id(of: &Connector) -> PeerId {
     of.peer_id().to_string().parse().unwrap()
 }
 
-/// What does as it likes: a libp2p node.
+/// Makes a libp2p node, which can do as it likes.
 fn hostile() -> Swarm<libp2p_stream::Behaviour> {
     SwarmBuilder::with_new_identity()
         .with_tokio()
@@ -97,7 +97,7 @@ fn hostile() -> Swarm<libp2p_stream::Behaviour> {
         .build()
 }
 
-/// A hostile node that is connected to `victim`.
+/// Starts a hostile node that is connected to `victim`.
 async fn connected(victim: &Connector) -> libp2p_stream::Control {
     let mut swarm = hostile();
     let to = DialOpts::peer_id(id(victim)).addresses(vec![address(victim, "/quic-v1")]);
@@ -166,7 +166,7 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
     };
     let dials = (0..HANDSHAKES_OF_AN_ADDRESS + beyond).map(|_| dial("127.0.0.2"));
     let dials = join_all(dials).await.into_iter().map(Result::unwrap);
-    // One that is refused ends; the others are answered, and wait for what comes next.
+    // A refused connection ends. The others are answered, and wait for what comes next.
     const HELLO: &[u8] = b"\x13/multistream/1.0.0\n";
     let answers = dials.map(async |mut stream| {
         let _ = stream.write_all(HELLO).await;
@@ -178,7 +178,7 @@ async fn handshakes_that_nobody_goes_on_with_are_bounded() {
     let held: Vec<_> = join_all(answers).await.into_iter().flatten().collect();
     assert_eq!(held.len(), HANDSHAKES_OF_AN_ADDRESS);
     echoed(&connection).await;
-    // Others come in meanwhile, by the same way.
+    // Others come in meanwhile by the same transport.
     let other = peer(config()).await;
     let ticket = victim.ticket();
     let tcp_only = Ticket::from_parts(ticket.peer_id(), [], [tcp.to_string()]).unwrap();
@@ -221,8 +221,8 @@ async fn connections_beyond_the_limit_are_refused() {
 
 #[tokio::test]
 async fn connections_that_nobody_accepts_are_bounded() {
-    // At one address: a dial to another would still be under way when the refusal has come, and make a
-    // connection for which there is room then.
+    // The victim has one address only. A dial to a second address would still be under way after
+    // the refusal, and would succeed because there is room then.
     let mut quic = config();
     quic.listen.retain(|address| address.ends_with("/quic-v1"));
     let victim = peer(quic).await;
@@ -234,7 +234,7 @@ async fn connections_that_nobody_accepts_are_bounded() {
         (peer, connection)
     });
     let peers: Vec<_> = stream::iter(peers).buffered(8).collect().await;
-    // One is told that it came too late, and does not come back.
+    // One peer is told that it came too late, and does not come back.
     let mut closed: FuturesUnordered<_> = peers
         .iter()
         .map(|(_, connection)| async move { connection.closed().await })
@@ -320,7 +320,7 @@ async fn streams_without_a_header_are_bounded() {
     echoed(&honest).await;
 }
 
-/// Streams without a header, and signalling that is none, on as many streams as one can open.
+/// The attacker opens as many streams as it can, without a header or with nonsense.
 #[tokio::test]
 async fn streams_that_say_nothing_or_nonsense_harm_nobody() {
     let victim = victim(config()).await;
@@ -344,7 +344,7 @@ async fn streams_that_say_nothing_or_nonsense_harm_nobody() {
                 Some(stream)
             }
         });
-        // They stay open.
+        // The streams stay open.
         let flood = tokio::spawn(async move {
             let _held = join_all(opens).await;
             future::pending::<()>().await;

@@ -1,26 +1,28 @@
-//! How others fare during an attack: the same rounds before it and during it, in one run.
+//! Measures how others fare during an attack, by the same rounds before it and during it, in one
+//! run.
 //!
 //! `make test` makes a few rounds in a debug build, on a machine that may do anything else, and so
-//! allows much. `scripts/hostile` makes many in a release build, one test after the other: their 99th
-//! percentile during the attack must stay below twice the quiet one.
+//! allows much. `scripts/hostile` makes many rounds in a release build, one test after the other.
+//! Their 99th percentile during the attack must stay below twice that before it and [`SCHEDULING`].
 
 use std::time::Instant;
 
 use super::*;
 
-/// Rounds in each half without [`ROUNDS`].
+/// The number of rounds in each half without [`ROUNDS`].
 const FEW: usize = 6;
-/// The environment's number of rounds in each half. With a hundred or more, the 99th percentile is
-/// not just the worst.
+/// The variable with the number of rounds in each half. With a hundred or more, the 99th
+/// percentile is not just the worst.
 const ROUNDS: &str = "HOSTILE_ROUNDS";
 
-/// What a loaded machine may add to a round of the short form.
+/// How much a loaded machine may add to a round of the short form.
 const LOADED: Duration = Duration::from_secs(3);
-/// What the scheduler may add to one of the long form: some of its turns, each a few milliseconds,
-/// where attackers, honest peers and the server share two cores with whatever else runs there.
+/// How much the scheduler may add to a round of the long form. It is some turns of a few
+/// milliseconds each, because attackers, honest peers and the server share two cores with
+/// everything else.
 const SCHEDULING: Duration = Duration::from_millis(50);
 
-/// How often whoever is sent away comes back in the short form.
+/// How often an attacker that was sent away comes back in the short form.
 const RETURNS: usize = 10;
 
 fn many() -> Option<usize> {
@@ -33,12 +35,13 @@ pub(crate) fn is_long() -> bool {
     many().is_some()
 }
 
-/// Rounds of honest peers in each half of a test.
+/// Returns the number of rounds of honest peers in each half of a test.
 pub(crate) fn rounds() -> usize {
     many().unwrap_or(FEW)
 }
 
-/// How often whoever is sent away comes back: for as long as the long form lasts.
+/// Returns how often an attacker that was sent away comes back. In the long form, it does so
+/// without end.
 pub(crate) fn returns() -> usize {
     match is_long() {
         true => usize::MAX,
@@ -46,7 +49,7 @@ pub(crate) fn returns() -> usize {
     }
 }
 
-/// How much longer than a quiet round one may take.
+/// Returns how much more than twice as long as a quiet round another one may take.
 pub(crate) fn noise() -> Duration {
     match is_long() {
         true => SCHEDULING,
@@ -54,13 +57,13 @@ pub(crate) fn noise() -> Duration {
     }
 }
 
-/// How long rounds took.
+/// The times that rounds took.
 #[derive(Default)]
 pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    /// Those of rounds one after the other, with a pause in which they stay below the rates that one
-    /// address has.
+    /// Times rounds that follow each other. With the pause between them, one address stays below
+    /// its rates.
     pub(crate) async fn of(pause: Duration, round: impl AsyncFn()) -> Self {
         let mut times = Self::default();
         for _ in 0..rounds() {
@@ -72,7 +75,7 @@ impl Times {
         times
     }
 
-    /// The nearest rank (`percent` of all are not longer).
+    /// Returns the time that `percent` of all rounds do not exceed, by the nearest rank.
     fn quantile(&self, percent: usize) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort();
@@ -88,7 +91,7 @@ impl std::fmt::Display for Times {
     }
 }
 
-/// Others are unharmed by the attack that `what` names.
+/// Checks that others are unharmed by the attack that `what` names.
 pub(crate) fn unharmed(what: &str, quiet: &Times, attacked: &Times) {
     let (count, of) = (attacked.0.len(), quiet.0.len());
     println!("{what}: p50/p99 quiet {quiet} ({of}), attacked {attacked} ({count})");
@@ -106,8 +109,8 @@ pub(crate) async fn at_a_pace<F: Future>(period: Duration, mut step: impl FnMut(
     }
 }
 
-/// A process of its own that accepts connections and ends them, as cheaply as that can be done. What
-/// an attack on it costs others is what the attacker takes of the machine.
+/// A process of its own that accepts connections and ends them as cheaply as possible. An attack on
+/// it shows how much of the machine the attacker itself takes.
 pub(crate) struct Bystander {
     process: std::process::Child,
     pub(crate) address: std::net::SocketAddr,
@@ -139,7 +142,7 @@ impl Drop for Bystander {
     }
 }
 
-/// Not a test: what a [`Bystander`] runs.
+/// This is not a test. A [`Bystander`] runs it.
 #[test]
 fn bystander() {
     let Ok(address) = std::env::var(BYSTANDER) else {
@@ -147,7 +150,7 @@ fn bystander() {
     };
     let listener = std::net::TcpListener::bind(address).unwrap();
     for stream in listener.incoming().flatten() {
-        // A reset, as of ours.
+        // The connection is reset, as the server does it.
         let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     }
 }

@@ -1,7 +1,8 @@
-//! One address that floods a server: others connect, reserve and get a circuit meanwhile, and what
-//! the flood took comes back.
+//! Tests floods of a server from one address. Others connect, reserve and get a circuit meanwhile,
+//! and afterwards the server has its memory back.
 //!
-//! On Linux all of 127.0.0.0/8 is this machine, so that each address of it is a stranger.
+//! On Linux, all of 127.0.0.0/8 is this machine, so each of these addresses can be another
+//! stranger.
 
 use std::{
     io::{Read as _, Write as _},
@@ -29,23 +30,24 @@ use super::{
 pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 pub(crate) const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
-/// What may stay resident after a flood, in kilobytes.
+/// How much more may stay resident after a flood, in kilobytes.
 const LEFT: u64 = 10 * 1024;
 
-/// As src/server/pool.rs has it: the share of one address in the requests that are read at once.
+/// The share of one address in the requests that are read at once, which src/server/pool.rs counts.
 const REQUESTS_OF_AN_ADDRESS: usize = 102;
 
 const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
-/// RESERVE, and CONNECT to a peer that is nobody's (libp2p specification `relay/circuit-v2.md`).
+/// RESERVE, CONNECT to a peer that does not exist, and its refusal (libp2p specification
+/// `relay/circuit-v2.md`).
 const RESERVE: [u8; 3] = [2, 8, 0];
 const CONNECT: [u8; 11] = [10, 8, 1, 0x12, 6, 0x0a, 4, 0, 2, 1, 1];
 const NO_RESERVATION: [u8; 6] = [5, 8, 2, 0x28, 0xcc, 1];
 
-/// `throughline serve`, with this configuration beside what suits a test.
+/// A running `throughline serve`, with the settings of a test.
 pub(crate) struct Served {
     program: Program,
     ready: Value,
-    /// The way that honest peers take to it.
+    /// The part of the address by which honest peers reach it.
     way: &'static str,
     round: AtomicU32,
     _home: tempfile::TempDir,
@@ -87,7 +89,7 @@ impl Served {
         self.ready["peer_id"].as_str().unwrap().parse().unwrap()
     }
 
-    /// How often this was refused.
+    /// Returns how often `what` was refused for `reason`.
     pub(crate) fn refused(&self, what: &str, reason: &str) -> u64 {
         let url = self.ready["http"].as_str().unwrap();
         let mut stream = std::net::TcpStream::connect(&url["http://".len()..]).unwrap();
@@ -100,7 +102,7 @@ impl Served {
         counted.map_or(0, |count| count.trim().parse().unwrap())
     }
 
-    /// Kilobytes that are resident.
+    /// Returns the resident memory in kilobytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = format!("/proc/{}/status", self.program.id());
         let status = std::fs::read_to_string(status).unwrap();
@@ -109,9 +111,9 @@ impl Served {
         kilobytes.parse().unwrap()
     }
 
-    /// An honest pair: one reserves, the other connects through a circuit.
+    /// Lets an honest pair meet: one reserves, and the other connects through a circuit.
     async fn round(&self) {
-        // Each is another household, so that none asks too often.
+        // Each pair has another address, so that none asks too often.
         let round = self.round.fetch_add(1, Ordering::Relaxed);
         let [.., high, low] = round.to_be_bytes();
         let here = Ipv4Addr::new(127, 1, high, low);
@@ -132,7 +134,7 @@ impl Served {
         Times::of(Duration::ZERO, async || self.round().await).await
     }
 
-    /// Others are unharmed by `attack`, and nothing is left of it.
+    /// Checks that others are unharmed by `attack`, and that nothing is left of it.
     async fn withstands(&self, what: &str, attack: impl Future<Output = Attack>) {
         let quiet = self.rounds().await;
         let before = self.resident();
@@ -146,11 +148,11 @@ impl Served {
     }
 }
 
-/// What goes on until it is dropped.
+/// An attack that goes on until it is dropped.
 struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
 
 impl Attack {
-    /// `count` tasks at once.
+    /// Runs `count` tasks at once.
     fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -175,8 +177,8 @@ async fn all_sent_away(mut each: mpsc::Receiver<()>) {
     timeout(PATIENCE, all).await.expect("refusals");
 }
 
-/// A hostile node at the attacker's address with a connection to the server; gives how to open
-/// streams on it, and what resolves when it ends.
+/// Connects a hostile node at the attacker's address to the server. Returns what opens streams on
+/// the connection, and a handle that resolves when the connection ends.
 async fn intruder(to: Multiaddr) -> Option<(libp2p_stream::Control, JoinHandle<()>)> {
     let mut swarm = hostile();
     let here = format!("/ip4/{ATTACKER}/udp/0/quic-v1").parse().unwrap();
@@ -200,8 +202,8 @@ async fn intruder(to: Multiaddr) -> Option<(libp2p_stream::Control, JoinHandle<(
     established.map(|()| (control, ended))
 }
 
-/// 600 connections at once that say nothing. Each comes back a tenth of a second after it is sent away:
-/// ten times the attack that was first seen, each second.
+/// Holds 600 connections at once that say nothing. Each comes back a tenth of a second after it is
+/// sent away.
 fn silent(to: SocketAddr) -> Attack {
     Attack::of(600, move |_| async move {
         let silence = at_a_pace(Duration::from_millis(100), || async {
@@ -218,13 +220,13 @@ fn silent(to: SocketAddr) -> Attack {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_of_one_address_take_its_share_only() {
-    // Over TCP the honest ones come from one address.
+    // Over TCP, the honest peers come from one address.
     let bursts = "[relay]\nreservation_burst = 100000\ncircuit_burst = 100000\n";
     let mut served = Served::start(bursts);
     served.way = "/tcp/";
     let to = served.socket("/tcp/");
     if is_long() {
-        // What the attacker takes of the machine is no fault of the server.
+        // An attack on another process shows how much of the machine the attacker takes.
         let bystander = Bystander::start();
         bystander.is_ready().await;
         let quiet = served.rounds().await;
@@ -241,7 +243,7 @@ async fn silent_connections_of_one_address_take_its_share_only() {
     served.withstands("row 4, silent connections", attack).await;
 }
 
-/// First packets of QUIC connections, each with connection ids of its own.
+/// Makes first packets of QUIC connections, each with connection ids of its own.
 async fn initials(count: usize) -> Arc<Vec<Vec<u8>>> {
     let sink = UdpSocket::bind((ATTACKER, 0)).await.unwrap();
     let mut endpoint = quinn::Endpoint::client((ATTACKER, 0).into()).unwrap();
@@ -254,7 +256,7 @@ async fn initials(count: usize) -> Arc<Vec<Vec<u8>>> {
         let mut packet = vec![0; 1500];
         let length = sink.recv(&mut packet).await.unwrap();
         packet.truncate(length);
-        // A long header of an Initial (RFC 9000 section 17.2.2), and no close.
+        // This is an Initial (RFC 9000 section 17.2.2) that does not close the connection.
         if packet[0] & 0xf0 == 0xc0 && length >= 1200 {
             packets.push(packet);
         }
@@ -263,8 +265,8 @@ async fn initials(count: usize) -> Arc<Vec<Vec<u8>>> {
     Arc::new(packets)
 }
 
-/// Sends first packets to `to`, 5,200 a second, from 50 ports that go on with nothing. Gives it once a
-/// Retry has come (RFC 9000 section 17.2.5).
+/// Sends 5,200 first packets a second to `to`, from 50 ports that send nothing else. Returns the
+/// attack once a Retry has come (RFC 9000 section 17.2.5).
 async fn forged(to: SocketAddr) -> Attack {
     let packets = initials(2000).await;
     let (sender, mut retried) = mpsc::channel(1);
@@ -319,7 +321,7 @@ async fn forged_first_packets_do_not_lock_a_peer_up() {
     }
 }
 
-/// What the relay answers to a request.
+/// Returns the relay's answer to a request.
 async fn ask(control: &libp2p_stream::Control, relay: PeerId, request: &[u8]) -> Option<Vec<u8>> {
     let mut control = control.clone();
     let stream = control.open_stream(relay, StreamProtocol::new(HOP));
@@ -331,8 +333,8 @@ async fn ask(control: &libp2p_stream::Control, relay: PeerId, request: &[u8]) ->
     Some(answer)
 }
 
-/// Opens a stream, says the first byte of a request on it, and reads until the other end hangs up;
-/// `None` once there is no connection to open one on.
+/// Opens a stream, sends the first byte of a request, and reads until the other end hangs up.
+/// Returns `None` once no stream can be opened.
 async fn half_sent(
     control: &libp2p_stream::Control,
     to: PeerId,
@@ -347,12 +349,12 @@ async fn half_sent(
     Some(())
 }
 
-/// Each holds a ping stream, and ones that are half-way through their request.
+/// Each connection holds a ping stream, and a stream whose request is half sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_there_for_nothing_end() {
     const HALF: &str = "/throughline/circuit/1";
     const IDLE: Duration = Duration::from_secs(2);
-    /// So that 60 come back each second.
+    /// With this pause, 60 connections come back each second.
     const RETURN: Duration = Duration::from_secs(1);
     let served = Served::start("[connections]\nestablished = 100\nidle_seconds = 2\n");
     let (to, relay) = (served.address("/quic-v1"), served.peer());
@@ -381,7 +383,7 @@ async fn connections_that_are_there_for_nothing_end() {
                         () = streams => {}
                         _ = &mut ended => {}
                     }
-                    // Others were sent away at once.
+                    // The others were sent away at once.
                     if held {
                         let _ = sender.try_send(begun.elapsed());
                     }
@@ -403,13 +405,13 @@ async fn connections_that_are_there_for_nothing_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_half_sent_take_their_share_only() {
     const KINDS: [&str; 3] = ["/throughline/circuit/1", "/throughline/offer/1", HOP];
-    /// As long as a request is waited for, so that 10,240 streams stand all the time.
+    /// The server waits for a request as long as this, so 10,240 streams are there all the time.
     const REQUEST: Duration = Duration::from_secs(3);
     let served = Served::start("");
     let (to, relay) = (served.address("/quic-v1"), served.peer());
     let attack = async {
         let (sender, sent_away) = mpsc::channel(SENT_AWAY);
-        // Ten identities, a thousand streams each.
+        // Ten identities have a thousand streams each.
         let attack = Attack::of(10, move |_| {
             let (to, sender) = (to.clone(), sender.clone());
             async move {
@@ -432,7 +434,7 @@ async fn requests_that_are_half_sent_take_their_share_only() {
             }
         });
         all_sent_away(sent_away).await;
-        // Those that had a place may be among them.
+        // Streams that had a place may be among those sent away.
         let refused = served.refused("request", "address") as usize;
         assert!(refused >= SENT_AWAY - REQUESTS_OF_AN_ADDRESS, "{refused}");
         attack
@@ -460,13 +462,13 @@ async fn reservations_of_one_address_end_at_its_share() {
         }
         assert_eq!(reserved, 10);
         assert_eq!(served.refused("reservation", "address"), 20);
-        // What is held can be renewed.
+        // A reservation that is held can be renewed.
         let answer = ask(&held[0].0, relay, &RESERVE).await.unwrap();
         assert!(answer.ends_with(&RESERVED));
         for (_, ended) in &held {
             assert!(!ended.is_finished());
         }
-        // Ten a second ask again.
+        // Ten peers a second ask again.
         let tasks = held.into_iter().map(|(control, ended)| async move {
             at_a_pace(Duration::from_secs(3), || ask(&control, relay, &RESERVE)).await;
             let _ = ended.await;

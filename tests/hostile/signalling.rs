@@ -1,4 +1,4 @@
-//! Signalling that floods, at the edge of each limit, and peers that stop half-way through DTLS.
+//! Tests floods of signalling, each limit at its edge, and peers that stop half-way through DTLS.
 
 use libp2p::Stream;
 use str0m::{
@@ -10,7 +10,8 @@ use tokio::{net::UdpSocket, runtime::Runtime, task::AbortHandle};
 
 use super::{common::program::Program, *};
 
-/// As src/core/signalling.rs, src/core/sdp.rs, src/rtc/dials.rs and src/rtc/mod.rs have them.
+/// The limits of src/core/signalling.rs, src/core/sdp.rs, src/webrtc/dials.rs and
+/// src/webrtc/mod.rs.
 const MESSAGES: usize = 128;
 const HELD_CANDIDATES: usize = 64;
 const CANDIDATE_LEN: usize = 2 * 1024;
@@ -23,7 +24,7 @@ const OFFER: u8 = 0;
 const ANSWER: u8 = 1;
 const CANDIDATE: u8 = 2;
 
-/// One negotiation, in which the hostile peer says what it likes.
+/// One negotiation, in which the hostile peer sends what it likes.
 struct Signalling(Stream);
 
 fn varint(mut value: usize) -> Vec<u8> {
@@ -46,14 +47,14 @@ impl Signalling {
         Self(control.open_stream(to, protocol).await.unwrap())
     }
 
-    /// What is refused may be refused before all of it is written.
+    /// Sends a message. The victim may refuse it before all of it is written.
     async fn say(&mut self, message: &[u8]) {
         let _ = self.0.write_all(&varint(message.len())).await;
         let _ = self.0.write_all(message).await;
         let _ = self.0.flush().await;
     }
 
-    /// The next message that is no candidate, `None` when the victim has hung up.
+    /// Returns the next message that is no candidate, or `None` when the victim has hung up.
     async fn hear(&mut self) -> Option<(u8, String)> {
         let next = async {
             loop {
@@ -94,7 +95,7 @@ fn candidate(priority: u32, port: usize) -> String {
     )
 }
 
-/// An offer of exactly `length` bytes, or as long as it is.
+/// Makes an offer, and pads it to exactly `length` bytes if that is given.
 fn offer(length: Option<usize>) -> String {
     let digest = ["AB"; 32].join(":");
     let mut sdp = format!(
@@ -128,11 +129,11 @@ async fn messages_beyond_a_limit_end_the_negotiation() {
     };
     let padded = |length: usize| {
         let offer = message(OFFER, &offer(None));
-        // A field that nobody knows.
+        // This field is in no specification.
         let padding = length - offer.len() - 4;
         [&offer, &[122][..], &varint(padding), &vec![0; padding]].concat()
     };
-    // What stands before the offer, and the offer: as much as is allowed, and more.
+    // The messages before the offer, the offer, and whether that is allowed.
     let edges: [(Vec<Vec<u8>>, Vec<u8>, bool); 8] = [
         (candidates(HELD_CANDIDATES), plain.clone(), true),
         (candidates(HELD_CANDIDATES + 1), plain.clone(), false),
@@ -144,7 +145,7 @@ async fn messages_beyond_a_limit_end_the_negotiation() {
         (vec![], padded(MESSAGE_LEN + 1), false),
     ];
     for (nth, (before, offer, allowed)) in edges.into_iter().enumerate() {
-        // Another peer each time: one is answered only so often.
+        // Each negotiation has another peer, because one peer is answered only a few times.
         let mut control = connected(&victim).await;
         let mut signalling = Signalling::open(&mut control, id(&victim)).await;
         for message in before {
@@ -164,7 +165,7 @@ async fn a_flood_of_candidates_ends_the_negotiation_and_hides_none() {
     let mut signalling = Signalling::open(&mut control, id(&victim)).await;
     signalling.say(&message(OFFER, &offer(None))).await;
     assert!(signalling.is_answered().await);
-    // All that may come, and the best one last: it is checked.
+    // As many candidates come as may come. The best one is the last, and is checked.
     for port in 1..MESSAGES - 1 {
         signalling
             .say(&message(CANDIDATE, &candidate(1, port)))
@@ -203,23 +204,23 @@ async fn one_peer_is_answered_so_often_and_all_so_often() {
         signalling.say(&message(OFFER, &offer(None))).await;
         signalling.is_answered().await
     };
-    // Those that have had their time give way, long before they time out.
+    // Negotiations that have had their time give way, long before they time out.
     let given_way = async { while !again().await {} };
     timeout(SOON, given_way).await.expect("a place");
     let (first, _control) = &mut held[0];
     assert_eq!(first.hear().await, None);
-    // Connections are made beside it.
+    // Other connections are made meanwhile.
     let (_late, late) = connect(&victim).await;
     echoed(&late).await;
     echoed(&connection).await;
-    // Who breaks the protocol makes room.
+    // A peer that breaks the protocol makes room.
     let (mut one, _control) = held.pop().unwrap();
     one.say(&message(OFFER, "")).await;
     assert_eq!(one.hear().await, None);
     assert!(again().await);
 }
 
-/// What the victim may grow by while it is flooded: half of what is sent.
+/// How much the victim may grow while it is flooded. It is half of what is sent.
 const GROWTH_KIB: u64 = 32 << 10;
 
 fn resident_kib(program: &Program) -> u64 {
@@ -267,7 +268,8 @@ async fn a_flood_of_signalling_takes_no_memory() {
     assert!(grown < GROWTH_KIB, "{grown} KiB");
 }
 
-/// A peer connection that sends `records` datagrams of DTLS, and of the rest only what ICE is.
+/// Drives a peer connection that sends `records` datagrams of DTLS and no more, but everything of
+/// ICE.
 async fn half_open(mut rtc: Rtc, socket: UdpSocket, mut records: usize) {
     let local = socket.local_addr().unwrap();
     let mut buffer = [0; 2048];
@@ -301,8 +303,8 @@ async fn half_open(mut rtc: Rtc, socket: UdpSocket, mut records: usize) {
     }
 }
 
-/// Begins a connection to the victim, which is to be the client of DTLS or its server, and stops
-/// half-way.
+/// Begins a connection to the victim, and stops half-way. `client` says whether the victim is to be
+/// the client of DTLS or the server.
 async fn stop_half_way(signalling: &mut Signalling, client: bool, records: usize) -> AbortHandle {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let local = socket.local_addr().unwrap();
@@ -329,7 +331,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 #[test]
 fn handshakes_of_dtls_that_stop_half_way_end_in_time() {
-    // Its tasks are counted apart from those of others.
+    // The victim has a runtime of its own, so that its tasks can be counted.
     let own = Runtime::new().unwrap();
     let tasks = || own.metrics().num_alive_tasks();
     Runtime::new().unwrap().block_on(async {
@@ -353,7 +355,7 @@ fn handshakes_of_dtls_that_stop_half_way_end_in_time() {
         let ends = join_all(ends).await;
         let time = begun.elapsed();
         assert!(ends.iter().all(Option::is_none));
-        // Neither at once nor late.
+        // The ends come neither at once nor late.
         assert!((LIMIT / 2..LIMIT * 2).contains(&time), "{time:?}");
         until_polled(|| tasks() <= before).await;
         echoed(&connection).await;

@@ -1,4 +1,5 @@
-//! Tickets that aim their reader: canaries on this machine's own addresses see what a dialler sends.
+//! Tests tickets that aim their reader. Canaries on this machine's own addresses see what a dialler
+//! sends.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,15 +15,15 @@ use tokio::{
 
 use super::*;
 
-/// As src/ticket.rs has it.
+/// The most addresses in a ticket, as in src/ticket.rs.
 const ADDRESSES: usize = 32;
 
-/// The first bytes of a dialler over TCP, all ours: multistream-select's, and the length and the
-/// ephemeral key that Noise begins with.
+/// The first bytes of a dialler over TCP. All are ours: those of multistream-select, and the length
+/// that Noise begins with. An ephemeral key follows.
 const FIRST: &[u8] = b"\x13/multistream/1.0.0\n\x07/noise\n\x00\x20";
 const FIRST_LEN: usize = FIRST.len() + 32;
 
-/// Listens where nobody has anything to look for, and keeps what it is told.
+/// Listens at an address where nobody should connect, and keeps the bytes that come.
 struct Canary {
     at: SocketAddr,
     udp: SocketAddr,
@@ -41,7 +42,7 @@ impl Canary {
         let all = heard.clone();
         listening.spawn(async move {
             while let Ok((mut stream, _)) = tcp.accept().await {
-                // A connection counts, even one that says nothing.
+                // A connection counts, even if it sends nothing.
                 let place = {
                     let mut all = all.lock().unwrap();
                     all.push(Vec::new());
@@ -76,7 +77,7 @@ impl Canary {
     }
 }
 
-/// A ticket for nobody, with these addresses of its own and of a relay.
+/// Makes a ticket of a peer that does not exist, with these addresses of the peer and of a relay.
 fn ticket(relays: &[String], addresses: &[String]) -> Result<Ticket, throughline::Error> {
     let relay = Identity::generate().peer_id();
     let relays = relays
@@ -89,8 +90,8 @@ fn ticket(relays: &[String], addresses: &[String]) -> Result<Ticket, throughline
     )
 }
 
-/// A peer that gives up when it has come to the last of several addresses, which begin one after
-/// the other.
+/// Starts a peer that gives up late enough to have dialled several addresses, which are dialled one
+/// after the other.
 async fn dialler(dial_private: bool) -> Connector {
     let mut config = config();
     config.dial_private = dial_private;
@@ -98,7 +99,7 @@ async fn dialler(dial_private: bool) -> Connector {
     peer(config).await
 }
 
-/// Connects by a ticket that holds `addresses` as the peer's and as a relay's.
+/// Connects by a ticket that has `addresses` for the peer and for a relay. Returns the error.
 async fn led(me: &Connector, addresses: &[String]) -> throughline::Error {
     let ticket = ticket(addresses, addresses).unwrap();
     let connected = timeout(PATIENCE, me.connect(&ticket)).await;
@@ -154,7 +155,7 @@ async fn this_machine_hears_nothing_that_a_ticket_has_chosen() {
     assert!(is_forbidden(&error), "{error:?}");
     assert_eq!((canary.heard(), home.heard()), (vec![], vec![]));
 
-    // What may be dialled there begins with bytes of ours.
+    // Addresses that may be dialled there get first bytes of ours only.
     led(&me, &[format!("/ip4/127.0.0.2/tcp/{at}")]).await;
     let heard = canary.heard();
     assert!(!heard.is_empty());
@@ -175,7 +176,7 @@ async fn this_machine_hears_nothing_that_a_ticket_has_chosen() {
     }
 }
 
-/// The system's resolver leads such names to this machine: /etc/hosts has the machine's own.
+/// The system's resolver leads the names in /etc/hosts to this machine.
 #[tokio::test]
 async fn a_name_that_leads_to_this_machine_is_not_said_there() {
     let Ok(hosts) = std::fs::read_to_string("/etc/hosts") else {
@@ -247,7 +248,7 @@ async fn a_server_is_not_led_to_itself() {
     assert_eq!((canary.heard(), home.heard()), (vec![], vec![]));
 }
 
-/// A relay that the user names is dialled, and peers are met over it.
+/// A relay that the user names is dialled, and gives a reservation.
 #[tokio::test]
 async fn a_server_dials_the_relay_that_it_is_told_to() {
     let relay = common::relay().await;
@@ -261,7 +262,7 @@ async fn a_server_dials_the_relay_that_it_is_told_to() {
 #[tokio::test]
 async fn sixteen_full_tickets_make_so_many_dials_and_no_more() {
     const TICKETS: usize = 16;
-    // Distinct addresses of this machine that all lead to one place.
+    // Each canary listens on all addresses of this machine, at a port of its own.
     let canaries = join_all((0..TICKETS).map(async |_| Canary::at("0.0.0.0").await)).await;
     let me = dialler(true).await;
     let tickets = canaries.iter().map(|canary| {
@@ -274,7 +275,7 @@ async fn sixteen_full_tickets_make_so_many_dials_and_no_more() {
     let ends = timeout(PATIENCE, join_all(connects)).await.expect("ends");
     assert!(ends.iter().all(Result::is_err));
     for canary in &canaries {
-        // Once, and once more for each retry, all in a second.
+        // Each address is dialled once, and once more for each retry.
         assert!(
             canary.heard().len() <= 5 * ADDRESSES,
             "{}",

@@ -1,4 +1,4 @@
-//! Strangers at a TURN server: each has an address of its own on loopback.
+//! Tests strangers at a TURN server. Each has an address of its own on loopback.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -35,17 +35,17 @@ use super::{
     *,
 };
 
-/// Between rounds of five requests, of which an address may make 100 a second.
+/// The pause between rounds of five requests. An address may make 100 requests a second.
 const PAUSE: Duration = Duration::from_millis(60);
 
-/// Who attacks, and who is to be served meanwhile.
+/// The attacker, and the client that has to be served meanwhile.
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 
-/// As src/server/turn/deadlines.rs has it.
+/// The deadline of the first frame, as in src/server/turn/deadlines.rs.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 
-/// A server with threads of its own, so that it need not wait for those who attack it.
+/// A server with threads of its own, so that it does not share them with the attackers.
 struct Served {
     server: Option<Server>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -82,7 +82,7 @@ async fn server(configure: impl FnOnce(&mut ServerConfig)) -> Served {
     }
 }
 
-/// Rounds of allocations over both.
+/// Times rounds of allocations over TCP and UDP.
 async fn allocated(server: &Server) -> Times {
     let round = async || {
         Client::tcp(server, HONEST).await.allocate().await.unwrap();
@@ -100,7 +100,7 @@ fn turn(server: &Server, tcp: bool) -> SocketAddr {
     url.split('?').next().unwrap().parse().unwrap()
 }
 
-/// How often `what` was refused for `reason`.
+/// Returns how often `what` was refused for `reason`.
 fn refused(server: &Server, what: &str, reason: &str) -> usize {
     let name = format!("throughline_refused_total{{what=\"{what}\",reason=\"{reason}\"}} ");
     let metrics = server.metrics();
@@ -177,7 +177,7 @@ impl Client {
         frame
     }
 
-    /// The answer to a request, which is signed once there is a challenge.
+    /// Returns the answer to a request, which is signed once there is a challenge.
     async fn ask(
         &mut self,
         method: Method,
@@ -211,7 +211,7 @@ impl Client {
         }
     }
 
-    /// The relayed address, or the code of the refusal.
+    /// Returns the relayed address, or the code of the refusal.
     async fn allocate(&mut self) -> Result<SocketAddr, u16> {
         let answer = self
             .ask(ALLOCATE, &|request| {
@@ -261,7 +261,7 @@ impl Client {
         self.send(&send.finish()).await;
     }
 
-    /// What comes next from a peer.
+    /// Returns the next datagram of a peer, and the peer.
     async fn hear(&mut self) -> (SocketAddr, Vec<u8>) {
         let frame = self.receive().await;
         let told = Message::from_bytes(&frame).unwrap();
@@ -277,7 +277,7 @@ fn name(message: &mut MessageWriteVec, peer: SocketAddr) {
     message.add_attribute(&peer).unwrap();
 }
 
-/// The code of a refusal; 0 for success.
+/// Returns the code of a refusal, or 0 for a success.
 fn code(answer: &[u8]) -> u16 {
     let told = Message::from_bytes(answer).unwrap();
     match told.has_class(MessageClass::Success) {
@@ -286,7 +286,7 @@ fn code(answer: &[u8]) -> u16 {
     }
 }
 
-/// Connects, and sends a byte now and then, until the server closes. Gives how long that took. The
+/// Connects, and sends a byte now and then until the server closes. Returns how long that took. The
 /// pause between the bytes is the attack.
 async fn drips(to: SocketAddr) -> Duration {
     let connected = Instant::now();
@@ -294,7 +294,7 @@ async fn drips(to: SocketAddr) -> Duration {
         return Duration::ZERO;
     };
     let end = connected + PATIENCE;
-    // The head of a frame of the longest kind, which never ends.
+    // This is the head of the longest frame, which never ends.
     for byte in [0x40, 0, 0xff, 0xff]
         .into_iter()
         .chain(std::iter::repeat(7))
@@ -311,8 +311,8 @@ async fn drips(to: SocketAddr) -> Duration {
     connected.elapsed()
 }
 
-/// Connections at once, as many as any machine has descriptors for. Each comes back a tenth of a
-/// second after it is sent away: 3,000 a second.
+/// How many connections there are at once. Every machine has descriptors for so many. Each comes
+/// back a tenth of a second after it is sent away, which makes 3,000 a second.
 const STRANGERS: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,15 +342,15 @@ async fn dripping_connections_of_one_address_keep_nobody_out() {
     unharmed("row 9, dripping TURN connections", &quiet, &attacked);
     enough.store(true, Ordering::Relaxed);
     let lasted = strangers.join_all().await;
-    // Those that had a place lost it at the deadline, and the others at once.
+    // Connections that had a place lost it at the deadline, and the others ended at once.
     let share = 102;
     let longest = lasted.iter().max().unwrap();
     assert!(*longest < FIRST_FRAME + SOON, "{longest:?}");
     let held = lasted.iter().filter(|lasted| **lasted >= FIRST_FRAME);
-    // In the long form, one after the other has had it.
+    // In the long form, one connection after the other has had a place.
     assert!(is_long() || (1..=share).contains(&held.count()));
     assert!(refused(&server, "turn_connection", "deadline") > 0);
-    // The places are back.
+    // The places are free again.
     Client::tcp(&server, STRANGER)
         .await
         .allocate()
@@ -358,7 +358,7 @@ async fn dripping_connections_of_one_address_keep_nobody_out() {
         .unwrap();
 }
 
-/// User name and password out of `/config.json`.
+/// Returns the user name and the password in `/config.json`.
 async fn page_credentials(server: &Server, from: Ipv4Addr) -> (String, String) {
     let host = server.http_url().strip_prefix("http://").unwrap();
     let mut stream = dial(from, host.parse().unwrap()).await.unwrap();
@@ -396,7 +396,7 @@ async fn fresh_credentials_give_one_address_its_share_and_no_more() {
     }
     assert_eq!((held.len(), refusals), (8, 32));
     assert_eq!(refused(&server, "allocation", "address"), 32);
-    // Those that hold nothing go on asking, ten times as often as was first seen.
+    // Clients that hold nothing go on asking.
     let mut asking = JoinSet::new();
     let (username, credential) = page_credentials(&server, STRANGER).await;
     for _ in 0..10 {
@@ -452,14 +452,15 @@ async fn the_server_relays_to_its_clients_and_not_to_itself() {
             one.send_to(own, &nested).await;
         }
     }
-    // What came of them would come first: sockets keep the order.
+    // If one of these datagrams had been relayed, it would come first, because sockets keep the
+    // order.
     one.send_to(of_other, b"to a client").await;
     assert_eq!(other.hear().await, (of_one, b"to a client".to_vec()));
     other.send_to(of_one, b"and back").await;
     assert_eq!(one.hear().await, (of_other, b"and back".to_vec()));
     assert_eq!(refused(&server, "turn_datagram", "own"), 10);
     assert_eq!(refused(&server, "turn_peer", "own"), 10);
-    // 10,000 a second of them.
+    // The attacker sends 10,000 of them a second.
     let own = own[own.len() - 1];
     let nesting = tokio::spawn(async move {
         for _ in 0..returns() {

@@ -1,4 +1,4 @@
-//! What the windows of a server's circuits cost honest peers.
+//! Tests what the windows of a server's circuits cost honest peers.
 
 use super::{
     common::PATIENCE,
@@ -12,14 +12,14 @@ use std::time::Instant;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-/// As large as settings allow: more than a link of one machine ever holds.
+/// Windows as large as the settings allow. A link within one machine never holds so much.
 const LARGE: &str = "[connections]\nwindow = 16777216\n[relay]\ncircuit_window = 16777216\n";
 
-/// Transfers with each, of which the median counts.
+/// The number of transfers with each server. Their median counts.
 const TRANSFERS: usize = 7;
 const LENGTH: usize = 64 << 20;
 
-/// Mbit/s of one stream through a circuit of `served`.
+/// Returns the Mbit/s of one stream through a circuit of `served`.
 async fn carried(served: &Served, way: &str) -> f64 {
     let mut config = config();
     config.listen = vec![format!("/ip4/{HONEST}/udp/0/quic-v1")];
@@ -71,7 +71,8 @@ fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
-/// Without a round trip, no window is in the way. With one, a circuit carries a window in each.
+/// Where round trips take no time, no window limits a circuit. Elsewhere, a circuit carries one
+/// window in each round trip.
 #[tokio::test(flavor = "multi_thread")]
 async fn small_windows_carry_as_much_as_large_ones_where_nobody_is_far() {
     if !is_long() {
@@ -90,7 +91,7 @@ async fn small_windows_carry_as_much_as_large_ones_where_nobody_is_far() {
             "circuits over {way}: {by_small:.0} Mbit/s by default, {by_large:.0} with 16 MiB \
              ({ratio:.3}); {with_small:.0?}, {with_large:.0?}"
         );
-        // Two cores that do everything vary by more than what is promised.
+        // Where two cores do everything, the figures vary by more than the promised difference.
         assert!(ratio > 0.85, "{way}: {ratio}");
     }
 }

@@ -92,7 +92,7 @@ async function freePort() {
   return port;
 }
 
-/** The ways to a native peer that are no data channels: how it is started, and its address. */
+/** The ways to a native peer without data channels: how the peer is started, and its address. */
 const ways = {
   "a circuit": async (t, relay) => {
     const native = await listen(t, relay, "--echo");

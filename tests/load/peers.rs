@@ -49,7 +49,7 @@ pub(crate) fn quiet() -> Config {
     config
 }
 
-/// A peer that only dials.
+/// Starts a peer that only dials.
 pub(crate) async fn dialler(mut config: Config) -> Connector {
     config.reserve = false;
     peer(config).await

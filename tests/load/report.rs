@@ -10,11 +10,11 @@ use std::{
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// It takes about a minute, and every run of the tests does it.
+    /// This form takes about a minute, and is part of every run of the tests.
     Short,
-    /// It takes about a quarter of an hour, and its figures are published.
+    /// This form takes about a quarter of an hour, and its figures are published.
     Long,
-    /// It is the long form with connections that come and go for an hour.
+    /// This is the long form, with connections that come and go for an hour.
     Hour,
 }
 

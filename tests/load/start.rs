@@ -1,4 +1,4 @@
-//! From the start of a process to its first connected peer.
+//! Measures the time from the start of a process to its first connected peer.
 
 use std::time::{Duration, Instant};
 

@@ -81,13 +81,13 @@ async fn every_result_of_ice_is_counted() {
 /// How a stock peer answers an offer, or a relay answers a request for a circuit.
 #[derive(Clone, Debug)]
 enum Says {
-    /// It does not speak the protocol.
+    /// The peer does not speak the protocol.
     No,
-    /// It does not answer.
+    /// The peer does not answer.
     Nothing,
-    /// It answers with one candidate, at which nobody listens.
+    /// The peer answers with one candidate, at which nobody listens.
     Candidate(std::net::SocketAddr),
-    /// It makes no circuits for us.
+    /// The relay makes no circuits for us.
     Denied,
 }
 

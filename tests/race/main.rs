@@ -24,7 +24,7 @@ async fn relay() -> Server {
     Server::start(server_config()).await.unwrap()
 }
 
-/// A peer that is reachable through `relays` and by its own addresses.
+/// Returns the configuration of a peer that is reachable through `relays` and by its own addresses.
 fn listener(relays: &[&Server]) -> Config {
     let mut config = Config::default();
     // Only strategies whose result does not depend on other machines are counted below.
@@ -39,7 +39,7 @@ fn listener(relays: &[&Server]) -> Config {
     config
 }
 
-/// A peer that only dials.
+/// Returns the configuration of a peer that only dials.
 fn dialler() -> Config {
     let mut config = listener(&[]);
     config.reserve = false;
@@ -158,7 +158,7 @@ async fn a_second_relay_is_used_only_if_the_first_fails() {
     let alice = peer(relayed(dialler())).await;
     let _conn = alice.connect(&bob.ticket()).await.unwrap();
     assert_eq!(circuits_made(&near) + circuits_made(&other), 1);
-    // It is there when the first is not.
+    // The second relay is asked because the first is gone.
     let carol = peer(relayed(dialler())).await;
     let relays = [gone_address(), other.addresses()[0].clone()];
     let ticket = Ticket::from_parts(bob.peer_id(), &relays, &[] as &[String]).unwrap();
@@ -278,7 +278,7 @@ async fn a_stranger_at_one_address_does_not_end_the_dial() {
     for end in [&bob, &stranger] {
         until(|| end.ticket().addresses().len() == 2).await;
     }
-    // The stranger answers first: by QUIC, while the peer's only address is TCP.
+    // The stranger answers first, because it is dialled by QUIC and the peer's only address is TCP.
     let mut addresses = stranger.ticket().addresses();
     addresses.extend(
         bob.ticket()
@@ -377,7 +377,7 @@ async fn a_circuit_counts_each_of_its_ends() {
         "current_method circuit_relay 1",
     ]);
     assert_eq!(books(&alice), counted);
-    // The relay's limit.
+    // The relay's limit refuses this circuit.
     let error = refused(&alice, &carol.ticket()).await;
     assert_eq!(causes(&error), [(Strategy::CircuitRelay, Cause::Limit)]);
     conn.close().await;

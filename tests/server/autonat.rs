@@ -1,4 +1,4 @@
-//! The AutoNAT server: whom it dials, and that it dials nobody else.
+//! Tests the AutoNAT server: which clients it dials, and that it dials nobody else.
 
 use std::num::NonZeroU32;
 

@@ -8,11 +8,11 @@ use super::*;
 const PING: StreamProtocol = StreamProtocol::new("/ipfs/ping/1.0.0");
 const COUNT: StreamProtocol = StreamProtocol::new("/test/count");
 
-/// What is sent at once in one direction. The stock client joins what it may not send yet to messages that
-/// are too long for itself, so each piece waits for the one before.
+/// The most bytes that are sent at once in one direction. The stock client joins bytes that it may
+/// not send yet to messages that are too long for itself, so each piece waits for the one before.
 const LARGE: usize = 12 << 10;
 
-/// What fits into one message that the stock client reads.
+/// A piece that fits into one message that the stock client reads.
 const PIECE: usize = 4_000;
 
 /// Makes a stock client that can dial `/webrtc-direct`, which libp2p-webrtc does from a listener's
@@ -105,7 +105,7 @@ async fn messages_over_8_kib_reach_the_relay() {
     timeout(PATIENCE, sends).await.expect("answers");
 }
 
-/// Each ends in order on both sides, and its channel can be used again.
+/// Each stream ends in order on both sides, and its channel can be used again.
 #[tokio::test]
 async fn hundreds_of_streams_one_after_another() {
     let server = start(config()).await;

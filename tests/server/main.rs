@@ -320,7 +320,7 @@ async fn a_reservation_beyond_the_limit_is_refused() {
     reserve(&mut first, relay.clone()).await.unwrap();
     let refusal = reserve(&mut client(), relay.clone()).await.unwrap_err();
     assert!(refusal.contains("ResourceLimitExceeded"), "{refusal}");
-    // Its place is free as soon as it leaves.
+    // The place of a peer is free as soon as the peer leaves.
     drop(first);
     let none = "throughline_relay_reservations 0\n";
     until(|| server.metrics().contains(none)).await;

@@ -1,5 +1,5 @@
-// The same measurements over a bare RTCDataChannel, as `window.bare`. Each measurement has its own channel, as
-// our streams have. Text messages are commands, and the other messages are the bytes.
+// Measures the same over a bare RTCDataChannel, as `window.bare`. Each measurement has its own channel, as our
+// streams have. Text messages are commands, and the other messages are the bytes.
 
 /** How many bytes may be queued in the browser: sending waits above the first number, and goes on below the second. */
 const SEND_MARKS = [1 << 20, 1 << 18];

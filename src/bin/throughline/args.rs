@@ -55,7 +55,7 @@ pub(crate) struct ServeArgs {
     /// Multiaddress to announce besides the bound ones; repeatable.
     #[arg(long, value_name = "ADDR")]
     pub(crate) announce: Vec<String>,
-    /// Be no TURN server.
+    /// Do not run the TURN server.
     #[arg(long)]
     pub(crate) no_turn: bool,
     /// Folder of the page to serve at `/`.
@@ -64,8 +64,8 @@ pub(crate) struct ServeArgs {
     /// Folder of the npm package (with dist/ and pkg/) to serve at `/npm/`.
     #[arg(long, value_name = "DIR")]
     pub(crate) npm: Option<PathBuf>,
-    /// Serve /metrics at this address and no longer for everybody, and at /health there why the
-    /// server takes no more peers when it does not.
+    /// Serve /metrics at this address only, and say at /health there why the server takes no more
+    /// peers.
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) admin: Option<SocketAddr>,
     /// Print a user name and password for the TURN server that last for 30 days.
@@ -82,7 +82,7 @@ pub(crate) struct ServeArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
-/// What every command that is a peer takes.
+/// The options of every command that is a peer.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PeerArgs {
     /// Relay to be reached through, a multiaddress ending in /p2p/ID; repeatable.
@@ -149,8 +149,8 @@ pub(crate) struct ConnectArgs {
     pub(crate) ticket: String,
     #[command(flatten)]
     pub(crate) peer: PeerArgs,
-    /// First have the relays of --relay hold a reservation, as a program does that has run for a
-    /// while; times count from the connect after it.
+    /// First wait until the relays of --relay hold a reservation, as in a program that has run for
+    /// a while; times count from the connect after that.
     #[arg(long)]
     pub(crate) warm: bool,
     /// Wait up to this long for a direct path; without one fail with the code `timeout`.
@@ -162,7 +162,7 @@ pub(crate) struct ConnectArgs {
     /// Measure throughput to the peer for this long, 0.1 to 60.
     #[arg(long, value_name = "SECONDS", group = "action")]
     pub(crate) bench: Option<Seconds>,
-    /// With --bench: from the peer to here.
+    /// With --bench: measure from the peer to here.
     #[arg(long, requires = "bench")]
     pub(crate) download: bool,
     /// With --bench: also send a datagram every 20 ms, and measure how long each takes to come back.

@@ -1,6 +1,6 @@
 //! The `throughline` program: a relay server, a peer for scripts and terminals, a demo.
 //!
-//! With `--json` stdout carries one JSON object a line and nothing else; logs go to stderr.
+//! With `--json`, stdout carries one JSON object a line and nothing else. Logs go to stderr.
 
 mod args;
 mod connect;
@@ -55,7 +55,8 @@ fn printing(json: bool, run: impl FnOnce(Output) -> Result<(), Error>) -> ExitCo
         }
     };
     let result = run(output);
-    // What could not be printed on stdout was the purpose of the command.
+    // The output on stdout is the purpose of the command, so the command fails if it cannot be
+    // printed.
     let status = match result.and(output.drain()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output.fail(&error),
@@ -65,7 +66,7 @@ fn printing(json: bool, run: impl FnOnce(Output) -> Result<(), Error>) -> ExitCo
 }
 
 fn start(cli: Cli, output: Output) -> Result<(), Error> {
-    // What an operator has to know is said without being asked for.
+    // An operator gets warnings without asking for them.
     let quiet = match &cli.command {
         Command::Serve(_) => "error,throughline=warn",
         _ => "error",
@@ -94,7 +95,7 @@ async fn run(command: Command, output: Output) -> Result<(), Error> {
 /// Help and version go to stdout; a mistake is an error like all others, named by its argument.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody reads the help: nothing to do about it.
+        // If nobody reads the help, nothing can be done about it.
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
@@ -127,7 +128,7 @@ fn log_to_stderr(verbose: u8, quiet: &str, output: Output) {
             std::env::var_os("NO_COLOR").as_deref(),
         ))
         .with_writer(move || output.log())
-        // These would go past the printer.
+        // The subscriber would write its own errors past the printer.
         .log_internal_errors(false)
         .init();
 }
@@ -149,8 +150,8 @@ fn print_panics(output: Output) {
     }));
 }
 
-/// Whoever reads a file of the log, or watches one, wants no colours, and whoever says so
-/// (<https://no-color.org>) wants none on a terminal.
+/// Whether the log has colours. A log that goes to a file has none, and a terminal has none if the
+/// user says so (<https://no-color.org>).
 fn is_coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
     terminal && no_color.is_none_or(OsStr::is_empty)
 }

@@ -1,4 +1,4 @@
-//! What the program prints: JSON lines for scripts, or text for people.
+//! Prints the output of the program: JSON lines for scripts, or text for people.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -22,7 +22,7 @@ impl Output {
     /// Starts the threads that print.
     pub(crate) fn start(json: bool) -> Result<Self, Error> {
         let failed = |error| io_error("cannot start threads", error);
-        let missing = |lines| format!("lines missing here, because nobody took them: {lines}");
+        let missing = |lines| format!("lines are missing here, because nobody read them: {lines}");
         let stderr = Printer::new(OnFailure::Skip, missing, None);
         let stderr = stderr.start(|| io::stderr().lock()).map_err(failed)?;
         let dropped = |lines| line("dropped", json!({ "lines": lines }));
@@ -54,8 +54,8 @@ impl Output {
         }
     }
 
-    /// Prints what a peer says as an event, no faster than it is read. If nobody reads, it is as
-    /// any other event.
+    /// Prints what a peer says as an event, no faster than it is read. If nobody reads, it may be
+    /// lost as any other event.
     pub(crate) async fn message(self, fields: Value, text: impl FnOnce() -> String) {
         if self.json {
             self.stdout.line_when_read(line("message", fields)).await;
@@ -84,7 +84,7 @@ impl Output {
         self.stderr
     }
 
-    /// Progress of a long action, on a terminal only.
+    /// Shows the progress of a long action, on a terminal only.
     pub(crate) fn progress(self, done: u64, size: u64) {
         if !self.json && io::stderr().is_terminal() {
             let percent = (done * 100).checked_div(size).unwrap_or(100);
@@ -102,10 +102,10 @@ impl Output {
         io_error("stdout", self.stdout.failed().await)
     }
 
-    /// Blocks until everything is printed, or until whoever should read it does not.
+    /// Blocks until everything is printed, or until it is clear that nobody reads.
     ///
     /// # Errors
-    /// The failure of stdout.
+    /// Returns the failure of stdout.
     pub(crate) fn drain(self) -> Result<(), Error> {
         self.stderr.drain();
         self.stdout.drain();
@@ -134,7 +134,7 @@ impl Output {
     }
 }
 
-/// One JSON object with the event's name first.
+/// Returns one JSON object with the event's name first.
 fn line(event: &str, mut fields: Value) -> String {
     if let Value::Object(fields) = &mut fields {
         fields.remove("event");
@@ -145,17 +145,17 @@ fn line(event: &str, mut fields: Value) -> String {
     format!("{{\"event\":{}{comma}{rest}", Value::from(event))
 }
 
-/// An error of this program's own: a file, a folder, stdin.
+/// Makes an error of this program's own: of a file, a folder or stdin.
 pub(crate) fn io_error(what: impl std::fmt::Display, error: io::Error) -> Error {
     Error::new(ErrorKind::Io, format!("{what}: {error}")).with_source(error)
 }
 
-/// Milliseconds with one decimal, as all events have them.
+/// Returns milliseconds with one decimal, as all events have them.
 pub(crate) fn millis(duration: std::time::Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
-/// `bytes` with a unit that people read.
+/// Returns `bytes` with a unit that people read.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;

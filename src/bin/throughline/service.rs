@@ -20,7 +20,7 @@ use crate::{
     watch,
 };
 
-/// The services in addition to echo, of streams and datagrams, and bench.
+/// The services besides `echo/1`, `bench/1` and the echo of datagrams.
 pub(crate) struct Service {
     pub(crate) output: Output,
     /// The directory for files, and the size of the largest file.
@@ -28,7 +28,7 @@ pub(crate) struct Service {
     pub(crate) chat: Chat,
 }
 
-/// Who answers `chat/1`.
+/// The part of the program that answers `chat/1`.
 pub(crate) enum Chat {
     /// Nobody.
     Off,

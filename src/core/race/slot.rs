@@ -30,8 +30,8 @@ pub(super) enum State {
     Running(Duration),
     /// The attempt is under way, and goes on when a plan holds it again.
     Deferred,
-    /// The attempt has failed. While calls wait for a first path, each attempt is made only once, but
-    /// for a circuit that was refused.
+    /// The attempt has failed. While calls wait for a first path, each attempt is made only once,
+    /// except for a circuit that was refused.
     Failed,
     /// The attempt is not repeated.
     Spent,

@@ -566,8 +566,8 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
 }
 
 proptest! {
-    /// For each strategy, what began is what ended and what is still under way. No connect is
-    /// answered twice, and none is left when its time is over.
+    /// Each strategy that has begun has either ended or is still under way. No connect is answered
+    /// twice, and none is left when its time is over.
     #[test]
     fn every_strategy_and_every_connect_ends_once(events in vec((0u64..4_000, 0u8..12, 0u8..4), 1..60)) {
         let relays = [PeerId::random(), PeerId::random()];

@@ -75,11 +75,11 @@ pub(crate) struct Header {
     /// How many substreams the opener has tried, including this one. A header that arrives after
     /// one with a higher epoch is stale.
     pub(crate) epoch: u64,
-    /// What the opener asks for.
+    /// The request of the opener.
     pub(crate) request: Request,
 }
 
-/// What a [`Header`] asks for.
+/// The request in a [`Header`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// Begin the stream, or go on from the start if the acceptor knows it already. An opener that
@@ -120,7 +120,7 @@ pub(crate) enum StreamFrame<'a> {
     Data {
         /// The offset of the first byte.
         offset: u64,
-        /// At least one byte.
+        /// The bytes, of which there is at least one.
         bytes: &'a [u8],
     },
     /// The reader has consumed this many bytes, so the writer may forget them.

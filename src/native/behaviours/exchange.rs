@@ -10,7 +10,7 @@ use libp2p::swarm::{NetworkBehaviour, THandlerInEvent, ToSwarm};
 
 use crate::swarm::substreams::{SubstreamEvent, Substreams};
 
-/// What such a behaviour tells the swarm. It has no events of its own.
+/// A command of such a behaviour for the swarm. The behaviour has no events of its own.
 pub(crate) type News = ToSwarm<Infallible, THandlerInEvent<Substreams>>;
 
 /// The next item from the substreams.

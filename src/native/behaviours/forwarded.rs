@@ -44,8 +44,8 @@ impl Forwarded {
         ip_of(remote).is_some_and(|ip| self.trusts(ip))
     }
 
-    /// The address that a connection from `remote` counts for. It is `None` until a trusted proxy
-    /// has named the client.
+    /// Returns the address that a connection from `remote` counts for. It is `None` until a trusted
+    /// proxy has named the client.
     pub(crate) fn source(&self, remote: &Multiaddr) -> Option<IpAddr> {
         let ip = ip_of(remote)?;
         match self.trusts(ip) {

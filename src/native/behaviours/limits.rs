@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     /// it brings.
     circuits: Pool,
     dials: Pool,
-    /// Whom those are that come through proxies.
+    /// The clients of connections that come through proxies.
     pub(crate) forwarded: Forwarded,
 }
 
@@ -73,14 +73,14 @@ impl Limits {
         let over_udp = remote.iter().any(|part| matches!(part, Protocol::Udp(_)));
         let (pool, what, holder) = match ip_of(remote) {
             Some(_) if over_udp => return Ok(None),
-            // A proxy has not said yet whose it is.
+            // The proxy has not named the client of this connection yet.
             Some(_) => (&self.handshakes, "handshakes", self.holder(remote)),
             None => (&self.circuits, "handshakes over circuits", relay_of(local)),
         };
         pool.take(holder).map(Some).map_err(exceeded(what))
     }
 
-    /// Whom what comes from `remote` counts for.
+    /// Returns the holder that a connection from `remote` counts for.
     fn holder(&self, remote: &Multiaddr) -> Holder {
         Holder {
             ip: self.forwarded.source(remote),
@@ -89,7 +89,7 @@ impl Limits {
     }
 }
 
-/// The first IP address of `address`, or `None` if the address is a circuit.
+/// Returns the first IP address of `address`, or `None` if the address is a circuit.
 pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     let mut ip = None;
     for part in address {
@@ -103,7 +103,7 @@ pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     ip
 }
 
-/// The relay of a circuit that was accepted at the address `local`.
+/// Returns the relay of a circuit that was accepted at the address `local`.
 fn relay_of(local: &Multiaddr) -> Holder {
     let mut parts = local.iter();
     let relay = parts.find_map(|part| match part {

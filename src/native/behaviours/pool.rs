@@ -60,8 +60,8 @@ impl Pool {
         looked.inspect_err(|refusal| (self.0.refused)(refusal.name(), holder.ip))
     }
 
-    /// Takes a place as [`take`](Self::take) does, but does not tell the observer of a refusal. For
-    /// callers that do not send anybody away yet.
+    /// Takes a place as [`take`](Self::take) does, but does not tell the observer of a refusal. It
+    /// is for callers that do not send anybody away yet.
     pub(crate) fn try_take(&self, holder: impl Into<Holder>) -> Result<Place, Refusal> {
         let holder = holder.into();
         self.lock().take(&self.0.quota, holder)?;

@@ -1,10 +1,11 @@
-//! Which connections that others begin over QUIC are gone on with.
+//! Decides which connections that others begin over QUIC are accepted.
 //!
-//! Anyone can write any source on a datagram. What comes from an address that has not been validated
-//! (RFC 9000 section 8.1) is gone on with at once while few such handshakes are under way: nobody
-//! pays a round trip for a flood that there is not. Beyond, a Retry packet asks the sender to show
-//! that it receives what is sent to it (section 8.1.2), and nothing is kept of it. So a forged source
-//! costs others a round trip and no more, and nobody but its holder uses up the share of an address.
+//! Anyone can write any source on a datagram. While few handshakes with unvalidated addresses (RFC
+//! 9000 section 8.1) are under way, a connection from such an address is accepted at once. So no
+//! peer pays a round trip when there is no flood. Beyond that number, a Retry packet asks the
+//! sender to show that it receives what is sent to it (section 8.1.2), and this side keeps nothing
+//! of the connection. So a forged source costs others one round trip and no more, and only the
+//! holder of an address uses up its share.
 
 use std::{
     net::IpAddr,
@@ -16,8 +17,8 @@ use crate::{
     native::behaviours::pool::{Observer, Place, Pool},
 };
 
-/// The part of all handshakes that may be under way with addresses that have not been validated: one
-/// in so many. Each holds some 100 KB until it is given up.
+/// One in this many of all handshakes may be under way with addresses that have not been validated.
+/// Each of those holds some 100 KB until it is given up.
 const UNPROVEN: usize = 16;
 
 /// The pools that handshakes are counted in. A clone shares them.
@@ -27,18 +28,18 @@ pub(crate) struct Admission {
     unproven: Pool,
 }
 
-/// What becomes of a connection that somebody begins.
+/// The answer to a connection that somebody begins.
 pub(super) enum Answer {
-    /// It is gone on with. The place is for as long as the handshake takes.
+    /// The connection is accepted. It holds the place for as long as the handshake takes.
     Accept(Place),
-    /// The sender is to show that it is at its address.
+    /// The sender has to show that it is at its address.
     Retry,
-    /// It has shown that, and has its share.
+    /// The sender has shown that it is at its address, and already has its share.
     Refuse,
 }
 
 impl Admission {
-    /// At most `handshakes` with validated addresses, and a sixteenth of that with others.
+    /// Allows at most `handshakes` with validated addresses, and a sixteenth of that with others.
     pub(crate) fn new(handshakes: Quota, observer: &impl Observer) -> Self {
         let part = |places: usize| places.div_ceil(UNPROVEN);
         let unproven = Quota {
@@ -53,7 +54,7 @@ impl Admission {
         }
     }
 
-    /// Whether nobody's handshake is gone on with, however it shows its address.
+    /// Whether no further handshake is accepted, even from an address that was shown.
     #[cfg(feature = "server")]
     pub(crate) fn is_full(&self) -> bool {
         self.proven.is_full()
@@ -65,7 +66,7 @@ impl Admission {
         &self.proven
     }
 
-    /// Decides on what comes from `ip`.
+    /// Decides on a connection that comes from `ip`.
     pub(super) fn decide(&self, ip: IpAddr, validated: bool) -> Answer {
         let holder = Holder::from(ip);
         match validated {
@@ -73,7 +74,7 @@ impl Admission {
                 .proven
                 .take(holder)
                 .map_or(Answer::Refuse, Answer::Accept),
-            // That is no refusal: whoever is there comes back at once.
+            // A Retry is no refusal, because an honest sender comes back at once.
             false => self
                 .unproven
                 .try_take(holder)
@@ -86,8 +87,8 @@ fn retry(_: Refusal) -> Answer {
     Answer::Retry
 }
 
-/// The clock that the age of a Retry token is told by. A token is good for one run of its endpoint, so
-/// that the clock may begin anywhere, and a wall clock that jumps makes no token older or younger.
+/// The clock for the ages of Retry tokens. A token is valid for one run of its endpoint, so the
+/// clock may begin anywhere. A wall clock that jumps makes no token older or younger.
 pub(super) struct Monotonic(Instant);
 
 impl Default for Monotonic {
@@ -143,7 +144,7 @@ mod tests {
         let more: Vec<_> = (2..4).map(|n| admission.decide(ip(n), false)).collect();
         assert!(more.iter().all(|answer| word(answer) == "accept"));
         assert_eq!(word(&admission.decide(ip(9), false)), "retry", "all");
-        // What was forged in its name is not held against it.
+        // Handshakes that were forged in its name do not count against an address.
         let shown: Vec<_> = (0..32).map(|_| admission.decide(ip(1), true)).collect();
         assert!(shown.iter().all(|answer| word(answer) == "accept"));
         assert_eq!(word(&admission.decide(ip(1), true)), "refuse");

@@ -93,9 +93,10 @@ pub(crate) struct QuicConnection {
     /// Each stream that the peer has open holds a clone of this.
     open: Arc<()>,
     closed: BoxFuture<'static, quinn::ConnectionError>,
-    /// It is `None` until the connection's handler has left a lane, and for good if there is none.
+    /// Moves the datagrams. It is `None` until the connection's handler has left a lane, and stays
+    /// so if the handler leaves none.
     datagrams: Option<Driver<QuicDatagrams>>,
-    /// What lasts as long as the connection.
+    /// A value that is dropped with the connection.
     #[cfg(feature = "server")]
     kept: Option<Box<dyn Send>>,
 }
@@ -145,8 +146,8 @@ impl QuicConnection {
     }
 }
 
-/// Counts the packets that want an acknowledgement. Each has one of these frames at least, and few have
-/// more than one.
+/// Counts the packets that want an acknowledgement. Each packet has at least one of these frames,
+/// and few have more.
 fn counts(connection: &quinn::Connection) -> Counts {
     let stats = connection.stats();
     let frames = stats.frame_tx;
@@ -232,7 +233,7 @@ impl StreamMuxer for QuicConnection {
             });
         }
         if let Some(driver) = &mut this.datagrams {
-            // It changes as QUIC learns what the path carries.
+            // The length changes as QUIC learns what the path carries.
             if let Some(max_len) = datagrams::max_len(&this.connection) {
                 driver.lane().carry(max_len);
             }

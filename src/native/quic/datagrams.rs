@@ -61,7 +61,8 @@ fn received(connection: Connection) -> BoxStream<'static, Bytes> {
 impl Carrier for QuicDatagrams {
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         if let Some(waiting) = &mut self.waiting {
-            // A datagram that became too long for the path is lost. So are all when the connection is.
+            // A datagram that became too long for the path is lost. When the connection is lost,
+            // all datagrams are.
             let _ = ready!(waiting.poll_unpin(cx));
             self.waiting = None;
         }
@@ -79,7 +80,7 @@ impl Carrier for QuicDatagrams {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<u8>, Ended>> {
-        // A copy, because QUIC's bytes keep all that arrived with them.
+        // The datagram is copied, because QUIC's bytes keep all that arrived with them.
         match ready!(self.arrived.poll_next_unpin(cx)) {
             Some(datagram) => Poll::Ready(Ok(datagram.to_vec())),
             None => Poll::Ready(Err(Ended)),

@@ -1,5 +1,5 @@
 //! The socket of a QUIC endpoint: a view of the shared sockets, which holds only datagrams with the
-//! mark of the endpoint's own connection ids.
+//! tag of the endpoint's own connection ids.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -166,7 +166,7 @@ impl EndpointSocket {
     }
 }
 
-/// Datagrams are routed here by the mark in connection ids, or because this is the listener.
+/// Datagrams are routed here by the tag in connection ids, or because this is the listener.
 impl Receiver for EndpointSocket {
     fn receive_quic(
         &self,
@@ -227,8 +227,8 @@ impl AsyncUdpSocket for EndpointSocket {
             let Some(run) = inbox.runs.front_mut() else {
                 break;
             };
-            // Only whole datagrams are taken. One that is longer than a buffer is cut, as by a
-            // socket.
+            // Only whole datagrams are taken. A datagram that is longer than a buffer is cut, as by
+            // a socket.
             let most = run.stride.max(1) * (buf.len() / run.stride.max(1)).max(1);
             let piece = run.data.split_to(most.min(run.data.len()));
             let len = piece.len().min(buf.len());

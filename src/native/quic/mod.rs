@@ -64,19 +64,19 @@ const STREAM_WINDOW: u32 = 10_000_000;
 /// The bytes on the way for all streams of a connection.
 const CONNECTION_WINDOW: u32 = 15_000_000;
 
-/// How many bytes that were received wait for their readers, and how many that were written for their
+/// How many received bytes may wait for their readers, and how many written bytes for their
 /// receiver.
 #[derive(Clone, Copy, Debug)]
 struct Buffers {
     stream: u32,
     connection: u32,
-    /// Quinn's own bound, 10 MB, where there is none.
+    /// The written bytes. Without a bound, Quinn's own of 10 MB holds.
     unsent: Option<u32>,
     /// Received datagrams. A server takes none.
     datagrams: Option<usize>,
 }
 
-/// Those of a peer.
+/// The buffers of a peer.
 const BUFFERS: Buffers = Buffers {
     stream: STREAM_WINDOW,
     connection: CONNECTION_WINDOW,
@@ -143,11 +143,11 @@ impl Quic {
         Self::with(keypair, sockets, BUFFERS, None)
     }
 
-    /// For a server, which holds little for each of many connections. After a restart, it tells its
-    /// peers at once that their connections are gone.
+    /// Makes the QUIC of a server, which holds little for each of many connections. After a
+    /// restart, it tells its peers at once that their connections are gone.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// Fails as [`new`](Self::new) does.
     #[cfg(feature = "server")]
     pub(crate) fn bounded(keypair: &Keypair, sockets: Sockets, sizes: Sizes) -> io::Result<Self> {
         let buffers = Buffers {
@@ -311,7 +311,7 @@ fn endpoint(
     )
 }
 
-/// Makes connection ids that begin with the mark of their endpoint. The mark tells an observer
+/// Makes connection ids that begin with the tag of their endpoint. The tag tells an observer
 /// which connections share an endpoint, but their addresses tell that as well.
 struct MarkedIds(Tag);
 

@@ -24,15 +24,15 @@ impl Resets {
         Self(keypair.clone())
     }
 
-    /// The mark of the endpoint's connection ids.
+    /// Returns the tag of the endpoint's connection ids.
     pub(super) fn tag(&self) -> Tag {
         self.secret(b"tag", b"")
     }
 
     fn secret<const N: usize>(&self, what: &[u8], of: &[u8]) -> [u8; N] {
         let domain = [b"throughline quic ", what, b" ", of].concat();
-        // Keys from which no secret can be derived are those of hardware. Their tokens would be known
-        // to everybody, so anybody could end their connections.
+        // libp2p derives no secret from an RSA key. Without a secret, everybody would know the
+        // tokens and could end the server's connections, so the tokens are random then.
         let secret = self.0.derive_secret(&domain);
         let mut taken = [0; N];
         match secret {

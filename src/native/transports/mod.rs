@@ -63,15 +63,15 @@ pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 #[cfg(feature = "server")]
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What bounds the connections that come to a server.
+/// The bounds on the connections that come to a server.
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
 #[derive(Clone)]
 pub(crate) struct Bounds {
-    /// Who may have how many handshakes under way over TCP and WebSocket. Connections beyond that end
-    /// at once.
+    /// The pool of handshakes over TCP and WebSocket. Connections for which it has no place end at
+    /// once.
     pub(crate) handshakes: Pool,
     pub(crate) windows: Windows,
-    /// Whom those are that come by WebSocket through proxies.
+    /// The clients of WebSockets that come through proxies.
     pub(crate) forwarded: Forwarded,
 }
 
@@ -231,7 +231,8 @@ pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTranspor
 /// Whether a peer listens at addresses of its own.
 pub(crate) const LISTENS: bool = true;
 
-/// The most streams of a connection, whatever the configuration says. It says no more than this.
+/// The most streams of a connection, whatever the configuration says. The configuration allows no
+/// more anyway.
 pub(crate) const MOST_STREAMS: usize = 65_536;
 
 /// The addresses that a peer listens on by default: QUIC and TCP on every interface and in both

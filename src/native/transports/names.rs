@@ -148,8 +148,8 @@ impl Names {
             found => found.map_err(io::Error::other),
         };
         if found.is_err() && !IN_FILE {
-            // The system may name other servers now. A change of a file is seen without this, and
-            // what other names stand for is not forgotten.
+            // The system may use other name servers now. Where they are configured in a file, a
+            // change is seen without this, and the answers for other names are kept.
             self.0.servers.renew();
         }
         found
@@ -249,7 +249,7 @@ struct Name {
     name: String,
 }
 
-/// What a name stands for.
+/// The kind of addresses that a name stands for.
 #[derive(Clone, Copy)]
 enum Kind {
     /// IP addresses.
@@ -368,7 +368,7 @@ where
     Err(joined(errors))
 }
 
-/// Makes one error of those of several addresses.
+/// Joins the errors of several addresses into one.
 fn joined(mut errors: Vec<io::Error>) -> io::Error {
     let Some(last) = errors.pop() else {
         return io::Error::other("the name has no address");

@@ -61,7 +61,8 @@ impl Listening {
         now.retain(|ip| ip.is_ipv4() == self.bound.is_ipv4());
         let port = self.bound.port();
         let listen_addr = |ip| multiaddr(SocketAddr::new(ip, port));
-        // What is gone is told first, so that no moment has more addresses than the machine.
+        // An address that is gone is told first, so that at no moment more addresses are known than
+        // the machine has.
         if let Some(ip) = self.ips.iter().find(|ip| !now.contains(ip)).copied() {
             self.ips.remove(&ip);
             return Poll::Ready(TransportEvent::AddressExpired {

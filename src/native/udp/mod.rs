@@ -80,7 +80,7 @@ struct Inner {
     adopted: RwLock<HashMap<SocketAddr, Arc<Port>>>,
     routes: Arc<Mutex<Routes>>,
     readers: Vec<AbortHandle>,
-    /// Told when the system refuses to send to an address.
+    /// Notified when the system refuses to send to an address.
     unreachable: Arc<Notify>,
 }
 
@@ -198,8 +198,8 @@ impl Sockets {
         }))
     }
 
-    /// Told when the system says that it cannot send to an address, such as one that a path has used.
-    /// No event says when it can again.
+    /// Returns a notice that comes when the system cannot send to an address, such as one that a
+    /// path has used. No event says when it can send again.
     pub(crate) fn unreachable(&self) -> Arc<Notify> {
         self.0.unreachable.clone()
     }

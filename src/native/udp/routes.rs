@@ -23,7 +23,7 @@ pub(super) struct Routes {
     by_source: HashMap<SocketAddr, Vec<Weak<dyn Receiver>>>,
     /// The receiver of STUN responses that no candidate pair waits for.
     stun_client: Option<Weak<dyn Receiver>>,
-    /// Receivers of QUIC, by the mark of their endpoint in the connection ids that it chose.
+    /// Receivers of QUIC, by the tag of their endpoint in the connection ids that it chose.
     by_tag: HashMap<Tag, Weak<dyn Receiver>>,
     /// The receiver of QUIC connections that begin and that no other receiver takes.
     quic_listener: Option<Weak<dyn Receiver>>,
@@ -35,7 +35,7 @@ pub(super) struct Routes {
 }
 
 impl Sockets {
-    /// Routes QUIC datagrams to connection ids with this mark.
+    /// Routes QUIC datagrams to connection ids with this tag.
     pub(crate) fn route_tag(&self, tag: Tag, to: &Handle) {
         let mut routes = self.routes();
         routes.by_tag.retain(|_, weak| weak.strong_count() > 0);

@@ -299,7 +299,7 @@ impl Relays {
         }
     }
 
-    /// A suspect link has no replacement yet.
+    /// The dial that was to replace a suspect link has failed.
     pub(in crate::node) fn on_replacement_failed(
         &mut self,
         peer: PeerId,
@@ -484,7 +484,7 @@ mod tests {
         );
         std::thread::sleep(REPLACE_AGAIN);
         relays.on_link_deadline(peers[0], 0, &mut effects);
-        // It answers before the other link is up.
+        // The suspect link answers before the other link is up.
         relays.on_answer(
             &peers[0],
             link(1),
@@ -494,7 +494,7 @@ mod tests {
         briefs(&mut effects);
         relays.on_link_up(peers[0], link(2), &remote, other, PROBING, &mut effects);
         assert_eq!(briefs(&mut effects), ["close 2"]);
-        // It does not.
+        // Now the suspect link does not answer.
         doubt(&mut relays);
         relays.on_link_deadline(peers[0], 0, &mut effects);
         briefs(&mut effects);

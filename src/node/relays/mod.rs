@@ -43,9 +43,9 @@ const MAX_ADDRESSES: usize = 16;
 
 /// Everything that we have with one relay.
 pub(crate) struct Relay {
-    /// Whether the user configured it. Only then it may hold our reservation.
+    /// Whether the user configured the relay. No other relay may hold our reservation.
     pub(crate) configured: bool,
-    /// Each ends in `/p2p/<relay>`.
+    /// The addresses of the relay. Each ends in `/p2p/<relay>`.
     pub(crate) addresses: Vec<Multiaddr>,
     /// The addresses that the relay announced with the reservation. They go into the ticket.
     pub(crate) announced: Vec<Multiaddr>,
@@ -60,23 +60,23 @@ pub(crate) struct Relay {
     arriving: Arc<()>,
     pub(crate) last_error: Option<String>,
     pub(crate) rtt: Option<Duration>,
-    /// Since when the link was up that was lost last, or is up.
+    /// When the link came up. If it is down, when the last one came up.
     up_since: Option<Instant>,
     /// The liveness of the link, if that is up.
     liveness: Option<Liveness>,
-    /// What the link has sent and lost, if its transport can tell.
+    /// The lane of the link, which counts sent and lost packets if the transport can.
     lane: Option<Arc<Lane>>,
     loss: Loss,
     /// Whether another link is being dialled, because this one is suspect.
     replacing: bool,
     /// When the relays are told the time next for `liveness`.
     alarm: Alarm,
-    /// Whether it forwards early data on circuits, and sealed offers. The relay itself has said so
-    /// by identify, or a ticket has and the relay has not said anything yet.
+    /// Whether the relay forwards early data on circuits, and sealed offers. The relay itself has
+    /// said so by identify, or a ticket has and the relay has not said anything yet.
     pub(crate) forwards: bool,
-    /// Whether it has said what it serves.
+    /// Whether the relay has said what it serves.
     identified: bool,
-    /// Bounds how fast it may bring sealed offers.
+    /// Bounds how fast the relay may bring sealed offers.
     pub(crate) offers: Pace,
     /// The sessions that wait for the link, to dial a circuit.
     waiting: Vec<SessionId>,
@@ -201,8 +201,8 @@ impl Relays {
     }
 
     /// Notes an address of a relay. A configured relay is dialled again and again, so a ticket adds
-    /// no address to it. Of another relay, the newest addresses are kept, so that an older ticket
-    /// does not hide them.
+    /// no address to it. For any other relay, the newest addresses are kept, so that an older
+    /// ticket does not hide them.
     pub(crate) fn learn(&mut self, peer: PeerId, address: &Multiaddr, configured: bool) {
         let relay = self.known.entry(peer).or_insert_with(|| {
             self.order.push(peer);

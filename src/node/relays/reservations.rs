@@ -63,7 +63,7 @@ impl Relays {
         }
     }
 
-    /// It is time to renew a reservation. While its link is down, there is none.
+    /// It is time to renew a reservation. If the link is down, the reservation ends.
     pub(in crate::node) fn renew(
         &mut self,
         peer: PeerId,
@@ -253,7 +253,7 @@ impl Relay {
     }
 
     /// Returns the relay's address and a place for a circuit that it brings. Returns `None` without
-    /// a reservation, or while too many of them have not been accepted yet.
+    /// a reservation, or while too many circuits have not been accepted yet.
     pub(in crate::node) fn circuit_place(&self) -> Option<(Multiaddr, Arc<()>)> {
         let (RelayLink::Up(_, address), Some(_)) = (&self.link, self.reservation.id()) else {
             return None;
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(briefs(&mut effects)[..2], ["withdraw", "reserved"]);
         assert_eq!(relays.held(), 0);
         assert!(relays.are_full(), "the caller hears why");
-        // What comes late is of no reservation.
+        // An answer that comes late belongs to no reservation.
         relays.on_reserved(peer, id, granted(), &mut effects);
         relays.renew(peer, id, &mut effects);
         assert!(briefs(&mut effects).is_empty());

@@ -12,7 +12,7 @@
 //! - `tests`: a session without a loop, whose effects the tests compare.
 //!
 //! A method takes what has happened and a [`Round`], changes the session, and pushes effects. Facts
-//! flow from `paths` to `streams` and `race`: when a path comes up or breaks, `paths` chooses the
+//! flow from `paths` to `streams` and `race`. When a path comes up or breaks, `paths` chooses the
 //! path anew, `streams` moves the streams to it, and the session is marked for a new plan. When all
 //! effects are performed, the loop calls `replan`. `race` makes the plan, and pushes what it starts
 //! and takes back as effects.

@@ -36,17 +36,17 @@ const PAIR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One libp2p connection to the peer.
 pub(in crate::node) struct Conn {
-    /// It is `None` until ICE has reported the pair that it nominated.
+    /// The path. It is `None` until ICE has reported the pair that it nominated.
     pub(super) path: Option<Path>,
     attempt: Option<AttemptId>,
-    /// Whether we dialled it, and not the peer.
+    /// Whether we dialled the connection. Otherwise the peer did.
     dialled: bool,
-    /// Whether the streams of a stock peer are data channels on it.
+    /// Whether the streams of a stock peer are data channels on this connection.
     webrtc: bool,
     since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
-    /// What carries the path's datagrams, once the connection has it.
+    /// The lane that carries the path's datagrams, once the connection has one.
     pub(super) lane: Option<Arc<Lane>>,
     pub(super) liveness: Liveness,
     pub(super) loss: Loss,
@@ -125,7 +125,7 @@ pub(super) struct Paths {
     lost_since: Option<Instant>,
 }
 
-/// What a new choice of the path has changed.
+/// The changes by a new choice of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Chosen {
     /// The connection in use is another one.

@@ -44,7 +44,7 @@ use crate::{
 pub(in crate::node) const TOO_MANY: &str =
     "the peer's tickets have made us dial too many addresses";
 
-/// One that waits until the race brings a path.
+/// A caller or a stream that waits until the race brings a path.
 pub(in crate::node) enum Waiting {
     Connect(oneshot::Sender<Result<Connection, Error>>),
     /// A stream that was opened before there was a path. It fails if none comes.

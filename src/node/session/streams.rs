@@ -45,7 +45,7 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Pump {
     pub(super) handle: PumpHandle<BoxedStream>,
     pub(super) opener: bool,
-    /// A relay was asked to carry it before there was a path.
+    /// Whether a relay was asked to carry the stream before there was a path.
     pub(super) early: bool,
 }
 
@@ -274,7 +274,8 @@ impl Session {
         self.release_opens(round);
     }
 
-    /// It is known now what the peer speaks. Opens the streams that had to wait for that.
+    /// It is known now whether the peer speaks resumable streams. Opens the streams that had to
+    /// wait for that.
     fn release_opens(&mut self, round: &mut Round<'_>) {
         for (protocol, reply) in std::mem::take(&mut self.streams.opens) {
             if !reply.is_closed() {

@@ -25,7 +25,7 @@ const DIALS_AT_ONCE: u32 = 5 * MAX_ADDRESSES as u32;
 /// How many more addresses the tickets may make us dial in each later second.
 const DIALS_PER_SECOND: u32 = 1;
 
-/// What a session has learnt from the peer's tickets.
+/// The places to dial that a session has learnt from the peer's tickets.
 pub(super) struct Targets {
     /// The peer's relays, at most as many as a ticket holds.
     relays: Vec<PeerId>,

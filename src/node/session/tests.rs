@@ -302,7 +302,7 @@ fn one_of_two_circuits_dialled_at_the_same_time_is_closed() {
     };
     let (effects, close) = both(true);
     assert_eq!(effects, [close]);
-    // A stock peer may signal ICE over either.
+    // A stock peer may signal ICE over either circuit.
     assert!(both(false).0.is_empty());
 }
 
@@ -368,7 +368,7 @@ fn a_path_that_the_peer_doubts_is_left_at_once_and_nothing_is_said_back() {
     assert_eq!(scene.drain(), ["open /throughline/stream/1 on 1"]);
 }
 
-/// Their streams would break if their connection were closed for another one.
+/// The streams of a stock peer would break if their connection were closed for another one.
 #[test]
 fn the_paths_of_stock_peers_are_never_suspect() {
     let mut scene = Scene::new();

@@ -69,12 +69,12 @@ async fn what_nobody_reads_stops_at_the_window_of_the_connection() {
     let (_none, peer) = served(theirs);
     until(|| total(&window) >= MOST).await;
     assert!(total(&window) < MOST + MAX_PIECE as usize);
-    // What is read makes room for more, of whichever stream.
+    // Reading makes room for more bytes of any stream.
     let mut first = streams.next().await.unwrap();
     let read = first.read(&mut [0; 1000]).await.unwrap();
     assert!(read > 0);
     until(|| total(&window) >= MOST).await;
-    // So does a wider window, and the end of a stream.
+    // A wider window and the end of a stream make room, too.
     window.set(3 * MOST);
     until(|| total(&window) >= 3 * MOST).await;
     assert!(total(&window) < 3 * MOST + MAX_PIECE as usize);

@@ -29,8 +29,8 @@ pub(super) async fn until_aborted<T>(
     if signal.is_undefined() {
         return work.await;
     }
-    // JavaScript has checked its members. It may be of another window, and then it is no
-    // instance of this one's `EventTarget`.
+    // JavaScript has checked its members. It may come from another window, and then it is no
+    // instance of this window's `EventTarget`.
     let signal = signal.unchecked_into::<EventTarget>();
     let (fire, fired) = oneshot::channel();
     let mut fire = Some(fire);

@@ -54,7 +54,7 @@ impl RawConnector {
         self.0.peer_id().to_string()
     }
 
-    /// A ticket, with which others reach this peer as of now.
+    /// A ticket, by which others can reach this peer now.
     pub fn ticket(&self) -> String {
         self.0.ticket().to_string()
     }

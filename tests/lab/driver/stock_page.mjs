@@ -1,4 +1,4 @@
-// Like page.mjs, but for a page of js-libp2p, which tests/interop/page.js puts into `window.node`.
+// The functions of page.mjs for a page of js-libp2p, which tests/interop/page.js puts into `window.node`.
 
 /** Starts a peer that echoes. Resolves with its address as the ticket. */
 export async function listen({ options }) {

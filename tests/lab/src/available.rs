@@ -1,4 +1,4 @@
-//! What the lab needs on a machine, and how to get it.
+//! Checks for the parts of a machine that the lab needs, and says how to get them.
 
 use std::{
     env,

@@ -143,7 +143,7 @@ impl Browsers {
     /// Connects from the page, waits for a direct path and sends a file. The reply has both hashes.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// The errors of [`connect`](Self::connect).
     pub fn send_file(
         &mut self,
         host: &str,
@@ -159,7 +159,7 @@ impl Browsers {
     /// Closes the peer in the page. The browser goes on.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen).
+    /// The errors of [`listen`](Self::listen).
     pub fn close(&mut self, host: &str) -> Result<()> {
         self.call(json!({ "op": "close", "browser": host }), CLOSE_WITHIN)
             .map(drop)

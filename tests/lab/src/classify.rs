@@ -1,5 +1,5 @@
-//! What a NAT does. It is measured from behind the NAT with STUN (RFC 5780), without knowledge of
-//! its rules.
+//! Classifies a NAT. It is measured from behind with STUN (RFC 5780), without knowledge of its
+//! rules.
 
 use std::{
     io,

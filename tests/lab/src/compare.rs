@@ -22,7 +22,7 @@ use crate::{
     theory::Peer,
 };
 
-/// What to measure.
+/// The measurements to make.
 #[derive(Clone, Debug)]
 pub struct Contest {
     /// How often each contender connects, at least once.
@@ -170,7 +170,7 @@ impl Score {
 /// Connects all contenders in turn, so that other work of the machine affects all of them alike.
 ///
 /// # Errors
-/// Only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
+/// Fails only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
 pub fn compare(
     contest: &Contest,
     parts: &Parts,
@@ -222,7 +222,7 @@ pub fn compare(
                         score.idle_kib = Times::of([idle].into_iter());
                         score.active_kib = Times::of([active].into_iter());
                     }
-                    // As for a contender that does not connect, the row stays empty.
+                    // The row stays empty, as for a contender that does not connect.
                     Err(error) => progress(&score.name, &told(&Run::failed(error), None)),
                 }
             }

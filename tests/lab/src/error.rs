@@ -1,4 +1,4 @@
-//! What can go wrong while a lab is built or used.
+//! The errors of a lab that is built or used.
 
 use std::{fmt, io, time::Duration};
 
@@ -14,19 +14,19 @@ pub enum LabError {
     Command {
         /// The program and its arguments.
         what: String,
-        /// Its standard error and the input it was given.
+        /// The program's standard error, and the input that it was given.
         output: String,
     },
     /// The system refused an operation.
     Io {
-        /// What was tried.
+        /// The operation that was tried.
         what: String,
         /// The system's answer.
         source: io::Error,
     },
     /// A program in the lab did not report the expected event in time.
     Timeout {
-        /// What was waited for.
+        /// The event that was waited for.
         what: String,
         /// How long the lab waited.
         after: Duration,

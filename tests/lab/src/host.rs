@@ -27,22 +27,22 @@ pub struct Host {
 }
 
 impl Host {
-    /// Its name in the description.
+    /// Returns the host's name in the description.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its IPv4 address. For a router, it is the external one.
+    /// Returns the host's IPv4 address. For a router, it is the external one.
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
         self.ipv4
     }
 
-    /// Its IPv6 address. For a router, it is the external one.
+    /// Returns the host's IPv6 address. For a router, it is the external one.
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         self.ipv6
     }
 
-    /// Its IPv4 address, or its IPv6 address if it has no other.
+    /// Returns the host's IPv4 address, or its IPv6 address if it has no other.
     pub fn ip(&self) -> Option<IpAddr> {
         self.ipv4.map(IpAddr::V4).or(self.ipv6.map(IpAddr::V6))
     }
@@ -81,7 +81,7 @@ impl Host {
         })?
     }
 
-    /// Like [`run`](Self::run), but returns at once.
+    /// Runs async code as [`run`](Self::run) does, but returns at once.
     ///
     /// # Errors
     /// [`LabError::Io`] if the thread cannot be made.

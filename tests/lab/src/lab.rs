@@ -236,7 +236,7 @@ impl Lab {
     /// Changes a link from the next frame on.
     ///
     /// # Errors
-    /// As [`link`](Self::link).
+    /// The errors of [`link`](Self::link).
     pub fn set_link(&self, name: &str, link: Link) -> Result<()> {
         self.carrier.set(self.link_index(name)?, link);
         Ok(())
@@ -245,7 +245,7 @@ impl Lab {
     /// Cuts a link. Frames that are under way are still delivered.
     ///
     /// # Errors
-    /// As [`link`](Self::link).
+    /// The errors of [`link`](Self::link).
     pub fn cut(&self, name: &str) -> Result<()> {
         self.set_link(
             name,
@@ -259,7 +259,7 @@ impl Lab {
     /// Mends a cut link.
     ///
     /// # Errors
-    /// As [`link`](Self::link).
+    /// The errors of [`link`](Self::link).
     pub fn mend(&self, name: &str) -> Result<()> {
         self.set_link(
             name,

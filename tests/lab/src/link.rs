@@ -10,7 +10,7 @@ pub const RELAY_ROUND_TRIP: Duration = Duration::from_millis(50);
 /// The round trip between two peers in every published figure.
 pub const PEER_ROUND_TRIP: Duration = Duration::from_millis(80);
 
-/// What a link does to each frame. It is the same in both directions.
+/// The conditions of a link for each frame. They are the same in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Link {

@@ -23,7 +23,7 @@ use crate::{
     theory::{Peer, Theory},
 };
 
-/// What to try.
+/// The cells to try.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Which peers connect to which.
@@ -70,15 +70,15 @@ pub struct Matrix {
 /// One situation for one pairing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
-    /// Who dials.
+    /// The peer that dials.
     pub dialler: Peer,
-    /// Who listens.
+    /// The peer that listens.
     pub listener: Peer,
-    /// What the dialler is behind.
+    /// The network that the dialler is behind.
     pub a: String,
-    /// What the listener is behind.
+    /// The network that the listener is behind.
     pub b: String,
-    /// What theory allows.
+    /// The best path that theory allows.
     pub theory: Theory,
     /// The verdict of the worst run.
     pub verdict: Verdict,
@@ -145,7 +145,7 @@ impl Cell {
 /// Tries everything in `plan`, and passes each cell to `progress` when it is done.
 ///
 /// # Errors
-/// Only if the lab or its server cannot be started. Peers that do not connect are results.
+/// Fails only if the lab or its server cannot be started. Peers that do not connect are results.
 pub fn matrix(plan: &Plan, parts: &Parts, progress: impl Fn(&Cell) + Sync) -> Result<Matrix> {
     let start = Instant::now();
     let mut cells = Vec::new();

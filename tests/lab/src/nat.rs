@@ -86,7 +86,7 @@ impl NatKind {
         matches!(self, Self::None | Self::Firewall)
     }
 
-    /// Its behaviour in the terms of RFC 4787, or `None` if no UDP passes.
+    /// Returns the behaviour of the kind in the terms of RFC 4787, or `None` if no UDP passes.
     pub const fn behaviour(self) -> Option<Behaviour> {
         use {Filtering as F, Mapping as M, Ports as P};
         let (mapping, filtering, ports) = match self {
@@ -166,11 +166,11 @@ impl FromStr for NatKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mapping {
-    /// It reuses it for every destination.
+    /// The NAT reuses a mapping for every destination.
     EndpointIndependent,
-    /// It reuses it for destinations with the same address.
+    /// The NAT reuses a mapping for destinations with the same address.
     AddressDependent,
-    /// It never reuses it.
+    /// The NAT never reuses a mapping.
     AddressAndPortDependent,
 }
 
@@ -178,11 +178,11 @@ pub enum Mapping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filtering {
-    /// It lets in everybody.
+    /// The NAT lets in everybody.
     EndpointIndependent,
-    /// It lets in addresses that the internal endpoint has sent to.
+    /// The NAT lets in addresses that the internal endpoint has sent to.
     AddressDependent,
-    /// It lets in endpoints that the internal endpoint has sent to.
+    /// The NAT lets in endpoints that the internal endpoint has sent to.
     AddressAndPortDependent,
 }
 
@@ -190,11 +190,11 @@ pub enum Filtering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ports {
-    /// It keeps the internal port if that is free.
+    /// The NAT keeps the internal port if that is free.
     Preserved,
-    /// It takes the next port of a sequence.
+    /// The NAT takes the next port of a sequence.
     Sequential,
-    /// It takes any port.
+    /// The NAT takes any port.
     Random,
 }
 

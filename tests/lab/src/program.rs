@@ -20,7 +20,7 @@ const LOG_LINES: usize = 60;
 /// The variable that makes the output of programs appear on our standard error too.
 const ECHO_LOG: &str = "LAB_LOG";
 
-/// A running program. Dropping it kills it.
+/// A running program. Dropping this value kills the program.
 pub struct Program {
     name: String,
     child: Child,
@@ -100,7 +100,7 @@ impl Program {
     /// `what`.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// The errors of [`wait`](Self::wait).
     pub fn wait_for(
         &self,
         within: Duration,

@@ -8,7 +8,7 @@ use crate::{
     theory::{End, Peer, Theory, theory},
 };
 
-/// Who dials and who listens.
+/// The peer that dials and the peer that listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pairing {
     /// The peer that calls `connect`. It is behind the first NAT of a scenario.

@@ -44,11 +44,11 @@ impl Coturn {
         Self::start_at(lab, STUN_PORT)
     }
 
-    /// Like [`start`](Self::start), but on another port. A `tcp443` site can reach port 443 over
-    /// TCP.
+    /// Starts coturn as [`start`](Self::start) does, but on another port. A `tcp443` site can reach
+    /// port 443 over TCP.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The errors of [`start`](Self::start).
     pub fn start_at(lab: &Lab, port: u16) -> Result<Self> {
         let mut command = Self::command(lab, port)?;
         command
@@ -73,7 +73,7 @@ impl Coturn {
     /// addresses. Its self-signed certificate is in [`authority`](Self::authority).
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The errors of [`start`](Self::start).
     pub fn start_tls(lab: &Lab) -> Result<Self> {
         const PORT: u16 = 443;
         let addresses = [RELAY[1].to_string(), RELAY6[1].to_string()];
@@ -246,7 +246,7 @@ const SERVE_PORT: u16 = 442;
 pub struct Serve {
     /// The program, which runs as long as this value.
     pub program: Program,
-    /// Its `ready` event.
+    /// The program's `ready` event.
     pub ready: Value,
 }
 
@@ -280,12 +280,12 @@ impl Serve {
         strings(&self.ready["addresses"])
     }
 
-    /// Its `stun:` URLs.
+    /// Returns the server's `stun:` URLs.
     pub fn stun(&self) -> Vec<String> {
         strings(&self.ready["stun"])
     }
 
-    /// Its TURN server's URLs, user name and password.
+    /// Returns the URLs of its TURN server, the user name and the password.
     pub fn turn(&self) -> (Vec<String>, String, String) {
         let text = |name: &str| self.ready[name].as_str().unwrap_or_default().to_owned();
         (

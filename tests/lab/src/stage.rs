@@ -45,10 +45,11 @@ impl Parts {
         Self::find_built("debug", program)
     }
 
-    /// Like [`find`](Self::find), but for the program that `cargo build --release` makes.
+    /// Finds a program as [`find`](Self::find) does, but the one that `cargo build --release`
+    /// makes.
     ///
     /// # Errors
-    /// As [`find`](Self::find).
+    /// The errors of [`find`](Self::find).
     pub fn find_release(program: Option<PathBuf>) -> Result<Self> {
         Self::find_built("release", program)
     }
@@ -192,7 +193,7 @@ impl Stage {
     /// direct path.
     ///
     /// # Errors
-    /// Only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
+    /// Fails only if the lab itself fails. If peers do not connect, that is a [`Run`] as any other.
     pub fn meet(
         &mut self,
         pairing: Pairing,
@@ -248,7 +249,7 @@ impl Stage {
     /// Starts a native peer on a host that receives files into `directory`.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen).
+    /// The errors of [`listen`](Self::listen).
     pub fn receive(&mut self, host: &str, directory: &Path) -> Result<Listener> {
         let directory = directory.to_string_lossy();
         self.listen_native(host, &["--recv", &directory])

@@ -1,4 +1,4 @@
-//! What the kinds of two NATs allow to any software.
+//! Says what the kinds of two NATs allow to any software.
 
 use std::fmt;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Theory {
     }
 }
 
-/// What runs at one end.
+/// The software at one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
@@ -50,7 +50,7 @@ impl fmt::Display for Peer {
 /// One end, as the other sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
-    /// What runs there.
+    /// The software at this end.
     pub peer: Peer,
     /// The NAT that the peer is behind.
     pub nat: NatKind,

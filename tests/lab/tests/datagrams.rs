@@ -1,4 +1,5 @@
-//! What a datagram costs beside a stream that fills the path, where the network loses packets.
+//! Measures how long datagrams take beside a stream that fills the path, where the network loses
+//! packets.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ mod common;
 
 const LOSS: f64 = 0.05;
 
-/// Two sites, of which one has a link that loses in both directions.
+/// Returns two sites. The link of one of them loses packets in both directions.
 fn spec(loss: f64) -> Spec {
     let mut spec = Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted);
     for site in &mut spec.sites {
@@ -21,10 +22,11 @@ fn spec(loss: f64) -> Spec {
     spec
 }
 
-/// A stream fills the path, which loses one packet in twenty. Of the datagrams that arrive, one every
-/// 20 ms, 99 of 100 do so within three round trips: one on the way, and two in which the congestion
-/// window, which the stream shares, has no room. They are measured when they come back, for which the
-/// fastest took half of its time.
+/// A stream fills the path, which loses one packet in twenty, and a datagram goes out every 20 ms.
+/// Of the datagrams that arrive, 99 of 100 take at most three round trips. One is the way itself.
+/// In the other two, the congestion window that they share with the stream may have no room. The
+/// time is measured when a datagram is back, without the way back, which counts as half of the
+/// fastest round trip.
 #[test]
 fn no_datagram_waits_for_a_stream() {
     let Some(parts) = common::parts_or_skip(false) else {

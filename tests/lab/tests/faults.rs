@@ -22,9 +22,9 @@ type Time = fn(&Run) -> Option<f64>;
 enum Gateway {
     /// There is no gateway.
     None,
-    /// It answers the search, takes every connection, and then says nothing.
+    /// The gateway answers the search, takes every connection, and then says nothing.
     Hanging,
-    /// It grants mappings and forwards nothing.
+    /// The gateway grants mappings and forwards nothing.
     Lying,
 }
 

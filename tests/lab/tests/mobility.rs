@@ -1,4 +1,4 @@
-//! What a change of the network costs a connection that is in use. The changes are those of
+//! Checks what a change of the network costs a connection that is in use. The changes are those of
 //! `make lab LAB="--mobility"`.
 
 use std::sync::{Mutex, PoisonError};

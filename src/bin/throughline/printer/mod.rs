@@ -23,12 +23,12 @@ const CHUNK: usize = 4096;
 /// The pause before another try if the output is full and does not block.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What a printer does when its output fails.
+/// The reaction of a printer to a failure of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnFailure {
-    /// It prints nothing any more, and [`Printer::failed`] says why.
+    /// The printer prints nothing any more, and [`Printer::failed`] says why.
     Stop,
-    /// It counts the line as lost, and tries the next one.
+    /// The printer counts the line as lost, and tries the next one.
     Skip,
 }
 
@@ -134,7 +134,7 @@ impl Printer {
     /// Prints `bytes` as they are. Waits for the reader, however long it takes.
     ///
     /// # Errors
-    /// The failure of the output.
+    /// Returns the failure of the output.
     pub(crate) async fn payload(&self, bytes: Vec<u8>) -> io::Result<()> {
         let (sender, written) = oneshot::channel();
         self.change(|state| state.queue.keep(bytes, Some(sender)));
@@ -422,7 +422,7 @@ mod tests {
         assert!(printer.payload(vec![1]).await.is_err());
     }
 
-    /// An output that fails so before it takes anything, and what it has taken.
+    /// An output that first fails with these errors, and then keeps the bytes that it takes.
     #[derive(Clone)]
     struct Device(Arc<Mutex<(Vec<io::ErrorKind>, Vec<u8>)>>);
 

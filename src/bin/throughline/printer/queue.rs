@@ -1,4 +1,5 @@
-//! What waits to be printed: bounded, in order, and with a count of what did not fit.
+//! The lines that wait to be printed: bounded, in order, and with a count of those that did not
+//! fit.
 
 use std::{collections::VecDeque, mem};
 
@@ -90,7 +91,8 @@ mod tests {
 
     use super::*;
 
-    /// Takes everything out: how many lines were lost before each entry, and its length.
+    /// Takes everything out. Returns how many lines were lost before each entry, and the entry's
+    /// length.
     fn rest(queue: &mut Queue) -> Vec<(u64, usize)> {
         let entries = std::iter::from_fn(|| queue.pop());
         let taken = entries.map(|entry| (entry.lost, entry.bytes.len()));

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use throughline::{Connection, Error};
 use tokio::time::{MissedTickBehavior, interval, timeout_at};
 
-/// The pause between two datagrams: that of a game, or of speech.
+/// The pause between two datagrams, as in a game or in speech.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How long the last datagrams may take to come back.
@@ -42,7 +42,7 @@ pub(crate) async fn echo(connection: Connection) {
 /// Sends a datagram every 20 ms for `time`, and measures how long each takes to come back.
 ///
 /// # Errors
-/// The errors of [`Connection::send_datagram`].
+/// Fails as [`Connection::send_datagram`] does.
 pub(crate) async fn measure(connection: &Connection, time: Duration) -> Result<Ticks, Error> {
     let mut datagrams = connection.datagrams();
     let mut tick = interval(TICK);

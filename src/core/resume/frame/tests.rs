@@ -153,7 +153,7 @@ fn a_stop_without_a_reason_is_as_short_as_ever() {
     }
 }
 
-/// A peer of another version holds as much as these say, and no more.
+/// A peer of another version holds as many bytes as these numbers say, and no more.
 #[test]
 fn the_numbers_of_the_protocol_stay() {
     use crate::core::resume::{INITIAL_WINDOW, MAX_WINDOW};

@@ -1,4 +1,4 @@
-//! What a client reads in the messages of its server, and in its own requests.
+//! Reads the messages of a client's server, and the client's own requests.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -38,14 +38,14 @@ impl Asked {
     }
 }
 
-/// What an error says about an allocation that the server has granted.
+/// The meaning of an error for an allocation that the server has granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// The server does not have it.
     Gone,
     /// The server may not have it.
     Doubtful,
-    /// It is about one peer alone.
+    /// The error is about one peer alone.
     Peer,
 }
 

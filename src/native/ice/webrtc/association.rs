@@ -11,11 +11,11 @@
 //! # Closing
 //! A channel closes by a reset of its stream in each direction (RFC 8831 section 6.7). Whoever opened
 //! the channel owns the stream id, and opens it again as soon as both resets are over. So a stream of
-//! the peer gets one reset from this side, as the answer to the peer's: a second one could arrive
-//! after the peer has opened the next channel on the stream, and would end that one. The library
-//! answers a reset by itself, and answers even where this side has already sent its own. Therefore
-//! this side waits for the peer's reset, for [`CLOSE_TIMEOUT`]. On its own streams a second reset
-//! does no harm, because the id is free only after the peer has confirmed it.
+//! the peer gets one reset from this side, as the answer to the peer's reset. A second reset could
+//! arrive after the peer has opened the next channel on the stream, and would end that channel. The
+//! library answers a reset by itself, and answers even where this side has already sent its own.
+//! Therefore this side waits for the peer's reset, for [`CLOSE_TIMEOUT`]. On its own streams a
+//! second reset does no harm, because the id is free only after the peer has confirmed it.
 
 mod channel;
 #[cfg(test)]

@@ -102,10 +102,10 @@ impl Certificate {
     }
 }
 
-/// What bounds the clients of a server.
+/// The bounds on the clients of a server.
 #[derive(Clone)]
 pub(crate) struct Bounds {
-    /// Who may have how many handshakes under way.
+    /// The pool that bounds the handshakes under way.
     pub(crate) handshakes: Pool,
     pub(crate) buffers: Buffers,
     /// How long a handshake may take.

@@ -125,7 +125,7 @@ pub(super) struct IceSession {
     policy: Policy,
     /// How many ports may be guessed.
     effort: Option<Effort>,
-    /// What is known as the server of a `/webrtc-direct` client.
+    /// The state of this side as the server of a `/webrtc-direct` client, if it is one.
     direct: Option<Direct>,
     /// The role of this side in guessing ports.
     side: Option<Side>,

@@ -1,4 +1,4 @@
-//! Which multiaddrs name a WebSocket.
+//! Reads the multiaddresses of WebSockets, for dialling and listening.
 
 use futures_rustls::rustls::pki_types::ServerName;
 use libp2p::multiaddr::{Multiaddr, Protocol};
@@ -9,15 +9,15 @@ use crate::core::websocket_address::WebSocketAddress;
 /// How to reach a WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Dial {
-    /// What the transport below dials.
+    /// The address that the transport below dials.
     pub(super) inner: Multiaddr,
     pub(super) target: Target,
-    /// Whom TLS has to prove, if there is TLS.
+    /// The name that the certificate must prove, if there is TLS.
     pub(super) tls: Option<ServerName<'static>>,
 }
 
 impl Dial {
-    /// How to reach `address`, or `None` when it is not the address of a WebSocket.
+    /// Returns how to reach `address`, or `None` if it is not the address of a WebSocket.
     pub(super) fn parse(address: &Multiaddr) -> Option<Self> {
         let parsed = WebSocketAddress::parse(address)?;
         let target = Target::new(&parsed);
@@ -39,7 +39,8 @@ impl Dial {
     }
 }
 
-/// Where the transport below listens for `address`, and what stands behind that: `/ws` with a path.
+/// Returns the address at which the transport below listens for `address`, and the rest of
+/// `address`: `/ws` with a path.
 pub(super) fn listener(address: &Multiaddr) -> Option<(Multiaddr, Protocol<'static>)> {
     let mut inner = address.clone();
     let suffix = inner.pop()?;

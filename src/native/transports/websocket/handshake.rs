@@ -75,7 +75,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// What to ask for at `address`. The host is not the name for TLS where they differ.
+    /// Returns the target of a request to `address`. Its host may differ from the name for TLS.
     pub(crate) fn new(address: &WebSocketAddress) -> Self {
         Self {
             host: authority(&address.host, address.port),

@@ -14,7 +14,7 @@ use crate::{
 /// Something that happens to the network.
 pub(crate) type Act = fn(&mut Scene) -> Result<()>;
 
-/// What the two peers have before the change.
+/// The paths and links of the two peers before the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
     /// A direct path.
@@ -51,7 +51,7 @@ pub(crate) enum Steps {
 /// A change of the network that a person can name, and what it may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
-    /// Its name.
+    /// The name of the change.
     pub name: &'static str,
     pub(crate) setting: Setting,
     pub(crate) steps: Steps,
@@ -63,7 +63,8 @@ pub struct Change {
     pub(crate) long: bool,
     /// The longest stall that is allowed, in milliseconds.
     pub(crate) stall: u64,
-    /// The same where a page takes part. No browser tells a page of a new address or route.
+    /// The longest stall where a page takes part, because no browser tells a page of a new address
+    /// or route.
     pub(crate) page_stall: u64,
     /// How long after the last step the path has to be direct again, in milliseconds, if it can be.
     pub(crate) direct: Option<u64>,
@@ -78,7 +79,7 @@ const PROGRAMS: &[Pairing] = &[Pairing {
     listener: Peer::Native,
 }];
 
-/// What a change is if its row says nothing else.
+/// The values of a change whose row says nothing else.
 const PLAIN: Change = Change {
     name: "",
     setting: Setting::Direct,
@@ -263,14 +264,15 @@ pub const CHANGES: &[Change] = &[
         setting: Setting::Ticket(Link::Tcp),
         steps: Steps::Listed(&[(0, |scene| scene.renumber(End::Listener))]),
         stall: 2_000,
-        // An offer that went to the dead link is made again after its time.
+        // An offer that went to the dead link is made again only after its timeout.
         direct: Some(12_000),
         ..PLAIN
     },
     Change {
         name: "ten changes at random times",
         steps: Steps::Random(10),
-        // Two changes may follow each other so closely that the second spoils the mend of the first.
+        // Two changes may follow each other so closely that the second spoils the recovery from the
+        // first.
         stall: 6_000,
         direct: Some(15_000),
         moves: 60,
@@ -278,7 +280,7 @@ pub const CHANGES: &[Change] = &[
     },
 ];
 
-/// What happens in [`Steps::Random`].
+/// The changes from which [`Steps::Random`] is made.
 const PALETTE: &[Act] = &[
     |scene| scene.new_port(End::Dialler),
     |scene| scene.new_port(End::Listener),
@@ -307,7 +309,7 @@ impl Steps {
                     steps.push((millis(at as u64), act));
                     at += dice.roll() * MOST_PAUSE;
                 }
-                // What was blocked does not stay so, because the path has to be direct in the end.
+                // Blocked traffic passes again in the end, because the path has to be direct then.
                 steps.push((millis(at as u64), Scene::allow));
                 steps
             }

@@ -1,4 +1,4 @@
-//! What a change of the network costs a connection that is in use.
+//! Measures what a change of the network costs a connection that is in use.
 
 mod changes;
 mod report;
@@ -35,8 +35,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const FILE_WITHIN: Duration = Duration::from_secs(300);
 /// An echo that takes longer than this is missing.
 const SILENT: Duration = Duration::from_secs(1);
-/// How much longer a file may stand still than an echo, in milliseconds. What waits in the queue of the
-/// link and what was lost go before what is new.
+/// How much longer a file may stand still than an echo, in milliseconds. Bytes in the queue of the
+/// link and lost bytes go before new ones.
 const FILE_STALL: u64 = 500;
 /// How much more time a page may take until the path is direct again, in milliseconds.
 const PAGE_DIRECT: u64 = 2_000;
@@ -56,21 +56,21 @@ pub struct Tour {
     pub seed: u64,
 }
 
-/// What the changes have cost.
+/// The costs of all changes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Mobility {
     /// One row for each change and pairing, and for each seed if the change is random.
     pub rows: Vec<Cost>,
 }
 
-/// What one change has cost.
+/// The cost of one change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// The change.
     pub name: String,
-    /// Who dialled.
+    /// The peer that dialled.
     pub dialler: Peer,
-    /// Who listened.
+    /// The peer that listened.
     pub listener: Peer,
     /// The seed, if the change is random.
     pub seed: Option<u64>,
@@ -86,7 +86,7 @@ pub struct Cost {
     pub moves: usize,
     /// The hash of the file at both ends, if one was sent.
     pub sha256: Option<String>,
-    /// What was worse than the change allows.
+    /// The figures that were worse than the change allows.
     pub faults: Vec<String>,
     /// The events of the dialler, without the echoes. `after_ms` counts from the first step.
     pub events: Vec<Value>,
@@ -106,8 +106,8 @@ impl Tour {
 /// Makes the changes of `tour`, and passes each cost to `progress` when it is known.
 ///
 /// # Errors
-/// Only if the lab itself fails, or no change has such a name. Peers that are not connected any
-/// more are a result.
+/// Fails only if the lab itself fails, or if no change has such a name. Peers that are not
+/// connected any more are a result.
 pub fn mobility(tour: &Tour, parts: &Parts, progress: impl Fn(&Cost)) -> Result<Mobility> {
     let mut rows = Vec::new();
     for change in tour.changes() {
@@ -139,7 +139,7 @@ impl Tour {
         self.seed..self.seed + count
     }
 
-    /// What is sent. Files go between programs, which print their hashes.
+    /// Returns what is sent. Files go between programs, which print their hashes.
     fn load(&self, change: &Change, pairing: Pairing) -> Load {
         let ticket = matches!(change.setting, Setting::Ticket(_) | Setting::Relayed);
         if !self.long || !pairing.is_native() || ticket {
@@ -255,12 +255,12 @@ struct Watch {
     start: Instant,
     /// When the last step was done, if all are done.
     settled: Option<Instant>,
-    /// When a byte came last, and how many of the file's have come.
+    /// When a byte came last, and how many bytes of the file have come.
     heard: Instant,
     bytes: u64,
     /// When the path was direct again, if it is.
     direct: Option<Instant>,
-    /// Whether the dialler has said all.
+    /// Whether the dialler has said everything that it has to say.
     ended: bool,
 }
 
@@ -366,7 +366,7 @@ impl Watch {
         self.cost.events.push(event);
     }
 
-    /// Takes how many bytes of the file have arrived.
+    /// Takes note of how many bytes of the file have arrived.
     fn look(&mut self, bytes: u64) {
         if bytes != self.bytes {
             self.bytes = bytes;

@@ -36,7 +36,7 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// Its host, which is also its site.
+    /// Returns the name of the peer's host, which is also that of its site.
     pub(crate) fn host(self) -> &'static str {
         match self {
             Self::Dialler => "a",
@@ -44,7 +44,7 @@ impl End {
         }
     }
 
-    /// The number of its site.
+    /// Returns the number of the peer's site.
     fn index(self) -> u8 {
         match self {
             Self::Dialler => 1,
@@ -53,7 +53,7 @@ impl End {
     }
 }
 
-/// What is sent while the network changes.
+/// The traffic while the network changes.
 #[derive(Clone, Debug)]
 pub(crate) enum Load {
     /// Eight bytes every 200 ms, whose echo is waited for.
@@ -191,7 +191,7 @@ impl Scene {
         }
     }
 
-    /// How many bytes of the file have arrived.
+    /// Returns how many bytes of the file have arrived.
     pub(crate) fn received(&self) -> u64 {
         let files = std::fs::read_dir(&self.inbox).into_iter().flatten();
         let sizes = files.flatten().filter_map(|file| file.metadata().ok());

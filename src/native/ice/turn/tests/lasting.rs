@@ -98,7 +98,7 @@ async fn survives_a_restart(over_tcp: bool) {
     let mut far = Far::of(&peer).await;
     far.exchange(&peer, relayed).await;
     turn.restart().await;
-    // What is sent now is dropped without a word.
+    // Datagrams that are sent now are dropped without a word.
     let to = far.socket.local_addr().unwrap();
     peer.sockets.send(relayed, to, &datagram(4), 5).await;
     let other = another(&peer, relayed).await;

@@ -101,7 +101,7 @@ impl Model {
     }
 
     fn open(&mut self, end: usize) {
-        // Always the lowest free id, as in browsers.
+        // The lowest free id is always taken, as in browsers.
         self.ends[end].next_id %= 2;
         let id = self.ends[end].open().unwrap();
         let close = match self.random.random_range(0..8) {

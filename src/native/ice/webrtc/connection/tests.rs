@@ -69,7 +69,7 @@ impl End {
     }
 }
 
-/// Carries what the ends signal to each other, until `done` says so of an event of the first.
+/// Carries the signalling between the ends, until `done` is true for an event of the first end.
 async fn until(ends: &mut [End; 2], done: impl Fn(&PeerEvent<Channel>) -> bool) {
     let signalling = async {
         loop {
@@ -93,7 +93,7 @@ async fn until(ends: &mut [End; 2], done: impl Fn(&PeerEvent<Channel>) -> bool) 
     time::timeout(PATIENCE, signalling).await.unwrap();
 }
 
-/// The pair that is chosen first is seldom the one that is left.
+/// The pair that is chosen first is seldom the pair that stays in use.
 #[tokio::test]
 async fn a_relayed_address_is_kept_while_it_carries_the_connection() {
     let turn = Turn::start().await;

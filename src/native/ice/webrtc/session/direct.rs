@@ -4,8 +4,8 @@
 //! This side is a lite agent (RFC 8445 section 2.5), which only answers checks. But an address that
 //! has only sent something may be forged. So this side answers an authentic check from a new address
 //! with a check of its own, which every agent answers, and uses the address only when it has the
-//! answer. There is no DTLS before. What goes to a new address is two datagrams for each that has come,
-//! together less than twice as long.
+//! answer. There is no DTLS before. For each datagram from a new address, two datagrams go back,
+//! which together are less than twice as long.
 
 use std::{collections::VecDeque, net::SocketAddr};
 
@@ -41,7 +41,7 @@ pub(super) const HANDSHAKE_CHANNEL: u16 = 0;
 /// A local and a remote address.
 type Pair = (SocketAddr, SocketAddr);
 
-/// What a session knows as such a server.
+/// The state of a session that is such a server.
 pub(super) struct Direct {
     pub(super) buffers: Buffers,
     credentials: Credentials,
@@ -98,7 +98,7 @@ impl IceSession {
         let Some(direct) = self.direct.as_mut().filter(|d| !d.proven.contains(&pair)) else {
             return;
         };
-        // The same check again has the same answer.
+        // A check that comes again gets the same answer.
         let known = direct.checks.iter().find(|(checked, _)| *checked == pair);
         let check = match known {
             Some((_, check)) => check.clone(),
@@ -289,7 +289,7 @@ mod tests {
         assert!(came > 500 && went > 0, "{came} {went}");
         assert!(went < 2 * came, "{went} bytes for {came}");
         assert!(net.ends[1].dtls.is_none() && net.ends[1].nominated.is_none());
-        // What it sent before its proof is held within bounds.
+        // The bytes that the client sends before its proof are held within bounds.
         net.ends[1].hold(&[22; 1200]);
         net.ends[1].hold(&[22; MAX_EARLY]);
         assert_eq!(net.ends[1].direct.as_ref().unwrap().early.len(), 1);
@@ -303,7 +303,7 @@ mod tests {
         }
         let check = flying(&net, 0).find(|data| data.starts_with(&[0, 1]));
         let check = StunMessage::parse(check.unwrap()).unwrap();
-        // The client's own key signs these answers, of which one guesses the transaction.
+        // The client's own key signs these answers. One of them has a guessed transaction.
         let key = net.ends[0].ice.local_credentials().pass.clone();
         let answer = |session: &IceSession, id| {
             let hmac = session.identity.crypto.sha1_hmac_provider;
