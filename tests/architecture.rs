@@ -48,7 +48,7 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
 }
 
 /// The wall clock jumps, so only code that handles dates may read it: credentials for TURN,
-/// reservations and sealed offers. If the clocks of two peers differ, a sealed offer fails and the
+/// reservations, sealed offers and the record of usage. If the clocks of two peers differ, a sealed offer fails and the
 /// circuit takes over.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
@@ -65,8 +65,9 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         "src/server/http.rs",
         "src/server/mod.rs",
     ];
+    let dated = ["src/server/turn/", "src/server/usage/"];
     let found = breaches("src", &["SystemTime"], |name, _| {
-        name.starts_with("src/server/turn/") || allowed.contains(&name)
+        dated.iter().any(|folder| name.starts_with(folder)) || allowed.contains(&name)
     });
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -388,4 +389,16 @@ fn no_allocation_has_an_announced_length() {
         length_after("x.resize(f(a, b), 0);", ".resize("),
         Some("f(a, b)")
     );
+}
+
+/// A file that has moved would leave the list in silence.
+#[test]
+fn what_mutants_change_is_there() {
+    let list = include_str!("../.cargo/mutants.toml");
+    let paths = list.split('"').filter(|text| text.starts_with("src/"));
+    let paths: Vec<_> = paths.map(|path| path.trim_end_matches("/**")).collect();
+    assert!(paths.len() > 3, "{paths:?}");
+    for path in paths {
+        assert!(Path::new(path).exists(), "{path}");
+    }
 }

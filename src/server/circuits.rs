@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     io,
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::try_join};
@@ -23,6 +23,7 @@ use super::{
     config::RelayLimits,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
+    usage::{Account, Amounts, Tally, Usage},
     watch::Proof,
 };
 use crate::{
@@ -119,25 +120,35 @@ pub(crate) struct Held(
     pub(crate) [Option<Wide>; 2],
 );
 
+/// A request for which a stream to the other peer is being opened.
+struct Opening {
+    /// The other peer.
+    peer: PeerId,
+    asked: Asked,
+    held: Held,
+    proof: Proof,
+}
+
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
     limits: RelayLimits,
     requests: Pool,
     circuits: Pool,
     offers: Pool,
-    /// The requests for which a stream to the other peer is being opened.
-    opening: HashMap<OpenId, (Asked, Held, Proof)>,
+    opening: HashMap<OpenId, Opening>,
+    usage: Usage,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
 
 impl Circuits {
-    pub(crate) fn new(limits: &RelayLimits, pools: &Pools) -> Self {
+    pub(crate) fn new(limits: &RelayLimits, pools: &Pools, usage: Usage) -> Self {
         Self {
             limits: limits.clone(),
             requests: pools.requests.clone(),
             circuits: pools.circuits.clone(),
             offers: pools.offers.clone(),
             opening: HashMap::new(),
+            usage,
             reports: mpsc::channel(REPORTS),
         }
     }
@@ -200,18 +211,37 @@ impl Circuits {
         }
     }
 
-    /// Records that a stream to the other peer is being opened. `proof` tells whether that peer is
-    /// still there.
-    pub(crate) fn opening(&mut self, id: OpenId, asked: Asked, held: Held, proof: Proof) {
-        self.opening.insert(id, (asked, held, proof));
+    /// Records that a stream to `peer` is being opened. `proof` tells whether that peer is still
+    /// there.
+    pub(crate) fn opening(
+        &mut self,
+        id: OpenId,
+        peer: PeerId,
+        asked: Asked,
+        held: Held,
+        proof: Proof,
+    ) {
+        let opening = Opening {
+            peer,
+            asked,
+            held,
+            proof,
+        };
+        self.opening.insert(id, opening);
     }
 
     /// Handles the stream to the other peer, or the failure to open it. Returns whether a circuit
     /// fails with it.
     pub(crate) fn opened(&mut self, id: OpenId, result: Result<Stream, OpenError>) -> bool {
-        let Some((asked, held, proof)) = self.opening.remove(&id) else {
+        let Some(opening) = self.opening.remove(&id) else {
             return false;
         };
+        let Opening {
+            peer,
+            asked,
+            held,
+            proof,
+        } = opening;
         let Ok(to) = result else {
             let fails = asked.what == Carried::Circuit;
             asked.refuse(Status::Failed);
@@ -233,12 +263,19 @@ impl Circuits {
             }
             Carried::Circuit => {
                 let limits = self.limits.clone();
+                let one = Amounts {
+                    circuits: 1,
+                    ..Amounts::default()
+                };
+                // The peer with the reservation is the one whom the relay serves.
+                let tally = self.usage.tally(Account::of(peer), one);
                 let circuit = Circuit {
                     source,
                     from,
                     to,
                     limits,
                     proof,
+                    tally,
                 };
                 spawn(&source, circuit.run(held, self.reports.0.clone()));
             }
@@ -310,9 +347,9 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
 async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
-    let carried = AtomicU64::new(0);
-    let there = pump(&mut from_source, &mut to_peer, &carried, OFFER_BYTES);
-    let back = pump(&mut from_peer, &mut to_source, &carried, OFFER_BYTES);
+    let carried = Carriage::up_to(OFFER_BYTES, Tally::default());
+    let there = pump(&mut from_source, &mut to_peer, &carried);
+    let back = pump(&mut from_peer, &mut to_source, &carried);
     try_join(there, back).await.map(drop)
 }
 
@@ -323,6 +360,7 @@ struct Circuit {
     to: Stream,
     limits: RelayLimits,
     proof: Proof,
+    tally: Tally,
 }
 
 impl Circuit {
@@ -339,16 +377,16 @@ impl Circuit {
     async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {
         let (mut from_source, mut to_source) = self.from.split();
         let (mut from_peer, mut to_peer) = self.to.split();
-        let carried = AtomicU64::new(0);
         let most = match self.limits.circuit_bytes {
             0 => u64::MAX,
             most => most,
         };
+        let carried = Carriage::up_to(most, self.tally);
         let there = async {
             to_peer
                 .write_all(&hop::stop_connect(&self.source, &self.limits))
                 .await?;
-            pump(&mut from_source, &mut to_peer, &carried, most).await
+            pump(&mut from_source, &mut to_peer, &carried).await
         };
         let back = async {
             let answer = arriving::read_message(&mut from_peer, MAX_MESSAGE);
@@ -367,10 +405,38 @@ impl Circuit {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             *accepted = true;
+            carried.tally.begin(Instant::now());
             let _ = reports.send(Report::Accepted).await;
-            pump(&mut from_peer, &mut to_source, &carried, most).await
+            pump(&mut from_peer, &mut to_source, &carried).await
         };
         try_join(there, back).await.map(drop)
+    }
+}
+
+/// The bytes that a circuit or an offer has carried, in both directions together.
+struct Carriage {
+    bytes: AtomicU64,
+    most: u64,
+    tally: Tally,
+}
+
+impl Carriage {
+    fn up_to(most: u64, tally: Tally) -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            most,
+            tally,
+        }
+    }
+
+    /// Counts bytes, and fails if they are too many.
+    fn count(&self, bytes: usize) -> io::Result<()> {
+        let before = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before.saturating_add(bytes as u64) > self.most {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        self.tally.carried(bytes);
+        Ok(())
     }
 }
 
@@ -378,8 +444,7 @@ impl Circuit {
 async fn pump(
     from: &mut (impl futures::AsyncRead + Unpin),
     to: &mut (impl futures::AsyncWrite + Unpin),
-    carried: &AtomicU64,
-    most: u64,
+    carried: &Carriage,
 ) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -393,10 +458,7 @@ async fn pump(
         if read == 0 {
             return timeout(STALL, to.close()).await?;
         }
-        let before = carried.fetch_add(read as u64, Ordering::Relaxed);
-        if before.saturating_add(read as u64) > most {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
+        carried.count(read)?;
         timeout(STALL, to.write_all(&chunk[..read])).await??;
     }
 }
@@ -436,23 +498,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_circuit_whose_receiver_takes_nothing_ends() {
         let begun = time::Instant::now();
-        let carried = AtomicU64::new(0);
-        let pumped = pump(&mut &[7; 100][..], &mut Stalled, &carried, 1000).await;
+        let carried = Carriage::up_to(1000, Tally::default());
+        let pumped = pump(&mut &[7; 100][..], &mut Stalled, &carried).await;
         assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed(), STALL);
     }
 
     #[tokio::test]
     async fn a_circuit_is_worn_out() {
-        let carried = AtomicU64::new(0);
-        let pumped = |most| {
+        let carried = Carriage::up_to(150, Tally::default());
+        let pumped = || {
             let (mut from, mut to) = (&[7; 100][..], Vec::new());
             let carried = &carried;
-            async move { pump(&mut from, &mut to, carried, most).await }
+            async move { pump(&mut from, &mut to, carried).await }
         };
-        pumped(100).await.unwrap();
+        pumped().await.unwrap();
         assert_eq!(
-            pumped(150).await.unwrap_err().kind(),
+            pumped().await.unwrap_err().kind(),
             io::ErrorKind::QuotaExceeded
         );
     }

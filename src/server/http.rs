@@ -24,7 +24,9 @@ use serde::Serialize;
 
 use self::connections::Source;
 pub(crate) use self::connections::{Door, serve};
-use super::{assets, descriptors::Descriptors, metrics::Metrics, pool::Pools, turn::Authority};
+use super::{
+    assets, descriptors::Descriptors, metrics::Metrics, pool::Pools, turn::Authority, usage::Usage,
+};
 
 /// `/config.json`: what a page needs to reach others through this server.
 #[derive(Debug, Clone, Serialize)]
@@ -89,6 +91,7 @@ pub(crate) struct Site {
     pub(crate) npm: Option<Arc<PathBuf>>,
     pub(crate) pools: Pools,
     pub(crate) descriptors: Descriptors,
+    pub(crate) usage: Usage,
 }
 
 impl Site {
@@ -166,7 +169,9 @@ fn finish(metrics: &Metrics, mut response: Response<Body>) -> Response<Body> {
 
 async fn health(State(site): State<Site>) -> (StatusCode, String) {
     match site.unready() {
-        None => (StatusCode::OK, "ok\n".into()),
+        None if site.usage.fault().is_none() => (StatusCode::OK, "ok\n".into()),
+        // The server goes on without the record.
+        None => (StatusCode::OK, "ok, but usage is not written\n".into()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("unready: {why}\n")),
     }
 }
@@ -288,6 +293,7 @@ mod tests {
             npm: None,
             pools: pools.clone(),
             descriptors: Descriptors::unlimited(),
+            usage: Usage::default(),
         };
         let told = async |site: &Site| {
             (

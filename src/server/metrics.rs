@@ -32,6 +32,7 @@ pub(crate) struct Metrics {
     turn_relayed: Counter,
     http: Family<Outcome, Counter>,
     autonat: Family<Outcome, Counter>,
+    usage: Family<Outcome, Counter>,
     refused: Family<Refused, Counter>,
 }
 
@@ -68,6 +69,7 @@ impl Metrics {
             turn_relayed: Counter::default(),
             http: Family::default(),
             autonat: Family::default(),
+            usage: Family::default(),
             refused: Family::default(),
             registry: Arc::default(),
         };
@@ -131,6 +133,11 @@ impl Metrics {
             "autonat_tests",
             "Requests of peers to be dialled by outcome",
             metrics.autonat.clone(),
+        );
+        registry.register(
+            "usage_batches",
+            "Batches of the record of what peers take by outcome",
+            metrics.usage.clone(),
         );
         registry.register(
             "refused",
@@ -221,6 +228,10 @@ impl Metrics {
 
     pub(crate) fn autonat(&self, outcome: &'static str) {
         count(&self.autonat, outcome);
+    }
+
+    pub(crate) fn usage(&self, outcome: &'static str) {
+        count(&self.usage, outcome);
     }
 
     pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {

@@ -35,6 +35,7 @@ mod relay_rates;
 pub(crate) mod stun;
 mod swarm;
 pub(crate) mod turn;
+mod usage;
 mod watch;
 
 use std::{
@@ -52,9 +53,8 @@ use tokio::{sync::oneshot, task::JoinHandle};
 pub(crate) use self::config::options;
 pub use self::config::{
     AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
-    StunLimits, TurnConfig,
+    StunLimits, TurnConfig, UsageConfig,
 };
-pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
     listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
@@ -62,6 +62,11 @@ use self::{
     pool::{Pool, Pools},
     swarm::Relay,
     turn::Authority,
+    usage::Usage,
+};
+pub use self::{
+    turn::{TurnCredentials, turn_secret},
+    usage::{Day, DayError, UsageBy, UsageRow, usage},
 };
 use crate::{
     core::scope::{Scope, scope},
@@ -70,6 +75,9 @@ use crate::{
     native::{runtime, secret, trace},
     ticket::Ticket,
 };
+
+/// How long the last batch of the record of usage may take.
+const LAST_BATCH: Duration = Duration::from_secs(5);
 
 /// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -97,6 +105,7 @@ pub struct Server {
     admin: Option<String>,
     page: Arc<RwLock<PageConfig>>,
     metrics: Metrics,
+    usage: Usage,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
     services: Vec<JoinHandle<()>>,
@@ -113,7 +122,7 @@ impl Server {
     ///   exist.
     /// - [`ErrorKind::InvalidIdentity`] if the identity file cannot be used.
     /// - [`ErrorKind::Io`] if the certificate cannot be used, others can write to the data
-    ///   directory, or an address is taken.
+    ///   directory, the record of usage cannot be opened, or an address is taken.
     ///
     /// # Cancel safety
     /// Dropping the future closes everything that it opened. Files that it made stay.
@@ -132,6 +141,7 @@ impl Server {
         };
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&config, &metrics);
+        let usage = Usage::start(config.data.as_deref(), &config.usage, metrics.clone())?;
         // Sockets that may fail at once are bound first, when nothing has to be undone yet.
         listeners::check_exclusive(&config)?;
         let http_listeners = bind_http(&config)?;
@@ -156,6 +166,7 @@ impl Server {
             pools.clone(),
             own,
             descriptors.clone(),
+            usage.clone(),
         )
         .await?;
 
@@ -195,6 +206,7 @@ impl Server {
             npm: config.http.npm.clone().map(Arc::new),
             pools: pools.clone(),
             descriptors: descriptors.clone(),
+            usage: usage.clone(),
         };
         let mut services = Vec::new();
         let door = |pool: &Pool| Door::new(pool, &config.http, &pools.refusals, &descriptors);
@@ -247,6 +259,7 @@ impl Server {
                 addresses: turn_addresses,
                 own,
                 pools: pools.clone(),
+                usage: usage.clone(),
                 metrics: metrics.clone(),
             };
             let listeners = listeners.map_err(from_std)?;
@@ -263,6 +276,7 @@ impl Server {
             admin,
             page,
             metrics,
+            usage,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             services,
@@ -325,7 +339,8 @@ impl Server {
         });
     }
 
-    /// Closes the listeners and every connection. This takes one second at most.
+    /// Closes the listeners and every connection, and writes what is left of the record of
+    /// [usage](UsageConfig). This takes one second at most, and the time that the disk takes.
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, which stops it at once.
@@ -335,6 +350,11 @@ impl Server {
             let _ = stop.send(());
         }
         let _ = (&mut self.relay).await;
+        if let Some(writer) = self.usage.stop() {
+            // Neither a panic of the thread nor a slow disk may keep the server.
+            let written = tokio::task::spawn_blocking(|| writer.join());
+            let _ = tokio::time::timeout(LAST_BATCH, written).await;
+        }
     }
 }
 
@@ -344,6 +364,7 @@ impl Drop for Server {
         for service in &self.services {
             service.abort();
         }
+        self.usage.stop();
     }
 }
 

@@ -34,6 +34,7 @@ use super::{
     metrics::Metrics,
     pool::Pools,
     relay_rates::{Rate, Rates},
+    usage::{Account, Amounts, Usage},
     watch::Watch,
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;
@@ -74,6 +75,7 @@ pub(crate) struct Relay {
     watch: Watch,
     circuits: Circuits,
     descriptors: Descriptors,
+    usage: Usage,
 }
 
 impl Relay {
@@ -85,6 +87,7 @@ impl Relay {
         pools: Pools,
         mut own: Vec<SocketAddr>,
         descriptors: Descriptors,
+        usage: Usage,
     ) -> Result<Self, Error> {
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
@@ -106,9 +109,10 @@ impl Relay {
             rates: Rates::new(&config.relay),
             clients: Clients::new(config, &pools),
             watch: Watch::default(),
-            circuits: Circuits::new(&config.relay, &pools),
+            circuits: Circuits::new(&config.relay, &pools, usage.clone()),
             pools,
             descriptors,
+            usage,
         };
         relay.listen(config).await?;
         Ok(relay)
@@ -330,6 +334,11 @@ impl Relay {
         self.metrics.reservation(match reserved {
             Reserved::New => {
                 self.watch.superseded(&peer, connection);
+                let one = Amounts {
+                    reservations: 1,
+                    ..Amounts::default()
+                };
+                self.usage.add(&Account::of(peer), one);
                 "accepted"
             }
             Reserved::Renewed => "renewed",
@@ -351,7 +360,7 @@ impl Relay {
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
                 }
-                self.circuits.opening(open, asked, held, proof);
+                self.circuits.opening(open, to, asked, held, proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {

@@ -14,6 +14,7 @@ use common::program::{Program, throughline};
 mod common;
 mod streams;
 mod terminal;
+mod usage;
 
 fn serve() -> (Program, Value) {
     let server = Program::start(&["serve", "--host", "127.0.0.1", "--port", "0"]);

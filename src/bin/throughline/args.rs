@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use throughline::server::Day;
 
 /// Connect two peers behind NATs and firewalls.
 #[derive(Debug, Parser)]
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Ping(PingArgs),
     /// Say what this network lets through: relays, STUN, addresses.
     Netcheck(PeerArgs),
+    /// Say what peers took of a relay on this machine, also while it runs.
+    Usage(UsageArgs),
     /// Run a relay and a demo peer on this machine and print the URL of a page to try them.
     Demo(DemoArgs),
 }
@@ -183,6 +186,28 @@ pub(crate) struct PingArgs {
     /// How many round trips to measure.
     #[arg(short, long, value_name = "N", default_value_t = 4)]
     pub(crate) count: u32,
+}
+
+/// `throughline usage`.
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    /// Data directory of the relay.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// What is summed up.
+    #[arg(long, value_enum, default_value = "day")]
+    pub(crate) by: By,
+    /// First day that counts, in UTC, as in 2026-11-30 [default: the first one].
+    #[arg(long, value_name = "DAY")]
+    pub(crate) since: Option<Day>,
+}
+
+/// By what usage is summed up.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum By {
+    Day,
+    Peer,
+    Token,
 }
 
 /// `throughline demo`.

@@ -18,6 +18,7 @@ mod signal;
 #[cfg(test)]
 #[path = "../../testing.rs"]
 mod testing;
+mod usage;
 mod watch;
 
 use std::{
@@ -40,7 +41,7 @@ use self::{
 fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(cli) => printing(cli.json, |output| start(cli, output)),
-        Err(error) => usage(&error),
+        Err(error) => misused(&error),
     }
 }
 
@@ -88,12 +89,13 @@ async fn run(command: Command, output: Output) -> Result<(), Error> {
         Command::Connect(args) => connect::run(args, output).await,
         Command::Ping(args) => ping::run(args, output).await,
         Command::Netcheck(args) => netcheck::run(args, output).await,
+        Command::Usage(args) => usage::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     }
 }
 
 /// Help and version go to stdout; a mistake is an error like all others, named by its argument.
-fn usage(error: &clap::Error) -> ExitCode {
+fn misused(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // If nobody reads the help, nothing can be done about it.
         let _ = error.print();

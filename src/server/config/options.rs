@@ -154,6 +154,13 @@ options! {
     turn.allow_private_peers,
         "Whether clients may reach private, loopback and link-local addresses through the server.";
 
+    usage.record,
+        "Whether what peers take is recorded in the data directory, for `throughline usage`.";
+    usage.days, in 1..=3_660 "days",
+        "How many days of the record are kept, today included.";
+    usage.peers_per_day, in 1..=10_000_000 "peers",
+        "How many peers of a day have a row of their own; further ones share one.";
+
     autonat.allow_private,
         "Whether peers at private and loopback addresses, and at the server's own, are dialled.";
     autonat.per_source, in 1..=4_294_967_295 "dials/s",

@@ -14,8 +14,16 @@ async fn a_server_dials_nobody_by_itself() {
     let metrics = Metrics::new(&config);
     let pools = Pools::new(&config, &metrics);
     let keypair = identity::Keypair::generate_ed25519();
-    let descriptors = Descriptors::unlimited();
-    let relay = Relay::start(&config, &keypair, metrics, pools, Vec::new(), descriptors);
+    let (descriptors, usage) = (Descriptors::unlimited(), Usage::default());
+    let relay = Relay::start(
+        &config,
+        &keypair,
+        metrics,
+        pools,
+        Vec::new(),
+        descriptors,
+        usage,
+    );
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

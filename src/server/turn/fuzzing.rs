@@ -56,6 +56,7 @@ impl TurnSession {
             addresses: RelayAddresses::new(vec![loopback], vec![], None),
             own: Arc::new(Own::new([3478], [loopback])),
             pools: Pools::new(&config, &metrics),
+            usage: crate::server::usage::Usage::default(),
             config: config.turn,
             metrics,
         };

@@ -6,8 +6,15 @@ use std::{
     time::Instant,
 };
 
-use crate::server::{
-    config::TurnConfig, metrics::Metrics, pool::Refusals, rate_limiter::RateLimiter,
+use crate::{
+    identity::PeerId,
+    server::{
+        config::TurnConfig,
+        metrics::Metrics,
+        pool::Refusals,
+        rate_limiter::RateLimiter,
+        usage::{Account, Amounts, Tally, Usage},
+    },
 };
 
 /// Counts and limits the bytes of all clients.
@@ -16,10 +23,16 @@ pub(super) struct Meters {
     bytes: Arc<Mutex<RateLimiter>>,
     metrics: Metrics,
     refusals: Refusals,
+    usage: Usage,
 }
 
 impl Meters {
-    pub(super) fn new(config: &TurnConfig, metrics: Metrics, refusals: Refusals) -> Self {
+    pub(super) fn new(
+        config: &TurnConfig,
+        metrics: Metrics,
+        refusals: Refusals,
+        usage: Usage,
+    ) -> Self {
         let rate = |bytes: u64| match bytes {
             0 => UNLIMITED,
             bytes => bytes as f64,
@@ -30,15 +43,31 @@ impl Meters {
             bytes: Arc::new(Mutex::new(limiter)),
             metrics,
             refusals,
+            usage,
         }
     }
 
-    /// Returns the meter of `client`. All its allocations share one limit.
-    pub(super) fn of(&self, client: IpAddr) -> Meter {
+    /// Returns the meter of an allocation that `username` makes at `client`. All allocations of a
+    /// client share one limit.
+    pub(super) fn of(&self, client: IpAddr, username: &str) -> Meter {
+        let one = Amounts {
+            allocations: 1,
+            ..Amounts::default()
+        };
         Meter {
             client,
+            tally: self.usage.tally(account(username), one),
             all: self.clone(),
         }
+    }
+}
+
+/// Returns the account of a user. Credentials for a peer name it behind the expiry.
+fn account(username: &str) -> Account {
+    let user = username.split_once(':').map_or(username, |(_, id)| id);
+    match user.parse::<PeerId>() {
+        Ok(peer) => Account::of(peer),
+        Err(_) => Account::of(format_args!("turn:{user}")),
     }
 }
 
@@ -50,6 +79,7 @@ const UNLIMITED: f64 = 1e15;
 #[derive(Clone)]
 pub(super) struct Meter {
     client: IpAddr,
+    tally: Tally,
     all: Meters,
 }
 
@@ -64,10 +94,18 @@ impl Meter {
         let spent = bytes.take(self.client, length as f64, Instant::now());
         drop(bytes);
         match spent {
-            Ok(()) => self.all.metrics.turn_relayed(length),
+            Ok(()) => {
+                self.tally.carried(length);
+                self.all.metrics.turn_relayed(length);
+            }
             Err(refusal) => self.refuse("turn_datagram", refusal.name()),
         }
         spent.is_ok()
+    }
+
+    /// Begins to count the allocation.
+    pub(super) fn begin(&self, now: Instant) {
+        self.tally.begin(now);
     }
 
     /// Counts that `what` was refused to the client, for `reason`.
@@ -87,9 +125,9 @@ mod tests {
         config.turn.bytes_per_source = 20_000;
         let metrics = Metrics::new(&config);
         let refusals = Refusals::new(metrics.clone(), false);
-        let meters = Meters::new(&config.turn, metrics.clone(), refusals);
+        let meters = Meters::new(&config.turn, metrics.clone(), refusals, Usage::default());
         let passed = |client: [u8; 4]| {
-            let meter = meters.of(client.into());
+            let meter = meters.of(client.into(), "1:a");
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
         // The bounds are the burst, and what comes back during the test.
@@ -114,7 +152,16 @@ mod tests {
         };
         let metrics = Metrics::new(&config);
         let refusals = Refusals::new(metrics.clone(), false);
-        let meter = Meters::new(&config.turn, metrics, refusals).of([192, 0, 2, 1].into());
+        let meters = Meters::new(&config.turn, metrics, refusals, Usage::default());
+        let meter = meters.of([192, 0, 2, 1].into(), "1:a");
         assert!((0..100_000).all(|_| meter.passes(9000)));
+    }
+
+    #[test]
+    fn a_user_is_a_peer_or_has_a_name() {
+        let peer = crate::identity::Identity::generate().peer_id();
+        assert_eq!(account(&format!("1796083200:{peer}")), Account::of(peer));
+        assert_eq!(account("1796083200:alice"), Account::of("turn:alice"));
+        assert_eq!(account("alice"), Account::of("turn:alice"));
     }
 }

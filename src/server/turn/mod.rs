@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
-use super::{config::TurnConfig, metrics::Metrics, pool::Pools};
+use super::{config::TurnConfig, metrics::Metrics, pool::Pools, usage::Usage};
 
 /// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -66,6 +66,7 @@ pub(crate) struct Setup {
     pub(crate) addresses: RelayAddresses,
     pub(crate) own: Arc<Own>,
     pub(crate) pools: Pools,
+    pub(crate) usage: Usage,
     pub(crate) metrics: Metrics,
 }
 

@@ -87,13 +87,14 @@ impl Requests {
             addresses,
             own,
             pools,
+            usage,
             metrics,
         } = setup;
         let limiter = || {
             let rate = config.requests_per_source.get();
             Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now()))
         };
-        let meters = Meters::new(&config, metrics.clone(), pools.refusals.clone());
+        let meters = Meters::new(&config, metrics.clone(), pools.refusals.clone(), usage);
         Self {
             realm: config.realm.clone(),
             authority,

@@ -67,6 +67,7 @@ impl Turn {
             addresses: RelayAddresses::new(vec![ip], vec![], None),
             own: Arc::new(Own::new([addresses.0.port()], [ip])),
             pools: Pools::new(&config, &metrics),
+            usage: crate::server::usage::Usage::default(),
             config: config.turn,
             metrics: metrics.clone(),
         };

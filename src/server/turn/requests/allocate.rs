@@ -65,11 +65,12 @@ impl Requests {
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
             (Err(_), Err(_)) => (AddressFamily::IPV4, None),
         };
+        let meter = self.meters.of(client.address.ip(), username);
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),
             reach: self.reach.clone(),
-            meter: self.meters.of(client.address.ip()),
+            meter: meter.clone(),
         };
         let mut relays = Vec::new();
         let mut missing = None;
@@ -83,6 +84,7 @@ impl Requests {
             }
         }
         let success = success(&relays, missing);
+        meter.begin(now);
         let expires = now + Duration::from_secs(lifetime.into());
         let transaction = request.transaction_id();
         let username = username.to_owned();

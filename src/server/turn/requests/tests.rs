@@ -52,6 +52,7 @@ impl Net {
             addresses: RelayAddresses::new(hosts, vec![], None),
             own: Arc::new(Own::new([3478], [PUBLIC])),
             pools: Pools::new(&config, &metrics),
+            usage: crate::server::usage::Usage::default(),
             config: config.turn,
             metrics,
         };

@@ -1,0 +1,411 @@
+//! What peers took, by day, token and peer.
+//!
+//! Circuits and allocations count into a [`Tally`], which costs one atomic addition for each piece of
+//! data. A thread sums the tallies up every two seconds, and writes the amounts to a file in the data
+//! directory (`store`). Until then, they are in a book (`book`). Nothing waits for the thread: if the
+//! disk is full, the amounts stay in the book, and the thread tries again.
+
+mod book;
+mod day;
+mod store;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+pub(crate) use self::book::{Account, Amounts};
+pub use self::day::{Day, DayError};
+use self::{book::Book, store::Store};
+use super::{config::UsageConfig, metrics::Metrics};
+use crate::error::{Error, ErrorKind};
+
+/// The file in the data directory.
+const FILE: &str = "usage.redb";
+
+/// The time between two batches. A power cut costs this much at most, and the time of one batch.
+const PERIOD: Duration = Duration::from_secs(2);
+/// The longest pause after a failure.
+const MOST_PAUSE: Duration = Duration::from_secs(60);
+
+/// By what amounts are summed up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageBy {
+    /// The day, in UTC.
+    Day,
+    /// The peer id. Peers for which there was no row share the name `*`. Users of the TURN server
+    /// that are no peers have the name `turn:` and the user.
+    Peer,
+    /// The name of the token by which a peer was admitted, which is empty without a token.
+    Token,
+}
+
+/// What was taken under one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageRow {
+    /// The day, the peer or the token.
+    pub name: String,
+    /// Bytes that circuits and the TURN server carried, in both directions together.
+    pub bytes: u64,
+    /// Circuits to the peer that were accepted.
+    pub circuits: u64,
+    /// New reservations. Renewals do not count.
+    pub reservations: u64,
+    /// Allocations on the TURN server.
+    pub allocations: u64,
+    /// Seconds for which circuits and allocations were open. They are added up if several are open at
+    /// a time.
+    pub seconds: u64,
+}
+
+impl UsageRow {
+    fn new(name: String, amounts: Amounts) -> Self {
+        let Amounts {
+            bytes,
+            circuits,
+            reservations,
+            allocations,
+            seconds,
+        } = amounts;
+        Self {
+            name,
+            bytes,
+            circuits,
+            reservations,
+            allocations,
+            seconds,
+        }
+    }
+}
+
+/// Reads what the peers of a server took, also while the server runs. What they took in the last few
+/// seconds may be missing then. `data` is the [data directory](super::ServerConfig::data) of the
+/// server. Days before `since` do not count. The rows are in the order of their names.
+///
+/// It reads the whole file, so an async program calls it from a thread of its own.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if there is no such file, or if it cannot be read.
+///
+/// ```no_run
+/// use throughline::server::{UsageBy, usage};
+///
+/// # fn run() -> Result<(), throughline::Error> {
+/// for row in usage("/var/lib/throughline".as_ref(), None, UsageBy::Peer)? {
+///     println!("{} took {} bytes", row.name, row.bytes);
+/// }
+/// # Ok(()) }
+/// ```
+pub fn usage(data: &Path, since: Option<Day>, by: UsageBy) -> Result<Vec<UsageRow>, Error> {
+    let path = data.join(FILE);
+    store::read(&path, since, by).map_err(|error| fault(&path, &error))
+}
+
+fn fault(path: &Path, error: &redb::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("{}: {error}", path.display()))
+}
+
+/// Counts what peers take. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Usage(Option<Arc<Shared>>);
+
+struct Shared {
+    state: Mutex<State>,
+    stop: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct State {
+    book: Book,
+    /// The tallies that may still grow.
+    open: HashMap<u64, Arc<Counts>>,
+    next: u64,
+    /// Why the amounts are not written, if they are not.
+    fault: Option<String>,
+}
+
+impl fmt::Debug for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Usage").finish()
+    }
+}
+
+impl Usage {
+    /// Starts to count, and to write to a file in `data`. Without a directory, nothing is counted.
+    pub(crate) fn start(
+        data: Option<&Path>,
+        config: &UsageConfig,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let Some(data) = data.filter(|_| config.record) else {
+            return Ok(Self::default());
+        };
+        let path = data.join(FILE);
+        let opened = Store::open(
+            path.clone(),
+            config.days.get(),
+            config.peers_per_day.get().into(),
+        );
+        let store = opened.map_err(|error| fault(&path, &error))?;
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            stop: Mutex::default(),
+            metrics,
+        });
+        let (stop, stopped) = mpsc::channel();
+        let writer = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("usage".into());
+        let thread = thread.spawn(move || writer.write(store, &stopped));
+        let thread = thread.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
+        *lock(&shared.stop) = Some((stop, thread));
+        Ok(Self(Some(shared)))
+    }
+
+    /// Counts what `account` took at once.
+    pub(crate) fn add(&self, account: &Account, amounts: Amounts) {
+        if let Some(shared) = &self.0 {
+            shared.state().book.add(account, amounts);
+        }
+    }
+
+    /// Opens a tally for what `account` takes. `once` counts as soon as the tally begins.
+    pub(crate) fn tally(&self, account: Account, once: Amounts) -> Tally {
+        let Some(shared) = &self.0 else {
+            return Tally::default();
+        };
+        let counts = Arc::new(Counts {
+            account,
+            once,
+            bytes: AtomicU64::new(0),
+            clock: Mutex::new(Clock::Waiting),
+        });
+        let mut state = shared.state();
+        let key = state.next;
+        state.next += 1;
+        state.open.insert(key, counts.clone());
+        drop(state);
+        Tally(Some(Arc::new(Open {
+            counts,
+            key,
+            shared: shared.clone(),
+        })))
+    }
+
+    /// Returns why the amounts are not written, if they are not.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.0.as_ref()?.state().fault.clone()
+    }
+
+    /// Stops, and returns the thread that writes what is left.
+    pub(crate) fn stop(&self) -> Option<JoinHandle<()>> {
+        let (stop, thread) = lock(&self.0.as_ref()?.stop).take()?;
+        drop(stop);
+        Some(thread)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Takes what is to be written.
+    fn take(&self, now: Instant) -> Vec<(Account, Amounts)> {
+        let mut state = self.state();
+        let State { book, open, .. } = &mut *state;
+        for counts in open.values() {
+            book.add(&counts.account, counts.take(now));
+        }
+        book.take()
+    }
+
+    /// Writes a batch now and then, and the last one when `stopped` is closed.
+    fn write(&self, mut store: Store, stopped: &mpsc::Receiver<()>) {
+        let mut pause = PERIOD;
+        loop {
+            let next = stopped.recv_timeout(pause);
+            let rows = self.take(Instant::now());
+            pause = match rows.is_empty() || self.batch(&mut store, rows) {
+                true => PERIOD,
+                false => (pause * 2).min(MOST_PAUSE),
+            };
+            if next != Err(mpsc::RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    /// Writes `rows`, and returns whether that worked.
+    fn batch(&self, store: &mut Store, rows: Vec<(Account, Amounts)>) -> bool {
+        let written = store.write(Day::of(SystemTime::now()), &rows);
+        let fault = written.err().map(|error| error.to_string());
+        let works = fault.is_none();
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.fault, fault.clone());
+        if !works {
+            state.book.put_back(rows);
+        }
+        drop(state);
+        self.metrics.usage(if works { "written" } else { "failed" });
+        match (before, fault) {
+            (None, Some(error)) => {
+                tracing::error!(%error, "what peers take is not written; it is kept in memory");
+            }
+            (Some(_), None) => tracing::warn!("what peers take is written again"),
+            _ => {}
+        }
+        works
+    }
+}
+
+/// Counts what one circuit or one allocation takes. Clones share it. It ends with the last clone.
+#[derive(Clone, Default)]
+pub(crate) struct Tally(Option<Arc<Open>>);
+
+struct Open {
+    counts: Arc<Counts>,
+    key: u64,
+    shared: Arc<Shared>,
+}
+
+struct Counts {
+    account: Account,
+    once: Amounts,
+    bytes: AtomicU64,
+    clock: Mutex<Clock>,
+}
+
+/// The time up to which seconds are counted.
+#[derive(Clone, Copy)]
+enum Clock {
+    Waiting,
+    /// Nothing was counted since the tally began.
+    Begun(Instant),
+    Running(Instant),
+}
+
+impl Tally {
+    /// Begins to count seconds.
+    pub(crate) fn begin(&self, now: Instant) {
+        if let Some(open) = &self.0 {
+            *lock(&open.counts.clock) = Clock::Begun(now);
+        }
+    }
+
+    /// Counts bytes.
+    pub(crate) fn carried(&self, bytes: usize) {
+        if let Some(open) = &self.0 {
+            open.counts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Counts {
+    /// Takes what was counted since the last call.
+    fn take(&self, now: Instant) -> Amounts {
+        let mut clock = lock(&self.clock);
+        let (mut amounts, since) = match *clock {
+            Clock::Waiting => (Amounts::default(), None),
+            Clock::Begun(since) => (self.once, Some(since)),
+            Clock::Running(since) => (Amounts::default(), Some(since)),
+        };
+        amounts.bytes = self.bytes.swap(0, Ordering::Relaxed);
+        if let Some(since) = since {
+            // The rest of a second counts next time.
+            amounts.seconds = now.saturating_duration_since(since).as_secs();
+            *clock = Clock::Running(since + Duration::from_secs(amounts.seconds));
+        }
+        amounts
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.open.remove(&self.key);
+        let amounts = self.counts.take(Instant::now());
+        state.book.add(&self.counts.account, amounts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::config::ServerConfig;
+
+    fn circuit() -> Amounts {
+        Amounts {
+            circuits: 1,
+            ..Amounts::default()
+        }
+    }
+
+    #[test]
+    fn what_is_open_counts_and_nothing_is_lost_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ServerConfig::default();
+        let metrics = Metrics::new(&config);
+        let usage = Usage::start(Some(folder.path()), &config.usage, metrics).unwrap();
+        let account = Account::of("a");
+        let (open, closed) = (
+            usage.tally(account.clone(), circuit()),
+            usage.tally(account.clone(), circuit()),
+        );
+        open.begin(Instant::now());
+        open.carried(3);
+        closed.carried(4);
+        drop(closed);
+        let once = Amounts {
+            reservations: 1,
+            ..Amounts::default()
+        };
+        usage.add(&account, once);
+        usage.stop().unwrap().join().unwrap();
+        let rows = super::usage(folder.path(), None, UsageBy::Peer).unwrap();
+        let [row] = &rows[..] else {
+            panic!("{rows:?}");
+        };
+        assert_eq!(
+            (&*row.name, row.bytes, row.circuits, row.reservations),
+            ("a", 7, 1, 1)
+        );
+        assert_eq!(usage.fault(), None);
+    }
+
+    #[test]
+    fn seconds_are_counted_once() {
+        let now = Instant::now();
+        let counts = Counts {
+            account: Account::of("a"),
+            once: circuit(),
+            bytes: AtomicU64::new(0),
+            clock: Mutex::new(Clock::Begun(now)),
+        };
+        let at = |millis| now + Duration::from_millis(millis);
+        let taken = [at(1_700), at(1_900), at(2_100), at(2_000)].map(|at| counts.take(at));
+        assert_eq!(taken.map(|amounts| amounts.seconds), [1, 0, 1, 0]);
+        assert_eq!(taken.map(|amounts| amounts.circuits), [1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn nothing_is_counted_without_a_directory() {
+        let config = ServerConfig::default();
+        let usage = Usage::start(None, &config.usage, Metrics::new(&config)).unwrap();
+        usage.tally(Account::of("a"), circuit()).carried(1);
+        assert!(usage.0.is_none() && usage.stop().is_none());
+    }
+}
