@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,8 +19,8 @@ use turn_client_proto::types::{
 };
 
 use super::{
-    addresses::RelayAddress, datagrams::Datagrams, meter::Meter, reach::Reach, requests::Client,
-    stream::Queue,
+    addresses::RelayAddress, datagrams::Datagrams, meter::Meter, ports::Port, reach::Reach,
+    requests::Client, stream::Queue,
 };
 use crate::{
     native::runtime,
@@ -39,9 +38,6 @@ const MAX_PEERS: usize = 256;
 /// The longest datagram that is relayed. It suffices for jumbo frames, and bounds the memory of an
 /// allocation.
 pub(super) const MAX_DATAGRAM: usize = 9 << 10;
-
-/// How many ports are tried before the range counts as full.
-const PORT_TRIES: usize = 64;
 
 /// How many datagrams are relayed in a row before other tasks get a turn.
 const BURST: usize = 64;
@@ -85,6 +81,8 @@ pub(super) struct Allocation {
     /// The transaction of the request that made the allocation. If that request is repeated, it
     /// gets the same answer.
     pub(super) transaction: TransactionId,
+    /// The token of the next port, if the client has asked for it.
+    pub(super) token: Option<u64>,
     pub(super) relays: Vec<Relay>,
     pub(super) peers: Arc<Peers>,
     expires: Mutex<Instant>,
@@ -94,7 +92,7 @@ pub(super) struct Allocation {
 impl Allocation {
     pub(super) fn new(
         username: String,
-        transaction: TransactionId,
+        (transaction, token): (TransactionId, Option<u64>),
         relays: Vec<Relay>,
         peers: Arc<Peers>,
         (now, expires): (Instant, Instant),
@@ -102,6 +100,7 @@ impl Allocation {
         Self {
             username,
             transaction,
+            token,
             relays,
             peers,
             expires: Mutex::new(expires),
@@ -200,27 +199,16 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Opens a port of `ports` and relays what arrives there. It keeps `place` until it is dropped.
+    /// Relays what arrives at a port, until it is dropped.
     ///
     /// # Errors
-    /// If no port is free.
-    pub(super) fn open(
-        RelayAddress { bound: ip, told }: RelayAddress,
-        ports: &RangeInclusive<u16>,
-        place: Place,
-        passage: Passage,
-    ) -> io::Result<Self> {
-        let mut bound = Err(io::ErrorKind::AddrInUse.into());
-        for _ in 0..PORT_TRIES {
-            // The port is random (RFC 8656 section 7.2), so that others cannot guess it.
-            let port = rand::random_range(ports.clone());
-            bound = std::net::UdpSocket::bind((ip, port));
-            if bound.is_ok() {
-                break;
-            }
-        }
-        let socket = bound?;
-        socket.set_nonblocking(true)?;
+    /// Fails if the runtime cannot wait for the socket.
+    pub(super) fn on(port: Port, passage: Passage) -> io::Result<Self> {
+        let Port {
+            socket,
+            address: RelayAddress { told, .. },
+            place,
+        } = port;
         let socket = Arc::new(UdpSocket::from_std(socket)?);
         let address = SocketAddr::new(told, socket.local_addr()?.port());
         let read = read(socket.clone(), passage.clone());

@@ -56,6 +56,8 @@ pub(super) struct Success {
     pub(super) mapped: Option<SocketAddr>,
     /// The address family for which there is no relayed address, and the error code that says why.
     pub(super) missing: Option<(AddressFamily, u16)>,
+    /// The token of the port that is kept for a second allocation.
+    pub(super) token: Option<u64>,
 }
 
 pub(super) enum Refusal {
@@ -121,6 +123,9 @@ pub(super) fn succeed(
     }
     if let Some(lifetime) = success.lifetime {
         answer.add_attribute(&Lifetime::new(lifetime)).ok()?;
+    }
+    if let Some(token) = success.token {
+        answer.add_attribute(&ReservationToken::new(token)).ok()?;
     }
     if let Some((missing, code)) = success.missing {
         // RFC 8656 section 7.3 allows these two codes.

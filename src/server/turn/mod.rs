@@ -13,6 +13,7 @@ mod deadlines;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod meter;
+mod ports;
 mod reach;
 mod requests;
 mod stream;

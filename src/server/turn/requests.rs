@@ -37,6 +37,7 @@ use super::{
     },
     credentials::Authority,
     meter::Meters,
+    ports::Kept,
     reach::{Bar, Reach},
 };
 use crate::{
@@ -71,6 +72,7 @@ pub(super) struct Requests {
     most_per_user: usize,
     reach: Arc<Reach>,
     allocations: Mutex<HashMap<Client, Arc<Allocation>>>,
+    kept: Mutex<Kept>,
     /// Sources over UDP are forged easily: they spend nothing of those over TCP.
     udp: Mutex<RateLimiter>,
     tcp: Mutex<RateLimiter>,
@@ -104,6 +106,7 @@ impl Requests {
             most_per_user: config.allocations_per_user.get(),
             reach: Arc::new(Reach::new(config.allow_private_peers, own)),
             allocations: Mutex::default(),
+            kept: Mutex::default(),
             udp: limiter(),
             tcp: limiter(),
             meters,
@@ -116,6 +119,10 @@ impl Requests {
         self.allocations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allocation(&self, client: Client) -> Option<Arc<Allocation>> {
@@ -135,6 +142,7 @@ impl Requests {
 
     /// Ends what has expired.
     pub(super) fn expire(&self, now: Instant) {
+        self.kept().expire(now);
         self.change(|all| all.retain(|_, allocation| *allocation.expires() > now));
     }
 
