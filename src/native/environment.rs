@@ -36,7 +36,7 @@ struct State<T> {
 }
 
 /// What changes when a file does, without reading it. `None` stands for a file that is not there.
-type Stamp = Option<(SystemTime, u64, u64)>;
+pub(crate) type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl<T: Clone + Send + 'static> FromFile<T> {
     /// Reads `file`.
@@ -132,7 +132,8 @@ impl<T: Clone + Send + 'static> FromFile<T> {
     }
 }
 
-fn stamp(file: &Path) -> Stamp {
+/// What changes when `file` does.
+pub(crate) fn stamp(file: &Path) -> Stamp {
     let metadata = fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), number(&metadata)))
 }

@@ -5,7 +5,8 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
@@ -15,6 +16,8 @@ use prometheus_client::{
 };
 
 use super::config::ServerConfig;
+
+const SECONDS_A_DAY: f64 = 24.0 * 60.0 * 60.0;
 
 /// The counters of one server. Clones share them.
 #[derive(Clone)]
@@ -32,6 +35,11 @@ pub(crate) struct Metrics {
     turn_relayed: Counter,
     http: Family<Outcome, Counter>,
     autonat: Family<Outcome, Counter>,
+    tls_handshakes: Family<Outcome, Counter>,
+    certificate_orders: Family<Outcome, Counter>,
+    /// Until when the certificate is valid that is served, since the Unix epoch.
+    certificate: Arc<Mutex<Option<Duration>>>,
+    certificate_days: Family<Unlabelled, Gauge<f64, AtomicU64>>,
     refused: Family<Refused, Counter>,
 }
 
@@ -45,6 +53,10 @@ struct Refused {
     what: &'static str,
     reason: &'static str,
 }
+
+/// The labels of a metric that is there only once it has a value.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Unlabelled {}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Resource {
@@ -68,6 +80,10 @@ impl Metrics {
             turn_relayed: Counter::default(),
             http: Family::default(),
             autonat: Family::default(),
+            tls_handshakes: Family::default(),
+            certificate_orders: Family::default(),
+            certificate: Arc::default(),
+            certificate_days: Family::default(),
             refused: Family::default(),
             registry: Arc::default(),
         };
@@ -133,6 +149,21 @@ impl Metrics {
             metrics.autonat.clone(),
         );
         registry.register(
+            "tls_handshakes",
+            "TLS handshakes at the one TCP port by outcome",
+            metrics.tls_handshakes.clone(),
+        );
+        registry.register(
+            "tls_certificate_orders",
+            "Certificates that were ordered from the authority by outcome",
+            metrics.certificate_orders.clone(),
+        );
+        registry.register(
+            "tls_certificate_days",
+            "Days until the certificate that is served expires",
+            metrics.certificate_days.clone(),
+        );
+        registry.register(
             "refused",
             "What was refused to strangers, by what they asked for and by the limit that refused it",
             metrics.refused.clone(),
@@ -170,6 +201,7 @@ impl Metrics {
 
     /// Returns all counters in the text format of OpenMetrics 1.0.
     pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        self.count_days();
         let mut out = String::new();
         text::encode(&mut out, &self.lock())?;
         Ok(out)
@@ -221,6 +253,29 @@ impl Metrics {
 
     pub(crate) fn autonat(&self, outcome: &'static str) {
         count(&self.autonat, outcome);
+    }
+
+    pub(crate) fn tls_handshake(&self, outcome: &'static str) {
+        count(&self.tls_handshakes, outcome);
+    }
+
+    pub(crate) fn certificate_order(&self, outcome: &'static str) {
+        count(&self.certificate_orders, outcome);
+    }
+
+    /// A certificate is served that is valid `until` this time since the Unix epoch.
+    pub(crate) fn certificate(&self, until: Duration) {
+        let certificate = self.certificate.lock();
+        *certificate.unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    fn count_days(&self) {
+        let certificate = self.certificate.lock();
+        if let Some(until) = *certificate.unwrap_or_else(PoisonError::into_inner) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let left = until.as_secs_f64() - now.unwrap_or_default().as_secs_f64();
+            self.certificate_days.get_or_create(&Unlabelled {}).set(left / SECONDS_A_DAY);
+        }
     }
 
     pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {

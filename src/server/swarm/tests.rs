@@ -1,6 +1,7 @@
 use std::net::IpAddr;
 
 use libp2p::multiaddr::Protocol;
+use tokio::sync::mpsc;
 
 use super::*;
 
@@ -15,7 +16,14 @@ async fn a_server_dials_nobody_by_itself() {
     let pools = Pools::new(&config, &metrics);
     let keypair = identity::Keypair::generate_ed25519();
     let descriptors = Descriptors::unlimited();
-    let relay = Relay::start(&config, &keypair, metrics, pools, Vec::new(), descriptors);
+    let arrivals = Arrivals {
+        queue: mpsc::channel(1).1,
+        bound: Vec::new(),
+        ways: Vec::new(),
+        forwarded: pools.limits.forwarded.clone(),
+    };
+    let own = Vec::new();
+    let relay = Relay::start(&config, arrivals, &keypair, metrics, pools, own, descriptors);
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

@@ -12,7 +12,6 @@ mod demand;
 pub(crate) mod frame;
 mod queue;
 mod stream;
-mod tls;
 
 use std::{
     fmt, io,
@@ -30,7 +29,8 @@ use tokio::{
 
 use self::allocation::{Allocation, Families};
 use self::demand::{Demand, Hosts, LastUse, released};
-pub(crate) use self::{demand::Hold, tls::Roots};
+pub(crate) use self::demand::Hold;
+pub(crate) use crate::native::roots::Roots;
 use super::gather::{Gathered, LocalCandidate, Origin};
 use crate::{
     core::{
