@@ -109,12 +109,7 @@ fn asks_for_websocket(line: &[u8]) -> bool {
 }
 
 /// What a client may name inside TLS (RFC 7301, RFC 7443).
-pub(crate) const ALPN: [&[u8]; 4] = [
-    b"http/1.1",
-    b"stun.turn",
-    b"stun.nat-discovery",
-    b"libp2p",
-];
+pub(crate) const ALPN: [&[u8]; 4] = [b"http/1.1", b"stun.turn", b"stun.nat-discovery", b"libp2p"];
 
 /// Whether a client that has agreed on `alpn` may speak `protocol`. Without ALPN, it may speak any.
 /// A client that names one protocol and speaks another one may be a page that was lured into talking
@@ -147,7 +142,10 @@ mod tests {
     fn each_protocol_is_known_by_its_beginning() {
         assert_eq!(sniff(b""), Sniffed::More);
         assert_eq!(sniff(b"\x16\x03\x01\x02\x00"), is(Protocol::Tls));
-        assert_eq!(sniff(b"\x13/multistream/1.0.0\n\x07/noise\n"), is(Protocol::Libp2p));
+        assert_eq!(
+            sniff(b"\x13/multistream/1.0.0\n\x07/noise\n"),
+            is(Protocol::Libp2p)
+        );
         assert_eq!(sniff(TURN), is(Protocol::Turn));
         assert_eq!(sniff(PAGE), is(Protocol::Http));
         assert_eq!(sniff(SOCKET), is(Protocol::WebSocket));
@@ -192,7 +190,10 @@ mod tests {
         use Protocol::*;
         for protocol in [Libp2p, Http, WebSocket, Turn] {
             assert!(agrees(None, protocol));
-            let named: Vec<_> = ALPN.iter().filter(|alpn| agrees(Some(alpn), protocol)).collect();
+            let named: Vec<_> = ALPN
+                .iter()
+                .filter(|alpn| agrees(Some(alpn), protocol))
+                .collect();
             let count = if protocol == Turn { 2 } else { 1 };
             assert_eq!(named.len(), count, "{protocol:?}");
             assert!(!agrees(Some(b"h2"), protocol));

@@ -100,9 +100,20 @@ mod tests {
 
     #[test]
     fn names_and_addresses_are_told_apart() {
-        assert_eq!(subject("Relay.example"), Subject::Name("relay.example".into()));
+        assert_eq!(
+            subject("Relay.example"),
+            Subject::Name("relay.example".into())
+        );
         assert_eq!(subject("192.0.2.1").to_string(), "192.0.2.1");
-        for bad in ["", "*.example", "a b", "relay.example.", "1.2.3", "0.0.0.0", "https://x"] {
+        for bad in [
+            "",
+            "*.example",
+            "a b",
+            "relay.example.",
+            "1.2.3",
+            "0.0.0.0",
+            "https://x",
+        ] {
             assert_eq!(bad.parse::<Subject>(), Err(InvalidSubject), "{bad}");
         }
     }
@@ -110,7 +121,10 @@ mod tests {
     #[test]
     fn an_address_is_challenged_by_its_reverse_name() {
         assert_eq!(subject("relay.example").challenged_as(), "relay.example");
-        assert_eq!(subject("192.0.2.1").challenged_as(), "1.2.0.192.in-addr.arpa");
+        assert_eq!(
+            subject("192.0.2.1").challenged_as(),
+            "1.2.0.192.in-addr.arpa"
+        );
         assert_eq!(
             subject("2001:db8::1").challenged_as(),
             "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa"

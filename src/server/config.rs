@@ -240,7 +240,11 @@ impl ServerConfig {
         let tls = &self.tls;
         check(
             tls.cert.is_some() == tls.key.is_some(),
-            if tls.cert.is_some() { "tls.key" } else { "tls.cert" },
+            if tls.cert.is_some() {
+                "tls.key"
+            } else {
+                "tls.cert"
+            },
             "given, because the other file is",
         )?;
         check(

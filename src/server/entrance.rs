@@ -96,7 +96,10 @@ impl Entrance {
     /// The place of a connection from `ip`. That of a proxy counts for nobody until it says for whom
     /// it asks.
     fn place(&self, ip: IpAddr) -> Result<Place, Refusal> {
-        let is_proxy = self.trusted_proxies.iter().any(|prefix| prefix.contains(ip));
+        let is_proxy = self
+            .trusted_proxies
+            .iter()
+            .any(|prefix| prefix.contains(ip));
         match is_proxy {
             true => self.handshakes().take(Holder::default()),
             false => self.handshakes().take(ip),
@@ -156,7 +159,10 @@ impl Entrance {
         if protocol != Protocol::Tls {
             return Ok(Some((Socket::Plain(stream), protocol)));
         }
-        let tls = self.tls.as_ref().ok_or_else(|| unknown("TLS is not set up"))?;
+        let tls = self
+            .tls
+            .as_ref()
+            .ok_or_else(|| unknown("TLS is not set up"))?;
         let accepted = tls.accept(stream).await;
         self.metrics.tls_handshake(match &accepted {
             Ok(_) => "ok",

@@ -274,7 +274,9 @@ impl Metrics {
         if let Some(until) = *certificate.unwrap_or_else(PoisonError::into_inner) {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let left = until.as_secs_f64() - now.unwrap_or_default().as_secs_f64();
-            self.certificate_days.get_or_create(&Unlabelled {}).set(left / SECONDS_A_DAY);
+            self.certificate_days
+                .get_or_create(&Unlabelled {})
+                .set(left / SECONDS_A_DAY);
         }
     }
 

@@ -237,12 +237,13 @@ impl transport::Transport for Handed {
                 return Poll::Ready(event);
             }
             let mut listeners = this.listeners.iter_mut();
-            let news = listeners.find_map(|listener| {
-                match listener.poll(cx, |at| Way::Tcp.address(at)) {
-                    Poll::Ready(event) => Some(event),
-                    Poll::Pending => None,
-                }
-            });
+            let news =
+                listeners.find_map(
+                    |listener| match listener.poll(cx, |at| Way::Tcp.address(at)) {
+                        Poll::Ready(event) => Some(event),
+                        Poll::Pending => None,
+                    },
+                );
             if let Some(news) = news {
                 this.tell(news);
                 continue;
@@ -293,7 +294,11 @@ mod tests {
         let listen = |handed: &mut Handed, address: &str| {
             handed.listen_on(ListenerId::next(), address.parse().unwrap())
         };
-        for other in ["/ip4/127.0.0.1/tcp/9", "/ip4/127.0.0.1/tcp/7/ws", "/ip4/127.0.0.1/udp/7"] {
+        for other in [
+            "/ip4/127.0.0.1/tcp/9",
+            "/ip4/127.0.0.1/tcp/7/ws",
+            "/ip4/127.0.0.1/udp/7",
+        ] {
             assert!(listen(&mut handed, other).is_err(), "{other}");
         }
         listen(&mut handed, "/ip4/127.0.0.1/tcp/0").unwrap();

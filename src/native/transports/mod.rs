@@ -36,12 +36,12 @@ use libp2p::{
 #[cfg(feature = "server")]
 use libp2p::quic;
 
+#[cfg(feature = "server")]
+use self::handed::{Arrivals, Handed};
 use self::{
     backlog::Backlog, guard::Guard, names::Names, tcp::Tcp, websocket::WebSocketTransport,
     windows::Windows,
 };
-#[cfg(feature = "server")]
-use self::handed::{Arrivals, Handed};
 #[cfg(feature = "server")]
 use super::udp::Sockets;
 use super::{

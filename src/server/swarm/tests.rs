@@ -23,7 +23,15 @@ async fn a_server_dials_nobody_by_itself() {
         forwarded: pools.limits.forwarded.clone(),
     };
     let own = Vec::new();
-    let relay = Relay::start(&config, arrivals, &keypair, metrics, pools, own, descriptors);
+    let relay = Relay::start(
+        &config,
+        arrivals,
+        &keypair,
+        metrics,
+        pools,
+        own,
+        descriptors,
+    );
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

@@ -87,9 +87,8 @@ impl Acme {
     /// another one can be ordered.
     pub(super) fn kept(&self) -> Result<Option<Certificate>, Error> {
         let read = secret::read(&self.certificate, MAX_FILE_LEN);
-        let read = read.map_err(|fault| {
-            Error::new(ErrorKind::Io, fault.describe(&self.certificate))
-        })?;
+        let read =
+            read.map_err(|fault| Error::new(ErrorKind::Io, fault.describe(&self.certificate)))?;
         let parsed = read.and_then(|pem| {
             Certificate::from_pem(&pem, &pem)
                 .inspect_err(|error| tracing::warn!(%error, "the kept certificate is of no use"))
@@ -97,7 +96,9 @@ impl Acme {
         });
         let is_for = |certificate: &Certificate| {
             let subjects = self.subjects.iter();
-            subjects.clone().all(|subject| certificate.subjects.contains(subject))
+            subjects
+                .clone()
+                .all(|subject| certificate.subjects.contains(subject))
         };
         Ok(parsed.filter(is_for))
     }
@@ -153,8 +154,15 @@ impl Acme {
     ) -> Result<Certificate, Failure> {
         let identifiers: Vec<_> = self.subjects.iter().map(identifier).collect();
         let mut order = NewOrder::new(&identifiers);
-        let has_ip = self.subjects.iter().any(|one| matches!(one, Subject::Ip(_)));
-        if has_ip && account.profiles().any(|profile| profile.name == SHORT_LIVED) {
+        let has_ip = self
+            .subjects
+            .iter()
+            .any(|one| matches!(one, Subject::Ip(_)));
+        if has_ip
+            && account
+                .profiles()
+                .any(|profile| profile.name == SHORT_LIVED)
+        {
             order = order.profile(SHORT_LIVED);
         }
         let mut order = account.new_order(&order).await?;

@@ -50,7 +50,10 @@ impl Files {
 
     /// Calls `reload` whenever the files have changed. Programs write one file after the other, so a
     /// certificate without its key is only told of, and read again when the key is there.
-    pub(super) async fn follow<F: Future<Output = Result<(), Error>>>(&self, reload: impl Fn() -> F) {
+    pub(super) async fn follow<F: Future<Output = Result<(), Error>>>(
+        &self,
+        reload: impl Fn() -> F,
+    ) {
         let mut seen = self.stamps().await;
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);

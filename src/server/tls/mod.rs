@@ -182,10 +182,7 @@ struct Served {
 impl Served {
     fn set(&self, certificate: Certificate) {
         self.metrics.certificate(certificate.validity.until);
-        let mut current = self
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = Some(certificate.key);
     }
 }

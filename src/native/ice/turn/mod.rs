@@ -28,10 +28,10 @@ use tokio::{
 };
 
 use self::allocation::{Allocation, Families};
-use self::demand::{Demand, Hosts, LastUse, released};
 pub(crate) use self::demand::Hold;
-pub(crate) use crate::native::roots::Roots;
+use self::demand::{Demand, Hosts, LastUse, released};
 use super::gather::{Gathered, LocalCandidate, Origin};
+pub(crate) use crate::native::roots::Roots;
 use crate::{
     core::{
         dial::may_refer,
