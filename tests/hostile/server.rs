@@ -46,7 +46,7 @@ pub(crate) struct Served {
     program: Program,
     ready: Value,
     /// The way that honest peers take to it.
-    way: &'static str,
+    pub(crate) way: &'static str,
     round: AtomicU32,
     _home: tempfile::TempDir,
 }
@@ -133,7 +133,7 @@ impl Served {
     }
 
     /// Others are unharmed by `attack`, and nothing is left of it.
-    async fn withstands(&self, what: &str, attack: impl Future<Output = Attack>) {
+    pub(crate) async fn withstands(&self, what: &str, attack: impl Future<Output = Attack>) {
         let quiet = self.rounds().await;
         let before = self.resident();
         let attack = attack.await;
@@ -147,11 +147,11 @@ impl Served {
 }
 
 /// What goes on until it is dropped.
-struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
+pub(crate) struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
 
 impl Attack {
     /// `count` tasks at once.
-    fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
+    pub(crate) fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -84,13 +84,13 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
             config
         }
     };
+    secure(&mut config, &args);
     if !args.host.is_empty() {
         config.hosts = args.host;
     }
     if let Some(port) = args.port {
         config.port = port;
     }
-    secure(&mut config, &args);
     if let Some(circuits) = args.max_circuits {
         config.relay.circuits = circuits;
     }
@@ -153,3 +153,32 @@ fn warn_of_readers(path: &std::path::Path) {
 
 #[cfg(not(unix))]
 fn warn_of_readers(_: &std::path::Path) {}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn configured(line: &str) -> ServerConfig {
+        let line = format!("throughline serve --no-turn {line}");
+        match Cli::parse_from(line.split(' ')).command {
+            Command::Serve(args) => config(args).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_domain_has_the_port_of_pages_and_no_other() {
+        let config = configured("--domain a.example --contact b@a.example --data d");
+        assert_eq!((config.port, config.layout), (HTTPS_PORT, Layout::One));
+        assert_eq!(config.tls.domains, ["a.example"]);
+        assert_eq!(config.data, Some("d".into()));
+        config.validate().unwrap();
+        assert_eq!(configured("--domain a.example --port 8443").port, 8443);
+        let files = configured("--tls-cert c --tls-key k");
+        assert_eq!((files.port, files.layout), (DEFAULT_PORT, Layout::Five));
+        assert_eq!(files.tls.key, Some("k".into()));
+    }
+}
