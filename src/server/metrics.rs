@@ -37,10 +37,16 @@ pub(crate) struct Metrics {
     autonat: Family<Outcome, Counter>,
     tls_handshakes: Family<Outcome, Counter>,
     certificate_orders: Family<Outcome, Counter>,
-    /// Until when the certificate is valid that is served, since the Unix epoch.
-    certificate: Arc<Mutex<Option<Duration>>>,
-    certificate_days: Family<Unlabelled, Gauge<f64, AtomicU64>>,
+    /// The certificate that is served, if there is one.
+    certificate: Arc<Mutex<Option<Expiry>>>,
     refused: Family<Refused, Counter>,
+}
+
+/// When the certificate expires. The metric is there only with a certificate.
+struct Expiry {
+    /// Since the Unix epoch.
+    until: Duration,
+    days: Gauge<f64, AtomicU64>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -53,10 +59,6 @@ struct Refused {
     what: &'static str,
     reason: &'static str,
 }
-
-/// The labels of a metric that is there only once it has a value.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Unlabelled {}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Resource {
@@ -83,7 +85,6 @@ impl Metrics {
             tls_handshakes: Family::default(),
             certificate_orders: Family::default(),
             certificate: Arc::default(),
-            certificate_days: Family::default(),
             refused: Family::default(),
             registry: Arc::default(),
         };
@@ -157,11 +158,6 @@ impl Metrics {
             "tls_certificate_orders",
             "Certificates that were ordered from the authority by outcome",
             metrics.certificate_orders.clone(),
-        );
-        registry.register(
-            "tls_certificate_days",
-            "Days until the certificate that is served expires",
-            metrics.certificate_days.clone(),
         );
         registry.register(
             "refused",
@@ -266,17 +262,26 @@ impl Metrics {
     /// A certificate is served that is valid `until` this time since the Unix epoch.
     pub(crate) fn certificate(&self, until: Duration) {
         let certificate = self.certificate.lock();
-        *certificate.unwrap_or_else(PoisonError::into_inner) = Some(until);
+        let mut certificate = certificate.unwrap_or_else(PoisonError::into_inner);
+        let days = match certificate.take() {
+            Some(Expiry { days, .. }) => days,
+            None => {
+                let days = Gauge::default();
+                let help = "Days until the certificate that is served expires";
+                self.lock()
+                    .register("tls_certificate_days", help, days.clone());
+                days
+            }
+        };
+        *certificate = Some(Expiry { until, days });
     }
 
     fn count_days(&self) {
         let certificate = self.certificate.lock();
-        if let Some(until) = *certificate.unwrap_or_else(PoisonError::into_inner) {
+        if let Some(expiry) = &*certificate.unwrap_or_else(PoisonError::into_inner) {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let left = until.as_secs_f64() - now.unwrap_or_default().as_secs_f64();
-            self.certificate_days
-                .get_or_create(&Unlabelled {})
-                .set(left / SECONDS_A_DAY);
+            let left = expiry.until.as_secs_f64() - now.unwrap_or_default().as_secs_f64();
+            expiry.days.set(left / SECONDS_A_DAY);
         }
     }
 

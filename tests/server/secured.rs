@@ -126,6 +126,7 @@ pub(crate) async fn get(
             let Some((head, body)) = text.split_once("\r\n\r\n") else {
                 continue;
             };
+            let head = head.to_ascii_lowercase();
             let length = head.split_once("content-length: ");
             let length = length.and_then(|(_, rest)| rest.lines().next()?.parse().ok());
             if length.is_some_and(|length: usize| body.len() >= length) {

@@ -3,7 +3,7 @@
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use rustls::{
-    crypto::ring,
+    crypto::ring::{self, sign::any_ecdsa_type},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
 };
@@ -82,8 +82,9 @@ pub(super) fn of_challenge(subject: &Subject, digest: &[u8]) -> io::Result<Arc<C
     let certificate = params.self_signed(&key).map_err(io::Error::other)?;
     let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(io::Error::other)?;
     let chain = vec![certificate.der().clone()];
-    let key = CertifiedKey::from_der(chain, der, &ring::default_provider());
-    Ok(Arc::new(key.map_err(io::Error::other)?))
+    // `CertifiedKey::from_der` refuses the extension, which is critical.
+    let key = any_ecdsa_type(&der).map_err(io::Error::other)?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
 
 /// What a certificate for `subjects` says.
