@@ -44,6 +44,7 @@ const METHOD: usize = 16;
 ///
 /// More bytes never change what is known, and [`MOST`] bytes are enough for every protocol.
 pub(crate) fn sniff(bytes: &[u8]) -> Sniffed {
+    let bytes = bytes.get(..MOST).unwrap_or(bytes);
     match bytes.first() {
         None => Sniffed::More,
         // RFC 7983 section 7: STUN begins with 0 to 3.

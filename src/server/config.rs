@@ -571,7 +571,8 @@ pub struct ConnectionLimits {
     /// Connections of one peer, 1 to 4294967295. Default 8.
     pub per_peer: u32,
     /// Connections whose handshake is under way, 1 to 4294967295. The limit applies to each kind:
-    /// TCP and WebSocket, QUIC, WebRTC, and connections that the server makes. Default 512. When
+    /// TCP and WebSocket, QUIC, WebRTC, and connections that the server makes. Default 512. Over TCP,
+    /// a connection also counts until its first bytes tell its protocol. When
     /// more than a sixteenth of it are under way over QUIC, senders must prove that they are at
     /// their address, which takes one round trip.
     pub pending: u32,

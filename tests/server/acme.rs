@@ -35,11 +35,7 @@ struct Pebble {
 
 impl Drop for Pebble {
     fn drop(&mut self) {
-        for child in &mut self.children {
-            // An error says that it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end();
     }
 }
 
@@ -104,6 +100,14 @@ impl Pebble {
         }
     }
 
+    fn end(&mut self) {
+        for child in &mut self.children {
+            // An error says that it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
     /// The certificate of the authority, in PEM.
     async fn root(&self) -> String {
         let mut stream = connect(self.management, &self.ca, "localhost", &[])
@@ -141,7 +145,7 @@ async fn orders(server: &Server, outcome: &str, count: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_and_an_address_get_a_certificate_that_is_kept() {
     let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
-    let pebble = Pebble::start(Behaviour {
+    let mut pebble = Pebble::start(Behaviour {
         checks: first,
         rejects: 0,
         seconds: 6 * 24 * 60 * 60,
@@ -184,7 +188,7 @@ async fn a_name_and_an_address_get_a_certificate_that_is_kept() {
 
     // After a restart, the certificate is there at once, whatever the authority does.
     server.shutdown().await;
-    drop(pebble);
+    pebble.end();
     let server = start(config).await;
     connect(port(&server), &root, NAME, &[]).await.unwrap();
     assert!(!server.metrics().contains("certificate_orders_total{"));

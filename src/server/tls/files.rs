@@ -26,6 +26,8 @@ const MAX_FILE_LEN: u64 = 256 * 1024;
 pub(super) struct Files {
     cert: PathBuf,
     key: PathBuf,
+    /// The files before they were first read.
+    first: (Stamp, Stamp),
 }
 
 impl Files {
@@ -33,6 +35,7 @@ impl Files {
         Self {
             cert: cert.to_owned(),
             key: key.to_owned(),
+            first: (stamp(cert), stamp(key)),
         }
     }
 
@@ -54,7 +57,7 @@ impl Files {
         &self,
         reload: impl Fn() -> F,
     ) {
-        let mut seen = self.stamps().await;
+        let mut seen = Some(self.first);
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
@@ -72,7 +75,7 @@ impl Files {
 
     /// What changes when a file does. `None` says that the disk could not be asked.
     async fn stamps(&self) -> Option<(Stamp, Stamp)> {
-        let Self { cert, key } = self.clone();
+        let Self { cert, key, .. } = self.clone();
         let stamps = task::spawn_blocking(move || (stamp(&cert), stamp(&key)));
         stamps.await.ok()
     }
