@@ -90,7 +90,12 @@ impl Served {
     /// How often this was refused.
     pub(crate) fn refused(&self, what: &str, reason: &str) -> u64 {
         let url = self.ready["http"].as_str().unwrap();
-        let mut stream = std::net::TcpStream::connect(&url["http://".len()..]).unwrap();
+        let to = match url.strip_prefix("http://") {
+            Some(to) => to.parse().unwrap(),
+            // The port of TLS takes HTTP without it, too.
+            None => self.socket("/tcp/"),
+        };
+        let mut stream = std::net::TcpStream::connect(to).unwrap();
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         stream.write_all(request).unwrap();
         let mut answer = String::new();
