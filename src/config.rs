@@ -66,6 +66,10 @@ pub struct Config {
     /// A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones
     /// of the web. Native only: a browser has its own and ignores this. Defaults to none.
     pub turn_ca: Option<PathBuf>,
+    /// A PEM file of certificate authorities to trust for relays at `/tls/ws` and `/wss`, in addition
+    /// to the public ones of the web. Native only: a browser has its own and ignores this. Defaults to
+    /// none.
+    pub relay_ca: Option<PathBuf>,
     /// The addresses to listen on. 0 to 16. Native only: a browser ignores this. Defaults to an
     /// ephemeral port of every interface, over QUIC and TCP.
     pub listen: Vec<String>,

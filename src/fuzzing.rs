@@ -20,6 +20,7 @@ use crate::{
         circuit::{Answer, CircuitError},
         datagram,
         dial_back::Server,
+        first_bytes::{self, Sniffed},
         frame::{self, StreamState},
         mdns,
         offer::Prelude,
@@ -54,6 +55,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("datagrams", datagrams),
     ("dial_request", dial_request),
     ("direct_client", direct_client),
+    ("first_bytes", first_bytes),
     ("frame", frame),
     ("lane", lane),
     ("mdns", mdns),
@@ -91,6 +93,17 @@ pub fn direct_client(data: &[u8]) -> bool {
     assert_eq!((&*read.server, &*read.client), (server, client));
     assert!(server.ends_with(&read.client_pwd) && read.client_pwd.len() >= 22);
     true
+}
+
+/// The first bytes of a TCP client. What is known of them is the same however they come.
+pub fn first_bytes(data: &[u8]) -> bool {
+    let all = first_bytes::sniff(data);
+    let parts = (0..data.len().min(256)).map(|length| first_bytes::sniff(&data[..length]));
+    for known in parts {
+        assert!(known == Sniffed::More || known == all);
+    }
+    assert!(all != Sniffed::More || data.len() < first_bytes::MOST);
+    matches!(all, Sniffed::Is(_))
 }
 
 /// A multiaddress of a peer.

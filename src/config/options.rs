@@ -212,6 +212,8 @@ options! {
         "The TURN servers to use, each with `url`, `username` and `credential`.";
     turn_ca "turn_ca" = None, [Native],
         "A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones.";
+    relay_ca "relay_ca" = None, [Native],
+        "A PEM file of certificate authorities to trust for relays over TLS, in addition to the public ones.";
     listen "listen" = Vec::new(), 0..=16 "addresses", [Native],
         "The addresses to listen on. Without any, QUIC and TCP listen on every interface.";
     protocols "protocols" = Vec::new(), 0..=256 "protocols", [Everywhere],

@@ -48,6 +48,7 @@ fn defaults_have_the_documented_values() {
         "port_mapping": true,
         "port_mapping_timeout_ms": 5_000,
         "turn_ca": null,
+        "relay_ca": null,
         "max_connections": 1024,
         "max_streams": 1024,
     });

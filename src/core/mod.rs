@@ -14,6 +14,8 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+#[allow(dead_code, reason = "only a server is spoken to by strangers")]
+pub(crate) mod first_bytes;
 pub(crate) mod frame;
 pub(crate) mod liveness;
 pub(crate) mod loss;
@@ -39,6 +41,8 @@ pub(crate) mod quota;
 pub(crate) mod race;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod reachability;
+#[allow(dead_code, reason = "only a server has certificates")]
+pub(crate) mod renewal;
 pub(crate) mod reservation;
 pub(crate) mod resume;
 pub(crate) mod scope;
@@ -49,6 +53,8 @@ pub(crate) mod server_url;
 pub(crate) mod signalling;
 #[allow(dead_code, reason = "a browser's TURN client is its own")]
 pub(crate) mod silence;
+#[allow(dead_code, reason = "only a server has certificates")]
+pub(crate) mod subject;
 #[allow(dead_code, reason = "only a server bounds what is unread")]
 pub(crate) mod unread;
 #[allow(dead_code, reason = "a browser asks no router")]

@@ -37,7 +37,7 @@ struct State<T> {
 
 /// The time, the length and the number of a file, which change when the file does. `None` stands
 /// for a file that does not exist.
-type Stamp = Option<(SystemTime, u64, u64)>;
+pub(crate) type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl<T: Clone + Send + 'static> FromFile<T> {
     /// Reads `file`.
@@ -133,7 +133,8 @@ impl<T: Clone + Send + 'static> FromFile<T> {
     }
 }
 
-fn stamp(file: &Path) -> Stamp {
+/// What changes when `file` does.
+pub(crate) fn stamp(file: &Path) -> Stamp {
     let metadata = fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), number(&metadata)))
 }

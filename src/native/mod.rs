@@ -6,6 +6,7 @@
 //! - `behaviours`: protocols of libp2p that a page does not have, and limits.
 //! - `signals`: what the system tells of this machine's network.
 //! - `environment`, `interfaces`: files and interfaces, which are read again when they change.
+//! - `roots`: the certificate authorities that TLS trusts.
 //! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
 
 pub(crate) mod behaviours;
@@ -14,6 +15,7 @@ pub(crate) mod ice;
 pub(crate) mod identity;
 pub(crate) mod interfaces;
 pub(crate) mod quic;
+pub(crate) mod roots;
 pub(crate) mod runtime;
 pub(crate) mod secret;
 mod signals;
@@ -27,8 +29,9 @@ use libp2p::identity::Keypair;
 
 pub(crate) use self::signals::Signals;
 use self::{
-    ice::{turn, webrtc},
+    ice::webrtc,
     quic::Quic,
+    roots::Roots,
     transports::{guard::Guard, names::Names},
     udp::Addresses,
 };
@@ -51,6 +54,8 @@ pub(crate) struct Net {
     pub(crate) quic: Quic,
     pub(crate) guard: Guard,
     pub(crate) names: Names,
+    /// Whom TLS to relays trusts.
+    pub(crate) roots: Roots,
 }
 
 impl Net {
@@ -76,6 +81,8 @@ impl Net {
             quic,
             guard: Guard::new(policy.clone()),
             names: Names::of_system(),
+            roots: Roots::load(config.relay_ca.as_deref())
+                .map_err(|error| BackendError::Io(error.to_string()))?,
         })
     }
 
@@ -130,8 +137,11 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             |service| matches!(service, Service::Turn(transport) if transport != ServerTransport::Dtls),
         )?;
     }
-    turn::Roots::load(config.turn_ca.as_deref()).map_err(|error| {
-        Error::new(ErrorKind::InvalidConfig, format!("turn_ca: {error}")).with_source(error)
-    })?;
+    let files = [("relay_ca", &config.relay_ca), ("turn_ca", &config.turn_ca)];
+    for (name, file) in files {
+        Roots::load(file.as_deref()).map_err(|error| {
+            Error::new(ErrorKind::InvalidConfig, format!("{name}: {error}")).with_source(error)
+        })?;
+    }
     Ok(())
 }

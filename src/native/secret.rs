@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// The reasons why a file is not used as a secret.
@@ -59,10 +59,20 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Fault> {
     if let Some(mode) = mode(&file.metadata()?).filter(|mode| mode & 0o077 != 0) {
         return Err(Fault::Accessible(mode));
     }
+    read_most(file, most).map(Some)
+}
+
+/// Reads a file of the operator's, who decides who else may read it.
+#[cfg(feature = "server")]
+pub(crate) fn read_shared(path: &Path, most: u64) -> Result<Vec<u8>, Fault> {
+    read_most(File::open(path)?, most)
+}
+
+fn read_most(file: File, most: u64) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     match u64::try_from(bytes.len()) {
-        Ok(length) if length <= most => Ok(Some(bytes)),
+        Ok(length) if length <= most => Ok(bytes),
         _ => Err(Fault::TooLong),
     }
 }
@@ -96,6 +106,25 @@ fn mode(_: &fs::Metadata) -> Option<u32> {
 /// # Errors
 /// Fails with `AlreadyExists` when `path` exists.
 pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // This makes a hard link, because renaming would replace a file that was made meanwhile.
+    let temporary = write_beside(path, bytes)?;
+    let linked = fs::hard_link(&temporary, path);
+    linked.and(fs::remove_file(&temporary))
+}
+
+/// Puts `bytes` in place of the file at `path`, readable by its owner only. A reader finds the old file
+/// or the new one.
+#[cfg(feature = "server")]
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = write_beside(path, bytes)?;
+    fs::rename(&temporary, path).inspect_err(|_| {
+        // The error of the renaming says more than one of this would.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+/// Writes a temporary file with `bytes` into the directory of `path`.
+fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -111,11 +140,14 @@ pub(crate) fn publish(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary_name.push(name);
     temporary_name.push(format!(".{:016x}", u64::from_ne_bytes(nonce)));
     let temporary = directory.join(temporary_name);
-    let written = write_private(&temporary, bytes)
-        // This makes a hard link, because renaming would replace a file that was made meanwhile.
-        .and_then(|()| fs::hard_link(&temporary, path));
-    let removed = fs::remove_file(&temporary);
-    written.and(removed)
+    match write_private(&temporary, bytes) {
+        Ok(()) => Ok(temporary),
+        Err(error) => {
+            // The file may not be there.
+            let _ = fs::remove_file(&temporary);
+            Err(error)
+        }
+    }
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -186,6 +218,25 @@ mod tests {
         fs::create_dir(&taken).unwrap();
         assert!(publish(&taken, b"key").is_err());
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_file_is_replaced_whole_and_stays_private() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("new folder").join("secret");
+        for text in [b"old".as_slice(), b"new"] {
+            replace(&path, text).unwrap();
+            assert_eq!(read(&path, 9).unwrap().unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        set_mode(&path, 0o644);
+        assert_eq!(read_shared(&path, 9).unwrap(), b"new");
+        assert!(matches!(read_shared(&path, 2), Err(Fault::TooLong)));
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(replace(&path, b"key").is_err());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
     #[cfg(feature = "server")]

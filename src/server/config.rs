@@ -17,6 +17,7 @@ use crate::{
     core::{
         prefix::Prefix,
         scope::{Scope, scope},
+        subject::Subject,
     },
     error::{Error, ErrorKind},
 };
@@ -48,11 +49,17 @@ pub struct ServerConfig {
     /// The first of the ports, 0 to 65531. Default 4001, the usual port of libp2p nodes. With 0,
     /// the system chooses each port.
     ///
-    /// With base N, the server listens for QUIC on UDP N, TCP on TCP N, WebSocket on TCP N+1,
-    /// `/webrtc-direct` on UDP N+1, HTTP on TCP N+2, STUN on UDP N+2 and UDP N+3, and TURN on UDP
-    /// and TCP N+4. The second STUN port shows a client how its NAT maps and filters (RFC 5780).
-    /// The test is complete if the server has two hosts of a family.
+    /// With base N, TCP N takes every protocol that runs over TCP: libp2p, WebSocket, HTTP, TURN, and
+    /// all of these within [TLS](Self::tls). Over UDP, the server listens for QUIC on N,
+    /// `/webrtc-direct` on N+1, STUN on N+2 and N+3, and TURN on N+4. The second STUN port shows a
+    /// client how its NAT maps and filters (RFC 5780). The test is complete if the server has two hosts
+    /// of a family. The [layout](Self::layout) says which other TCP ports there are.
     pub port: u16,
+    /// The TCP ports. Default [`Layout::Five`], so that addresses and firewalls of servers that run
+    /// today stay right.
+    pub layout: Layout,
+    /// TLS on the first TCP port, and its certificate. Default none.
+    pub tls: TlsConfig,
     /// The directory of the identity and of the `/webrtc-direct` certificate. Default none: both
     /// are generated at each start, so tickets and certificate hashes change.
     pub data: Option<PathBuf>,
@@ -83,6 +90,8 @@ impl Default for ServerConfig {
         Self {
             hosts: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)],
             port: DEFAULT_PORT,
+            layout: Layout::default(),
+            tls: TlsConfig::default(),
             data: None,
             announce: Vec::new(),
             relay: RelayLimits::default(),
@@ -94,6 +103,96 @@ impl Default for ServerConfig {
             http: HttpConfig::default(),
             log_addresses: false,
         }
+    }
+}
+
+/// The TCP ports of a server.
+///
+/// ```
+/// use throughline::server::{Layout, ServerConfig};
+///
+/// let mut config = ServerConfig::default();
+/// config.layout = Layout::One;
+/// config.port = 443;
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Layout {
+    /// With base N, WebSocket has also TCP N+1, HTTP has also N+2, and TURN has also N+4, as in earlier
+    /// versions. The next release has no such layout.
+    #[default]
+    Five,
+    /// TCP N is the only TCP port.
+    One,
+}
+
+/// TLS on the first TCP port. The certificate is in files, or an authority issues it by ACME
+/// (RFC 8555). Without either, there is no TLS.
+///
+/// ```
+/// use throughline::server::ServerConfig;
+///
+/// let mut config = ServerConfig::default();
+/// config.port = 443; // where an authority checks who is there
+/// config.data = Some("/var/lib/throughline".into());
+/// config.tls.domains = vec!["relay.example.org".into()];
+/// config.tls.contact = Some("admin@example.org".into());
+/// config.validate()?;
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TlsConfig {
+    /// A PEM file of a certificate and of those that lead to its authority. It is read again when it
+    /// has changed. Files that cannot be used do not replace the certificate that is served. Default
+    /// none.
+    pub cert: Option<PathBuf>,
+    /// The PEM file of the certificate's private key. Default none.
+    pub key: Option<PathBuf>,
+    /// Names and IP addresses for which an authority is asked for a certificate, 0 to 16. The authority
+    /// connects to TCP port 443 of each of them, which has to lead to the first port of this server.
+    /// Needs [`data`](ServerConfig::data). For an address, the profile `shortlived` is asked for if the
+    /// authority has it. Default none.
+    pub domains: Vec<String>,
+    /// The mail address for the authority, to which it may write about the certificate. Default none.
+    pub contact: Option<String>,
+    /// The directory of the authority, 1 to 2048 bytes. Whoever names domains agrees to its terms of
+    /// service. Default Let's Encrypt.
+    pub directory: String,
+    /// A PEM file of certificate authorities to trust for the directory, in addition to the public ones
+    /// of the web. Default none.
+    pub directory_ca: Option<PathBuf>,
+}
+
+/// The directory of Let's Encrypt.
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        Self {
+            cert: None,
+            key: None,
+            domains: Vec::new(),
+            contact: None,
+            directory: LETS_ENCRYPT.to_owned(),
+            directory_ca: None,
+        }
+    }
+}
+
+impl TlsConfig {
+    /// Whom a certificate is ordered for.
+    pub(crate) fn subjects(&self) -> Result<Vec<Subject>, Error> {
+        let parse = |text: &String| {
+            text.parse().map_err(|_| {
+                let message =
+                    format!("tls.domains: `{text}` is neither a name nor an address of a host");
+                Error::new(ErrorKind::InvalidConfig, message)
+            })
+        };
+        self.domains.iter().map(parse).collect()
     }
 }
 
@@ -141,6 +240,38 @@ impl ServerConfig {
             "turn.external_ip",
             "an address that clients can send to",
         )?;
+        let tls = &self.tls;
+        check(
+            tls.cert.is_some() == tls.key.is_some(),
+            if tls.cert.is_some() {
+                "tls.key"
+            } else {
+                "tls.cert"
+            },
+            "given, because the other file is",
+        )?;
+        check(
+            tls.cert.is_none() || tls.domains.is_empty(),
+            "tls.domains",
+            "left out where there is a tls.cert",
+        )?;
+        check(
+            tls.domains.is_empty() || self.data.is_some(),
+            "data",
+            "a folder for the account and the certificate of tls.domains",
+        )?;
+        check(
+            tls.directory.starts_with("https://"),
+            "tls.directory",
+            "an address with https",
+        )?;
+        let is_mail = |to: &String| to.contains('@') && to.chars().all(|c| c.is_ascii_graphic());
+        check(
+            tls.contact.as_ref().is_none_or(is_mail),
+            "tls.contact",
+            "a mail address",
+        )?;
+        tls.subjects()?;
         self.announced()?;
         self.trusted_proxies().map(drop)
     }
@@ -478,7 +609,8 @@ pub struct ConnectionLimits {
     /// Connections of one peer, 1 to 4294967295. Default 8.
     pub per_peer: u32,
     /// Connections whose handshake is under way, 1 to 4294967295. The limit applies to each kind:
-    /// TCP and WebSocket, QUIC, WebRTC, and connections that the server makes. Default 512. When
+    /// TCP and WebSocket, QUIC, WebRTC, and connections that the server makes. Default 512. Over TCP,
+    /// a connection also counts until its first bytes tell its protocol. When
     /// more than a sixteenth of it are under way over QUIC, senders must prove that they are at
     /// their address, which takes one round trip.
     pub pending: u32,

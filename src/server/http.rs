@@ -23,7 +23,7 @@ use axum::{
 use serde::Serialize;
 
 use self::connections::Source;
-pub(crate) use self::connections::{Door, serve};
+pub(crate) use self::connections::{ACCEPT_PAUSE, Door, client, is_of_one_connection, serve};
 use super::{
     assets, descriptors::Descriptors, metrics::Metrics, pool::Pools, turn::Authority, usage::Usage,
 };

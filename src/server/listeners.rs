@@ -5,11 +5,19 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
 };
 
-use super::config::ServerConfig;
+use super::config::{Layout, ServerConfig};
 use crate::error::{Error, ErrorKind};
 
 /// How many connections may wait in the kernel until they are accepted.
 const BACKLOG: i32 = 1024;
+
+/// Binds the one TCP port of each host.
+pub(super) fn bind_entrance(config: &ServerConfig) -> Result<Bound, Error> {
+    bind_tcp("tcp", config, 0)
+}
+
+/// The listeners of a service, with the addresses that were asked for.
+pub(super) type Bound = Vec<(SocketAddr, TcpListener)>;
 
 /// Checks that nobody listens on the ports that libp2p is going to bind.
 ///
@@ -23,10 +31,12 @@ pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
     for host in &config.hosts {
         for (service, kind, n) in [
             ("quic", Type::DGRAM, 0),
-            ("tcp", Type::STREAM, 0),
             ("websocket", Type::STREAM, 1),
             ("webrtc-direct", Type::DGRAM, 1),
         ] {
+            if kind == Type::STREAM && config.layout == Layout::One {
+                continue;
+            }
             let address = SocketAddr::new(*host, offset(config.port, n));
             bind(address, kind).map_err(|source| bind_error(service, address, source))?;
         }
@@ -34,16 +44,15 @@ pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Binds the page to the third port of each host.
-pub(super) fn bind_http(config: &ServerConfig) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
-    bind_tcp("http", config, 2)
+/// Binds the page to the third port of each host, if it has one.
+pub(super) fn bind_http(config: &ServerConfig) -> Result<Bound, Error> {
+    match config.layout {
+        Layout::Five => bind_tcp("http", config, 2),
+        Layout::One => Ok(Vec::new()),
+    }
 }
 
-fn bind_tcp(
-    service: &str,
-    config: &ServerConfig,
-    n: u16,
-) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+fn bind_tcp(service: &str, config: &ServerConfig, n: u16) -> Result<Bound, Error> {
     config
         .hosts
         .iter()
@@ -67,14 +76,15 @@ pub(super) fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSoc
     bind_udp("stun", config, &[2, 3])
 }
 
-type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Vec<(SocketAddr, TcpListener)>);
+type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Bound);
 
-/// Binds TURN to the fifth port of each host.
+/// Binds TURN to the fifth port of each host, over TCP if it has one.
 pub(super) fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
-    Ok((
-        bind_udp("turn", config, &[4])?,
-        bind_tcp("turn", config, 4)?,
-    ))
+    let tcp = match config.layout {
+        Layout::Five => bind_tcp("turn", config, 4)?,
+        Layout::One => Vec::new(),
+    };
+    Ok((bind_udp("turn", config, &[4])?, tcp))
 }
 
 fn bind_udp(
@@ -156,6 +166,7 @@ mod tests {
             let error = match service {
                 "http" => bind_http(&config).unwrap_err(),
                 "turn" => bind_turn(&config).unwrap_err(),
+                "tcp" => bind_entrance(&config).unwrap_err(),
                 _ => check_exclusive(&config).unwrap_err(),
             };
             let named = format!("cannot bind {service} to 127.0.0.1:{port}: ");

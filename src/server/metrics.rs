@@ -5,7 +5,8 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
@@ -15,6 +16,8 @@ use prometheus_client::{
 };
 
 use super::config::ServerConfig;
+
+const SECONDS_A_DAY: f64 = 24.0 * 60.0 * 60.0;
 
 /// The counters of one server. Clones share them.
 #[derive(Clone)]
@@ -33,7 +36,18 @@ pub(crate) struct Metrics {
     http: Family<Outcome, Counter>,
     autonat: Family<Outcome, Counter>,
     usage: Family<Outcome, Counter>,
+    tls_handshakes: Family<Outcome, Counter>,
+    certificate_orders: Family<Outcome, Counter>,
+    /// The certificate that is served, if there is one.
+    certificate: Arc<Mutex<Option<Expiry>>>,
     refused: Family<Refused, Counter>,
+}
+
+/// When the certificate expires. The metric is there only with a certificate.
+struct Expiry {
+    /// Since the Unix epoch.
+    until: Duration,
+    days: Gauge<f64, AtomicU64>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -70,6 +84,9 @@ impl Metrics {
             http: Family::default(),
             autonat: Family::default(),
             usage: Family::default(),
+            tls_handshakes: Family::default(),
+            certificate_orders: Family::default(),
+            certificate: Arc::default(),
             refused: Family::default(),
             registry: Arc::default(),
         };
@@ -140,6 +157,16 @@ impl Metrics {
             metrics.usage.clone(),
         );
         registry.register(
+            "tls_handshakes",
+            "TLS handshakes at the one TCP port by outcome",
+            metrics.tls_handshakes.clone(),
+        );
+        registry.register(
+            "tls_certificate_orders",
+            "Certificates that were ordered from the authority by outcome",
+            metrics.certificate_orders.clone(),
+        );
+        registry.register(
             "refused",
             "What was refused to strangers, by what they asked for and by the limit that refused it",
             metrics.refused.clone(),
@@ -177,6 +204,7 @@ impl Metrics {
 
     /// Returns all counters in the text format of OpenMetrics 1.0.
     pub(crate) fn encode(&self) -> Result<String, fmt::Error> {
+        self.count_days();
         let mut out = String::new();
         text::encode(&mut out, &self.lock())?;
         Ok(out)
@@ -232,6 +260,40 @@ impl Metrics {
 
     pub(crate) fn usage(&self, outcome: &'static str) {
         count(&self.usage, outcome);
+    }
+
+    pub(crate) fn tls_handshake(&self, outcome: &'static str) {
+        count(&self.tls_handshakes, outcome);
+    }
+
+    pub(crate) fn certificate_order(&self, outcome: &'static str) {
+        count(&self.certificate_orders, outcome);
+    }
+
+    /// A certificate is served that is valid `until` this time since the Unix epoch.
+    pub(crate) fn certificate(&self, until: Duration) {
+        let certificate = self.certificate.lock();
+        let mut certificate = certificate.unwrap_or_else(PoisonError::into_inner);
+        let days = match certificate.take() {
+            Some(Expiry { days, .. }) => days,
+            None => {
+                let days = Gauge::default();
+                let help = "Days until the certificate that is served expires";
+                self.lock()
+                    .register("tls_certificate_days", help, days.clone());
+                days
+            }
+        };
+        *certificate = Some(Expiry { until, days });
+    }
+
+    fn count_days(&self) {
+        let certificate = self.certificate.lock();
+        if let Some(expiry) = &*certificate.unwrap_or_else(PoisonError::into_inner) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let left = expiry.until.as_secs_f64() - now.unwrap_or_default().as_secs_f64();
+            expiry.days.set(left / SECONDS_A_DAY);
+        }
     }
 
     pub(crate) fn refused(&self, what: &'static str, reason: &'static str) {

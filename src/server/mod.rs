@@ -25,6 +25,7 @@ mod circuits;
 mod clients;
 mod config;
 mod descriptors;
+mod entrance;
 pub(crate) mod hop;
 mod http;
 mod listeners;
@@ -32,8 +33,10 @@ mod metrics;
 mod pool;
 mod rate_limiter;
 mod relay_rates;
+mod socket;
 pub(crate) mod stun;
 mod swarm;
+mod tls;
 pub(crate) mod turn;
 mod usage;
 mod watch;
@@ -47,21 +50,26 @@ use std::{
 };
 
 use libp2p::Multiaddr;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 #[cfg(test)]
 pub(crate) use self::config::options;
 pub use self::config::{
-    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
-    StunLimits, TurnConfig, UsageConfig,
+    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, Layout, MAX_PORT, RelayLimits,
+    ServerConfig, StunLimits, TlsConfig, TurnConfig, UsageConfig,
 };
 use self::{
+    entrance::Entrance,
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
-    listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
+    listeners::{bind_entrance, bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
     pool::{Pool, Pools},
     swarm::Relay,
-    turn::Authority,
+    tls::Tls,
+    turn::{Authority, TurnServer},
     usage::Usage,
 };
 pub use self::{
@@ -69,16 +77,24 @@ pub use self::{
     usage::{Day, DayError, UsageBy, UsageRow, usage},
 };
 use crate::{
-    core::scope::{Scope, scope},
+    core::{
+        scope::{Scope, scope},
+        subject::Subject,
+    },
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
-    native::{runtime, secret, trace},
+    native::{
+        runtime, secret, trace,
+        transports::handed::{Arrivals, Way},
+    },
     ticket::Ticket,
 };
 
 /// How long the last batch of the record of usage may take.
 const LAST_BATCH: Duration = Duration::from_secs(5);
 
+/// The port of https, which URLs leave out.
+const HTTPS_PORT: u16 = 443;
 /// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
 
@@ -106,6 +122,7 @@ pub struct Server {
     page: Arc<RwLock<PageConfig>>,
     metrics: Metrics,
     usage: Usage,
+    tls: Option<Tls>,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
     services: Vec<JoinHandle<()>>,
@@ -121,7 +138,7 @@ impl Server {
     /// - [`ErrorKind::InvalidConfig`] if a setting is out of range or names a folder that does not
     ///   exist.
     /// - [`ErrorKind::InvalidIdentity`] if the identity file cannot be used.
-    /// - [`ErrorKind::Io`] if the certificate cannot be used, others can write to the data
+    /// - [`ErrorKind::Io`] if a certificate cannot be used, others can write to the data
     ///   directory, the record of usage cannot be opened, or an address is taken.
     ///
     /// # Cancel safety
@@ -142,8 +159,14 @@ impl Server {
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&config, &metrics);
         let usage = Usage::start(config.data.as_deref(), &config.usage, metrics.clone())?;
+        let tls = Tls::new(&config, &metrics)?;
         // Sockets that may fail at once are bound first, when nothing has to be undone yet.
         listeners::check_exclusive(&config)?;
+        let entrances = bind_entrance(&config)?;
+        let entered = tcp_addresses("tcp", &entrances)?;
+        let subjects = tls.as_ref().map_or(&[][..], Tls::subjects);
+        let secured = secured(subjects, &entered);
+        config.announce.extend(secured);
         let http_listeners = bind_http(&config)?;
         let admin_listener = match config.http.admin {
             Some(address) => Some((address, bind_tcp_at("http.admin", address)?)),
@@ -158,9 +181,24 @@ impl Server {
             Some(_) => bind_turn(&config)?,
             None => (Vec::new(), Vec::new()),
         };
-        let own = own_sockets(&[&stun_sockets, &turn_udp], &[&http_listeners, &turn_tcp]);
+        let own = own_sockets(
+            &[&stun_sockets, &turn_udp],
+            &[&entrances, &http_listeners, &turn_tcp],
+        );
+        let (peers, queue) = mpsc::channel(entrance::ARRIVALS);
+        let arrivals = Arrivals {
+            queue,
+            bound: entered.clone(),
+            ways: match config.layout {
+                // WebSocket has another port, which is announced.
+                Layout::Five => vec![Way::Tcp],
+                Layout::One => vec![Way::Tcp, Way::WebSocket],
+            },
+            forwarded: pools.limits.forwarded.clone(),
+        };
         let relay = Relay::start(
             &config,
+            arrivals,
             identity.keypair(),
             metrics.clone(),
             pools.clone(),
@@ -175,14 +213,27 @@ impl Server {
         warn_of_external_ip(&config.turn, &ips);
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
-        let turn = turn_urls(&turn_udp, &turn_tcp, &ips)?;
+        let turn = match authority {
+            Some(_) => {
+                let tcp = match config.layout {
+                    Layout::Five => tcp_addresses("turn", &turn_tcp)?,
+                    Layout::One => entered.clone(),
+                };
+                turn_urls(&turn_udp, &tcp, subjects, &entered, &ips)?
+            }
+            None => Vec::new(),
+        };
         let turn_addresses =
             turn::RelayAddresses::new(config.hosts.clone(), ips.clone(), config.turn.external_ip);
         let own = Arc::new(turn::Own::new(
             udp_ports(relay.listening(), stun_sockets.iter().chain(&turn_udp)),
             turn_addresses.told(),
         ));
-        let http = http_url(&http_listeners, &ips)?;
+        let http = match (subjects.first(), config.layout) {
+            (Some(subject), _) => https_url(subject, &entered),
+            (None, Layout::Five) => http_url(&tcp_addresses("http", &http_listeners)?, &ips),
+            (None, Layout::One) => http_url(&entered, &ips),
+        };
         let peer_id = identity.peer_id();
         // All tasks of the server carry it.
         let span = trace::peer(&peer_id.0);
@@ -220,6 +271,36 @@ impl Server {
             }
             None => None,
         };
+        let turn_server = authority.clone().map(|authority| {
+            TurnServer::new(turn::Setup {
+                config: config.turn.clone(),
+                authority,
+                addresses: turn_addresses,
+                own,
+                pools: pools.clone(),
+                usage: usage.clone(),
+                metrics: metrics.clone(),
+            })
+        });
+        let entrance = Arc::new(Entrance {
+            peers,
+            pages: (public.clone(), pages.clone()),
+            turn: turn_server.clone(),
+            tls: tls.clone(),
+            pools: pools.clone(),
+            trusted_proxies: config.trusted_proxies()?,
+            metrics: metrics.clone(),
+            descriptors: descriptors.clone(),
+        });
+        for (address, listener) in entrances {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .map_err(|source| bind_error("tcp", address, source))?;
+            let served = entrance::serve(listener, entrance.clone());
+            services.push(span.in_scope(|| runtime::task(served)));
+        }
+        if let Some(tls) = tls.clone() {
+            services.push(span.in_scope(|| runtime::task(tls.keep())));
+        }
         let public = http_listeners
             .into_iter()
             .map(|listener| (listener, public.clone(), pages.clone()));
@@ -241,7 +322,7 @@ impl Server {
         let answers = stun::serve(sockets, stun_layout, config.stun.clone(), metrics.clone());
         services.push(span.in_scope(|| runtime::task(answers)));
         let mut turn_credentials = None;
-        if let Some(authority) = authority {
+        if let Some((authority, turn_server)) = authority.zip(turn_server) {
             let lifetime = Duration::from_secs(config.turn.credential_seconds);
             turn_credentials = Some(authority.issue("peer", lifetime, SystemTime::now()));
             let from_std = |error| Error::new(ErrorKind::Io, format!("turn: {error}"));
@@ -253,17 +334,8 @@ impl Server {
                 udp.collect::<io::Result<_>>().map_err(from_std)?,
                 tcp.collect::<io::Result<_>>().map_err(from_std)?,
             );
-            let setup = turn::Setup {
-                config: config.turn.clone(),
-                authority,
-                addresses: turn_addresses,
-                own,
-                pools: pools.clone(),
-                usage: usage.clone(),
-                metrics: metrics.clone(),
-            };
             let listeners = listeners.map_err(from_std)?;
-            services.push(span.in_scope(|| runtime::task(turn::serve(listeners, setup))));
+            services.push(span.in_scope(|| runtime::task(turn_server.serve(listeners))));
         }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
@@ -277,6 +349,7 @@ impl Server {
             page,
             metrics,
             usage,
+            tls,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             services,
@@ -324,6 +397,18 @@ impl Server {
     pub fn metrics(&self) -> String {
         // Writing to a string does not fail.
         self.metrics.encode().unwrap_or_default()
+    }
+
+    /// Reads the [files of the certificate](TlsConfig::cert) again, for a caller that knows better than
+    /// to wait until their change is noticed. Connections that are there keep the old certificate.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the files cannot be used. The old certificate is served on.
+    pub async fn reload_certificate(&self) -> Result<(), Error> {
+        match &self.tls {
+            Some(tls) => tls.reload().await,
+            None => Ok(()),
+        }
     }
 
     /// Sets the peer that the demo page connects to, and the command that starts a native peer in a
@@ -456,21 +541,49 @@ fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Lay
     stun::Layout(sockets.iter().map(address).collect())
 }
 
+/// Returns the URLs of TURN over UDP, over TCP, and over TLS at the entrances.
 fn turn_urls(
     udp: &[(SocketAddr, UdpSocket)],
-    tcp: &[(SocketAddr, TcpListener)],
+    tcp: &[SocketAddr],
+    subjects: &[Subject],
+    entered: &[SocketAddr],
     ips: &[IpAddr],
 ) -> Result<Vec<String>, Error> {
     let mut urls = Vec::new();
     let udp = udp.iter().map(|(_, socket)| (socket.local_addr(), ""));
-    let tcp = tcp
-        .iter()
-        .map(|(_, socket)| (socket.local_addr(), "?transport=tcp"));
+    let tcp = tcp.iter().map(|bound| (Ok(*bound), "?transport=tcp"));
     for (bound, query) in udp.chain(tcp) {
         let bound = bound.map_err(|error| Error::new(ErrorKind::Io, format!("turn: {error}")))?;
         urls.extend(reachable(bound, ips).map(|address| format!("turn:{address}{query}")));
     }
+    if let Some(port) = entered.first().map(SocketAddr::port) {
+        let secured = subjects.iter().map(|subject| subject.at(port));
+        urls.extend(secured.map(|at| format!("turns:{at}?transport=tcp")));
+    }
     Ok(urls)
+}
+
+/// Returns the addresses that TCP listeners are bound to.
+fn tcp_addresses(service: &str, listeners: &listeners::Bound) -> Result<Vec<SocketAddr>, Error> {
+    let bound = listeners.iter().map(|(address, listener)| {
+        let bound = listener.local_addr();
+        bound.map_err(|source| bind_error(service, *address, source))
+    });
+    bound.collect()
+}
+
+/// Returns the addresses of WebSocket over TLS, for those whom the certificate is for. A name leads to
+/// the hosts of both families, as far as the server has both.
+fn secured(subjects: &[Subject], entered: &[SocketAddr]) -> Vec<String> {
+    let mut addresses = Vec::new();
+    for subject in subjects {
+        let of_hosts = entered.iter();
+        let of_hosts = of_hosts.filter_map(|at| subject.tcp(at.is_ipv4(), at.port()));
+        addresses.extend(of_hosts.map(|tcp| Way::TlsWebSocket.after(tcp).to_string()));
+    }
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 /// Returns every UDP port of the server: those of its sockets, and those that lead to them from
@@ -488,16 +601,20 @@ fn udp_ports<'a>(
     of_peers.chain(bound.map(|bound| bound.port())).collect()
 }
 
-fn http_url(listeners: &[(SocketAddr, TcpListener)], ips: &[IpAddr]) -> Result<String, Error> {
-    for (address, listener) in listeners {
-        let bound = listener
-            .local_addr()
-            .map_err(|source| bind_error("http", *address, source))?;
-        if let Some(address) = reachable(bound, ips).next() {
-            return Ok(format!("http://{address}"));
+fn http_url(bound: &[SocketAddr], ips: &[IpAddr]) -> String {
+    let mut reached = bound.iter().flat_map(|bound| reachable(*bound, ips));
+    let address = reached.next();
+    address.map_or_else(String::new, |address| format!("http://{address}"))
+}
+
+fn https_url(subject: &Subject, entered: &[SocketAddr]) -> String {
+    match entered.first().map(SocketAddr::port) {
+        None | Some(HTTPS_PORT) => {
+            let at = subject.at(HTTPS_PORT);
+            format!("https://{}", at.trim_end_matches(":443"))
         }
+        Some(port) => format!("https://{}", subject.at(port)),
     }
-    Ok(String::new())
 }
 
 /// Returns the addresses at which a socket bound to `bound` is reached.

@@ -31,7 +31,8 @@ pub(crate) const ADMIN: usize = 32;
 /// Every pool of a server. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Pools {
-    /// Peers' connections over TCP or WebSocket whose handshake is under way.
+    /// Peers' connections over TCP or WebSocket whose handshake is under way, and TCP connections of
+    /// which it is not known yet what their client speaks.
     pub(crate) handshakes: Pool,
     /// Peers' connections.
     pub(crate) connections: Pool,

@@ -41,7 +41,11 @@ pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
     core::quota::Holder,
     error::{Error, ErrorKind},
-    native::{behaviours::limits, runtime, transports::windows::Wide},
+    native::{
+        behaviours::limits,
+        runtime,
+        transports::{handed::Arrivals, windows::Wide},
+    },
     swarm::{
         ping::Ping,
         substreams::{SubstreamEvent, Substreams},
@@ -82,6 +86,7 @@ impl Relay {
     /// Opens every listener that `config` asks for, and waits until their addresses are known.
     pub(crate) async fn start(
         config: &ServerConfig,
+        arrivals: Arrivals,
         keypair: &identity::Keypair,
         metrics: Metrics,
         pools: Pools,
@@ -94,7 +99,7 @@ impl Relay {
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
         let autonat = autonat::AutonatServer::new(&config.autonat, own, &pools, metrics.clone());
         let behaviour = behaviour(keypair, &pools, autonat);
-        let transport = transport(config, keypair, &metrics, &pools)?;
+        let transport = transport(config, arrivals, keypair, &metrics, &pools)?;
         // `Clients` decides which connections nobody needs, because it knows more about them than
         // libp2p.
         let swarm_config =
@@ -121,7 +126,7 @@ impl Relay {
     /// Opens the listeners. Returns once each of them has an address.
     async fn listen(&mut self, config: &ServerConfig) -> Result<(), Error> {
         let mut pending = HashMap::new();
-        for address in listen_addresses(&config.hosts, config.port) {
+        for address in listen_addresses(&config.hosts, config.port, config.layout) {
             let listener = self
                 .swarm
                 .listen_on(address.clone())

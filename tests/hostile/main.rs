@@ -30,6 +30,8 @@ use common::{PATIENCE, config, echo, echoed, echoing, free_ports, peer, until, u
 mod common;
 #[cfg(feature = "cli")]
 mod direct;
+#[cfg(feature = "cli")]
+mod entrance;
 mod http;
 mod measure;
 #[cfg(feature = "cli")]

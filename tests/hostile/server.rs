@@ -48,7 +48,7 @@ pub(crate) struct Served {
     program: Program,
     ready: Value,
     /// The part of the address by which honest peers reach it.
-    way: &'static str,
+    pub(crate) way: &'static str,
     round: AtomicU32,
     _home: tempfile::TempDir,
 }
@@ -92,7 +92,12 @@ impl Served {
     /// Returns how often `what` was refused for `reason`.
     pub(crate) fn refused(&self, what: &str, reason: &str) -> u64 {
         let url = self.ready["http"].as_str().unwrap();
-        let mut stream = std::net::TcpStream::connect(&url["http://".len()..]).unwrap();
+        let to = match url.strip_prefix("http://") {
+            Some(to) => to.parse().unwrap(),
+            // The port of TLS takes HTTP without it, too.
+            None => self.socket("/tcp/"),
+        };
+        let mut stream = std::net::TcpStream::connect(to).unwrap();
         let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         stream.write_all(request).unwrap();
         let mut answer = String::new();
@@ -135,7 +140,7 @@ impl Served {
     }
 
     /// Checks that others are unharmed by `attack`, and that nothing is left of it.
-    async fn withstands(&self, what: &str, attack: impl Future<Output = Attack>) {
+    pub(crate) async fn withstands(&self, what: &str, attack: impl Future<Output = Attack>) {
         let quiet = self.rounds().await;
         let before = self.resident();
         let attack = attack.await;
@@ -149,11 +154,11 @@ impl Served {
 }
 
 /// An attack that goes on until it is dropped.
-struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
+pub(crate) struct Attack(#[expect(dead_code, reason = "dropping it ends the tasks")] JoinSet<()>);
 
 impl Attack {
     /// Runs `count` tasks at once.
-    fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
+    pub(crate) fn of<F>(count: usize, task: impl Fn(usize) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

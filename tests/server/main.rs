@@ -26,11 +26,13 @@ use tokio::time::timeout;
 
 use common::{PATIENCE, free_ports, server_config as config, until};
 
+mod acme;
 mod autonat;
 #[path = "../common/mod.rs"]
 mod common;
 mod direct;
 mod http;
+mod secured;
 mod stun;
 
 const ECHO: StreamProtocol = StreamProtocol::new("/test/echo");

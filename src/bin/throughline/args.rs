@@ -47,12 +47,31 @@ pub(crate) struct ServeArgs {
     /// IP address to bind and announce; repeat it for several [default: 0.0.0.0].
     #[arg(long, value_name = "IP")]
     pub(crate) host: Vec<IpAddr>,
-    /// First of five ports, 0 for any [default: 4001]: QUIC and TCP, then WebSocket and
-    /// webrtc-direct, then HTTP and STUN, then STUN again, then TURN.
+    /// First port, 0 for any [default: 4001, or 443 with --domain]: QUIC, and everything over TCP. The
+    /// next four are webrtc-direct, STUN, STUN again, and TURN, over UDP.
     #[arg(long, value_name = "N")]
     pub(crate) port: Option<u16>,
-    /// Directory of the identity, the certificate and the secret of TURN, made on first use.
-    /// Without it all are new at each start.
+    /// Name or IP address to get a certificate for, by ACME; repeatable. It agrees to the terms of
+    /// service of Let's Encrypt, or of `tls.directory`. No other TCP port is used then.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) domain: Vec<String>,
+    /// Mail address for whoever issues the certificate.
+    #[arg(long, value_name = "MAIL", requires = "domain")]
+    pub(crate) contact: Option<String>,
+    /// PEM file of a certificate for the first port; read again when it changes.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        conflicts_with = "domain"
+    )]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// PEM file of the key of --tls-cert.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Directory of the identity, the certificates and the secret of TURN, made on first use.
+    /// Without it all are new at each start; with --domain, it is $STATE_DIRECTORY,
+    /// $XDG_DATA_HOME/throughline or ~/.local/share/throughline.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Multiaddress to announce besides the bound ones; repeatable.
@@ -265,5 +284,11 @@ mod tests {
         parse("throughline listen --turn turn:h").unwrap_err();
         parse("throughline listen --turn turn:h --turn-user u --turn-pass p").unwrap();
         parse("throughline listen --echo --recv d").unwrap_err();
+        parse("throughline serve --domain a.example --domain 192.0.2.1 --contact a@b.example")
+            .unwrap();
+        parse("throughline serve --contact a@b.example").unwrap_err();
+        parse("throughline serve --tls-cert c").unwrap_err();
+        parse("throughline serve --tls-cert c --tls-key k").unwrap();
+        parse("throughline serve --tls-cert c --tls-key k --domain a.example").unwrap_err();
     }
 }

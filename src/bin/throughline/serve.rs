@@ -1,9 +1,11 @@
 //! `throughline serve`.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use throughline::{
     Error,
-    server::{Server, ServerConfig, turn_secret},
+    server::{DEFAULT_PORT, Layout, Server, ServerConfig, turn_secret},
 };
 
 use crate::{
@@ -12,6 +14,9 @@ use crate::{
     peer::invalid,
     signal,
 };
+
+/// Where an authority checks who is there, and where browsers look for a page.
+const HTTPS_PORT: u16 = 443;
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped(output)?;
@@ -79,6 +84,7 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
             config
         }
     };
+    secure(&mut config, &args);
     if !args.host.is_empty() {
         config.hosts = args.host;
     }
@@ -92,6 +98,9 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
         config.relay.circuits_per_peer = circuits;
     }
     config.data = args.data.or(config.data);
+    if config.data.is_none() && !config.tls.domains.is_empty() {
+        config.data = state_directory();
+    }
     if args.no_turn {
         config.turn.secret = None;
     } else if config.turn.secret.is_none() {
@@ -102,6 +111,33 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
     config.http.npm = args.npm.or(config.http.npm);
     config.http.admin = args.admin.or(config.http.admin);
     Ok(config)
+}
+
+/// Sets TLS up as the command line says.
+fn secure(config: &mut ServerConfig, args: &ServeArgs) {
+    let tls = &mut config.tls;
+    if !args.domain.is_empty() {
+        tls.domains.clone_from(&args.domain);
+        config.layout = Layout::One;
+        if args.port.is_none() && config.port == DEFAULT_PORT {
+            config.port = HTTPS_PORT;
+        }
+    }
+    tls.contact = args.contact.clone().or(tls.contact.take());
+    tls.cert = args.tls_cert.clone().or(tls.cert.take());
+    tls.key = args.tls_key.clone().or(tls.key.take());
+}
+
+/// The directory for what a service keeps: systemd's, or the user's (XDG Base Directory
+/// Specification).
+fn state_directory() -> Option<PathBuf> {
+    let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    let of_service = named("STATE_DIRECTORY").filter(|path| path.is_absolute());
+    of_service.or_else(|| {
+        let of_user = named("XDG_DATA_HOME").filter(|path| path.is_absolute());
+        let of_user = of_user.or_else(|| Some(named("HOME")?.join(".local/share")));
+        Some(of_user?.join("throughline"))
+    })
 }
 
 /// Warns if everybody can read the secret. The file may belong to a group of operators.
@@ -117,3 +153,32 @@ fn warn_of_readers(path: &std::path::Path) {
 
 #[cfg(not(unix))]
 fn warn_of_readers(_: &std::path::Path) {}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn configured(line: &str) -> ServerConfig {
+        let line = format!("throughline serve --no-turn {line}");
+        match Cli::parse_from(line.split(' ')).command {
+            Command::Serve(args) => config(args).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_domain_has_the_port_of_pages_and_no_other() {
+        let config = configured("--domain a.example --contact b@a.example --data d");
+        assert_eq!((config.port, config.layout), (HTTPS_PORT, Layout::One));
+        assert_eq!(config.tls.domains, ["a.example"]);
+        assert_eq!(config.data, Some("d".into()));
+        config.validate().unwrap();
+        assert_eq!(configured("--domain a.example --port 8443").port, 8443);
+        let files = configured("--tls-cert c --tls-key k");
+        assert_eq!((files.port, files.layout), (DEFAULT_PORT, Layout::Five));
+        assert_eq!(files.tls.key, Some("k".into()));
+    }
+}

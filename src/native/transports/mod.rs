@@ -7,6 +7,8 @@
 
 mod backlog;
 pub(crate) mod guard;
+#[cfg(feature = "server")]
+pub(crate) mod handed;
 pub(crate) mod names;
 mod tcp;
 pub(crate) mod websocket;
@@ -34,7 +36,12 @@ use libp2p::{
 #[cfg(feature = "server")]
 use libp2p::quic;
 
-use self::{backlog::Backlog, guard::Guard, names::Names, tcp::Tcp, windows::Windows};
+#[cfg(feature = "server")]
+use self::handed::{Arrivals, Handed};
+use self::{
+    backlog::Backlog, guard::Guard, names::Names, tcp::Tcp, websocket::WebSocketTransport,
+    windows::Windows,
+};
 #[cfg(feature = "server")]
 use super::udp::Sockets;
 use super::{
@@ -45,6 +52,7 @@ use super::{
         pool::{self, Pool},
     },
     quic::{Admission, Quic, QuicConnection},
+    roots::Roots,
 };
 #[cfg(feature = "server")]
 use crate::core::dial::Policy;
@@ -96,14 +104,15 @@ pub(crate) fn peer(
         .timeout(timeout)
         .boxed();
     let admission = Admission::new(behaviours::handshakes(), &pool::Debug);
-    let ways = (&net.guard, &net.names);
+    let ways = (&net.guard, &net.names, &net.roots);
     let direct = internet(keypair, timeout, ways, yamux, None, || {
         own_quic(&net.quic, &admission, timeout, |_, _| {})
     })?;
     Ok(join(join(first, circuits), direct))
 }
 
-/// Builds the transports of a server, which listens over QUIC at `addresses`.
+/// Builds the transports of a server, which listens over QUIC at `addresses`, and gets connections
+/// over TCP from `arrivals`.
 ///
 /// The server listens on this library's sockets, because all peers of a relay may send at once, and
 /// the sockets of libp2p have only the system's default buffers. It dials with libp2p's transport,
@@ -116,6 +125,7 @@ pub(crate) fn peer(
 pub(crate) fn server(
     keypair: &identity::Keypair,
     addresses: &[SocketAddr],
+    arrivals: Arrivals,
     admission: &Admission,
     bounds: &Bounds,
     timeout: Duration,
@@ -130,9 +140,16 @@ pub(crate) fn server(
     // A server decides where it handles a request which addresses it tests. This guard bars only
     // the addresses that nobody may dial.
     let guard = Guard::new(Policy::new(true, Vec::new()));
-    let ways = (&guard, &Names::of_system());
+    let ways = (&guard, &Names::of_system(), &Roots::load(None)?);
     let yamux = Yamux::bounded(sizes.connection as usize, sizes.circuit as usize);
-    internet(keypair, timeout, ways, yamux, Some(bounds), || {
+    let windows = bounds.windows.clone();
+    let handed = Handed::new(arrivals)
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise_config(keypair)?)
+        .multiplex(yamux.clone())
+        .map(move |(peer, muxer), at| (peer, known(Some(&windows), muxer, &at)));
+    let handed = TransportTimeout::new(handed.boxed(), timeout).boxed();
+    let internet = internet(keypair, timeout, ways, yamux, Some(bounds), || {
         let mut config = quic::Config::new(keypair);
         config.max_stream_data = sizes.connection;
         config.max_connection_data = sizes.connection;
@@ -148,7 +165,8 @@ pub(crate) fn server(
             });
             Ok(join(own?, rest))
         })
-    })
+    })?;
+    Ok(join(handed, internet))
 }
 
 /// Makes QUIC of this library. `made` is called with each connection and where it leads.
@@ -170,7 +188,7 @@ fn own_quic(
 fn internet(
     keypair: &identity::Keypair,
     timeout: Duration,
-    (guard, names): (&Guard, &Names),
+    (guard, names, roots): (&Guard, &Names, &Roots),
     yamux: Yamux,
     bounds: Option<&Bounds>,
     quic: impl FnOnce() -> io::Result<BoxedTransport>,
@@ -186,7 +204,8 @@ fn internet(
     let windows = bounds.map(|bounds| bounds.windows.clone());
     // A WebSocket needs the name for TLS and for the Host header, so its resolver is below it. It
     // stands first, because the resolver around QUIC and TCP takes every name.
-    let websocket = websocket::WebSocketTransport::new(guard.named(names, tcp), forwarded.clone())?
+    let websocket = guard.named(names, tcp);
+    let websocket = WebSocketTransport::new(websocket, roots.clone(), forwarded.clone())
         .upgrade(Version::V1Lazy)
         .authenticate(noise.clone())
         .multiplex(yamux.clone())
@@ -275,7 +294,7 @@ mod tests {
         let keypair = identity::Keypair::generate_ed25519();
         let no_quic = || Ok(DummyTransport::new().boxed());
         let guard = Guard::new(Policy::new(true, Vec::new()));
-        let ways = (&guard, &Names::of_system());
+        let ways = (&guard, &Names::of_system(), &Roots::load(None).unwrap());
         let (timeout, yamux) = (Duration::from_millis(200), Yamux::holding(1));
         internet(&keypair, timeout, ways, yamux, None, no_quic).unwrap()
     }

@@ -91,13 +91,28 @@ options! {
     hosts, in 1..=16 "addresses",
         "The addresses that every listener binds.";
     port, in 0..=65_531 "",
-        "The first of five ports; 0 lets the system choose each.";
+        "The first port, where every protocol over TCP comes in; 0 lets the system choose each port.";
+    layout,
+        "Whether WebSocket, HTTP and TURN have TCP ports of their own besides the first one (`five`), or not (`one`).";
     data,
         "The folder of the identity and of the certificate; without one, both are made at each start.";
     announce, in 0..=16 "addresses",
         "Multiaddresses to announce besides those that are bound.";
     log_addresses,
         "Whether the log names the addresses that were refused.";
+
+    tls.cert,
+        "A PEM file of the certificate for the first port, which is read again when it has changed.";
+    tls.key,
+        "The PEM file of the certificate's private key.";
+    tls.domains, in 0..=16 "names or addresses",
+        "Whom an authority is asked for a certificate for, by ACME; needs `data`.";
+    tls.contact,
+        "The mail address for the authority.";
+    tls.directory, in 1..=2_048 "bytes",
+        "The directory of the authority.";
+    tls.directory_ca,
+        "A PEM file of certificate authorities to trust for the directory, in addition to the public ones.";
 
     relay.reservations, in 1..=4_294_967_295 "peers",
         "How many peers hold a reservation at a time.";

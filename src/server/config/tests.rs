@@ -99,6 +99,46 @@ fn ranges_are_checked_at_their_edges() {
 }
 
 #[test]
+fn tls_has_one_source_and_a_place_to_keep_what_it_gets() {
+    let with = |edit: fn(&mut TlsConfig)| {
+        let mut config = ServerConfig {
+            data: Some("data".into()),
+            ..ServerConfig::default()
+        };
+        edit(&mut config.tls);
+        config
+    };
+    let refused = |field: &str, edit: fn(&mut TlsConfig)| {
+        let error = with(edit).validate().unwrap_err();
+        assert!(error.message().starts_with(field), "{error}");
+    };
+    refused("tls.key", |tls| tls.cert = Some("c".into()));
+    refused("tls.cert", |tls| tls.key = Some("k".into()));
+    refused("tls.domains", |tls| {
+        tls.cert = Some("c".into());
+        tls.key = Some("k".into());
+        tls.domains = vec!["a.example".into()];
+    });
+    refused("tls.domains: `*.example`", |tls| {
+        tls.domains = vec!["*.example".into()]
+    });
+    refused("tls.contact", |tls| tls.contact = Some("nobody".into()));
+    refused("tls.directory", |tls| {
+        tls.directory = "http://a.example".into()
+    });
+    let both = with(|tls| tls.domains = vec!["a.example".into(), "192.0.2.1".into()]);
+    both.validate().unwrap();
+    let nowhere = ServerConfig { data: None, ..both };
+    assert!(
+        nowhere
+            .validate()
+            .unwrap_err()
+            .message()
+            .starts_with("data")
+    );
+}
+
+#[test]
 fn no_circuit_duration_is_the_longest() {
     let limits = RelayLimits {
         circuit_seconds: 0,

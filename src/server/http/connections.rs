@@ -29,7 +29,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     task::JoinSet,
     time::{Sleep, sleep, timeout},
 };
@@ -48,6 +48,7 @@ use crate::{
         descriptors::Descriptors,
         pool::{Place, Pool, Refusals},
         rate_limiter::RateLimiter,
+        socket::{Socket, reset},
     },
 };
 
@@ -62,7 +63,7 @@ const SEND_BUFFER: usize = 128 * 1024;
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// How long to wait before the next accept when the system refuses one.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What each wait of a connection may last. None of them is put off by a byte.
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +169,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, door: Door) {
                 // Whoever has no place is closed at once: one that waited in the kernel's queue
                 // would keep those behind it out.
                 if let Ok(place) = door.enter(ip) {
+                    let stream = Socket::from(stream);
                     let served = connection(stream, ip, router.clone(), door.clone(), place);
                     connections.spawn(served.in_current_span());
                 }
@@ -181,8 +183,16 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, door: Door) {
     }
 }
 
+/// Serves `router` to a client that came in elsewhere, unless it gets no place.
+pub(crate) async fn client(stream: Socket, ip: IpAddr, router: Router, door: Door) {
+    match door.enter(ip) {
+        Ok(place) => connection(stream, ip, router, door, place).await,
+        Err(_) => reset(stream.tcp()),
+    }
+}
+
 /// Whether the one who connected has gone already, which says nothing of the next.
-fn is_of_one_connection(error: &io::Error) -> bool {
+pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted
@@ -191,7 +201,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(stream: TcpStream, ip: IpAddr, router: Router, door: Door, place: Place) {
+async fn connection(stream: Socket, ip: IpAddr, router: Router, door: Door, place: Place) {
     let bounds = door.bounds;
     let asked = AtomicU32::new(0);
     let place = Mutex::new(Some(place));
@@ -221,8 +231,8 @@ async fn connection(stream: TcpStream, ip: IpAddr, router: Router, door: Door, p
         }
     });
     // A small answer goes at once. Err means that the connection has ended.
-    let _ = stream.set_nodelay(true);
-    let _ = socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
+    let _ = stream.tcp().set_nodelay(true);
+    let _ = socket2::SockRef::from(stream.tcp()).set_send_buffer_size(SEND_BUFFER);
     let io = TokioIo::new(Paced::new(stream, bounds));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -271,14 +281,14 @@ fn refusal(request: &Request<Incoming>, door: &Door, ip: IpAddr) -> Option<Respo
 
 /// A connection that ends when its receiver is too slow.
 struct Paced {
-    stream: TcpStream,
+    stream: Socket,
     patience: Patience,
     deadline: Pin<Box<Sleep>>,
     waits: bool,
 }
 
 impl Paced {
-    fn new(stream: TcpStream, bounds: Bounds) -> Self {
+    fn new(stream: Socket, bounds: Bounds) -> Self {
         Self {
             stream,
             patience: Patience::new(bounds.grace, bounds.rate),
@@ -291,7 +301,7 @@ impl Paced {
     fn within_pace(
         &mut self,
         cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+        poll: impl FnOnce(Pin<&mut Socket>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         match poll(Pin::new(&mut self.stream), cx) {
             Poll::Ready(sent) => {
@@ -344,12 +354,15 @@ impl AsyncWrite for Paced {
         self.stream.is_write_vectored()
     }
 
+    // TLS sends what it keeps when it is flushed or shut down.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = self.within_pace(cx, |stream, cx| stream.poll_flush(cx).map_ok(|()| 0));
+        flushed.map_ok(drop)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = self.within_pace(cx, |stream, cx| stream.poll_shutdown(cx).map_ok(|()| 0));
+        shut.map_ok(drop)
     }
 }
 

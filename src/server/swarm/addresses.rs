@@ -5,25 +5,29 @@ use std::{collections::BTreeSet, net::IpAddr};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use super::ip_of;
+use crate::server::config::Layout;
 
-/// Returns the addresses of QUIC and TCP on the base port, and of WebSocket and `/webrtc-direct` on
-/// the next port.
-pub(super) fn listen_addresses(hosts: &[IpAddr], port: u16) -> Vec<Multiaddr> {
+/// Returns the addresses of QUIC and TCP on the base port, and of `/webrtc-direct` on the next port,
+/// where WebSocket has a port of its own too in a layout of five ports.
+pub(super) fn listen_addresses(hosts: &[IpAddr], port: u16, layout: Layout) -> Vec<Multiaddr> {
     hosts
         .iter()
         .flat_map(|ip| {
             let host = Multiaddr::from(*ip);
-            [
+            let websocket = host
+                .clone()
+                .with(Protocol::Tcp(next(port)))
+                .with(Protocol::Ws("/".into()));
+            let of_all = [
                 host.clone()
                     .with(Protocol::Udp(port))
                     .with(Protocol::QuicV1),
                 host.clone().with(Protocol::Tcp(port)),
-                host.clone()
-                    .with(Protocol::Tcp(next(port)))
-                    .with(Protocol::Ws("/".into())),
                 host.with(Protocol::Udp(next(port)))
                     .with(Protocol::WebRTCDirect),
-            ]
+            ];
+            let of_five = (layout == Layout::Five).then_some(websocket);
+            of_all.into_iter().chain(of_five)
         })
         .collect()
 }
@@ -87,20 +91,20 @@ mod tests {
 
     #[test]
     fn ports_follow_the_base() {
-        let texts: Vec<_> = listen_addresses(&["127.0.0.1".parse().unwrap()], 4001)
-            .iter()
-            .map(Multiaddr::to_string)
-            .collect();
-        assert_eq!(
-            texts,
-            [
-                "/ip4/127.0.0.1/udp/4001/quic-v1",
-                "/ip4/127.0.0.1/tcp/4001",
-                "/ip4/127.0.0.1/tcp/4002/ws",
-                "/ip4/127.0.0.1/udp/4002/webrtc-direct",
-            ]
-        );
-        let ephemeral = listen_addresses(&["::".parse().unwrap()], 0);
+        let expected = [
+            "/ip4/127.0.0.1/udp/4001/quic-v1",
+            "/ip4/127.0.0.1/tcp/4001",
+            "/ip4/127.0.0.1/udp/4002/webrtc-direct",
+            "/ip4/127.0.0.1/tcp/4002/ws",
+        ];
+        for (layout, count) in [(Layout::One, 3), (Layout::Five, 4)] {
+            let texts: Vec<_> = listen_addresses(&["127.0.0.1".parse().unwrap()], 4001, layout)
+                .iter()
+                .map(Multiaddr::to_string)
+                .collect();
+            assert_eq!(texts, expected[..count]);
+        }
+        let ephemeral = listen_addresses(&["::".parse().unwrap()], 0, Layout::Five);
         assert!(ephemeral.iter().all(|a| a.to_string().contains("/0")));
     }
 

@@ -1,6 +1,7 @@
 use std::net::IpAddr;
 
 use libp2p::multiaddr::Protocol;
+use tokio::sync::mpsc;
 
 use super::*;
 
@@ -15,12 +16,20 @@ async fn a_server_dials_nobody_by_itself() {
     let pools = Pools::new(&config, &metrics);
     let keypair = identity::Keypair::generate_ed25519();
     let (descriptors, usage) = (Descriptors::unlimited(), Usage::default());
+    let arrivals = Arrivals {
+        queue: mpsc::channel(1).1,
+        bound: Vec::new(),
+        ways: Vec::new(),
+        forwarded: pools.limits.forwarded.clone(),
+    };
+    let own = Vec::new();
     let relay = Relay::start(
         &config,
+        arrivals,
         &keypair,
         metrics,
         pools,
-        Vec::new(),
+        own,
         descriptors,
         usage,
     );

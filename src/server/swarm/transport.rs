@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     native::{
         ice::webrtc::direct::{self, Buffers, DirectTransport},
-        transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT},
+        transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT, handed::Arrivals},
     },
     server::{autonat, certificate, config::ServerConfig, metrics::Metrics, pool::Pools},
 };
@@ -25,6 +25,7 @@ const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 /// Joins all transports of the relay and counts their bytes.
 pub(super) fn transport(
     config: &ServerConfig,
+    arrivals: Arrivals,
     keypair: &identity::Keypair,
     metrics: &Metrics,
     pools: &Pools,
@@ -54,7 +55,7 @@ pub(super) fn transport(
         windows: pools.windows.clone(),
         forwarded: pools.limits.forwarded.clone(),
     };
-    let internet = transports::server(keypair, &quic, &pools.quic, &bounds, timeout)
+    let internet = transports::server(keypair, &quic, arrivals, &pools.quic, &bounds, timeout)
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
     let all = transports::join(webrtc, internet.boxed());

@@ -22,6 +22,7 @@ pub(crate) mod testing;
 
 use std::{
     io,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,7 +37,13 @@ use tracing::Instrument as _;
 pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
-use super::{config::TurnConfig, metrics::Metrics, pool::Pools, usage::Usage};
+use super::{
+    config::TurnConfig,
+    metrics::Metrics,
+    pool::{Pool, Pools},
+    socket::{Socket, reset},
+    usage::Usage,
+};
 
 /// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -71,22 +78,46 @@ pub(crate) struct Setup {
     pub(crate) metrics: Metrics,
 }
 
-/// Serves `listeners` until the future is dropped. Dropping it ends every allocation.
-pub(crate) async fn serve(listeners: Listeners, setup: Setup) {
-    let connections = setup.pools.turn_connections.clone();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(setup.own.clone().watch().in_current_span());
-    let requests = Arc::new(Requests::new(setup));
-    for socket in listeners.udp {
-        tasks.spawn(datagrams::serve(socket, requests.clone()).in_current_span());
+/// A TURN server without sockets. Clones share it.
+#[derive(Clone)]
+pub(crate) struct TurnServer {
+    requests: Arc<Requests>,
+    own: Arc<Own>,
+    connections: Pool,
+}
+
+impl TurnServer {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self {
+            own: setup.own.clone(),
+            connections: setup.pools.turn_connections.clone(),
+            requests: Arc::new(Requests::new(setup)),
+        }
     }
-    for listener in listeners.tcp {
-        let (connections, requests) = (connections.clone(), requests.clone());
-        tasks.spawn(stream::serve(listener, connections, requests).in_current_span());
+
+    /// Serves a client over TCP or TLS that came in elsewhere, unless it gets no place.
+    pub(crate) async fn client(&self, stream: Socket, ip: IpAddr) {
+        match self.connections.take(ip) {
+            Ok(place) => stream::client(stream, place, &self.requests).await,
+            Err(_) => reset(stream.tcp()),
+        }
     }
-    let mut sweep = time::interval(SWEEP);
-    loop {
-        sweep.tick().await;
-        requests.expire(Instant::now());
+
+    /// Serves `listeners` until the future is dropped. Dropping it ends every allocation.
+    pub(crate) async fn serve(self, listeners: Listeners) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.own.clone().watch().in_current_span());
+        for socket in listeners.udp {
+            tasks.spawn(datagrams::serve(socket, self.requests.clone()).in_current_span());
+        }
+        for listener in listeners.tcp {
+            let (connections, requests) = (self.connections.clone(), self.requests.clone());
+            tasks.spawn(stream::serve(listener, connections, requests).in_current_span());
+        }
+        let mut sweep = time::interval(SWEEP);
+        loop {
+            sweep.tick().await;
+            self.requests.expire(Instant::now());
+        }
     }
 }

@@ -4,18 +4,18 @@
 //! has not read yet. Both are bounded.
 
 use std::{
-    io,
+    future::poll_fn,
+    pin::Pin,
     sync::Arc,
+    task::ready,
     time::{Duration, Instant},
 };
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
 use socket2::SockRef;
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::{
-        TcpListener, TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    io::{self, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
     time,
@@ -27,7 +27,13 @@ use super::{
     deadlines::{Deadlines, WRITE},
     requests::{Client, Requests},
 };
-use crate::{native::ice::turn::frame, server::pool::Pool};
+use crate::{
+    native::ice::turn::frame,
+    server::{
+        pool::{Place, Pool},
+        socket::{Socket, reset},
+    },
+};
 
 /// How many bytes may wait for a slow client, with [`OVERHEAD`] for each frame. Frames beyond that
 /// are lost. A burst of a QUIC connection has room.
@@ -47,28 +53,19 @@ const CHUNK: usize = 8 * 1024;
 /// The longest frame: the longest datagram with its attributes.
 const MAX_FRAME: usize = MAX_DATAGRAM + 128;
 
-/// Serves the connections of `listener` until the future is dropped. A connection that gets no
-/// place is closed at once, because it must not make others wait.
+/// Serves the connections of `listener` until the future is dropped. Nobody waits for a connection
+/// that gets no place.
 pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Requests>) {
     let mut tasks = JoinSet::new();
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                let (Ok(place), Ok(local)) = (places.take(address.ip()), stream.local_addr())
-                else {
+                // A connection that gets no place is closed at once.
+                let Ok(place) = places.take(address.ip()) else {
                     continue;
                 };
-                let client = Client {
-                    over_tcp: true,
-                    local,
-                    address,
-                };
-                let requests = requests.clone();
-                let served = async move {
-                    serve_one(stream, client, &requests).await;
-                    requests.close(client);
-                    drop(place);
-                };
+                let (requests, stream) = (requests.clone(), Socket::from(stream));
+                let served = async move { client(stream, place, &requests).await };
                 tasks.spawn(served.in_current_span());
             }
             Err(error) => {
@@ -80,27 +77,51 @@ pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Req
     }
 }
 
-async fn serve_one(mut stream: TcpStream, client: Client, requests: &Requests) {
-    let _ = stream.set_nodelay(true);
+/// Serves one client until it goes, or is given up.
+pub(super) async fn client(stream: Socket, place: Place, requests: &Requests) {
+    let tcp = stream.tcp();
+    let (Ok(local), Ok(address)) = (tcp.local_addr(), tcp.peer_addr()) else {
+        return;
+    };
+    let client = Client {
+        over_tcp: true,
+        local,
+        address,
+    };
+    serve_one(stream, client, requests).await;
+    requests.close(client);
+    drop(place);
+}
+
+async fn serve_one(stream: Socket, client: Client, requests: &Requests) {
+    let _ = stream.tcp().set_nodelay(true);
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+    let _ = SockRef::from(stream.tcp()).set_tcp_notsent_lowat(UNSENT);
     let (queue, frames) = queue(QUEUE);
-    let (reader, writer) = stream.split();
+    let (mut reader, mut writer) = io::split(stream);
     let in_time = tokio::select! {
-        in_time = write(writer, frames, WRITE) => in_time,
-        in_time = read(reader, client, Reply::Stream(queue), requests) => in_time,
+        in_time = write(&mut writer, frames, WRITE) => in_time,
+        in_time = read(&mut reader, client, Reply::Stream(queue), requests) => in_time,
     };
     if !in_time {
         requests.refuse("turn_connection", "deadline", client);
-        // The kernel drops what it has not sent yet, too.
-        let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+        reset(reader.unsplit(writer).tcp());
     }
 }
 
 /// Writes frames to the client. Returns whether the connection ended before a deadline.
-async fn write(mut writer: WriteHalf<'_>, mut frames: Frames, patience: Duration) -> bool {
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut frames: Frames,
+    patience: Duration,
+) -> bool {
     while let Some(frame) = frames.next().await {
-        match time::timeout(patience, writer.write_all(&frame)).await {
+        let written = async {
+            writer.write_all(&frame).await?;
+            // TLS may have kept the end of it.
+            writer.flush().await
+        };
+        match time::timeout(patience, written).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return true,
             Err(_) => return false,
@@ -110,36 +131,42 @@ async fn write(mut writer: WriteHalf<'_>, mut frames: Frames, patience: Duration
 }
 
 /// Whether the connection has ended before a deadline.
-async fn read(reader: ReadHalf<'_>, client: Client, reply: Reply, requests: &Requests) -> bool {
+async fn read(
+    reader: &mut (impl AsyncRead + Unpin),
+    client: Client,
+    reply: Reply,
+    requests: &Requests,
+) -> bool {
     let mut deadlines = Deadlines::new(Instant::now());
     let mut assembler = Assembler::default();
     loop {
-        let readable = time::timeout_at(deadlines.next().into(), reader.readable()).await;
+        // The buffer is on the stack, and exists only while there is something to read, so a silent
+        // client costs no buffer.
+        let received = poll_fn(|cx| {
+            let mut chunk = [0; CHUNK];
+            let mut chunk = ReadBuf::new(&mut chunk);
+            ready!(Pin::new(&mut *reader).poll_read(cx, &mut chunk))?;
+            let bytes = chunk.filled();
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into()).into();
+            }
+            let frames = assembler.take(bytes, |frame| requests.receive(client, &reply, frame));
+            frames.map_err(|_| io::ErrorKind::InvalidData.into()).into()
+        });
+        let received: Result<io::Result<usize>, _> =
+            time::timeout_at(deadlines.next().into(), received).await;
         // This is checked even if there is always something to read, because a byte moves no
         // deadline.
         if deadlines.have_passed(Instant::now(), || requests.has_allocation(client)) {
             return false;
         }
-        match readable {
-            Err(_) => continue,
+        match received {
+            Ok(Ok(frames)) => {
+                deadlines.received(Instant::now(), frames, !assembler.is_empty());
+            }
             Ok(Err(_)) => return true,
-            Ok(Ok(())) => {}
+            Err(_) => {}
         }
-        // The buffer is on the stack, and exists only while there is something to read, so a silent
-        // client costs no buffer.
-        let mut chunk = [0; CHUNK];
-        let len = match reader.try_read(&mut chunk) {
-            Ok(0) => return true,
-            Ok(len) => len,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(_) => return true,
-        };
-        let bytes = chunk.get(..len).unwrap_or_default();
-        let frames = assembler.take(bytes, |frame| requests.receive(client, &reply, frame));
-        let Ok(frames) = frames else {
-            return true;
-        };
-        deadlines.received(Instant::now(), frames, !assembler.is_empty());
     }
 }
 
@@ -240,6 +267,7 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -272,8 +300,7 @@ mod tests {
         for _ in 0..1000 {
             queue.answer(&[0; 32_000]);
         }
-        let (_reader, writer) = stream.split();
-        assert!(!write(writer, frames, Duration::from_millis(100)).await);
+        assert!(!write(&mut stream, frames, Duration::from_millis(100)).await);
         assert_eq!(
             queue.room.available_permits(),
             queue.size,

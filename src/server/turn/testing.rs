@@ -11,7 +11,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, serve};
+use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, TurnServer};
 use crate::{
     native::ice::turn::Server,
     server::{ServerConfig, metrics::Metrics, pool::Pools},
@@ -71,7 +71,7 @@ impl Turn {
             config: config.turn,
             metrics: metrics.clone(),
         };
-        let serve = serve(listeners, setup);
+        let serve = TurnServer::new(setup).serve(listeners);
         Self {
             udp: addresses.0,
             tcp: addresses.1,

@@ -12,7 +12,6 @@ mod demand;
 pub(crate) mod frame;
 mod queue;
 mod stream;
-mod tls;
 
 use std::{
     fmt, io,
@@ -29,9 +28,10 @@ use tokio::{
 };
 
 use self::allocation::{Allocation, Families};
+pub(crate) use self::demand::Hold;
 use self::demand::{Demand, Hosts, LastUse, released};
-pub(crate) use self::{demand::Hold, tls::Roots};
 use super::gather::{Gathered, LocalCandidate, Origin};
+pub(crate) use crate::native::roots::Roots;
 use crate::{
     core::{
         dial::may_refer,

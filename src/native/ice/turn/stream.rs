@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Failure, allocation::Allocation, frame, tls::Roots};
+use super::{Failure, Roots, allocation::Allocation, frame};
 use crate::native::udp::TurnCarrier as _;
 
 /// The least room for one read call, in bytes.

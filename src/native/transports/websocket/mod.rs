@@ -11,20 +11,11 @@ use std::{
     collections::HashMap,
     fmt, io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures::{AsyncRead, AsyncWrite, FutureExt as _, future::BoxFuture};
-use futures_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        version::{TLS12, TLS13},
-    },
-};
+use futures_rustls::{TlsConnector, client::TlsStream};
 use libp2p::{
     Multiaddr,
     core::transport::{DialOpts, ListenerId, TransportError, TransportEvent},
@@ -35,7 +26,9 @@ use self::address::Dial;
 #[cfg(test)]
 pub(crate) use self::handshake::accept_key;
 pub(crate) use self::stream::WebSocketStream;
-use crate::native::behaviours::forwarded::Forwarded;
+use crate::native::{behaviours::forwarded::Forwarded, roots::Roots};
+#[cfg(feature = "server")]
+use crate::stream::BoxedStream;
 
 /// A connection below a WebSocket, with or without TLS.
 pub(crate) type MaybeTls<S> = futures::future::Either<TlsStream<S>, S>;
@@ -43,7 +36,7 @@ pub(crate) type MaybeTls<S> = futures::future::Either<TlsStream<S>, S>;
 /// Dials WebSockets, and listens for WebSockets without TLS.
 pub(crate) struct WebSocketTransport<T> {
     inner: T,
-    tls: TlsConnector,
+    roots: Roots,
     forwarded: Forwarded,
     /// The end of the addresses of each listener: `/ws` and the path that it was given.
     suffixes: HashMap<ListenerId, Protocol<'static>>,
@@ -57,24 +50,14 @@ impl<T> fmt::Debug for WebSocketTransport<T> {
 
 impl<T> WebSocketTransport<T> {
     /// Makes a transport over `inner`, which tells `forwarded` the clients that proxies name. TLS
-    /// trusts the public authorities of the web.
-    ///
-    /// # Errors
-    /// Fails when TLS cannot be set up.
-    pub(crate) fn new(inner: T, forwarded: Forwarded) -> io::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self {
+    /// trusts `roots`.
+    pub(crate) fn new(inner: T, roots: Roots, forwarded: Forwarded) -> Self {
+        Self {
             inner,
-            tls: Arc::new(config).into(),
+            roots,
             forwarded,
             suffixes: HashMap::new(),
-        })
+        }
     }
 
     /// The address of a listener as others know it.
@@ -160,12 +143,12 @@ where
             }
             Err(error) => return Err(error.map(WebSocketError::Transport)),
         };
-        let tls = tls.map(|name| (self.tls.clone(), name));
+        let tls = tls.map(|name| (self.roots.clone(), name));
         let connect = async move {
             let stream = dial.await.map_err(WebSocketError::Transport)?;
             let stream = match tls {
-                Some((tls, name)) => {
-                    let stream = tls
+                Some((roots, name)) => {
+                    let stream = TlsConnector::from(roots.config().await)
                         .connect(name, stream)
                         .await
                         .map_err(WebSocketError::Tls)?;
@@ -237,6 +220,19 @@ where
             },
         })
     }
+}
+
+/// Answers a client that has come from `remote` and asks for a WebSocket, over a stream that was
+/// accepted elsewhere.
+#[cfg(feature = "server")]
+pub(crate) async fn accept(
+    stream: BoxedStream,
+    remote: Multiaddr,
+    forwarded: Forwarded,
+) -> io::Result<BoxedStream> {
+    let note = |values: &[&str]| forwarded.note(&remote, values.iter().copied());
+    let accepted = handshake::accept(stream, note).await;
+    Ok(Box::pin(accepted.map_err(io::Error::other)?))
 }
 
 #[cfg(test)]

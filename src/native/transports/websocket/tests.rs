@@ -31,7 +31,8 @@ fn tcp() -> tcp::tokio::Transport {
 }
 
 fn ours() -> AnyTransport {
-    let transport = WebSocketTransport::new(tcp(), Forwarded::default()).unwrap();
+    let transport =
+        WebSocketTransport::new(tcp(), Roots::load(None).unwrap(), Forwarded::default());
     transport
         .map(|stream, _| Box::new(stream) as Box<dyn Bytes>)
         .boxed()

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use axum::routing::get;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpSocket,
+    net::{TcpSocket, TcpStream},
     time::interval,
 };
 

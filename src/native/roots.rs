@@ -1,4 +1,4 @@
-//! The certificate authorities that TLS to TURN servers trusts.
+//! The certificate authorities that TLS to relays, TURN servers and other servers of the user trusts.
 
 use std::{fmt, fs, io, path::Path, sync::Arc};
 
@@ -51,17 +51,23 @@ impl Roots {
     }
 
     /// Starts TLS over `stream`, with a server that proves to be `host`.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         host: &str,
         stream: TcpStream,
     ) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let config = match self {
+        TlsConnector::from(self.config().await)
+            .connect(name, stream)
+            .await
+    }
+
+    /// The configuration of clients that trust the authorities.
+    pub(crate) async fn config(&self) -> Arc<ClientConfig> {
+        match self {
             Self::Public(config) => config.clone(),
             Self::AndThoseOf(file) => file.current().await,
-        };
-        TlsConnector::from(config).connect(name, stream).await
+        }
     }
 }
 

@@ -1,0 +1,259 @@
+//! Certificates from pebble, the test server of ACME.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::json;
+use throughline::server::{Layout, Server, ServerConfig};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    PATIENCE,
+    common::{free_ports, until, until_polled},
+    config,
+    secured::{connect, get, made, meet, port, put},
+    start,
+};
+
+/// Pebble resolves it to loopback, by its own DNS server.
+const NAME: &str = "relay.example.com";
+
+/// A running pebble with a DNS server of its own. Dropping it ends both.
+struct Pebble {
+    children: [Child; 2],
+    home: tempfile::TempDir,
+    directory: u16,
+    management: SocketAddr,
+    ca: String,
+}
+
+impl Drop for Pebble {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// How a pebble behaves.
+struct Behaviour {
+    /// The port that it checks.
+    checks: u16,
+    /// How many percent of good nonces it rejects.
+    rejects: u8,
+    /// How long certificates last.
+    seconds: u32,
+}
+
+impl Pebble {
+    async fn start(behaviour: Behaviour) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let own = made(&["localhost", "127.0.0.1"]);
+        put(home.path(), "cert.pem", &own.cert);
+        put(home.path(), "key.pem", &own.key);
+        let first = free_ports();
+        let [listens, manages, dns, manages_dns] = [0, 1, 2, 3].map(|n| first + n);
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let settings = json!({"pebble": {
+            "listenAddress": at(listens),
+            "managementListenAddress": at(manages),
+            "certificate": home.path().join("cert.pem"),
+            "privateKey": home.path().join("key.pem"),
+            "httpPort": 1,
+            "tlsPort": behaviour.checks,
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": false,
+            "certificateValidityPeriod": behaviour.seconds,
+        }});
+        put(home.path(), "pebble.json", &settings.to_string());
+        let run = |command: &mut Command| {
+            let quiet = command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .stdin(Stdio::null());
+            quiet.spawn().expect("pebble is there; see scripts/setup")
+        };
+        let names = run(Command::new("pebble-challtestsrv")
+            .args(["-defaultIPv4", "127.0.0.1", "-defaultIPv6", ""])
+            .args(["-dns01", &at(dns), "-management", &at(manages_dns)])
+            .args(["-http01", "", "-https01", "", "-tlsalpn01", ""]));
+        let pebble = run(Command::new("pebble")
+            .args(["-dnsserver", &at(dns), "-config"])
+            .arg(home.path().join("pebble.json"))
+            .env("PEBBLE_VA_NOSLEEP", "1")
+            .env("PEBBLE_AUTHZREUSE", "0")
+            .env("PEBBLE_WFE_NONCEREJECT", behaviour.rejects.to_string()));
+        for port in [listens, manages, manages_dns] {
+            until_polled(|| std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok())
+                .await;
+        }
+        Self {
+            children: [pebble, names],
+            directory: listens,
+            management: (Ipv4Addr::LOCALHOST, manages).into(),
+            ca: own.cert,
+            home,
+        }
+    }
+
+    fn end(&mut self) {
+        for child in &mut self.children {
+            // An error says that it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// The certificate of the authority, in PEM.
+    async fn root(&self) -> String {
+        let mut stream = connect(self.management, &self.ca, "localhost", &[])
+            .await
+            .unwrap();
+        let answer = get(&mut stream, "/roots/0").await.unwrap();
+        let (_, pem) = answer.split_once("\r\n\r\n").unwrap();
+        pem.to_owned()
+    }
+
+    /// Has a server get its certificate here.
+    fn serve(&self, config: &mut ServerConfig, domains: &[&str]) {
+        config.tls.domains = domains.iter().map(ToString::to_string).collect();
+        config.tls.contact = Some("admin@example.org".into());
+        config.tls.directory = format!("https://localhost:{}/dir", self.directory);
+        config.tls.directory_ca = Some(self.home.path().join("cert.pem"));
+    }
+}
+
+/// A server at a port that is known before it starts, as an authority knows it.
+fn at(port: u16, data: &Path) -> ServerConfig {
+    let mut config = config();
+    config.layout = Layout::One;
+    config.port = port;
+    config.data = Some(data.to_owned());
+    config
+}
+
+async fn orders(server: &Server, outcome: &str, count: usize) {
+    let line =
+        format!("throughline_tls_certificate_orders_total{{outcome=\"{outcome}\"}} {count}\n");
+    until(|| server.metrics().contains(&line)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_and_an_address_get_a_certificate_that_is_kept() {
+    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
+    let mut pebble = Pebble::start(Behaviour {
+        checks: first,
+        rejects: 0,
+        seconds: 6 * 24 * 60 * 60,
+    })
+    .await;
+    let mut config = at(first, data.path());
+    pebble.serve(&mut config, &[NAME, "127.0.0.1"]);
+    let server = start(config.clone()).await;
+    assert_eq!(server.http_url(), format!("https://{NAME}:{first}"));
+    orders(&server, "issued", 1).await;
+    let root = pebble.root().await;
+    for name in [NAME, "127.0.0.1"] {
+        let mut stream = connect(port(&server), &root, name, &[]).await.unwrap();
+        let page = get(&mut stream, "/config.json").await.unwrap();
+        assert!(
+            page.contains(&format!("/dns4/{NAME}/tcp/{first}/tls/ws/p2p/")),
+            "{page}"
+        );
+    }
+    let ca = data.path().join("ca.pem");
+    fs::write(&ca, &root).unwrap();
+    let by_name = format!(
+        "/ip4/127.0.0.1/tcp/{first}/tls/sni/{NAME}/ws/p2p/{}",
+        server.peer_id()
+    );
+    meet(by_name, Some(&ca)).await;
+    let metrics = server.metrics();
+    let days = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("throughline_tls_certificate_days "));
+    let days: f64 = days.unwrap().parse().unwrap();
+    assert!((5.9..6.1).contains(&days), "{days}");
+    for name in ["acme-account.json", "acme-certificate.pem"] {
+        let mode = fs::metadata(data.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+
+    // After a restart, the certificate is there at once, whatever the authority does.
+    server.shutdown().await;
+    pebble.end();
+    let server = start(config).await;
+    connect(port(&server), &root, NAME, &[]).await.unwrap();
+    assert!(!server.metrics().contains("certificate_orders_total{"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_connection_ends_at_a_renewal() {
+    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
+    let pebble = Pebble::start(Behaviour {
+        checks: first,
+        rejects: 0,
+        seconds: 12,
+    })
+    .await;
+    let mut config = at(first, data.path());
+    pebble.serve(&mut config, &[NAME]);
+    let server = start(config).await;
+    orders(&server, "issued", 1).await;
+    let root = pebble.root().await;
+    let served = |stream: &tokio_rustls::client::TlsStream<TcpStream>| {
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    let mut old = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    // A request now and then, as a client makes it that stays.
+    let mut pace = tokio::time::interval(Duration::from_millis(200));
+    let mut requests = 0;
+    let renewed = async {
+        loop {
+            assert!(get(&mut old, "/health").await.unwrap().ends_with("ok\n"));
+            let new = connect(port(&server), &root, NAME, &[]).await.unwrap();
+            if served(&new) != served(&old) {
+                return;
+            }
+            requests += 1;
+            pace.tick().await;
+        }
+    };
+    timeout(PATIENCE, renewed).await.expect("a new certificate");
+    assert!(requests > 0, "the first certificate was served for a while");
+    assert!(get(&mut old, "/health").await.unwrap().ends_with("ok\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_refuses_or_is_gone_leaves_the_server_as_it_is() {
+    // Nobody listens there.
+    let nobody = free_ports();
+    for (rejects, wrong_port, gone) in [(100, false, false), (0, true, false), (0, false, true)] {
+        let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
+        let mut pebble = Pebble::start(Behaviour {
+            checks: if wrong_port { nobody } else { first },
+            rejects,
+            seconds: 60,
+        })
+        .await;
+        if gone {
+            pebble.directory = nobody;
+        }
+        let mut config = at(first, data.path());
+        pebble.serve(&mut config, &[NAME]);
+        let server = start(config).await;
+        orders(&server, "failed", 1).await;
+        let plain = TcpStream::connect(port(&server)).await;
+        let health = get(&mut plain.unwrap(), "/health").await.unwrap();
+        assert!(health.ends_with("ok\n"), "{health}");
+        let root = pebble.root().await;
+        assert!(connect(port(&server), &root, NAME, &[]).await.is_err());
+    }
+}
