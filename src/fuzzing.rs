@@ -20,6 +20,7 @@ use crate::{
         circuit::{Answer, CircuitError},
         datagram,
         dial_back::Server,
+        drain::Drain,
         frame::{self, StreamState},
         mdns,
         offer::Prelude,
@@ -54,6 +55,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("datagrams", datagrams),
     ("dial_request", dial_request),
     ("direct_client", direct_client),
+    ("drain", drain),
     ("frame", frame),
     ("lane", lane),
     ("mdns", mdns),
@@ -150,6 +152,20 @@ pub fn relay_request(data: &[u8]) -> bool {
 pub fn reservation(data: &[u8]) -> bool {
     let granted = reservation::granted(data).is_ok();
     reservation::source(data).is_some() || granted
+}
+
+/// What a relay says before it ends.
+pub fn drain(data: &[u8]) -> bool {
+    let Some(drain) = Drain::decode(data) else {
+        return false;
+    };
+    let again = drain.encode();
+    let length = again
+        .iter()
+        .position(|byte| byte & 0x80 == 0)
+        .map_or(0, |at| at + 1);
+    assert_eq!(Drain::decode(&again[length..]), Some(drain));
+    true
 }
 
 /// A relay's answer to a request for a circuit.

@@ -14,6 +14,8 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+#[allow(dead_code, reason = "only a server drains")]
+pub(crate) mod drain;
 pub(crate) mod frame;
 pub(crate) mod liveness;
 pub(crate) mod loss;

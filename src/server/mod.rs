@@ -25,13 +25,16 @@ mod circuits;
 mod clients;
 mod config;
 mod descriptors;
+mod heart;
 pub(crate) mod hop;
 mod http;
 mod listeners;
 mod metrics;
+mod plan;
 mod pool;
 mod rate_limiter;
 mod relay_rates;
+mod settings;
 pub(crate) mod stun;
 mod swarm;
 pub(crate) mod turn;
@@ -42,24 +45,28 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libp2p::Multiaddr;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{sync::oneshot, task::JoinHandle, time};
 
 #[cfg(test)]
 pub(crate) use self::config::options;
 pub use self::config::{
-    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
-    StunLimits, TurnConfig,
+    AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig, HttpConfig, MAX_PORT, RelayLimits,
+    ServerConfig, StunLimits, TurnConfig,
 };
+pub use self::plan::{Bind, Plan};
 pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
+    descriptors::Descriptors,
+    heart::Heart,
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
     listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
     pool::{Pool, Pools},
+    settings::{Changes, Settings},
     swarm::Relay,
     turn::Authority,
 };
@@ -73,6 +80,12 @@ use crate::{
 
 /// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
+/// The file of the `/webrtc-direct` certificate there.
+const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
+/// How long clients may take to leave a server that drains, if nothing else keeps it.
+const LEAVE: Duration = Duration::from_secs(5);
+/// How often a server that drains looks whether something is left.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A running server. Dropping it stops it at once. [`shutdown`](Self::shutdown) lets it tell its
 /// peers first.
@@ -97,6 +110,10 @@ pub struct Server {
     admin: Option<String>,
     page: Arc<RwLock<PageConfig>>,
     metrics: Metrics,
+    settings: Changes,
+    pools: Pools,
+    descriptors: Descriptors,
+    heart: Heart,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
     services: Vec<JoinHandle<()>>,
@@ -119,8 +136,7 @@ impl Server {
     /// Dropping the future closes everything that it opened. Files that it made stay.
     pub async fn start(mut config: ServerConfig) -> Result<Self, Error> {
         config.validate()?;
-        check_folder("http.www", config.http.www.as_deref())?;
-        check_folder("http.npm", config.http.npm.as_deref())?;
+        check_folders(&config)?;
         if let Some(directory) = &config.data {
             secret::check_directory(directory)
                 .map_err(|fault| Error::new(ErrorKind::Io, fault.describe(directory)))?;
@@ -131,7 +147,9 @@ impl Server {
             None => Identity::generate(),
         };
         let metrics = Metrics::new(&config);
-        let pools = Pools::new(&config, &metrics);
+        let (changes, settings) = Settings::new(config);
+        let pools = Pools::new(&settings, &metrics);
+        let config = settings.now();
         // Sockets that may fail at once are bound first, when nothing has to be undone yet.
         listeners::check_exclusive(&config)?;
         let http_listeners = bind_http(&config)?;
@@ -150,7 +168,6 @@ impl Server {
         };
         let own = own_sockets(&[&stun_sockets, &turn_udp], &[&http_listeners, &turn_tcp]);
         let relay = Relay::start(
-            &config,
             identity.keypair(),
             metrics.clone(),
             pools.clone(),
@@ -177,7 +194,7 @@ impl Server {
         let span = trace::peer(&peer_id.0);
         let page = Arc::new(RwLock::new(PageConfig {
             peer_id: peer_id.to_string(),
-            relays: addresses.iter().map(Multiaddr::to_string).collect(),
+            relays: Vec::new(),
             stun: stun.clone(),
             turn: Vec::new(),
             demo: None,
@@ -189,15 +206,18 @@ impl Server {
 
         let site = Site {
             page: Arc::clone(&page),
+            relays: relay.announced(),
             turn: page_turn,
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
             npm: config.http.npm.clone().map(Arc::new),
             pools: pools.clone(),
             descriptors: descriptors.clone(),
+            heart: relay.heart(),
         };
+        let heart = relay.heart();
         let mut services = Vec::new();
-        let door = |pool: &Pool| Door::new(pool, &config.http, &pools.refusals, &descriptors);
+        let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);
         let public = http::public(site.clone(), admin_listener.is_some());
         let (pages, operators) = (door(&pools.http), door(&pools.admin));
         let admin = match &admin_listener {
@@ -226,7 +246,7 @@ impl Server {
                     .map_err(|source| bind_error("stun", address, source))?,
             );
         }
-        let answers = stun::serve(sockets, stun_layout, config.stun.clone(), metrics.clone());
+        let answers = stun::serve(sockets, stun_layout, settings.clone(), metrics.clone());
         services.push(span.in_scope(|| runtime::task(answers)));
         let mut turn_credentials = None;
         if let Some(authority) = authority {
@@ -242,7 +262,6 @@ impl Server {
                 tcp.collect::<io::Result<_>>().map_err(from_std)?,
             );
             let setup = turn::Setup {
-                config: config.turn.clone(),
                 authority,
                 addresses: turn_addresses,
                 own,
@@ -263,6 +282,10 @@ impl Server {
             admin,
             page,
             metrics,
+            settings: changes,
+            pools,
+            descriptors,
+            heart,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             services,
@@ -274,7 +297,7 @@ impl Server {
         self.peer_id
     }
 
-    /// The announced addresses, best first. Each ends in `/p2p/` and the peer id.
+    /// The addresses that were announced at the start, best first. Each ends in `/p2p/` and the peer id.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
@@ -325,6 +348,82 @@ impl Server {
         });
     }
 
+    /// Changes the settings while the server runs, and closes no connection for that.
+    ///
+    /// Whoever holds more than a lowered limit allows keeps it, and gets no more. A
+    /// reservation, a circuit or an allocation that has begun keeps its term and its own limits.
+    /// Some settings cannot change while the server runs. If such a setting differs, it stays as it
+    /// is, and its name is returned. `docs/options.md` says which they are.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), throughline::Error> {
+    /// use throughline::server::{Server, ServerConfig};
+    ///
+    /// let mut config = ServerConfig::default();
+    /// let server = Server::start(config.clone()).await?;
+    /// config.relay.circuits = 2048.try_into().unwrap();
+    /// config.port = 443;
+    /// assert_eq!(server.reload(config)?, ["port"]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What [`ServerConfig::validate`] refuses. Nothing changes then.
+    pub fn reload(&self, mut config: ServerConfig) -> Result<Vec<&'static str>, Error> {
+        config.validate()?;
+        self.descriptors.fit(&mut config);
+        let kept = self.settings.take(&config);
+        self.metrics.limits(&config);
+        tracing::info!("the settings are read again");
+        Ok(kept)
+    }
+
+    /// Prepares for the end: takes no new reservations, circuits and allocations, and tells the
+    /// clients that understand it to move to other relays. Completes when the server may be shut
+    /// down.
+    ///
+    /// What has begun goes on until it ends by itself, and for
+    /// [`seconds`](DrainConfig::seconds) at most. If nothing is left but reservations, their
+    /// holders get 5 seconds to move. A server that drains never takes up its work again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the wait, and the server goes on to drain.
+    pub async fn drain(&self) {
+        let begun = Instant::now();
+        let longest = self.longest_drain();
+        if longest.is_zero() {
+            return;
+        }
+        tracing::info!("draining");
+        self.settings.drain();
+        self.metrics.draining();
+        let pools = &self.pools;
+        let carries = || {
+            let carrying = [&pools.circuits, &pools.offers, &pools.allocations];
+            carrying.iter().any(|pool| pool.taken() > 0)
+        };
+        let is_needed =
+            |passed: Duration| carries() || pools.reservations.taken() > 0 && passed < LEAVE;
+        let mut look = time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let passed = begun.elapsed();
+            if passed >= longest || !is_needed(passed) {
+                return;
+            }
+        }
+    }
+
+    /// The longest time that [`drain`](Self::drain) may take.
+    pub fn longest_drain(&self) -> Duration {
+        Duration::from_secs(self.settings.now().drain.seconds)
+    }
+
+    /// Whether the server works. A server that does not is best restarted.
+    pub fn is_alive(&self) -> bool {
+        !self.relay.is_finished() && self.heart.beats(Instant::now())
+    }
+
     /// Closes the listeners and every connection. This takes one second at most.
     ///
     /// # Cancel safety
@@ -355,13 +454,18 @@ pub async fn serve_metrics(
     text: impl Fn() -> String + Clone + Send + Sync + 'static,
 ) {
     let config = ServerConfig::default();
-    let pools = Pools::new(&config, &Metrics::new(&config));
-    let descriptors = descriptors::Descriptors::unlimited();
-    let door = Door::new(&pools.admin, &config.http, &pools.refusals, &descriptors);
+    let metrics = Metrics::new(&config);
+    let pools = Pools::new(&Settings::fixed(config), &metrics);
+    let door = Door::new(&pools.admin, &pools, &Descriptors::unlimited());
     http::serve(listener, http::metrics_of(text), door).await;
 }
 
 /// Fails if a folder does not exist, because its name is probably mistyped.
+fn check_folders(config: &ServerConfig) -> Result<(), Error> {
+    check_folder("http.www", config.http.www.as_deref())?;
+    check_folder("http.npm", config.http.npm.as_deref())
+}
+
 fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
     match folder {
         Some(folder) if !folder.is_dir() => Err(Error::new(
@@ -490,6 +594,18 @@ fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAd
             }
         })
         .map(move |ip| SocketAddr::new(*ip, bound.port()))
+}
+
+impl std::fmt::Debug for Pools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Descriptors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Descriptors").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Metrics {

@@ -12,6 +12,7 @@ use common::program::{Program, throughline};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod life;
 mod streams;
 mod terminal;
 

@@ -31,6 +31,7 @@ mod autonat;
 mod common;
 mod direct;
 mod http;
+mod packaging;
 mod stun;
 
 const ECHO: StreamProtocol = StreamProtocol::new("/test/echo");

@@ -12,10 +12,10 @@ async fn a_server_dials_nobody_by_itself() {
         ..ServerConfig::default()
     };
     let metrics = Metrics::new(&config);
-    let pools = Pools::new(&config, &metrics);
+    let pools = Pools::new(&Settings::fixed(config), &metrics);
     let keypair = identity::Keypair::generate_ed25519();
     let descriptors = Descriptors::unlimited();
-    let relay = Relay::start(&config, &keypair, metrics, pools, Vec::new(), descriptors);
+    let relay = Relay::start(&keypair, metrics, pools, Vec::new(), descriptors);
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

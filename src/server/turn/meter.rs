@@ -7,7 +7,9 @@ use std::{
 };
 
 use crate::server::{
-    config::TurnConfig, metrics::Metrics, pool::Refusals, rate_limiter::RateLimiter,
+    metrics::Metrics,
+    pool::{Pools, Refusals},
+    rate_limiter::{RateLimiter, Refill},
 };
 
 /// Counts and limits the bytes of all clients.
@@ -19,17 +21,24 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    pub(super) fn new(config: &TurnConfig, metrics: Metrics, refusals: Refusals) -> Self {
+    pub(super) fn new(pools: &Pools, metrics: Metrics) -> Self {
         let rate = |bytes: u64| match bytes {
             0 => UNLIMITED,
             bytes => bytes as f64,
         };
-        let (each, all) = (config.bytes_per_source, config.bytes_total);
-        let limiter = RateLimiter::of(rate(each), rate(all), Instant::now());
+        let settings = pools.settings.clone();
+        let rates = move || {
+            let config = &settings.now().turn;
+            Refill {
+                each: rate(config.bytes_per_source),
+                all: rate(config.bytes_total),
+            }
+        };
+        let limiter = RateLimiter::following(rates, Instant::now());
         Self {
             bytes: Arc::new(Mutex::new(limiter)),
             metrics,
-            refusals,
+            refusals: pools.refusals.clone(),
         }
     }
 
@@ -79,15 +88,18 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::config::ServerConfig;
+    use crate::server::{
+        config::{ServerConfig, TurnConfig},
+        settings::Settings,
+    };
 
     #[test]
     fn each_client_has_its_own_limit() {
         let mut config = ServerConfig::default();
         config.turn.bytes_per_source = 20_000;
         let metrics = Metrics::new(&config);
-        let refusals = Refusals::new(metrics.clone(), false);
-        let meters = Meters::new(&config.turn, metrics.clone(), refusals);
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        let meters = Meters::new(&pools, metrics.clone());
         let passed = |client: [u8; 4]| {
             let meter = meters.of(client.into());
             (0..1000).filter(|_| meter.passes(1000)).count()
@@ -113,8 +125,8 @@ mod tests {
             ..ServerConfig::default()
         };
         let metrics = Metrics::new(&config);
-        let refusals = Refusals::new(metrics.clone(), false);
-        let meter = Meters::new(&config.turn, metrics, refusals).of([192, 0, 2, 1].into());
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        let meter = Meters::new(&pools, metrics).of([192, 0, 2, 1].into());
         assert!((0..100_000).all(|_| meter.passes(9000)));
     }
 }

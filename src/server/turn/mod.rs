@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
-use super::{config::TurnConfig, metrics::Metrics, pool::Pools};
+use super::{metrics::Metrics, pool::Pools};
 
 /// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -61,7 +61,6 @@ impl Listeners {
 
 /// The parts of a server.
 pub(crate) struct Setup {
-    pub(crate) config: TurnConfig,
     pub(crate) authority: Arc<Authority>,
     pub(crate) addresses: RelayAddresses,
     pub(crate) own: Arc<Own>,

@@ -44,7 +44,8 @@ use crate::{
     server::{
         metrics::Metrics,
         pool::{Pool, Refusals},
-        rate_limiter::RateLimiter,
+        rate_limiter::{RateLimiter, Refill},
+        settings::Settings,
     },
 };
 
@@ -68,7 +69,7 @@ pub(super) struct Requests {
     ports: RangeInclusive<u16>,
     /// Relayed addresses.
     places: Pool,
-    most_per_user: usize,
+    settings: Settings,
     reach: Arc<Reach>,
     allocations: Mutex<HashMap<Client, Arc<Allocation>>>,
     /// Sources over UDP are forged easily: they spend nothing of those over TCP.
@@ -82,7 +83,6 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new(setup: Setup) -> Self {
         let Setup {
-            config,
             authority,
             addresses,
             own,
@@ -90,21 +90,27 @@ impl Requests {
             metrics,
         } = setup;
         let limiter = || {
-            let rate = config.requests_per_source.get();
-            Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now()))
+            let settings = pools.settings.clone();
+            let rates = move || {
+                let each = settings.now().turn.requests_per_source;
+                Refill::new(each.get(), TOTAL_REQUESTS)
+            };
+            Mutex::new(RateLimiter::following(rates, Instant::now()))
         };
-        let meters = Meters::new(&config, metrics.clone(), pools.refusals.clone());
+        let (udp, tcp) = (limiter(), limiter());
+        let config = &pools.settings.now().turn;
+        let meters = Meters::new(&pools, metrics.clone());
         Self {
             realm: config.realm.clone(),
             authority,
             addresses,
             ports: config.first_port..=config.last_port,
             places: pools.allocations,
-            most_per_user: config.allocations_per_user.get(),
+            settings: pools.settings,
             reach: Arc::new(Reach::new(config.allow_private_peers, own)),
             allocations: Mutex::default(),
-            udp: limiter(),
-            tcp: limiter(),
+            udp,
+            tcp,
             meters,
             refusals: pools.refusals,
             metrics,

@@ -14,7 +14,7 @@ use tokio::{
 use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, serve};
 use crate::{
     native::ice::turn::Server,
-    server::{ServerConfig, metrics::Metrics, pool::Pools},
+    server::{ServerConfig, metrics::Metrics, pool::Pools, settings::Settings},
     testing::until,
 };
 
@@ -66,8 +66,7 @@ impl Turn {
             authority,
             addresses: RelayAddresses::new(vec![ip], vec![], None),
             own: Arc::new(Own::new([addresses.0.port()], [ip])),
-            pools: Pools::new(&config, &metrics),
-            config: config.turn,
+            pools: Pools::new(&Settings::fixed(config), &metrics),
             metrics: metrics.clone(),
         };
         let serve = serve(listeners, setup);

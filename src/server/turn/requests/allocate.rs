@@ -107,7 +107,7 @@ impl Requests {
         let address = self.addresses.of(client.local.ip(), v4);
         let address = address.ok_or(ErrorCode::ADDRESS_FAMILY_NOT_SUPPORTED)?;
         let of_user = self.relays_of(username) + opened;
-        if of_user >= self.most_per_user {
+        if of_user >= self.settings.now().turn.allocations_per_user.get() {
             self.refuse("allocation", "user", client);
             return Err(ErrorCode::ALLOCATION_QUOTA_REACHED);
         }

@@ -17,6 +17,7 @@ use super::*;
 use crate::server::{
     ServerConfig, TurnConfig, TurnCredentials,
     pool::Pools,
+    settings::Settings,
     turn::{
         Own,
         stream::{Frames, queue},
@@ -51,8 +52,7 @@ impl Net {
             authority,
             addresses: RelayAddresses::new(hosts, vec![], None),
             own: Arc::new(Own::new([3478], [PUBLIC])),
-            pools: Pools::new(&config, &metrics),
-            config: config.turn,
+            pools: Pools::new(&Settings::fixed(config), &metrics),
             metrics,
         };
         let (queue, answers) = queue(64 * 1024);
