@@ -74,7 +74,7 @@ use crate::{
     core::scope::{Scope, scope},
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
-    native::{runtime, secret, trace},
+    native::{inherited, runtime, secret, trace},
     ticket::Ticket,
 };
 
@@ -271,6 +271,9 @@ impl Server {
             let listeners = listeners.map_err(from_std)?;
             services.push(span.in_scope(|| runtime::task(turn::serve(listeners, setup))));
         }
+        for address in inherited::close_rest() {
+            tracing::warn!(%address, "no service uses this socket, which was passed on");
+        }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
             peer_id,
@@ -458,6 +461,17 @@ pub async fn serve_metrics(
     let pools = Pools::new(&Settings::fixed(config), &metrics);
     let door = Door::new(&pools.admin, &pools, &Descriptors::unlimited());
     http::serve(listener, http::metrics_of(text), door).await;
+}
+
+/// Takes over the sockets that a service manager has bound for this program (`sd_listen_fds(3)`). The
+/// next [`Server`] uses those whose addresses it would bind.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if a descriptor that was passed on is neither a TCP listener nor a UDP socket.
+pub fn inherit_sockets() -> Result<(), Error> {
+    inherited::take_over().map_err(|error| {
+        Error::new(ErrorKind::Io, format!("LISTEN_FDS: {error}")).with_source(error)
+    })
 }
 
 /// Fails if a folder does not exist, because its name is probably mistyped.

@@ -288,6 +288,70 @@ fn the_service_manager_hears_how_the_server_is() {
     assert!(server.finish().1.success());
 }
 
+/// A program with sockets that a service manager keeps.
+#[cfg(target_os = "linux")]
+fn with_sockets(
+    listener: &std::net::TcpListener,
+    socket: &std::net::UdpSocket,
+    port: u16,
+) -> Program {
+    use std::os::fd::OwnedFd;
+    // The shell moves them to the numbers that `sd_listen_fds(3)` says.
+    let script = "exec 3<&0 4<&2 0</dev/null 2>/dev/null; LISTEN_PID=$$ LISTEN_FDS=2 exec \"$@\"";
+    let mut command = std::process::Command::new("sh");
+    command.args([
+        "-c",
+        script,
+        "sh",
+        env!("CARGO_BIN_EXE_throughline"),
+        "serve",
+        "--json",
+    ]);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    let (listener, socket) = (listener.try_clone().unwrap(), socket.try_clone().unwrap());
+    Program::with_streams(
+        &mut command,
+        Stdio::from(OwnedFd::from(listener)),
+        Stdio::from(OwnedFd::from(socket)),
+    )
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_new_program_takes_over_the_sockets_without_a_refused_connection() {
+    let port = common::free_ports();
+    let at = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = std::net::TcpListener::bind(at(port + 2)).unwrap();
+    let quic = std::net::UdpSocket::bind(at(port)).unwrap();
+    let old = with_sockets(&listener, &quic, port);
+    let ready = old.event("ready");
+    assert!(get(&ready, "/health").ends_with("ok\n"));
+    old.signal("-INT");
+    assert!(old.finish().1.success());
+    // Nobody serves now.
+    let early = std::thread::spawn({
+        let ready = ready.clone();
+        move || get(&ready, "/health")
+    });
+    let new = with_sockets(&listener, &quic, port);
+    let ready = new.event("ready");
+    assert!(early.join().unwrap().ends_with("ok\n"));
+    let relay = relay(&ready, "quic-v1");
+    let line = [
+        "netcheck",
+        "--relay",
+        relay,
+        "--bind",
+        "/ip4/127.0.0.1/udp/0/quic-v1",
+    ];
+    let (events, status) = Program::start(&line).finish();
+    assert!(status.success(), "{events:#?}");
+    assert_eq!(
+        events[0]["relays"][0]["reserved"], true,
+        "over the socket that was passed on"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_can_be_json_and_has_a_line_for_each_connection() {
     let settings = Settings::new("");
@@ -317,11 +381,9 @@ async fn the_log_can_be_json_and_has_a_line_for_each_connection() {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
     });
     let lines: Vec<Value> = lines.collect();
-    let ended = lines
-        .iter()
-        .find(|line| line["message"] == "a connection ended");
-    let ended = ended.unwrap();
-    assert_eq!(ended["peer"], peer.as_str());
+    let is_of_bob =
+        |line: &&Value| line["message"] == "a connection ended" && line["peer"] == peer.as_str();
+    let ended = lines.iter().find(is_of_bob).unwrap();
     assert!(ended["received"].as_u64().unwrap() > 0, "{ended}");
     assert!(ended["seconds"].as_f64().unwrap() > 0.0, "{ended}");
     assert!(!ended["reason"].as_str().unwrap().is_empty(), "{ended}");

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use throughline::{
     Error,
-    server::{Server, ServerConfig, turn_secret},
+    server::{Server, ServerConfig, inherit_sockets, turn_secret},
 };
 
 use crate::{
@@ -23,6 +23,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     if args.check {
         return check::run(args, output).await;
     }
+    inherit_sockets()?;
     let supervisor = Supervisor::from_env();
     let mut stops = Stops::new(output)?;
     let credentials = args.print_turn_credentials;
