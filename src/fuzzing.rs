@@ -20,6 +20,7 @@ use crate::{
         circuit::{Answer, CircuitError},
         datagram,
         dial_back::Server,
+        drain::Drain,
         first_bytes::{self, Sniffed},
         frame::{self, StreamState},
         mdns,
@@ -55,6 +56,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("datagrams", datagrams),
     ("dial_request", dial_request),
     ("direct_client", direct_client),
+    ("drain", drain),
     ("first_bytes", first_bytes),
     ("frame", frame),
     ("lane", lane),
@@ -163,6 +165,20 @@ pub fn relay_request(data: &[u8]) -> bool {
 pub fn reservation(data: &[u8]) -> bool {
     let granted = reservation::granted(data).is_ok();
     reservation::source(data).is_some() || granted
+}
+
+/// What a relay says before it ends.
+pub fn drain(data: &[u8]) -> bool {
+    let Some(drain) = Drain::decode(data) else {
+        return false;
+    };
+    let again = drain.encode();
+    let length = again
+        .iter()
+        .position(|byte| byte & 0x80 == 0)
+        .map_or(0, |at| at + 1);
+    assert_eq!(Drain::decode(&again[length..]), Some(drain));
+    true
 }
 
 /// A relay's answer to a request for a circuit.

@@ -153,7 +153,7 @@ fn typescript() -> String {
 }
 
 #[cfg(feature = "server")]
-fn table(rows: &[Row], defaults: &Value) -> String {
+fn table(rows: &[Row], defaults: &Value, kept: &[&str]) -> String {
     let mut text =
         String::from("| name | range | default | meaning |\n| --- | --- | --- | --- |\n");
     for row in rows {
@@ -162,8 +162,12 @@ fn table(rows: &[Row], defaults: &Value) -> String {
             Place::Native => " A page ignores it.",
             Place::Apart => " A page has `iceServers`.",
         };
+        let kept = match kept.contains(&row.name) {
+            true => " A reload does not change it.",
+            false => "",
+        };
         text += &format!(
-            "| `{}` | {} | {} | {}{place} |\n",
+            "| `{}` | {} | {} | {}{place}{kept} |\n",
             row.name,
             ranges(row),
             default_of(row, at(defaults, row.name)),
@@ -196,10 +200,11 @@ fn the_documented_options_are_those_of_the_tables() {
          `--set` of the program.\n\n\
          {}\n## A server\n\
          These are the options of `ServerConfig` in Rust and of `throughline serve --config`. In TOML, the part\n\
-         before a dot is the name of a table.\n\n\
+         before a dot is the name of a table. The program reads its file again when that changes and on\n\
+         SIGHUP. `throughline serve --check` says what each option is, and where its value comes from.\n\n\
          {}",
-        table(OPTIONS, &connector),
-        table(options::OPTIONS, &server),
+        table(OPTIONS, &connector, &[]),
+        table(options::OPTIONS, &server, &options::kept_until_restart()),
     );
     holds("docs/options.md", &text);
     covers(options::OPTIONS, &server);
@@ -290,6 +295,7 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
         ("autonat.", "AutonatConfig"),
         ("connections.", "ConnectionLimits"),
         ("http.", "HttpConfig"),
+        ("drain.", "DrainConfig"),
     ];
     let fields = structs.iter().flat_map(|(prefix, of)| {
         let named = move |(name, doc)| (format!("{prefix}{name}"), doc);

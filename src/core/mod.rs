@@ -14,6 +14,8 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+#[allow(dead_code, reason = "only a server drains")]
+pub(crate) mod drain;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
 pub(crate) mod first_bytes;
 pub(crate) mod frame;

@@ -22,6 +22,15 @@ pub(crate) async fn follow(tell: impl FnMut(&[IpAddr])) {
     follow_with(ask, tell).await;
 }
 
+/// Returns the addresses of all interfaces.
+#[cfg(feature = "server")]
+pub(crate) async fn now() -> Vec<IpAddr> {
+    let mut ips = Vec::new();
+    // The system does not say when the list is complete.
+    let _ = time::timeout(COMPLETE, follow(|now| ips = now.to_vec())).await;
+    ips
+}
+
 async fn follow_with<S: Stream<Item = io::Result<IfEvent>> + Unpin>(
     mut ask: impl FnMut() -> io::Result<(Vec<IpAddr>, S)>,
     mut tell: impl FnMut(&[IpAddr]),

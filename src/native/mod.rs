@@ -13,6 +13,8 @@ pub(crate) mod behaviours;
 pub(crate) mod environment;
 pub(crate) mod ice;
 pub(crate) mod identity;
+#[cfg(feature = "server")]
+pub(crate) mod inherited;
 pub(crate) mod interfaces;
 pub(crate) mod quic;
 pub(crate) mod roots;

@@ -12,7 +12,10 @@ use futures::{
     channel::mpsc as futures_mpsc,
     future::{BoxFuture, pending},
 };
-use libp2p::{Multiaddr, PeerId, Stream as Substream, swarm::SwarmEvent};
+use libp2p::{
+    Multiaddr, PeerId, Stream as Substream,
+    swarm::{ConnectionId, SwarmEvent},
+};
 use tokio::sync::mpsc;
 use web_time::Instant;
 
@@ -33,8 +36,8 @@ use crate::{
     Config,
     backend::{self, trace},
     core::{
-        birthday::Guessing, liveness::Hint, plan::Rules, race, reservation::ReservationError,
-        resume::Header,
+        birthday::Guessing, drain::Drain, liveness::Hint, plan::Rules, race,
+        reservation::ReservationError, resume::Header,
     },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
@@ -102,6 +105,8 @@ pub(super) enum Internal {
         ReservationId,
         Result<Vec<Multiaddr>, ReservationError>,
     ),
+    /// A relay has said over this link that it is about to end.
+    Drains(PeerId, ConnectionId, Drain),
 }
 
 #[expect(
@@ -289,6 +294,9 @@ impl Node {
                 self.relays
                     .on_reserved(relay, id, answer, &mut self.effects);
             }
+            Internal::Drains(relay, link, drain) => {
+                self.relays.on_drain(relay, link, drain, &mut self.effects);
+            }
         }
     }
 
@@ -309,6 +317,7 @@ impl Node {
             Timer::ReservationDeadline(relay, id) => {
                 self.relays.on_reservation_deadline(relay, id, effects);
             }
+            Timer::Leave(relay, link) => self.relays.leave(relay, link, effects),
             Timer::Renew(relay, id) => self.relays.renew(relay, id, effects),
             Timer::OnlineDeadline => self.on_online_deadline(),
             Timer::ShutdownDeadline => self.shutdown.end(),

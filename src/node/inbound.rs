@@ -18,7 +18,9 @@ use super::{
     timers::{Deadline, Timer},
 };
 use crate::{
+    arriving::read_message,
     core::{
+        drain::{self, Drain},
         offer::{Content, OFFER_PROTOCOL},
         reservation::STOP_PROTOCOL,
         resume::{self, Header},
@@ -32,6 +34,9 @@ use crate::{
 /// as this at 64 kbit/s. Together with the pace of a relay's offers, this bounds how many arrive at
 /// the same time and how much memory they hold.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long a relay may take to say that it is about to end. It is one small message.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Node {
     /// A peer opened a substream.
@@ -48,6 +53,10 @@ impl Node {
         }
         if protocol.as_ref() == STOP_PROTOCOL {
             self.on_circuit(peer, substream);
+            return;
+        }
+        if protocol.as_ref() == drain::PROTOCOL {
+            self.on_drain(peer, connection, substream);
             return;
         }
         let raw = self.network.name_of(protocol).map(str::to_owned);
@@ -92,6 +101,26 @@ impl Node {
         let take_in = reservation::take_in(stream, address, arrivals);
         let task = take_in.map(|()| drop(place)).boxed();
         self.effects.push(Effect::Spawn(task));
+    }
+
+    /// A relay says that it is about to end.
+    fn on_drain(&mut self, relay: PeerId, link: ConnectionId, mut stream: Substream) {
+        if !self.relays.may_drain(&relay, link) {
+            return;
+        }
+        let report = self.outbox.internal.clone();
+        let read = async move {
+            let message = read_message(&mut stream, drain::MAX_MESSAGE);
+            let Either::Left((Ok(message), _)) =
+                select(message.boxed(), Delay::new(DRAIN_TIMEOUT)).await
+            else {
+                return;
+            };
+            if let Some(drain) = Drain::decode(&message) {
+                let _ = report.send(Internal::Drains(relay, link, drain)).await;
+            }
+        };
+        self.effects.push(Effect::Spawn(read.boxed()));
     }
 
     /// A relay passes a sealed offer on. Its sender is known when the seal is opened.

@@ -27,7 +27,9 @@ use super::{
 use crate::{
     Config, backend,
     connection::Connection,
-    core::{dial::Policy, offer::OFFER_PROTOCOL, plan::Rules, reservation::STOP_PROTOCOL, resume},
+    core::{
+        dial::Policy, drain, offer::OFFER_PROTOCOL, plan::Rules, reservation::STOP_PROTOCOL, resume,
+    },
     error::{Error, ErrorKind},
     event::Strategy,
     identity::{Identity, PeerId as PublicPeerId},
@@ -102,6 +104,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         CLOSE_PROTOCOL,
         DOUBT_PROTOCOL,
         STOP_PROTOCOL,
+        drain::PROTOCOL,
     ]
     .map(StreamProtocol::new)
     .into_iter()

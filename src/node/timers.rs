@@ -26,6 +26,8 @@ pub(super) enum Timer {
     RelayRested(PeerId),
     /// A relay has had long enough to grant a reservation.
     ReservationDeadline(PeerId, ReservationId),
+    /// It is time to leave a relay that is about to end and has said so over this link.
+    Leave(PeerId, ConnectionId),
     /// A reservation is to be renewed.
     Renew(PeerId, ReservationId),
     OnlineDeadline,

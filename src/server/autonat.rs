@@ -30,10 +30,10 @@ use libp2p::{
 use tokio::time::timeout;
 
 use super::{
-    config::AutonatConfig,
     metrics::Metrics,
     pool::{Place, Pool, Pools, Refusals},
-    rate_limiter::RateLimiter,
+    rate_limiter::{RateLimiter, Refill},
+    settings::Settings,
     swarm::ip_of,
 };
 use crate::{
@@ -63,6 +63,7 @@ pub(crate) struct AutonatServer {
     requests: Pool,
     tests: Pool,
     rate: RateLimiter,
+    settings: Settings,
     refusals: Refusals,
     forwarded: Forwarded,
     metrics: Metrics,
@@ -107,22 +108,22 @@ enum Step {
 
 impl AutonatServer {
     /// `own` are the sockets of other services of this server, and where others see it.
-    pub(crate) fn new(
-        config: &AutonatConfig,
-        own: Vec<SocketAddr>,
-        pools: &Pools,
-        metrics: Metrics,
-    ) -> Self {
-        let (rate, total) = (config.per_source.get(), config.total.get());
+    pub(crate) fn new(own: Vec<SocketAddr>, pools: &Pools, metrics: Metrics) -> Self {
+        let settings = pools.settings.clone();
+        let rates = move || {
+            let config = &settings.now().autonat;
+            Refill::new(config.per_source.get(), config.total.get())
+        };
         Self {
             streams: Substreams::new([StreamProtocol::new(autonat::DIAL_REQUEST)], false),
             server: Server {
-                allow_private: config.allow_private,
+                allow_private: pools.settings.now().autonat.allow_private,
                 sockets: own,
             },
+            settings: pools.settings.clone(),
             requests: pools.requests.clone(),
             tests: pools.dial_backs.clone(),
-            rate: RateLimiter::new(rate, total, Instant::now()),
+            rate: RateLimiter::following(rates, Instant::now()),
             refusals: pools.refusals.clone(),
             forwarded: pools.limits.forwarded.clone(),
             metrics,
@@ -131,6 +132,15 @@ impl AutonatServer {
             opening: HashMap::new(),
             steps: FuturesUnordered::new(),
             news: VecDeque::new(),
+        }
+    }
+
+    /// Others see this server at `announced` too.
+    pub(crate) fn announced(&mut self, announced: impl Iterator<Item = SocketAddr>) {
+        for socket in announced {
+            if !self.server.sockets.contains(&socket) {
+                self.server.sockets.push(socket);
+            }
         }
     }
 
@@ -217,6 +227,7 @@ impl AutonatServer {
             return self.answer(stream, place, Response::Rejected);
         };
         let holder = holder(peer, &observed);
+        self.server.allow_private = self.settings.now().autonat.allow_private;
         let addresses = &request.addresses;
         let Some((index, target)) = self.server.choose(addresses, &peer, &observed) else {
             self.refusals.tell("dial_back", "target", holder.ip);

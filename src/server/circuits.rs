@@ -23,6 +23,7 @@ use super::{
     config::RelayLimits,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
+    settings::Settings,
     usage::{Account, Amounts, Tally, Usage},
     watch::Proof,
 };
@@ -131,7 +132,7 @@ struct Opening {
 
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
-    limits: RelayLimits,
+    settings: Settings,
     requests: Pool,
     circuits: Pool,
     offers: Pool,
@@ -141,9 +142,9 @@ pub(crate) struct Circuits {
 }
 
 impl Circuits {
-    pub(crate) fn new(limits: &RelayLimits, pools: &Pools, usage: Usage) -> Self {
+    pub(crate) fn new(pools: &Pools, usage: Usage) -> Self {
         Self {
-            limits: limits.clone(),
+            settings: pools.settings.clone(),
             requests: pools.requests.clone(),
             circuits: pools.circuits.clone(),
             offers: pools.offers.clone(),
@@ -262,7 +263,7 @@ impl Circuits {
                 });
             }
             Carried::Circuit => {
-                let limits = self.limits.clone();
+                let limits = self.settings.now().relay.clone();
                 let one = Amounts {
                     circuits: 1,
                     ..Amounts::default()
@@ -281,6 +282,20 @@ impl Circuits {
             }
         }
         false
+    }
+
+    /// Sends `message` over `stream`, and waits until the peer has taken it.
+    pub(crate) fn tell(peer: &PeerId, mut stream: Stream, message: Vec<u8>) {
+        spawn(peer, async move {
+            let told = async {
+                answer_to(&mut stream, &message).await?;
+                // The peer agrees to the protocol after that. A stream that is gone by then would
+                // make it drop what it has got.
+                stream.read(&mut [0]).await
+            };
+            // A peer that is not told in time finds another relay when this one is gone.
+            let _ = timeout(REQUEST_TIMEOUT, told).await;
+        });
     }
 
     /// Grants the reservation that was asked for. `granted` is the encoded answer.

@@ -11,21 +11,12 @@ use std::{
 
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 
-use super::{
-    config::ServerConfig,
-    pool::{Place, Pools},
-};
+use super::pool::{Place, Pools};
 use crate::core::quota::{Holder, Refusal};
 
 /// The connected peers. The map grows only with the connections.
 pub(crate) struct Clients {
     pools: Pools,
-    /// How long a connection may be unused.
-    idle: Duration,
-    /// How long a reservation lasts.
-    term: Duration,
-    /// The most reservations that one peer may hold.
-    most: usize,
     by_peer: HashMap<PeerId, Client>,
 }
 
@@ -75,12 +66,9 @@ impl Client {
 }
 
 impl Clients {
-    pub(crate) fn new(config: &ServerConfig, pools: &Pools) -> Self {
+    pub(crate) fn new(pools: &Pools) -> Self {
         Self {
             pools: pools.clone(),
-            idle: Duration::from_secs(config.connections.idle_seconds),
-            term: Duration::from_secs(config.relay.reservation_seconds),
-            most: config.relay.reservations_per_peer.get(),
             by_peer: HashMap::new(),
         }
     }
@@ -142,6 +130,9 @@ impl Clients {
         now: Instant,
     ) -> Result<Reserved, Refusal> {
         let forwarded = &self.pools.limits.forwarded;
+        let config = self.pools.settings.now();
+        let term = Duration::from_secs(config.relay.reservation_seconds);
+        let most = config.relay.reservations_per_peer.get();
         let client = self.by_peer.get_mut(&peer).ok_or(Refusal::Peer)?;
         let at = client.connections.iter().position(|held| held.id == id);
         let at = at.ok_or(Refusal::Peer)?;
@@ -153,15 +144,12 @@ impl Clients {
             };
             client.place = Some(self.pools.reservations.take(holder)?);
         }
-        client.connections[at].reserved_until = Some(now + self.term);
+        client.connections[at].reserved_until = Some(now + term);
         // The oldest connections are the likeliest to be dead: a peer that has lost its network
         // comes back on a new one.
         let reserved = |held: &&mut ClientConnection| held.is_reserved(now);
         let newest_first = client.connections.iter_mut().rev().filter(reserved);
-        for oldest in newest_first
-            .filter(|held| held.id != id)
-            .skip(self.most - 1)
-        {
+        for oldest in newest_first.filter(|held| held.id != id).skip(most - 1) {
             oldest.reserved_until = None;
         }
         Ok(match renewed {
@@ -188,6 +176,18 @@ impl Clients {
         Some(connections.find(|held| held.is_reserved(now))?.id)
     }
 
+    /// Returns every connection that a peer holds a reservation on.
+    pub(crate) fn all_reserved(&self, now: Instant) -> Vec<(PeerId, ConnectionId)> {
+        let of_peer = |(peer, client): (&PeerId, &Client)| {
+            let held = client
+                .connections
+                .iter()
+                .filter(|held| held.is_reserved(now));
+            held.map(|held| (*peer, held.id)).collect::<Vec<_>>()
+        };
+        self.by_peer.iter().flat_map(of_peer).collect()
+    }
+
     /// Keeps the connections of `peer` until the returned [`Use`] is dropped.
     pub(crate) fn use_by(&mut self, peer: &PeerId, now: Instant) -> Option<Use> {
         let client = self.by_peer.get_mut(peer)?;
@@ -197,6 +197,8 @@ impl Clients {
 
     /// Removes reservations that have run out, and returns the connections that nobody needs.
     pub(crate) fn sweep(&mut self, now: Instant) -> Vec<ConnectionId> {
+        let patience = self.pools.settings.now().connections.idle_seconds;
+        let patience = Duration::from_secs(patience);
         let mut idle = Vec::new();
         for (peer, client) in &mut self.by_peer {
             client.settle(now);
@@ -205,7 +207,7 @@ impl Clients {
                 client.last_used = now;
             }
             let unused = |held: &&ClientConnection| {
-                now.saturating_duration_since(client.last_used.max(held.since)) >= self.idle
+                now.saturating_duration_since(client.last_used.max(held.since)) >= patience
             };
             idle.extend(client.connections.iter().filter(unused).map(|held| held.id));
         }
@@ -216,7 +218,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::metrics::Metrics;
+    use crate::server::{config::ServerConfig, metrics::Metrics, settings::Settings};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -226,8 +228,9 @@ mod tests {
         config.relay.reservation_seconds = 100;
         config.relay.reservations = reservations.try_into().unwrap();
         config.relay.reservations_per_peer = 2.try_into().unwrap();
-        let pools = Pools::new(&config, &Metrics::new(&config));
-        (Clients::new(&config, &pools), Instant::now())
+        let metrics = Metrics::new(&config);
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        (Clients::new(&pools), Instant::now())
     }
 
     fn from(last: u8) -> Multiaddr {

@@ -20,6 +20,7 @@ use crate::{
         subject::Subject,
     },
     error::{Error, ErrorKind},
+    ticket::relay_id,
 };
 
 /// Settings of a [`Server`](crate::server::Server).
@@ -80,6 +81,8 @@ pub struct ServerConfig {
     pub connections: ConnectionLimits,
     /// The content that HTTP serves, and its limits.
     pub http: HttpConfig,
+    /// What a server does before it ends.
+    pub drain: DrainConfig,
     /// Whether the log line of each refusal names the refused address. A program that watches the
     /// log and bans addresses needs this. Default `false`, because addresses are personal data.
     pub log_addresses: bool,
@@ -101,6 +104,7 @@ impl Default for ServerConfig {
             autonat: AutonatConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
+            drain: DrainConfig::default(),
             log_addresses: false,
         }
     }
@@ -208,38 +212,39 @@ impl ServerConfig {
     /// [`ErrorKind::InvalidConfig`] naming the first field that is out of its range.
     /// [`ErrorKind::InvalidAddress`] if an address to announce is not a multiaddress.
     pub fn validate(&self) -> Result<(), Error> {
-        let check = |holds: bool, field: &str, range: &str| {
-            if holds {
-                return Ok(());
+        match self.faults().into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns everything that [`validate`](Self::validate) refuses.
+    pub(crate) fn faults(&self) -> Vec<Error> {
+        let mut faults = Vec::new();
+        self.check_ranges(&mut faults);
+        let mut check = |holds: bool, field: &str, range: &str| {
+            if !holds {
+                let message = format!("{field}: must be {range}");
+                faults.push(Error::new(ErrorKind::InvalidConfig, message));
             }
-            let message = format!("{field}: must be {range}");
-            Err(Error::new(ErrorKind::InvalidConfig, message))
         };
-        self.check_ranges()?;
         let turn = &self.turn;
         check(
             turn.secret.as_ref().is_none_or(|secret| !secret.is_empty()),
             "turn.secret",
             "some text, or left out",
-        )?;
+        );
         check(
             !turn.realm.contains(char::is_control),
             "turn.realm",
             "text without control characters",
-        )?;
-        let ports = Range {
-            name: "turn.first_port",
-            least: 1,
-            most: turn.last_port.into(),
-            unit: "(turn.last_port)",
-        };
-        ports.check(turn.first_port.into())?;
+        );
         check(
             turn.external_ip
                 .is_none_or(|ip| scope(ip) != Scope::Forbidden),
             "turn.external_ip",
             "an address that clients can send to",
-        )?;
+        );
         let tls = &self.tls;
         check(
             tls.cert.is_some() == tls.key.is_some(),
@@ -249,31 +254,40 @@ impl ServerConfig {
                 "tls.cert"
             },
             "given, because the other file is",
-        )?;
+        );
         check(
             tls.cert.is_none() || tls.domains.is_empty(),
             "tls.domains",
             "left out where there is a tls.cert",
-        )?;
+        );
         check(
             tls.domains.is_empty() || self.data.is_some(),
             "data",
             "a folder for the account and the certificate of tls.domains",
-        )?;
+        );
         check(
             tls.directory.starts_with("https://"),
             "tls.directory",
             "an address with https",
-        )?;
+        );
         let is_mail = |to: &String| to.contains('@') && to.chars().all(|c| c.is_ascii_graphic());
         check(
             tls.contact.as_ref().is_none_or(is_mail),
             "tls.contact",
             "a mail address",
-        )?;
-        tls.subjects()?;
-        self.announced()?;
-        self.trusted_proxies().map(drop)
+        );
+        let ports = Range {
+            name: "turn.first_port",
+            least: 1,
+            most: turn.last_port.into(),
+            unit: "(turn.last_port)",
+        };
+        faults.extend(ports.check(turn.first_port.into()).err());
+        faults.extend(self.tls.subjects().err());
+        faults.extend(self.announced().err());
+        faults.extend(self.successors().err());
+        faults.extend(self.trusted_proxies().err());
+        faults
     }
 
     /// Returns the prefixes of the trusted proxies.
@@ -286,6 +300,21 @@ impl ServerConfig {
             })
         };
         self.http.trusted_proxies.iter().map(parse).collect()
+    }
+
+    /// Returns the relays that clients may move to.
+    pub(crate) fn successors(&self) -> Result<Vec<Multiaddr>, Error> {
+        let parse = |text: &String| {
+            let address = text.parse().ok();
+            let named = address.filter(|address| relay_id(address).is_some());
+            named.ok_or_else(|| {
+                let message = format!(
+                    "drain.to: `{text}` is not a multiaddress that ends in /p2p/ and a peer id"
+                );
+                Error::new(ErrorKind::InvalidAddress, message)
+            })
+        };
+        self.drain.to.iter().map(parse).collect()
     }
 
     pub(crate) fn announced(&self) -> Result<Vec<Multiaddr>, Error> {
@@ -648,7 +677,7 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What HTTP serves besides `/metrics`, `/health` and `/config.json`, and to whom.
+/// What HTTP serves besides `/metrics`, `/health`, `/ready` and `/config.json`, and to whom.
 ///
 /// ```
 /// use throughline::server::ServerConfig;
@@ -667,8 +696,8 @@ pub struct HttpConfig {
     /// The folder of the npm package, which is served under `/npm/`. Default none.
     pub npm: Option<PathBuf>,
     /// The operator's own address, such as `127.0.0.1:9090`, which has its own connections.
-    /// `/metrics` is then served only there, and `/health` says there which pool is full. At the
-    /// public address, `/health` then says only whether the server is well. Default none: both are
+    /// `/metrics` is then served only there, and `/ready` says there which pool is full. At the
+    /// public address, `/ready` then says only whether the server takes more peers. Default none: both are
     /// public.
     pub admin: Option<SocketAddr>,
     /// Prefixes of reverse proxies that stand before the server, such as `["127.0.0.1",
@@ -699,6 +728,35 @@ impl Default for HttpConfig {
             trusted_proxies: Vec::new(),
             requests_per_source: nonzero_u32(50),
             requests: nonzero_u32(2000),
+        }
+    }
+}
+
+/// What a server does before it ends. [`Server::drain`](super::Server::drain) does it.
+///
+/// ```
+/// use throughline::server::ServerConfig;
+///
+/// let mut config = ServerConfig::default();
+/// config.drain.seconds = 0; // the only relay of its clients ends at once
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DrainConfig {
+    /// Seconds for which circuits and allocations may go on at most, 0 to 86400. Default 30. With 0,
+    /// the server ends at once and tells nobody to move.
+    pub seconds: u64,
+    /// Relays that clients may move to if they know no other one, as multiaddresses that end in
+    /// `/p2p/` and the relay's peer id. 0 to 4. Default none.
+    pub to: Vec<String>,
+}
+
+impl Default for DrainConfig {
+    fn default() -> Self {
+        Self {
+            seconds: 30,
+            to: Vec::new(),
         }
     }
 }

@@ -134,6 +134,11 @@ struct Shortage {
 }
 
 impl Descriptors {
+    /// Shrinks the pools of `config` so that what the system has granted is enough for them.
+    pub(crate) fn fit(&self, config: &mut ServerConfig) {
+        fit(config, self.0.limit);
+    }
+
     /// For listeners whose pools were not shrunk to a limit.
     pub(crate) fn unlimited() -> Self {
         Self(Arc::new(Inner {

@@ -1,7 +1,9 @@
-//! HTTP: the demo page, `/config.json` that it reads, `/metrics` and `/health`.
+//! HTTP: the demo page, `/config.json` that it reads, `/metrics`, `/health` and `/ready`.
 //!
-//! The last two can stand on an address of the operator's own. Then only whether the server is well
-//! is told on the public one, and not why it is not.
+//! `/health` says whether the server works at all, so that a supervisor restarts one that hangs.
+//! `/ready` says whether it takes new peers, so that a load balancer leaves out one that is full or
+//! ends. `/metrics` can stand on an address of the operator's own. Then the reason why the server is
+//! not ready is told only there.
 
 mod connections;
 
@@ -9,7 +11,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use axum::{
@@ -21,11 +23,13 @@ use axum::{
     routing::get,
 };
 use serde::Serialize;
+use tokio::sync::watch;
 
 use self::connections::Source;
 pub(crate) use self::connections::{ACCEPT_PAUSE, Door, client, is_of_one_connection, serve};
 use super::{
-    assets, descriptors::Descriptors, metrics::Metrics, pool::Pools, turn::Authority, usage::Usage,
+    assets, descriptors::Descriptors, heart::Heart, metrics::Metrics, pool::Pools, turn::Authority,
+    usage::Usage,
 };
 
 /// `/config.json`: what a page needs to reach others through this server.
@@ -85,6 +89,8 @@ pub(crate) struct DemoPeer {
 #[derive(Clone)]
 pub(crate) struct Site {
     pub(crate) page: Arc<RwLock<PageConfig>>,
+    /// The addresses of the relay.
+    pub(crate) relays: watch::Receiver<Vec<String>>,
     pub(crate) turn: Option<PageTurn>,
     pub(crate) metrics: Metrics,
     pub(crate) www: Option<Arc<PathBuf>>,
@@ -92,6 +98,7 @@ pub(crate) struct Site {
     pub(crate) pools: Pools,
     pub(crate) descriptors: Descriptors,
     pub(crate) usage: Usage,
+    pub(crate) heart: Heart,
 }
 
 impl Site {
@@ -105,6 +112,7 @@ impl Site {
             ..
         } = &self.pools;
         [
+            (self.pools.settings.is_draining(), "draining"),
             (handshakes.is_full(), "handshakes"),
             (quic.is_full(), "quic_handshakes"),
             (connections.is_full(), "connections"),
@@ -116,10 +124,11 @@ impl Site {
     }
 
     fn page(&self) -> PageConfig {
-        self.page
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let page = self.page.read().unwrap_or_else(PoisonError::into_inner);
+        PageConfig {
+            relays: self.relays.borrow().clone(),
+            ..page.clone()
+        }
     }
 }
 
@@ -131,7 +140,10 @@ pub(crate) fn public(site: Site, admin: bool) -> Router {
         .route("/", get(index))
         .route("/{*path}", get(www));
     match admin {
-        true => pages.route("/health", get(well)).with_state(site),
+        true => pages
+            .route("/health", get(health))
+            .route("/ready", get(ready_for_all))
+            .with_state(site),
         false => pages.merge(operators()).with_state(site),
     }
 }
@@ -144,6 +156,7 @@ pub(crate) fn admin(site: Site) -> Router {
 fn operators() -> Router<Site> {
     Router::new()
         .route("/health", get(health))
+        .route("/ready", get(ready))
         .route("/metrics", get(metrics))
 }
 
@@ -167,17 +180,25 @@ fn finish(metrics: &Metrics, mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-async fn health(State(site): State<Site>) -> (StatusCode, String) {
-    match site.unready() {
-        None if site.usage.fault().is_none() => (StatusCode::OK, "ok\n".into()),
+/// How often the relay's loop comes round says whether the server works.
+async fn health(State(site): State<Site>) -> (StatusCode, &'static str) {
+    match site.heart.beats(Instant::now()) {
+        true if site.usage.fault().is_none() => (StatusCode::OK, "ok\n"),
         // The server goes on without the record.
-        None => (StatusCode::OK, "ok, but usage is not written\n".into()),
+        true => (StatusCode::OK, "ok, but usage is not written\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "hangs\n"),
+    }
+}
+
+async fn ready(State(site): State<Site>) -> (StatusCode, String) {
+    match site.unready() {
+        None => (StatusCode::OK, "ok\n".into()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("unready: {why}\n")),
     }
 }
 
 /// A stranger need not learn which pool to go on filling.
-async fn well(State(site): State<Site>) -> (StatusCode, &'static str) {
+async fn ready_for_all(State(site): State<Site>) -> (StatusCode, &'static str) {
     match site.unready() {
         None => (StatusCode::OK, "ok\n"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unready\n"),
@@ -271,14 +292,18 @@ fn built_in_page(page: &PageConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{core::quota::Holder, server::config::ServerConfig};
+    use crate::{
+        core::quota::Holder,
+        server::{config::ServerConfig, settings::Settings},
+    };
 
     #[tokio::test]
-    async fn health_says_which_pool_is_full_to_the_operator() {
+    async fn readiness_says_which_pool_is_full_to_the_operator() {
         let mut config = ServerConfig::default();
         config.relay.reservations = 1.try_into().unwrap();
         let metrics = Metrics::new(&config);
-        let pools = Pools::new(&config, &metrics);
+        let (changes, settings) = Settings::new(config);
+        let pools = Pools::new(&settings, &metrics);
         let site = Site {
             page: Arc::new(RwLock::new(PageConfig {
                 peer_id: String::new(),
@@ -287,6 +312,7 @@ mod tests {
                 turn: Vec::new(),
                 demo: None,
             })),
+            relays: watch::channel(Vec::new()).1,
             turn: None,
             metrics,
             www: None,
@@ -294,11 +320,12 @@ mod tests {
             pools: pools.clone(),
             descriptors: Descriptors::unlimited(),
             usage: Usage::default(),
+            heart: Heart::new(Instant::now()),
         };
         let told = async |site: &Site| {
             (
-                health(State(site.clone())).await,
-                well(State(site.clone())).await,
+                ready(State(site.clone())).await,
+                ready_for_all(State(site.clone())).await,
             )
         };
         let (operator, anybody) = told(&site).await;
@@ -318,5 +345,9 @@ mod tests {
         let short = std::io::Error::from_raw_os_error(24);
         site.descriptors.failed("http", &short);
         assert_eq!(told(&site).await.0.1, "unready: descriptors\n");
+        changes.drain();
+        assert_eq!(told(&site).await.0.1, "unready: draining\n");
+        let healthy = health(State(site)).await;
+        assert_eq!(healthy, (StatusCode::OK, "ok\n"), "whatever is full");
     }
 }

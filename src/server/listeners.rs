@@ -1,4 +1,5 @@
-//! The sockets that the server listens on. Each is bound so that nobody shares its port.
+//! The sockets that the server listens on. Each is bound so that nobody shares its port, unless it was
+//! passed on to the program.
 
 use std::{
     io,
@@ -6,7 +7,10 @@ use std::{
 };
 
 use super::config::{Layout, ServerConfig};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    native::inherited,
+};
 
 /// How many connections may wait in the kernel until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -38,6 +42,9 @@ pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
                 continue;
             }
             let address = SocketAddr::new(*host, offset(config.port, n));
+            if inherited::has(address, kind) {
+                continue;
+            }
             bind(address, kind).map_err(|source| bind_error(service, address, source))?;
         }
     }
@@ -64,6 +71,9 @@ fn bind_tcp(service: &str, config: &ServerConfig, n: u16) -> Result<Bound, Error
 }
 
 pub(super) fn bind_tcp_at(service: &str, address: SocketAddr) -> Result<TcpListener, Error> {
+    if let Some(listener) = inherited::take(address, socket2::Type::STREAM) {
+        return Ok(listener.into());
+    }
     bind(address, socket2::Type::STREAM)
         .and_then(|socket| socket.listen(BACKLOG).map(|()| socket.into()))
         .map_err(|source| bind_error(service, address, source))
@@ -98,8 +108,9 @@ fn bind_udp(
         .iter()
         .flat_map(|host| offsets.iter().map(move |n| at(host, n)))
         .map(|address| {
-            let socket = bind(address, socket2::Type::DGRAM)
-                .map_err(|source| bind_error(service, address, source))?;
+            let passed = inherited::take(address, socket2::Type::DGRAM);
+            let socket = passed.map_or_else(|| bind(address, socket2::Type::DGRAM), Ok);
+            let socket = socket.map_err(|source| bind_error(service, address, source))?;
             Ok((address, socket.into()))
         })
         .collect()

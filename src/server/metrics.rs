@@ -41,6 +41,9 @@ pub(crate) struct Metrics {
     /// The certificate that is served, if there is one.
     certificate: Arc<Mutex<Option<Expiry>>>,
     refused: Family<Refused, Counter>,
+    limits: Family<Resource, Gauge>,
+    circuit_limit: Gauge,
+    draining: Gauge,
 }
 
 /// When the certificate expires. The metric is there only with a certificate.
@@ -88,6 +91,9 @@ impl Metrics {
             certificate_orders: Family::default(),
             certificate: Arc::default(),
             refused: Family::default(),
+            limits: Family::default(),
+            circuit_limit: Gauge::default(),
+            draining: Gauge::default(),
             registry: Arc::default(),
         };
         registry.register(
@@ -171,7 +177,34 @@ impl Metrics {
             "What was refused to strangers, by what they asked for and by the limit that refused it",
             metrics.refused.clone(),
         );
-        let limits = Family::<Resource, Gauge>::default();
+        registry.register(
+            "draining",
+            "Whether the server is about to end and takes nothing new",
+            metrics.draining.clone(),
+        );
+        registry.register(
+            "limit",
+            "Configured limits by resource",
+            metrics.limits.clone(),
+        );
+        registry.register_with_unit(
+            "relay_circuit_limit",
+            "What one circuit may carry; 0 is no limit",
+            Unit::Bytes,
+            metrics.circuit_limit.clone(),
+        );
+        *metrics.lock() = registry;
+        metrics.limits(config);
+        metrics
+    }
+
+    /// The server is about to end.
+    pub(crate) fn draining(&self) {
+        set(&self.draining, "draining", 1);
+    }
+
+    /// Shows the limits of `config`.
+    pub(crate) fn limits(&self, config: &ServerConfig) {
         for (resource, limit) in [
             ("reservations", config.relay.reservations.get() as i64),
             ("circuits", config.relay.circuits.get() as i64),
@@ -182,19 +215,10 @@ impl Metrics {
             ("connections", i64::from(config.connections.established)),
             ("turn_allocations", config.turn.allocations.get() as i64),
         ] {
-            limits.get_or_create(&Resource { resource }).set(limit);
+            self.limits.get_or_create(&Resource { resource }).set(limit);
         }
-        registry.register("limit", "Configured limits by resource", limits);
-        let limits_bytes = Gauge::<i64>::default();
-        limits_bytes.set(i64::try_from(config.relay.circuit_bytes).unwrap_or(i64::MAX));
-        registry.register_with_unit(
-            "relay_circuit_limit",
-            "What one circuit may carry; 0 is no limit",
-            Unit::Bytes,
-            limits_bytes,
-        );
-        *metrics.lock() = registry;
-        metrics
+        let bytes = i64::try_from(config.relay.circuit_bytes);
+        self.circuit_limit.set(bytes.unwrap_or(i64::MAX));
     }
 
     /// Lets other parts register their counters. The transports register their byte counters.

@@ -26,13 +26,16 @@ mod clients;
 mod config;
 mod descriptors;
 mod entrance;
+mod heart;
 pub(crate) mod hop;
 mod http;
 mod listeners;
 mod metrics;
+mod plan;
 mod pool;
 mod rate_limiter;
 mod relay_rates;
+mod settings;
 mod socket;
 pub(crate) mod stun;
 mod swarm;
@@ -46,33 +49,38 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libp2p::Multiaddr;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time,
 };
 
 #[cfg(test)]
 pub(crate) use self::config::options;
 pub use self::config::{
-    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, Layout, MAX_PORT, RelayLimits,
-    ServerConfig, StunLimits, TlsConfig, TurnConfig, UsageConfig,
+    AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig, HttpConfig, Layout, MAX_PORT,
+    RelayLimits, ServerConfig, StunLimits, TlsConfig, TurnConfig, UsageConfig,
 };
 use self::{
+    descriptors::Descriptors,
     entrance::Entrance,
+    heart::Heart,
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
     listeners::{bind_entrance, bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
     pool::{Pool, Pools},
+    settings::{Changes, Settings},
     swarm::Relay,
     tls::Tls,
     turn::{Authority, TurnServer},
     usage::Usage,
 };
 pub use self::{
+    plan::{Bind, Plan},
     turn::{TurnCredentials, turn_secret},
     usage::{Day, DayError, UsageBy, UsageRow, usage},
 };
@@ -84,7 +92,7 @@ use crate::{
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
     native::{
-        runtime, secret, trace,
+        inherited, runtime, secret, trace,
         transports::handed::{Arrivals, Way},
     },
     ticket::Ticket,
@@ -97,6 +105,12 @@ const LAST_BATCH: Duration = Duration::from_secs(5);
 const HTTPS_PORT: u16 = 443;
 /// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
+/// The file of the `/webrtc-direct` certificate there.
+const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
+/// How long clients may take to leave a server that drains, if nothing else keeps it.
+const LEAVE: Duration = Duration::from_secs(5);
+/// How often a server that drains looks whether something is left.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A running server. Dropping it stops it at once. [`shutdown`](Self::shutdown) lets it tell its
 /// peers first.
@@ -123,6 +137,12 @@ pub struct Server {
     metrics: Metrics,
     usage: Usage,
     tls: Option<Tls>,
+    /// The addresses that are announced because of the certificate.
+    secured: Vec<String>,
+    settings: Changes,
+    pools: Pools,
+    descriptors: Descriptors,
+    heart: Heart,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
     services: Vec<JoinHandle<()>>,
@@ -145,8 +165,7 @@ impl Server {
     /// Dropping the future closes everything that it opened. Files that it made stay.
     pub async fn start(mut config: ServerConfig) -> Result<Self, Error> {
         config.validate()?;
-        check_folder("http.www", config.http.www.as_deref())?;
-        check_folder("http.npm", config.http.npm.as_deref())?;
+        check_folders(&config)?;
         if let Some(directory) = &config.data {
             secret::check_directory(directory)
                 .map_err(|fault| Error::new(ErrorKind::Io, fault.describe(directory)))?;
@@ -157,7 +176,6 @@ impl Server {
             None => Identity::generate(),
         };
         let metrics = Metrics::new(&config);
-        let pools = Pools::new(&config, &metrics);
         let usage = Usage::start(config.data.as_deref(), &config.usage, metrics.clone())?;
         let tls = Tls::new(&config, &metrics)?;
         // Sockets that may fail at once are bound first, when nothing has to be undone yet.
@@ -166,7 +184,10 @@ impl Server {
         let entered = tcp_addresses("tcp", &entrances)?;
         let subjects = tls.as_ref().map_or(&[][..], Tls::subjects);
         let secured = secured(subjects, &entered);
-        config.announce.extend(secured);
+        config.announce.extend(secured.iter().cloned());
+        let (changes, settings) = Settings::new(config);
+        let pools = Pools::new(&settings, &metrics);
+        let config = settings.now();
         let http_listeners = bind_http(&config)?;
         let admin_listener = match config.http.admin {
             Some(address) => Some((address, bind_tcp_at("http.admin", address)?)),
@@ -197,7 +218,6 @@ impl Server {
             forwarded: pools.limits.forwarded.clone(),
         };
         let relay = Relay::start(
-            &config,
             arrivals,
             identity.keypair(),
             metrics.clone(),
@@ -239,7 +259,7 @@ impl Server {
         let span = trace::peer(&peer_id.0);
         let page = Arc::new(RwLock::new(PageConfig {
             peer_id: peer_id.to_string(),
-            relays: addresses.iter().map(Multiaddr::to_string).collect(),
+            relays: Vec::new(),
             stun: stun.clone(),
             turn: Vec::new(),
             demo: None,
@@ -251,6 +271,7 @@ impl Server {
 
         let site = Site {
             page: Arc::clone(&page),
+            relays: relay.announced(),
             turn: page_turn,
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
@@ -258,9 +279,11 @@ impl Server {
             pools: pools.clone(),
             descriptors: descriptors.clone(),
             usage: usage.clone(),
+            heart: relay.heart(),
         };
+        let heart = relay.heart();
         let mut services = Vec::new();
-        let door = |pool: &Pool| Door::new(pool, &config.http, &pools.refusals, &descriptors);
+        let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);
         let public = http::public(site.clone(), admin_listener.is_some());
         let (pages, operators) = (door(&pools.http), door(&pools.admin));
         let admin = match &admin_listener {
@@ -273,7 +296,6 @@ impl Server {
         };
         let turn_server = authority.clone().map(|authority| {
             TurnServer::new(turn::Setup {
-                config: config.turn.clone(),
                 authority,
                 addresses: turn_addresses,
                 own,
@@ -319,7 +341,7 @@ impl Server {
                     .map_err(|source| bind_error("stun", address, source))?,
             );
         }
-        let answers = stun::serve(sockets, stun_layout, config.stun.clone(), metrics.clone());
+        let answers = stun::serve(sockets, stun_layout, settings.clone(), metrics.clone());
         services.push(span.in_scope(|| runtime::task(answers)));
         let mut turn_credentials = None;
         if let Some((authority, turn_server)) = authority.zip(turn_server) {
@@ -337,6 +359,9 @@ impl Server {
             let listeners = listeners.map_err(from_std)?;
             services.push(span.in_scope(|| runtime::task(turn_server.serve(listeners))));
         }
+        for address in inherited::close_rest() {
+            tracing::warn!(%address, "no service uses this socket, which was passed on");
+        }
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
             peer_id,
@@ -350,6 +375,11 @@ impl Server {
             metrics,
             usage,
             tls,
+            secured,
+            settings: changes,
+            pools,
+            descriptors,
+            heart,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             services,
@@ -361,7 +391,7 @@ impl Server {
         self.peer_id
     }
 
-    /// The announced addresses, best first. Each ends in `/p2p/` and the peer id.
+    /// The addresses that were announced at the start, best first. Each ends in `/p2p/` and the peer id.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
@@ -424,6 +454,90 @@ impl Server {
         });
     }
 
+    /// Changes the settings while the server runs, and closes no connection for that.
+    ///
+    /// Whoever holds more than a lowered limit allows keeps it, and gets no more. A
+    /// reservation, a circuit or an allocation that has begun keeps its term and its own limits.
+    /// Some settings cannot change while the server runs. If such a setting differs, it stays as it
+    /// is, and its name is returned. `docs/options.md` says which they are.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), throughline::Error> {
+    /// use throughline::server::{Server, ServerConfig};
+    ///
+    /// let mut config = ServerConfig::default();
+    /// let server = Server::start(config.clone()).await?;
+    /// config.relay.circuits = 2048.try_into().unwrap();
+    /// config.port = 443;
+    /// assert_eq!(server.reload(config)?, ["port"]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// What [`ServerConfig::validate`] refuses. Nothing changes then.
+    pub fn reload(&self, mut config: ServerConfig) -> Result<Vec<&'static str>, Error> {
+        config.validate()?;
+        config.announce.extend(self.secured.iter().cloned());
+        self.descriptors.fit(&mut config);
+        let kept = self.settings.take(&config);
+        self.metrics.limits(&config);
+        if let Some(tls) = self.tls.clone() {
+            runtime::spawn(async move {
+                if let Err(error) = tls.reload().await {
+                    tracing::error!(%error, "the old certificate is served on");
+                }
+            });
+        }
+        tracing::info!("the settings are read again");
+        Ok(kept)
+    }
+
+    /// Prepares for the end: takes no new reservations, circuits and allocations, and tells the
+    /// clients that understand it to move to other relays. Completes when the server may be shut
+    /// down.
+    ///
+    /// What has begun goes on until it ends by itself, and for
+    /// [`seconds`](DrainConfig::seconds) at most. If nothing is left but reservations, their
+    /// holders get 5 seconds to move. A server that drains never takes up its work again.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the wait, and the server goes on to drain.
+    pub async fn drain(&self) {
+        let begun = Instant::now();
+        let longest = self.longest_drain();
+        if longest.is_zero() {
+            return;
+        }
+        tracing::info!("draining");
+        self.settings.drain();
+        self.metrics.draining();
+        let pools = &self.pools;
+        let carries = || {
+            let carrying = [&pools.circuits, &pools.offers, &pools.allocations];
+            carrying.iter().any(|pool| pool.taken() > 0)
+        };
+        let is_needed =
+            |passed: Duration| carries() || pools.reservations.taken() > 0 && passed < LEAVE;
+        let mut look = time::interval(LOOK);
+        loop {
+            look.tick().await;
+            let passed = begun.elapsed();
+            if passed >= longest || !is_needed(passed) {
+                return;
+            }
+        }
+    }
+
+    /// The longest time that [`drain`](Self::drain) may take.
+    pub fn longest_drain(&self) -> Duration {
+        Duration::from_secs(self.settings.now().drain.seconds)
+    }
+
+    /// Whether the server works. A server that does not is best restarted.
+    pub fn is_alive(&self) -> bool {
+        !self.relay.is_finished() && self.heart.beats(Instant::now())
+    }
+
     /// Closes the listeners and every connection, and writes what is left of the record of
     /// [usage](UsageConfig). This takes one second at most, and the time that the disk takes.
     ///
@@ -461,13 +575,29 @@ pub async fn serve_metrics(
     text: impl Fn() -> String + Clone + Send + Sync + 'static,
 ) {
     let config = ServerConfig::default();
-    let pools = Pools::new(&config, &Metrics::new(&config));
-    let descriptors = descriptors::Descriptors::unlimited();
-    let door = Door::new(&pools.admin, &config.http, &pools.refusals, &descriptors);
+    let metrics = Metrics::new(&config);
+    let pools = Pools::new(&Settings::fixed(config), &metrics);
+    let door = Door::new(&pools.admin, &pools, &Descriptors::unlimited());
     http::serve(listener, http::metrics_of(text), door).await;
 }
 
+/// Takes over the sockets that a service manager has bound for this program (`sd_listen_fds(3)`). The
+/// next [`Server`] uses those whose addresses it would bind.
+///
+/// # Errors
+/// [`ErrorKind::Io`] if a descriptor that was passed on is neither a TCP listener nor a UDP socket.
+pub fn inherit_sockets() -> Result<(), Error> {
+    inherited::take_over().map_err(|error| {
+        Error::new(ErrorKind::Io, format!("LISTEN_FDS: {error}")).with_source(error)
+    })
+}
+
 /// Fails if a folder does not exist, because its name is probably mistyped.
+fn check_folders(config: &ServerConfig) -> Result<(), Error> {
+    check_folder("http.www", config.http.www.as_deref())?;
+    check_folder("http.npm", config.http.npm.as_deref())
+}
+
 fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
     match folder {
         Some(folder) if !folder.is_dir() => Err(Error::new(
@@ -628,6 +758,18 @@ fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAd
             }
         })
         .map(move |ip| SocketAddr::new(*ip, bound.port()))
+}
+
+impl std::fmt::Debug for Pools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Descriptors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Descriptors").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Metrics {

@@ -6,12 +6,18 @@ use std::{
     time::Instant,
 };
 
-use super::{config::ServerConfig, metrics::Metrics, rate_limiter::RateLimiter};
+use super::{
+    config::ServerConfig, metrics::Metrics, rate_limiter::RateLimiter, settings::Settings,
+};
 pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
     core::quota::Quota,
     native::{
-        behaviours::{forwarded::Forwarded, limits::Limits, pool::Observer},
+        behaviours::{
+            forwarded::Forwarded,
+            limits::Limits,
+            pool::{Observer, Quotas},
+        },
         quic::Admission,
         transports::windows::{Sizes, Windows},
     },
@@ -31,6 +37,8 @@ pub(crate) const ADMIN: usize = 32;
 /// Every pool of a server. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Pools {
+    /// Where the sizes of the pools, and all other limits, come from.
+    pub(crate) settings: Settings,
     /// Peers' connections over TCP or WebSocket whose handshake is under way, and TCP connections of
     /// which it is not known yet what their client speaks.
     pub(crate) handshakes: Pool,
@@ -66,43 +74,73 @@ pub(crate) struct Pools {
 }
 
 impl Pools {
-    pub(crate) fn new(config: &ServerConfig, metrics: &Metrics) -> Self {
-        let refusals = Refusals::new(metrics.clone(), config.log_addresses);
-        let percent = config.connections.share_per_address;
-        let pool = |name, all| Pool::new(name, Quota::shared(all, percent), &refusals);
-        let of_peers = |name, all, per_peer| {
-            let quota = Quota::shared(all, percent).per_peer(per_peer);
-            Pool::new(name, quota, &refusals)
+    /// Makes pools whose sizes follow `settings`.
+    pub(crate) fn new(settings: &Settings, metrics: &Metrics) -> Self {
+        let refusals = Refusals::new(metrics.clone(), settings.clone());
+        let places = |all: fn(&ServerConfig) -> usize| {
+            let settings = settings.clone();
+            Quotas::new(move || {
+                let config = settings.now();
+                Quota::shared(all(&config), config.connections.share_per_address)
+            })
         };
-        let (connections, relay) = (&config.connections, &config.relay);
-        let per_peer = connections.per_peer as usize;
-        let circuits_per_peer = relay.circuits_per_peer.get();
-        let established = Quota::shared(connections.established as usize, percent);
-        let handshakes = Quota::shared(connections.pending as usize, percent);
-        let dials = connections.pending as usize;
-        let mut limits = Limits::new(established.per_peer(per_peer), handshakes, dials, &refusals);
+        let each = |all, per_peer: fn(&ServerConfig) -> usize| {
+            let settings = settings.clone();
+            places(all).map(move |quota| quota.per_peer(per_peer(&settings.now())))
+        };
+        let pool = |name, quotas: Quotas| Pool::new(name, quotas, &refusals);
+        // What begins later than a drain would be cut off by its end.
+        let until_drain = |quotas: Quotas| {
+            let settings = settings.clone();
+            quotas.map(move |quota| match settings.is_draining() {
+                true => Quota { all: 0, ..quota },
+                false => quota,
+            })
+        };
+        let circuits = || {
+            let per_peer = |config: &ServerConfig| config.relay.circuits_per_peer.get();
+            until_drain(each(|config| config.relay.circuits.get(), per_peer))
+        };
+        let handshakes = places(|config| config.connections.pending as usize);
+        let established = each(
+            |config| config.connections.established as usize,
+            |config| config.connections.per_peer as usize,
+        );
+        let dials = handshakes.map(|all| Quota::shared(all.all, 100));
+        let mut limits = Limits::new(established, handshakes.clone(), dials, &refusals);
+        let config = settings.now();
         // Validation of the configuration has already refused texts that are not prefixes.
         limits.forwarded = Forwarded::new(config.trusted_proxies().unwrap_or_default());
         Self {
             handshakes: limits.handshakes.clone(),
             connections: limits.connections.clone(),
-            quic: Admission::new(handshakes, &refusals),
-            webrtc: Pool::new("webrtc_handshake", handshakes, &refusals),
+            quic: Admission::new(handshakes.clone(), &refusals),
+            webrtc: pool("webrtc_handshake", handshakes),
             limits,
-            requests: of_peers("request", REQUESTS, REQUESTS_PER_PEER),
-            reservations: pool("reservation", relay.reservations.get()),
-            circuits: of_peers("circuit", relay.circuits.get(), circuits_per_peer),
-            offers: of_peers("offer", relay.circuits.get(), circuits_per_peer),
-            dial_backs: of_peers("dial_back", DIAL_BACKS, 1),
-            http: pool("http", connections.http.get()),
-            admin: pool("admin", ADMIN),
-            turn_connections: pool("turn_connection", config.turn.connections.get()),
-            allocations: pool("allocation", config.turn.relayed_addresses()),
+            requests: pool("request", each(|_| REQUESTS, |_| REQUESTS_PER_PEER)),
+            reservations: pool(
+                "reservation",
+                until_drain(places(|config| config.relay.reservations.get())),
+            ),
+            circuits: pool("circuit", circuits()),
+            offers: pool("offer", circuits()),
+            dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
+            http: pool("http", places(|config| config.connections.http.get())),
+            admin: pool("admin", places(|_| ADMIN)),
+            turn_connections: pool(
+                "turn_connection",
+                places(|config| config.turn.connections.get()),
+            ),
+            allocations: pool(
+                "allocation",
+                until_drain(places(|config| config.turn.relayed_addresses())),
+            ),
             refusals,
             windows: Windows::new(Sizes {
-                connection: connections.window,
-                circuit: relay.circuit_window,
+                connection: config.connections.window,
+                circuit: config.relay.circuit_window,
             }),
+            settings: settings.clone(),
         }
     }
 }
@@ -116,17 +154,16 @@ const LINES: u32 = 100;
 #[derive(Clone)]
 pub(crate) struct Refusals {
     pub(crate) metrics: Metrics,
-    /// Whether the log may name addresses, which are personal data.
-    addresses: bool,
+    settings: Settings,
     lines: Arc<Mutex<RateLimiter>>,
 }
 
 impl Refusals {
-    pub(crate) fn new(metrics: Metrics, addresses: bool) -> Self {
+    pub(crate) fn new(metrics: Metrics, settings: Settings) -> Self {
         let lines = RateLimiter::new(LINES_PER_ADDRESS, LINES, Instant::now());
         Self {
             metrics,
-            addresses,
+            settings,
             lines: Arc::new(Mutex::new(lines)),
         }
     }
@@ -140,7 +177,8 @@ impl Refusals {
         if !lines.allow(source, Instant::now()) {
             return;
         }
-        match ip.filter(|_| self.addresses) {
+        // Addresses are personal data.
+        match ip.filter(|_| self.settings.now().log_addresses) {
             Some(address) => tracing::info!(%address, what, reason, "refused"),
             None => tracing::info!(what, reason, "refused"),
         }
@@ -159,9 +197,41 @@ mod tests {
     use crate::{core::quota::Refusal, server::config::ServerConfig};
 
     #[test]
+    fn a_reload_changes_pools_that_are_in_use_and_a_drain_closes_those_of_new_things() {
+        let mut config = ServerConfig::default();
+        config.connections.share_per_address = 100;
+        let metrics = Metrics::new(&config);
+        let (changes, settings) = Settings::new(config.clone());
+        let pools = Pools::new(&settings, &metrics);
+        let ip = IpAddr::from([192, 0, 2, 1]);
+        let held: Vec<_> = (0..3)
+            .map(|_| pools.reservations.take(ip).unwrap())
+            .collect();
+        config.relay.reservations = 2.try_into().unwrap();
+        config.connections.share_per_address = 50;
+        changes.take(&config);
+        assert_eq!(pools.reservations.take(ip).err(), Some(Refusal::Address));
+        let other = IpAddr::from([192, 0, 2, 2]);
+        assert_eq!(pools.reservations.take(other).err(), Some(Refusal::Full));
+        assert_eq!(pools.reservations.taken(), 3, "nothing is taken back");
+        drop(held);
+        let _held = pools.reservations.take(ip).unwrap();
+        changes.drain();
+        for pool in [
+            &pools.reservations,
+            &pools.circuits,
+            &pools.offers,
+            &pools.allocations,
+        ] {
+            assert_eq!(pool.take(other).err(), Some(Refusal::Full));
+        }
+        assert!(pools.connections.take(other).is_ok());
+    }
+
+    #[test]
     fn a_place_comes_back_and_a_refusal_is_counted() {
         let metrics = Metrics::new(&ServerConfig::default());
-        let refusals = Refusals::new(metrics.clone(), false);
+        let refusals = Refusals::new(metrics.clone(), Settings::fixed(ServerConfig::default()));
         let pool = Pool::new("http", Quota::shared(2, 10), &refusals);
         let [a, b] = [1, 2].map(|n| IpAddr::from([192, 0, 2, n]));
         let first = pool.take(a).unwrap();

@@ -11,13 +11,30 @@ use crate::core::quota::{Refusal, network, site};
 /// Sources remembered at once: 1 MiB at most.
 const MAX_SOURCES: usize = 16_384;
 
-/// Lets each source spend `rate` tokens per second, each site twice as many, and all sources
-/// together `total`; a burst is what comes in two seconds.
-#[derive(Debug)]
+/// Tokens per second. They are finite.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refill {
+    /// Of one source. A site has twice as many.
+    pub(crate) each: f64,
+    /// Of all sources together.
+    pub(crate) all: f64,
+}
+
+impl Refill {
+    pub(crate) fn new(each: u32, all: u32) -> Self {
+        Self {
+            each: each.into(),
+            all: all.into(),
+        }
+    }
+}
+
+/// Lets each source, each site and all sources together spend tokens at their rates; a burst is what
+/// comes in two seconds.
 pub(crate) struct RateLimiter {
-    rate: f64,
+    /// They may change at any time.
+    rates: Box<dyn Fn() -> Refill + Send + Sync>,
     sources: HashMap<Source, Bucket>,
-    total_rate: f64,
     total: Bucket,
     swept: Instant,
 }
@@ -63,18 +80,20 @@ impl Bucket {
 }
 
 impl RateLimiter {
-    /// A limiter whose buckets are full at `now`.
+    /// A limiter whose buckets are full at `now`, and whose rates stay.
     pub(crate) fn new(rate: u32, total: u32, now: Instant) -> Self {
-        Self::of(rate.into(), total.into(), now)
+        Self::following(move || Refill::new(rate, total), now)
     }
 
-    /// As [`new`](Self::new), for rates of bytes. They are finite.
-    pub(crate) fn of(rate: f64, total: f64, now: Instant) -> Self {
+    /// A limiter whose buckets are full at `now`. `rates` says how fast they are filled.
+    pub(crate) fn following(
+        rates: impl Fn() -> Refill + Send + Sync + 'static,
+        now: Instant,
+    ) -> Self {
         Self {
-            rate,
             sources: HashMap::new(),
-            total_rate: total,
-            total: Bucket::new(total, now),
+            total: Bucket::new(rates().all, now),
+            rates: Box::new(rates),
             swept: now,
         }
     }
@@ -89,8 +108,9 @@ impl RateLimiter {
     /// # Errors
     /// Whose tokens are spent; nothing is taken then.
     pub(crate) fn take(&mut self, ip: IpAddr, cost: f64, now: Instant) -> Result<(), Refusal> {
-        let site = site(ip).map(|site| (Source::Site(site), 2.0 * self.rate, Refusal::Site));
-        let address = (Source::Address(network(ip)), self.rate, Refusal::Address);
+        let Refill { each, all } = (self.rates)();
+        let site = site(ip).map(|site| (Source::Site(site), 2.0 * each, Refusal::Site));
+        let address = (Source::Address(network(ip)), each, Refusal::Address);
         // The site first: when it has nothing left, no more of its addresses are remembered.
         for (source, rate, refusal) in site.into_iter().chain([address]) {
             let bucket = self.bucket(source, rate, now).ok_or(Refusal::Full)?;
@@ -98,7 +118,7 @@ impl RateLimiter {
                 return Err(refusal);
             }
         }
-        if !self.total.take(self.total_rate, cost, now) {
+        if !self.total.take(all, cost, now) {
             return Err(Refusal::Full);
         }
         for (source, ..) in site.into_iter().chain([address]) {
@@ -182,7 +202,7 @@ mod tests {
     #[test]
     fn a_cost_is_paid_whole_or_not_at_all() {
         let start = Instant::now();
-        let mut limiter = RateLimiter::of(1000.0, 3000.0, start);
+        let mut limiter = RateLimiter::new(1000, 3000, start);
         assert_eq!(limiter.take(v4(1), 1500.0, start), Ok(()));
         assert_eq!(limiter.take(v4(1), 501.0, start), Err(Refusal::Address));
         assert_eq!(limiter.take(v4(1), 500.0, start), Ok(()));
@@ -197,6 +217,27 @@ mod tests {
             Ok(()),
             "nothing was taken"
         );
+    }
+
+    #[test]
+    fn a_rate_that_changes_counts_at_once() {
+        use std::sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        };
+        let start = Instant::now();
+        let rate = Arc::new(AtomicU32::new(10));
+        let now = rate.clone();
+        let rates = move || Refill::new(now.load(Ordering::Relaxed), 1000);
+        let mut limiter = RateLimiter::following(rates, start);
+        assert!(limiter.allow(v4(1), start));
+        rate.store(2, Ordering::Relaxed);
+        let allowed =
+            |limiter: &mut RateLimiter, at| (0..100).filter(|_| limiter.allow(v4(1), at)).count();
+        assert_eq!(allowed(&mut limiter, start), 4, "of the old burst no more");
+        rate.store(5, Ordering::Relaxed);
+        assert_eq!(allowed(&mut limiter, start), 0);
+        assert_eq!(allowed(&mut limiter, start + Duration::from_secs(9)), 10);
     }
 
     #[test]

@@ -32,6 +32,8 @@ impl Rate {
 
 /// libp2p's token buckets, of each peer and of each IPv4 address or IPv6 /64.
 pub(crate) struct Rates {
+    /// The bursts that the buckets were made for.
+    bursts: (NonZeroU32, NonZeroU32),
     reservations: Vec<Box<dyn relay::RateLimiter>>,
     circuits: Vec<Box<dyn relay::RateLimiter>>,
     offers: Vec<Box<dyn relay::RateLimiter>>,
@@ -42,9 +44,17 @@ impl Rates {
         let (reservation, circuit) = (limits.reservation_burst, limits.circuit_burst);
         let circuits = || buckets((circuit, 1000), (times(circuit, 4), 250));
         Self {
+            bursts: (reservation, circuit),
             reservations: buckets((reservation, 2000), (times(reservation, 2), 1000)),
             circuits: circuits(),
             offers: circuits(),
+        }
+    }
+
+    /// Follows a change of `limits`. Buckets of another size begin full.
+    pub(crate) fn set(&mut self, limits: &RelayLimits) {
+        if self.bursts != (limits.reservation_burst, limits.circuit_burst) {
+            *self = Self::new(limits);
         }
     }
 
@@ -102,5 +112,12 @@ mod tests {
         assert!(!allowed(c, "2001:db8::5", now), "the /64");
         assert!(allowed(c, "2001:db8:0:1::1", now), "another one");
         assert!(allowed(d, "2001:db8::5", now + Duration::from_secs(1)));
+        rates.set(&limits);
+        let again = |rates: &mut Rates, ip: &str| {
+            rates.allow(Rate::Reservations, a, ip.parse().unwrap(), now)
+        };
+        assert!(!again(&mut rates, "2001:db8:0:2::1"), "nothing has changed");
+        rates.set(&RelayLimits::default());
+        assert!(again(&mut rates, "2001:db8:0:2::1"));
     }
 }

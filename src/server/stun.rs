@@ -27,7 +27,11 @@ use stun_types::{
 };
 use tokio::net::UdpSocket;
 
-use super::{config::StunLimits, metrics::Metrics, rate_limiter::RateLimiter};
+use super::{
+    metrics::Metrics,
+    rate_limiter::{RateLimiter, Refill},
+    settings::Settings,
+};
 use crate::native::ice::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN};
 
 /// The largest request that is read. RFC 8489 section 6.1 keeps a message below the path MTU, and
@@ -184,11 +188,11 @@ fn finish(request: &Message<'_>, mut response: MessageWriteVec) -> Option<Vec<u8
 pub(crate) async fn serve(
     sockets: Vec<UdpSocket>,
     layout: Layout,
-    limits: StunLimits,
+    settings: Settings,
     metrics: Metrics,
 ) {
     futures::future::join_all(
-        (0..sockets.len()).map(|at| serve_one(at, &sockets, &layout, &limits, &metrics)),
+        (0..sockets.len()).map(|at| serve_one(at, &sockets, &layout, &settings, &metrics)),
     )
     .await;
 }
@@ -197,13 +201,18 @@ async fn serve_one(
     at: usize,
     sockets: &[UdpSocket],
     layout: &Layout,
-    limits: &StunLimits,
+    settings: &Settings,
     metrics: &Metrics,
 ) {
     let Some(socket) = sockets.get(at) else {
         return;
     };
-    let mut limiter = RateLimiter::new(limits.per_source.get(), limits.total.get(), Instant::now());
+    let settings = settings.clone();
+    let rates = move || {
+        let limits = &settings.now().stun;
+        Refill::new(limits.per_source.get(), limits.total.get())
+    };
+    let mut limiter = RateLimiter::following(rates, Instant::now());
     let mut buffer = [0; MAX_REQUEST];
     loop {
         let (length, source) = match socket.recv_from(&mut buffer).await {

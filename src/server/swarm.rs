@@ -1,6 +1,8 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
 
-mod addresses;
+pub(super) mod addresses;
+mod journal;
+mod traffic;
 mod transport;
 
 use std::{
@@ -13,33 +15,40 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use libp2p::{
-    Multiaddr, PeerId, Swarm,
+    Multiaddr, PeerId, StreamProtocol, Swarm,
     core::{transport::ListenerId, upgrade::Version},
     identify, identity,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
-use tokio::{sync::oneshot, time};
+use tokio::{
+    sync::{oneshot, watch},
+    time,
+};
 
 use self::{
     addresses::{Announcements, listen_addresses, preference},
+    journal::Journal,
+    traffic::Traffic,
     transport::transport,
 };
 use super::{
     autonat,
     circuits::{self, Carried, Circuits, Held},
     clients::{Clients, Reserved},
-    config::{RelayLimits, ServerConfig},
+    config::ServerConfig,
     descriptors::Descriptors,
+    heart::Heart,
     hop::{self, Request, Status},
     metrics::Metrics,
     pool::Pools,
     relay_rates::{Rate, Rates},
+    settings::Settings,
     usage::{Account, Amounts, Usage},
     watch::Watch,
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
-    core::quota::Holder,
+    core::{drain, quota::Holder},
     error::{Error, ErrorKind},
     native::{
         behaviours::limits,
@@ -48,7 +57,7 @@ use crate::{
     },
     swarm::{
         ping::Ping,
-        substreams::{SubstreamEvent, Substreams},
+        substreams::{OpenId, SubstreamEvent, Substreams},
     },
 };
 
@@ -72,20 +81,27 @@ pub(crate) struct Relay {
     swarm: Swarm<ServerBehaviour>,
     announce: Announcements,
     metrics: Metrics,
-    relay: RelayLimits,
     pools: Pools,
+    settings: Settings,
+    /// The addresses that are announced now, as texts.
+    announced: watch::Sender<Vec<String>>,
     rates: Rates,
     clients: Clients,
     watch: Watch,
     circuits: Circuits,
     descriptors: Descriptors,
     usage: Usage,
+    heart: Heart,
+    journal: Journal,
+    /// Whether the clients are told that the server is about to end.
+    drains: bool,
+    /// The clients that are being told, by the stream for it.
+    telling: HashMap<OpenId, PeerId>,
 }
 
 impl Relay {
-    /// Opens every listener that `config` asks for, and waits until their addresses are known.
+    /// Opens every listener that the settings ask for, and waits until their addresses are known.
     pub(crate) async fn start(
-        config: &ServerConfig,
         arrivals: Arrivals,
         keypair: &identity::Keypair,
         metrics: Metrics,
@@ -94,12 +110,15 @@ impl Relay {
         descriptors: Descriptors,
         usage: Usage,
     ) -> Result<Self, Error> {
+        let settings = pools.settings.clone();
+        let config = &*settings.now();
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
-        let autonat = autonat::AutonatServer::new(&config.autonat, own, &pools, metrics.clone());
+        let autonat = autonat::AutonatServer::new(own, &pools, metrics.clone());
         let behaviour = behaviour(keypair, &pools, autonat);
-        let transport = transport(config, arrivals, keypair, &metrics, &pools)?;
+        let traffic = Traffic::default();
+        let transport = transport(config, arrivals, keypair, &metrics, &pools, &traffic)?;
         // `Clients` decides which connections nobody needs, because it knows more about them than
         // libp2p.
         let swarm_config =
@@ -110,14 +129,19 @@ impl Relay {
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
             announce: Announcements::new(announced),
             metrics,
-            relay: config.relay.clone(),
             rates: Rates::new(&config.relay),
-            clients: Clients::new(config, &pools),
+            clients: Clients::new(&pools),
             watch: Watch::default(),
-            circuits: Circuits::new(&config.relay, &pools, usage.clone()),
+            circuits: Circuits::new(&pools, usage.clone()),
             pools,
+            settings: settings.clone(),
+            announced: watch::Sender::default(),
             descriptors,
             usage,
+            heart: Heart::new(Instant::now()),
+            journal: Journal::new(traffic, settings.clone()),
+            drains: false,
+            telling: HashMap::new(),
         };
         relay.listen(config).await?;
         Ok(relay)
@@ -172,6 +196,15 @@ impl Relay {
         addresses
     }
 
+    pub(crate) fn heart(&self) -> Heart {
+        self.heart.clone()
+    }
+
+    /// Returns the texts of [`addresses`](Self::addresses), which may change while the relay serves.
+    pub(crate) fn announced(&self) -> watch::Receiver<Vec<String>> {
+        self.announced.subscribe()
+    }
+
     /// Returns the addresses where peers may come in: those that are bound, and those that are
     /// configured.
     pub(crate) fn listening(&self) -> impl Iterator<Item = &Multiaddr> {
@@ -187,6 +220,7 @@ impl Relay {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 report = self.circuits.report() => self.on_report(report),
                 _ = sweep.tick() => self.sweep(),
+                () = self.settings.changed() => self.on_settings(),
                 _ = &mut stop => break,
             }
         }
@@ -236,15 +270,18 @@ impl Relay {
                 self.clients
                     .connected(peer_id, connection_id, from, Instant::now());
                 self.watch.connected(peer_id, connection_id);
+                self.journal.connected(connection_id, from);
                 self.metrics.connection("established");
                 self.count_connections();
             }
             SwarmEvent::ConnectionClosed {
                 peer_id,
                 connection_id,
+                cause,
                 ..
             } => {
                 self.watch.disconnected(connection_id);
+                self.journal.closed(&peer_id, connection_id, cause.as_ref());
                 self.clients
                     .disconnected(&peer_id, connection_id, Instant::now());
                 self.count_reservations();
@@ -283,6 +320,13 @@ impl Relay {
                 }
             }
             SubstreamEvent::Opened { id, result } => {
+                if let Some(peer) = self.telling.remove(&id) {
+                    // Peers that do not know the protocol need not be told.
+                    if let Ok(stream) = result {
+                        Circuits::tell(&peer, stream, self.farewell());
+                    }
+                    return;
+                }
                 if self.circuits.opened(id, result) {
                     self.metrics.circuit("failed");
                 }
@@ -349,7 +393,7 @@ impl Relay {
             Reserved::Renewed => "renewed",
         });
         self.count_reservations();
-        let granted = hop::granted(&self.addresses(), &self.relay);
+        let granted = hop::granted(&self.addresses(), &self.settings.now().relay);
         self.circuits.grant(asked, granted);
     }
 
@@ -428,8 +472,44 @@ impl Relay {
         allowed
     }
 
+    /// The settings have changed. Whatever asks for them when it needs them needs not be told.
+    fn on_settings(&mut self) {
+        let config = self.settings.now();
+        self.rates.set(&config.relay);
+        // Validation of the configuration has already refused texts that are no addresses.
+        if self.settings.is_draining() && !std::mem::replace(&mut self.drains, true) {
+            self.tell_all();
+        }
+        self.announce.configured = config.announced().unwrap_or_default();
+        let sockets = self.announce.configured.iter().filter_map(autonat::socket);
+        self.swarm.behaviour_mut().autonat.announced(sockets);
+        self.announce();
+    }
+
+    /// Tells every client to move to another relay.
+    fn tell_all(&mut self) {
+        for (peer, connection) in self.clients.all_reserved(Instant::now()) {
+            let requests = &mut self.swarm.behaviour_mut().requests;
+            let protocol = StreamProtocol::new(drain::PROTOCOL);
+            let id = requests.open(peer, connection, protocol);
+            self.telling.insert(id, peer);
+        }
+    }
+
+    /// What the clients are told.
+    fn farewell(&self) -> Vec<u8> {
+        let config = self.settings.now();
+        let drain = drain::Drain {
+            time: Duration::from_secs(config.drain.seconds),
+            // Validation of the configuration has already refused texts that are no addresses.
+            relays: config.successors().unwrap_or_default(),
+        };
+        drain.encode()
+    }
+
     /// Closes the connections that nobody needs.
     fn sweep(&mut self) {
+        self.heart.beat(Instant::now());
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }
@@ -464,6 +544,8 @@ impl Relay {
         for address in wanted.difference(&known) {
             self.swarm.add_external_address(address.clone());
         }
+        let texts = self.addresses().iter().map(Multiaddr::to_string).collect();
+        self.announced.send_replace(texts);
     }
 }
 

@@ -12,6 +12,7 @@ use common::program::{Program, throughline};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod life;
 mod streams;
 mod terminal;
 mod usage;
@@ -123,7 +124,16 @@ fn serve_prints_where_it_is_and_stops_in_good_order() {
         server.signal(signal);
         let (rest, status) = server.finish();
         assert!(status.success(), "{status}");
-        assert!(rest.is_empty(), "{rest:?}");
+        let told: Vec<_> = rest
+            .iter()
+            .map(|event| event["event"].as_str().unwrap())
+            .collect();
+        let expected: &[&str] = if signal == "-TERM" {
+            &["draining"]
+        } else {
+            &[]
+        };
+        assert_eq!(told, expected);
     }
 }
 

@@ -41,6 +41,17 @@ impl Program {
         program
     }
 
+    /// Starts a program with other streams than pipes.
+    pub(crate) fn with_streams(command: &mut Command, stdin: Stdio, stderr: Stdio) -> Self {
+        let command = command.stdin(stdin).stderr(stderr);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let lines = channel().1;
+        let mut program = Self { child, lines };
+        program.read(stdout);
+        program
+    }
+
     /// Starts a program whose stdout nobody reads yet.
     pub(crate) fn unread(command: &mut Command) -> (Self, BufReader<ChildStdout>) {
         let mut child = command

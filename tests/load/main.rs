@@ -14,6 +14,7 @@ mod connects;
 mod held;
 mod peers;
 mod report;
+mod restart;
 mod start;
 mod stun;
 
@@ -67,7 +68,9 @@ async fn run() -> ExitCode {
     let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
     let mut report = Report::begin(form);
     // Churn comes first, because a leak would find room in the heap that the others leave.
-    for name in ["churn", "start", "connects", "stun", "circuits", "held"] {
+    for name in [
+        "churn", "start", "connects", "stun", "circuits", "restart", "held",
+    ] {
         if !wanted(name) {
             continue;
         }
@@ -77,6 +80,7 @@ async fn run() -> ExitCode {
             "connects" => connects::run(form).await,
             "stun" => stun::run(form).await,
             "circuits" => circuits::run().await,
+            "restart" => restart::run(form).await,
             "held" => held::run(form).await,
             _ => churn::run(form).await,
         };

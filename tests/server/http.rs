@@ -103,6 +103,7 @@ async fn http_serves_the_page_and_no_other_file() {
             assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
         }
         assert!(get(&url, "/health").ends_with("ok\n"));
+        assert!(get(&url, "/ready").ends_with("ok\n"));
         let config = get(&url, "/config.json");
         let json = config.split_once("\r\n\r\n").unwrap().1;
         let config: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -160,9 +161,11 @@ async fn the_operators_part_can_have_its_own_address() {
     tokio::task::block_in_place(|| {
         assert!(get(admin, "/metrics").contains("throughline_connections 0\n"));
         assert!(get(admin, "/health").ends_with("ok\n"));
+        assert!(get(admin, "/ready").ends_with("ok\n"));
         assert!(get(admin, "/config.json").starts_with("HTTP/1.1 404"));
         assert!(get(public, "/metrics").starts_with("HTTP/1.1 404"));
         assert!(get(public, "/health").ends_with("ok\n"));
+        assert!(get(public, "/ready").ends_with("ok\n"));
         assert!(get(public, "/config.json").starts_with("HTTP/1.1 200"));
     });
 }

@@ -21,6 +21,18 @@ pub(crate) struct Cli {
     /// Log more to stderr: -v what happens, -vv every detail, with addresses. RUST_LOG overrides.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+    /// How the log looks.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log: LogFormat,
+}
+
+/// How the log looks.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,8 +54,12 @@ pub(crate) enum Command {
 }
 
 /// `throughline serve`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ServeArgs {
+    /// Only say what the settings are, where they come from, and what would be bound and announced;
+    /// fail if no server would start.
+    #[arg(long)]
+    pub(crate) check: bool,
     /// IP address to bind and announce; repeat it for several [default: 0.0.0.0].
     #[arg(long, value_name = "IP")]
     pub(crate) host: Vec<IpAddr>,
@@ -86,8 +102,8 @@ pub(crate) struct ServeArgs {
     /// Folder of the npm package (with dist/ and pkg/) to serve at `/npm/`.
     #[arg(long, value_name = "DIR")]
     pub(crate) npm: Option<PathBuf>,
-    /// Serve /metrics at this address only, and say at /health there why the server takes no more
-    /// peers.
+    /// Serve /metrics at this address and no longer for everybody, and at /ready there why the
+    /// server takes no more peers when it does not.
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) admin: Option<SocketAddr>,
     /// Print a user name and password for the TURN server that last for 30 days.
@@ -99,7 +115,8 @@ pub(crate) struct ServeArgs {
     /// Circuits open at once from one peer [default: 16].
     #[arg(long, value_name = "N")]
     pub(crate) max_circuits_per_peer: Option<std::num::NonZeroUsize>,
-    /// TOML file with these and all other settings; the command line wins.
+    /// TOML file with these and all other settings; the command line wins. It is read again when it
+    /// changes and on SIGHUP.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }

@@ -3,6 +3,7 @@
 //! With `--json`, stdout carries one JSON object a line and nothing else. Logs go to stderr.
 
 mod args;
+mod check;
 mod connect;
 mod demo;
 mod listen;
@@ -12,9 +13,11 @@ mod peer;
 mod ping;
 mod printer;
 mod protocols;
+mod reloads;
 mod serve;
 mod service;
 mod signal;
+mod supervisor;
 #[cfg(test)]
 #[path = "../../testing.rs"]
 mod testing;
@@ -34,7 +37,7 @@ use throughline::{Error, ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use self::{
-    args::{Cli, Command},
+    args::{Cli, Command, LogFormat},
     output::Output,
 };
 
@@ -72,7 +75,7 @@ fn start(cli: Cli, output: Output) -> Result<(), Error> {
         Command::Serve(_) => "error,throughline=warn",
         _ => "error",
     };
-    log_to_stderr(cli.verbose, quiet, output);
+    log_to_stderr(cli.verbose, quiet, cli.log, output);
     print_panics(output);
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|error| output::io_error("cannot start threads", error))?;
@@ -115,7 +118,7 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn log_to_stderr(verbose: u8, quiet: &str, output: Output) {
+fn log_to_stderr(verbose: u8, quiet: &str, format: LogFormat, output: Output) {
     let level = match verbose {
         0 => quiet,
         1 => "error,throughline=info",
@@ -123,7 +126,7 @@ fn log_to_stderr(verbose: u8, quiet: &str, output: Output) {
         _ => "debug,throughline=trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(is_coloured(
             io::stderr().is_terminal(),
@@ -131,8 +134,11 @@ fn log_to_stderr(verbose: u8, quiet: &str, output: Output) {
         ))
         .with_writer(move || output.log())
         // The subscriber would write its own errors past the printer.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
 /// Prints panics as Rust does, but without waiting for a reader.

@@ -1,29 +1,63 @@
 //! `throughline serve`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use throughline::{
     Error,
-    server::{DEFAULT_PORT, Layout, Server, ServerConfig, turn_secret},
+    server::{DEFAULT_PORT, Layout, Server, ServerConfig, inherit_sockets, turn_secret},
 };
 
 use crate::{
     args::ServeArgs,
+    check,
     output::{Output, io_error},
     peer::invalid,
-    signal,
+    reloads::Reloads,
+    signal::{Stop, Stops},
+    supervisor::Supervisor,
 };
 
 /// Where an authority checks who is there, and where browsers look for a page.
 const HTTPS_PORT: u16 = 443;
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
-    let stopped = signal::stopped(output)?;
+    if args.check {
+        return check::run(args, output).await;
+    }
+    inherit_sockets()?;
+    let supervisor = Supervisor::from_env();
+    let mut stops = Stops::new(output)?;
     let credentials = args.print_turn_credentials;
-    let server = Server::start(config(args)?).await?;
+    let config = config(args.clone())?;
+    // It is there before anybody knows of the server, because SIGHUP ends a program that does not
+    // take it.
+    let mut reloads = Reloads::new(args, &config)?;
+    let server = Server::start(config).await?;
     announce(&server, credentials, output);
-    stopped.await;
+    supervisor.ready();
+    let alive = || server.is_alive();
+    let stop = loop {
+        tokio::select! {
+            stop = stops.next() => break stop,
+            () = reloads.wanted() => {
+                supervisor.reloading();
+                reloads.apply(&server, output);
+                supervisor.ready();
+            }
+            () = supervisor.watch(alive) => {}
+        }
+    };
+    supervisor.stopping(server.longest_drain());
+    if stop == Stop::Gently {
+        output.event("draining", json!({}), String::new);
+        tokio::select! {
+            () = server.drain() => {}
+            _ = stops.next() => {}
+            () = supervisor.watch(alive) => {}
+        }
+    }
     server.shutdown().await;
     Ok(())
 }
@@ -69,15 +103,30 @@ pub(crate) fn announce(server: &Server, credentials: bool, output: Output) {
     });
 }
 
-/// Makes the configuration: the file, then the changes of the command line.
+/// Makes the configuration: the [settings], and a secret for TURN if they name none.
 pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
+    let no_turn = args.no_turn;
+    let mut config = settings(args)?;
+    if !no_turn && config.turn.secret.is_none() {
+        config.turn.secret = Some(turn_secret(config.data.as_deref())?);
+    }
+    Ok(config)
+}
+
+/// Reads the settings of the file at `path`.
+pub(crate) fn file_of<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
+    toml::from_str(&text)
+        .map_err(|error| invalid(format_args!("--config {}", path.display()), &error))
+}
+
+/// Makes what is configured: the file, then the changes of the command line.
+pub(crate) fn settings(args: ServeArgs) -> Result<ServerConfig, Error> {
     let mut config = match &args.config {
         None => ServerConfig::default(),
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| io_error(format_args!("--config {}", path.display()), error))?;
-            let config: ServerConfig = toml::from_str(&text)
-                .map_err(|error| invalid(format_args!("--config {}", path.display()), &error))?;
+            let config: ServerConfig = file_of(path)?;
             if config.turn.secret.is_some() {
                 warn_of_readers(path);
             }
@@ -103,8 +152,6 @@ pub(crate) fn config(args: ServeArgs) -> Result<ServerConfig, Error> {
     }
     if args.no_turn {
         config.turn.secret = None;
-    } else if config.turn.secret.is_none() {
-        config.turn.secret = Some(turn_secret(config.data.as_deref())?);
     }
     config.announce.extend(args.announce);
     config.http.www = args.www.or(config.http.www);

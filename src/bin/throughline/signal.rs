@@ -15,10 +15,79 @@ pub(crate) fn stopped(output: Output) -> Result<impl Future<Output = Error>, Err
     })
 }
 
+/// How the program is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// SIGTERM: what has begun may go on for a while.
+    Gently,
+    /// SIGINT, or nobody can read stdout any more.
+    AtOnce,
+}
+
+/// Whatever ends a server.
+pub(crate) struct Stops {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    output: Output,
+}
+
+impl Stops {
+    pub(crate) fn new(output: Output) -> Result<Self, Error> {
+        Ok(Self {
+            #[cfg(unix)]
+            terminate: register(tokio::signal::unix::SignalKind::terminate())?,
+            #[cfg(unix)]
+            interrupt: register(tokio::signal::unix::SignalKind::interrupt())?,
+            output,
+        })
+    }
+
+    /// Completes when the program is to end, once for each signal.
+    pub(crate) async fn next(&mut self) -> Stop {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = self.terminate.recv() => Stop::Gently,
+            _ = self.interrupt.recv() => Stop::AtOnce,
+            _ = self.output.failed() => Stop::AtOnce,
+        }
+        #[cfg(not(unix))]
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => Stop::AtOnce,
+            _ = self.output.failed() => Stop::AtOnce,
+        }
+    }
+}
+
+/// SIGHUP, where there is such a signal.
+pub(crate) struct Hangups(#[cfg(unix)] tokio::signal::unix::Signal);
+
+impl Hangups {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(Self(
+            #[cfg(unix)]
+            register(tokio::signal::unix::SignalKind::hangup())?,
+        ))
+    }
+
+    /// Completes at each signal.
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        let _ = self.0.recv().await;
+        #[cfg(not(unix))]
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(unix)]
+fn register(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
+    tokio::signal::unix::signal(kind).map_err(|error| io_error("signal handler", error))
+}
+
 #[cfg(unix)]
 fn signalled() -> Result<impl Future<Output = ()>, Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let register = |kind| signal(kind).map_err(|error| io_error("signal handler", error));
+    use tokio::signal::unix::SignalKind;
     let mut interrupt = register(SignalKind::interrupt())?;
     let mut terminate = register(SignalKind::terminate())?;
     Ok(async move {

@@ -23,9 +23,9 @@ use libp2p::{
 
 use super::{
     forwarded::Forwarded,
-    pool::{Observer, Place, Pool},
+    pool::{Observer, Place, Pool, Quotas},
 };
-use crate::core::quota::{Holder, Quota, Refusal};
+use crate::core::quota::{Holder, Refusal};
 
 /// The pools that count connections. Clones share them.
 ///
@@ -51,18 +51,19 @@ pub(crate) struct Limits {
 impl Limits {
     /// Allows at most `connections`, and at most `handshakes` of each kind and `dials` under way.
     pub(crate) fn new(
-        connections: Quota,
-        handshakes: Quota,
-        dials: usize,
+        connections: impl Into<Quotas>,
+        handshakes: impl Into<Quotas>,
+        dials: impl Into<Quotas>,
         observer: &impl Observer,
     ) -> Self {
+        let handshakes = handshakes.into();
         // One relay has at most half of the circuit handshakes, so other relays find room.
-        let circuits = handshakes.per_peer(handshakes.all.div_ceil(2));
+        let circuits = handshakes.map(|all| all.per_peer(all.all.div_ceil(2)));
         Self {
             connections: Pool::new("connection", connections, observer),
             handshakes: Pool::new("handshake", handshakes, observer),
             circuits: Pool::new("circuit_handshake", circuits, observer),
-            dials: Pool::new("dial", Quota::shared(dials, 100), observer),
+            dials: Pool::new("dial", dials, observer),
             forwarded: Forwarded::default(),
         }
     }
@@ -261,7 +262,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::native::behaviours::pool::Debug;
+    use crate::{core::quota::Quota, native::behaviours::pool::Debug};
 
     fn limits() -> LimitsBehaviour {
         let quota = |all, per_address| Quota {
@@ -271,7 +272,7 @@ mod tests {
             per_peer: usize::MAX,
         };
         let connections = quota(4, 3).per_peer(2);
-        LimitsBehaviour::new(Limits::new(connections, quota(4, 2), 4, &Debug))
+        LimitsBehaviour::new(Limits::new(connections, quota(4, 2), quota(4, 4), &Debug))
     }
 
     fn tcp(ip: &str) -> Multiaddr {

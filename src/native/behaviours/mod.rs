@@ -54,7 +54,12 @@ pub(crate) const PUNCHES: bool = true;
 pub(crate) fn new(local: PeerId, config: &Config) -> TargetBehaviour {
     // A peer that stays on the relay gives its addresses to nobody.
     let direct = config.direct;
-    let limits = Limits::new(connections(config), handshakes(), usize::MAX, &pool::Debug);
+    let limits = Limits::new(
+        connections(config),
+        handshakes(),
+        Quota::shared(usize::MAX, 100),
+        &pool::Debug,
+    );
     TargetBehaviour {
         limits: limits::LimitsBehaviour::new(limits),
         ping: Ping::default(),

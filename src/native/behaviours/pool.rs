@@ -23,22 +23,53 @@ impl Observer for Debug {
     }
 }
 
+/// How many places a pool has. A pool asks each time, so a server can change its limits while it runs.
+/// A pool that becomes smaller refuses new places, and takes none back.
+#[derive(Clone)]
+pub(crate) struct Quotas(Arc<dyn Fn() -> Quota + Send + Sync>);
+
+impl From<Quota> for Quotas {
+    fn from(quota: Quota) -> Self {
+        Self::new(move || quota)
+    }
+}
+
+impl Quotas {
+    pub(crate) fn new(now: impl Fn() -> Quota + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> Quota {
+        (self.0)()
+    }
+
+    /// Returns quotas that follow these.
+    pub(crate) fn map(&self, change: impl Fn(Quota) -> Quota + Send + Sync + 'static) -> Self {
+        let quotas = self.clone();
+        Self::new(move || change(quotas.now()))
+    }
+}
+
 /// A pool. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Inner>);
 
 struct Inner {
-    quota: Quota,
+    quotas: Quotas,
     ledger: Mutex<Ledger>,
     refused: Box<dyn Fn(&'static str, Option<IpAddr>) + Send + Sync>,
 }
 
 impl Pool {
     /// Makes a pool that is called `name` in metrics and logs.
-    pub(crate) fn new(name: &'static str, quota: Quota, observer: &impl Observer) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        quotas: impl Into<Quotas>,
+        observer: &impl Observer,
+    ) -> Self {
         let observer = observer.clone();
         Self(Arc::new(Inner {
-            quota,
+            quotas: quotas.into(),
             ledger: Mutex::default(),
             refused: Box::new(move |reason, ip| observer.refused(name, reason, ip)),
         }))
@@ -56,7 +87,8 @@ impl Pool {
     /// Says whether there is a place for `holder`, and takes none. The observer is told of a refusal.
     pub(crate) fn look(&self, holder: impl Into<Holder>) -> Result<(), Refusal> {
         let holder = holder.into();
-        let looked = self.lock().look(&self.0.quota, holder);
+        let quota = self.0.quotas.now();
+        let looked = self.lock().look(&quota, holder);
         looked.inspect_err(|refusal| (self.0.refused)(refusal.name(), holder.ip))
     }
 
@@ -64,7 +96,8 @@ impl Pool {
     /// is for callers that do not send anybody away yet.
     pub(crate) fn try_take(&self, holder: impl Into<Holder>) -> Result<Place, Refusal> {
         let holder = holder.into();
-        self.lock().take(&self.0.quota, holder)?;
+        let quota = self.0.quotas.now();
+        self.lock().take(&quota, holder)?;
         Ok(Place {
             pool: self.clone(),
             holder,
@@ -92,7 +125,7 @@ impl Pool {
 
     /// Whether no place is left for anybody.
     pub(crate) fn is_full(&self) -> bool {
-        self.taken() >= self.0.quota.all
+        self.taken() >= self.0.quotas.now().all
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     core::quota::{Holder, Quota, Refusal},
-    native::behaviours::pool::{Observer, Place, Pool},
+    native::behaviours::pool::{Observer, Place, Pool, Quotas},
 };
 
 /// One in this many of all handshakes may be under way with addresses that have not been validated.
@@ -40,14 +40,15 @@ pub(super) enum Answer {
 
 impl Admission {
     /// Allows at most `handshakes` with validated addresses, and a sixteenth of that with others.
-    pub(crate) fn new(handshakes: Quota, observer: &impl Observer) -> Self {
+    pub(crate) fn new(handshakes: impl Into<Quotas>, observer: &impl Observer) -> Self {
+        let handshakes = handshakes.into();
         let part = |places: usize| places.div_ceil(UNPROVEN);
-        let unproven = Quota {
-            all: part(handshakes.all),
-            per_address: part(handshakes.per_address),
-            per_site: part(handshakes.per_site),
+        let unproven = handshakes.map(move |all| Quota {
+            all: part(all.all),
+            per_address: part(all.per_address),
+            per_site: part(all.per_site),
             per_peer: usize::MAX,
-        };
+        });
         Self {
             proven: Pool::new("quic_handshake", handshakes, observer),
             unproven: Pool::new("quic_unproven", unproven, observer),

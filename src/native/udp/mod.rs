@@ -30,6 +30,8 @@ use self::{
     port::{Port, read},
     routes::Routes,
 };
+#[cfg(feature = "server")]
+use super::inherited;
 use super::runtime;
 
 /// The most bytes that the kernel takes in one call, however many datagrams it makes of them.
@@ -167,13 +169,17 @@ impl Sockets {
         }
     }
 
-    /// Binds one socket, for one address family. Needs a Tokio runtime.
+    /// Binds one socket, for one address family, or takes the one that was passed on to the program.
+    /// Needs a Tokio runtime.
     ///
     /// # Errors
     /// Fails when the address cannot be bound.
     #[cfg(feature = "server")]
     pub(crate) fn bind_one(address: SocketAddr) -> io::Result<Self> {
-        let port = Port::bind(address)?;
+        let port = match inherited::take(address, socket2::Type::DGRAM) {
+            Some(socket) => Port::over(socket)?,
+            None => Port::bind(address)?,
+        };
         Ok(match address {
             SocketAddr::V4(_) => Self::over(Some(port), None),
             SocketAddr::V6(_) => Self::over(None, Some(port)),

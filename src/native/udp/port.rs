@@ -49,6 +49,11 @@ impl Port {
         }
         socket.set_nonblocking(true)?;
         socket.bind(&addr.into())?;
+        Self::over(socket)
+    }
+
+    /// Uses a socket that is bound and does not block.
+    pub(super) fn over(socket: Socket) -> io::Result<Self> {
         // Smaller buffers are slower, but not wrong.
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER);

@@ -107,6 +107,7 @@ impl Relays {
             effects.push(Effect::CloseConnection(old));
         }
         relay.link = RelayLink::Up(conn, addr);
+        relay.forget_drain();
         relay.last_error = None;
         let now = Instant::now();
         relay.up_since = Some(now);
@@ -168,6 +169,7 @@ impl Relays {
         relay.liveness = None;
         relay.lane = None;
         relay.link = RelayLink::Down;
+        relay.forget_drain();
         if relay.reservation != Reservation::None {
             let reason = cause.unwrap_or("the relay closed the link");
             self.on_reservation_ended(peer, reason, effects);

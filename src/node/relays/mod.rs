@@ -1,6 +1,7 @@
 //! The relays that are known, from the configuration or from tickets.
 //!
 //! - `links`: the connections to relays.
+//! - `drains`: relays that are about to end.
 //! - `reservations`: which relays hold a reservation for us.
 //! - `spares`: when spare circuits start.
 //!
@@ -8,6 +9,7 @@
 //! Sessions only read the relays, and take and leave places in [`Spares`]. A session that needs a
 //! link waits in its relay's list, and gets the answer as an effect.
 
+mod drains;
 mod links;
 mod reservations;
 mod spares;
@@ -78,6 +80,14 @@ pub(crate) struct Relay {
     identified: bool,
     /// Bounds how fast the relay may bring sealed offers.
     pub(crate) offers: Pace,
+    /// Whether it has said over this link that it is about to end.
+    has_told: bool,
+    /// Whether it is about to end, and another relay takes its place.
+    leaving: bool,
+    /// The relays that it has named in its place.
+    successors: Vec<Multiaddr>,
+    /// Whether a relay that was about to end has named it, and not the user.
+    is_successor: bool,
     /// The sessions that wait for the link, to dial a circuit.
     waiting: Vec<SessionId>,
     pub(crate) backoff: Backoff,
@@ -136,6 +146,10 @@ impl Relay {
             forwards: false,
             identified: false,
             offers: Pace::new(offer::PER_SECOND, offer::AT_ONCE),
+            has_told: false,
+            leaving: false,
+            successors: Vec::new(),
+            is_successor: false,
             waiting: Vec::new(),
             backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
             resting: false,
@@ -225,7 +239,8 @@ impl Relays {
     /// pursued nor resting, and as many as are missing from `wanted`.
     pub(crate) fn to_pursue(&self) -> Vec<PeerId> {
         let configured = || self.order.iter().filter(|p| self.known[*p].configured);
-        let pursued = configured().filter(|p| self.known[*p].is_pursued()).count();
+        let counts = |relay: &Relay| relay.is_pursued() && !relay.is_leaving();
+        let pursued = configured().filter(|p| counts(&self.known[*p])).count();
         configured()
             .filter(|p| !self.known[*p].is_pursued() && !self.known[*p].resting)
             .take(self.wanted.saturating_sub(pursued))
@@ -245,7 +260,7 @@ impl Relays {
 
     /// Whether fewer relays than wanted hold a reservation or are asked for one.
     pub(crate) fn wants_more(&self) -> bool {
-        let reserved = |r: &&Relay| r.reservation != Reservation::None;
+        let reserved = |r: &&Relay| r.reservation != Reservation::None && !r.is_leaving();
         self.known.values().filter(reserved).count() < self.wanted
     }
 
@@ -281,11 +296,13 @@ impl Relays {
     }
 
     /// Returns the addresses of the relays that hold a reservation, and whether all of these relays
-    /// forward early data.
+    /// forward early data. A relay that is about to end is among them only if there is no other.
     pub(crate) fn for_ticket(&self) -> (Vec<Multiaddr>, bool) {
         let known = self.order.iter().map(|peer| &self.known[peer]);
         let held = |relay: &&Relay| matches!(relay.reservation, Reservation::Held(_));
-        let held: Vec<_> = known.filter(held).collect();
+        let lasting = self.has_lasting();
+        let held = known.filter(held);
+        let held: Vec<_> = held.filter(|relay| !lasting || !relay.leaving).collect();
         let forwarding = held.iter().all(|relay| relay.forwards);
         let addresses = held.into_iter().flat_map(|relay| &relay.announced);
         (addresses.cloned().collect(), forwarding)

@@ -27,12 +27,12 @@ ranged! {
 
 /// Checks the value of a row, if it has a range.
 macro_rules! check {
-    ($this:ident.$field:ident $(. $part:ident)*,) => {};
-    ($this:ident.$field:ident $(. $part:ident)*, $($range:literal),+) => {
+    ($this:ident.$field:ident $(. $part:ident)*, $faults:ident,) => {};
+    ($this:ident.$field:ident $(. $part:ident)*, $faults:ident, $($range:literal),+) => {
         let [range] = range!($field $(. $part)*, $($range),+);
         let is_free = free!($this.$field $(. $part)*, $($range),+);
         if !is_free {
-            $this.$field $(. $part)*.check(range)?;
+            $faults.extend($this.$field $(. $part)*.check(range).err());
         }
     };
 }
@@ -62,18 +62,56 @@ macro_rules! range {
     };
 }
 
-/// A row is: field, `in` range "unit" or the value that means no range, meaning.
+/// Takes over the value of a row, or notes the name of a row that differs and is kept.
+macro_rules! take {
+    ($this:ident.$field:ident $(. $part:ident)*, $new:ident, $kept:ident,) => {
+        $this.$field $(. $part)*.clone_from(&$new.$field $(. $part)*);
+    };
+    ($this:ident.$field:ident $(. $part:ident)*, $new:ident, $kept:ident, restart) => {
+        if $this.$field $(. $part)* != $new.$field $(. $part)* {
+            $kept.push(concat!(stringify!($field) $(, ".", stringify!($part))*));
+        }
+    };
+}
+
+/// Whether the value of a row is kept until a restart.
+#[cfg(test)]
+macro_rules! kept {
+    () => {
+        false
+    };
+    (restart) => {
+        true
+    };
+}
+
+/// A row is: field, `in` range "unit" or the value that means no range, meaning, and `until restart` if
+/// the value cannot change while a server runs.
 macro_rules! options {
     ($(
         $field:ident $(. $part:ident)*,
         $(in $least:literal..=$most:literal $unit:literal $(or $other:literal)?,)?
-        $meaning:literal;
+        $meaning:literal $(until $restart:ident)?;
     )*) => {
         impl ServerConfig {
-            pub(super) fn check_ranges(&self) -> Result<(), Error> {
-                $(check!(self.$field $(. $part)*, $($least, $most, $unit $(, $other)?)?);)*
-                Ok(())
+            /// Notes every value that is out of its range.
+            pub(super) fn check_ranges(&self, faults: &mut Vec<Error>) {
+                $(check!(self.$field $(. $part)*, faults, $($least, $most, $unit $(, $other)?)?);)*
             }
+
+            /// Takes over what can change while a server runs. Returns the names of the other
+            /// settings that differ.
+            pub(crate) fn take(&mut self, new: &Self) -> Vec<&'static str> {
+                let mut kept = Vec::new();
+                $(take!(self.$field $(. $part)*, new, kept, $($restart)?);)*
+                kept
+            }
+        }
+
+        /// The names of the settings that cannot change while a server runs.
+        #[cfg(test)]
+        pub(crate) fn kept_until_restart() -> Vec<&'static str> {
+            OPTIONS.iter().zip([$(kept!($($restart)?)),*]).filter_map(|(row, kept)| kept.then_some(row.name)).collect()
         }
 
         #[cfg(test)]
@@ -89,30 +127,30 @@ macro_rules! options {
 // Where the type has no other limit, the most is that of 32 bits.
 options! {
     hosts, in 1..=16 "addresses",
-        "The addresses that every listener binds.";
+        "The addresses that every listener binds." until restart;
     port, in 0..=65_531 "",
-        "The first port, where every protocol over TCP comes in; 0 lets the system choose each port.";
+        "The first port, where every protocol over TCP comes in; 0 lets the system choose each port." until restart;
     layout,
-        "Whether WebSocket, HTTP and TURN have TCP ports of their own besides the first one (`five`), or not (`one`).";
+        "Whether WebSocket, HTTP and TURN have TCP ports of their own besides the first one (`five`), or not (`one`)." until restart;
     data,
-        "The folder of the identity and of the certificate; without one, both are made at each start.";
+        "The folder of the identity and of the certificate; without one, both are made at each start." until restart;
     announce, in 0..=16 "addresses",
         "Multiaddresses to announce besides those that are bound.";
     log_addresses,
         "Whether the log names the addresses that were refused.";
 
     tls.cert,
-        "A PEM file of the certificate for the first port, which is read again when it has changed.";
+        "A PEM file of the certificate for the first port, which is read again when it has changed." until restart;
     tls.key,
-        "The PEM file of the certificate's private key.";
+        "The PEM file of the certificate's private key." until restart;
     tls.domains, in 0..=16 "names or addresses",
-        "Whom an authority is asked for a certificate for, by ACME; needs `data`.";
+        "Whom an authority is asked for a certificate for, by ACME; needs `data`." until restart;
     tls.contact,
-        "The mail address for the authority.";
+        "The mail address for the authority." until restart;
     tls.directory, in 1..=2_048 "bytes",
-        "The directory of the authority.";
+        "The directory of the authority." until restart;
     tls.directory_ca,
-        "A PEM file of certificate authorities to trust for the directory, in addition to the public ones.";
+        "A PEM file of certificate authorities to trust for the directory, in addition to the public ones." until restart;
 
     relay.reservations, in 1..=4_294_967_295 "peers",
         "How many peers hold a reservation at a time.";
@@ -130,7 +168,7 @@ options! {
         "How many bytes one circuit may carry in both directions together; 0 is no limit.";
     // Yamux gives every stream 256 KiB from its beginning: with less, a circuit could stop the connection.
     relay.circuit_window, in 262_144..=16_777_216 "bytes",
-        "How many bytes of one circuit may wait in the server, for each direction and at each of both connections.";
+        "How many bytes of one circuit may wait in the server, for each direction and at each of both connections." until restart;
     relay.reservation_burst, in 1..=4_294_967_295 "requests",
         "How many reservations one peer may ask for at once; each comes back after two seconds.";
     relay.circuit_burst, in 1..=4_294_967_295 "requests",
@@ -142,17 +180,17 @@ options! {
         "How many answers all sources get together.";
 
     turn.secret,
-        "What credentials are made from; without one there is no TURN server.";
+        "What credentials are made from; without one there is no TURN server." until restart;
     turn.realm, in 1..=128 "bytes",
-        "The realm of the credentials, without control characters.";
+        "The realm of the credentials, without control characters." until restart;
     turn.credential_seconds, in 60..=31_536_000 "s",
-        "How long the credentials last that are made at the start.";
+        "How long the credentials last that are made at the start." until restart;
     turn.external_ip,
-        "The address that clients are told for relayed ones, where a one-to-one NAT stands before the server.";
+        "The address that clients are told for relayed ones, where a one-to-one NAT stands before the server." until restart;
     turn.first_port, in 1..=65_535 "",
-        "The first UDP port to relay on.";
+        "The first UDP port to relay on." until restart;
     turn.last_port, in 1..=65_535 "",
-        "The last UDP port to relay on.";
+        "The last UDP port to relay on." until restart;
     turn.allocations, in 1..=4_294_967_295 "relayed addresses",
         "How many relayed addresses there are at a time.";
     turn.allocations_per_user, in 1..=4_294_967_295 "relayed addresses",
@@ -167,14 +205,14 @@ options! {
     turn.bytes_total, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
         "How much is relayed for all clients together.";
     turn.allow_private_peers,
-        "Whether clients may reach private, loopback and link-local addresses through the server.";
+        "Whether clients may reach private, loopback and link-local addresses through the server." until restart;
 
     usage.record,
-        "Whether what peers take is recorded in the data directory, for `throughline usage`.";
+        "Whether what peers take is recorded in the data directory, for `throughline usage`." until restart;
     usage.days, in 1..=3_660 "days",
-        "How many days of the record are kept, today included.";
+        "How many days of the record are kept, today included." until restart;
     usage.peers_per_day, in 1..=10_000_000 "peers",
-        "How many peers of a day have a row of their own; further ones share one.";
+        "How many peers of a day have a row of their own; further ones share one." until restart;
 
     autonat.allow_private,
         "Whether peers at private and loopback addresses, and at the server's own, are dialled.";
@@ -193,22 +231,27 @@ options! {
         "How long a connection stays open that no reservation, circuit or offer needs.";
     // Two offers of the largest size fit.
     connections.window, in 65_536..=16_777_216 "bytes",
-        "How many bytes of one connection may wait in the server; each circuit over it adds its own.";
+        "How many bytes of one connection may wait in the server; each circuit over it adds its own." until restart;
     connections.http, in 1..=4_294_967_295 "connections",
         "How many HTTP connections are open at a time.";
     connections.share_per_address, in 1..=100 "%",
         "The share of every pool that one IPv4 address or one IPv6 /64 may hold.";
 
     http.www,
-        "The folder of the page at `/`; without one, a built-in page names the addresses.";
+        "The folder of the page at `/`; without one, a built-in page names the addresses." until restart;
     http.npm,
-        "The folder of the npm package, which is served under `/npm/`.";
+        "The folder of the npm package, which is served under `/npm/`." until restart;
     http.admin,
-        "The operator's own address, where metrics and the state of every pool are served.";
+        "The operator's own address, where metrics and the state of every pool are served." until restart;
     http.trusted_proxies, in 0..=64 "prefixes",
-        "Prefixes of reverse proxies whose `X-Forwarded-For` names the client.";
+        "Prefixes of reverse proxies whose `X-Forwarded-For` names the client." until restart;
     http.requests_per_source, in 1..=4_294_967_295 "requests/s",
         "How many requests one IPv4 address or one IPv6 /64 may make, and twice as many in a burst.";
     http.requests, in 1..=4_294_967_295 "requests/s",
         "How many requests all sources may make together.";
+
+    drain.seconds, in 0..=86_400 "s",
+        "How long circuits and allocations may go on after SIGTERM; 0 ends them at once.";
+    drain.to, in 0..=4 "addresses",
+        "The relays that clients may move to then if they know no other one.";
 }

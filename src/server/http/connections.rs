@@ -44,10 +44,9 @@ use crate::{
     },
     server::{
         assets,
-        config::HttpConfig,
         descriptors::Descriptors,
-        pool::{Place, Pool, Refusals},
-        rate_limiter::RateLimiter,
+        pool::{Place, Pool, Pools, Refusals},
+        rate_limiter::{RateLimiter, Refill},
         socket::{Socket, reset},
     },
 };
@@ -106,23 +105,23 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// A door to the places of `pool`. What `config` says of proxies has been checked.
-    pub(crate) fn new(
-        pool: &Pool,
-        config: &HttpConfig,
-        refusals: &Refusals,
-        descriptors: &Descriptors,
-    ) -> Self {
-        let trusted = config.trusted_proxies.iter();
-        let (each, all) = (config.requests_per_source, config.requests);
-        let rate = RateLimiter::new(each.get(), all.get(), Instant::now());
+    /// A door to the places of `pool`, which is one of `pools`.
+    pub(crate) fn new(pool: &Pool, pools: &Pools, descriptors: &Descriptors) -> Self {
+        let settings = pools.settings.clone();
+        let rates = move || {
+            let config = &settings.now().http;
+            Refill::new(config.requests_per_source.get(), config.requests.get())
+        };
+        let rate = RateLimiter::following(rates, Instant::now());
+        // Validation of the configuration has already refused texts that are not prefixes.
+        let trusted = pools.settings.now().trusted_proxies().unwrap_or_default();
         Self {
             pool: pool.clone(),
             rate: Arc::new(Mutex::new(rate)),
-            refusals: refusals.clone(),
+            refusals: pools.refusals.clone(),
             descriptors: descriptors.clone(),
             bounds: Bounds::default(),
-            trusted: trusted.filter_map(|prefix| prefix.parse().ok()).collect(),
+            trusted: trusted.into(),
         }
     }
 

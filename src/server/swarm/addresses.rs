@@ -9,7 +9,11 @@ use crate::server::config::Layout;
 
 /// Returns the addresses of QUIC and TCP on the base port, and of `/webrtc-direct` on the next port,
 /// where WebSocket has a port of its own too in a layout of five ports.
-pub(super) fn listen_addresses(hosts: &[IpAddr], port: u16, layout: Layout) -> Vec<Multiaddr> {
+pub(in crate::server) fn listen_addresses(
+    hosts: &[IpAddr],
+    port: u16,
+    layout: Layout,
+) -> Vec<Multiaddr> {
     hosts
         .iter()
         .flat_map(|ip| {
@@ -38,20 +42,20 @@ fn next(port: u16) -> u16 {
 
 /// The addresses to announce: all configured addresses, and the bound addresses that others can
 /// reach. If others can reach none, all bound addresses are announced.
-pub(super) struct Announcements {
-    pub(super) configured: Vec<Multiaddr>,
-    pub(super) bound: BTreeSet<Multiaddr>,
+pub(in crate::server) struct Announcements {
+    pub(in crate::server) configured: Vec<Multiaddr>,
+    pub(in crate::server) bound: BTreeSet<Multiaddr>,
 }
 
 impl Announcements {
-    pub(super) fn new(configured: Vec<Multiaddr>) -> Self {
+    pub(in crate::server) fn new(configured: Vec<Multiaddr>) -> Self {
         Self {
             configured,
             bound: BTreeSet::new(),
         }
     }
 
-    pub(super) fn current(&self) -> BTreeSet<Multiaddr> {
+    pub(in crate::server) fn current(&self) -> BTreeSet<Multiaddr> {
         let is_local = |address: &&Multiaddr| ip_of(address).is_none_or(is_local);
         let reachable: BTreeSet<_> = self.bound.iter().filter(|a| !is_local(a)).collect();
         let bound = if reachable.is_empty() {
@@ -72,7 +76,7 @@ fn is_local(ip: IpAddr) -> bool {
 }
 
 /// The order of the printed addresses. QUIC is first because it connects fastest, and TCP follows.
-pub(super) fn preference(address: &Multiaddr) -> u8 {
+pub(in crate::server) fn preference(address: &Multiaddr) -> u8 {
     match address.iter().nth(2) {
         Some(Protocol::QuicV1) => 0,
         Some(Protocol::P2p(_)) | None => 1,

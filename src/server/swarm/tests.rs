@@ -13,7 +13,7 @@ async fn a_server_dials_nobody_by_itself() {
         ..ServerConfig::default()
     };
     let metrics = Metrics::new(&config);
-    let pools = Pools::new(&config, &metrics);
+    let pools = Pools::new(&Settings::fixed(config), &metrics);
     let keypair = identity::Keypair::generate_ed25519();
     let (descriptors, usage) = (Descriptors::unlimited(), Usage::default());
     let arrivals = Arrivals {
@@ -23,16 +23,7 @@ async fn a_server_dials_nobody_by_itself() {
         forwarded: pools.limits.forwarded.clone(),
     };
     let own = Vec::new();
-    let relay = Relay::start(
-        &config,
-        arrivals,
-        &keypair,
-        metrics,
-        pools,
-        own,
-        descriptors,
-        usage,
-    );
+    let relay = Relay::start(arrivals, &keypair, metrics, pools, own, descriptors, usage);
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

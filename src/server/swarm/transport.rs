@@ -9,18 +9,17 @@ use libp2p::{
 };
 use libp2p_metrics::BandwidthTransport;
 
-use super::io_error;
+use super::{io_error, traffic::Traffic};
 use crate::{
     error::Error,
     native::{
         ice::webrtc::direct::{self, Buffers, DirectTransport},
         transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT, handed::Arrivals},
     },
-    server::{autonat, certificate, config::ServerConfig, metrics::Metrics, pool::Pools},
+    server::{
+        CERTIFICATE_FILE, autonat, certificate, config::ServerConfig, metrics::Metrics, pool::Pools,
+    },
 };
-
-/// The file of the `/webrtc-direct` certificate in the data directory.
-const CERTIFICATE_FILE: &str = "webrtc-direct.pem";
 
 /// Joins all transports of the relay and counts their bytes.
 pub(super) fn transport(
@@ -29,6 +28,7 @@ pub(super) fn transport(
     keypair: &identity::Keypair,
     metrics: &Metrics,
     pools: &Pools,
+    traffic: &Traffic,
 ) -> Result<transports::BoxedTransport, Error> {
     let certificate = match &config.data {
         Some(directory) => certificate::load_or_create(&directory.join(CERTIFICATE_FILE))?,
@@ -59,6 +59,11 @@ pub(super) fn transport(
         .map_err(|e| io_error("cannot set up the transports", e))?;
     let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
     let all = transports::join(webrtc, internet.boxed());
+    let traffic = traffic.clone();
+    let all = all.map(move |(peer, muxer), at| {
+        let counted = traffic.count(muxer, at.get_remote_address());
+        (peer, StreamMuxerBox::new(counted))
+    });
     let counted = metrics.with_registry(|registry| BandwidthTransport::new(all, registry));
     Ok(counted
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))

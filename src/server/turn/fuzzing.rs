@@ -27,7 +27,9 @@ use super::{
     requests::{Client, Requests},
     stream,
 };
-use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools};
+use crate::server::{
+    ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools, settings::Settings,
+};
 
 /// How many bytes an answer may be longer than its request. It adds names, a nonce and a signature.
 const MOST_MORE: usize = 160;
@@ -55,9 +57,8 @@ impl TurnSession {
             authority: authority.clone(),
             addresses: RelayAddresses::new(vec![loopback], vec![], None),
             own: Arc::new(Own::new([3478], [loopback])),
-            pools: Pools::new(&config, &metrics),
+            pools: Pools::new(&Settings::fixed(config), &metrics),
             usage: crate::server::usage::Usage::default(),
-            config: config.turn,
             metrics,
         };
         let mut runtime = tokio::runtime::Builder::new_current_thread();

@@ -9,10 +9,9 @@ use std::{
 use crate::{
     identity::PeerId,
     server::{
-        config::TurnConfig,
         metrics::Metrics,
-        pool::Refusals,
-        rate_limiter::RateLimiter,
+        pool::{Pools, Refusals},
+        rate_limiter::{RateLimiter, Refill},
         usage::{Account, Amounts, Tally, Usage},
     },
 };
@@ -27,22 +26,24 @@ pub(super) struct Meters {
 }
 
 impl Meters {
-    pub(super) fn new(
-        config: &TurnConfig,
-        metrics: Metrics,
-        refusals: Refusals,
-        usage: Usage,
-    ) -> Self {
+    pub(super) fn new(pools: &Pools, metrics: Metrics, usage: Usage) -> Self {
         let rate = |bytes: u64| match bytes {
             0 => UNLIMITED,
             bytes => bytes as f64,
         };
-        let (each, all) = (config.bytes_per_source, config.bytes_total);
-        let limiter = RateLimiter::of(rate(each), rate(all), Instant::now());
+        let settings = pools.settings.clone();
+        let rates = move || {
+            let config = &settings.now().turn;
+            Refill {
+                each: rate(config.bytes_per_source),
+                all: rate(config.bytes_total),
+            }
+        };
+        let limiter = RateLimiter::following(rates, Instant::now());
         Self {
             bytes: Arc::new(Mutex::new(limiter)),
             metrics,
-            refusals,
+            refusals: pools.refusals.clone(),
             usage,
         }
     }
@@ -117,15 +118,18 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::config::ServerConfig;
+    use crate::server::{
+        config::{ServerConfig, TurnConfig},
+        settings::Settings,
+    };
 
     #[test]
     fn each_client_has_its_own_limit() {
         let mut config = ServerConfig::default();
         config.turn.bytes_per_source = 20_000;
         let metrics = Metrics::new(&config);
-        let refusals = Refusals::new(metrics.clone(), false);
-        let meters = Meters::new(&config.turn, metrics.clone(), refusals, Usage::default());
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        let meters = Meters::new(&pools, metrics.clone(), Usage::default());
         let passed = |client: [u8; 4]| {
             let meter = meters.of(client.into(), "1:a");
             (0..1000).filter(|_| meter.passes(1000)).count()
@@ -151,8 +155,8 @@ mod tests {
             ..ServerConfig::default()
         };
         let metrics = Metrics::new(&config);
-        let refusals = Refusals::new(metrics.clone(), false);
-        let meters = Meters::new(&config.turn, metrics, refusals, Usage::default());
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        let meters = Meters::new(&pools, metrics, Usage::default());
         let meter = meters.of([192, 0, 2, 1].into(), "1:a");
         assert!((0..100_000).all(|_| meter.passes(9000)));
     }

@@ -38,7 +38,6 @@ pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
 use super::{
-    config::TurnConfig,
     metrics::Metrics,
     pool::{Pool, Pools},
     socket::{Socket, reset},
@@ -69,7 +68,6 @@ impl Listeners {
 
 /// The parts of a server.
 pub(crate) struct Setup {
-    pub(crate) config: TurnConfig,
     pub(crate) authority: Arc<Authority>,
     pub(crate) addresses: RelayAddresses,
     pub(crate) own: Arc<Own>,

@@ -45,7 +45,8 @@ use crate::{
     server::{
         metrics::Metrics,
         pool::{Pool, Refusals},
-        rate_limiter::RateLimiter,
+        rate_limiter::{RateLimiter, Refill},
+        settings::Settings,
     },
 };
 
@@ -69,7 +70,7 @@ pub(super) struct Requests {
     ports: RangeInclusive<u16>,
     /// Relayed addresses.
     places: Pool,
-    most_per_user: usize,
+    settings: Settings,
     reach: Arc<Reach>,
     allocations: Mutex<HashMap<Client, Arc<Allocation>>>,
     kept: Mutex<Kept>,
@@ -84,7 +85,6 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new(setup: Setup) -> Self {
         let Setup {
-            config,
             authority,
             addresses,
             own,
@@ -93,22 +93,28 @@ impl Requests {
             metrics,
         } = setup;
         let limiter = || {
-            let rate = config.requests_per_source.get();
-            Mutex::new(RateLimiter::new(rate, TOTAL_REQUESTS, Instant::now()))
+            let settings = pools.settings.clone();
+            let rates = move || {
+                let each = settings.now().turn.requests_per_source;
+                Refill::new(each.get(), TOTAL_REQUESTS)
+            };
+            Mutex::new(RateLimiter::following(rates, Instant::now()))
         };
-        let meters = Meters::new(&config, metrics.clone(), pools.refusals.clone(), usage);
+        let (udp, tcp) = (limiter(), limiter());
+        let config = &pools.settings.now().turn;
+        let meters = Meters::new(&pools, metrics.clone(), usage);
         Self {
             realm: config.realm.clone(),
             authority,
             addresses,
             ports: config.first_port..=config.last_port,
             places: pools.allocations,
-            most_per_user: config.allocations_per_user.get(),
+            settings: pools.settings,
             reach: Arc::new(Reach::new(config.allow_private_peers, own)),
             allocations: Mutex::default(),
             kept: Mutex::default(),
-            udp: limiter(),
-            tcp: limiter(),
+            udp,
+            tcp,
             meters,
             refusals: pools.refusals,
             metrics,

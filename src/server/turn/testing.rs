@@ -14,7 +14,7 @@ use tokio::{
 use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, TurnServer};
 use crate::{
     native::ice::turn::Server,
-    server::{ServerConfig, metrics::Metrics, pool::Pools},
+    server::{ServerConfig, metrics::Metrics, pool::Pools, settings::Settings},
     testing::until,
 };
 
@@ -66,9 +66,8 @@ impl Turn {
             authority,
             addresses: RelayAddresses::new(vec![ip], vec![], None),
             own: Arc::new(Own::new([addresses.0.port()], [ip])),
-            pools: Pools::new(&config, &metrics),
+            pools: Pools::new(&Settings::fixed(config), &metrics),
             usage: crate::server::usage::Usage::default(),
-            config: config.turn,
             metrics: metrics.clone(),
         };
         let serve = TurnServer::new(setup).serve(listeners);

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    server::{config::ServerConfig, metrics::Metrics, pool::Pools},
+    server::{config::ServerConfig, metrics::Metrics, settings::Settings},
     testing::{PATIENCE, until},
 };
 
@@ -31,16 +31,12 @@ fn door(bounds: Bounds) -> Door {
     let mut config = ServerConfig::default();
     config.connections.http = 4.try_into().unwrap();
     config.connections.share_per_address = 50;
-    let pools = Pools::new(&config, &Metrics::new(&config));
     config.http.requests_per_source = 2.try_into().unwrap();
+    let metrics = Metrics::new(&config);
+    let pools = Pools::new(&Settings::fixed(config), &metrics);
     Door {
         bounds,
-        ..Door::new(
-            &pools.http,
-            &config.http,
-            &pools.refusals,
-            &Descriptors::unlimited(),
-        )
+        ..Door::new(&pools.http, &pools, &Descriptors::unlimited())
     }
 }
 

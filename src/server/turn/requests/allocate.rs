@@ -182,7 +182,7 @@ impl Requests {
     /// Takes a place for a relayed address of a user, who is about to have `opened` more than now.
     fn place(&self, client: Client, username: &str, opened: usize) -> Result<Place, u16> {
         let of_user = self.relays_of(username) + self.kept().of(username) + opened;
-        if of_user >= self.most_per_user {
+        if of_user >= self.settings.now().turn.allocations_per_user.get() {
             self.refuse("allocation", "user", client);
             return Err(ErrorCode::ALLOCATION_QUOTA_REACHED);
         }

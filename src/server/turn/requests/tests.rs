@@ -17,6 +17,7 @@ use super::*;
 use crate::server::{
     ServerConfig, TurnConfig, TurnCredentials,
     pool::Pools,
+    settings::Settings,
     turn::{
         Own,
         stream::{Frames, queue},
@@ -51,9 +52,8 @@ impl Net {
             authority,
             addresses: RelayAddresses::new(hosts, vec![], None),
             own: Arc::new(Own::new([3478], [PUBLIC])),
-            pools: Pools::new(&config, &metrics),
+            pools: Pools::new(&Settings::fixed(config), &metrics),
             usage: crate::server::usage::Usage::default(),
-            config: config.turn,
             metrics,
         };
         let (queue, answers) = queue(64 * 1024);
