@@ -7,7 +7,11 @@ use std::{fmt, time::Duration};
 
 use multiaddr::{Multiaddr, PeerId};
 
-use super::protobuf::{skip_field, take_bytes, take_varint};
+use super::{
+    access::Denial,
+    protobuf::{skip_field, take_bytes, take_varint},
+};
+use crate::error::ErrorKind;
 
 /// The protocol of the stream on which a relay brings a circuit.
 pub(crate) const STOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/stop";
@@ -58,6 +62,8 @@ pub(crate) enum ReservationError {
     Limit,
     /// PERMISSION_DENIED.
     Denied,
+    /// Our quota is used up, and begins anew after this time.
+    Quota(Duration),
     /// Any other status.
     Refused(u64),
     /// The relay's answer is not the expected protobuf message.
@@ -73,13 +79,37 @@ impl ReservationError {
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Limit | Self::NoAnswer(_))
     }
+
+    /// Returns the error for the user, if the relay does not serve this peer although it works.
+    pub(crate) fn refusal(&self) -> Option<ErrorKind> {
+        match self {
+            Self::Limit => Some(ErrorKind::LimitExceeded),
+            Self::Denied => Some(ErrorKind::AccessDenied),
+            Self::Quota(_) => Some(ErrorKind::QuotaExceeded),
+            _ => None,
+        }
+    }
+}
+
+impl From<Denial> for ReservationError {
+    fn from(denial: Denial) -> Self {
+        match denial {
+            Denial::Access => Self::Denied,
+            Denial::Quota(ends) => Self::Quota(ends),
+            Denial::Limit => Self::Limit,
+        }
+    }
 }
 
 impl fmt::Display for ReservationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another reservation",
-            Self::Denied => "the relay does not let us reserve",
+            Self::Denied => "the relay does not admit us",
+            Self::Quota(ends) => {
+                let seconds = ends.as_secs();
+                return write!(f, "our quota is used up for another {seconds} s");
+            }
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
             Self::Malformed => "the relay's answer is malformed",
             Self::NoRelay => "it does not serve as a relay",

@@ -299,6 +299,7 @@ impl Node {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
             Some(Purpose::Reserve(relay, id)) => self.ask_for_reservation(relay, id, result),
+            Some(Purpose::Access(relay, id)) => self.ask_for_access(relay, id, result),
             Some(Purpose::Early {
                 session, stream, ..
             }) => {

@@ -16,6 +16,7 @@ use super::{
     timers::Timer,
 };
 use crate::{
+    config::TurnServer,
     core::plan::AttemptId,
     error::ErrorKind,
     event::Cause,
@@ -68,6 +69,8 @@ pub(super) enum Effect {
         protocol: StreamProtocol,
         purpose: Purpose,
     },
+    /// A relay has given us access to these TURN servers.
+    UseTurn(PeerId, Vec<TurnServer>),
     /// ICE with a peer is signalled over this stream.
     SignalOver(PeerId, BoxedStream),
     Spawn(BoxFuture<'static, ()>),
@@ -154,6 +157,10 @@ pub(super) mod tests {
                     protocol,
                     ..
                 } => format!("open {protocol} on {connection}"),
+                Self::UseTurn(_, servers) => {
+                    let urls: Vec<_> = servers.iter().map(|server| &*server.url).collect();
+                    format!("turn {}", urls.join(" "))
+                }
                 Self::SignalOver(..) => "signal over".to_owned(),
                 Self::Spawn(_) => "spawn".to_owned(),
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),

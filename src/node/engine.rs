@@ -33,8 +33,8 @@ use crate::{
     Config,
     backend::{self, trace},
     core::{
-        birthday::Guessing, liveness::Hint, plan::Rules, race, reservation::ReservationError,
-        resume::Header,
+        access::Admitted, birthday::Guessing, liveness::Hint, plan::Rules, race,
+        reservation::ReservationError, resume::Header,
     },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
@@ -101,6 +101,12 @@ pub(super) enum Internal {
         PeerId,
         ReservationId,
         Result<Vec<Multiaddr>, ReservationError>,
+    ),
+    /// A relay has admitted us, or has not.
+    Access(
+        PeerId,
+        Option<ReservationId>,
+        Result<Admitted, ReservationError>,
     ),
 }
 
@@ -289,6 +295,9 @@ impl Node {
                 self.relays
                     .on_reserved(relay, id, answer, &mut self.effects);
             }
+            Internal::Access(relay, id, answer) => {
+                self.relays.on_access(relay, id, answer, &mut self.effects);
+            }
         }
     }
 
@@ -310,6 +319,7 @@ impl Node {
                 self.relays.on_reservation_deadline(relay, id, effects);
             }
             Timer::Renew(relay, id) => self.relays.renew(relay, id, effects),
+            Timer::Access(relay) => self.relays.on_access_due(relay, effects),
             Timer::OnlineDeadline => self.on_online_deadline(),
             Timer::ShutdownDeadline => self.shutdown.end(),
         }

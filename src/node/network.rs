@@ -52,6 +52,9 @@ pub(super) enum Purpose {
     Circuit(CircuitReply),
     /// The substream asks a relay for a reservation, or renews one.
     Reserve(PeerId, ReservationId),
+    /// The substream shows a relay our token, and asks it for what admitted peers get. If there is
+    /// an id, that is the reservation.
+    Access(PeerId, Option<ReservationId>),
     /// The substream to a relay carries a resumable stream, sealed, before there is a path.
     Early {
         session: SessionId,

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use super::{effect::Effect, engine::Node, timers::Timer};
 use crate::{
     backend::transports::LISTENS,
+    core::reservation::ReservationError,
     error::{Error, ErrorKind},
 };
 
@@ -93,11 +94,16 @@ impl Node {
             message.push_str("; ");
             message.push_str(&error);
         }
-        let kind = match self.relays.are_full() {
-            true => ErrorKind::LimitExceeded,
-            false => ErrorKind::NoRelay,
+        let refusal = self.relays.refusal();
+        let kind = refusal.and_then(ReservationError::refusal);
+        let kind = kind.unwrap_or(ErrorKind::NoRelay);
+        let ends = match refusal {
+            Some(ReservationError::Quota(ends)) => Some(*ends),
+            _ => None,
         };
-        self.online
-            .answer(|| Err(Error::new(kind, message.clone())));
+        self.online.answer(|| {
+            let error = Error::new(kind, message.clone());
+            Err(error.with_retry_after(ends))
+        });
     }
 }

@@ -10,24 +10,33 @@
 use std::{
     collections::HashMap,
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::try_join};
+use futures::{
+    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
+    future::{BoxFuture, try_join},
+};
 use libp2p::{PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    access::{
+        Meter, Verdict,
+        messages::{self, MAX_REQUEST},
+    },
     clients::Use,
     config::RelayLimits,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
+    pump::{Bounds, pump},
     watch::Proof,
 };
 use crate::{
     arriving,
     core::{
+        access::{self, Denial},
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
@@ -48,13 +57,6 @@ const OFFER_DURATION: Duration = Duration::from_secs(30);
 /// The most bytes for an offer and its answer. An offer, an answer and a hundred candidates each
 /// way take a quarter of that.
 const OFFER_BYTES: u64 = 128 * 1024;
-/// The most bytes that are moved at a time.
-const CHUNK: usize = 16 * 1024;
-/// How long a peer may take to accept [`CHUNK`] bytes before the circuit ends. Peers read at once
-/// what arrives, and apply their own flow control to each other. So a peer that reads nothing
-/// is gone or means harm. Its unread bytes fill the relay, and stop all other data from
-/// the peer at the other end.
-const STALL: Duration = Duration::from_secs(30);
 
 /// What a relay carries for peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,17 +64,23 @@ pub(crate) enum Carried {
     Circuit,
     /// An offer that is sealed for the peer. See `native::offer`.
     Offer,
+    /// Nothing: the peer shows its token, or asks for what admitted peers get.
+    Access,
 }
 
 impl Carried {
     /// Returns the protocols by which peers ask a relay.
-    pub(crate) fn protocols() -> [StreamProtocol; 3] {
-        [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
+    pub(crate) fn protocols(gives_access: bool) -> Vec<StreamProtocol> {
+        let access = gives_access.then_some(access::PROTOCOL);
+        let all = [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL];
+        let all = all.into_iter().chain(access);
+        all.map(StreamProtocol::new).collect()
     }
 
     pub(crate) fn by(protocol: &StreamProtocol) -> Self {
         match protocol.as_ref() {
             OFFER_PROTOCOL => Self::Offer,
+            access::PROTOCOL => Self::Access,
             _ => Self::Circuit,
         }
     }
@@ -80,8 +88,31 @@ impl Carried {
     /// Returns the protocol towards the other peer.
     pub(crate) fn onward(self) -> StreamProtocol {
         match self {
-            Self::Circuit => relay::STOP_PROTOCOL_NAME,
             Self::Offer => StreamProtocol::new(OFFER_PROTOCOL),
+            Self::Circuit | Self::Access => relay::STOP_PROTOCOL_NAME,
+        }
+    }
+
+    /// The longest request.
+    fn longest(self) -> usize {
+        match self {
+            Self::Circuit | Self::Offer => MAX_MESSAGE,
+            Self::Access => MAX_REQUEST,
+        }
+    }
+}
+
+/// What a peer asks for on a stream of its own.
+pub(crate) enum Wanted {
+    Hop(Request),
+    Access(messages::Request),
+}
+
+impl Wanted {
+    fn decode(what: Carried, bytes: &[u8]) -> Option<Self> {
+        match what {
+            Carried::Access => messages::Request::decode(bytes).map(Self::Access),
+            _ => Request::decode(bytes).map(Self::Hop),
         }
     }
 }
@@ -101,12 +132,38 @@ impl Asked {
     pub(crate) fn refuse(self, status: Status) {
         let source = self.source;
         spawn(&source, async move {
-            // For an offer, the end of the stream is the answer.
-            if self.what == Carried::Circuit {
-                let _ = answer(self.stream, &hop::hop_status(status as u64)).await;
+            if let Some(refusal) = refusal(self.what, status) {
+                let _ = answer(self.stream, &refusal).await;
             }
             drop(self.place);
         });
+    }
+
+    /// Refuses the request because of the rules of access.
+    pub(crate) fn deny(self, denial: Denial) {
+        match self.what {
+            Carried::Access => {
+                let source = self.source;
+                spawn(&source, async move {
+                    let _ = answer(self.stream, &messages::answer(&Err(denial))).await;
+                    drop(self.place);
+                });
+            }
+            Carried::Circuit | Carried::Offer => self.refuse(match denial {
+                Denial::Access => Status::Denied,
+                Denial::Quota(_) => Status::Quota,
+                Denial::Limit => Status::Limit,
+            }),
+        }
+    }
+}
+
+/// Returns the message that refuses a request. For an offer, the end of the stream is the answer.
+fn refusal(what: Carried, status: Status) -> Option<Vec<u8>> {
+    match what {
+        Carried::Circuit => Some(hop::hop_status(status as u64)),
+        Carried::Access => Some(messages::answer(&Err(Denial::Limit))),
+        Carried::Offer => None,
     }
 }
 
@@ -119,6 +176,9 @@ pub(crate) struct Held(
     pub(crate) [Option<Wide>; 2],
 );
 
+/// What counts the bytes of a circuit, for both of its peers.
+pub(crate) type Meters = Vec<Arc<Meter>>;
+
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
     limits: RelayLimits,
@@ -126,7 +186,7 @@ pub(crate) struct Circuits {
     circuits: Pool,
     offers: Pool,
     /// The requests for which a stream to the other peer is being opened.
-    opening: HashMap<OpenId, (Asked, Held, Proof)>,
+    opening: HashMap<OpenId, (Asked, Held, Meters, Proof)>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
 
@@ -173,9 +233,8 @@ impl Circuits {
         let place = self.requests.take(holder).inspect_err(|_| {
             // The refusal is sent only if that needs no waiting, because the peer may be flooding
             // the relay.
-            let status = hop::hop_status(Status::Limit as u64);
-            if what == Carried::Circuit {
-                let _ = answer_to(&mut stream, &status).now_or_never();
+            if let Some(refusal) = refusal(what, Status::Limit) {
+                let _ = answer_to(&mut stream, &refusal).now_or_never();
             }
         });
         let asked = Asked {
@@ -197,19 +256,26 @@ impl Circuits {
         match what {
             Carried::Circuit => self.circuits.take(holder),
             Carried::Offer => self.offers.take(holder),
+            Carried::Access => Err(Refusal::Peer),
         }
     }
 
     /// Records that a stream to the other peer is being opened. `proof` tells whether that peer is
     /// still there.
-    pub(crate) fn opening(&mut self, id: OpenId, asked: Asked, held: Held, proof: Proof) {
-        self.opening.insert(id, (asked, held, proof));
+    pub(crate) fn opening(
+        &mut self,
+        id: OpenId,
+        asked: Asked,
+        (held, meters): (Held, Meters),
+        proof: Proof,
+    ) {
+        self.opening.insert(id, (asked, held, meters, proof));
     }
 
     /// Handles the stream to the other peer, or the failure to open it. Returns whether a circuit
     /// fails with it.
     pub(crate) fn opened(&mut self, id: OpenId, result: Result<Stream, OpenError>) -> bool {
-        let Some((asked, held, proof)) = self.opening.remove(&id) else {
+        let Some((asked, held, meters, proof)) = self.opening.remove(&id) else {
             return false;
         };
         let Ok(to) = result else {
@@ -231,13 +297,14 @@ impl Circuits {
                     drop(held);
                 });
             }
-            Carried::Circuit => {
+            Carried::Circuit | Carried::Access => {
                 let limits = self.limits.clone();
                 let circuit = Circuit {
                     source,
                     from,
                     to,
                     limits,
+                    meters,
                     proof,
                 };
                 spawn(&source, circuit.run(held, self.reports.0.clone()));
@@ -246,7 +313,22 @@ impl Circuits {
         false
     }
 
-    /// Grants the reservation that was asked for. `granted` is the encoded answer.
+    /// Waits in the background for the verdict on a request.
+    pub(crate) fn await_verdict(
+        &self,
+        asked: Asked,
+        wanted: Wanted,
+        verdict: BoxFuture<'static, Verdict>,
+    ) {
+        let reports = self.reports.0.clone();
+        let source = asked.source;
+        spawn(&source, async move {
+            let verdict = verdict.await;
+            let _ = reports.send(Report::Judged(asked, wanted, verdict)).await;
+        });
+    }
+
+    /// Grants what was asked for. `granted` is the encoded answer.
     pub(crate) fn grant(&self, asked: Asked, granted: Vec<u8>) {
         let reports = self.reports.0.clone();
         let source = asked.source;
@@ -271,7 +353,9 @@ fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
     reason = "a few in one queue, most of them the large one"
 )]
 pub(crate) enum Report {
-    Asked(Asked, Request),
+    Asked(Asked, Wanted),
+    /// There is a verdict on a request that waited for one.
+    Judged(Asked, Wanted, Verdict),
     /// The peer could not be told of its reservation.
     Untold {
         source: PeerId,
@@ -287,11 +371,11 @@ pub(crate) enum Report {
 
 /// Reads a request and reports it.
 async fn read_request(mut asked: Asked, reports: mpsc::Sender<Report>) {
-    let request = arriving::read_message(&mut asked.stream, MAX_MESSAGE);
+    let request = arriving::read_message(&mut asked.stream, asked.what.longest());
     let Ok(Ok(request)) = timeout(REQUEST_TIMEOUT, request).await else {
         return;
     };
-    match Request::decode(&request) {
+    match Wanted::decode(asked.what, &request) {
         Some(request) => _ = reports.send(Report::Asked(asked, request)).await,
         None => asked.refuse(Status::Malformed),
     }
@@ -311,8 +395,13 @@ async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
     let carried = AtomicU64::new(0);
-    let there = pump(&mut from_source, &mut to_peer, &carried, OFFER_BYTES);
-    let back = pump(&mut from_peer, &mut to_source, &carried, OFFER_BYTES);
+    let bounds = Bounds {
+        carried: &carried,
+        most: OFFER_BYTES,
+        meters: &[],
+    };
+    let there = pump(&mut from_source, &mut to_peer, bounds);
+    let back = pump(&mut from_peer, &mut to_source, bounds);
     try_join(there, back).await.map(drop)
 }
 
@@ -322,6 +411,7 @@ struct Circuit {
     from: Stream,
     to: Stream,
     limits: RelayLimits,
+    meters: Meters,
     proof: Proof,
 }
 
@@ -340,15 +430,19 @@ impl Circuit {
         let (mut from_source, mut to_source) = self.from.split();
         let (mut from_peer, mut to_peer) = self.to.split();
         let carried = AtomicU64::new(0);
-        let most = match self.limits.circuit_bytes {
-            0 => u64::MAX,
-            most => most,
+        let bounds = Bounds {
+            carried: &carried,
+            most: match self.limits.circuit_bytes {
+                0 => u64::MAX,
+                most => most,
+            },
+            meters: &self.meters,
         };
         let there = async {
             to_peer
                 .write_all(&hop::stop_connect(&self.source, &self.limits))
                 .await?;
-            pump(&mut from_source, &mut to_peer, &carried, most).await
+            pump(&mut from_source, &mut to_peer, bounds).await
         };
         let back = async {
             let answer = arriving::read_message(&mut from_peer, MAX_MESSAGE);
@@ -368,92 +462,8 @@ impl Circuit {
             }
             *accepted = true;
             let _ = reports.send(Report::Accepted).await;
-            pump(&mut from_peer, &mut to_source, &carried, most).await
+            pump(&mut from_peer, &mut to_source, bounds).await
         };
         try_join(there, back).await.map(drop)
-    }
-}
-
-/// Moves bytes until `from` ends. It flushes `to` whenever `from` has no more bytes at the moment.
-async fn pump(
-    from: &mut (impl futures::AsyncRead + Unpin),
-    to: &mut (impl futures::AsyncWrite + Unpin),
-    carried: &AtomicU64,
-    most: u64,
-) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let read = match from.read(&mut chunk).now_or_never() {
-            Some(read) => read?,
-            None => {
-                timeout(STALL, to.flush()).await??;
-                from.read(&mut chunk).await?
-            }
-        };
-        if read == 0 {
-            return timeout(STALL, to.close()).await?;
-        }
-        let before = carried.fetch_add(read as u64, Ordering::Relaxed);
-        if before.saturating_add(read as u64) > most {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        timeout(STALL, to.write_all(&chunk[..read])).await??;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        pin::Pin,
-        task::{Context, Poll},
-    };
-
-    use tokio::time;
-
-    use super::*;
-
-    /// A writer that accepts nothing.
-    struct Stalled;
-
-    impl futures::AsyncWrite for Stalled {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            _: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_circuit_whose_receiver_takes_nothing_ends() {
-        let begun = time::Instant::now();
-        let carried = AtomicU64::new(0);
-        let pumped = pump(&mut &[7; 100][..], &mut Stalled, &carried, 1000).await;
-        assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(begun.elapsed(), STALL);
-    }
-
-    #[tokio::test]
-    async fn a_circuit_is_worn_out() {
-        let carried = AtomicU64::new(0);
-        let pumped = |most| {
-            let (mut from, mut to) = (&[7; 100][..], Vec::new());
-            let carried = &carried;
-            async move { pump(&mut from, &mut to, carried, most).await }
-        };
-        pumped(100).await.unwrap();
-        assert_eq!(
-            pumped(150).await.unwrap_err().kind(),
-            io::ErrorKind::QuotaExceeded
-        );
     }
 }

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+pub(crate) mod access;
 mod assets;
 mod autonat;
 mod certificate;
@@ -30,6 +31,7 @@ mod http;
 mod listeners;
 mod metrics;
 mod pool;
+mod pump;
 mod rate_limiter;
 mod relay_rates;
 pub(crate) mod stun;
@@ -48,19 +50,21 @@ use std::{
 use libp2p::Multiaddr;
 use tokio::{sync::oneshot, task::JoinHandle};
 
+pub use self::access::{NewToken, TokenKey};
 #[cfg(test)]
 pub(crate) use self::config::options;
 pub use self::config::{
-    AutonatConfig, ConnectionLimits, DEFAULT_PORT, HttpConfig, MAX_PORT, RelayLimits, ServerConfig,
-    StunLimits, TurnConfig,
+    AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, HookConfig,
+    HttpConfig, MAX_PORT, RelayLimits, ServerConfig, StunLimits, TurnConfig,
 };
 pub use self::turn::{TurnCredentials, turn_secret};
 use self::{
+    access::Access,
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
     listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
     pool::{Pool, Pools},
-    swarm::Relay,
+    swarm::{Relay, TurnOffer},
     turn::Authority,
 };
 use crate::{
@@ -96,6 +100,7 @@ pub struct Server {
     http: String,
     admin: Option<String>,
     page: Arc<RwLock<PageConfig>>,
+    access: Access,
     metrics: Metrics,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
@@ -149,11 +154,14 @@ impl Server {
             None => (Vec::new(), Vec::new()),
         };
         let own = own_sockets(&[&stun_sockets, &turn_udp], &[&http_listeners, &turn_tcp]);
-        let relay = Relay::start(
+        let peer_id = identity.peer_id();
+        let access = Access::new(&config.access, &pools, peer_id.0)?;
+        let mut relay = Relay::start(
             &config,
             identity.keypair(),
             metrics.clone(),
             pools.clone(),
+            access.clone(),
             own,
             descriptors.clone(),
         )
@@ -162,6 +170,7 @@ impl Server {
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
         warn_of_external_ip(&config.turn, &ips);
+        warn_of_everybody(&config.access, &ips);
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
         let turn = turn_urls(&turn_udp, &turn_tcp, &ips)?;
@@ -172,7 +181,6 @@ impl Server {
             turn_addresses.told(),
         ));
         let http = http_url(&http_listeners, &ips)?;
-        let peer_id = identity.peer_id();
         // All tasks of the server carry it.
         let span = trace::peer(&peer_id.0);
         let page = Arc::new(RwLock::new(PageConfig {
@@ -182,7 +190,12 @@ impl Server {
             turn: Vec::new(),
             demo: None,
         }));
-        let page_turn = authority.clone().map(|authority| PageTurn {
+        relay.offer_turn(authority.clone().map(|authority| TurnOffer {
+            urls: turn.clone(),
+            authority,
+        }));
+        let for_pages = authority.clone().filter(|_| access.is_open());
+        let page_turn = for_pages.map(|authority| PageTurn {
             urls: Arc::new(turn.clone()),
             authority,
         });
@@ -196,7 +209,7 @@ impl Server {
             pools: pools.clone(),
             descriptors: descriptors.clone(),
         };
-        let mut services = Vec::new();
+        let mut services = vec![span.in_scope(|| runtime::task(access.clone().keep()))];
         let door = |pool: &Pool| Door::new(pool, &config.http, &pools.refusals, &descriptors);
         let public = http::public(site.clone(), admin_listener.is_some());
         let (pages, operators) = (door(&pools.http), door(&pools.admin));
@@ -245,6 +258,7 @@ impl Server {
                 config: config.turn.clone(),
                 authority,
                 addresses: turn_addresses,
+                access: access.clone(),
                 own,
                 pools: pools.clone(),
                 metrics: metrics.clone(),
@@ -262,6 +276,7 @@ impl Server {
             http,
             admin,
             page,
+            access,
             metrics,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
@@ -325,6 +340,12 @@ impl Server {
         });
     }
 
+    /// Reads the files of [`AccessConfig`] again. That also happens by itself when they change. Peers
+    /// that are no longer admitted are disconnected within two seconds.
+    pub fn reload_access(&self) {
+        self.access.reload();
+    }
+
     /// Closes the listeners and every connection. This takes one second at most.
     ///
     /// # Cancel safety
@@ -384,6 +405,17 @@ fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
             %external,
             "turn.external_ip is no public address, but this host has one, so others cannot reach \
              the relayed addresses that clients are told; set it to the public address"
+        );
+    }
+}
+
+/// Warns that anybody may use a public server whose operator has not said so.
+fn warn_of_everybody(access: &AccessConfig, ips: &[IpAddr]) {
+    let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
+    if access.mode.is_none() && ips.iter().any(is_global) {
+        tracing::warn!(
+            "anybody on the internet may use this server; set access.mode to \"list\", \"token\" or \
+             \"hook\" to choose who may, or to \"open\" to keep it so"
         );
     }
 }
@@ -490,6 +522,12 @@ fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAd
             }
         })
         .map(move |ip| SocketAddr::new(*ip, bound.port()))
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Metrics {

@@ -24,6 +24,10 @@ const REQUESTS: usize = 1024;
 const REQUESTS_PER_PEER: usize = 64;
 /// The most addresses of peers that are dialled at once to test whether they can be reached.
 pub(crate) const DIAL_BACKS: usize = 64;
+/// The most questions that the operator's program is asked at once.
+const HOOK: usize = 64;
+/// The most of these questions about one peer.
+const HOOK_PER_PEER: usize = 4;
 /// The most HTTP connections to the operator's own address. This is enough for several scrapers and
 /// load balancers.
 pub(crate) const ADMIN: usize = 32;
@@ -51,6 +55,10 @@ pub(crate) struct Pools {
     pub(crate) offers: Pool,
     /// AutoNAT tests under way.
     pub(crate) dial_backs: Pool,
+    /// Questions to the hook that are being asked.
+    pub(crate) hook: Pool,
+    /// Answers of the hook that are known.
+    pub(crate) hook_answers: Pool,
     /// HTTP connections.
     pub(crate) http: Pool,
     /// HTTP connections to the operator's own address.
@@ -93,6 +101,8 @@ impl Pools {
             circuits: of_peers("circuit", relay.circuits.get(), circuits_per_peer),
             offers: of_peers("offer", relay.circuits.get(), circuits_per_peer),
             dial_backs: of_peers("dial_back", DIAL_BACKS, 1),
+            hook: of_peers("hook", HOOK, HOOK_PER_PEER),
+            hook_answers: pool("hook_answer", config.access.hook.answers.get()),
             http: pool("http", connections.http.get()),
             admin: pool("admin", ADMIN),
             turn_connections: pool("turn_connection", config.turn.connections.get()),

@@ -1,6 +1,7 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
 
 mod addresses;
+mod admission;
 mod transport;
 
 use std::{
@@ -13,24 +14,26 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use libp2p::{
-    Multiaddr, PeerId, Swarm,
+    Multiaddr, PeerId, StreamProtocol, Swarm,
     core::{transport::ListenerId, upgrade::Version},
     identify, identity,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
 use tokio::{sync::oneshot, time};
 
+pub(crate) use self::admission::TurnOffer;
 use self::{
     addresses::{Announcements, listen_addresses, preference},
     transport::transport,
 };
 use super::{
+    access::Access,
     autonat,
-    circuits::{self, Carried, Circuits, Held},
+    circuits::{self, Carried, Circuits, Held, Meters},
     clients::{Clients, Reserved},
     config::{RelayLimits, ServerConfig},
     descriptors::Descriptors,
-    hop::{self, Request, Status},
+    hop::{self, Status},
     metrics::Metrics,
     pool::Pools,
     relay_rates::{Rate, Rates},
@@ -38,7 +41,7 @@ use super::{
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
-    core::quota::Holder,
+    core::quota::{Holder, Refusal},
     error::{Error, ErrorKind},
     native::{behaviours::limits, runtime, transports::windows::Wide},
     swarm::{
@@ -73,6 +76,9 @@ pub(crate) struct Relay {
     clients: Clients,
     watch: Watch,
     circuits: Circuits,
+    access: Access,
+    /// What admitted peers get for the TURN server, if there is one.
+    turn: Option<TurnOffer>,
     descriptors: Descriptors,
 }
 
@@ -83,6 +89,7 @@ impl Relay {
         keypair: &identity::Keypair,
         metrics: Metrics,
         pools: Pools,
+        access: Access,
         mut own: Vec<SocketAddr>,
         descriptors: Descriptors,
     ) -> Result<Self, Error> {
@@ -90,7 +97,9 @@ impl Relay {
         own.extend(announced.iter().filter_map(autonat::socket));
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
         let autonat = autonat::AutonatServer::new(&config.autonat, own, &pools, metrics.clone());
-        let behaviour = behaviour(keypair, &pools, autonat);
+        let gives_access = !access.is_open() || config.turn.secret.is_some();
+        let protocols = Carried::protocols(gives_access);
+        let behaviour = behaviour(keypair, &pools, autonat, protocols);
         let transport = transport(config, keypair, &metrics, &pools)?;
         // `Clients` decides which connections nobody needs, because it knows more about them than
         // libp2p.
@@ -107,6 +116,8 @@ impl Relay {
             clients: Clients::new(config, &pools),
             watch: Watch::default(),
             circuits: Circuits::new(&config.relay, &pools),
+            access,
+            turn: None,
             pools,
             descriptors,
         };
@@ -238,6 +249,9 @@ impl Relay {
                 self.watch.disconnected(connection_id);
                 self.clients
                     .disconnected(&peer_id, connection_id, Instant::now());
+                if !self.clients.is_connected(&peer_id) {
+                    self.access.forget(&peer_id);
+                }
                 self.count_reservations();
                 self.count_connections();
             }
@@ -293,11 +307,8 @@ impl Relay {
     fn on_report(&mut self, report: circuits::Report) {
         use circuits::Report;
         match report {
-            Report::Asked(asked, Request::Reserve) if asked.what == Carried::Circuit => {
-                self.on_reserve(asked);
-            }
-            Report::Asked(asked, Request::Reserve) => asked.refuse(Status::Malformed),
-            Report::Asked(asked, Request::Connect(to)) => self.on_connect(asked, to),
+            Report::Asked(asked, wanted) => self.on_asked(asked, wanted),
+            Report::Judged(asked, wanted, verdict) => self.on_judged(asked, wanted, verdict),
             Report::Untold { source, connection } => {
                 self.metrics.reservation("failed");
                 self.clients.unreserve(&source, connection, Instant::now());
@@ -316,17 +327,20 @@ impl Relay {
         }
     }
 
-    fn on_reserve(&mut self, asked: circuits::Asked) {
-        let (peer, connection, now) = (asked.source, asked.connection, Instant::now());
-        // The rate does not apply to renewals, so requests of neighbours cannot cost a peer its
-        // reservation.
-        let allowed = self.clients.is_reserved(&peer, connection, now)
-            || self.allows(Rate::Reservations, peer, connection);
-        let reserved = allowed.then(|| self.clients.reserve(peer, connection, now));
-        let Some(Ok(reserved)) = reserved else {
-            self.metrics.reservation("denied");
-            return asked.refuse(Status::Limit);
-        };
+    /// Whether a peer may ask for a reservation. The rate does not apply to renewals, so requests of
+    /// neighbours cannot cost a peer its reservation.
+    fn may_reserve(&mut self, peer: PeerId, connection: ConnectionId) -> bool {
+        self.clients.is_reserved(&peer, connection, Instant::now())
+            || self.allows(Rate::Reservations, peer, connection)
+    }
+
+    /// Gives a peer a reservation, or renews it. Returns the encoded answer.
+    ///
+    /// # Errors
+    /// The limit that refuses it.
+    fn reserve(&mut self, peer: PeerId, connection: ConnectionId) -> Result<Vec<u8>, Refusal> {
+        let reserved = self.clients.reserve(peer, connection, Instant::now());
+        let reserved = reserved.inspect_err(|_| self.metrics.reservation("denied"))?;
         self.metrics.reservation(match reserved {
             Reserved::New => {
                 self.watch.superseded(&peer, connection);
@@ -335,28 +349,28 @@ impl Relay {
             Reserved::Renewed => "renewed",
         });
         self.count_reservations();
-        let granted = hop::granted(&self.addresses(), &self.relay);
-        self.circuits.grant(asked, granted);
+        Ok(hop::granted(&self.addresses(), &self.relay))
     }
 
     fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
         match self.admit(&asked, to) {
-            Ok((connection, held)) => {
+            Ok((connection, held, meters)) => {
                 let requests = &mut self.swarm.behaviour_mut().requests;
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
                     Carried::Circuit => self.watch.ask(connection),
-                    Carried::Offer => Default::default(),
+                    Carried::Offer | Carried::Access => Default::default(),
                 };
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
                 }
-                self.circuits.opening(open, asked, held, proof);
+                self.circuits.opening(open, asked, (held, meters), proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
                     self.metrics.circuit(match status {
                         Status::Limit => "limit",
+                        Status::Quota => "quota",
                         Status::NoReservation => "no_reservation",
                         _ => "denied",
                     });
@@ -366,23 +380,29 @@ impl Relay {
         }
     }
 
-    /// Returns the connection over which the other peer is told, and what the circuit or offer
-    /// holds.
+    /// Returns the connection over which the other peer is told, what the circuit or offer holds,
+    /// and what counts its bytes.
     fn admit(
         &mut self,
         asked: &circuits::Asked,
         to: PeerId,
-    ) -> Result<(ConnectionId, Held), Status> {
+    ) -> Result<(ConnectionId, Held, Meters), Status> {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
-            Carried::Offer => Rate::Offers,
+            Carried::Offer | Carried::Access => Rate::Offers,
         };
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
         }
+        // An offer costs little, and may lead to a path that costs nothing here.
+        let meters = match asked.what {
+            Carried::Circuit => self.access.meters_of([source, to]),
+            Carried::Offer | Carried::Access => Ok(Vec::new()),
+        };
+        let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
         let place = self.circuits.place(asked.what, holder);
         let place = place.map_err(|_| Status::Limit)?;
@@ -390,9 +410,9 @@ impl Relay {
         let wide = match asked.what {
             Carried::Circuit => [(source, asked.connection), (to, connection)]
                 .map(|(peer, connection)| self.widen(&peer, connection)),
-            Carried::Offer => [None, None],
+            Carried::Offer | Carried::Access => [None, None],
         };
-        Ok((connection, Held(place, uses, wide)))
+        Ok((connection, Held(place, uses, wide), meters))
     }
 
     /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
@@ -416,6 +436,7 @@ impl Relay {
 
     /// Closes the connections that nobody needs.
     fn sweep(&mut self) {
+        self.send_barred_away();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }
@@ -457,6 +478,7 @@ fn behaviour(
     keypair: &identity::Keypair,
     pools: &Pools,
     autonat: autonat::AutonatServer,
+    protocols: Vec<StreamProtocol>,
 ) -> ServerBehaviour {
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
     ServerBehaviour {
@@ -470,7 +492,7 @@ fn behaviour(
         ),
         ping: Ping::default(),
         autonat,
-        requests: Substreams::new(Carried::protocols(), true),
+        requests: Substreams::new(protocols, true),
     }
 }
 

@@ -18,6 +18,7 @@ mod signal;
 #[cfg(test)]
 #[path = "../../testing.rs"]
 mod testing;
+mod token;
 mod watch;
 
 use std::{
@@ -88,6 +89,7 @@ async fn run(command: Command, output: Output) -> Result<(), Error> {
         Command::Ping(args) => ping::run(args, output).await,
         Command::Netcheck(args) => netcheck::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
+        Command::Token(args) => token::run(args.command, output),
     }
 }
 

@@ -16,7 +16,7 @@ use web_time::Instant;
 use super::{Relay, RelayLink, Relays, Reservation};
 use crate::{
     core::{
-        address,
+        access, address,
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         liveness::{Hint, Liveness, Probing},
         loss::Loss,
@@ -115,9 +115,11 @@ impl Relays {
         relay.liveness = Some(Liveness::new(now, probing));
         relay.watch(peer, effects);
         let waiting = std::mem::take(&mut relay.waiting);
+        relay.access.asked = false;
         if self.wants(&peer) {
             self.reserve(peer, effects);
         }
+        self.seek_access(peer, effects);
         effects.push(Effect::RelayChanged(peer));
         for session in waiting {
             effects.push(Effect::DialOver(session, peer));
@@ -323,7 +325,8 @@ impl Relays {
             self.probe(peer, hint.probes(), effects);
             if let Some(relay) = self.get_mut(&peer).filter(|_| hint == Hint::Network) {
                 relay.backoff.reset();
-                relay.resting = false;
+                // Another network does not change who is admitted.
+                relay.resting &= relay.is_barred();
             }
         }
         self.pursue(effects);
@@ -336,14 +339,22 @@ impl Relays {
         protocols: &HashSet<String>,
         effects: &mut Effects,
     ) {
-        let random = self.random;
+        let (random, wishes) = (self.random, self.wishes);
         if let Some(relay) = self.get_mut(&peer) {
             let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
             relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
-            relay.identified = true;
+            relay.access.named = protocols.contains(access::PROTOCOL);
+            // The first reservation has waited for this, to know where the token goes.
+            let waits = !std::mem::replace(&mut relay.identified, true) && wishes.tokens;
+            if let Reservation::Requested(id) = relay.reservation
+                && waits
+            {
+                relay.ask(peer, id, wishes, effects);
+            }
             relay.plan_renewal(peer, random(), effects);
             effects.push(Effect::RelayChanged(peer));
             effects.push(Effect::Settle);
+            self.seek_access(peer, effects);
         }
     }
 

@@ -154,6 +154,29 @@ options! {
     turn.allow_private_peers,
         "Whether clients may reach private, loopback and link-local addresses through the server.";
 
+    access.mode,
+        "Who may use the server: `open`, `list`, `token` or `hook`; without it everybody, and a public server warns.";
+    access.dialers,
+        "Whether a peer needs admission to dial others, too. Otherwise the admission of the peer that it dials is enough.";
+    access.list,
+        "The file of the peer ids that `list` admits, one a line; it is read again when it changes.";
+    access.keys, in 0..=16 "keys",
+        "The public keys whose tokens `token` admits, as `throughline token key` prints them.";
+    access.revoked,
+        "The file of the ids of tokens that no longer count, one a line; it is read again when it changes.";
+    access.hook.url,
+        "The http or https URL that `hook` asks.";
+    access.hook.ca,
+        "A PEM file of certificate authorities to trust for this URL, besides the public ones.";
+    access.hook.timeout_ms, in 100..=60_000 "ms",
+        "How long an answer may take.";
+    access.hook.fresh_seconds, in 0..=86_400 "s",
+        "How long an answer counts without asking again.";
+    access.hook.max_age_seconds, in 0..=2_592_000 "s",
+        "How long an answer counts if the hook cannot be asked.";
+    access.hook.answers, in 1..=4_294_967_295 "answers",
+        "How many answers are kept.";
+
     autonat.allow_private,
         "Whether peers at private and loopback addresses, and at the server's own, are dialled.";
     autonat.per_source, in 1..=4_294_967_295 "dials/s",

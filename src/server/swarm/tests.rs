@@ -15,7 +15,16 @@ async fn a_server_dials_nobody_by_itself() {
     let pools = Pools::new(&config, &metrics);
     let keypair = identity::Keypair::generate_ed25519();
     let descriptors = Descriptors::unlimited();
-    let relay = Relay::start(&config, &keypair, metrics, pools, Vec::new(), descriptors);
+    let access = Access::open(&pools);
+    let relay = Relay::start(
+        &config,
+        &keypair,
+        metrics,
+        pools,
+        access,
+        Vec::new(),
+        descriptors,
+    );
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

@@ -27,7 +27,7 @@ use super::{
     requests::{Client, Requests},
     stream,
 };
-use crate::server::{ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools};
+use crate::server::{ServerConfig, TurnCredentials, access::Access, metrics::Metrics, pool::Pools};
 
 /// How many bytes an answer may be longer than its request. It adds names, a nonce and a signature.
 const MOST_MORE: usize = 160;
@@ -51,11 +51,13 @@ impl TurnSession {
         let user = authority.issue("ann", Duration::from_secs(86_400), SystemTime::now());
         let loopback = IpAddr::from([127, 0, 0, 1]);
         let metrics = Metrics::new(&config);
+        let pools = Pools::new(&config, &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority: authority.clone(),
             addresses: RelayAddresses::new(vec![loopback], vec![], None),
             own: Arc::new(Own::new([3478], [loopback])),
-            pools: Pools::new(&config, &metrics),
+            pools,
             config: config.turn,
             metrics,
         };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::server::{
-    config::TurnConfig, metrics::Metrics, pool::Refusals, rate_limiter::RateLimiter,
+    access, config::TurnConfig, metrics::Metrics, pool::Refusals, rate_limiter::RateLimiter,
 };
 
 /// Counts and limits the bytes of all clients.
@@ -33,10 +33,12 @@ impl Meters {
         }
     }
 
-    /// Returns the meter of `client`. All its allocations share one limit.
-    pub(super) fn of(&self, client: IpAddr) -> Meter {
+    /// Returns the meter of `client`. All its allocations share one limit. `holder` counts what is
+    /// carried for the holder of its token, too.
+    pub(super) fn of(&self, client: IpAddr, holder: Option<Arc<access::Meter>>) -> Meter {
         Meter {
             client,
+            holder,
             all: self.clone(),
         }
     }
@@ -50,12 +52,18 @@ const UNLIMITED: f64 = 1e15;
 #[derive(Clone)]
 pub(super) struct Meter {
     client: IpAddr,
+    holder: Option<Arc<access::Meter>>,
     all: Meters,
 }
 
 impl Meter {
     /// Whether a datagram of `length` bytes may pass, in either direction. Counts it if so.
     pub(super) fn passes(&self, length: usize) -> bool {
+        let holder = self.holder.as_ref();
+        if holder.is_some_and(|holder| !holder.passes(length as u64)) {
+            self.refuse("turn_datagram", "holder");
+            return false;
+        }
         let mut bytes = self
             .all
             .bytes
@@ -89,7 +97,7 @@ mod tests {
         let refusals = Refusals::new(metrics.clone(), false);
         let meters = Meters::new(&config.turn, metrics.clone(), refusals);
         let passed = |client: [u8; 4]| {
-            let meter = meters.of(client.into());
+            let meter = meters.of(client.into(), None);
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
         // The bounds are the burst, and what comes back during the test.
@@ -114,7 +122,7 @@ mod tests {
         };
         let metrics = Metrics::new(&config);
         let refusals = Refusals::new(metrics.clone(), false);
-        let meter = Meters::new(&config.turn, metrics, refusals).of([192, 0, 2, 1].into());
+        let meter = Meters::new(&config.turn, metrics, refusals).of([192, 0, 2, 1].into(), None);
         assert!((0..100_000).all(|_| meter.passes(9000)));
     }
 }

@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 pub use self::credentials::{TurnCredentials, turn_secret};
 pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
 use self::{datagrams::Datagrams, requests::Requests};
-use super::{config::TurnConfig, metrics::Metrics, pool::Pools};
+use super::{access::Access, config::TurnConfig, metrics::Metrics, pool::Pools};
 
 /// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -64,6 +64,7 @@ pub(crate) struct Setup {
     pub(crate) config: TurnConfig,
     pub(crate) authority: Arc<Authority>,
     pub(crate) addresses: RelayAddresses,
+    pub(crate) access: Access,
     pub(crate) own: Arc<Own>,
     pub(crate) pools: Pools,
     pub(crate) metrics: Metrics,

@@ -42,6 +42,7 @@ use super::{
 use crate::{
     core::quota,
     server::{
+        access::Access,
         metrics::Metrics,
         pool::{Pool, Refusals},
         rate_limiter::RateLimiter,
@@ -64,6 +65,7 @@ pub(super) struct Client {
 pub(super) struct Requests {
     realm: String,
     authority: Arc<Authority>,
+    access: Access,
     addresses: RelayAddresses,
     ports: RangeInclusive<u16>,
     /// Relayed addresses.
@@ -85,6 +87,7 @@ impl Requests {
             config,
             authority,
             addresses,
+            access,
             own,
             pools,
             metrics,
@@ -97,6 +100,7 @@ impl Requests {
         Self {
             realm: config.realm.clone(),
             authority,
+            access,
             addresses,
             ports: config.first_port..=config.last_port,
             places: pools.allocations,
@@ -301,6 +305,7 @@ impl Requests {
         let user = username.to_owned();
         let key = LongTermKeyCredentials::new(user.clone(), password, self.realm.clone()).into();
         match request.validate_integrity(&key) {
+            Ok(_) if self.access.bars_turn(&user) => Err(ErrorCode::UNAUTHORIZED),
             Ok(_) => Ok((user, key)),
             Err(_) => Err(ErrorCode::UNAUTHORIZED),
         }

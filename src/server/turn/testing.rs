@@ -14,7 +14,7 @@ use tokio::{
 use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, serve};
 use crate::{
     native::ice::turn::Server,
-    server::{ServerConfig, metrics::Metrics, pool::Pools},
+    server::{ServerConfig, access::Access, metrics::Metrics, pool::Pools},
     testing::until,
 };
 
@@ -62,11 +62,13 @@ impl Turn {
         config.turn.allow_private_peers = true;
         let metrics = Metrics::new(&config);
         let listeners = Listeners::new(vec![udp], vec![tcp]).unwrap();
+        let pools = Pools::new(&config, &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority,
             addresses: RelayAddresses::new(vec![ip], vec![], None),
             own: Arc::new(Own::new([addresses.0.port()], [ip])),
-            pools: Pools::new(&config, &metrics),
+            pools,
             config: config.turn,
             metrics: metrics.clone(),
         };

@@ -4,7 +4,10 @@ mod channel;
 mod connection;
 mod stats;
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use js_sys::Array;
 use libp2p::PeerId;
@@ -15,7 +18,7 @@ use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 pub(crate) use self::connection::PeerConnection;
 use super::{platform, value};
 use crate::{
-    Config, Error, ErrorKind,
+    Config, Error, ErrorKind, TurnServer,
     report::NatReport,
     webrtc::{
         self, IceServer,
@@ -27,14 +30,28 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Rtc {
     servers: Vec<IceServer>,
+    /// The TURN servers that relays have given us access to.
+    given: Arc<Mutex<Vec<(PeerId, TurnServer)>>>,
 }
 
 impl Rtc {
     /// Makes a new peer connection, to any peer.
     pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
-        RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.servers.iter().cloned();
+        let servers: Vec<_> = servers
+            .chain(given.iter().map(|(_, server)| turn(server)))
+            .collect();
+        RtcPeerConnection::new_with_configuration(&configuration(&servers))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+    }
+
+    /// Uses `servers` from now on, to which `relay` gives access, in the place of those before.
+    pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<TurnServer>) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|(from, _)| *from != relay);
+        given.extend(servers.into_iter().map(|server| (relay, server)));
     }
 
     /// Does nothing, because a page has no socket to send from.
@@ -47,6 +64,7 @@ impl Rtc {
     pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
         Ok(Self {
             servers: config.ice_servers.clone(),
+            given: Arc::default(),
         })
     }
 
@@ -81,12 +99,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         urls: vec![url.clone()],
         ..IceServer::default()
     });
-    let turn = config.turn.iter().map(|server| IceServer {
-        urls: vec![server.url.clone()],
-        username: Some(server.username.clone()),
-        credential: Some(server.credential.clone()),
-    });
-    let servers: Vec<_> = stun.chain(turn).collect();
+    let servers: Vec<_> = stun.chain(config.turn.iter().map(turn)).collect();
     match RtcPeerConnection::new_with_configuration(&configuration(&servers)) {
         Ok(connection) => {
             connection.close();
@@ -96,6 +109,14 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             let message = format!("stun, turn: {}", value::describe_error(&error));
             Err(Error::new(ErrorKind::InvalidConfig, message))
         }
+    }
+}
+
+fn turn(server: &TurnServer) -> IceServer {
+    IceServer {
+        urls: vec![server.url.clone()],
+        username: Some(server.username.clone()),
+        credential: Some(server.credential.clone()),
     }
 }
 

@@ -51,7 +51,7 @@ impl Roots {
     }
 
     /// Starts TLS over `stream`, with a server that proves to be `host`.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         host: &str,
         stream: TcpStream,

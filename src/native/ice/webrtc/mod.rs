@@ -29,6 +29,7 @@ use super::{
     turn::{Roots, Server},
 };
 use crate::{
+    config::TurnServer,
     core::{
         birthday::Guessing,
         dial::Policy,
@@ -131,6 +132,22 @@ impl Backend {
     /// Asks the STUN servers anew, because the NAT may have mapped our sockets anew.
     pub(crate) fn doubt_mapping(&self) {
         self.0.gatherer.doubt_mapping();
+    }
+
+    /// Uses TURN servers to which `relay` gives access. Those that cannot be used on this target are
+    /// left out.
+    pub(crate) fn use_turn(&self, relay: PeerId, given: Vec<TurnServer>) {
+        let usable = |given: TurnServer| {
+            let url: ServerUrl = given.url.parse().ok()?;
+            let is_usable = url.service != Service::Turn(ServerTransport::Dtls);
+            is_usable.then_some(Server {
+                url,
+                username: given.username,
+                credential: given.credential,
+            })
+        };
+        let servers = given.into_iter().filter_map(usable).collect();
+        self.0.gatherer.use_turn(relay, servers);
     }
 
     /// Opens the NAT for datagrams from `addresses`, before the peers there know this peer's

@@ -65,11 +65,13 @@ impl Requests {
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
             (Err(_), Err(_)) => (AddressFamily::IPV4, None),
         };
+        let holder = self.access.turn_meter(username);
+        let holder = holder.map_err(|_| ErrorCode::FORBIDDEN)?;
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),
             reach: self.reach.clone(),
-            meter: self.meters.of(client.address.ip()),
+            meter: self.meters.of(client.address.ip(), holder),
         };
         let mut relays = Vec::new();
         let mut missing = None;

@@ -47,11 +47,13 @@ impl Net {
         let user = authority.issue("ann", hour, SystemTime::now());
         let metrics = Metrics::new(&config);
         let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let pools = Pools::new(&config, &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority,
             addresses: RelayAddresses::new(hosts, vec![], None),
             own: Arc::new(Own::new([3478], [PUBLIC])),
-            pools: Pools::new(&config, &metrics),
+            pools,
             config: config.turn,
             metrics,
         };

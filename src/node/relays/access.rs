@@ -1,0 +1,341 @@
+//! How this peer shows relays its token, and what relays that admit it give besides.
+//!
+//! A relay is asked once on each link, and again before what it gave ends. It is asked only if it
+//! names the protocol in identify, so that no other relay reads the token. A reservation that needs
+//! the token is asked for in the same message.
+
+use std::time::Duration;
+
+use libp2p::{PeerId, StreamProtocol};
+use web_time::Instant;
+
+use super::{Relay, RelayLink, Relays, Reservation, ReservationId};
+use crate::{
+    config::TurnServer,
+    core::{
+        access::{self, Admitted},
+        reservation::{self, ReservationError},
+    },
+    node::{
+        effect::{Effect, Effects},
+        network::Purpose,
+        timers::{Alarm, Timer},
+    },
+};
+
+/// The shortest pause before a relay is asked again on the same link.
+const SOONEST: Duration = Duration::from_secs(30);
+
+/// What this peer has to show, and what it wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    /// Whether there is a token to show.
+    pub(crate) tokens: bool,
+    /// Whether it wants credentials for TURN servers.
+    pub(crate) turn: bool,
+}
+
+/// What is known of one relay.
+#[derive(Default)]
+pub(super) struct RelayAccess {
+    /// Whether it has named the protocol.
+    pub(super) named: bool,
+    /// Whether it was asked on this link.
+    pub(super) asked: bool,
+    /// When it is asked again.
+    again: Alarm,
+}
+
+impl Relays {
+    /// Has relays asked for what `wishes` says.
+    pub(crate) fn wishing(mut self, wishes: Wishes) -> Self {
+        self.wishes = wishes;
+        self
+    }
+
+    /// Asks a relay for access over its link, unless that was done on this link.
+    pub(super) fn seek_access(&mut self, peer: PeerId, effects: &mut Effects) {
+        let wishes = self.wishes;
+        if (wishes.tokens || wishes.turn)
+            && let Some(relay) = self.get_mut(&peer)
+            && relay.configured
+            && relay.identified
+        {
+            relay.ask_access(peer, None, effects);
+        }
+    }
+
+    /// A relay has answered a request for access, with which a reservation was asked for or not.
+    pub(in crate::node) fn on_access(
+        &mut self,
+        peer: PeerId,
+        id: Option<ReservationId>,
+        answer: Result<Admitted, ReservationError>,
+        effects: &mut Effects,
+    ) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        let reserved = match answer {
+            Ok(admitted) => {
+                let turn = admitted.turn;
+                let ends = [admitted.lasts, turn.as_ref().map(|turn| turn.lasts)];
+                if let Some(lasts) = ends.into_iter().flatten().min() {
+                    relay.ask_again((lasts * 3 / 4).max(SOONEST), peer, effects);
+                }
+                if let (Some(turn), RelayLink::Up(_, link)) = (turn, &relay.link) {
+                    let urls = access::reached_by(link, &turn.urls).into_iter();
+                    let servers = urls.map(|url| TurnServer {
+                        url,
+                        username: turn.username.clone(),
+                        credential: turn.credential.clone(),
+                    });
+                    effects.push(Effect::UseTurn(peer, servers.collect()));
+                }
+                let granted = admitted.reservation.ok_or(ReservationError::Malformed);
+                granted.and_then(|granted| reservation::granted(&granted))
+            }
+            Err(error) => {
+                tracing::debug!(relay = %peer, %error, "no access");
+                if id.is_none() && error.may_pass() {
+                    relay.ask_again(2 * SOONEST, peer, effects);
+                }
+                Err(error)
+            }
+        };
+        if let Some(id) = id {
+            self.on_reserved(peer, id, reserved, effects);
+        }
+    }
+
+    /// What a relay gave is about to end. It is asked for more, with a new token if there is one.
+    pub(in crate::node) fn on_access_due(&mut self, peer: PeerId, effects: &mut Effects) {
+        let tokens = self.wishes.tokens;
+        let relay = self.get_mut(&peer);
+        let Some(relay) = relay.filter(|relay| matches!(relay.link, RelayLink::Up(..))) else {
+            return;
+        };
+        if !relay.access.again.rings(Instant::now()) {
+            return;
+        }
+        relay.access.asked = false;
+        match relay.reservation {
+            Reservation::Held(id) if tokens => relay.ask_access(peer, Some(id), effects),
+            _ => self.seek_access(peer, effects),
+        }
+    }
+}
+
+impl Relay {
+    /// Asks for access, and for the reservation `id` with it if there is one. Does nothing if the
+    /// relay does not name the protocol or was asked already.
+    pub(super) fn ask_access(
+        &mut self,
+        peer: PeerId,
+        id: Option<ReservationId>,
+        effects: &mut Effects,
+    ) {
+        let RelayLink::Up(connection, _) = self.link else {
+            return;
+        };
+        if !self.access.named || std::mem::replace(&mut self.access.asked, true) {
+            return;
+        }
+        effects.push(Effect::Open {
+            peer,
+            connection,
+            protocol: StreamProtocol::new(access::PROTOCOL),
+            purpose: Purpose::Access(peer, id),
+        });
+    }
+
+    /// Whether the next reservation is asked for together with access.
+    pub(super) fn shows_token(&self, wishes: Wishes) -> bool {
+        wishes.tokens && self.access.named && !self.access.asked
+    }
+
+    fn ask_again(&mut self, pause: Duration, peer: PeerId, effects: &mut Effects) {
+        // Another link, or another answer, may have set it.
+        self.access.again = Alarm::default();
+        let now = Instant::now();
+        if let Some(pause) = self.access.again.set(Some(now + pause), now) {
+            effects.push(Effect::After(pause, Timer::Access(peer)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::swarm::ConnectionId;
+
+    use super::*;
+    use crate::{
+        core::{
+            access::TurnAccess,
+            circuit::HOP_PROTOCOL,
+            liveness::Probing,
+            protobuf::{field, varint},
+        },
+        node::{
+            effect::tests::briefs,
+            relays::tests::{configured, peers},
+        },
+    };
+
+    const PROBING: Probing = Probing {
+        idle: Duration::from_secs(5),
+        patience: Duration::from_secs(1),
+    };
+
+    /// A relay whose link has just come up. The effects are those that ask it for something.
+    struct Scene {
+        relays: Relays,
+        relay: PeerId,
+        effects: Effects,
+    }
+
+    impl Scene {
+        fn new(tokens: bool, turn: bool) -> Self {
+            let peers = peers(1);
+            Self {
+                relays: configured(&peers, 1).wishing(Wishes { tokens, turn }),
+                relay: peers[0],
+                effects: Effects::default(),
+            }
+        }
+
+        fn opened(&mut self) -> Vec<String> {
+            let briefs = briefs(&mut self.effects).into_iter();
+            briefs.filter(|brief| brief.starts_with("open")).collect()
+        }
+
+        fn link(&mut self, number: usize) -> Vec<String> {
+            self.relays.get_mut(&self.relay).unwrap().link = RelayLink::Down;
+            let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+            let conn = ConnectionId::new_unchecked(number);
+            let effects = &mut self.effects;
+            self.relays
+                .on_link_up(self.relay, conn, &remote, None, PROBING, effects);
+            self.opened()
+        }
+
+        fn identify(&mut self, names: bool) -> Vec<String> {
+            let named = names.then(|| access::PROTOCOL.to_owned());
+            let protocols = named.into_iter().collect();
+            self.relays
+                .on_identified(self.relay, &protocols, &mut self.effects);
+            self.opened()
+        }
+
+        fn id(&self) -> Option<ReservationId> {
+            self.relays.get(&self.relay).unwrap().reservation.id()
+        }
+
+        fn answer(
+            &mut self,
+            id: Option<ReservationId>,
+            answer: Result<Admitted, ReservationError>,
+        ) {
+            self.relays
+                .on_access(self.relay, id, answer, &mut self.effects);
+        }
+    }
+
+    fn granted() -> Admitted {
+        let reservation = [&[8, 2][..], &field(0x1a, &[8, 1]), &[0x28], &varint(100)].concat();
+        Admitted {
+            reservation: Some(reservation),
+            ..Admitted::default()
+        }
+    }
+
+    fn access_on(number: usize) -> Vec<String> {
+        vec![format!("open {} on {number}", access::PROTOCOL)]
+    }
+
+    fn hop_on(number: usize) -> Vec<String> {
+        vec![format!("open {HOP_PROTOCOL} on {number}")]
+    }
+
+    #[test]
+    fn a_token_goes_with_the_reservation_to_a_relay_that_names_the_protocol() {
+        let mut scene = Scene::new(true, true);
+        assert_eq!(scene.link(1), [""; 0], "it has not said what it serves");
+        assert_eq!(scene.identify(true), access_on(1));
+        assert_eq!(scene.identify(true), [""; 0], "once on a link");
+        scene.answer(scene.id(), Ok(granted()));
+        assert_eq!(scene.relays.held(), 1);
+        scene.opened();
+        let conn = ConnectionId::new_unchecked(1);
+        scene
+            .relays
+            .on_link_closed(scene.relay, conn, None, &mut scene.effects);
+        assert_eq!(scene.link(2), access_on(2), "it is known what it serves");
+    }
+
+    #[test]
+    fn a_stock_relay_never_sees_the_token() {
+        let mut scene = Scene::new(true, true);
+        assert_eq!(scene.link(1), [""; 0]);
+        assert_eq!(scene.identify(false), hop_on(1));
+        assert_eq!(scene.identify(false), [""; 0]);
+    }
+
+    #[test]
+    fn without_a_token_the_reservation_waits_for_nothing() {
+        let mut scene = Scene::new(false, true);
+        assert_eq!(scene.link(1), hop_on(1));
+        assert_eq!(scene.identify(true), access_on(1), "for TURN");
+        let mut scene = Scene::new(false, false);
+        assert_eq!(scene.link(1), hop_on(1));
+        assert_eq!(scene.identify(true), [""; 0]);
+    }
+
+    #[test]
+    fn relays_of_tickets_see_no_token() {
+        let mut scene = Scene::new(true, true);
+        scene.relays.get_mut(&scene.relay).unwrap().configured = false;
+        assert_eq!(scene.link(1), [""; 0]);
+        assert_eq!(scene.identify(true), [""; 0]);
+    }
+
+    #[test]
+    fn what_ends_is_asked_for_in_time() {
+        let mut scene = Scene::new(true, false);
+        scene.link(1);
+        scene.identify(true);
+        let lasts = Some(Duration::from_secs(400));
+        scene.answer(scene.id(), Ok(Admitted { lasts, ..granted() }));
+        let waits = briefs(&mut scene.effects);
+        assert!(waits.contains(&"after 300000 ms".to_owned()), "{waits:?}");
+        scene.relays.on_access_due(scene.relay, &mut scene.effects);
+        assert_eq!(scene.opened(), [""; 0], "it is too early");
+        let relay = scene.relays.get_mut(&scene.relay).unwrap();
+        relay.access.again = Alarm::default();
+        relay.access.again.set(Some(Instant::now()), Instant::now());
+        scene.relays.on_access_due(scene.relay, &mut scene.effects);
+        assert_eq!(scene.opened(), access_on(1));
+        scene.answer(scene.id(), Err(ReservationError::Denied));
+        assert_eq!(scene.relays.held(), 0);
+    }
+
+    #[test]
+    fn credentials_lead_to_the_host_of_the_link() {
+        let mut scene = Scene::new(false, true);
+        scene.link(1);
+        scene.identify(true);
+        let turn = TurnAccess {
+            urls: vec!["turn:10.0.0.1:4005".into(), "turn:10.0.0.2:4005".into()],
+            username: "user".into(),
+            credential: "secret".into(),
+            lasts: Duration::from_secs(60),
+        };
+        let admitted = Admitted {
+            turn: Some(turn),
+            ..Admitted::default()
+        };
+        scene.answer(None, Ok(admitted));
+        let told = briefs(&mut scene.effects);
+        assert_eq!(told, ["after 45000 ms", "turn turn:192.0.2.1:4005"]);
+    }
+}
