@@ -414,9 +414,11 @@ async fn a_hook_sees_who_asks_and_decides() {
         hook.mood.send_replace(mood);
         let error = refusal(relayed(&server)).await;
         assert_eq!(error.kind(), kind, "{error}");
-        let ends = (mood == Mood::Quota).then_some(Duration::from_secs(90));
         // A stock request for a reservation has no room for the time.
-        assert!(error.retry_after().is_none() || error.retry_after() == ends);
+        assert_eq!(error.retry_after(), None);
+        let error = refusal(with_token(&server, "another token")).await;
+        let ends = (mood == Mood::Quota).then_some(Duration::from_secs(90));
+        assert_eq!((error.kind(), error.retry_after()), (kind, ends), "{error}");
     }
     drop(me);
 }

@@ -47,8 +47,8 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
-/// The wall clock jumps, so only code that handles dates may read it: credentials for TURN,
-/// reservations and sealed offers. If the clocks of two peers differ, a sealed offer fails and the
+/// The wall clock jumps, so only code that handles dates may read it: tokens, quotas, credentials for
+/// TURN, reservations and sealed offers. If the clocks of two peers differ, a sealed offer fails and the
 /// circuit takes over.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
@@ -66,7 +66,8 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         "src/server/mod.rs",
     ];
     let found = breaches("src", &["SystemTime"], |name, _| {
-        name.starts_with("src/server/turn/") || allowed.contains(&name)
+        let dated = ["src/server/access/", "src/server/turn/"];
+        dated.iter().any(|folder| name.starts_with(folder)) || allowed.contains(&name)
     });
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -152,7 +153,8 @@ fn only_one_folder_exports_to_javascript() {
 }
 
 /// Strangers could aim a server that connects to the addresses that they name. Only the AutoNAT
-/// server does so, and `core::dial_back` decides which addresses it dials.
+/// server does so, and `core::dial_back` decides which addresses it dials. The hook is at a URL of the
+/// operator's.
 #[test]
 fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
     let forbidden = [
@@ -166,7 +168,8 @@ fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
         "to_socket_addrs",
     ];
     let found = breaches("src/server", &forbidden, |name, _| {
-        name == "src/server/autonat.rs" || name.ends_with("tests.rs")
+        ["src/server/autonat.rs", "src/server/access/hook.rs"].contains(&name)
+            || name.ends_with("tests.rs")
     });
     assert_eq!(found, Vec::<String>::new());
 }
@@ -192,10 +195,14 @@ fn nobody_is_dialled_past_the_guard() {
         ("guard.over(", &[transports]),
         ("guard.named(", &[transports]),
         ("policy.check(", &["src/swarm/dials.rs"]),
-        // These are candidates that the session allows, a socket for one of them, configured TURN
-        // servers and the servers that they may refer us to, and sockets that send nothing.
+        // These are candidates that the session allows, a socket for one of them, TURN servers that
+        // are configured or at the host of a configured relay, and the servers that they may refer us
+        // to, the hook of a server's operator, and sockets that send nothing.
         ("ice.add_remote_candidate(", &[candidates]),
-        ("TcpStream::connect", &["src/native/ice/turn/stream.rs"]),
+        (
+            "TcpStream::connect",
+            &["src/native/ice/turn/stream.rs", "src/server/access/hook.rs"],
+        ),
         (
             "socket.connect(",
             &[

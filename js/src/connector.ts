@@ -39,7 +39,9 @@ export class Connector {
     await load(valid.wasm);
     if (unknown) throw new ThroughlineError("invalid_config", unknownOption(unknown.name, unknown.known.join(" ")));
     // A function cannot cross as JSON, so it is not among the options.
-    const tokens = typeof valid.relayTokens === "function" ? valid.relayTokens : undefined;
+    const fetch = valid.relayTokens;
+    const tokens =
+      typeof fetch === "function" ? async () => text("relayTokens", await fetch(), "invalid_config") : undefined;
     return cancellable(
       valid.signal,
       async (signal) => new Connector(await RawConnector.create(config, valid.identity, tokens, signal)),

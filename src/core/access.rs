@@ -7,12 +7,9 @@
 
 use std::{fmt, time::Duration};
 
-use multiaddr::{Multiaddr, Protocol};
+use multiaddr::Multiaddr;
 
-use super::{
-    protobuf::{behind_length, field, skip_field, take_bytes, take_varint},
-    server_url::{ServerUrl, Service},
-};
+use super::protobuf::{behind_length, field, skip_field, take_bytes, take_varint};
 
 /// The protocol of the stream. A relay names it in identify if it admits only some peers, or if it
 /// has TURN credentials for peers.
@@ -20,10 +17,8 @@ pub(crate) const PROTOCOL: &str = "/throughline/access/1";
 
 /// The longest token. Those that the program makes have about 300 bytes.
 pub(crate) const MAX_TOKEN: usize = 4096;
-/// The longest answer: a reservation and a few URLs.
+/// The longest answer: a reservation and credentials.
 pub(crate) const MAX_ANSWER: usize = 8192;
-/// The most URLs of TURN servers that are taken from one relay.
-const MAX_URLS: usize = 8;
 
 // Request { token = 1, reserve = 2, turn = 3 }
 pub(crate) const TOKEN: u64 = 1 << 3 | 2;
@@ -32,21 +27,21 @@ pub(crate) const WANTS_TURN: u64 = 3 << 3;
 
 // Answer { status = 1, seconds = 2, reservation = 3, turn = 4 }. The seconds say how long the peer
 // is admitted, or how long its quota stays used up. The reservation is the relay's HopMessage.
-// Turn { url = 1, username = 2, credential = 3, seconds = 4 }; the field `url` is repeated.
+// Turn { udp = 1, tcp = 2, username = 3, credential = 4, seconds = 5 }; the first two are ports.
 pub(crate) const STATUS: u64 = 1 << 3;
 pub(crate) const SECONDS: u64 = 2 << 3;
 pub(crate) const RESERVATION: u64 = 3 << 3 | 2;
 pub(crate) const TURN: u64 = 4 << 3 | 2;
-pub(crate) const URL: u64 = 1 << 3 | 2;
-pub(crate) const USERNAME: u64 = 2 << 3 | 2;
-pub(crate) const CREDENTIAL: u64 = 3 << 3 | 2;
-pub(crate) const TURN_SECONDS: u64 = 4 << 3;
+pub(crate) const UDP: u64 = 1 << 3;
+pub(crate) const TCP: u64 = 2 << 3;
+pub(crate) const USERNAME: u64 = 3 << 3 | 2;
+pub(crate) const CREDENTIAL: u64 = 4 << 3 | 2;
+pub(crate) const TURN_SECONDS: u64 = 5 << 3;
 
-// The values of `status`. A value that a later version adds is read as `LIMIT`.
+// The values of `status`. Every other value says that there is no room.
 pub(crate) const ADMITTED: u64 = 0;
 pub(crate) const DENIED: u64 = 1;
 pub(crate) const QUOTA: u64 = 2;
-pub(crate) const LIMIT: u64 = 3;
 
 /// Why a relay does not serve a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +64,37 @@ pub(crate) struct Admitted {
     pub(crate) turn: Option<TurnAccess>,
 }
 
-/// Access to the TURN server of a relay.
+/// Access to the TURN server of a relay. A port is 0 if it does not serve there.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct TurnAccess {
-    pub(crate) urls: Vec<String>,
+    pub(crate) udp: u16,
+    pub(crate) tcp: u16,
     pub(crate) username: String,
     pub(crate) credential: String,
     /// How long the credentials may be used.
     pub(crate) lasts: Duration,
+}
+
+impl TurnAccess {
+    /// Returns the URLs of the server, at the host to which the link leads.
+    ///
+    /// So a relay cannot point its peers at other machines. It need not know under which of its
+    /// addresses it is reached, and often does not.
+    pub(crate) fn urls(&self, link: &Multiaddr) -> Vec<String> {
+        let link = link.to_string();
+        let mut parts = link.split('/').skip(1);
+        let (open, close) = match parts.next() {
+            Some("ip4" | "dns" | "dns4" | "dns6") => ("", ""),
+            Some("ip6") => ("[", "]"),
+            _ => return Vec::new(),
+        };
+        let host = parts.next().unwrap_or_default();
+        let ports = [(self.udp, ""), (self.tcp, "?transport=tcp")].into_iter();
+        let ports = ports.filter(|(port, _)| *port != 0);
+        ports
+            .map(|(port, query)| format!("turn:{open}{host}{close}:{port}{query}"))
+            .collect()
+    }
 }
 
 /// Neither reservation nor credentials are worth a line in the log, and the latter are secret.
@@ -126,47 +144,20 @@ pub(crate) fn answered(mut rest: &[u8]) -> Option<Result<Admitted, Denial>> {
 fn turn(mut rest: &[u8]) -> Option<TurnAccess> {
     let mut turn = TurnAccess::default();
     while !rest.is_empty() {
-        let tag = take_varint(&mut rest)?;
-        if tag == TURN_SECONDS {
-            turn.lasts = Duration::from_secs(take_varint(&mut rest)?);
-            continue;
-        }
-        if ![URL, USERNAME, CREDENTIAL].contains(&tag) {
-            skip_field(tag, &mut rest)?;
-            continue;
-        }
-        let text = String::from_utf8(take_bytes(&mut rest)?.to_vec()).ok()?;
-        match tag {
-            USERNAME => turn.username = text,
-            CREDENTIAL => turn.credential = text,
-            _ if turn.urls.len() < MAX_URLS => turn.urls.push(text),
-            _ => {}
+        match take_varint(&mut rest)? {
+            UDP => turn.udp = take_varint(&mut rest)?.try_into().ok()?,
+            TCP => turn.tcp = take_varint(&mut rest)?.try_into().ok()?,
+            USERNAME => turn.username = text(&mut rest)?,
+            CREDENTIAL => turn.credential = text(&mut rest)?,
+            TURN_SECONDS => turn.lasts = Duration::from_secs(take_varint(&mut rest)?),
+            tag => skip_field(tag, &mut rest)?,
         }
     }
     Some(turn)
 }
 
-/// Returns the URLs of TURN servers that a relay has named, at the host to which the link leads.
-///
-/// A relay cannot point its peers at other machines. It need not know under which of its addresses
-/// it is reached, and often does not.
-pub(crate) fn reached_by(link: &Multiaddr, urls: &[String]) -> Vec<String> {
-    let host = match link.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.to_string(),
-        Some(Protocol::Ip6(ip)) => ip.to_string(),
-        Some(Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name)) => name.to_string(),
-        _ => return Vec::new(),
-    };
-    let mut reached = Vec::new();
-    for url in urls.iter().filter_map(|url| url.parse::<ServerUrl>().ok()) {
-        let host = host.clone();
-        let url = ServerUrl { host, ..url };
-        let text = url.to_string();
-        if matches!(url.service, Service::Turn(_)) && !reached.contains(&text) {
-            reached.push(text);
-        }
-    }
-    reached
+fn text(rest: &mut &[u8]) -> Option<String> {
+    str::from_utf8(take_bytes(rest)?).ok().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -182,13 +173,12 @@ mod tests {
             request(Some("ab"), true, true),
             [8, 10, 2, b'a', b'b', 16, 1, 24, 1]
         );
-        let url = [&[0x22, 5, 10, 1][..], b"u", &[32, 9]].concat();
-        let answer = [&[16, 60, 26, 1, 7][..], &url].concat();
+        let answer = [16, 60, 26, 1, 7, 0x22, 5, 8, 0xa5, 31, 40, 9];
         let admitted = answered(&answer).unwrap().unwrap();
         assert_eq!(admitted.lasts, Some(Duration::from_secs(60)));
         assert_eq!(admitted.reservation, Some(vec![7]));
         let turn = admitted.turn.unwrap();
-        assert_eq!((turn.urls, turn.lasts.as_secs()), (vec!["u".to_owned()], 9));
+        assert_eq!((turn.udp, turn.tcp, turn.lasts.as_secs()), (4005, 0, 9));
     }
 
     #[test]
@@ -199,35 +189,34 @@ mod tests {
         assert_eq!(answered(&[8, 3]), Some(Err(Denial::Limit)));
         assert_eq!(answered(&[8, 99]), Some(Err(Denial::Limit)), "unknown");
         assert_eq!(answered(&[]), Some(Ok(Admitted::default())));
-        for malformed in [&[8][..], &[26, 9, 1], &[34, 3, 10, 1, 0xff]] {
+        for malformed in [
+            &[8][..],
+            &[26, 9, 1],
+            &[34, 3, 26, 1, 0xff],
+            &[34, 4, 8, 0x80, 0x80, 4],
+        ] {
             assert_eq!(answered(malformed), None, "{malformed:?}");
         }
     }
 
     #[test]
     fn a_turn_server_is_at_the_host_of_the_link() {
-        let named = [
-            "turn:10.0.0.1:4005",
-            "turn:[fd00::1]:4005",
-            "turn:10.0.0.1:4005?transport=tcp",
-            "stun:10.0.0.1:1",
-            "http://evil/",
-        ];
-        let named = named.map(str::to_owned);
-        let reached = |link: &str| reached_by(&link.parse().unwrap(), &named);
+        let turn = TurnAccess {
+            udp: 4005,
+            tcp: 4006,
+            ..TurnAccess::default()
+        };
+        let urls = |link: &str| turn.urls(&link.parse().unwrap());
         assert_eq!(
-            reached("/ip4/192.0.2.1/udp/1/quic-v1"),
-            ["turn:192.0.2.1:4005", "turn:192.0.2.1:4005?transport=tcp"]
+            urls("/ip4/192.0.2.1/udp/1/quic-v1"),
+            ["turn:192.0.2.1:4005", "turn:192.0.2.1:4006?transport=tcp"]
         );
-        assert_eq!(
-            reached("/ip6/2001:db8::1/tcp/1")[0],
-            "turn:[2001:db8::1]:4005"
-        );
-        assert_eq!(
-            reached("/dns4/relay.example/tcp/443/wss")[0],
-            "turn:relay.example:4005"
-        );
-        assert!(reached("/memory/1").is_empty());
+        assert_eq!(urls("/ip6/2001:db8::1/tcp/1")[0], "turn:[2001:db8::1]:4005");
+        let named = urls("/dns4/relay.example/tcp/443/wss");
+        assert_eq!(named[0], "turn:relay.example:4005");
+        assert!(urls("/memory/1").is_empty());
+        let link = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        assert!(TurnAccess::default().urls(&link).is_empty());
     }
 
     #[test]

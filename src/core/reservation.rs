@@ -62,8 +62,8 @@ pub(crate) enum ReservationError {
     Limit,
     /// PERMISSION_DENIED.
     Denied,
-    /// Our quota is used up, and begins anew after this time.
-    Quota(Duration),
+    /// Our quota is used up, and begins anew after this time if the relay has said so.
+    Quota(Option<Duration>),
     /// Any other status.
     Refused(u64),
     /// The relay's answer is not the expected protobuf message.
@@ -95,7 +95,7 @@ impl From<Denial> for ReservationError {
     fn from(denial: Denial) -> Self {
         match denial {
             Denial::Access => Self::Denied,
-            Denial::Quota(ends) => Self::Quota(ends),
+            Denial::Quota(ends) => Self::Quota(Some(ends)),
             Denial::Limit => Self::Limit,
         }
     }
@@ -106,10 +106,11 @@ impl fmt::Display for ReservationError {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another reservation",
             Self::Denied => "the relay does not admit us",
-            Self::Quota(ends) => {
+            Self::Quota(Some(ends)) => {
                 let seconds = ends.as_secs();
                 return write!(f, "our quota is used up for another {seconds} s");
             }
+            Self::Quota(None) => "our quota is used up",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
             Self::Malformed => "the relay's answer is malformed",
             Self::NoRelay => "it does not serve as a relay",
@@ -129,6 +130,7 @@ pub(crate) fn granted(answer: &[u8]) -> Result<Vec<Multiaddr>, ReservationError>
         100 => Ok(addresses),
         200 | 201 => Err(ReservationError::Limit),
         202 => Err(ReservationError::Denied),
+        429 => Err(ReservationError::Quota(None)),
         other => Err(ReservationError::Refused(other)),
     }
 }
@@ -227,6 +229,7 @@ mod tests {
             (&[0xc8, 1][..], ReservationError::Limit),
             (&[0xc9, 1], ReservationError::Limit),
             (&[0xca, 1], ReservationError::Denied),
+            (&[0xad, 3], ReservationError::Quota(None)),
             (&[7], ReservationError::Refused(7)),
             (&[0x80], ReservationError::Malformed),
         ] {

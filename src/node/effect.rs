@@ -16,11 +16,11 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    config::TurnServer,
     core::plan::AttemptId,
     error::ErrorKind,
     event::Cause,
     stream::{BoxedStream, SessionId},
+    webrtc::IceServer,
 };
 
 /// What happens to the libp2p connections of a session that ends.
@@ -69,8 +69,8 @@ pub(super) enum Effect {
         protocol: StreamProtocol,
         purpose: Purpose,
     },
-    /// A relay has given us access to these TURN servers.
-    UseTurn(PeerId, Vec<TurnServer>),
+    /// A relay has given us access to this TURN server.
+    UseTurn(PeerId, IceServer),
     /// ICE with a peer is signalled over this stream.
     SignalOver(PeerId, BoxedStream),
     Spawn(BoxFuture<'static, ()>),
@@ -157,10 +157,7 @@ pub(super) mod tests {
                     protocol,
                     ..
                 } => format!("open {protocol} on {connection}"),
-                Self::UseTurn(_, servers) => {
-                    let urls: Vec<_> = servers.iter().map(|server| &*server.url).collect();
-                    format!("turn {}", urls.join(" "))
-                }
+                Self::UseTurn(_, server) => format!("turn {}", server.urls.join(" ")),
                 Self::SignalOver(..) => "signal over".to_owned(),
                 Self::Spawn(_) => "spawn".to_owned(),
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),

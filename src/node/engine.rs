@@ -12,7 +12,7 @@ use futures::{
     channel::mpsc as futures_mpsc,
     future::{BoxFuture, pending},
 };
-use libp2p::{Multiaddr, PeerId, Stream as Substream, swarm::SwarmEvent};
+use libp2p::{PeerId, Stream as Substream, swarm::SwarmEvent};
 use tokio::sync::mpsc;
 use web_time::Instant;
 
@@ -95,15 +95,8 @@ pub(super) enum Internal {
     FarewellDone(PeerId),
     /// A peer signals ICE with a sealed offer, through a relay of ours.
     Offered(PeerId, BoxedStream),
-    /// A relay has granted or refused a reservation. A grant has the addresses that the relay
-    /// announces for itself.
-    Reserved(
-        PeerId,
-        ReservationId,
-        Result<Vec<Multiaddr>, ReservationError>,
-    ),
-    /// A relay has admitted us, or has not.
-    Access(
+    /// A relay has answered what it was asked for. The answer may have a reservation.
+    Answered(
         PeerId,
         Option<ReservationId>,
         Result<Admitted, ReservationError>,
@@ -291,11 +284,7 @@ impl Node {
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
             Internal::Offered(peer, stream) => self.network.rtc().signalled(peer, stream),
-            Internal::Reserved(relay, id, answer) => {
-                self.relays
-                    .on_reserved(relay, id, answer, &mut self.effects);
-            }
-            Internal::Access(relay, id, answer) => {
+            Internal::Answered(relay, id, answer) => {
                 self.relays.on_access(relay, id, answer, &mut self.effects);
             }
         }

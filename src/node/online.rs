@@ -98,7 +98,7 @@ impl Node {
         let kind = refusal.and_then(ReservationError::refusal);
         let kind = kind.unwrap_or(ErrorKind::NoRelay);
         let ends = match refusal {
-            Some(ReservationError::Quota(ends)) => Some(*ends),
+            Some(ReservationError::Quota(ends)) => *ends,
             _ => None,
         };
         self.online.answer(|| {

@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     backend,
-    config::TurnServer,
     connection::Connection,
     core::{
         address, circuit::CircuitError, liveness::Liveness, plan::AttemptId, race,
@@ -28,6 +27,7 @@ use crate::{
     stream::{SessionId, Stream},
     swarm::{circuit, reservation, substreams::OpenError},
     ticket::{Ticket, relay_id},
+    webrtc::IceServer,
 };
 
 impl Node {
@@ -83,7 +83,7 @@ impl Node {
                 protocol,
                 purpose,
             } => self.network.open(peer, connection, protocol, purpose),
-            Effect::UseTurn(relay, servers) => self.use_turn(relay, servers),
+            Effect::UseTurn(relay, server) => self.use_turn(relay, server),
             Effect::SignalOver(peer, stream) => self.network.rtc().signal_over(peer, stream),
             Effect::Spawn(task) => backend::runtime::spawn(task),
             Effect::After(pause, timer) => self.timers.after(pause, timer),
@@ -181,49 +181,30 @@ impl Node {
         }
     }
 
-    /// The request for a stream on which a relay is asked for a reservation has been answered.
-    pub(super) fn ask_for_reservation(
-        &mut self,
-        relay: PeerId,
-        id: ReservationId,
-        stream: Result<Substream, OpenError>,
-    ) {
-        let report = self.outbox.internal.clone();
-        let patience = self.config.relay_timeout;
-        let ask = async move {
-            let answer = match stream.map_err(unasked) {
-                Ok(stream) => reservation::ask(stream, patience).await,
-                Err(error) => Err(error),
-            };
-            let _ = report.send(Internal::Reserved(relay, id, answer)).await;
-        };
-        self.effects.push(Effect::Spawn(ask.boxed()));
-    }
-
-    /// The request for a stream on which a relay is asked for access has been answered.
-    pub(super) fn ask_for_access(
+    /// The request for a stream on which a relay is asked for something has been answered.
+    pub(super) fn ask_relay(
         &mut self,
         relay: PeerId,
         id: Option<ReservationId>,
+        how: reservation::Ask,
         stream: Result<Substream, OpenError>,
     ) {
         let report = self.outbox.internal.clone();
         let patience = self.config.relay_timeout;
-        let tokens = self.config.relay_tokens.clone();
-        let wants = (id.is_some(), self.config.direct);
         let ask = async move {
-            let answer = match stream.map_err(unasked) {
-                Ok(stream) => reservation::ask_access(stream, tokens, wants, patience).await,
-                Err(error) => Err(error),
+            let answer = match stream {
+                Ok(stream) => reservation::ask(stream, how, patience).await,
+                Err(OpenError::Unsupported) => Err(ReservationError::NoRelay),
+                Err(error) => Err(ReservationError::NoAnswer(error.to_string())),
             };
-            let _ = report.send(Internal::Access(relay, id, answer)).await;
+            let _ = report.send(Internal::Answered(relay, id, answer)).await;
         };
         self.effects.push(Effect::Spawn(ask.boxed()));
     }
 
-    /// A relay has given us access to TURN servers. The next connections use them.
-    fn use_turn(&mut self, relay: PeerId, servers: Vec<TurnServer>) {
-        self.net.rtc.use_turn(relay, servers);
+    /// A relay has given us access to a TURN server. The next connections use it.
+    fn use_turn(&mut self, relay: PeerId, server: IceServer) {
+        self.net.rtc.use_turn(relay, server);
         if !self.rules.ice.contains(&Strategy::Turn) {
             self.rules.ice.push(Strategy::Turn);
         }
@@ -399,13 +380,5 @@ impl Node {
             connections: self.sessions.len(),
             strategies: strategies.filter(usable).collect(),
         }
-    }
-}
-
-/// Returns why a relay could not be asked.
-fn unasked(error: OpenError) -> ReservationError {
-    match error {
-        OpenError::Unsupported => ReservationError::NoRelay,
-        error => ReservationError::NoAnswer(error.to_string()),
     }
 }

@@ -64,8 +64,8 @@ use self::{
     listeners::{bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
     metrics::Metrics,
     pool::{Pool, Pools},
-    swarm::{Relay, TurnOffer},
-    turn::Authority,
+    swarm::Relay,
+    turn::{Authority, TurnOffer},
 };
 use crate::{
     core::scope::{Scope, scope},
@@ -190,10 +190,19 @@ impl Server {
             turn: Vec::new(),
             demo: None,
         }));
-        relay.offer_turn(authority.clone().map(|authority| TurnOffer {
-            urls: turn.clone(),
-            authority,
-        }));
+        let port = |bound: Option<io::Result<SocketAddr>>| {
+            let bound = bound.and_then(Result::ok);
+            bound.map_or(0, |bound| bound.port())
+        };
+        let ports = [
+            port(turn_udp.first().map(|(_, socket)| socket.local_addr())),
+            port(turn_tcp.first().map(|(_, listener)| listener.local_addr())),
+        ];
+        relay.offer_turn(
+            authority
+                .clone()
+                .map(|authority| TurnOffer { ports, authority }),
+        );
         let for_pages = authority.clone().filter(|_| access.is_open());
         let page_turn = for_pages.map(|authority| PageTurn {
             urls: Arc::new(turn.clone()),

@@ -21,7 +21,6 @@ use libp2p::{
 };
 use tokio::{sync::oneshot, time};
 
-pub(crate) use self::admission::TurnOffer;
 use self::{
     addresses::{Announcements, listen_addresses, preference},
     transport::transport,
@@ -37,6 +36,7 @@ use super::{
     metrics::Metrics,
     pool::Pools,
     relay_rates::{Rate, Rates},
+    turn::TurnOffer,
     watch::Watch,
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;

@@ -1,10 +1,10 @@
 //! Asks relays for reservations, and takes in the circuits that they bring.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use futures::{
     AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _, SinkExt as _,
-    future::{Either, ready, select},
+    future::{Either, select},
 };
 use futures_timer::Delay;
 use libp2p::{Multiaddr, PeerId};
@@ -23,60 +23,59 @@ use crate::{
 /// accept it.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks for a reservation over `stream`, whose protocol is
-/// [`HOP_PROTOCOL`](crate::core::circuit::HOP_PROTOCOL). Returns the addresses that the relay
-/// announces for itself.
-///
-/// # Errors
-/// Why there is no reservation. After `patience`, it is [`ReservationError::NoAnswer`].
-pub(crate) async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    patience: Duration,
-) -> Result<Vec<Multiaddr>, ReservationError> {
-    let request = ready(Ok(reservation::RESERVE.to_vec()));
-    let answer = exchange(stream, request, MAX_MESSAGE, patience).await?;
-    reservation::granted(&answer)
+/// What a relay is asked for.
+pub(crate) enum Ask {
+    /// A reservation, over a stream of [`HOP_PROTOCOL`](crate::core::circuit::HOP_PROTOCOL).
+    Reservation,
+    /// Access, over a stream of [`access::PROTOCOL`], with the token if there is one. It can bring
+    /// a reservation and TURN credentials.
+    Access {
+        tokens: Option<RelayTokens>,
+        reserve: bool,
+        turn: bool,
+    },
 }
 
-/// Asks for access over `stream`, whose protocol is [`access::PROTOCOL`]. `tokens` gives the token to
-/// show. The other wishes are a reservation and TURN credentials.
-///
-/// Nothing leaves for the relay before there is a token, because the stream is opened lazily.
+/// Asks a relay over `stream`. Nothing leaves for the relay before there is a token, because streams
+/// are opened lazily.
 ///
 /// # Errors
-/// Why there is no access, as of [`ask`].
-pub(crate) async fn ask_access(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    tokens: Option<RelayTokens>,
-    (reserve, turn): (bool, bool),
+/// Why the relay does not serve us. After `patience`, it is [`ReservationError::NoAnswer`].
+pub(crate) async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    how: Ask,
     patience: Duration,
 ) -> Result<Admitted, ReservationError> {
-    let request = async move {
-        let token = match tokens {
-            Some(tokens) => Some(tokens.get().await.map_err(io::Error::other)?),
-            None => None,
-        };
-        Ok(access::request(token.as_deref(), reserve, turn))
-    };
-    let answer = exchange(stream, request, access::MAX_ANSWER, patience).await?;
-    let answer = access::answered(&answer).ok_or(ReservationError::Malformed)?;
-    answer.map_err(ReservationError::from)
-}
-
-/// Sends a request and reads the answer.
-async fn exchange(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
-    request: impl Future<Output = io::Result<Vec<u8>>> + Send,
-    most: usize,
-    patience: Duration,
-) -> Result<Vec<u8>, ReservationError> {
+    let is_plain = matches!(how, Ask::Reservation);
     let asked = async {
-        stream.write_all(&request.await?).await?;
+        let (request, most) = match how {
+            Ask::Reservation => (reservation::RESERVE.to_vec(), MAX_MESSAGE),
+            Ask::Access {
+                tokens,
+                reserve,
+                turn,
+            } => {
+                let token = match tokens {
+                    Some(tokens) => Some(tokens.get().await?),
+                    None => None,
+                };
+                let request = access::request(token.as_deref(), reserve, turn);
+                (request, access::MAX_ANSWER)
+            }
+        };
+        stream.write_all(&request).await?;
         stream.flush().await?;
         read_message(&mut stream, most).await
     };
     match select(asked.boxed(), Delay::new(patience)).await {
-        Either::Left((Ok(answer), _)) => Ok(answer),
+        Either::Left((Ok(answer), _)) if is_plain => Ok(Admitted {
+            reservation: Some(answer),
+            ..Admitted::default()
+        }),
+        Either::Left((Ok(answer), _)) => {
+            let answer = access::answered(&answer).ok_or(ReservationError::Malformed)?;
+            answer.map_err(ReservationError::from)
+        }
         Either::Left((Err(error), _)) => Err(ReservationError::NoAnswer(error.to_string())),
         Either::Right(_) => Err(ReservationError::NoAnswer("it took too long".to_owned())),
     }

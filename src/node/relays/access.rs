@@ -11,7 +11,6 @@ use web_time::Instant;
 
 use super::{Relay, RelayLink, Relays, Reservation, ReservationId};
 use crate::{
-    config::TurnServer,
     core::{
         access::{self, Admitted},
         reservation::{self, ReservationError},
@@ -21,6 +20,7 @@ use crate::{
         network::Purpose,
         timers::{Alarm, Timer},
     },
+    webrtc::IceServer,
 };
 
 /// The shortest pause before a relay is asked again on the same link.
@@ -65,7 +65,7 @@ impl Relays {
         }
     }
 
-    /// A relay has answered a request for access, with which a reservation was asked for or not.
+    /// A relay has answered a request for a reservation, for access, or for both.
     pub(in crate::node) fn on_access(
         &mut self,
         peer: PeerId,
@@ -84,19 +84,18 @@ impl Relays {
                     relay.ask_again((lasts * 3 / 4).max(SOONEST), peer, effects);
                 }
                 if let (Some(turn), RelayLink::Up(_, link)) = (turn, &relay.link) {
-                    let urls = access::reached_by(link, &turn.urls).into_iter();
-                    let servers = urls.map(|url| TurnServer {
-                        url,
-                        username: turn.username.clone(),
-                        credential: turn.credential.clone(),
-                    });
-                    effects.push(Effect::UseTurn(peer, servers.collect()));
+                    let server = IceServer {
+                        urls: turn.urls(link),
+                        username: Some(turn.username),
+                        credential: Some(turn.credential),
+                    };
+                    effects.push(Effect::UseTurn(peer, server));
                 }
                 let granted = admitted.reservation.ok_or(ReservationError::Malformed);
                 granted.and_then(|granted| reservation::granted(&granted))
             }
             Err(error) => {
-                tracing::debug!(relay = %peer, %error, "no access");
+                tracing::debug!(relay = %peer, %error, "a relay refuses");
                 if id.is_none() && error.may_pass() {
                     relay.ask_again(2 * SOONEST, peer, effects);
                 }
@@ -325,7 +324,8 @@ mod tests {
         scene.link(1);
         scene.identify(true);
         let turn = TurnAccess {
-            urls: vec!["turn:10.0.0.1:4005".into(), "turn:10.0.0.2:4005".into()],
+            udp: 4005,
+            tcp: 0,
             username: "user".into(),
             credential: "secret".into(),
             lasts: Duration::from_secs(60),

@@ -242,7 +242,7 @@ impl Relay {
     /// How long the relay does not serve us at least.
     fn barred(&self) -> Duration {
         match self.refused {
-            Some(ReservationError::Quota(ends)) => ends.clamp(RETRY_MOST, MOST_BARRED),
+            Some(ReservationError::Quota(Some(ends))) => ends.clamp(RETRY_MOST, MOST_BARRED),
             _ => BARRED,
         }
     }

@@ -2,14 +2,17 @@
 
 use crate::core::{
     access::{
-        ADMITTED, Admitted, CREDENTIAL, DENIED, Denial, LIMIT, MAX_TOKEN, QUOTA, RESERVATION,
-        RESERVE, SECONDS, STATUS, TOKEN, TURN, TURN_SECONDS, TurnAccess, URL, USERNAME, WANTS_TURN,
+        ADMITTED, Admitted, CREDENTIAL, DENIED, Denial, MAX_TOKEN, QUOTA, RESERVATION, RESERVE,
+        SECONDS, STATUS, TCP, TOKEN, TURN, TURN_SECONDS, TurnAccess, UDP, USERNAME, WANTS_TURN,
     },
     protobuf::{behind_length, field, skip_field, take_bytes, take_varint, varint},
 };
 
 /// The longest request: the longest token and what stands around it.
 pub(crate) const MAX_REQUEST: usize = MAX_TOKEN + 64;
+
+/// The status of an answer for which there is no room.
+const LIMIT: u64 = 3;
 
 /// What a peer asks for. It has no `Debug`, because the token is a secret.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -64,9 +67,8 @@ pub(crate) fn answer(outcome: &Result<Admitted, Denial>) -> Vec<u8> {
 
 fn credentials(turn: &TurnAccess) -> Vec<u8> {
     let mut message = Vec::new();
-    for url in &turn.urls {
-        message.extend(field(URL, url.as_bytes()));
-    }
+    message.extend(number(UDP, turn.udp.into()));
+    message.extend(number(TCP, turn.tcp.into()));
     message.extend(field(USERNAME, turn.username.as_bytes()));
     message.extend(field(CREDENTIAL, turn.credential.as_bytes()));
     message.extend(number(TURN_SECONDS, turn.lasts.as_secs()));
@@ -120,13 +122,14 @@ mod tests {
         fn an_answer_is_read_as_it_was_written(
             lasts in prop::option::of(any::<u32>()),
             reservation in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
-            urls in prop::collection::vec(".{0,40}", 0..8),
+            ports: (u16, u16),
             seconds: u32,
             texts in (".{0,40}", ".{0,40}"),
         ) {
             let span = |seconds: u32| Duration::from_secs(seconds.into());
             let turn = TurnAccess {
-                urls,
+                udp: ports.0,
+                tcp: ports.1,
                 username: texts.0,
                 credential: texts.1,
                 lasts: span(seconds),

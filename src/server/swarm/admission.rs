@@ -1,32 +1,20 @@
 //! Who gets what they ask the relay for.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::Instant;
 
 use super::Relay;
 use crate::{
     core::{
-        access::{Admitted, Denial, TurnAccess},
+        access::{Admitted, Denial},
         protobuf::behind_length,
     },
     server::{
         access::{Grant, Judgement, Verdict, What, messages},
         circuits::{Asked, Carried, Wanted},
         hop::{Request, Status},
-        turn::Authority,
+        turn::TurnOffer,
     },
 };
-
-/// How long credentials for the TURN server last. Clients renew them sooner.
-const CREDENTIALS: Duration = Duration::from_secs(60 * 60);
-
-/// What admitted peers get for the TURN server.
-pub(crate) struct TurnOffer {
-    pub(crate) urls: Vec<String>,
-    pub(crate) authority: Arc<Authority>,
-}
 
 impl Relay {
     /// Gives peers that are admitted credentials for the TURN server from now on.
@@ -105,7 +93,6 @@ impl Relay {
                 let lasts = grant.lasts();
                 let turn = self.turn.as_ref().filter(|_| request.turn);
                 let turn = turn.map(|offer| {
-                    let lasts = lasts.map_or(CREDENTIALS, |lasts| lasts.min(CREDENTIALS));
                     let id = self.access.turn_id(&peer, &grant);
                     offer.issue(&id, lasts)
                 });
@@ -130,18 +117,6 @@ impl Relay {
                 // An error means that it has disconnected by itself.
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
-        }
-    }
-}
-
-impl TurnOffer {
-    fn issue(&self, id: &str, lasts: Duration) -> TurnAccess {
-        let credentials = self.authority.issue(id, lasts, SystemTime::now());
-        TurnAccess {
-            urls: self.urls.clone(),
-            username: credentials.username,
-            credential: credentials.credential,
-            lasts,
         }
     }
 }

@@ -33,7 +33,11 @@ use tokio::{
 use tracing::Instrument as _;
 
 pub use self::credentials::{TurnCredentials, turn_secret};
-pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
+pub(crate) use self::{
+    addresses::RelayAddresses,
+    credentials::{Authority, TurnOffer},
+    reach::Own,
+};
 use self::{datagrams::Datagrams, requests::Requests};
 use super::{access::Access, config::TurnConfig, metrics::Metrics, pool::Pools};
 

@@ -58,19 +58,18 @@ fn parse(options: &Object) -> Result<Config, String> {
     serde_json::from_str(&json).map_err(|error| error.to_string())
 }
 
-/// Gets the tokens for relays from a function that gives a promise of one.
+/// Gets the tokens for relays from a function that gives a promise of a string.
 pub(super) fn tokens(fetch: Function) -> RelayTokens {
     let fetch = SendWrapper::new(fetch);
     RelayTokens::from_fn(move || {
-        let fetched = fetch.call0(&JsValue::UNDEFINED);
+        let fetched = fetch.call0(&JsValue::UNDEFINED).map(Promise::from);
         SendWrapper::new(async move {
-            let failed = |error| {
-                let why = value::describe_error(&error);
-                Error::new(ErrorKind::InvalidConfig, format!("relay_tokens: {why}"))
+            let token = match fetched {
+                Ok(fetched) => JsFuture::from(fetched).await,
+                Err(error) => Err(error),
             };
-            let token = JsFuture::from(Promise::resolve(&fetched.map_err(failed)?)).await;
-            let token = token.map_err(failed)?.as_string();
-            token.ok_or_else(|| failed("not a string".into()))
+            let token = token.map(|token| token.as_string().unwrap_or_default());
+            token.map_err(|error| Error::new(ErrorKind::Io, value::describe_error(&error)))
         })
     })
 }

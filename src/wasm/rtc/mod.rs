@@ -6,7 +6,7 @@ mod stats;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use js_sys::Array;
@@ -18,7 +18,7 @@ use web_sys::{RtcConfiguration, RtcIceServer, RtcPeerConnection};
 pub(crate) use self::connection::PeerConnection;
 use super::{platform, value};
 use crate::{
-    Config, Error, ErrorKind, TurnServer,
+    Config, Error, ErrorKind,
     report::NatReport,
     webrtc::{
         self, IceServer,
@@ -28,30 +28,42 @@ use crate::{
 
 /// Makes peer connections with one configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Rtc {
-    servers: Vec<IceServer>,
-    /// The TURN servers that relays have given us access to.
-    given: Arc<Mutex<Vec<(PeerId, TurnServer)>>>,
+pub struct Rtc(Arc<Mutex<Servers>>);
+
+#[derive(Debug, Default)]
+struct Servers {
+    /// Those of the configuration, and then one for each of `relays`.
+    all: Vec<IceServer>,
+    /// The relays that have given us access to a TURN server.
+    relays: Vec<PeerId>,
 }
 
 impl Rtc {
+    fn servers(&self) -> MutexGuard<'_, Servers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a new peer connection, to any peer.
     pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
-        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        let servers = self.servers.iter().cloned();
-        let servers: Vec<_> = servers
-            .chain(given.iter().map(|(_, server)| turn(server)))
-            .collect();
-        RtcPeerConnection::new_with_configuration(&configuration(&servers))
+        RtcPeerConnection::new_with_configuration(&configuration(&self.servers().all))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
     }
 
-    /// Uses `servers` from now on, to which `relay` gives access, in the place of those before.
-    pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<TurnServer>) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|(from, _)| *from != relay);
-        given.extend(servers.into_iter().map(|server| (relay, server)));
+    /// Uses a TURN server to which `relay` gives access, in the place of the one before.
+    pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
+        let mut servers = self.servers();
+        let Servers { all, relays } = &mut *servers;
+        match relays.iter().position(|known| *known == relay) {
+            Some(place) => {
+                let first = all.len() - relays.len();
+                all[first + place] = server;
+            }
+            None => {
+                relays.push(relay);
+                all.push(server);
+            }
+        }
     }
 
     /// Does nothing, because a page has no socket to send from.
@@ -62,10 +74,10 @@ impl Rtc {
 
     /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
-        Ok(Self {
-            servers: config.ice_servers.clone(),
-            given: Arc::default(),
-        })
+        Ok(Self(Arc::new(Mutex::new(Servers {
+            all: config.ice_servers.clone(),
+            relays: Vec::new(),
+        }))))
     }
 
     /// Always `None`, because a browser tells nothing about the NAT.
@@ -99,7 +111,12 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         urls: vec![url.clone()],
         ..IceServer::default()
     });
-    let servers: Vec<_> = stun.chain(config.turn.iter().map(turn)).collect();
+    let turn = config.turn.iter().map(|server| IceServer {
+        urls: vec![server.url.clone()],
+        username: Some(server.username.clone()),
+        credential: Some(server.credential.clone()),
+    });
+    let servers: Vec<_> = stun.chain(turn).collect();
     match RtcPeerConnection::new_with_configuration(&configuration(&servers)) {
         Ok(connection) => {
             connection.close();
@@ -109,14 +126,6 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             let message = format!("stun, turn: {}", value::describe_error(&error));
             Err(Error::new(ErrorKind::InvalidConfig, message))
         }
-    }
-}
-
-fn turn(server: &TurnServer) -> IceServer {
-    IceServer {
-        urls: vec![server.url.clone()],
-        username: Some(server.username.clone()),
-        credential: Some(server.credential.clone()),
     }
 }
 

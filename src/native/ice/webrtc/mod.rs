@@ -29,7 +29,6 @@ use super::{
     turn::{Roots, Server},
 };
 use crate::{
-    config::TurnServer,
     core::{
         birthday::Guessing,
         dial::Policy,
@@ -42,7 +41,7 @@ use crate::{
     },
     report::NatReport,
     webrtc::{
-        Config, Effort,
+        Config, Effort, IceServer,
         backend::{self, BackendError},
     },
 };
@@ -100,7 +99,7 @@ impl Backend {
         quic: Option<Quic>,
         guesses: Option<Guesses>,
     ) -> Result<Self, BackendError> {
-        let (stun, turn) = servers(config)?;
+        let (stun, turn) = servers(&config.ice_servers)?;
         let roots = Roots::load(config.turn_ca.as_deref())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         let settings = Settings {
@@ -134,20 +133,11 @@ impl Backend {
         self.0.gatherer.doubt_mapping();
     }
 
-    /// Uses TURN servers to which `relay` gives access. Those that cannot be used on this target are
-    /// left out.
-    pub(crate) fn use_turn(&self, relay: PeerId, given: Vec<TurnServer>) {
-        let usable = |given: TurnServer| {
-            let url: ServerUrl = given.url.parse().ok()?;
-            let is_usable = url.service != Service::Turn(ServerTransport::Dtls);
-            is_usable.then_some(Server {
-                url,
-                username: given.username,
-                credential: given.credential,
-            })
-        };
-        let servers = given.into_iter().filter_map(usable).collect();
-        self.0.gatherer.use_turn(relay, servers);
+    /// Uses a TURN server to which `relay` gives access.
+    pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
+        if let Ok((_, turn)) = servers(&[server]) {
+            self.0.gatherer.use_turn(relay, turn);
+        }
     }
 
     /// Opens the NAT for datagrams from `addresses`, before the peers there know this peer's
@@ -217,10 +207,10 @@ impl backend::Backend for Backend {
     }
 }
 
-/// The servers of `config` that this target can use: STUN servers as `host:port`, and TURN servers.
-fn servers(config: &Config) -> Result<(Vec<String>, Vec<Server>), BackendError> {
+/// The servers that this target can use: STUN servers as `host:port`, and TURN servers.
+fn servers(all: &[IceServer]) -> Result<(Vec<String>, Vec<Server>), BackendError> {
     let (mut stun, mut turn) = (Vec::new(), Vec::new());
-    for server in &config.ice_servers {
+    for server in all {
         for text in &server.urls {
             let invalid = |why: &dyn fmt::Display| BackendError::Io(format!("{text}: {why}"));
             let url: ServerUrl = text.parse().map_err(|error| invalid(&error))?;
