@@ -272,9 +272,13 @@ async fn a_dialler_needs_a_token_only_where_the_operator_wants_it() {
         let attempt = &error.attempts()[0];
         assert_eq!(attempt.strategy, Strategy::CircuitRelay);
         assert_eq!(attempt.cause, Some(Cause::Denied));
-        let alice = bind(with_token(&operator.server, token)).await.unwrap();
-        let connection = alice.connect(&bob.ticket()).await.unwrap();
-        echoed(&connection).await;
+        for reserve in [true, false] {
+            let mut visitor = with_token(&operator.server, token.as_str());
+            visitor.reserve = reserve;
+            let alice = bind(visitor).await.unwrap();
+            let connection = alice.connect(&bob.ticket()).await.unwrap();
+            echoed(&connection).await;
+        }
     }
 }
 

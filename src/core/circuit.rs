@@ -75,7 +75,7 @@ impl fmt::Display for CircuitError {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another circuit",
             Self::Denied => "the relay does not let us connect to this peer",
-            Self::Quota => "the quota of one of both peers is used up",
+            Self::Quota => "a quota is used up",
             Self::Unreachable => "the relay could not connect to the peer",
             Self::NoReservation => "the peer holds no reservation on the relay",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),

@@ -80,15 +80,23 @@ impl ReservationError {
         matches!(self, Self::Limit | Self::NoAnswer(_))
     }
 
-    /// Returns the error for the user, if the relay does not serve this peer although it works.
-    pub(crate) fn refusal(&self) -> Option<ErrorKind> {
-        match self {
-            Self::Limit => Some(ErrorKind::LimitExceeded),
-            Self::Denied => Some(ErrorKind::AccessDenied),
-            Self::Quota(_) => Some(ErrorKind::QuotaExceeded),
-            _ => None,
-        }
+    /// Returns what the user hears if the relay does not serve this peer although it works.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let (kind, ends) = match self {
+            Self::Limit => (ErrorKind::LimitExceeded, None),
+            Self::Denied => (ErrorKind::AccessDenied, None),
+            Self::Quota(ends) => (ErrorKind::QuotaExceeded, *ends),
+            _ => return None,
+        };
+        Some(Refusal { kind, ends })
     }
+}
+
+/// The error for the user, and after which time it ends, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: ErrorKind,
+    pub(crate) ends: Option<Duration>,
 }
 
 impl From<Denial> for ReservationError {
@@ -106,11 +114,7 @@ impl fmt::Display for ReservationError {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another reservation",
             Self::Denied => "the relay does not admit us",
-            Self::Quota(Some(ends)) => {
-                let seconds = ends.as_secs();
-                return write!(f, "our quota is used up for another {seconds} s");
-            }
-            Self::Quota(None) => "our quota is used up",
+            Self::Quota(_) => "our quota is used up",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
             Self::Malformed => "the relay's answer is malformed",
             Self::NoRelay => "it does not serve as a relay",

@@ -299,14 +299,14 @@ impl Node {
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
-            Some(Purpose::Reserve(relay, id)) => {
-                self.ask_relay(relay, Some(id), Ask::Reservation, result);
-            }
-            Some(Purpose::Access(relay, id)) => {
-                let how = Ask::Access {
-                    tokens: self.config.relay_tokens.clone(),
-                    reserve: id.is_some(),
-                    turn: self.config.direct,
+            Some(Purpose::Ask { relay, id, access }) => {
+                let how = match access {
+                    false => Ask::Reservation,
+                    true => Ask::Access {
+                        tokens: self.config.relay_tokens.clone(),
+                        reserve: id.is_some(),
+                        turn: self.config.direct,
+                    },
                 };
                 self.ask_relay(relay, id, how, result);
             }

@@ -308,7 +308,6 @@ impl Node {
                 self.relays.on_reservation_deadline(relay, id, effects);
             }
             Timer::Renew(relay, id) => self.relays.renew(relay, id, effects),
-            Timer::Access(relay) => self.relays.on_access_due(relay, effects),
             Timer::OnlineDeadline => self.on_online_deadline(),
             Timer::ShutdownDeadline => self.shutdown.end(),
         }

@@ -7,7 +7,6 @@ use tokio::sync::oneshot;
 use super::{effect::Effect, engine::Node, timers::Timer};
 use crate::{
     backend::transports::LISTENS,
-    core::reservation::ReservationError,
     error::{Error, ErrorKind},
 };
 
@@ -95,12 +94,8 @@ impl Node {
             message.push_str(&error);
         }
         let refusal = self.relays.refusal();
-        let kind = refusal.and_then(ReservationError::refusal);
-        let kind = kind.unwrap_or(ErrorKind::NoRelay);
-        let ends = match refusal {
-            Some(ReservationError::Quota(ends)) => *ends,
-            _ => None,
-        };
+        let kind = refusal.map_or(ErrorKind::NoRelay, |refusal| refusal.kind);
+        let ends = refusal.and_then(|refusal| refusal.ends);
         self.online.answer(|| {
             let error = Error::new(kind, message.clone());
             Err(error.with_retry_after(ends))

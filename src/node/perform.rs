@@ -136,8 +136,8 @@ impl Node {
             return;
         }
         match link {
-            RelayLink::Up(..) => self.dial_over(id, &relay),
-            RelayLink::Dialling(_) => self.relays.wait_for(&relay, id),
+            RelayLink::Up(..) if !self.relays.awaits_access(&relay) => self.dial_over(id, &relay),
+            RelayLink::Up(..) | RelayLink::Dialling(_) => self.relays.wait_for(&relay, id),
             RelayLink::Down => {
                 self.relays.wait_for(&relay, id);
                 self.relays.dial(relay, &mut self.effects);

@@ -26,8 +26,6 @@ pub(super) enum Timer {
     RelayRested(PeerId),
     /// A relay has had long enough to grant a reservation.
     ReservationDeadline(PeerId, ReservationId),
-    /// What a relay gave admitted peers is about to end.
-    Access(PeerId),
     /// A reservation is to be renewed.
     Renew(PeerId, ReservationId),
     OnlineDeadline,

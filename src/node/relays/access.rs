@@ -6,20 +6,16 @@
 
 use std::time::Duration;
 
-use libp2p::{PeerId, StreamProtocol};
+use libp2p::PeerId;
 use web_time::Instant;
 
 use super::{Relay, RelayLink, Relays, Reservation, ReservationId};
 use crate::{
     core::{
-        access::{self, Admitted},
+        access::Admitted,
         reservation::{self, ReservationError},
     },
-    node::{
-        effect::{Effect, Effects},
-        network::Purpose,
-        timers::{Alarm, Timer},
-    },
+    node::effect::{Effect, Effects},
     webrtc::IceServer,
 };
 
@@ -42,8 +38,10 @@ pub(super) struct RelayAccess {
     pub(super) named: bool,
     /// Whether it was asked on this link.
     pub(super) asked: bool,
+    /// Whether it has answered on this link.
+    pub(super) answered: bool,
     /// When it is asked again.
-    again: Alarm,
+    again: Option<Instant>,
 }
 
 impl Relays {
@@ -60,8 +58,9 @@ impl Relays {
             && let Some(relay) = self.get_mut(&peer)
             && relay.configured
             && relay.identified
+            && relay.may_ask_access()
         {
-            relay.ask_access(peer, None, effects);
+            relay.open(peer, None, true, effects);
         }
     }
 
@@ -76,12 +75,13 @@ impl Relays {
         let Some(relay) = self.get_mut(&peer) else {
             return;
         };
+        relay.access.answered |= relay.access.asked;
         let reserved = match answer {
             Ok(admitted) => {
                 let turn = admitted.turn;
                 let ends = [admitted.lasts, turn.as_ref().map(|turn| turn.lasts)];
                 if let Some(lasts) = ends.into_iter().flatten().min() {
-                    relay.ask_again((lasts * 3 / 4).max(SOONEST), peer, effects);
+                    relay.ask_again((lasts * 3 / 4).max(SOONEST));
                 }
                 if let (Some(turn), RelayLink::Up(_, link)) = (turn, &relay.link) {
                     let server = IceServer {
@@ -95,9 +95,8 @@ impl Relays {
                 granted.and_then(|granted| reservation::granted(&granted))
             }
             Err(error) => {
-                tracing::debug!(relay = %peer, %error, "a relay refuses");
                 if id.is_none() && error.may_pass() {
-                    relay.ask_again(2 * SOONEST, peer, effects);
+                    relay.ask_again(2 * SOONEST);
                 }
                 Err(error)
             }
@@ -105,61 +104,46 @@ impl Relays {
         if let Some(id) = id {
             self.on_reserved(peer, id, reserved, effects);
         }
+        self.call_waiting(peer, effects);
     }
 
-    /// What a relay gave is about to end. It is asked for more, with a new token if there is one.
-    pub(in crate::node) fn on_access_due(&mut self, peer: PeerId, effects: &mut Effects) {
-        let tokens = self.wishes.tokens;
-        let relay = self.get_mut(&peer);
-        let Some(relay) = relay.filter(|relay| matches!(relay.link, RelayLink::Up(..))) else {
+    /// Whether circuits through a relay wait until it has seen our token, because it may admit
+    /// diallers only with one.
+    pub(in crate::node) fn awaits_access(&self, peer: &PeerId) -> bool {
+        self.wishes.tokens
+            && self.get(peer).is_some_and(|relay| {
+                let access = &relay.access;
+                relay.configured && (!relay.identified || access.named && !access.answered)
+            })
+    }
+
+    /// If what a relay gave is about to end, asks it for more, with a new token if there is one. Each
+    /// probe of a link is an occasion.
+    pub(super) fn keep_access(&mut self, peer: PeerId, effects: &mut Effects) {
+        let wishes = self.wishes;
+        let Some(relay) = self.get_mut(&peer) else {
             return;
         };
-        if !relay.access.again.rings(Instant::now()) {
+        let now = Instant::now();
+        if relay.access.again.take_if(|again| *again <= now).is_none() {
             return;
         }
         relay.access.asked = false;
         match relay.reservation {
-            Reservation::Held(id) if tokens => relay.ask_access(peer, Some(id), effects),
+            Reservation::Held(id) if wishes.tokens => _ = relay.ask(peer, id, wishes, effects),
             _ => self.seek_access(peer, effects),
         }
     }
 }
 
 impl Relay {
-    /// Asks for access, and for the reservation `id` with it if there is one. Does nothing if the
-    /// relay does not name the protocol or was asked already.
-    pub(super) fn ask_access(
-        &mut self,
-        peer: PeerId,
-        id: Option<ReservationId>,
-        effects: &mut Effects,
-    ) {
-        let RelayLink::Up(connection, _) = self.link else {
-            return;
-        };
-        if !self.access.named || std::mem::replace(&mut self.access.asked, true) {
-            return;
-        }
-        effects.push(Effect::Open {
-            peer,
-            connection,
-            protocol: StreamProtocol::new(access::PROTOCOL),
-            purpose: Purpose::Access(peer, id),
-        });
+    /// Whether the relay names the protocol and was not asked on this link yet.
+    pub(super) fn may_ask_access(&self) -> bool {
+        self.access.named && !self.access.asked
     }
 
-    /// Whether the next reservation is asked for together with access.
-    pub(super) fn shows_token(&self, wishes: Wishes) -> bool {
-        wishes.tokens && self.access.named && !self.access.asked
-    }
-
-    fn ask_again(&mut self, pause: Duration, peer: PeerId, effects: &mut Effects) {
-        // Another link, or another answer, may have set it.
-        self.access.again = Alarm::default();
-        let now = Instant::now();
-        if let Some(pause) = self.access.again.set(Some(now + pause), now) {
-            effects.push(Effect::After(pause, Timer::Access(peer)));
-        }
+    fn ask_again(&mut self, pause: Duration) {
+        self.access.again = Some(Instant::now() + pause);
     }
 }
 
@@ -170,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{
         core::{
-            access::TurnAccess,
+            access::{self, TurnAccess},
             circuit::HOP_PROTOCOL,
             liveness::Probing,
             protobuf::{field, varint},
@@ -179,6 +163,7 @@ mod tests {
             effect::tests::briefs,
             relays::tests::{configured, peers},
         },
+        stream::SessionId,
     };
 
     const PROBING: Probing = Probing {
@@ -208,21 +193,38 @@ mod tests {
             briefs.filter(|brief| brief.starts_with("open")).collect()
         }
 
-        fn link(&mut self, number: usize) -> Vec<String> {
+        fn up(&mut self, number: usize) {
             self.relays.get_mut(&self.relay).unwrap().link = RelayLink::Down;
             let remote = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
             let conn = ConnectionId::new_unchecked(number);
             let effects = &mut self.effects;
             self.relays
                 .on_link_up(self.relay, conn, &remote, None, PROBING, effects);
+        }
+
+        fn link(&mut self, number: usize) -> Vec<String> {
+            self.up(number);
             self.opened()
         }
 
-        fn identify(&mut self, names: bool) -> Vec<String> {
+        fn identified(&mut self, names: bool) {
             let named = names.then(|| access::PROTOCOL.to_owned());
             let protocols = named.into_iter().collect();
             self.relays
                 .on_identified(self.relay, &protocols, &mut self.effects);
+        }
+
+        fn identify(&mut self, names: bool) -> Vec<String> {
+            self.identified(names);
+            self.opened()
+        }
+
+        /// The link answers a probe.
+        fn probe(&mut self) -> Vec<String> {
+            let conn = ConnectionId::new_unchecked(1);
+            let rtt = Some(Duration::from_millis(1));
+            self.relays
+                .on_answer(&self.relay, conn, rtt, &mut self.effects);
             self.opened()
         }
 
@@ -299,21 +301,43 @@ mod tests {
     }
 
     #[test]
+    fn circuits_wait_until_the_relay_has_seen_the_token() {
+        let mut scene = Scene::new(true, false);
+        let session = SessionId::new(1);
+        scene.relays.wait_for(&scene.relay, session);
+        let dials = |scene: &mut Scene| {
+            let briefs = briefs(&mut scene.effects).into_iter();
+            briefs.filter(|brief| brief == "dial over").count()
+        };
+        scene.up(1);
+        assert_eq!(dials(&mut scene), 0);
+        scene.identified(true);
+        assert_eq!(dials(&mut scene), 0);
+        scene.answer(scene.id(), Err(ReservationError::Denied));
+        assert_eq!(dials(&mut scene), 1, "the relay may let diallers in");
+        scene.relays.wait_for(&scene.relay, session);
+        scene.up(2);
+        assert_eq!(dials(&mut scene), 0, "another link");
+        let mut scene = Scene::new(false, true);
+        scene.relays.wait_for(&scene.relay, session);
+        scene.up(1);
+        assert_eq!(dials(&mut scene), 1);
+    }
+
+    #[test]
     fn what_ends_is_asked_for_in_time() {
         let mut scene = Scene::new(true, false);
         scene.link(1);
         scene.identify(true);
         let lasts = Some(Duration::from_secs(400));
+        let before = Instant::now();
         scene.answer(scene.id(), Ok(Admitted { lasts, ..granted() }));
-        let waits = briefs(&mut scene.effects);
-        assert!(waits.contains(&"after 300000 ms".to_owned()), "{waits:?}");
-        scene.relays.on_access_due(scene.relay, &mut scene.effects);
-        assert_eq!(scene.opened(), [""; 0], "it is too early");
-        let relay = scene.relays.get_mut(&scene.relay).unwrap();
-        relay.access.again = Alarm::default();
-        relay.access.again.set(Some(Instant::now()), Instant::now());
-        scene.relays.on_access_due(scene.relay, &mut scene.effects);
-        assert_eq!(scene.opened(), access_on(1));
+        let again = &mut scene.relays.get_mut(&scene.relay).unwrap().access.again;
+        assert!(again.is_some_and(|at| at >= before + Duration::from_secs(300)));
+        assert_eq!(scene.probe(), [""; 0], "it is too early");
+        scene.relays.get_mut(&scene.relay).unwrap().access.again = Some(before);
+        assert_eq!(scene.probe(), access_on(1));
+        assert_eq!(scene.probe(), [""; 0], "it was asked");
         scene.answer(scene.id(), Err(ReservationError::Denied));
         assert_eq!(scene.relays.held(), 0);
     }
@@ -336,6 +360,6 @@ mod tests {
         };
         scene.answer(None, Ok(admitted));
         let told = briefs(&mut scene.effects);
-        assert_eq!(told, ["after 45000 ms", "turn turn:192.0.2.1:4005"]);
+        assert_eq!(told, ["turn turn:192.0.2.1:4005"]);
     }
 }

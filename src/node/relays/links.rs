@@ -114,15 +114,43 @@ impl Relays {
         relay.lane = None;
         relay.liveness = Some(Liveness::new(now, probing));
         relay.watch(peer, effects);
-        let waiting = std::mem::take(&mut relay.waiting);
         relay.access.asked = false;
+        relay.access.answered = false;
         if self.wants(&peer) {
             self.reserve(peer, effects);
         }
         self.seek_access(peer, effects);
         effects.push(Effect::RelayChanged(peer));
-        for session in waiting {
-            effects.push(Effect::DialOver(session, peer));
+        self.call_waiting(peer, effects);
+    }
+
+    /// Lets the sessions dial that wait for the link to a relay, if it is ready for them.
+    pub(super) fn call_waiting(&mut self, peer: PeerId, effects: &mut Effects) {
+        if self.awaits_access(&peer) {
+            return;
+        }
+        let relay = self.get_mut(&peer);
+        if let Some(relay) = relay.filter(|relay| matches!(relay.link, RelayLink::Up(..))) {
+            for session in std::mem::take(&mut relay.waiting) {
+                effects.push(Effect::DialOver(session, peer));
+            }
+        }
+    }
+
+    /// The circuits that wait for the link to a relay fail.
+    fn fail_waiting(&mut self, peer: PeerId, reason: &str, effects: &mut Effects) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        for session in std::mem::take(&mut relay.waiting) {
+            let attempt = AttemptId::Circuit(peer);
+            let reason = format!("the relay was not reached: {reason}");
+            effects.push(Effect::Failed(
+                session,
+                attempt,
+                Cause::RelayUnreachable,
+                reason,
+            ));
         }
     }
 
@@ -140,16 +168,7 @@ impl Relays {
             return;
         }
         relay.link = RelayLink::Down;
-        for session in std::mem::take(&mut relay.waiting) {
-            let attempt = AttemptId::Circuit(peer);
-            let reason = format!("the relay was not reached: {reason}");
-            effects.push(Effect::Failed(
-                session,
-                attempt,
-                Cause::RelayUnreachable,
-                reason,
-            ));
-        }
+        self.fail_waiting(peer, reason, effects);
         effects.push(Effect::RelayGone(peer));
         self.rest(peer, reason, effects);
     }
@@ -170,8 +189,10 @@ impl Relays {
         relay.liveness = None;
         relay.lane = None;
         relay.link = RelayLink::Down;
-        if relay.reservation != Reservation::None {
-            let reason = cause.unwrap_or("the relay closed the link");
+        let reason = cause.unwrap_or("the relay closed the link");
+        let is_reserved = relay.reservation != Reservation::None;
+        self.fail_waiting(peer, reason, effects);
+        if is_reserved {
             self.on_reservation_ended(peer, reason, effects);
         }
     }
@@ -214,6 +235,7 @@ impl Relays {
                     relay.loss.count(now, counts);
                 }
                 relay.watch(*peer, effects);
+                self.keep_access(*peer, effects);
             }
             None => liveness.mute(),
         }
@@ -355,6 +377,7 @@ impl Relays {
             effects.push(Effect::RelayChanged(peer));
             effects.push(Effect::Settle);
             self.seek_access(peer, effects);
+            self.call_waiting(peer, effects);
         }
     }
 

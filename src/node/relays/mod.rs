@@ -24,10 +24,10 @@ pub(super) use self::{access::Wishes, spares::Spares};
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
     core::{
-        backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace,
-        reservation::ReservationError,
+        backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace, reservation::Refusal,
     },
     datagrams::Lane,
+    error::ErrorKind,
     report::RelayReport,
     stream::SessionId,
     ticket::relay_id,
@@ -66,7 +66,7 @@ pub(crate) struct Relay {
     granted: Option<Instant>,
     renewal: Alarm,
     /// Why the relay has refused the last reservation, if it did.
-    refused: Option<ReservationError>,
+    refused: Option<Refusal>,
     access: RelayAccess,
     /// Its clones count the circuits that the relay brings and that the transport has not accepted.
     arriving: Arc<()>,
@@ -162,8 +162,8 @@ impl Relay {
 
     /// Whether it does not serve us, although it works and has room.
     fn is_barred(&self) -> bool {
-        use ReservationError::{Denied, Quota};
-        matches!(self.refused, Some(Denied | Quota(_)))
+        let refused = self.refused;
+        refused.is_some_and(|refused| refused.kind != ErrorKind::LimitExceeded)
     }
 
     fn is_pursued(&self) -> bool {
@@ -279,11 +279,16 @@ impl Relays {
 
     /// Returns why the first of the relays that have failed has refused a reservation. Returns `None`
     /// if one of them has failed otherwise.
-    pub(crate) fn refusal(&self) -> Option<&ReservationError> {
-        let failed = self.order.iter().map(|peer| &self.known[peer]);
-        let failed = failed.filter(|relay| relay.configured && relay.resting);
-        let refused: Option<Vec<_>> = failed.map(|relay| relay.refused.as_ref()).collect();
-        refused?.into_iter().next()
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let mut first = None;
+        for peer in &self.order {
+            let relay = &self.known[peer];
+            if relay.configured && relay.resting {
+                let refused = relay.refused?;
+                first = first.or(Some(refused));
+            }
+        }
+        first
     }
 
     pub(crate) fn held(&self) -> usize {

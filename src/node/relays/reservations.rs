@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     core::{
+        access::PROTOCOL,
         address,
         circuit::HOP_PROTOCOL,
         reservation::{RENEW_AGAIN, ReservationError, terms},
@@ -134,7 +135,7 @@ impl Relays {
             }
             Err(error) => {
                 let reason = error.to_string();
-                relay.refused = error.refusal().map(|_| error);
+                relay.refused = error.refusal();
                 self.on_reservation_ended(peer, &reason, effects);
             }
         }
@@ -191,8 +192,9 @@ impl Relays {
 }
 
 impl Relay {
-    /// Asks for the reservation `id` over the link. Returns whether the link is up. If there is a
-    /// token, the relay is asked when it has said what it serves.
+    /// Asks for the reservation `id` over the link, and for access with it if there is a token to
+    /// show. Returns whether the link is up. If there is a token, the relay is asked when it has said
+    /// what it serves.
     pub(super) fn ask(
         &mut self,
         peer: PeerId,
@@ -200,23 +202,36 @@ impl Relay {
         wishes: Wishes,
         effects: &mut Effects,
     ) -> bool {
-        let RelayLink::Up(connection, _) = self.link else {
-            return false;
-        };
-        if wishes.tokens && !self.identified {
-            return true;
+        let is_up = matches!(self.link, RelayLink::Up(..));
+        if is_up && (!wishes.tokens || self.identified) {
+            let access = wishes.tokens && self.may_ask_access();
+            self.open(peer, Some(id), access, effects);
         }
-        if self.shows_token(wishes) {
-            self.ask_access(peer, Some(id), effects);
-            return true;
+        is_up
+    }
+
+    /// Opens the stream on which the relay is asked for the reservation `id`, for access, or for both.
+    pub(super) fn open(
+        &mut self,
+        peer: PeerId,
+        id: Option<ReservationId>,
+        access: bool,
+        effects: &mut Effects,
+    ) {
+        if let RelayLink::Up(connection, _) = self.link {
+            self.access.asked |= access;
+            let protocol = if access { PROTOCOL } else { HOP_PROTOCOL };
+            effects.push(Effect::Open {
+                peer,
+                connection,
+                protocol: StreamProtocol::new(protocol),
+                purpose: Purpose::Ask {
+                    relay: peer,
+                    id,
+                    access,
+                },
+            });
         }
-        effects.push(Effect::Open {
-            peer,
-            connection,
-            protocol: StreamProtocol::new(HOP_PROTOCOL),
-            purpose: Purpose::Reserve(peer, id),
-        });
-        true
     }
 
     /// Notes the addresses that the relay announces for itself. Without any, the address counts at
@@ -241,10 +256,8 @@ impl Relay {
 
     /// How long the relay does not serve us at least.
     fn barred(&self) -> Duration {
-        match self.refused {
-            Some(ReservationError::Quota(Some(ends))) => ends.clamp(RETRY_MOST, MOST_BARRED),
-            _ => BARRED,
-        }
+        let ends = self.refused.and_then(|refused| refused.ends);
+        ends.map_or(BARRED, |ends| ends.clamp(RETRY_MOST, MOST_BARRED))
     }
 
     /// Whether a reservation is held whose term is not over yet.
@@ -366,9 +379,10 @@ mod tests {
         relays.on_reserved(peer, id, Err(ReservationError::Limit), &mut effects);
         assert_eq!(briefs(&mut effects)[..2], ["withdraw", "reserved"]);
         assert_eq!(relays.held(), 0);
+        let refusal = relays.refusal();
         assert_eq!(
-            relays.refusal(),
-            Some(&ReservationError::Limit),
+            refusal,
+            ReservationError::Limit.refusal(),
             "the caller hears why"
         );
         // What comes late is of no reservation.
