@@ -1,15 +1,18 @@
 //! The options of a connector, the same in Rust, TOML, JSON and JavaScript.
 
 pub(crate) mod options;
+mod tokens;
 
 use std::{path::PathBuf, time::Duration};
 
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
+pub use self::tokens::RelayTokens;
 pub use crate::core::delays::StartDelays;
 use crate::{
     core::{
+        access::MAX_TOKEN,
         address,
         delays::millis,
         liveness::Probing,
@@ -55,13 +58,18 @@ pub struct Config {
     /// On how many relays to hold a reservation at a time. 1 to 16. The other relays stand by.
     /// Defaults to 2, so that the peer stays reachable when one relay dies.
     pub relay_reservations: usize,
+    /// The token for relays that admit only its holders, or a way to get one. It goes to the
+    /// [`relays`](Self::relays) that ask for tokens, and to nobody else. Defaults to none. In
+    /// JavaScript it is a string, or a function that gives a promise of one.
+    pub relay_tokens: Option<RelayTokens>,
     /// The STUN servers, as `stun:host[:port]` (RFC 7064). All are asked at once. 0 to 16. Two
     /// servers show what kind of NAT there is. STUN over TLS (`stuns:`) is refused, because it
     /// would report the address of a TCP connection, to which no peer can send. Defaults to none. A
     /// relay started by `throughline serve` is two STUN servers.
     pub stun: Vec<String>,
     /// The TURN servers (RFC 8656). They are asked for a relayed address when a connection is
-    /// tried, and not before. 0 to 16. Defaults to none. `throughline serve` can be one.
+    /// tried, and not before. 0 to 16. Defaults to none. The relays of this library that are TURN
+    /// servers need not be named here, because they give credentials to the peers that they admit.
     pub turn: Vec<TurnServer>,
     /// A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones
     /// of the web. Native only: a browser has its own and ignores this. Defaults to none.
@@ -264,6 +272,11 @@ impl Config {
         self.listen_addrs()?;
         for protocol in &self.protocols {
             check_protocol(protocol)?;
+        }
+        let token = self.relay_tokens.as_ref().and_then(RelayTokens::fixed);
+        if token.is_some_and(|token| !(1..=MAX_TOKEN).contains(&token.len())) {
+            let message = format!("relay_tokens: a token has 1 to {MAX_TOKEN} bytes");
+            return Err(Error::new(ErrorKind::InvalidConfig, message));
         }
         for url in &self.stun {
             server_url("stun", url, |service| service == Service::Stun)?;

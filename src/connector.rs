@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::error::ErrorKind;
 use crate::{
     backend::{trace, transports::LISTENS},
-    config::{Config, TurnServer, check_protocol},
+    config::{Config, RelayTokens, TurnServer, check_protocol},
     connection::Connection,
     error::Error,
     identity::{Identity, PeerId},
@@ -85,6 +85,7 @@ impl Connector {
     /// - [`ErrorKind::WrongPeer`] if another peer answered.
     /// - [`ErrorKind::LimitExceeded`] beyond [`Config::max_connections`], and if a limit closes
     ///   every way to the peer.
+    /// - [`ErrorKind::AccessDenied`] or [`ErrorKind::QuotaExceeded`] if that is so at every relay.
     /// - [`ErrorKind::ConnectorClosed`].
     ///
     /// # Cancel safety
@@ -287,6 +288,12 @@ impl Builder {
         self
     }
 
+    /// Sets the token for relays that admit only its holders. See [`Config::relay_tokens`].
+    pub fn relay_tokens(mut self, tokens: impl Into<RelayTokens>) -> Self {
+        self.config.relay_tokens = Some(tokens.into());
+        self
+    }
+
     /// Adds a STUN server. See [`Config::stun`].
     pub fn stun(mut self, url: impl Into<String>) -> Self {
         self.config.stun.push(url.into());
@@ -331,6 +338,8 @@ impl Builder {
     /// - [`ErrorKind::Io`] if the system gives no socket.
     /// - [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`].
     /// - [`ErrorKind::LimitExceeded`] if every relay refuses because it has no room.
+    /// - [`ErrorKind::AccessDenied`] if the relays do not admit this peer.
+    /// - [`ErrorKind::QuotaExceeded`] if its quota at the relays is used up.
     ///
     /// # Cancel safety
     /// Dropping the future stops the peer.

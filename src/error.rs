@@ -1,7 +1,7 @@
 //! The one error type. It is the same on both targets, and its [`code`](Error::code) is the same in
 //! TypeScript.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
 
@@ -13,7 +13,8 @@ use crate::event::{Attempt, Outcome};
 /// `Display` for people. `Display` names the field or the peer, and then each attempt that failed,
 /// with the reason.
 ///
-/// `==` compares all of this and the [`reset_code`](Self::reset_code). It does not compare the
+/// `==` compares all of this, the [`reset_code`](Self::reset_code) and
+/// [`retry_after`](Self::retry_after). It does not compare the
 /// [`source`](StdError::source), because errors of other libraries have no `==`.
 ///
 /// ```
@@ -30,6 +31,7 @@ pub struct Error {
     message: String,
     attempts: Vec<Attempt>,
     reset_code: Option<ResetCode>,
+    retry_after: Option<Duration>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -158,6 +160,10 @@ kinds! {
     ProtocolRefused = "protocol_refused",
     /// A limit on this side or the peer's was reached. The message names it.
     LimitExceeded = "limit_exceeded",
+    /// The relays do not admit this peer. Check [`Config::relay_tokens`](crate::Config::relay_tokens).
+    AccessDenied = "access_denied",
+    /// A quota at the relays is used up. [`Error::retry_after`] says when it begins anew.
+    QuotaExceeded = "quota_exceeded",
     /// The stream was reset by the peer, or by [`Stream::reset`](crate::Stream::reset).
     StreamReset = "stream_reset",
     /// Either side closed the connection, and its streams are gone.
@@ -185,6 +191,7 @@ impl Error {
             message: message.into(),
             attempts: Vec::new(),
             reset_code: None,
+            retry_after: None,
             source: None,
         }
     }
@@ -204,6 +211,12 @@ impl Error {
     /// Adds the reason that the application gave for a reset.
     pub(crate) fn with_reset_code(mut self, code: ResetCode) -> Self {
         self.reset_code = Some(code);
+        self
+    }
+
+    /// Adds how long the same call would fail again.
+    pub(crate) fn with_retry_after(mut self, time: Option<Duration>) -> Self {
+        self.retry_after = time;
         self
     }
 
@@ -233,11 +246,18 @@ impl Error {
     pub fn reset_code(&self) -> Option<ResetCode> {
         self.reset_code
     }
+
+    /// Returns how long a quota stays used up, counted from this error, for
+    /// [`ErrorKind::QuotaExceeded`]. It is `None` for every other kind, and if the relay did not
+    /// say.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
 }
 
 impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
-        let parts = |e: &Self| (e.kind, e.reset_code);
+        let parts = |e: &Self| (e.kind, e.reset_code, e.retry_after);
         parts(self) == parts(other)
             && self.message == other.message
             && self.attempts == other.attempts
@@ -302,7 +322,7 @@ impl From<io::Error> for Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, time::Duration};
+    use std::collections::HashSet;
 
     use super::*;
     use crate::event::Strategy;

@@ -224,6 +224,10 @@ causes! {
     NoReservation = "no_reservation", "check that the peer is online, and ask it for a fresh ticket";
     /// A limit on this side or the relay's is reached.
     Limit = "limit", "close what is not needed, or raise the limit";
+    /// The relay does not admit this peer.
+    Denied = "denied", "check relay_tokens";
+    /// The quota of one of both peers is used up at the relay.
+    Quota = "quota", "wait until it begins anew";
     /// The peer speaks none of the protocols that this needs.
     Unsupported = "unsupported", "update the peer";
     /// No router between us and the internet forwards a port.

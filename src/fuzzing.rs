@@ -38,7 +38,7 @@ use crate::{
         transports::websocket::frame::{self as websocket_frame, Role as WebSocketRole},
         udp,
     },
-    server::{hop, stun, turn::fuzzing::TurnSession},
+    server::{access::messages, hop, stun, turn::fuzzing::TurnSession},
     ticket::Ticket,
     webrtc::address,
 };
@@ -48,6 +48,7 @@ pub type Target = fn(&[u8]) -> bool;
 
 /// All targets by name. The folder of a target's corpus has the same name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("access", access),
     ("address", address),
     ("autonat", autonat),
     ("candidate", candidate),
@@ -82,6 +83,36 @@ pub const TARGETS: &[(&str, Target)] = &[
 const ID: StreamId = StreamId([7; 16]);
 const SOURCE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32853);
 const WINDOW: u64 = resume::INITIAL_WINDOW;
+
+/// A request for access to a relay, and the relay's answer.
+pub fn access(data: &[u8]) -> bool {
+    let request = messages::Request::decode(data);
+    if let Some(request) = &request {
+        let token = request.token.as_deref();
+        assert!(token.is_none_or(|token| token.len() <= core::access::MAX_TOKEN));
+        let again = core::access::request(token, request.reserve, request.turn);
+        assert!(messages::Request::decode(unframed(&again)).as_ref() == Some(request));
+    }
+    let answer = core::access::answered(data);
+    if let Some(answer) = &answer {
+        let again = messages::answer(answer);
+        assert!(core::access::answered(unframed(&again)).as_ref() == Some(answer));
+        let link = Multiaddr::from(Ipv4Addr::LOCALHOST);
+        let turn = answer
+            .as_ref()
+            .ok()
+            .and_then(|admitted| admitted.turn.as_ref());
+        for url in turn.map_or_else(Vec::new, |turn| turn.urls(&link)) {
+            assert_eq!(url.parse::<ServerUrl>().unwrap().host, "127.0.0.1");
+        }
+    }
+    request.is_some() || answer.is_some()
+}
+
+/// A message without the length in front of it.
+fn unframed(mut framed: &[u8]) -> &[u8] {
+    core::protobuf::take_bytes(&mut framed).unwrap()
+}
 
 /// The user name in a check of a `/webrtc-direct` client.
 pub fn direct_client(data: &[u8]) -> bool {

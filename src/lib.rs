@@ -115,7 +115,7 @@ use wasm as backend;
 #[doc(hidden)]
 pub use crate::core::nearest::unknown_option;
 
-pub use config::{Config, StartDelays, TurnServer};
+pub use config::{Config, RelayTokens, StartDelays, TurnServer};
 pub use connection::Connection;
 pub use connector::{Builder, Connector};
 pub use error::{Error, ErrorKind, ResetCode};

@@ -47,9 +47,9 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
     found
 }
 
-/// The wall clock jumps, so only code that handles dates may read it: credentials for TURN,
-/// reservations, sealed offers and the record of usage. If the clocks of two peers differ, a sealed offer fails and the
-/// circuit takes over.
+/// The wall clock jumps, so only code that handles dates may read it: tokens, quotas, credentials for
+/// TURN, reservations, sealed offers and the record of usage. If the clocks of two peers differ, a sealed
+/// offer fails and the circuit takes over.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
@@ -68,7 +68,11 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         "src/server/mod.rs",
         "src/server/tls/acme.rs",
     ];
-    let dated = ["src/server/turn/", "src/server/usage/"];
+    let dated = [
+        "src/server/access/",
+        "src/server/turn/",
+        "src/server/usage/",
+    ];
     let found = breaches("src", &["SystemTime"], |name, _| {
         dated.iter().any(|folder| name.starts_with(folder)) || allowed.contains(&name)
     });
@@ -157,7 +161,7 @@ fn only_one_folder_exports_to_javascript() {
 
 /// Strangers could aim a server that connects to the addresses that they name. Only the AutoNAT
 /// server does so, and `core::dial_back` decides which addresses it dials. The authority that issues the
-/// certificate is the operator's choice.
+/// certificate, and the hook, are the operator's choice.
 #[test]
 fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
     let forbidden = [
@@ -171,7 +175,12 @@ fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
         "to_socket_addrs",
     ];
     let found = breaches("src/server", &forbidden, |name, _| {
-        ["src/server/autonat.rs", "src/server/tls/directory.rs"].contains(&name)
+        [
+            "src/server/autonat.rs",
+            "src/server/access/hook.rs",
+            "src/server/tls/directory.rs",
+        ]
+        .contains(&name)
             || name.ends_with("tests.rs")
     });
     assert_eq!(found, Vec::<String>::new());
@@ -198,13 +207,15 @@ fn nobody_is_dialled_past_the_guard() {
         ("guard.over(", &[transports]),
         ("guard.named(", &[transports]),
         ("policy.check(", &["src/swarm/dials.rs"]),
-        // These are candidates that the session allows, a socket for one of them, configured TURN
-        // servers and the servers that they may refer us to, and sockets that send nothing.
+        // These are candidates that the session allows, a socket for one of them, TURN servers that
+        // are configured or at the host of a configured relay, and the servers that they may refer us
+        // to, the hook of a server's operator, and sockets that send nothing.
         ("ice.add_remote_candidate(", &[candidates]),
         (
             "TcpStream::connect",
             &[
                 "src/native/ice/turn/stream.rs",
+                "src/server/access/hook.rs",
                 "src/server/tls/directory.rs",
             ],
         ),

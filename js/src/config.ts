@@ -15,6 +15,9 @@ export interface IceServer {
 /** Milliseconds by strategy. A strategy that is left out keeps its default. */
 export type StartDelays = { readonly [S in Strategy as S extends "circuit_relay" ? "circuitRelay" : S]?: number };
 
+/** A token for relays, or a function that fetches one when it is needed. */
+export type RelayTokens = string | (() => Promise<string>);
+
 /** The configuration of a connector. Every option may be left out. Unknown names are refused. */
 export interface Config extends Options {
   /**
@@ -51,6 +54,7 @@ const options: { readonly [N in keyof CreateOptions]-?: Check } = {
   relays: texts,
   iceServers: (name, value) => list(name, value).map((server, index) => iceServer(`${name}[${index}]`, server)),
   protocols: texts,
+  relayTokens: (name, value) => (typeof value === "function" ? value : text(name, value, "invalid_config")),
   identity: (name, value) => text(name, value, "invalid_identity"),
   reserve: truth,
   relayReservations: count,

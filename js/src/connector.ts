@@ -27,8 +27,9 @@ export class Connector {
    * is complete.
    *
    * Rejects with `unsupported_platform`, `invalid_config`, `invalid_address`, `invalid_identity`,
-   * `no_relay`, `limit_exceeded` if every relay refuses because it has no room, or `io` if the
-   * WebAssembly cannot be loaded.
+   * `no_relay`, `limit_exceeded` if every relay refuses because it has no room, `access_denied` if the
+   * relays do not admit this peer, `quota_exceeded` if its quota is used up, or `io` if the WebAssembly
+   * cannot be loaded.
    */
   static async create(options: CreateOptions = {}): Promise<Connector> {
     assertSupported();
@@ -37,9 +38,13 @@ export class Connector {
     const config = toRawConfig(valid);
     await load(valid.wasm);
     if (unknown) throw new ThroughlineError("invalid_config", unknownOption(unknown.name, unknown.known.join(" ")));
+    // A function cannot cross as JSON, so it is not among the options.
+    const fetch = valid.relayTokens;
+    const tokens =
+      typeof fetch === "function" ? async () => text("relayTokens", await fetch(), "invalid_config") : undefined;
     return cancellable(
       valid.signal,
-      async (signal) => new Connector(await RawConnector.create(config, valid.identity, signal)),
+      async (signal) => new Connector(await RawConnector.create(config, valid.identity, tokens, signal)),
     );
   }
 

@@ -29,6 +29,10 @@ export const errorCodes = [
   "protocol_refused",
   /** A limit on this side or the peer's was reached. The message names it. */
   "limit_exceeded",
+  /** The relays do not admit this peer. Check `relayTokens`. */
+  "access_denied",
+  /** A quota at the relays is used up. `retryAfterMs` says when it begins anew. */
+  "quota_exceeded",
   /** Either side reset the stream. */
   "stream_reset",
   /** Either side closed the connection, and its streams are gone. */
@@ -52,6 +56,7 @@ export type ErrorCode = (typeof errorCodes)[number];
 export interface ThroughlineErrorOptions extends ErrorOptions {
   readonly attempts?: readonly Attempt[];
   readonly resetCode?: number;
+  readonly retryAfterMs?: number;
 }
 
 /** The one error type of this package. */
@@ -66,12 +71,18 @@ export class ThroughlineError extends Error {
    * gave none. It is `undefined` for every other code, and if a stock libp2p peer reset the stream.
    */
   readonly resetCode: number | undefined;
+  /**
+   * With `quota_exceeded`, how long the quota stays used up, in milliseconds from this error. It is
+   * `undefined` for every other code, and if the relay did not say.
+   */
+  readonly retryAfterMs: number | undefined;
 
   constructor(code: ErrorCode, message: string, options: ThroughlineErrorOptions = {}) {
     super(message, options);
     this.code = code;
     this.attempts = options.attempts ?? [];
     this.resetCode = options.resetCode;
+    this.retryAfterMs = options.retryAfterMs;
   }
 }
 
@@ -79,10 +90,11 @@ export class ThroughlineError extends Error {
 export function toError(thrown: unknown): ThroughlineError {
   if (thrown instanceof ThroughlineError) return thrown;
   if (typeof thrown === "object" && thrown !== null && "code" in thrown && isCode(thrown.code)) {
-    const { code, message, attempts, resetCode, cause } = thrown as RawError;
+    const { code, message, attempts, resetCode, retryAfterMs, cause } = thrown as RawError;
     return new ThroughlineError(code, named(code, message ?? code), {
       attempts: camelCased(attempts ?? []) as Attempt[],
       ...(resetCode === undefined ? {} : { resetCode }),
+      ...(retryAfterMs === undefined ? {} : { retryAfterMs }),
       ...(cause === undefined ? {} : { cause }),
     });
   }
@@ -100,6 +112,7 @@ interface RawError {
   message?: string;
   attempts?: unknown[];
   resetCode?: number;
+  retryAfterMs?: number;
   cause?: unknown;
 }
 

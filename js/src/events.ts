@@ -18,6 +18,8 @@ export type Cause =
   | "relay_unreachable"
   | "no_reservation"
   | "limit"
+  | "denied"
+  | "quota"
   | "unsupported"
   | "no_gateway"
   | "no_pair"

@@ -1,5 +1,5 @@
 export type { AbortOptions } from "./abort.js";
-export type { Config, CreateOptions, IceServer, StartDelays } from "./config.js";
+export type { Config, CreateOptions, IceServer, RelayTokens, StartDelays } from "./config.js";
 export type { Options } from "./options.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";

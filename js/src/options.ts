@@ -1,5 +1,5 @@
 // Written from the table in src/config/options.rs by `make options`; a test compares the two.
-import type { StartDelays } from "./config.js";
+import type { RelayTokens, StartDelays } from "./config.js";
 
 /** The options of a connector that Rust and JavaScript share. */
 export interface Options {
@@ -12,6 +12,11 @@ export interface Options {
   readonly reserve?: boolean;
   /** On how many relays to hold a reservation at a time. 1 to 16 relays; defaults to 2. */
   readonly relayReservations?: number;
+  /**
+   * The token for relays that admit only its holders. A page can give a function that fetches one. Defaults to
+   * none.
+   */
+  readonly relayTokens?: RelayTokens;
   /** The protocols for which stock libp2p peers may open streams. 0 to 256 protocols; defaults to none. */
   readonly protocols?: readonly string[];
   /** Whether to try for paths other than the relay. Defaults to `true`. */

@@ -129,7 +129,7 @@ fn typescript() -> String {
     let defaults = serde_json::to_value(Config::default()).unwrap();
     let mut text = String::from(
         "// Written from the table in src/config/options.rs by `make options`; a test compares the two.\n\
-         import type { StartDelays } from \"./config.js\";\n\n\
+         import type { RelayTokens, StartDelays } from \"./config.js\";\n\n\
          /** The options of a connector that Rust and JavaScript share. */\n\
          export interface Options {\n",
     );
@@ -139,6 +139,7 @@ fn typescript() -> String {
             Value::Bool(_) => "boolean",
             Value::Number(_) => "number",
             Value::Array(_) => "readonly string[]",
+            Value::Null => "RelayTokens",
             _ => "StartDelays",
         };
         let default = default_of(row, value);
@@ -212,16 +213,15 @@ fn the_documented_options_are_those_of_the_tables() {
 
 /// Checks that every option has a row.
 fn covers(rows: &[Row], defaults: &Value) {
-    for (name, value) in defaults.as_object().unwrap() {
-        let parts = match value {
-            Value::Object(parts) if !rows.iter().any(|row| row.name == name) => parts,
-            _ => &serde_json::Map::from_iter([(String::new(), value.clone())]),
-        };
-        for part in parts.keys() {
-            let name = format!("{name}.{part}");
-            let name = name.trim_end_matches('.');
-            let mut rows = rows.iter();
-            assert!(rows.any(|row| row.name == name), "`{name}` has no row");
+    covers_part(rows, defaults, "");
+}
+
+fn covers_part(rows: &[Row], part: &Value, within: &str) {
+    for (name, value) in part.as_object().unwrap() {
+        let name = format!("{within}{name}");
+        if !rows.iter().any(|row| row.name == name) {
+            assert!(value.is_object(), "`{name}` has no row");
+            covers_part(rows, value, &format!("{name}."));
         }
     }
 }
@@ -285,7 +285,10 @@ fn the_documentation_of_every_field_says_its_range_and_default() {
 fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
     use crate::server::{ServerConfig, options};
 
-    let source = include_str!("../server/config.rs");
+    let source = concat!(
+        include_str!("../server/config.rs"),
+        include_str!("../server/config/access.rs"),
+    );
     let defaults = serde_json::to_value(ServerConfig::default()).unwrap();
     let structs = [
         ("", "ServerConfig"),
@@ -293,6 +296,8 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
         ("stun.", "StunLimits"),
         ("turn.", "TurnConfig"),
         ("autonat.", "AutonatConfig"),
+        ("access.", "AccessConfig"),
+        ("access.hook.", "HookConfig"),
         ("connections.", "ConnectionLimits"),
         ("http.", "HttpConfig"),
         ("drain.", "DrainConfig"),

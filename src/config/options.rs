@@ -206,6 +206,8 @@ options! {
         "Whether to hold reservations on relays, so that others can reach this peer through them.";
     relay_reservations "relay_reservations" = RELAY_RESERVATIONS, 1..=16 "relays", [Everywhere],
         "On how many relays to hold a reservation at a time.";
+    relay_tokens "relay_tokens" = None, [Everywhere],
+        "The token for relays that admit only its holders. A page can give a function that fetches one.";
     stun "stun" = Vec::new(), 0..=16 "servers", [Apart],
         "The STUN servers to ask, as `stun:host[:port]`.";
     turn "turn" = Vec::new(), 0..=16 "servers", [Apart],

@@ -17,6 +17,7 @@ fn defaults_have_the_documented_values() {
         "relays": [],
         "reserve": true,
         "relay_reservations": 2,
+        "relay_tokens": null,
         "stun": [],
         "turn": [],
         "listen": [],

@@ -42,6 +42,8 @@ pub(crate) enum CircuitError {
     Limit,
     /// PERMISSION_DENIED.
     Denied,
+    /// Our own: our quota or the peer's is used up.
+    Quota,
     /// CONNECTION_FAILED: the relay cannot reach the peer, or the peer refuses.
     Unreachable,
     /// NO_RESERVATION: the peer is not connected to the relay, or has not reserved there.
@@ -60,6 +62,7 @@ impl CircuitError {
             100 => return Ok(()),
             200 | 201 => Self::Limit,
             202 => Self::Denied,
+            429 => Self::Quota,
             203 => Self::Unreachable,
             204 => Self::NoReservation,
             other => Self::Refused(other),
@@ -72,6 +75,7 @@ impl fmt::Display for CircuitError {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another circuit",
             Self::Denied => "the relay does not let us connect to this peer",
+            Self::Quota => "a quota is used up",
             Self::Unreachable => "the relay could not connect to the peer",
             Self::NoReservation => "the peer holds no reservation on the relay",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),

@@ -1,5 +1,6 @@
 //! Policy without IO: plain data and state machines that take time and randomness as arguments.
 
+pub(crate) mod access;
 pub(crate) mod address;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod autonat;

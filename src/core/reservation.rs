@@ -7,7 +7,11 @@ use std::{fmt, time::Duration};
 
 use multiaddr::{Multiaddr, PeerId};
 
-use super::protobuf::{skip_field, take_bytes, take_varint};
+use super::{
+    access::Denial,
+    protobuf::{skip_field, take_bytes, take_varint},
+};
+use crate::error::ErrorKind;
 
 /// The protocol of the stream on which a relay brings a circuit.
 pub(crate) const STOP_PROTOCOL: &str = "/libp2p/circuit/relay/0.2.0/stop";
@@ -58,6 +62,8 @@ pub(crate) enum ReservationError {
     Limit,
     /// PERMISSION_DENIED.
     Denied,
+    /// Our quota is used up, and begins anew after this time if the relay has said so.
+    Quota(Option<Duration>),
     /// Any other status.
     Refused(u64),
     /// The relay's answer is not the expected protobuf message.
@@ -73,13 +79,42 @@ impl ReservationError {
     pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Limit | Self::NoAnswer(_))
     }
+
+    /// Returns what the user hears if the relay does not serve this peer although it works.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let (kind, ends) = match self {
+            Self::Limit => (ErrorKind::LimitExceeded, None),
+            Self::Denied => (ErrorKind::AccessDenied, None),
+            Self::Quota(ends) => (ErrorKind::QuotaExceeded, *ends),
+            _ => return None,
+        };
+        Some(Refusal { kind, ends })
+    }
+}
+
+/// The error for the user, and after which time it ends, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) kind: ErrorKind,
+    pub(crate) ends: Option<Duration>,
+}
+
+impl From<Denial> for ReservationError {
+    fn from(denial: Denial) -> Self {
+        match denial {
+            Denial::Access => Self::Denied,
+            Denial::Quota(ends) => Self::Quota(Some(ends)),
+            Denial::Limit => Self::Limit,
+        }
+    }
 }
 
 impl fmt::Display for ReservationError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Limit => "the relay has no room for another reservation",
-            Self::Denied => "the relay does not let us reserve",
+            Self::Denied => "the relay does not admit us",
+            Self::Quota(_) => "our quota is used up",
             Self::Refused(status) => return write!(f, "the relay answered with status {status}"),
             Self::Malformed => "the relay's answer is malformed",
             Self::NoRelay => "it does not serve as a relay",
@@ -99,6 +134,7 @@ pub(crate) fn granted(answer: &[u8]) -> Result<Vec<Multiaddr>, ReservationError>
         100 => Ok(addresses),
         200 | 201 => Err(ReservationError::Limit),
         202 => Err(ReservationError::Denied),
+        429 => Err(ReservationError::Quota(None)),
         other => Err(ReservationError::Refused(other)),
     }
 }
@@ -197,6 +233,7 @@ mod tests {
             (&[0xc8, 1][..], ReservationError::Limit),
             (&[0xc9, 1], ReservationError::Limit),
             (&[0xca, 1], ReservationError::Denied),
+            (&[0xad, 3], ReservationError::Quota(None)),
             (&[7], ReservationError::Refused(7)),
             (&[0x80], ReservationError::Malformed),
         ] {

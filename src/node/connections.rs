@@ -34,6 +34,7 @@ use crate::{
     stream::SessionId,
     swarm::{
         causes, ping,
+        reservation::Ask,
         substreams::{OpenError, OpenId, SubstreamEvent},
     },
     webrtc,
@@ -298,7 +299,17 @@ impl Node {
             Some(Purpose::Circuit(reply)) => {
                 let _ = reply.send(result.map_err(|_| CircuitError::NoLink));
             }
-            Some(Purpose::Reserve(relay, id)) => self.ask_for_reservation(relay, id, result),
+            Some(Purpose::Ask { relay, id, access }) => {
+                let how = match access {
+                    false => Ask::Reservation,
+                    true => Ask::Access {
+                        tokens: self.config.relay_tokens.clone(),
+                        reserve: id.is_some(),
+                        turn: self.config.direct,
+                    },
+                };
+                self.ask_relay(relay, id, how, result);
+            }
             Some(Purpose::Early {
                 session, stream, ..
             }) => {

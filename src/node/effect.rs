@@ -20,6 +20,7 @@ use crate::{
     error::ErrorKind,
     event::Cause,
     stream::{BoxedStream, SessionId},
+    webrtc::IceServer,
 };
 
 /// The fate of the libp2p connections of a session that ends.
@@ -68,6 +69,8 @@ pub(super) enum Effect {
         protocol: StreamProtocol,
         purpose: Purpose,
     },
+    /// A relay has given us access to this TURN server.
+    UseTurn(PeerId, IceServer),
     /// ICE with a peer is signalled over this stream.
     SignalOver(PeerId, BoxedStream),
     Spawn(BoxFuture<'static, ()>),
@@ -154,6 +157,7 @@ pub(super) mod tests {
                     protocol,
                     ..
                 } => format!("open {protocol} on {connection}"),
+                Self::UseTurn(_, server) => format!("turn {}", server.urls.join(" ")),
                 Self::SignalOver(..) => "signal over".to_owned(),
                 Self::Spawn(_) => "spawn".to_owned(),
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),

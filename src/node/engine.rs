@@ -13,7 +13,7 @@ use futures::{
     future::{BoxFuture, pending},
 };
 use libp2p::{
-    Multiaddr, PeerId, Stream as Substream,
+    PeerId, Stream as Substream,
     swarm::{ConnectionId, SwarmEvent},
 };
 use tokio::sync::mpsc;
@@ -36,7 +36,7 @@ use crate::{
     Config,
     backend::{self, trace},
     core::{
-        birthday::Guessing, drain::Drain, liveness::Hint, plan::Rules, race,
+        access::Admitted, birthday::Guessing, drain::Drain, liveness::Hint, plan::Rules, race,
         reservation::ReservationError, resume::Header,
     },
     offer::Sealer,
@@ -98,12 +98,11 @@ pub(super) enum Internal {
     FarewellDone(PeerId),
     /// A peer signals ICE with a sealed offer, through a relay of ours.
     Offered(PeerId, BoxedStream),
-    /// A relay has granted or refused a reservation. A grant has the addresses that the relay
-    /// announces for itself.
-    Reserved(
+    /// A relay has answered what it was asked for. The answer may have a reservation.
+    Answered(
         PeerId,
-        ReservationId,
-        Result<Vec<Multiaddr>, ReservationError>,
+        Option<ReservationId>,
+        Result<Admitted, ReservationError>,
     ),
     /// A relay has said over this link that it is about to end.
     Drains(PeerId, ConnectionId, Drain),
@@ -290,9 +289,8 @@ impl Node {
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
             Internal::Offered(peer, stream) => self.network.rtc().signalled(peer, stream),
-            Internal::Reserved(relay, id, answer) => {
-                self.relays
-                    .on_reserved(relay, id, answer, &mut self.effects);
+            Internal::Answered(relay, id, answer) => {
+                self.relays.on_access(relay, id, answer, &mut self.effects);
             }
             Internal::Drains(relay, link, drain) => {
                 self.relays.on_drain(relay, link, drain, &mut self.effects);

@@ -50,8 +50,13 @@ pub(super) enum Purpose {
     },
     /// The substream asks a relay for a circuit.
     Circuit(CircuitReply),
-    /// The substream asks a relay for a reservation, or renews one.
-    Reserve(PeerId, ReservationId),
+    /// The substream asks a relay for a reservation, or renews one. With `access`, it also shows the
+    /// relay our token if there is one, and asks for what admitted peers get.
+    Ask {
+        relay: PeerId,
+        id: Option<ReservationId>,
+        access: bool,
+    },
     /// The substream to a relay carries a resumable stream, sealed, before there is a path.
     Early {
         session: SessionId,

@@ -93,11 +93,12 @@ impl Node {
             message.push_str("; ");
             message.push_str(&error);
         }
-        let kind = match self.relays.are_full() {
-            true => ErrorKind::LimitExceeded,
-            false => ErrorKind::NoRelay,
-        };
-        self.online
-            .answer(|| Err(Error::new(kind, message.clone())));
+        let refusal = self.relays.refusal();
+        let kind = refusal.map_or(ErrorKind::NoRelay, |refusal| refusal.kind);
+        let ends = refusal.and_then(|refusal| refusal.ends);
+        self.online.answer(|| {
+            let error = Error::new(kind, message.clone());
+            Err(error.with_retry_after(ends))
+        });
     }
 }

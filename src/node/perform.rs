@@ -27,6 +27,7 @@ use crate::{
     stream::{SessionId, Stream},
     swarm::{circuit, reservation, substreams::OpenError},
     ticket::{Ticket, relay_id},
+    webrtc::IceServer,
 };
 
 impl Node {
@@ -82,6 +83,7 @@ impl Node {
                 protocol,
                 purpose,
             } => self.network.open(peer, connection, protocol, purpose),
+            Effect::UseTurn(relay, server) => self.use_turn(relay, server),
             Effect::SignalOver(peer, stream) => self.network.rtc().signal_over(peer, stream),
             Effect::Spawn(task) => backend::runtime::spawn(task),
             Effect::After(pause, timer) => self.timers.after(pause, timer),
@@ -134,8 +136,8 @@ impl Node {
             return;
         }
         match link {
-            RelayLink::Up(..) => self.dial_over(id, &relay),
-            RelayLink::Dialling(_) => self.relays.wait_for(&relay, id),
+            RelayLink::Up(..) if !self.relays.awaits_access(&relay) => self.dial_over(id, &relay),
+            RelayLink::Up(..) | RelayLink::Dialling(_) => self.relays.wait_for(&relay, id),
             RelayLink::Down => {
                 self.relays.wait_for(&relay, id);
                 self.relays.dial(relay, &mut self.effects);
@@ -179,24 +181,33 @@ impl Node {
         }
     }
 
-    /// The request for a stream on which a relay is asked for a reservation has been answered.
-    pub(super) fn ask_for_reservation(
+    /// The request for a stream on which a relay is asked for something has been answered.
+    pub(super) fn ask_relay(
         &mut self,
         relay: PeerId,
-        id: ReservationId,
+        id: Option<ReservationId>,
+        how: reservation::Ask,
         stream: Result<Substream, OpenError>,
     ) {
         let report = self.outbox.internal.clone();
         let patience = self.config.relay_timeout;
         let ask = async move {
             let answer = match stream {
-                Ok(stream) => reservation::ask(stream, patience).await,
+                Ok(stream) => reservation::ask(stream, how, patience).await,
                 Err(OpenError::Unsupported) => Err(ReservationError::NoRelay),
                 Err(error) => Err(ReservationError::NoAnswer(error.to_string())),
             };
-            let _ = report.send(Internal::Reserved(relay, id, answer)).await;
+            let _ = report.send(Internal::Answered(relay, id, answer)).await;
         };
         self.effects.push(Effect::Spawn(ask.boxed()));
+    }
+
+    /// A relay has given us access to a TURN server. The next connections use it.
+    fn use_turn(&mut self, relay: PeerId, server: IceServer) {
+        self.net.rtc.use_turn(relay, server);
+        if !self.rules.ice.contains(&Strategy::Turn) {
+            self.rules.ice.push(Strategy::Turn);
+        }
     }
 
     /// Starts spare circuits whose turn has come.

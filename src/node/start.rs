@@ -19,7 +19,7 @@ use super::{
     network::Network,
     online::Online,
     own_addresses::OwnAddresses,
-    relays::{Relays, Spares},
+    relays::{Relays, Spares, Wishes},
     round::{Outbox, random},
     session::{DOUBT_PROTOCOL, Sessions},
     timers::Timers,
@@ -162,7 +162,10 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     };
     let mut node = Node {
         rules: rules(&config, net.rtc.nat().is_some()),
-        relays: Relays::new(&relay_addrs, wanted, config.relay_timeout, random),
+        relays: Relays::new(&relay_addrs, wanted, config.relay_timeout, random).wishing(Wishes {
+            tokens: config.relay_tokens.is_some(),
+            turn: config.direct,
+        }),
         network: Network::new(swarm, recorder, arrivals, raw),
         sealer,
         net,

@@ -10,19 +10,27 @@
 use std::{
     collections::HashMap,
     io,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
-use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::try_join};
+use futures::{
+    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
+    future::{BoxFuture, try_join},
+};
 use libp2p::{PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    access::{
+        Meter, Verdict,
+        messages::{self, MAX_REQUEST},
+    },
     clients::Use,
     config::RelayLimits,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
+    pump::{Bounds, pump},
     settings::Settings,
     usage::{Account, Amounts, Tally, Usage},
     watch::Proof,
@@ -30,6 +38,7 @@ use super::{
 use crate::{
     arriving,
     core::{
+        access::{self, Denial},
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
@@ -50,13 +59,6 @@ const OFFER_DURATION: Duration = Duration::from_secs(30);
 /// The most bytes for an offer and its answer. An offer, an answer and a hundred candidates each
 /// way take a quarter of that.
 const OFFER_BYTES: u64 = 128 * 1024;
-/// The most bytes that are moved at a time.
-const CHUNK: usize = 16 * 1024;
-/// How long a peer may take to accept [`CHUNK`] bytes before the circuit ends. Peers read at once
-/// what arrives, and apply their own flow control to each other. So a peer that reads nothing
-/// is gone or means harm. Its unread bytes fill the relay, and stop all other data from
-/// the peer at the other end.
-const STALL: Duration = Duration::from_secs(30);
 
 /// What a relay carries for peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,17 +66,23 @@ pub(crate) enum Carried {
     Circuit,
     /// An offer that is sealed for the peer. See `native::offer`.
     Offer,
+    /// Nothing: the peer shows its token, or asks for what admitted peers get.
+    Access,
 }
 
 impl Carried {
     /// Returns the protocols by which peers ask a relay.
-    pub(crate) fn protocols() -> [StreamProtocol; 3] {
-        [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL].map(StreamProtocol::new)
+    pub(crate) fn protocols(gives_access: bool) -> Vec<StreamProtocol> {
+        let access = gives_access.then_some(access::PROTOCOL);
+        let all = [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL];
+        let all = all.into_iter().chain(access);
+        all.map(StreamProtocol::new).collect()
     }
 
     pub(crate) fn by(protocol: &StreamProtocol) -> Self {
         match protocol.as_ref() {
             OFFER_PROTOCOL => Self::Offer,
+            access::PROTOCOL => Self::Access,
             _ => Self::Circuit,
         }
     }
@@ -82,8 +90,31 @@ impl Carried {
     /// Returns the protocol towards the other peer.
     pub(crate) fn onward(self) -> StreamProtocol {
         match self {
-            Self::Circuit => relay::STOP_PROTOCOL_NAME,
             Self::Offer => StreamProtocol::new(OFFER_PROTOCOL),
+            Self::Circuit | Self::Access => relay::STOP_PROTOCOL_NAME,
+        }
+    }
+
+    /// The longest request.
+    fn longest(self) -> usize {
+        match self {
+            Self::Circuit | Self::Offer => MAX_MESSAGE,
+            Self::Access => MAX_REQUEST,
+        }
+    }
+}
+
+/// What a peer asks for on a stream of its own.
+pub(crate) enum Wanted {
+    Hop(Request),
+    Access(messages::Request),
+}
+
+impl Wanted {
+    fn decode(what: Carried, bytes: &[u8]) -> Option<Self> {
+        match what {
+            Carried::Access => messages::Request::decode(bytes).map(Self::Access),
+            _ => Request::decode(bytes).map(Self::Hop),
         }
     }
 }
@@ -103,12 +134,38 @@ impl Asked {
     pub(crate) fn refuse(self, status: Status) {
         let source = self.source;
         spawn(&source, async move {
-            // For an offer, the end of the stream is the answer.
-            if self.what == Carried::Circuit {
-                let _ = answer(self.stream, &hop::hop_status(status as u64)).await;
+            if let Some(refusal) = refusal(self.what, status) {
+                let _ = answer(self.stream, &refusal).await;
             }
             drop(self.place);
         });
+    }
+
+    /// Refuses the request because of the rules of access.
+    pub(crate) fn deny(self, denial: Denial) {
+        match self.what {
+            Carried::Access => {
+                let source = self.source;
+                spawn(&source, async move {
+                    let _ = answer(self.stream, &messages::answer(&Err(denial))).await;
+                    drop(self.place);
+                });
+            }
+            Carried::Circuit | Carried::Offer => self.refuse(match denial {
+                Denial::Access => Status::Denied,
+                Denial::Quota(_) => Status::Quota,
+                Denial::Limit => Status::Limit,
+            }),
+        }
+    }
+}
+
+/// Returns the message that refuses a request. For an offer, the end of the stream is the answer.
+fn refusal(what: Carried, status: Status) -> Option<Vec<u8>> {
+    match what {
+        Carried::Circuit => Some(hop::hop_status(status as u64)),
+        Carried::Access => Some(messages::answer(&Err(Denial::Limit))),
+        Carried::Offer => None,
     }
 }
 
@@ -123,12 +180,16 @@ pub(crate) struct Held(
 
 /// A request for which a stream to the other peer is being opened.
 struct Opening {
-    /// The other peer.
-    peer: PeerId,
+    /// Whom the circuit is put down to.
+    account: Account,
     asked: Asked,
     held: Held,
+    meters: Meters,
     proof: Proof,
 }
+
+/// What counts the bytes of a circuit, for both of its peers.
+pub(crate) type Meters = Vec<Arc<Meter>>;
 
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
@@ -185,9 +246,8 @@ impl Circuits {
         let place = self.requests.take(holder).inspect_err(|_| {
             // The refusal is sent only if that needs no waiting, because the peer may be flooding
             // the relay.
-            let status = hop::hop_status(Status::Limit as u64);
-            if what == Carried::Circuit {
-                let _ = answer_to(&mut stream, &status).now_or_never();
+            if let Some(refusal) = refusal(what, Status::Limit) {
+                let _ = answer_to(&mut stream, &refusal).now_or_never();
             }
         });
         let asked = Asked {
@@ -209,23 +269,25 @@ impl Circuits {
         match what {
             Carried::Circuit => self.circuits.take(holder),
             Carried::Offer => self.offers.take(holder),
+            Carried::Access => Err(Refusal::Peer),
         }
     }
 
-    /// Records that a stream to `peer` is being opened. `proof` tells whether that peer is still
-    /// there.
+    /// Records that a stream to the other peer is being opened. `proof` tells whether that peer is
+    /// still there. The circuit is put down to `account`.
     pub(crate) fn opening(
         &mut self,
         id: OpenId,
-        peer: PeerId,
+        account: Account,
         asked: Asked,
-        held: Held,
+        (held, meters): (Held, Meters),
         proof: Proof,
     ) {
         let opening = Opening {
-            peer,
+            account,
             asked,
             held,
+            meters,
             proof,
         };
         self.opening.insert(id, opening);
@@ -238,9 +300,10 @@ impl Circuits {
             return false;
         };
         let Opening {
-            peer,
+            account,
             asked,
             held,
+            meters,
             proof,
         } = opening;
         let Ok(to) = result else {
@@ -262,19 +325,19 @@ impl Circuits {
                     drop(held);
                 });
             }
-            Carried::Circuit => {
+            Carried::Circuit | Carried::Access => {
                 let limits = self.settings.now().relay.clone();
                 let one = Amounts {
                     circuits: 1,
                     ..Amounts::default()
                 };
-                // The peer with the reservation is the one whom the relay serves.
-                let tally = self.usage.tally(Account::of(peer), one);
+                let tally = self.usage.tally(account, one);
                 let circuit = Circuit {
                     source,
                     from,
                     to,
                     limits,
+                    meters,
                     proof,
                     tally,
                 };
@@ -298,7 +361,22 @@ impl Circuits {
         });
     }
 
-    /// Grants the reservation that was asked for. `granted` is the encoded answer.
+    /// Waits in the background for the verdict on a request.
+    pub(crate) fn await_verdict(
+        &self,
+        asked: Asked,
+        wanted: Wanted,
+        verdict: BoxFuture<'static, Verdict>,
+    ) {
+        let reports = self.reports.0.clone();
+        let source = asked.source;
+        spawn(&source, async move {
+            let verdict = verdict.await;
+            let _ = reports.send(Report::Judged(asked, wanted, verdict)).await;
+        });
+    }
+
+    /// Grants what was asked for. `granted` is the encoded answer.
     pub(crate) fn grant(&self, asked: Asked, granted: Vec<u8>) {
         let reports = self.reports.0.clone();
         let source = asked.source;
@@ -323,7 +401,9 @@ fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
     reason = "a few in one queue, most of them the large one"
 )]
 pub(crate) enum Report {
-    Asked(Asked, Request),
+    Asked(Asked, Wanted),
+    /// There is a verdict on a request that waited for one.
+    Judged(Asked, Wanted, Verdict),
     /// The peer could not be told of its reservation.
     Untold {
         source: PeerId,
@@ -339,11 +419,11 @@ pub(crate) enum Report {
 
 /// Reads a request and reports it.
 async fn read_request(mut asked: Asked, reports: mpsc::Sender<Report>) {
-    let request = arriving::read_message(&mut asked.stream, MAX_MESSAGE);
+    let request = arriving::read_message(&mut asked.stream, asked.what.longest());
     let Ok(Ok(request)) = timeout(REQUEST_TIMEOUT, request).await else {
         return;
     };
-    match Request::decode(&request) {
+    match Wanted::decode(asked.what, &request) {
         Some(request) => _ = reports.send(Report::Asked(asked, request)).await,
         None => asked.refuse(Status::Malformed),
     }
@@ -362,9 +442,15 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
 async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
-    let carried = Carriage::up_to(OFFER_BYTES, Tally::default());
-    let there = pump(&mut from_source, &mut to_peer, &carried);
-    let back = pump(&mut from_peer, &mut to_source, &carried);
+    let carried = AtomicU64::new(0);
+    let bounds = Bounds {
+        carried: &carried,
+        most: OFFER_BYTES,
+        meters: &[],
+        tally: &Tally::default(),
+    };
+    let there = pump(&mut from_source, &mut to_peer, bounds);
+    let back = pump(&mut from_peer, &mut to_source, bounds);
     try_join(there, back).await.map(drop)
 }
 
@@ -374,6 +460,7 @@ struct Circuit {
     from: Stream,
     to: Stream,
     limits: RelayLimits,
+    meters: Meters,
     proof: Proof,
     tally: Tally,
 }
@@ -392,16 +479,21 @@ impl Circuit {
     async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {
         let (mut from_source, mut to_source) = self.from.split();
         let (mut from_peer, mut to_peer) = self.to.split();
-        let most = match self.limits.circuit_bytes {
-            0 => u64::MAX,
-            most => most,
+        let carried = AtomicU64::new(0);
+        let bounds = Bounds {
+            carried: &carried,
+            most: match self.limits.circuit_bytes {
+                0 => u64::MAX,
+                most => most,
+            },
+            meters: &self.meters,
+            tally: &self.tally,
         };
-        let carried = Carriage::up_to(most, self.tally);
         let there = async {
             to_peer
                 .write_all(&hop::stop_connect(&self.source, &self.limits))
                 .await?;
-            pump(&mut from_source, &mut to_peer, &carried).await
+            pump(&mut from_source, &mut to_peer, bounds).await
         };
         let back = async {
             let answer = arriving::read_message(&mut from_peer, MAX_MESSAGE);
@@ -420,117 +512,10 @@ impl Circuit {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             *accepted = true;
-            carried.tally.begin(Instant::now());
+            self.tally.begin(Instant::now());
             let _ = reports.send(Report::Accepted).await;
-            pump(&mut from_peer, &mut to_source, &carried).await
+            pump(&mut from_peer, &mut to_source, bounds).await
         };
         try_join(there, back).await.map(drop)
-    }
-}
-
-/// The bytes that a circuit or an offer has carried, in both directions together.
-struct Carriage {
-    bytes: AtomicU64,
-    most: u64,
-    tally: Tally,
-}
-
-impl Carriage {
-    fn up_to(most: u64, tally: Tally) -> Self {
-        Self {
-            bytes: AtomicU64::new(0),
-            most,
-            tally,
-        }
-    }
-
-    /// Counts bytes, and fails if they are too many.
-    fn count(&self, bytes: usize) -> io::Result<()> {
-        let before = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before.saturating_add(bytes as u64) > self.most {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        self.tally.carried(bytes);
-        Ok(())
-    }
-}
-
-/// Moves bytes until `from` ends. It flushes `to` whenever `from` has no more bytes at the moment.
-async fn pump(
-    from: &mut (impl futures::AsyncRead + Unpin),
-    to: &mut (impl futures::AsyncWrite + Unpin),
-    carried: &Carriage,
-) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let read = match from.read(&mut chunk).now_or_never() {
-            Some(read) => read?,
-            None => {
-                timeout(STALL, to.flush()).await??;
-                from.read(&mut chunk).await?
-            }
-        };
-        if read == 0 {
-            return timeout(STALL, to.close()).await?;
-        }
-        carried.count(read)?;
-        timeout(STALL, to.write_all(&chunk[..read])).await??;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        pin::Pin,
-        task::{Context, Poll},
-    };
-
-    use tokio::time;
-
-    use super::*;
-
-    /// A writer that accepts nothing.
-    struct Stalled;
-
-    impl futures::AsyncWrite for Stalled {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            _: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_circuit_whose_receiver_takes_nothing_ends() {
-        let begun = time::Instant::now();
-        let carried = Carriage::up_to(1000, Tally::default());
-        let pumped = pump(&mut &[7; 100][..], &mut Stalled, &carried).await;
-        assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert_eq!(begun.elapsed(), STALL);
-    }
-
-    #[tokio::test]
-    async fn a_circuit_is_worn_out() {
-        let carried = Carriage::up_to(150, Tally::default());
-        let pumped = || {
-            let (mut from, mut to) = (&[7; 100][..], Vec::new());
-            let carried = &carried;
-            async move { pump(&mut from, &mut to, carried).await }
-        };
-        pumped().await.unwrap();
-        assert_eq!(
-            pumped().await.unwrap_err().kind(),
-            io::ErrorKind::QuotaExceeded
-        );
     }
 }

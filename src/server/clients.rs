@@ -105,6 +105,17 @@ impl Clients {
         }
     }
 
+    pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.by_peer.contains_key(peer)
+    }
+
+    /// Returns the peers that hold a reservation.
+    pub(crate) fn holders(&self, now: Instant) -> Vec<PeerId> {
+        let holders = self.by_peer.iter();
+        let holders = holders.filter(|(_, client)| client.is_reserved(now));
+        holders.map(|(peer, _)| *peer).collect()
+    }
+
     /// Returns the remote address of a connection of `peer`, or `None` if the connection is gone.
     pub(crate) fn address(&self, peer: &PeerId, id: ConnectionId) -> Option<&Multiaddr> {
         let mut connections = self.by_peer.get(peer)?.connections.iter();

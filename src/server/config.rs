@@ -2,6 +2,8 @@
 
 pub(crate) mod options;
 
+mod access;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     num::{NonZeroU32, NonZeroUsize},
@@ -12,6 +14,7 @@ use std::{
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
+pub use self::access::{AccessConfig, AccessMode, HookConfig};
 use crate::{
     config::options::Range,
     core::{
@@ -77,6 +80,8 @@ pub struct ServerConfig {
     pub usage: UsageConfig,
     /// The AutoNAT server.
     pub autonat: AutonatConfig,
+    /// Who may use the server.
+    pub access: AccessConfig,
     /// The limits of connections.
     pub connections: ConnectionLimits,
     /// The content that HTTP serves, and its limits.
@@ -102,6 +107,7 @@ impl Default for ServerConfig {
             turn: TurnConfig::default(),
             usage: UsageConfig::default(),
             autonat: AutonatConfig::default(),
+            access: AccessConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
             drain: DrainConfig::default(),
@@ -492,8 +498,9 @@ pub struct TurnConfig {
     /// The secret from which credentials are made, as with other TURN servers. User names are
     /// `expiry:id`, and a password is the HMAC-SHA1 of the user name in base64. `Debug` never
     /// prints the secret. Default none: there is no TURN server. The program makes a secret, see
-    /// [`turn_secret`](super::turn_secret). Pages get credentials from `/config.json`, so everybody
-    /// who reaches that address may use the TURN server.
+    /// [`turn_secret`](super::turn_secret). Peers that are [admitted](AccessConfig) get credentials
+    /// over their link. If the server is open to everybody, pages also get them from
+    /// `/config.json`.
     pub secret: Option<String>,
     /// The realm of the credentials, 1 to 128 bytes. Default `throughline`.
     pub realm: String,

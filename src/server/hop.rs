@@ -25,9 +25,12 @@ const STOP_STATUS: u64 = 1;
 pub(crate) enum Status {
     Ok = 100,
     Limit = 201,
+    Denied = 202,
     Failed = 203,
     NoReservation = 204,
     Malformed = 400,
+    /// Our own: the quota of one of both peers is used up.
+    Quota = 429,
 }
 
 /// A request to a relay.
@@ -90,7 +93,8 @@ pub(crate) fn hop_status(status: u64) -> Vec<u8> {
     behind_length(&[vec![8, HOP_STATUS, 0x28], varint(status)].concat())
 }
 
-/// Encodes the grant of a reservation that begins now. Each of `addresses` ends in our peer id.
+/// Encodes the grant of a reservation that begins now, without its length. Each of `addresses` ends in
+/// our peer id.
 pub(crate) fn granted(addresses: &[Multiaddr], limits: &RelayLimits) -> Vec<u8> {
     // The peer reads the end as a date. The relay itself uses a clock that does not jump.
     hop_reservation(SystemTime::now(), addresses, limits)
@@ -106,7 +110,7 @@ fn hop_reservation(now: SystemTime, addresses: &[Multiaddr], limits: &RelayLimit
     }
     let status = [vec![0x28], varint(Status::Ok as u64)].concat();
     let (reservation, limit) = (field(0x1a, &reservation), field(0x22, &limit(limits)));
-    behind_length(&[vec![8, HOP_STATUS], reservation, limit, status].concat())
+    [vec![8, HOP_STATUS], reservation, limit, status].concat()
 }
 
 /// Encodes the message on a `stop` stream that tells a peer of a circuit from `source`.
@@ -159,7 +163,8 @@ mod tests {
             &[0x28, 100],
         ]
         .concat();
-        assert_eq!(hop_reservation(now, &[address], &limits), expected);
+        let reservation = hop_reservation(now, &[address], &limits);
+        assert_eq!(behind_length(&reservation), expected);
     }
 
     proptest! {

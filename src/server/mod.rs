@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+pub(crate) mod access;
 mod assets;
 mod autonat;
 mod certificate;
@@ -33,6 +34,7 @@ mod listeners;
 mod metrics;
 mod plan;
 mod pool;
+mod pump;
 mod rate_limiter;
 mod relay_rates;
 mod settings;
@@ -59,13 +61,16 @@ use tokio::{
     time,
 };
 
+pub use self::access::{NewToken, TokenKey};
 #[cfg(test)]
 pub(crate) use self::config::options;
 pub use self::config::{
-    AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig, HttpConfig, Layout, MAX_PORT,
-    RelayLimits, ServerConfig, StunLimits, TlsConfig, TurnConfig, UsageConfig,
+    AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
+    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ServerConfig, StunLimits, TlsConfig,
+    TurnConfig, UsageConfig,
 };
 use self::{
+    access::Access,
     descriptors::Descriptors,
     entrance::Entrance,
     heart::Heart,
@@ -76,7 +81,7 @@ use self::{
     settings::{Changes, Settings},
     swarm::Relay,
     tls::Tls,
-    turn::{Authority, TurnServer},
+    turn::{Authority, TurnOffer, TurnServer},
     usage::Usage,
 };
 pub use self::{
@@ -134,6 +139,7 @@ pub struct Server {
     http: String,
     admin: Option<String>,
     page: Arc<RwLock<PageConfig>>,
+    access: Access,
     metrics: Metrics,
     usage: Usage,
     tls: Option<Tls>,
@@ -217,11 +223,14 @@ impl Server {
             },
             forwarded: pools.limits.forwarded.clone(),
         };
-        let relay = Relay::start(
+        let peer_id = identity.peer_id();
+        let access = Access::new(&config.access, &pools, peer_id.0)?;
+        let mut relay = Relay::start(
             arrivals,
             identity.keypair(),
             metrics.clone(),
             pools.clone(),
+            access.clone(),
             own,
             descriptors.clone(),
             usage.clone(),
@@ -231,6 +240,7 @@ impl Server {
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
         warn_of_external_ip(&config.turn, &ips);
+        warn_of_everybody(&config.access, &ips);
         let stun = stun_urls(&stun_sockets, &ips)?;
         let stun_layout = stun_layout(&stun_sockets, &ips);
         let turn = match authority {
@@ -254,7 +264,6 @@ impl Server {
             (None, Layout::Five) => http_url(&tcp_addresses("http", &http_listeners)?, &ips),
             (None, Layout::One) => http_url(&entered, &ips),
         };
-        let peer_id = identity.peer_id();
         // All tasks of the server carry it.
         let span = trace::peer(&peer_id.0);
         let page = Arc::new(RwLock::new(PageConfig {
@@ -264,7 +273,21 @@ impl Server {
             turn: Vec::new(),
             demo: None,
         }));
-        let page_turn = authority.clone().map(|authority| PageTurn {
+        let port = |bound: Option<io::Result<SocketAddr>>| {
+            let bound = bound.and_then(Result::ok);
+            bound.map_or(0, |bound| bound.port())
+        };
+        let ports = [
+            port(turn_udp.first().map(|(_, socket)| socket.local_addr())),
+            port(turn_tcp.first().map(|(_, listener)| listener.local_addr())),
+        ];
+        relay.offer_turn(
+            authority
+                .clone()
+                .map(|authority| TurnOffer { ports, authority }),
+        );
+        let for_pages = authority.clone().filter(|_| access.is_open());
+        let page_turn = for_pages.map(|authority| PageTurn {
             urls: Arc::new(turn.clone()),
             authority,
         });
@@ -282,7 +305,7 @@ impl Server {
             heart: relay.heart(),
         };
         let heart = relay.heart();
-        let mut services = Vec::new();
+        let mut services = vec![span.in_scope(|| runtime::task(access.clone().keep()))];
         let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);
         let public = http::public(site.clone(), admin_listener.is_some());
         let (pages, operators) = (door(&pools.http), door(&pools.admin));
@@ -298,6 +321,7 @@ impl Server {
             TurnServer::new(turn::Setup {
                 authority,
                 addresses: turn_addresses,
+                access: access.clone(),
                 own,
                 pools: pools.clone(),
                 usage: usage.clone(),
@@ -372,6 +396,7 @@ impl Server {
             http,
             admin,
             page,
+            access,
             metrics,
             usage,
             tls,
@@ -454,6 +479,12 @@ impl Server {
         });
     }
 
+    /// Reads the files of [`AccessConfig`] again. That also happens by itself when they change. Peers
+    /// that are no longer admitted are disconnected within two seconds.
+    pub fn reload_access(&self) {
+        self.access.reload();
+    }
+
     /// Changes the settings while the server runs, and closes no connection for that.
     ///
     /// Whoever holds more than a lowered limit allows keeps it, and gets no more. A
@@ -488,6 +519,7 @@ impl Server {
                 }
             });
         }
+        self.access.reload();
         tracing::info!("the settings are read again");
         Ok(kept)
     }
@@ -620,6 +652,17 @@ fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
             %external,
             "turn.external_ip is no public address, but this host has one, so others cannot reach \
              the relayed addresses that clients are told; set it to the public address"
+        );
+    }
+}
+
+/// Warns that anybody may use a public server whose operator has not said so.
+fn warn_of_everybody(access: &AccessConfig, ips: &[IpAddr]) {
+    let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
+    if access.mode.is_none() && ips.iter().any(is_global) {
+        tracing::warn!(
+            "anybody on the internet may use this server; set access.mode to \"list\", \"token\" or \
+             \"hook\" to choose who may, or to \"open\" to keep it so"
         );
     }
 }
@@ -769,6 +812,12 @@ impl std::fmt::Debug for Pools {
 impl std::fmt::Debug for Descriptors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Descriptors").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Access").finish_non_exhaustive()
     }
 }
 

@@ -30,6 +30,10 @@ const REQUESTS: usize = 1024;
 const REQUESTS_PER_PEER: usize = 64;
 /// The most addresses of peers that are dialled at once to test whether they can be reached.
 pub(crate) const DIAL_BACKS: usize = 64;
+/// The most questions that the operator's program is asked at once.
+const HOOK: usize = 64;
+/// The most of these questions about one peer.
+const HOOK_PER_PEER: usize = 4;
 /// The most HTTP connections to the operator's own address. This is enough for several scrapers and
 /// load balancers.
 pub(crate) const ADMIN: usize = 32;
@@ -60,6 +64,10 @@ pub(crate) struct Pools {
     pub(crate) offers: Pool,
     /// AutoNAT tests under way.
     pub(crate) dial_backs: Pool,
+    /// Questions to the hook that are being asked.
+    pub(crate) hook: Pool,
+    /// Answers of the hook that are known.
+    pub(crate) hook_answers: Pool,
     /// HTTP connections.
     pub(crate) http: Pool,
     /// HTTP connections to the operator's own address.
@@ -125,6 +133,11 @@ impl Pools {
             circuits: pool("circuit", circuits()),
             offers: pool("offer", circuits()),
             dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
+            hook: pool("hook", each(|_| HOOK, |_| HOOK_PER_PEER)),
+            hook_answers: pool(
+                "hook_answer",
+                places(|config| config.access.hook.answers.get()),
+            ),
             http: pool("http", places(|config| config.connections.http.get())),
             admin: pool("admin", places(|_| ADMIN)),
             turn_connections: pool(

@@ -1,6 +1,7 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
 
 pub(super) mod addresses;
+mod admission;
 mod journal;
 mod traffic;
 mod transport;
@@ -32,23 +33,28 @@ use self::{
     transport::transport,
 };
 use super::{
+    access::Access,
     autonat,
-    circuits::{self, Carried, Circuits, Held},
+    circuits::{self, Carried, Circuits, Held, Meters},
     clients::{Clients, Reserved},
     config::ServerConfig,
     descriptors::Descriptors,
     heart::Heart,
-    hop::{self, Request, Status},
+    hop::{self, Status},
     metrics::Metrics,
     pool::Pools,
     relay_rates::{Rate, Rates},
     settings::Settings,
-    usage::{Account, Amounts, Usage},
+    turn::TurnOffer,
+    usage::{Amounts, Usage},
     watch::Watch,
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
-    core::{drain, quota::Holder},
+    core::{
+        drain,
+        quota::{Holder, Refusal},
+    },
     error::{Error, ErrorKind},
     native::{
         behaviours::limits,
@@ -89,6 +95,9 @@ pub(crate) struct Relay {
     clients: Clients,
     watch: Watch,
     circuits: Circuits,
+    access: Access,
+    /// What admitted peers get for the TURN server, if there is one.
+    turn: Option<TurnOffer>,
     descriptors: Descriptors,
     usage: Usage,
     heart: Heart,
@@ -106,6 +115,7 @@ impl Relay {
         keypair: &identity::Keypair,
         metrics: Metrics,
         pools: Pools,
+        access: Access,
         mut own: Vec<SocketAddr>,
         descriptors: Descriptors,
         usage: Usage,
@@ -116,7 +126,9 @@ impl Relay {
         own.extend(announced.iter().filter_map(autonat::socket));
         own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
         let autonat = autonat::AutonatServer::new(own, &pools, metrics.clone());
-        let behaviour = behaviour(keypair, &pools, autonat);
+        let gives_access = !access.is_open() || config.turn.secret.is_some();
+        let protocols = Carried::protocols(gives_access);
+        let behaviour = behaviour(keypair, &pools, autonat, protocols);
         let traffic = Traffic::default();
         let transport = transport(config, arrivals, keypair, &metrics, &pools, &traffic)?;
         // `Clients` decides which connections nobody needs, because it knows more about them than
@@ -133,6 +145,8 @@ impl Relay {
             clients: Clients::new(&pools),
             watch: Watch::default(),
             circuits: Circuits::new(&pools, usage.clone()),
+            access,
+            turn: None,
             pools,
             settings: settings.clone(),
             announced: watch::Sender::default(),
@@ -284,6 +298,9 @@ impl Relay {
                 self.journal.closed(&peer_id, connection_id, cause.as_ref());
                 self.clients
                     .disconnected(&peer_id, connection_id, Instant::now());
+                if !self.clients.is_connected(&peer_id) {
+                    self.access.forget(&peer_id);
+                }
                 self.count_reservations();
                 self.count_connections();
             }
@@ -346,11 +363,8 @@ impl Relay {
     fn on_report(&mut self, report: circuits::Report) {
         use circuits::Report;
         match report {
-            Report::Asked(asked, Request::Reserve) if asked.what == Carried::Circuit => {
-                self.on_reserve(asked);
-            }
-            Report::Asked(asked, Request::Reserve) => asked.refuse(Status::Malformed),
-            Report::Asked(asked, Request::Connect(to)) => self.on_connect(asked, to),
+            Report::Asked(asked, wanted) => self.on_asked(asked, wanted),
+            Report::Judged(asked, wanted, verdict) => self.on_judged(asked, wanted, verdict),
             Report::Untold { source, connection } => {
                 self.metrics.reservation("failed");
                 self.clients.unreserve(&source, connection, Instant::now());
@@ -369,17 +383,20 @@ impl Relay {
         }
     }
 
-    fn on_reserve(&mut self, asked: circuits::Asked) {
-        let (peer, connection, now) = (asked.source, asked.connection, Instant::now());
-        // The rate does not apply to renewals, so requests of neighbours cannot cost a peer its
-        // reservation.
-        let allowed = self.clients.is_reserved(&peer, connection, now)
-            || self.allows(Rate::Reservations, peer, connection);
-        let reserved = allowed.then(|| self.clients.reserve(peer, connection, now));
-        let Some(Ok(reserved)) = reserved else {
-            self.metrics.reservation("denied");
-            return asked.refuse(Status::Limit);
-        };
+    /// Whether a peer may ask for a reservation. The rate does not apply to renewals, so requests of
+    /// neighbours cannot cost a peer its reservation.
+    fn may_reserve(&mut self, peer: PeerId, connection: ConnectionId) -> bool {
+        self.clients.is_reserved(&peer, connection, Instant::now())
+            || self.allows(Rate::Reservations, peer, connection)
+    }
+
+    /// Gives a peer a reservation, or renews it. Returns the encoded answer.
+    ///
+    /// # Errors
+    /// The limit that refuses it.
+    fn reserve(&mut self, peer: PeerId, connection: ConnectionId) -> Result<Vec<u8>, Refusal> {
+        let reserved = self.clients.reserve(peer, connection, Instant::now());
+        let reserved = reserved.inspect_err(|_| self.metrics.reservation("denied"))?;
         self.metrics.reservation(match reserved {
             Reserved::New => {
                 self.watch.superseded(&peer, connection);
@@ -387,34 +404,37 @@ impl Relay {
                     reservations: 1,
                     ..Amounts::default()
                 };
-                self.usage.add(&Account::of(peer), one);
+                self.usage.add(&self.access.account(&peer), one);
                 "accepted"
             }
             Reserved::Renewed => "renewed",
         });
         self.count_reservations();
-        let granted = hop::granted(&self.addresses(), &self.settings.now().relay);
-        self.circuits.grant(asked, granted);
+        Ok(hop::granted(&self.addresses(), &self.settings.now().relay))
     }
 
     fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
         match self.admit(&asked, to) {
-            Ok((connection, held)) => {
+            Ok((connection, held, meters)) => {
                 let requests = &mut self.swarm.behaviour_mut().requests;
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
                     Carried::Circuit => self.watch.ask(connection),
-                    Carried::Offer => Default::default(),
+                    Carried::Offer | Carried::Access => Default::default(),
                 };
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
                 }
-                self.circuits.opening(open, to, asked, held, proof);
+                // The peer with the reservation is the one whom the relay serves.
+                let account = self.access.account(&to);
+                self.circuits
+                    .opening(open, account, asked, (held, meters), proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
                     self.metrics.circuit(match status {
                         Status::Limit => "limit",
+                        Status::Quota => "quota",
                         Status::NoReservation => "no_reservation",
                         _ => "denied",
                     });
@@ -424,23 +444,29 @@ impl Relay {
         }
     }
 
-    /// Returns the connection over which the other peer is told, and what the circuit or offer
-    /// holds.
+    /// Returns the connection over which the other peer is told, what the circuit or offer holds,
+    /// and what counts its bytes.
     fn admit(
         &mut self,
         asked: &circuits::Asked,
         to: PeerId,
-    ) -> Result<(ConnectionId, Held), Status> {
+    ) -> Result<(ConnectionId, Held, Meters), Status> {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
-            Carried::Offer => Rate::Offers,
+            Carried::Offer | Carried::Access => Rate::Offers,
         };
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
         }
+        // An offer costs little, and may lead to a path that costs nothing here.
+        let meters = match asked.what {
+            Carried::Circuit => self.access.meters_of([source, to]),
+            Carried::Offer | Carried::Access => Ok(Vec::new()),
+        };
+        let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
         let place = self.circuits.place(asked.what, holder);
         let place = place.map_err(|_| Status::Limit)?;
@@ -448,9 +474,9 @@ impl Relay {
         let wide = match asked.what {
             Carried::Circuit => [(source, asked.connection), (to, connection)]
                 .map(|(peer, connection)| self.widen(&peer, connection)),
-            Carried::Offer => [None, None],
+            Carried::Offer | Carried::Access => [None, None],
         };
-        Ok((connection, Held(place, uses, wide)))
+        Ok((connection, Held(place, uses, wide), meters))
     }
 
     /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
@@ -510,6 +536,7 @@ impl Relay {
     /// Closes the connections that nobody needs.
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
+        self.send_barred_away();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }
@@ -553,6 +580,7 @@ fn behaviour(
     keypair: &identity::Keypair,
     pools: &Pools,
     autonat: autonat::AutonatServer,
+    protocols: Vec<StreamProtocol>,
 ) -> ServerBehaviour {
     let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
     ServerBehaviour {
@@ -566,7 +594,7 @@ fn behaviour(
         ),
         ping: Ping::default(),
         autonat,
-        requests: Substreams::new(Carried::protocols(), true),
+        requests: Substreams::new(protocols, true),
     }
 }
 

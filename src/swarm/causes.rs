@@ -86,7 +86,9 @@ fn recognised(error: &(dyn StdError + 'static)) -> Option<Cause> {
     if let Some(error) = error.downcast_ref::<CircuitError>() {
         return Some(match error {
             CircuitError::Limit => Cause::Limit,
-            CircuitError::Denied | CircuitError::Unreachable => Cause::Refused,
+            CircuitError::Denied => Cause::Denied,
+            CircuitError::Quota => Cause::Quota,
+            CircuitError::Unreachable => Cause::Refused,
             CircuitError::NoReservation => Cause::NoReservation,
             CircuitError::NoLink => Cause::RelayUnreachable,
             CircuitError::Refused(_) | CircuitError::Malformed(_) => Cause::Transport,

@@ -12,30 +12,70 @@ use libp2p::{Multiaddr, PeerId};
 use super::circuit::{Arrival, Arrivals};
 use crate::{
     arriving::read_message,
-    core::reservation::{self, MAX_MESSAGE, ReservationError},
+    config::RelayTokens,
+    core::{
+        access::{self, Admitted},
+        reservation::{self, MAX_MESSAGE, ReservationError},
+    },
 };
 
 /// How long the message that announces a circuit may take, and how long the transport may take to
 /// accept it.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks for a reservation over `stream`, whose protocol is
-/// [`HOP_PROTOCOL`](crate::core::circuit::HOP_PROTOCOL). Returns the addresses that the relay
-/// announces for itself.
+/// What a relay is asked for.
+pub(crate) enum Ask {
+    /// A reservation, over a stream of [`HOP_PROTOCOL`](crate::core::circuit::HOP_PROTOCOL).
+    Reservation,
+    /// Access, over a stream of [`access::PROTOCOL`], with the token if there is one. It can bring
+    /// a reservation and TURN credentials.
+    Access {
+        tokens: Option<RelayTokens>,
+        reserve: bool,
+        turn: bool,
+    },
+}
+
+/// Asks a relay over `stream`. Nothing leaves for the relay before there is a token, because streams
+/// are opened lazily.
 ///
 /// # Errors
-/// Returns why there is no reservation. After `patience`, this is [`ReservationError::NoAnswer`].
+/// Returns why the relay does not serve us. After `patience`, this is [`ReservationError::NoAnswer`].
 pub(crate) async fn ask(
     mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    how: Ask,
     patience: Duration,
-) -> Result<Vec<Multiaddr>, ReservationError> {
+) -> Result<Admitted, ReservationError> {
+    let is_plain = matches!(how, Ask::Reservation);
     let asked = async {
-        stream.write_all(&reservation::RESERVE).await?;
+        let (request, most) = match how {
+            Ask::Reservation => (reservation::RESERVE.to_vec(), MAX_MESSAGE),
+            Ask::Access {
+                tokens,
+                reserve,
+                turn,
+            } => {
+                let token = match tokens {
+                    Some(tokens) => Some(tokens.get().await?),
+                    None => None,
+                };
+                let request = access::request(token.as_deref(), reserve, turn);
+                (request, access::MAX_ANSWER)
+            }
+        };
+        stream.write_all(&request).await?;
         stream.flush().await?;
-        read_message(&mut stream, MAX_MESSAGE).await
+        read_message(&mut stream, most).await
     };
     match select(asked.boxed(), Delay::new(patience)).await {
-        Either::Left((Ok(answer), _)) => reservation::granted(&answer),
+        Either::Left((Ok(answer), _)) if is_plain => Ok(Admitted {
+            reservation: Some(answer),
+            ..Admitted::default()
+        }),
+        Either::Left((Ok(answer), _)) => {
+            let answer = access::answered(&answer).ok_or(ReservationError::Malformed)?;
+            answer.map_err(ReservationError::from)
+        }
         Either::Left((Err(error), _)) => Err(ReservationError::NoAnswer(error.to_string())),
         Either::Right(_) => Err(ReservationError::NoAnswer("it took too long".to_owned())),
     }

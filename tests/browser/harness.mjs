@@ -71,16 +71,23 @@ export function temporary(t) {
   return folder;
 }
 
-/** Starts a relay on loopback that serves `www` and the npm package. */
-export async function serve(t, www = `${root}tests/browser/site`) {
+/** Starts a relay on loopback that serves `www` and the npm package. `more` are further arguments. */
+export async function serve(t, www = `${root}tests/browser/site`, ...more) {
   const data = temporary(t);
-  const args = ["serve", "--host", "127.0.0.1", "--port", "0", "--data", data, "--www", www, "--npm", `${root}js`];
+  const args = ["serve", "--host", "127.0.0.1", "--port", "0", "--data", data, "--www", www, "--npm", `${root}js`, ...more];
   const server = new Program(...args);
   t.after(() => server.stop());
   const { addresses, http, stun, peer_id } = await server.event("ready");
   const relay = addresses.find((address) => address.includes("/ws"));
   const webrtcDirect = addresses.find((address) => address.includes("/webrtc-direct"));
   return { http, relay, webrtcDirect, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
+}
+
+/** Runs `throughline token`, and returns the event that it prints. */
+export async function token(t, ...args) {
+  const program = new Program("token", ...args);
+  t.after(() => program.stop());
+  return program.event(args[0] === "key" ? "key" : "token");
 }
 
 /** Starts a native peer that is reached through `relay`. */

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use throughline::server::Day;
+use throughline::{PeerId, server::Day};
 
 /// Connect two peers behind NATs and firewalls.
 #[derive(Debug, Parser)]
@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Usage(UsageArgs),
     /// Run a relay and a demo peer on this machine and print the URL of a page to try them.
     Demo(DemoArgs),
+    /// Make the tokens by which a relay knows who may use it.
+    Token(TokenArgs),
 }
 
 /// `throughline serve`.
@@ -142,6 +144,10 @@ pub(crate) struct PeerArgs {
     /// Password at the TURN servers.
     #[arg(long, value_name = "P", requires = "turn")]
     pub(crate) turn_pass: Option<String>,
+    /// File that holds the token for relays that admit only its holders. It is read again for each
+    /// link to a relay.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) relay_token: Option<PathBuf>,
     /// Address to listen on, a multiaddress; repeatable [default: any port, QUIC and TCP].
     #[arg(long, value_name = "ADDR")]
     pub(crate) bind: Vec<String>,
@@ -256,6 +262,75 @@ pub(crate) struct DemoArgs {
     pub(crate) recv: Option<PathBuf>,
 }
 
+/// `throughline token`.
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    #[command(subcommand)]
+    pub(crate) command: TokenCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Print the public key for `access.keys` of the relay. The key is made on first use.
+    Key(TokenKeyArgs),
+    /// Make a token and print it.
+    New(NewTokenArgs),
+}
+
+/// Where the operator's key is.
+#[derive(Debug, Args)]
+pub(crate) struct TokenKeyArgs {
+    /// File of the key that signs tokens, made on first use. Whoever reads it can make tokens.
+    #[arg(long, value_name = "FILE", default_value = "token-key.pem")]
+    pub(crate) key: PathBuf,
+}
+
+/// `throughline token new`.
+#[derive(Debug, Args)]
+pub(crate) struct NewTokenArgs {
+    #[command(flatten)]
+    pub(crate) key: TokenKeyArgs,
+    /// Whom the token is for.
+    #[arg(long = "for", value_name = "NAME")]
+    pub(crate) name: String,
+    /// The only peer that may use it [default: whoever has it].
+    #[arg(long, value_name = "ID")]
+    pub(crate) peer: Option<PeerId>,
+    /// How long it is valid: a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", default_value = "30d")]
+    pub(crate) expires: Span,
+    /// How much may be carried for it, such as 10GB/day or 1TB/month [default: no quota].
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) quota: Option<String>,
+    /// How fast that may be, such as 10Mbit [default: no limit].
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate: Option<String>,
+}
+
+/// A time on the command line: a whole number of seconds, minutes, hours or days, a second to ten
+/// years.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span(pub(crate) std::time::Duration);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const MOST: u64 = 10 * 365 * 86_400;
+        let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+        let found = units
+            .iter()
+            .find_map(|(unit, seconds)| Some((text.strip_suffix(*unit)?, seconds)));
+        let (number, unit) = found.ok_or("its unit is none of s, m, h and d")?;
+        let number: u64 = number.parse().map_err(|_| "not a whole number")?;
+        let seconds = number.saturating_mul(*unit);
+        match (1..=MOST).contains(&seconds) {
+            true => Ok(Self(std::time::Duration::from_secs(seconds))),
+            false => Err(String::from("not within a second to ten years")),
+        }
+    }
+}
+
 /// A duration on the command line: seconds with a fraction, 0 to a day.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seconds(pub(crate) std::time::Duration);
@@ -288,6 +363,25 @@ mod tests {
         assert_eq!("0.5".parse::<Seconds>().unwrap().0.as_millis(), 500);
         for bad in ["", "x", "-1", "NaN", "inf", "86401"] {
             assert!(bad.parse::<Seconds>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_have_a_unit_and_a_range() {
+        let seconds = |text: &str| text.parse::<Span>().map(|span| span.0.as_secs());
+        assert_eq!(seconds("30d"), Ok(2_592_000));
+        assert_eq!(seconds("90m"), Ok(5400));
+        for bad in [
+            "",
+            "d",
+            "30",
+            "0s",
+            "-1d",
+            "1.5h",
+            "3651d",
+            "99999999999999999999s",
+        ] {
+            assert!(seconds(bad).is_err(), "{bad}");
         }
     }
 

@@ -21,6 +21,7 @@ mod supervisor;
 #[cfg(test)]
 #[path = "../../testing.rs"]
 mod testing;
+mod token;
 mod usage;
 mod watch;
 
@@ -94,6 +95,7 @@ async fn run(command: Command, output: Output) -> Result<(), Error> {
         Command::Netcheck(args) => netcheck::run(args, output).await,
         Command::Usage(args) => usage::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
+        Command::Token(args) => token::run(args.command, output),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Makes a [`Connector`] from the command line.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use throughline::{
-    Config, Connector, Error, ErrorKind, Identity, TurnServer, server, unknown_option,
+    Config, Connector, Error, ErrorKind, Identity, RelayTokens, TurnServer, server, unknown_option,
 };
 use tokio::net::TcpListener;
 
@@ -60,6 +60,9 @@ pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     config.listen.extend_from_slice(&args.bind);
     config.direct &= !args.relay_only;
     config.port_mapping &= !args.no_port_mapping;
+    if let Some(path) = args.relay_token.clone() {
+        config.relay_tokens = Some(RelayTokens::from_fn(move || token_in(path.clone())));
+    }
     config.turn_ca = args.turn_ca.clone().or(config.turn_ca);
     if let (Some(username), Some(credential)) = (&args.turn_user, &args.turn_pass) {
         config.turn.extend(args.turn.iter().map(|url| TurnServer {
@@ -69,6 +72,13 @@ pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
         }));
     }
     Ok(config)
+}
+
+/// Reads the token for relays. The file may hold another one than before.
+async fn token_in(path: PathBuf) -> Result<String, Error> {
+    let token = tokio::fs::read_to_string(&path).await;
+    let named = |error| io_error(format_args!("--relay-token {}", path.display()), error);
+    Ok(token.map_err(named)?.trim().to_owned())
 }
 
 fn parsed(text: &str, given: impl std::fmt::Display) -> Result<toml::Table, Error> {

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use libp2p::PeerId;
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
@@ -198,6 +199,11 @@ impl Gatherer {
     /// relayed address.
     pub(crate) fn relays(&self) -> Hold {
         self.relays.hold()
+    }
+
+    /// Uses TURN servers to which `relay` gives access.
+    pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<Server>) {
+        self.relays.give(relay, servers);
     }
 
     /// A watch of the candidates.

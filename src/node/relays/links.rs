@@ -16,7 +16,7 @@ use web_time::Instant;
 use super::{Relay, RelayLink, Relays, Reservation};
 use crate::{
     core::{
-        address,
+        access, address,
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         liveness::{Hint, Liveness, Probing},
         loss::Loss,
@@ -115,13 +115,43 @@ impl Relays {
         relay.lane = None;
         relay.liveness = Some(Liveness::new(now, probing));
         relay.watch(peer, effects);
-        let waiting = std::mem::take(&mut relay.waiting);
+        relay.access.asked = false;
+        relay.access.answered = false;
         if self.wants(&peer) {
             self.reserve(peer, effects);
         }
+        self.seek_access(peer, effects);
         effects.push(Effect::RelayChanged(peer));
-        for session in waiting {
-            effects.push(Effect::DialOver(session, peer));
+        self.call_waiting(peer, effects);
+    }
+
+    /// Lets the sessions dial that wait for the link to a relay, if it is ready for them.
+    pub(super) fn call_waiting(&mut self, peer: PeerId, effects: &mut Effects) {
+        if self.awaits_access(&peer) {
+            return;
+        }
+        let relay = self.get_mut(&peer);
+        if let Some(relay) = relay.filter(|relay| matches!(relay.link, RelayLink::Up(..))) {
+            for session in std::mem::take(&mut relay.waiting) {
+                effects.push(Effect::DialOver(session, peer));
+            }
+        }
+    }
+
+    /// The circuits that wait for the link to a relay fail.
+    fn fail_waiting(&mut self, peer: PeerId, reason: &str, effects: &mut Effects) {
+        let Some(relay) = self.get_mut(&peer) else {
+            return;
+        };
+        for session in std::mem::take(&mut relay.waiting) {
+            let attempt = AttemptId::Circuit(peer);
+            let reason = format!("the relay was not reached: {reason}");
+            effects.push(Effect::Failed(
+                session,
+                attempt,
+                Cause::RelayUnreachable,
+                reason,
+            ));
         }
     }
 
@@ -139,16 +169,7 @@ impl Relays {
             return;
         }
         relay.link = RelayLink::Down;
-        for session in std::mem::take(&mut relay.waiting) {
-            let attempt = AttemptId::Circuit(peer);
-            let reason = format!("the relay was not reached: {reason}");
-            effects.push(Effect::Failed(
-                session,
-                attempt,
-                Cause::RelayUnreachable,
-                reason,
-            ));
-        }
+        self.fail_waiting(peer, reason, effects);
         effects.push(Effect::RelayGone(peer));
         self.rest(peer, reason, effects);
     }
@@ -170,8 +191,10 @@ impl Relays {
         relay.lane = None;
         relay.link = RelayLink::Down;
         relay.forget_drain();
-        if relay.reservation != Reservation::None {
-            let reason = cause.unwrap_or("the relay closed the link");
+        let reason = cause.unwrap_or("the relay closed the link");
+        let is_reserved = relay.reservation != Reservation::None;
+        self.fail_waiting(peer, reason, effects);
+        if is_reserved {
             self.on_reservation_ended(peer, reason, effects);
         }
     }
@@ -214,6 +237,7 @@ impl Relays {
                     relay.loss.count(now, counts);
                 }
                 relay.watch(*peer, effects);
+                self.keep_access(*peer, effects);
             }
             None => liveness.mute(),
         }
@@ -325,7 +349,8 @@ impl Relays {
             self.probe(peer, hint.probes(), effects);
             if let Some(relay) = self.get_mut(&peer).filter(|_| hint == Hint::Network) {
                 relay.backoff.reset();
-                relay.resting = false;
+                // Another network does not change who is admitted.
+                relay.resting &= relay.is_barred();
             }
         }
         self.pursue(effects);
@@ -338,14 +363,23 @@ impl Relays {
         protocols: &HashSet<String>,
         effects: &mut Effects,
     ) {
-        let random = self.random;
+        let (random, wishes) = (self.random, self.wishes);
         if let Some(relay) = self.get_mut(&peer) {
             let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
             relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
-            relay.identified = true;
+            relay.access.named = protocols.contains(access::PROTOCOL);
+            // The first reservation has waited for this, to know where the token goes.
+            let waits = !std::mem::replace(&mut relay.identified, true) && wishes.tokens;
+            if let Reservation::Requested(id) = relay.reservation
+                && waits
+            {
+                relay.ask(peer, id, wishes, effects);
+            }
             relay.plan_renewal(peer, random(), effects);
             effects.push(Effect::RelayChanged(peer));
             effects.push(Effect::Settle);
+            self.seek_access(peer, effects);
+            self.call_waiting(peer, effects);
         }
     }
 

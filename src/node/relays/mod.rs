@@ -3,12 +3,14 @@
 //! - `links`: the connections to relays.
 //! - `drains`: relays that are about to end.
 //! - `reservations`: which relays hold a reservation for us.
+//! - `access`: the token for relays that admit only some peers, and what admitted peers get.
 //! - `spares`: when spare circuits start.
 //!
 //! Events of the swarm and of timers come in through methods of [`Relays`], which push effects.
 //! Sessions only read the relays, and take and leave places in [`Spares`]. A session that needs a
 //! link waits in its relay's list, and gets the answer as an effect.
 
+mod access;
 mod drains;
 mod links;
 mod reservations;
@@ -19,11 +21,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-pub(super) use self::spares::Spares;
+use self::access::RelayAccess;
+pub(super) use self::{access::Wishes, spares::Spares};
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
-    core::{backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace},
+    core::{
+        backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace, reservation::Refusal,
+    },
     datagrams::Lane,
+    error::ErrorKind,
     report::RelayReport,
     stream::SessionId,
     ticket::relay_id,
@@ -36,6 +42,11 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How many pauses are no longer than [`EAGER_MOST`]. They take about 35 s together. A relay that is
 /// restarted meanwhile is found again within two seconds.
 const EAGER: u32 = 20;
+/// The pause after a relay has said that it does not admit us. Only its operator or another token can
+/// change that.
+const BARRED: Duration = Duration::from_secs(5 * 60);
+/// The longest pause while our quota is used up. The operator may raise it.
+const MOST_BARRED: Duration = Duration::from_secs(60 * 60);
 /// A link that was up for this long and is lost is made anew without a pause.
 const SETTLED: Duration = Duration::from_secs(5);
 /// See [`EAGER`].
@@ -56,8 +67,9 @@ pub(crate) struct Relay {
     /// When the reservation was granted or renewed last, and when it is renewed next.
     granted: Option<Instant>,
     renewal: Alarm,
-    /// Whether the relay has refused the last reservation because it has no room.
-    full: bool,
+    /// Why the relay has refused the last reservation, if it did.
+    refused: Option<Refusal>,
+    access: RelayAccess,
     /// Its clones count the circuits that the relay brings and that the transport has not accepted.
     arriving: Arc<()>,
     pub(crate) last_error: Option<String>,
@@ -133,7 +145,8 @@ impl Relay {
             reservation: Reservation::None,
             granted: None,
             renewal: Alarm::default(),
-            full: false,
+            refused: None,
+            access: RelayAccess::default(),
             arriving: Arc::default(),
             last_error: None,
             rtt: None,
@@ -161,6 +174,12 @@ impl Relay {
         matches!(&self.link, RelayLink::Up(id, _) if *id == conn)
     }
 
+    /// Whether it does not serve us, although it works and has room.
+    fn is_barred(&self) -> bool {
+        let refused = self.refused;
+        refused.is_some_and(|refused| refused.kind != ErrorKind::LimitExceeded)
+    }
+
     fn is_pursued(&self) -> bool {
         self.reservation != Reservation::None || matches!(self.link, RelayLink::Dialling(_))
     }
@@ -172,6 +191,7 @@ pub(crate) struct Relays {
     known: HashMap<PeerId, Relay>,
     /// How many relays are to hold a reservation at a time.
     wanted: usize,
+    wishes: Wishes,
     /// How long a relay may take to grant a reservation.
     patience: Duration,
     /// How many reservations were asked for.
@@ -193,6 +213,7 @@ impl Relays {
             order: Vec::new(),
             known: HashMap::new(),
             wanted,
+            wishes: Wishes::default(),
             patience,
             requests: 0,
             random,
@@ -271,11 +292,18 @@ impl Relays {
         configured.all(|r| r.resting && !r.is_pursued())
     }
 
-    /// Whether relays have refused reservations because they have no room, and for no other reason.
-    pub(crate) fn are_full(&self) -> bool {
-        let mut failed = self.known.values().filter(|r| r.configured && r.resting);
-        let any = failed.clone().next().is_some();
-        any && failed.all(|relay| relay.full)
+    /// Returns why the first of the relays that have failed has refused a reservation. Returns `None`
+    /// if one of them has failed otherwise.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        let mut first = None;
+        for peer in &self.order {
+            let relay = &self.known[peer];
+            if relay.configured && relay.resting {
+                let refused = relay.refused?;
+                first = first.or(Some(refused));
+            }
+        }
+        first
     }
 
     pub(crate) fn held(&self) -> usize {

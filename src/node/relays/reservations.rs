@@ -7,9 +7,13 @@ use std::{sync::Arc, time::Duration};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use web_time::Instant;
 
-use super::{EAGER, EAGER_MOST, Relay, RelayLink, Relays, Reservation, ReservationId, SETTLED};
+use super::{
+    BARRED, EAGER, EAGER_MOST, MOST_BARRED, RETRY_MOST, Relay, RelayLink, Relays, Reservation,
+    ReservationId, SETTLED, Wishes,
+};
 use crate::{
     core::{
+        access::PROTOCOL,
         address,
         circuit::HOP_PROTOCOL,
         reservation::{RENEW_AGAIN, ReservationError, terms},
@@ -51,11 +55,11 @@ impl Relays {
 
     /// Asks a relay for a reservation over its link.
     pub(super) fn reserve(&mut self, peer: PeerId, effects: &mut Effects) {
-        let id = ReservationId(self.requests + 1);
+        let (id, wishes) = (ReservationId(self.requests + 1), self.wishes);
         let Some(relay) = self.known.get_mut(&peer) else {
             return;
         };
-        if relay.ask(peer, id, effects) {
+        if relay.ask(peer, id, wishes, effects) {
             self.requests += 1;
             relay.reservation = Reservation::Requested(id);
             let deadline = Timer::ReservationDeadline(peer, id);
@@ -70,11 +74,12 @@ impl Relays {
         id: ReservationId,
         effects: &mut Effects,
     ) {
+        let wishes = self.wishes;
         let Some(relay) = self.get_mut(&peer) else {
             return;
         };
         let due = relay.reservation == Reservation::Held(id) && relay.renewal.rings(Instant::now());
-        if due && !relay.ask(peer, id, effects) {
+        if due && !relay.ask(peer, id, wishes, effects) {
             self.on_reservation_ended(peer, "the link is down", effects);
         }
     }
@@ -116,7 +121,7 @@ impl Relays {
             Ok(announced) => {
                 relay.take_announced(peer, announced, effects);
                 relay.reservation = Reservation::Held(id);
-                relay.full = false;
+                relay.refused = None;
                 relay.backoff.reset();
                 relay.granted = Some(Instant::now());
                 relay.plan_renewal(peer, random(), effects);
@@ -129,8 +134,9 @@ impl Relays {
                 relay.renew_at(Instant::now() + RENEW_AGAIN, peer, effects);
             }
             Err(error) => {
-                relay.full = error == ReservationError::Limit;
-                self.on_reservation_ended(peer, &error.to_string(), effects);
+                let reason = error.to_string();
+                relay.refused = error.refusal();
+                self.on_reservation_ended(peer, &reason, effects);
             }
         }
     }
@@ -160,7 +166,10 @@ impl Relays {
             let lasted = relay.up_since.take().map(|since| since.elapsed());
             let random = random();
             let pause = relay.backoff.fail(random);
+            // What is shown next may be another token.
+            relay.access.asked = false;
             let pause = match relay.backoff.failures() {
+                _ if relay.is_barred() => relay.barred().mul_f64(1.0 + random / 4.0),
                 1 if lasted.is_some_and(|time| time >= SETTLED) => Duration::ZERO,
                 ..=EAGER => pause.min(EAGER_MOST.mul_f64(0.75 + random / 4.0)),
                 _ => pause,
@@ -183,18 +192,46 @@ impl Relays {
 }
 
 impl Relay {
-    /// Asks for the reservation `id` over the link. Returns whether the link is up.
-    fn ask(&self, peer: PeerId, id: ReservationId, effects: &mut Effects) -> bool {
-        let RelayLink::Up(connection, _) = self.link else {
-            return false;
-        };
-        effects.push(Effect::Open {
-            peer,
-            connection,
-            protocol: StreamProtocol::new(HOP_PROTOCOL),
-            purpose: Purpose::Reserve(peer, id),
-        });
-        true
+    /// Asks for the reservation `id` over the link, and for access with it if there is a token to
+    /// show. Returns whether the link is up. If there is a token, the relay is asked when it has said
+    /// what it serves.
+    pub(super) fn ask(
+        &mut self,
+        peer: PeerId,
+        id: ReservationId,
+        wishes: Wishes,
+        effects: &mut Effects,
+    ) -> bool {
+        let is_up = matches!(self.link, RelayLink::Up(..));
+        if is_up && (!wishes.tokens || self.identified) {
+            let access = wishes.tokens && self.may_ask_access();
+            self.open(peer, Some(id), access, effects);
+        }
+        is_up
+    }
+
+    /// Opens the stream on which the relay is asked for the reservation `id`, for access, or for both.
+    pub(super) fn open(
+        &mut self,
+        peer: PeerId,
+        id: Option<ReservationId>,
+        access: bool,
+        effects: &mut Effects,
+    ) {
+        if let RelayLink::Up(connection, _) = self.link {
+            self.access.asked |= access;
+            let protocol = if access { PROTOCOL } else { HOP_PROTOCOL };
+            effects.push(Effect::Open {
+                peer,
+                connection,
+                protocol: StreamProtocol::new(protocol),
+                purpose: Purpose::Ask {
+                    relay: peer,
+                    id,
+                    access,
+                },
+            });
+        }
     }
 
     /// Notes the addresses that the relay announces for itself. Without any, the address counts at
@@ -215,6 +252,12 @@ impl Relay {
             effects.push(Effect::Announce(addresses.clone()));
             self.announced = addresses;
         }
+    }
+
+    /// How long the relay does not serve us at least.
+    fn barred(&self) -> Duration {
+        let ends = self.refused.and_then(|refused| refused.ends);
+        ends.map_or(BARRED, |ends| ends.clamp(RETRY_MOST, MOST_BARRED))
     }
 
     /// Whether a reservation is held whose term is not over yet.
@@ -336,7 +379,12 @@ mod tests {
         relays.on_reserved(peer, id, Err(ReservationError::Limit), &mut effects);
         assert_eq!(briefs(&mut effects)[..2], ["withdraw", "reserved"]);
         assert_eq!(relays.held(), 0);
-        assert!(relays.are_full(), "the caller hears why");
+        let refusal = relays.refusal();
+        assert_eq!(
+            refusal,
+            ReservationError::Limit.refusal(),
+            "the caller hears why"
+        );
         // An answer that comes late belongs to no reservation.
         relays.on_reserved(peer, id, granted(), &mut effects);
         relays.renew(peer, id, &mut effects);
@@ -385,6 +433,6 @@ mod tests {
         let late = id(&relays, &peer);
         relays.on_reservation_deadline(peer, late, &mut effects);
         assert!(place(&relays).is_none());
-        assert!(!relays.are_full());
+        assert_eq!(relays.refusal(), None);
     }
 }

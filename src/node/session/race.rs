@@ -335,15 +335,15 @@ impl Session {
     /// Gives an error to the first `connects` of those that wait.
     fn give_up(&mut self, connects: usize, attempts: &[Attempt], round: &mut Round<'_>) {
         let wrong = |attempt: &Attempt| attempt.cause == Some(Cause::WrongPeer);
-        let full = |attempt: &Attempt| attempt.cause == Some(Cause::Limit);
         // Without a circuit, ICE may have nothing to be signalled over.
         let follows = |attempt: &Attempt| attempt.cause == Some(Cause::Signalling);
         let kind = if attempts.iter().any(wrong) {
             ErrorKind::WrongPeer
-        } else if attempts.iter().any(full) && attempts.iter().all(|a| full(a) || follows(a)) {
-            ErrorKind::LimitExceeded
         } else {
-            ErrorKind::Unreachable
+            let refused = attempts.iter().find_map(refusal);
+            let only = |attempt| refusal(attempt).is_some() || follows(attempt);
+            let refused = refused.filter(|_| attempts.iter().all(only));
+            refused.unwrap_or(ErrorKind::Unreachable)
         };
         let message = if self.targets.as_ref().is_some_and(Targets::is_empty) {
             "the ticket holds no relay and no address that the configuration lets us dial"
@@ -452,5 +452,15 @@ impl Session {
             reason,
         };
         self.record(attempt, round);
+    }
+}
+
+/// Returns the error for an attempt that failed only because somebody refuses to serve us.
+fn refusal(attempt: &Attempt) -> Option<ErrorKind> {
+    match attempt.cause? {
+        Cause::Limit => Some(ErrorKind::LimitExceeded),
+        Cause::Denied => Some(ErrorKind::AccessDenied),
+        Cause::Quota => Some(ErrorKind::QuotaExceeded),
+        _ => None,
     }
 }

@@ -214,6 +214,29 @@ options! {
     usage.peers_per_day, in 1..=10_000_000 "peers",
         "How many peers of a day have a row of their own; further ones share one." until restart;
 
+    access.mode,
+        "Who may use the server: `open`, `list`, `token` or `hook`; without it everybody, and a public server warns." until restart;
+    access.dialers,
+        "Whether a peer needs admission to dial others, too. Otherwise the admission of the peer that it dials is enough." until restart;
+    access.list,
+        "The file of the peer ids that `list` admits, one a line; it is read again when it changes." until restart;
+    access.keys, in 0..=16 "keys",
+        "The public keys whose tokens `token` admits, as `throughline token key` prints them." until restart;
+    access.revoked,
+        "The file of the ids of tokens that no longer count, one a line; it is read again when it changes." until restart;
+    access.hook.url,
+        "The http or https URL that `hook` asks." until restart;
+    access.hook.ca,
+        "A PEM file of certificate authorities to trust for this URL, besides the public ones." until restart;
+    access.hook.timeout_ms, in 100..=60_000 "ms",
+        "How long an answer may take." until restart;
+    access.hook.fresh_seconds, in 0..=86_400 "s",
+        "How long an answer counts without asking again." until restart;
+    access.hook.max_age_seconds, in 0..=2_592_000 "s",
+        "How long an answer counts if the hook cannot be asked." until restart;
+    access.hook.answers, in 1..=4_294_967_295 "answers",
+        "How many answers are kept." until restart;
+
     autonat.allow_private,
         "Whether peers at private and loopback addresses, and at the server's own, are dialled.";
     autonat.per_source, in 1..=4_294_967_295 "dials/s",

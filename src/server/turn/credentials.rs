@@ -9,19 +9,23 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::{BASE64, HEXLOWER};
 
 use crate::{
-    core::{quota::network, scope::is_global},
+    core::{access::TurnAccess, quota::network, scope::is_global},
     error::{Error, ErrorKind},
     native::secret::{self, Fault},
 };
 
 /// How long a nonce may be used. After that, the server answers 438 (RFC 8489 section 9.2.5).
 const NONCE: Duration = Duration::from_secs(60 * 60);
+
+/// How long the credentials of an admitted peer last. Clients renew them sooner.
+const ACCESS: Duration = Duration::from_secs(60 * 60);
 
 /// The length of a secret that is made here, in bytes.
 const SECRET: usize = 32;
@@ -101,6 +105,29 @@ impl fmt::Debug for TurnCredentials {
         f.debug_struct("TurnCredentials")
             .field("username", &self.username)
             .finish_non_exhaustive()
+    }
+}
+
+/// What admitted peers get for the TURN server.
+pub(crate) struct TurnOffer {
+    /// Its ports over UDP and over TCP.
+    pub(crate) ports: [u16; 2],
+    pub(crate) authority: Arc<Authority>,
+}
+
+impl TurnOffer {
+    /// Makes credentials for `id`, who is admitted for as long as `admitted` says.
+    pub(crate) fn issue(&self, id: &str, admitted: Option<Duration>) -> TurnAccess {
+        let lasts = admitted.map_or(ACCESS, |admitted| admitted.min(ACCESS));
+        let credentials = self.authority.issue(id, lasts, SystemTime::now());
+        let [udp, tcp] = self.ports;
+        TurnAccess {
+            udp,
+            tcp,
+            username: credentials.username,
+            credential: credentials.credential,
+            lasts,
+        }
     }
 }
 

@@ -28,7 +28,8 @@ use super::{
     stream,
 };
 use crate::server::{
-    ServerConfig, TurnCredentials, metrics::Metrics, pool::Pools, settings::Settings,
+    ServerConfig, TurnCredentials, access::Access, metrics::Metrics, pool::Pools,
+    settings::Settings,
 };
 
 /// How many bytes an answer may be longer than its request. It adds names, a nonce and a signature.
@@ -53,11 +54,13 @@ impl TurnSession {
         let user = authority.issue("ann", Duration::from_secs(86_400), SystemTime::now());
         let loopback = IpAddr::from([127, 0, 0, 1]);
         let metrics = Metrics::new(&config);
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority: authority.clone(),
             addresses: RelayAddresses::new(vec![loopback], vec![], None),
             own: Arc::new(Own::new([3478], [loopback])),
-            pools: Pools::new(&Settings::fixed(config), &metrics),
+            pools,
             usage: crate::server::usage::Usage::default(),
             metrics,
         };

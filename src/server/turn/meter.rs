@@ -6,14 +6,12 @@ use std::{
     time::Instant,
 };
 
-use crate::{
-    identity::PeerId,
-    server::{
-        metrics::Metrics,
-        pool::{Pools, Refusals},
-        rate_limiter::{RateLimiter, Refill},
-        usage::{Account, Amounts, Tally, Usage},
-    },
+use crate::server::{
+    access,
+    metrics::Metrics,
+    pool::{Pools, Refusals},
+    rate_limiter::{RateLimiter, Refill},
+    usage::{Account, Amounts, Tally, Usage},
 };
 
 /// Counts and limits the bytes of all clients.
@@ -48,27 +46,24 @@ impl Meters {
         }
     }
 
-    /// Returns the meter of an allocation that `username` makes at `client`. All allocations of a
-    /// client share one limit.
-    pub(super) fn of(&self, client: IpAddr, username: &str) -> Meter {
+    /// Returns the meter of an allocation at `client`, which is put down to `account`. All allocations
+    /// of a client share one limit. `holder` counts what is carried for the holder of its token, too.
+    pub(super) fn of(
+        &self,
+        client: IpAddr,
+        account: Account,
+        holder: Option<Arc<access::Meter>>,
+    ) -> Meter {
         let one = Amounts {
             allocations: 1,
             ..Amounts::default()
         };
         Meter {
             client,
-            tally: self.usage.tally(account(username), one),
+            tally: self.usage.tally(account, one),
+            holder,
             all: self.clone(),
         }
-    }
-}
-
-/// Returns the account of a user. Credentials for a peer name it behind the expiry.
-fn account(username: &str) -> Account {
-    let user = username.split_once(':').map_or(username, |(_, id)| id);
-    match user.parse::<PeerId>() {
-        Ok(peer) => Account::of(peer),
-        Err(_) => Account::of(format_args!("turn:{user}")),
     }
 }
 
@@ -81,12 +76,18 @@ const UNLIMITED: f64 = 1e15;
 pub(super) struct Meter {
     client: IpAddr,
     tally: Tally,
+    holder: Option<Arc<access::Meter>>,
     all: Meters,
 }
 
 impl Meter {
     /// Whether a datagram of `length` bytes may pass, in either direction. Counts it if so.
     pub(super) fn passes(&self, length: usize) -> bool {
+        let holder = self.holder.as_ref();
+        if holder.is_some_and(|holder| !holder.passes(length as u64)) {
+            self.refuse("turn_datagram", "holder");
+            return false;
+        }
         let mut bytes = self
             .all
             .bytes
@@ -96,7 +97,7 @@ impl Meter {
         drop(bytes);
         match spent {
             Ok(()) => {
-                self.tally.carried(length);
+                self.tally.carried(length as u64);
                 self.all.metrics.turn_relayed(length);
             }
             Err(refusal) => self.refuse("turn_datagram", refusal.name()),
@@ -131,7 +132,7 @@ mod tests {
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics.clone(), Usage::default());
         let passed = |client: [u8; 4]| {
-            let meter = meters.of(client.into(), "1:a");
+            let meter = meters.of(client.into(), Account::of("a"), None);
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
         // The bounds are the burst, and what comes back during the test.
@@ -157,15 +158,7 @@ mod tests {
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics, Usage::default());
-        let meter = meters.of([192, 0, 2, 1].into(), "1:a");
+        let meter = meters.of([192, 0, 2, 1].into(), Account::of("a"), None);
         assert!((0..100_000).all(|_| meter.passes(9000)));
-    }
-
-    #[test]
-    fn a_user_is_a_peer_or_has_a_name() {
-        let peer = crate::identity::Identity::generate().peer_id();
-        assert_eq!(account(&format!("1796083200:{peer}")), Account::of(peer));
-        assert_eq!(account("1796083200:alice"), Account::of("turn:alice"));
-        assert_eq!(account("alice"), Account::of("turn:alice"));
     }
 }

@@ -35,9 +35,14 @@ use tokio::{
 use tracing::Instrument as _;
 
 pub use self::credentials::{TurnCredentials, turn_secret};
-pub(crate) use self::{addresses::RelayAddresses, credentials::Authority, reach::Own};
+pub(crate) use self::{
+    addresses::RelayAddresses,
+    credentials::{Authority, TurnOffer},
+    reach::Own,
+};
 use self::{datagrams::Datagrams, requests::Requests};
 use super::{
+    access::Access,
     metrics::Metrics,
     pool::{Pool, Pools},
     socket::{Socket, reset},
@@ -70,6 +75,7 @@ impl Listeners {
 pub(crate) struct Setup {
     pub(crate) authority: Arc<Authority>,
     pub(crate) addresses: RelayAddresses,
+    pub(crate) access: Access,
     pub(crate) own: Arc<Own>,
     pub(crate) pools: Pools,
     pub(crate) usage: Usage,

@@ -43,6 +43,7 @@ use super::{
 use crate::{
     core::quota,
     server::{
+        access::Access,
         metrics::Metrics,
         pool::{Pool, Refusals},
         rate_limiter::{RateLimiter, Refill},
@@ -66,6 +67,7 @@ pub(super) struct Client {
 pub(super) struct Requests {
     realm: String,
     authority: Arc<Authority>,
+    access: Access,
     addresses: RelayAddresses,
     ports: RangeInclusive<u16>,
     /// Relayed addresses.
@@ -87,6 +89,7 @@ impl Requests {
         let Setup {
             authority,
             addresses,
+            access,
             own,
             pools,
             usage,
@@ -106,6 +109,7 @@ impl Requests {
         Self {
             realm: config.realm.clone(),
             authority,
+            access,
             addresses,
             ports: config.first_port..=config.last_port,
             places: pools.allocations,
@@ -316,6 +320,7 @@ impl Requests {
         let user = username.to_owned();
         let key = LongTermKeyCredentials::new(user.clone(), password, self.realm.clone()).into();
         match request.validate_integrity(&key) {
+            Ok(_) if self.access.bars_turn(&user) => Err(ErrorCode::UNAUTHORIZED),
             Ok(_) => Ok((user, key)),
             Err(_) => Err(ErrorCode::UNAUTHORIZED),
         }

@@ -14,7 +14,7 @@ use tokio::{
 use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, TurnServer};
 use crate::{
     native::ice::turn::Server,
-    server::{ServerConfig, metrics::Metrics, pool::Pools, settings::Settings},
+    server::{ServerConfig, access::Access, metrics::Metrics, pool::Pools, settings::Settings},
     testing::until,
 };
 
@@ -62,11 +62,13 @@ impl Turn {
         config.turn.allow_private_peers = true;
         let metrics = Metrics::new(&config);
         let listeners = Listeners::new(vec![udp], vec![tcp]).unwrap();
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority,
             addresses: RelayAddresses::new(vec![ip], vec![], None),
             own: Arc::new(Own::new([addresses.0.port()], [ip])),
-            pools: Pools::new(&Settings::fixed(config), &metrics),
+            pools,
             usage: crate::server::usage::Usage::default(),
             metrics: metrics.clone(),
         };

@@ -307,9 +307,9 @@ impl Tally {
     }
 
     /// Counts bytes.
-    pub(crate) fn carried(&self, bytes: usize) {
+    pub(crate) fn carried(&self, bytes: u64) {
         if let Some(open) = &self.0 {
-            open.counts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            open.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! [`Connector`] in JavaScript.
 
-use js_sys::{Array, Promise};
+use js_sys::{Array, Function, Promise};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{abort::until_aborted, connection::RawConnection, convert, stream::RawStream};
@@ -28,16 +28,22 @@ pub struct RawConnector(Connector);
 #[wasm_bindgen]
 impl RawConnector {
     /// Starts a peer. `identity` is a secret of `generateIdentity`, or nothing for a fresh
-    /// identity. `signal` is an `AbortSignal` or nothing.
+    /// identity. `tokens` gives a promise of the token for relays, if there is no fixed one in the
+    /// options. `signal` is an `AbortSignal` or nothing.
     #[wasm_bindgen(unchecked_return_type = "Promise<RawConnector>")]
     pub fn create(
         #[wasm_bindgen(unchecked_param_type = "object | undefined")] options: JsValue,
         identity: Option<String>,
+        tokens: Option<Function>,
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         convert::promise(async move {
             let work = async {
-                let mut builder = Connector::builder().config(convert::config(&options)?);
+                let mut config = convert::config(&options)?;
+                if let Some(fetch) = tokens {
+                    config.relay_tokens = Some(convert::tokens(fetch));
+                }
+                let mut builder = Connector::builder().config(config);
                 if let Some(secret) = identity {
                     builder = builder.identity(Identity::from_secret(&secret)?);
                 }

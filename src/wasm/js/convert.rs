@@ -3,12 +3,13 @@
 
 use std::{future::Future, pin::Pin};
 
-use js_sys::{Array, Error as JsError, JSON, Object, Promise, Reflect};
+use js_sys::{Array, Error as JsError, Function, JSON, Object, Promise, Reflect};
+use send_wrapper::SendWrapper;
 use serde::Serialize;
 use wasm_bindgen::{JsCast, JsValue};
-use wasm_bindgen_futures::future_to_promise;
+use wasm_bindgen_futures::{JsFuture, future_to_promise};
 
-use crate::{Config, Error, ErrorKind, wasm::value};
+use crate::{Config, Error, ErrorKind, RelayTokens, wasm::value};
 
 /// Converts `work` to a promise. The future is boxed, because each type of future would add code
 /// for its own task.
@@ -57,6 +58,22 @@ fn parse(options: &Object) -> Result<Config, String> {
     serde_json::from_str(&json).map_err(|error| error.to_string())
 }
 
+/// Gets the tokens for relays from a function that gives a promise of a string.
+pub(super) fn tokens(fetch: Function) -> RelayTokens {
+    let fetch = SendWrapper::new(fetch);
+    RelayTokens::from_fn(move || {
+        let fetched = fetch.call0(&JsValue::UNDEFINED).map(Promise::from);
+        SendWrapper::new(async move {
+            let token = match fetched {
+                Ok(fetched) => JsFuture::from(fetched).await,
+                Err(error) => Err(error),
+            };
+            let token = token.map(|token| token.as_string().unwrap_or_default());
+            token.map_err(|error| Error::new(ErrorKind::Io, value::describe_error(&error)))
+        })
+    })
+}
+
 /// An `Error` with `code` and `attempts`, and with `resetCode` and `cause` where there is one.
 pub(super) fn error(error: Error) -> JsValue {
     let thrown = JsError::new(error.message());
@@ -66,6 +83,9 @@ pub(super) fn error(error: Error) -> JsValue {
     set(&thrown, "attempts", &attempts);
     if let Some(code) = error.reset_code() {
         set(&thrown, "resetCode", &code.0.into());
+    }
+    if let Some(time) = error.retry_after() {
+        set(&thrown, "retryAfterMs", &(time.as_millis() as f64).into());
     }
     if let Some(cause) = cause(&error) {
         thrown.set_cause(&cause);

@@ -4,7 +4,10 @@ mod channel;
 mod connection;
 mod stats;
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use js_sys::Array;
 use libp2p::PeerId;
@@ -25,16 +28,42 @@ use crate::{
 
 /// Makes peer connections with one configuration.
 #[derive(Debug, Clone, Default)]
-pub struct Rtc {
-    servers: Vec<IceServer>,
+pub struct Rtc(Arc<Mutex<Servers>>);
+
+#[derive(Debug, Default)]
+struct Servers {
+    /// Those of the configuration, and then one for each of `relays`.
+    all: Vec<IceServer>,
+    /// The relays that have given us access to a TURN server.
+    relays: Vec<PeerId>,
 }
 
 impl Rtc {
+    fn servers(&self) -> MutexGuard<'_, Servers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a new peer connection, to any peer.
     pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
-        RtcPeerConnection::new_with_configuration(&configuration(&self.servers))
+        RtcPeerConnection::new_with_configuration(&configuration(&self.servers().all))
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+    }
+
+    /// Uses a TURN server to which `relay` gives access, in the place of the one before.
+    pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
+        let mut servers = self.servers();
+        let Servers { all, relays } = &mut *servers;
+        match relays.iter().position(|known| *known == relay) {
+            Some(place) => {
+                let first = all.len() - relays.len();
+                all[first + place] = server;
+            }
+            None => {
+                relays.push(relay);
+                all.push(server);
+            }
+        }
     }
 
     /// Does nothing, because a page has no socket to send from.
@@ -45,9 +74,10 @@ impl Rtc {
 
     /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
-        Ok(Self {
-            servers: config.ice_servers.clone(),
-        })
+        Ok(Self(Arc::new(Mutex::new(Servers {
+            all: config.ice_servers.clone(),
+            relays: Vec::new(),
+        }))))
     }
 
     /// Always `None`, because a browser tells nothing about the NAT.

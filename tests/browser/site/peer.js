@@ -200,8 +200,8 @@ async function outcome(work) {
   try {
     return { value: await work() };
   } catch (error) {
-    const { name, code, message, attempts, resetCode } = error;
-    return { error: { name, code, message, attempts, resetCode, isError: error instanceof Error } };
+    const { name, code, message, attempts, resetCode, retryAfterMs } = error;
+    return { error: { name, code, message, attempts, resetCode, retryAfterMs, isError: error instanceof Error } };
   }
 }
 

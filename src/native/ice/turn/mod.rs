@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use libp2p::PeerId;
 use tokio::{
     net::UdpSocket,
     sync::{oneshot, watch},
@@ -129,7 +130,7 @@ impl Failure {
     }
 }
 
-/// The last failure of each server, by its place in the configuration.
+/// The last failure of each server, by its place. Those of the configuration come first.
 struct Failures {
     last: Mutex<Vec<Option<(Cause, String)>>>,
     nat: Weak<watch::Sender<NatReport>>,
@@ -155,6 +156,14 @@ type Live = Arc<Mutex<Vec<Weak<Allocation>>>>;
 pub(crate) struct TurnRelays {
     demand: Arc<watch::Sender<Demand>>,
     live: Live,
+    sockets: Sockets,
+    roots: Roots,
+    linger: Duration,
+    /// This is weak, because connections to the servers end when the gatherer does.
+    current: Weak<watch::Sender<Gathered>>,
+    failures: Arc<Failures>,
+    /// The servers that relays have given us access to, by the relay.
+    given: Mutex<Vec<(PeerId, Arc<Mutex<Server>>)>>,
 }
 
 impl TurnRelays {
@@ -170,28 +179,64 @@ impl TurnRelays {
             &Arc<watch::Sender<NatReport>>,
         ),
     ) -> Self {
-        let failures = Arc::new(Failures {
-            last: Mutex::new(vec![None; servers.len()]),
-            nat: Arc::downgrade(nat),
-        });
-        let demand = Arc::new(watch::Sender::new(Demand::default()));
-        let live = Live::default();
+        let this = Self {
+            demand: Arc::new(watch::Sender::new(Demand::default())),
+            live: Live::default(),
+            sockets: sockets.clone(),
+            roots: roots.clone(),
+            linger,
+            current: Arc::downgrade(current),
+            failures: Arc::new(Failures {
+                last: Mutex::new(vec![None; servers.len()]),
+                nat: Arc::downgrade(nat),
+            }),
+            given: Mutex::default(),
+        };
         for (place, server) in servers.into_iter().enumerate() {
-            let task = Task {
-                server,
-                place,
-                failures: failures.clone(),
-                sockets: sockets.clone(),
-                roots: roots.clone(),
-                linger,
-                current: Arc::downgrade(current),
-                used: Arc::default(),
-                demand: demand.subscribe(),
-                live: live.clone(),
-            };
-            runtime::task(task.run());
+            this.run(place, server.url.clone(), Arc::new(Mutex::new(server)));
         }
-        Self { demand, live }
+        this
+    }
+
+    /// Uses `servers` from now on, to which `relay` gives access. A server that is known already gets
+    /// new credentials, which its next allocation uses.
+    pub(super) fn give(&self, relay: PeerId, servers: Vec<Server>) {
+        let mut given = lock(&self.given);
+        for server in servers {
+            let is_same = |(from, known): &&(PeerId, Arc<Mutex<Server>>)| {
+                *from == relay && lock(known).url == server.url
+            };
+            if let Some((_, known)) = given.iter().find(is_same) {
+                *lock(known) = server;
+                continue;
+            }
+            let place = {
+                let mut last = lock(&self.failures.last);
+                last.push(None);
+                last.len() - 1
+            };
+            let url = server.url.clone();
+            let server = Arc::new(Mutex::new(server));
+            given.push((relay, server.clone()));
+            self.run(place, url, server);
+        }
+    }
+
+    fn run(&self, place: usize, url: ServerUrl, server: Arc<Mutex<Server>>) {
+        let task = Task {
+            url,
+            server,
+            place,
+            failures: self.failures.clone(),
+            sockets: self.sockets.clone(),
+            roots: self.roots.clone(),
+            linger: self.linger,
+            current: self.current.clone(),
+            used: Arc::default(),
+            demand: self.demand.subscribe(),
+            live: self.live.clone(),
+        };
+        runtime::task(task.run());
     }
 
     /// Asks for relayed addresses. They arrive through the watch of the candidates.
@@ -214,13 +259,14 @@ impl Drop for TurnRelays {
 
 /// The task of one server.
 struct Task {
-    server: Server,
+    url: ServerUrl,
+    /// The server with its credentials as of now.
+    server: Arc<Mutex<Server>>,
     place: usize,
     failures: Arc<Failures>,
     sockets: Sockets,
     roots: Roots,
     linger: Duration,
-    /// This is weak, because connections to the server end when the gatherer does.
     current: Weak<watch::Sender<Gathered>>,
     used: Arc<LastUse>,
     demand: watch::Receiver<Demand>,
@@ -238,7 +284,7 @@ impl Task {
             let Err(failure) = self.allocate().await else {
                 continue;
             };
-            let url = &self.server.url;
+            let url = &self.url;
             tracing::debug!(transport = ?url.service, %failure, "no relayed address");
             if matches!(failure, Failure::Lost)
                 && lost
@@ -276,7 +322,7 @@ impl Task {
     /// Holds an allocation until nobody needs it. Tries one address of the server of each family.
     async fn allocate(&self) -> Result<(), Failure> {
         let mut released = pin!(self.released());
-        let host = (self.server.url.host.as_str(), self.server.url.port);
+        let host = (self.url.host.as_str(), self.url.port);
         let found = tokio::select! {
             () = &mut released => return Ok(()),
             found = time::timeout(OPEN_TIMEOUT, tokio::net::lookup_host(host)) => found,
@@ -374,7 +420,7 @@ impl Task {
             None => (any_source(addr), shared),
         };
         let ends = (source, addr);
-        let (server, sockets) = (&self.server, &self.sockets);
+        let (server, sockets) = (&lock(&self.server).clone(), &self.sockets);
         let allocation = Allocation::over_udp(server, ends, sockets, families, &self.used);
         let offer = self.offer(addr, &allocation);
         if !self.sockets.route_server(port, addr, &offer.carrier) {
@@ -396,7 +442,7 @@ impl Task {
         released: &mut Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), Failure> {
         let tls = (self.transport() == ServerTransport::Tls).then_some(&self.roots);
-        let opened = stream::open(addr, &self.server.url.host, tls);
+        let opened = stream::open(addr, &self.url.host, tls);
         let stream = tokio::select! {
             () = &mut *released => return Ok(()),
             opened = time::timeout(OPEN_TIMEOUT, opened) => opened,
@@ -404,7 +450,7 @@ impl Task {
         let (stream, local) = stream
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Connect)?;
-        let (server, sockets) = (&self.server, &self.sockets);
+        let (server, sockets) = (&lock(&self.server).clone(), &self.sockets);
         let ends = (local, addr);
         let allocation = Allocation::over_stream(server, ends, sockets, families, &self.used);
         let offer = self.offer(addr, &allocation);
@@ -423,7 +469,7 @@ impl Task {
     }
 
     fn transport(&self) -> ServerTransport {
-        match self.server.url.service {
+        match self.url.service {
             Service::Turn(transport) => transport,
             _ => ServerTransport::Udp,
         }

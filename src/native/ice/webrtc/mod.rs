@@ -41,7 +41,7 @@ use crate::{
     },
     report::NatReport,
     webrtc::{
-        Config, Effort,
+        Config, Effort, IceServer,
         backend::{self, BackendError},
     },
 };
@@ -99,7 +99,7 @@ impl Backend {
         quic: Option<Quic>,
         guesses: Option<Guesses>,
     ) -> Result<Self, BackendError> {
-        let (stun, turn) = servers(config)?;
+        let (stun, turn) = servers(&config.ice_servers)?;
         let roots = Roots::load(config.turn_ca.as_deref())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         let settings = Settings {
@@ -131,6 +131,13 @@ impl Backend {
     /// Asks the STUN servers anew, because the NAT may have mapped our sockets anew.
     pub(crate) fn doubt_mapping(&self) {
         self.0.gatherer.doubt_mapping();
+    }
+
+    /// Uses a TURN server to which `relay` gives access.
+    pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
+        if let Ok((_, turn)) = servers(&[server]) {
+            self.0.gatherer.use_turn(relay, turn);
+        }
     }
 
     /// Opens the NAT for datagrams from `addresses`, before the peers there know this peer's
@@ -200,10 +207,10 @@ impl backend::Backend for Backend {
     }
 }
 
-/// The servers of `config` that this target can use: STUN servers as `host:port`, and TURN servers.
-fn servers(config: &Config) -> Result<(Vec<String>, Vec<Server>), BackendError> {
+/// The servers that this target can use: STUN servers as `host:port`, and TURN servers.
+fn servers(all: &[IceServer]) -> Result<(Vec<String>, Vec<Server>), BackendError> {
     let (mut stun, mut turn) = (Vec::new(), Vec::new());
-    for server in &config.ice_servers {
+    for server in all {
         for text in &server.urls {
             let invalid = |why: &dyn fmt::Display| BackendError::Io(format!("{text}: {why}"));
             let url: ServerUrl = text.parse().map_err(|error| invalid(&error))?;

@@ -102,7 +102,13 @@ impl Requests {
             }
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
         };
-        let meter = self.meters.of(client.address.ip(), username);
+        let holder = self.access.turn_meter(username);
+        let holder = holder.map_err(|_| ErrorCode::FORBIDDEN)?;
+        let meter = self.meters.of(
+            client.address.ip(),
+            self.access.turn_account(username),
+            holder,
+        );
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),

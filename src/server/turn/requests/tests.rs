@@ -48,11 +48,13 @@ impl Net {
         let user = authority.issue("ann", hour, SystemTime::now());
         let metrics = Metrics::new(&config);
         let hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+        let pools = Pools::new(&Settings::fixed(config), &metrics);
         let setup = Setup {
+            access: Access::open(&pools),
             authority,
             addresses: RelayAddresses::new(hosts, vec![], None),
             own: Arc::new(Own::new([3478], [PUBLIC])),
-            pools: Pools::new(&Settings::fixed(config), &metrics),
+            pools,
             usage: crate::server::usage::Usage::default(),
             metrics,
         };

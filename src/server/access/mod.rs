@@ -1,0 +1,563 @@
+//! Who may use the server: everybody, the peers of a list, the holders of the operator's tokens, or
+//! whom the operator's own program admits.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `messages` | the relay's end of `/throughline/access/1` |
+//! | `token` | tokens: how they are made and checked |
+//! | `hook`, `answers` | questions to the operator's program, and its answers |
+//! | `meter`, `amount` | quotas and rates |
+
+mod amount;
+mod answers;
+mod hook;
+pub(crate) mod messages;
+mod meter;
+mod token;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    hash::Hash,
+    io::{self, Read as _},
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use libp2p::PeerId;
+use tokio::time;
+
+pub(crate) use self::meter::Meter;
+pub use self::token::{NewToken, TokenKey};
+use self::{
+    answers::{Answer, Question},
+    hook::{Asked, Hook},
+    meter::{Limits, Meters},
+    token::Verifier,
+};
+use super::{
+    config::{AccessConfig, AccessMode},
+    pool::{Pools, Refusals},
+    usage::Account,
+};
+use crate::{
+    core::access::Denial,
+    error::{Error, ErrorKind},
+    native::environment::FromFile,
+};
+
+/// How often files are looked at, and how often what has ended is removed.
+const SWEEP: Duration = Duration::from_secs(1);
+/// The longest file of names. It has room for a million peer ids.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// The separator of a peer id and a token's id in the user names of TURN.
+const TURN_ID: char = '/';
+
+/// What a peer asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum What {
+    Reservation,
+    Circuit,
+    Offer,
+    Turn,
+}
+
+impl What {
+    /// The word that the hook reads.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reservation => "reservation",
+            Self::Circuit => "circuit",
+            Self::Offer => "offer",
+            Self::Turn => "turn",
+        }
+    }
+}
+
+/// What a peer that is admitted has. It has no `Debug`, because the token is a secret.
+#[derive(Clone, Default)]
+pub(crate) struct Grant {
+    /// The end of its admission, if that has one.
+    ends: Option<SystemTime>,
+    /// Counts what is carried for it, if that is limited.
+    meter: Option<Arc<Meter>>,
+    /// The id of its token, if it has one.
+    id: Option<String>,
+    /// The name in its token. It is empty without a token.
+    name: String,
+    /// The token that the hook was shown. It is shown again when the peer asks for more.
+    shown: Option<Arc<str>>,
+}
+
+impl Grant {
+    /// Returns how long the admission lasts, if it has an end.
+    pub(crate) fn lasts(&self) -> Option<Duration> {
+        let left = |ends: SystemTime| ends.duration_since(SystemTime::now()).unwrap_or_default();
+        self.ends.map(left)
+    }
+}
+
+/// Whether a peer is admitted.
+pub(crate) type Verdict = Result<Grant, Denial>;
+
+/// A verdict, or a task that gets it.
+pub(crate) enum Judgement {
+    Now(Verdict),
+    Later(BoxFuture<'static, Verdict>),
+}
+
+/// The rules of a server. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Access(Arc<Inner>);
+
+struct Inner {
+    rule: Rule,
+    /// Whether diallers have to be admitted, too.
+    dialers: bool,
+    refusals: Refusals,
+    /// What connected peers were granted by a token or by the hook.
+    granted: Mutex<HashMap<PeerId, Grant>>,
+    meters: Mutex<Meters>,
+}
+
+enum Rule {
+    Open,
+    List(Names<PeerId>),
+    Token(Verifier, Option<Names<String>>),
+    Hook(Arc<Hook>),
+}
+
+impl Access {
+    /// Reads the files that `config` names. `relay` is the server's own id.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] if a file, a key or a URL cannot be used.
+    pub(crate) fn new(config: &AccessConfig, pools: &Pools, relay: PeerId) -> Result<Self, Error> {
+        let rule = match config.mode() {
+            AccessMode::Open => Rule::Open,
+            AccessMode::List => {
+                let file = config.list.as_deref();
+                let file = file.ok_or_else(|| missing("list", "a file of peer ids"))?;
+                Rule::List(Names::load("access.list", file, |name| name.parse().ok())?)
+            }
+            AccessMode::Token => {
+                if config.keys.is_empty() {
+                    return Err(missing("keys", "what `throughline token key` prints"));
+                }
+                let id = |name: &str| token::is_id(name).then(|| name.to_owned());
+                let revoked = config.revoked.as_deref();
+                let revoked = revoked.map(|file| Names::load("access.revoked", file, id));
+                Rule::Token(Verifier::new(&config.keys, relay)?, revoked.transpose()?)
+            }
+            AccessMode::Hook => Rule::Hook(Arc::new(Hook::new(&config.hook, pools)?)),
+        };
+        Ok(Self(Arc::new(Inner {
+            rule,
+            dialers: config.dialers,
+            refusals: pools.refusals.clone(),
+            granted: Mutex::default(),
+            meters: Mutex::default(),
+        })))
+    }
+
+    /// The rules of a server that is open to everybody.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn open(pools: &Pools) -> Self {
+        Self(Arc::new(Inner {
+            rule: Rule::Open,
+            dialers: false,
+            refusals: pools.refusals.clone(),
+            granted: Mutex::default(),
+            meters: Mutex::default(),
+        }))
+    }
+
+    /// Whether everybody may use the server.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.0.rule, Rule::Open)
+    }
+
+    /// Whether a dialler has to be admitted itself. Otherwise it is enough that the peer is that it
+    /// wants to reach.
+    pub(crate) fn is_for_dialers(&self) -> bool {
+        self.0.dialers && !self.is_open()
+    }
+
+    fn granted(&self) -> MutexGuard<'_, HashMap<PeerId, Grant>> {
+        lock(&self.0.granted)
+    }
+
+    /// Decides whether `peer`, which comes from `from`, may have what it asks for.
+    pub(crate) fn judge(
+        &self,
+        peer: PeerId,
+        from: Option<IpAddr>,
+        token: Option<&str>,
+        what: What,
+    ) -> Judgement {
+        self.judge_at(peer, from, token, what, SystemTime::now())
+    }
+
+    fn judge_at(
+        &self,
+        peer: PeerId,
+        from: Option<IpAddr>,
+        token: Option<&str>,
+        what: What,
+        now: SystemTime,
+    ) -> Judgement {
+        let verdict = match &self.0.rule {
+            Rule::Open => Ok(Grant::default()),
+            Rule::List(names) if names.hold(&peer) => Ok(Grant::default()),
+            Rule::List(_) => Err((Denial::Access, "unlisted")),
+            Rule::Token(verifier, revoked) => match token {
+                Some(token) => self.present(verifier, revoked.as_ref(), token, peer, now),
+                None => self.standing(&peer, now),
+            },
+            Rule::Hook(hook) => {
+                let before = || self.granted().get(&peer)?.shown.clone();
+                let question = Question {
+                    peer,
+                    address: from,
+                    token: token.map(Arc::from).or_else(before),
+                    what,
+                };
+                return match hook.ask(question.clone()) {
+                    Asked::Known(answer) => Judgement::Now(self.take(question, answer, now)),
+                    Asked::Under(answer) => {
+                        let this = self.clone();
+                        let verdict = async move {
+                            let answer = answer.await;
+                            this.take(question, answer, SystemTime::now())
+                        };
+                        Judgement::Later(verdict.boxed())
+                    }
+                };
+            }
+        };
+        Judgement::Now(verdict.map_err(|(denial, why)| self.refuse(denial, why, from)))
+    }
+
+    fn refuse(&self, denial: Denial, why: &'static str, from: Option<IpAddr>) -> Denial {
+        self.0.refusals.tell("access", why, from);
+        denial
+    }
+
+    /// What a peer was granted before.
+    fn standing(&self, peer: &PeerId, now: SystemTime) -> Result<Grant, (Denial, &'static str)> {
+        let grant = self.granted().get(peer).cloned();
+        let grant = grant.ok_or((Denial::Access, "no_token"))?;
+        match grant.ends.is_some_and(|ends| ends <= now) {
+            true => Err((Denial::Access, token::Fault::Expired.name())),
+            false => Ok(grant),
+        }
+    }
+
+    /// A peer shows a token. What it had before does not count any more.
+    fn present(
+        &self,
+        verifier: &Verifier,
+        revoked: Option<&Names<String>>,
+        token: &str,
+        peer: PeerId,
+        now: SystemTime,
+    ) -> Result<Grant, (Denial, &'static str)> {
+        self.granted().remove(&peer);
+        let claims = verifier.verify(token, peer, now);
+        let claims = claims.and_then(|claims| {
+            let id = claims.id.as_ref();
+            match id.is_some_and(|id| revoked.is_some_and(|revoked| revoked.hold(id))) {
+                true => Err(token::Fault::Revoked),
+                false => Ok(claims),
+            }
+        });
+        let claims = claims.map_err(|fault| (Denial::Access, fault.name()))?;
+        let holder = claims.id.as_deref().unwrap_or(&claims.name);
+        let meter = self.meter(holder, claims.limits, now);
+        let grant = Grant {
+            ends: Some(claims.ends),
+            meter: meter.map_err(|denial| (denial, "quota"))?,
+            id: claims.id,
+            name: claims.name,
+            shown: None,
+        };
+        self.granted().insert(peer, grant.clone());
+        Ok(grant)
+    }
+
+    /// Takes the answer of the hook about a peer. If the peer may not reserve, it may nothing.
+    fn take(&self, question: Question, answer: Answer, now: SystemTime) -> Verdict {
+        let Question {
+            peer,
+            address,
+            token,
+            what,
+        } = question;
+        let verdict = match answer {
+            Answer::Deny(denial) => Err((denial, "hook")),
+            Answer::Allow { name, limits } => {
+                let name = name.unwrap_or_else(|| peer.to_string());
+                self.meter(&name, limits, now)
+                    .map_err(|denial| (denial, "quota"))
+            }
+        };
+        match verdict {
+            Ok(meter) => {
+                let grant = Grant {
+                    meter,
+                    shown: token,
+                    ..Grant::default()
+                };
+                self.granted().insert(peer, grant.clone());
+                Ok(grant)
+            }
+            Err((denial, why)) => {
+                if what == What::Reservation {
+                    self.granted().remove(&peer);
+                }
+                Err(self.refuse(denial, why, address))
+            }
+        }
+    }
+
+    /// Returns the meter of a holder whose use is limited.
+    ///
+    /// # Errors
+    /// [`Denial::Quota`] if nothing is left of its quota.
+    fn meter(
+        &self,
+        holder: &str,
+        limits: Limits,
+        now: SystemTime,
+    ) -> Result<Option<Arc<Meter>>, Denial> {
+        if limits == Limits::default() {
+            return Ok(None);
+        }
+        let meter = lock(&self.0.meters).of(holder, limits, now)?;
+        meter.check(now)?;
+        Ok(Some(meter))
+    }
+
+    /// Returns what counts the bytes that are carried for `peers`.
+    ///
+    /// # Errors
+    /// [`Denial::Quota`] if nothing is left of a quota.
+    pub(crate) fn meters_of(&self, peers: [PeerId; 2]) -> Result<Vec<Arc<Meter>>, Denial> {
+        let meters: Vec<_> = {
+            let granted = self.granted();
+            let meters = peers
+                .iter()
+                .filter_map(|peer| granted.get(peer)?.meter.clone());
+            meters.collect()
+        };
+        let now = SystemTime::now();
+        meters.iter().try_for_each(|meter| meter.check(now))?;
+        Ok(meters)
+    }
+
+    /// Returns the account of `peer` in the record of usage, with the name in its token.
+    pub(crate) fn account(&self, peer: &PeerId) -> Account {
+        let granted = self.granted();
+        let name = granted.get(peer).map(|grant| grant.name.clone());
+        Account {
+            token: name.unwrap_or_default(),
+            peer: peer.to_string(),
+        }
+    }
+
+    /// Returns the account of the user with this name at the TURN server. Credentials that the operator
+    /// has made may name no peer.
+    pub(crate) fn turn_account(&self, username: &str) -> Account {
+        let (user, _) = turn_holder(username);
+        match user.parse() {
+            Ok(peer) => self.account(&peer),
+            Err(_) => Account {
+                token: String::new(),
+                peer: format!("turn:{user}"),
+            },
+        }
+    }
+
+    /// The last connection of a peer has ended.
+    pub(crate) fn forget(&self, peer: &PeerId) {
+        self.granted().remove(peer);
+    }
+
+    /// Whether `peer`, which was admitted, still is. The answer of a hook counts until the peer
+    /// asks for something again.
+    pub(crate) fn still_admits(&self, peer: &PeerId) -> bool {
+        self.still_admits_at(peer, SystemTime::now())
+    }
+
+    fn still_admits_at(&self, peer: &PeerId, now: SystemTime) -> bool {
+        match &self.0.rule {
+            Rule::Open => true,
+            Rule::List(names) => names.hold(peer),
+            Rule::Token(_, revoked) => {
+                let grant = self.granted().get(peer).cloned();
+                grant.is_some_and(|grant| {
+                    let ended = grant.ends.is_some_and(|ends| ends <= now);
+                    !ended && !is_revoked(revoked.as_ref(), grant.id.as_deref())
+                })
+            }
+            Rule::Hook(_) => self.granted().contains_key(peer),
+        }
+    }
+
+    /// Returns the name of `peer` in the user names of TURN. It tells what the peer was admitted by.
+    pub(crate) fn turn_id(&self, peer: &PeerId, grant: &Grant) -> String {
+        match &grant.id {
+            Some(id) => format!("{peer}{TURN_ID}{id}"),
+            None => peer.to_string(),
+        }
+    }
+
+    /// Whether the user with this name at the TURN server, whose credentials are valid, was barred
+    /// after it got them.
+    pub(crate) fn bars_turn(&self, username: &str) -> bool {
+        let (peer, token) = turn_holder(username);
+        match &self.0.rule {
+            Rule::Open | Rule::Hook(_) => false,
+            // Other names are those of credentials that the operator has made.
+            Rule::List(names) => peer.parse().is_ok_and(|peer| !names.hold(&peer)),
+            Rule::Token(_, revoked) => is_revoked(revoked.as_ref(), token),
+        }
+    }
+
+    /// Returns what counts the bytes of the user with this name at the TURN server.
+    ///
+    /// # Errors
+    /// The hook's answers count for peers whose link is up, so that others get no new address.
+    pub(crate) fn turn_meter(&self, username: &str) -> Result<Option<Arc<Meter>>, Denial> {
+        let (peer, token) = turn_holder(username);
+        match (&self.0.rule, token, peer.parse::<PeerId>()) {
+            (Rule::Token(..), Some(token), _) => Ok(lock(&self.0.meters).get(token)),
+            (Rule::Hook(_), _, Ok(peer)) => match self.granted().get(&peer) {
+                Some(grant) => Ok(grant.meter.clone()),
+                None => Err(Denial::Access),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Has the files read anew, although they may look the same. They are read within a second.
+    pub(crate) fn reload(&self) {
+        match &self.0.rule {
+            Rule::List(names) => names.file.renew(),
+            Rule::Token(_, Some(names)) => names.file.renew(),
+            _ => {}
+        }
+    }
+
+    /// Keeps up with the files, and removes what has ended. It never returns.
+    pub(crate) async fn keep(self) {
+        let mut sweep = time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            sweep.tick().await;
+            match &self.0.rule {
+                Rule::List(names) => names.follow().await,
+                Rule::Token(_, Some(names)) => names.follow().await,
+                Rule::Hook(hook) => hook.sweep(Instant::now()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Returns the peer and the id of its token in the user name of TURN, if they stand there.
+fn turn_holder(username: &str) -> (&str, Option<&str>) {
+    let (_, id) = username.split_once(':').unwrap_or_default();
+    match id.split_once(TURN_ID) {
+        Some((peer, token)) => (peer, Some(token)),
+        None => (id, None),
+    }
+}
+
+fn is_revoked(revoked: Option<&Names<String>>, id: Option<&str>) -> bool {
+    match (revoked, id) {
+        (Some(revoked), Some(id)) => revoked.hold(&id.to_owned()),
+        _ => false,
+    }
+}
+
+fn missing(field: &str, what: &str) -> Error {
+    let message = format!("access.{field}: access.mode needs {what} here");
+    Error::new(ErrorKind::InvalidConfig, message)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it holds is consistent after every call.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The names in a file, one a line. Lines that begin with `#` are comments.
+struct Names<T> {
+    file: Arc<FromFile<Arc<HashSet<T>>>>,
+    /// The names as of the last look at the file.
+    now: RwLock<Arc<HashSet<T>>>,
+}
+
+impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] if the file cannot be read. A line that is no name is left out,
+    /// and the log says so.
+    fn load(
+        field: &'static str,
+        path: &Path,
+        name: impl Fn(&str) -> Option<T> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let read = move |path: &Path| read_names(field, path, &name).map(Arc::new);
+        let invalid = |error| {
+            let message = format!("{field}: {}: {error}", path.display());
+            Error::new(ErrorKind::InvalidConfig, message)
+        };
+        let now = RwLock::new(read(path).map_err(invalid)?);
+        let file = FromFile::load(path, read).map_err(invalid)?;
+        Ok(Self { file, now })
+    }
+
+    fn hold(&self, name: &T) -> bool {
+        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
+        now.contains(name)
+    }
+
+    async fn follow(&self) {
+        let current = self.file.current().await;
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = current;
+    }
+}
+
+fn read_names<T: Eq + Hash>(
+    field: &str,
+    path: &Path,
+    name: impl Fn(&str) -> Option<T>,
+) -> io::Result<HashSet<T>> {
+    let mut text = String::new();
+    let read = fs::File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_string(&mut text)?;
+    if read as u64 > MAX_FILE {
+        return Err(io::Error::other(format!(
+            "it is longer than {MAX_FILE} bytes"
+        )));
+    }
+    let mut names = HashSet::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match name(line) {
+            Some(name) => _ = names.insert(name),
+            None => tracing::warn!(line = number + 1, "{field}: this line is left out"),
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Who gets what they ask the relay for.
+
+use std::time::Instant;
+
+use super::Relay;
+use crate::{
+    core::{
+        access::{Admitted, Denial},
+        protobuf::behind_length,
+    },
+    server::{
+        access::{Grant, Judgement, Verdict, What, messages},
+        circuits::{Asked, Carried, Wanted},
+        hop::{Request, Status},
+        turn::TurnOffer,
+    },
+};
+
+impl Relay {
+    /// Gives peers that are admitted credentials for the TURN server from now on.
+    pub(crate) fn offer_turn(&mut self, offer: Option<TurnOffer>) {
+        self.turn = offer;
+    }
+
+    /// A peer asks for something. It gets an answer when it is known whether the peer is admitted.
+    pub(super) fn on_asked(&mut self, asked: Asked, wanted: Wanted) {
+        let (peer, connection) = (asked.source, asked.connection);
+        let (what, token) = match &wanted {
+            Wanted::Hop(Request::Reserve) if asked.what == Carried::Circuit => {
+                (Some(What::Reservation), None)
+            }
+            Wanted::Hop(Request::Reserve) => return asked.refuse(Status::Malformed),
+            Wanted::Hop(Request::Connect(_)) => {
+                let what = match asked.what {
+                    Carried::Offer => What::Offer,
+                    Carried::Circuit | Carried::Access => What::Circuit,
+                };
+                (Some(what).filter(|_| self.access.is_for_dialers()), None)
+            }
+            Wanted::Access(request) => {
+                let what = match request.turn && !request.reserve {
+                    true => What::Turn,
+                    false => What::Reservation,
+                };
+                (Some(what), request.token.as_deref())
+            }
+        };
+        // A token is checked, and the hook is asked, no more often than reservations are allowed.
+        let is_renewable = !matches!(wanted, Wanted::Hop(Request::Connect(_)));
+        if is_renewable && !self.may_reserve(peer, connection) {
+            self.metrics.reservation("denied");
+            return asked.deny(Denial::Limit);
+        }
+        let Some(what) = what else {
+            return self.on_judged(asked, wanted, Ok(Grant::default()));
+        };
+        let from = self.holder(peer, connection).ip;
+        match self.access.judge(peer, from, token, what) {
+            Judgement::Now(verdict) => self.on_judged(asked, wanted, verdict),
+            Judgement::Later(verdict) => self.circuits.await_verdict(asked, wanted, verdict),
+        }
+    }
+
+    /// There is a verdict on what a peer has asked for.
+    pub(super) fn on_judged(&mut self, asked: Asked, wanted: Wanted, verdict: Verdict) {
+        let (peer, connection) = (asked.source, asked.connection);
+        let grant = match verdict {
+            Ok(grant) => grant,
+            Err(denial) => {
+                match wanted {
+                    Wanted::Hop(Request::Connect(_)) if asked.what == Carried::Circuit => {
+                        self.metrics.circuit("denied");
+                    }
+                    Wanted::Hop(Request::Connect(_)) => {}
+                    Wanted::Hop(Request::Reserve) | Wanted::Access(_) => {
+                        self.metrics.reservation("denied");
+                    }
+                }
+                return asked.deny(denial);
+            }
+        };
+        match wanted {
+            Wanted::Hop(Request::Connect(to)) => self.on_connect(asked, to),
+            Wanted::Hop(Request::Reserve) => match self.reserve(peer, connection) {
+                Ok(granted) => self.circuits.grant(asked, behind_length(&granted)),
+                Err(_) => asked.refuse(Status::Limit),
+            },
+            Wanted::Access(request) => {
+                let reserved = request.reserve.then(|| self.reserve(peer, connection));
+                let Ok(reservation) = reserved.transpose() else {
+                    return asked.deny(Denial::Limit);
+                };
+                let lasts = grant.lasts();
+                let turn = self.turn.as_ref().filter(|_| request.turn);
+                let turn = turn.map(|offer| {
+                    let id = self.access.turn_id(&peer, &grant);
+                    offer.issue(&id, lasts)
+                });
+                let admitted = Admitted {
+                    lasts,
+                    reservation,
+                    turn,
+                };
+                self.circuits.grant(asked, messages::answer(&Ok(admitted)));
+            }
+        }
+    }
+
+    /// Closes the connections of peers that hold a reservation and are no longer admitted.
+    pub(super) fn send_barred_away(&mut self) {
+        if self.access.is_open() {
+            return;
+        }
+        for peer in self.clients.holders(Instant::now()) {
+            if !self.access.still_admits(&peer) {
+                self.pools.refusals.tell("access", "no_longer", None);
+                // An error means that it has disconnected by itself.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
+    }
+}
