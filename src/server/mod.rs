@@ -584,7 +584,7 @@ impl Server {
         if let Some(writer) = self.usage.stop() {
             // Neither a panic of the thread nor a slow disk may keep the server.
             let written = tokio::task::spawn_blocking(|| writer.join());
-            let _ = tokio::time::timeout(LAST_BATCH, written).await;
+            let _ = time::timeout(LAST_BATCH, written).await;
         }
     }
 }
