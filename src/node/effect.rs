@@ -50,6 +50,8 @@ pub(super) enum Effect {
     /// Every configured relay has failed, so waiting for a reservation is in vain.
     NoRelay,
     Dial(DialFor, Box<DialOpts>),
+    /// Takes a dial back that is under way.
+    GiveUp(DialFor),
     /// Tells other peers that these addresses of relays lead to us.
     Announce(Vec<Multiaddr>),
     /// Tells nobody any more that these addresses of relays lead to us.
@@ -145,6 +147,7 @@ pub(super) mod tests {
                 Self::Dial(DialFor::Relay(_), _) => "dial relay".to_owned(),
                 Self::Dial(DialFor::Replacement(_), _) => "dial replacement".to_owned(),
                 Self::Dial(DialFor::Attempt(_, attempt), _) => format!("dial {attempt:?}"),
+                Self::GiveUp(_) => "give up dial".to_owned(),
                 Self::Announce(_) => "announce".to_owned(),
                 Self::Withdraw(_) => "withdraw".to_owned(),
                 Self::CloseConnection(conn) => format!("close {conn}"),

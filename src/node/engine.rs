@@ -310,6 +310,7 @@ impl Node {
                 let heard = self.sessions.heard_over(&relay);
                 self.relays.on_link_deadline(relay, heard, effects);
             }
+            Timer::Unanswered(relay, dial) => self.relays.on_unanswered(relay, dial, effects),
             Timer::Spare => self.start_spares(),
             Timer::RelayRested(relay) => self.relays.on_rested(&relay, effects),
             Timer::ReservationDeadline(relay, id) => {

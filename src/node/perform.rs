@@ -70,6 +70,7 @@ impl Node {
                     self.on_dial_failed(purpose, &error);
                 }
             }
+            Effect::GiveUp(purpose) => self.network.take_back(purpose),
             Effect::Announce(relays) => relays.iter().for_each(|r| self.network.announce(r)),
             Effect::Withdraw(relays) => relays.iter().for_each(|r| self.network.withdraw(r)),
             Effect::CloseConnection(conn) => self.network.close(conn),

@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Session(SessionId, Deadline),
     /// The liveness of the link to a relay wants to know the time.
     Link(PeerId),
+    /// This dial of a relay that was there before has had long enough.
+    Unanswered(PeerId, ConnectionId),
     /// A place for a spare circuit is free again.
     Spare,
     /// The pause after the failure of a relay is over.

@@ -79,7 +79,7 @@ use self::{
     metrics::Metrics,
     pool::{Pool, Pools},
     settings::{Changes, Settings},
-    swarm::Relay,
+    swarm::{Relay, RelayParts},
     tls::Tls,
     turn::{Authority, TurnOffer, TurnServer},
     usage::Usage,
@@ -225,17 +225,14 @@ impl Server {
         };
         let peer_id = identity.peer_id();
         let access = Access::new(&config.access, &pools, peer_id.0)?;
-        let mut relay = Relay::start(
-            arrivals,
-            identity.keypair(),
-            metrics.clone(),
-            pools.clone(),
-            access.clone(),
-            own,
-            descriptors.clone(),
-            usage.clone(),
-        )
-        .await?;
+        let parts = RelayParts {
+            metrics: metrics.clone(),
+            pools: pools.clone(),
+            access: access.clone(),
+            descriptors: descriptors.clone(),
+            usage: usage.clone(),
+        };
+        let mut relay = Relay::start(identity.keypair(), arrivals, own, parts).await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
@@ -459,6 +456,9 @@ impl Server {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the files cannot be used. The old certificate is served on.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the old certificate, until the change of the files is noticed.
     pub async fn reload_certificate(&self) -> Result<(), Error> {
         match &self.tls {
             Some(tls) => tls.reload().await,

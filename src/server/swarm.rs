@@ -82,9 +82,19 @@ struct ServerBehaviour {
     requests: Substreams,
 }
 
+/// The parts of a server that its relay uses, too.
+pub(crate) struct RelayParts {
+    pub(crate) metrics: Metrics,
+    pub(crate) pools: Pools,
+    pub(crate) access: Access,
+    pub(crate) descriptors: Descriptors,
+    pub(crate) usage: Usage,
+}
+
 /// A relay whose listeners are open.
 pub(crate) struct Relay {
     swarm: Swarm<ServerBehaviour>,
+    listeners: Vec<ListenerId>,
     announce: Announcements,
     metrics: Metrics,
     pools: Pools,
@@ -110,16 +120,20 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// Opens every listener that the settings ask for, and waits until their addresses are known.
+    /// `own` are the addresses of the other services, which nobody may aim the relay at.
     pub(crate) async fn start(
-        arrivals: Arrivals,
         keypair: &identity::Keypair,
-        metrics: Metrics,
-        pools: Pools,
-        access: Access,
+        arrivals: Arrivals,
         mut own: Vec<SocketAddr>,
-        descriptors: Descriptors,
-        usage: Usage,
+        parts: RelayParts,
     ) -> Result<Self, Error> {
+        let RelayParts {
+            metrics,
+            pools,
+            access,
+            descriptors,
+            usage,
+        } = parts;
         let settings = pools.settings.clone();
         let config = &*settings.now();
         let announced = config.announced()?;
@@ -138,6 +152,7 @@ impl Relay {
                 .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
         let mut relay = Self {
+            listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
             announce: Announcements::new(announced),
             metrics,
@@ -170,6 +185,7 @@ impl Relay {
                 .listen_on(address.clone())
                 .map_err(|error| listen_error(&address, io::Error::other(error)))?;
             pending.insert(listener, address);
+            self.listeners.push(listener);
         }
         while !pending.is_empty() {
             let event = self.swarm.select_next_some().await;
@@ -237,6 +253,11 @@ impl Relay {
                 () = self.settings.changed() => self.on_settings(),
                 _ = &mut stop => break,
             }
+        }
+        // A peer that comes back at once would get a link to a relay that is about to be gone, and
+        // notice it late. It is refused, and comes back to the next relay.
+        for listener in self.listeners {
+            self.swarm.remove_listener(listener);
         }
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {

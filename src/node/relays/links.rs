@@ -13,7 +13,7 @@ use libp2p::{
 
 use web_time::Instant;
 
-use super::{Relay, RelayLink, Relays, Reservation};
+use super::{EAGER, Relay, RelayLink, Relays, Reservation};
 use crate::{
     core::{
         access, address,
@@ -36,9 +36,15 @@ use crate::{
 /// The pause between two tries to replace a suspect link.
 const REPLACE_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a relay that was there before may take to answer a dial, at least, and in round trips. What
+/// is sent to a relay while it is restarted is lost, and QUIC repeats it after 1 s, 3 s and 7 s. A new
+/// dial comes sooner.
+const ANSWER: (Duration, u32) = (Duration::from_millis(1500), 8);
+
 impl Relays {
     /// Dials a relay, for its link or for another one in the place of a suspect link.
     pub(in crate::node) fn dial(&mut self, peer: PeerId, effects: &mut Effects) {
+        let random = (self.random)();
         let Some(relay) = self.get_mut(&peer) else {
             return;
         };
@@ -52,7 +58,11 @@ impl Relays {
                 DialFor::Replacement(peer)
             }
             _ => {
-                relay.link = RelayLink::Dialling(opts.connection_id());
+                let dial = opts.connection_id();
+                relay.link = RelayLink::Dialling(dial);
+                if let Some(patience) = relay.patience(random) {
+                    effects.push(Effect::After(patience, Timer::Unanswered(peer, dial)));
+                }
                 DialFor::Relay(peer)
             }
         };
@@ -172,6 +182,20 @@ impl Relays {
         self.fail_waiting(peer, reason, effects);
         effects.push(Effect::RelayGone(peer));
         self.rest(peer, reason, effects);
+    }
+
+    /// A dial of a relay that was there before has had long enough.
+    pub(in crate::node) fn on_unanswered(
+        &mut self,
+        peer: PeerId,
+        dial: ConnectionId,
+        effects: &mut Effects,
+    ) {
+        let is_under_way = |relay: &Relay| relay.link == RelayLink::Dialling(dial);
+        if self.get(&peer).is_some_and(is_under_way) {
+            effects.push(Effect::GiveUp(DialFor::Relay(peer)));
+            self.on_link_failed(peer, "the relay does not answer", effects);
+        }
     }
 
     pub(in crate::node) fn on_link_closed(
@@ -419,6 +443,14 @@ impl Relays {
 }
 
 impl Relay {
+    /// How long the relay may take to answer a dial, if it was there a short time ago. `random` spreads
+    /// the dials of peers that have lost it together.
+    fn patience(&self, random: f64) -> Option<Duration> {
+        let (least, round_trips) = ANSWER;
+        let rtt = self.rtt.filter(|_| self.backoff.failures() <= EAGER)?;
+        Some(least.max(rtt * round_trips).mul_f64(1.0 + random / 2.0))
+    }
+
     /// Makes sure that the relays are told the time when the link's liveness wants it.
     fn watch(&mut self, peer: PeerId, effects: &mut Effects) {
         let wake = self.liveness.as_ref().and_then(Liveness::wake);
@@ -492,6 +524,32 @@ mod tests {
         relays.on_link_failed(peers[0], "refused", &mut effects);
         assert!(briefs(&mut effects).is_empty());
         assert!(relays.circuit_link(&peers[0]).is_some());
+    }
+
+    #[test]
+    fn a_relay_that_was_there_is_dialled_anew_if_it_does_not_answer() {
+        let peers = peers(1);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        for (rtt, patience) in [(20, 1875), (400, 4000)] {
+            let relay = relays.get_mut(&peers[0]).unwrap();
+            relay.rtt = Some(Duration::from_millis(rtt));
+            relay.resting = false;
+            relays.pursue(&mut effects);
+            let expected = [format!("after {patience} ms"), "dial relay".to_owned()];
+            assert_eq!(briefs(&mut effects), expected);
+            let RelayLink::Dialling(dial) = relays.get(&peers[0]).unwrap().link else {
+                panic!("it is dialled");
+            };
+            let other = ConnectionId::new_unchecked(usize::MAX);
+            relays.on_unanswered(peers[0], other, &mut effects);
+            assert!(briefs(&mut effects).is_empty(), "an earlier dial");
+            relays.on_unanswered(peers[0], dial, &mut effects);
+            let given_up = briefs(&mut effects);
+            assert_eq!(given_up[..2], ["give up dial", "relay gone"]);
+            assert!(given_up[2].starts_with("after "), "{given_up:?}");
+            relays.on_unanswered(peers[0], dial, &mut effects);
+            assert!(briefs(&mut effects).is_empty(), "it is over");
+        }
     }
 
     #[test]

@@ -22,17 +22,14 @@ async fn a_server_dials_nobody_by_itself() {
         ways: Vec::new(),
         forwarded: pools.limits.forwarded.clone(),
     };
-    let (access, own) = (Access::open(&pools), Vec::new());
-    let relay = Relay::start(
-        arrivals,
-        &keypair,
+    let parts = RelayParts {
+        access: Access::open(&pools),
         metrics,
         pools,
-        access,
-        own,
         descriptors,
         usage,
-    );
+    };
+    let relay = Relay::start(&keypair, arrivals, Vec::new(), parts);
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));
