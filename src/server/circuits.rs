@@ -396,10 +396,6 @@ fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// A report of a background task.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a few in one queue, most of them the large one"
-)]
 pub(crate) enum Report {
     Asked(Asked, Wanted),
     /// There is a verdict on a request that waited for one.

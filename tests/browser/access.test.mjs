@@ -46,12 +46,10 @@ test("a page needs a token, as text or by a function, and gets TURN with it", li
 
   // A page that stays on the relay uses up its quota with its first bytes.
   const poor = { ...options, relayTokens: over, direct: false };
-  const first = await open(t, browser, url);
-  await first.evaluate((options) => peer.start(options), poor);
-  const cut = await first.evaluate((ticket) => peer.outcome(() => peer.connect(ticket)), ticket);
+  await refused.evaluate((options) => peer.start(options), poor);
+  const cut = await refused.evaluate((ticket) => peer.outcome(() => peer.connect(ticket)), ticket);
   assert.ok(cut.error, "the circuit ends");
-  const second = await open(t, browser, url);
-  const { error } = await second.evaluate((options) => peer.outcome(() => peer.start(options)), poor);
+  const { error } = await refused.evaluate((options) => peer.outcome(() => peer.start(options)), poor);
   assert.equal(error.code, "quota_exceeded");
   assert.ok(error.retryAfterMs > 0, `${error.retryAfterMs}`);
 });

@@ -348,7 +348,7 @@ async fn a_peer_on_the_same_machine_is_found_by_ice() {
 }
 
 #[tokio::test]
-async fn a_circuit_that_the_relay_denies_is_refused() {
+async fn a_circuit_that_the_relay_denies_is_asked_for_once() {
     let mut relay = swarm(Says::Denied);
     let any = "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap();
     relay.listen_on(any).unwrap();
@@ -360,14 +360,11 @@ async fn a_circuit_that_the_relay_denies_is_refused() {
     tokio::spawn(relay.for_each(|_| future::ready(())));
     let alice = peer(relayed(dialler())).await;
     let error = refused(&alice, &ticket(&[address], &[])).await;
-    // The relay is asked once more, because most refusals end when the peer has reserved again.
-    assert_eq!(
-        causes(&error),
-        [(Strategy::CircuitRelay, Cause::Refused); 2]
-    );
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
+    assert_eq!(causes(&error), [(Strategy::CircuitRelay, Cause::Denied)]);
     let lost = [
-        "attempts circuit_relay 2",
-        "failures circuit_relay refused 2",
+        "attempts circuit_relay 1",
+        "failures circuit_relay denied 1",
     ];
     assert_eq!(books(&alice), entries(&lost));
 }
