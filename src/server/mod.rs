@@ -165,7 +165,7 @@ impl Server {
     ///   exist.
     /// - [`ErrorKind::InvalidIdentity`] if the identity file cannot be used.
     /// - [`ErrorKind::Io`] if a certificate cannot be used, others can write to the data
-    ///   directory, the record of usage cannot be opened, or an address is taken.
+    ///   directory, or an address is taken.
     ///
     /// # Cancel safety
     /// Dropping the future closes everything that it opened. Files that it made stay.

@@ -40,6 +40,7 @@ pub(crate) const OTHERS: &str = "*";
 
 impl Account {
     /// The account of a peer without a token.
+    #[cfg(test)]
     pub(crate) fn of(peer: impl ToString) -> Self {
         Self {
             token: String::new(),

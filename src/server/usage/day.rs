@@ -5,6 +5,15 @@ use std::{fmt, str::FromStr, time::SystemTime};
 use time::{Date, Month, OffsetDateTime};
 
 /// A day in UTC. It is written as `2026-11-30`.
+///
+/// ```
+/// use throughline::server::Day;
+///
+/// let day: Day = "2026-11-30".parse()?;
+/// assert!(day > "2026-02-28".parse()?);
+/// assert_eq!(day.to_string(), "2026-11-30");
+/// # Ok::<(), throughline::server::DayError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(Date);
 
@@ -34,6 +43,13 @@ impl fmt::Display for Day {
 }
 
 /// The text is not the date of a day.
+///
+/// ```
+/// use throughline::server::Day;
+///
+/// let error = "2026-02-30".parse::<Day>().unwrap_err();
+/// assert_eq!(error.to_string(), "a day is written as 2026-11-30");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DayError(());
 

@@ -37,6 +37,15 @@ const PERIOD: Duration = Duration::from_secs(2);
 const MOST_PAUSE: Duration = Duration::from_secs(60);
 
 /// By what amounts are summed up.
+///
+/// ```no_run
+/// use throughline::server::{UsageBy, usage};
+///
+/// # fn run() -> Result<(), throughline::Error> {
+/// let days = usage("/var/lib/throughline".as_ref(), None, UsageBy::Day)?;
+/// println!("{} days are in the record", days.len());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsageBy {
     /// The day, in UTC.
@@ -49,6 +58,16 @@ pub enum UsageBy {
 }
 
 /// What was taken under one name.
+///
+/// ```no_run
+/// use throughline::server::{UsageBy, usage};
+///
+/// # fn run() -> Result<(), throughline::Error> {
+/// let tokens = usage("/var/lib/throughline".as_ref(), None, UsageBy::Token)?;
+/// let most = tokens.iter().max_by_key(|row| row.bytes);
+/// println!("{:?} took the most", most.map(|row| &row.name));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageRow {
@@ -141,7 +160,11 @@ impl fmt::Debug for Usage {
 }
 
 impl Usage {
-    /// Starts to count, and to write to a file in `data`. Without a directory, nothing is counted.
+    /// Starts to count, and to write to a file in `data`. Without a directory, nothing is counted. A file
+    /// that cannot be used keeps no server from its work.
+    ///
+    /// # Errors
+    /// Fails if no thread can be started.
     pub(crate) fn start(
         data: Option<&Path>,
         config: &UsageConfig,
@@ -150,13 +173,8 @@ impl Usage {
         let Some(data) = data.filter(|_| config.record) else {
             return Ok(Self::default());
         };
-        let path = data.join(FILE);
-        let opened = Store::open(
-            path.clone(),
-            config.days.get(),
-            config.peers_per_day.get().into(),
-        );
-        let store = opened.map_err(|error| fault(&path, &error))?;
+        let most = config.peers_per_day.get().into();
+        let store = Store::new(data.join(FILE), config.days.get(), most);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             stop: Mutex::default(),
@@ -235,7 +253,11 @@ impl Shared {
 
     /// Writes a batch now and then, and the last one when `stopped` is closed.
     fn write(&self, mut store: Store, stopped: &mpsc::Receiver<()>) {
-        let mut pause = PERIOD;
+        // The operator hears at once if the file cannot be used.
+        let mut pause = match self.batch(&mut store, Vec::new()) {
+            true => PERIOD,
+            false => PERIOD * 2,
+        };
         loop {
             let next = stopped.recv_timeout(pause);
             let rows = self.take(Instant::now());

@@ -82,19 +82,18 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the file, and makes it if it is missing.
-    pub(super) fn open(path: PathBuf, days: u32, most: u64) -> Result<Self, redb::Error> {
-        let mut store = Self {
+    /// Makes a store that opens the file for the first batch.
+    pub(super) fn new(path: PathBuf, days: u32, most: u64) -> Self {
+        Self {
             path,
             days,
             most,
             database: None,
             day: None,
-        };
-        store.database()?;
-        Ok(store)
+        }
     }
 
+    /// Returns the open file. It is made if it is missing.
     fn database(&mut self) -> Result<&Database, redb::Error> {
         let database = match self.database.take() {
             Some(database) => database,

@@ -33,7 +33,8 @@ fn sum(name: impl ToString, bytes: u64, circuits: u64) -> (String, u64, u64) {
 fn amounts_are_summed_up_and_read_while_the_file_is_open() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
-    let mut store = Store::open(path.clone(), 10, 100).unwrap();
+    let mut store = Store::new(path.clone(), 10, 100);
+    store.write(day(1), &[]).unwrap();
     assert_eq!(sums(&path, None, UsageBy::Day), []);
     store
         .write(day(1), &[row("", "a", 1), row("t", "b", 2)])
@@ -55,7 +56,7 @@ fn amounts_are_summed_up_and_read_while_the_file_is_open() {
     assert_eq!(sums(&path, Some(day(2)), UsageBy::Peer), [sum("a", 8, 1)]);
     drop(store);
     // The next server goes on.
-    let mut store = Store::open(path.clone(), 10, 100).unwrap();
+    let mut store = Store::new(path.clone(), 10, 100);
     store.write(day(2), &[row("t", "a", 1)]).unwrap();
     drop(store);
     assert_eq!(sums(&path, Some(day(2)), UsageBy::Peer), [sum("a", 9, 2)]);
@@ -65,7 +66,7 @@ fn amounts_are_summed_up_and_read_while_the_file_is_open() {
 fn old_days_go() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
-    let mut store = Store::open(path.clone(), 2, 100).unwrap();
+    let mut store = Store::new(path.clone(), 2, 100);
     for number in 1..=4 {
         store.write(day(number), &[row("", "a", number)]).unwrap();
     }
@@ -79,7 +80,7 @@ fn old_days_go() {
 fn peers_without_a_row_of_their_own_share_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
-    let mut store = Store::open(path.clone(), 2, 2).unwrap();
+    let mut store = Store::new(path.clone(), 2, 2);
     let rows = [
         row("", "a", 1),
         row("", "b", 1),
@@ -90,7 +91,7 @@ fn peers_without_a_row_of_their_own_share_one() {
     store.write(day(1), &rows).unwrap();
     // Another server counts the rows of the day again.
     drop(store);
-    let mut store = Store::open(path.clone(), 2, 2).unwrap();
+    let mut store = Store::new(path.clone(), 2, 2);
     store.write(day(1), &[row("", "d", 1)]).unwrap();
     let others = sum("*", 5, 5);
     assert_eq!(
@@ -109,7 +110,8 @@ fn only_the_owner_can_read_the_file() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
-    let _store = Store::open(path.clone(), 2, 2).unwrap();
+    let mut store = Store::new(path.clone(), 2, 2);
+    store.write(day(1), &[]).unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
@@ -119,7 +121,7 @@ fn only_the_owner_can_read_the_file() {
 fn a_hundred_thousand_peers_a_day_take_a_bounded_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
-    let mut store = Store::open(path.clone(), 3, 100_000).unwrap();
+    let mut store = Store::new(path.clone(), 3, 100_000);
     let rows: Vec<_> = (0..100_000)
         .map(|peer| {
             row(
