@@ -17,6 +17,11 @@ pub(crate) const PROTOCOL: &str = "/throughline/access/1";
 
 /// The longest token. Those that the program makes have about 300 bytes.
 pub(crate) const MAX_TOKEN: usize = 4096;
+/// The longest time that counts, in seconds: a year. Longer ones mean the same, and would not fit into
+/// the clocks of all systems.
+const MAX_SECONDS: u64 = 366 * 24 * 60 * 60;
+/// The longest user name for TURN, in bytes. STUN has room for 513, and browsers refuse more than 509.
+pub(crate) const MAX_USERNAME: usize = 509;
 /// The longest answer: a reservation and credentials.
 pub(crate) const MAX_ANSWER: usize = 8192;
 
@@ -126,7 +131,7 @@ pub(crate) fn answered(mut rest: &[u8]) -> Option<Result<Admitted, Denial>> {
     while !rest.is_empty() {
         match take_varint(&mut rest)? {
             STATUS => status = take_varint(&mut rest)?,
-            SECONDS => seconds = Some(Duration::from_secs(take_varint(&mut rest)?)),
+            SECONDS => seconds = Some(take_seconds(&mut rest)?),
             RESERVATION => admitted.reservation = Some(take_bytes(&mut rest)?.to_vec()),
             TURN => admitted.turn = Some(turn(take_bytes(&mut rest)?)?),
             tag => skip_field(tag, &mut rest)?,
@@ -149,11 +154,16 @@ fn turn(mut rest: &[u8]) -> Option<TurnAccess> {
             TCP => turn.tcp = take_varint(&mut rest)?.try_into().ok()?,
             USERNAME => turn.username = text(&mut rest)?,
             CREDENTIAL => turn.credential = text(&mut rest)?,
-            TURN_SECONDS => turn.lasts = Duration::from_secs(take_varint(&mut rest)?),
+            TURN_SECONDS => turn.lasts = take_seconds(&mut rest)?,
             tag => skip_field(tag, &mut rest)?,
         }
     }
-    Some(turn)
+    (turn.username.len() <= MAX_USERNAME).then_some(turn)
+}
+
+fn take_seconds(rest: &mut &[u8]) -> Option<Duration> {
+    let seconds = take_varint(rest)?;
+    Some(Duration::from_secs(seconds.min(MAX_SECONDS)))
 }
 
 fn text(rest: &mut &[u8]) -> Option<String> {

@@ -98,10 +98,12 @@ pub(super) enum Internal {
     FarewellDone(PeerId),
     /// A peer signals ICE with a sealed offer, through a relay of ours.
     Offered(PeerId, BoxedStream),
-    /// A relay has answered what it was asked for. The answer may have a reservation.
+    /// A relay has answered what it was asked for, and whether that was access. The answer may have a
+    /// reservation.
     Answered(
         PeerId,
         Option<ReservationId>,
+        bool,
         Result<Admitted, ReservationError>,
     ),
     /// A relay has said over this link that it is about to end.
@@ -289,8 +291,9 @@ impl Node {
             } => self.on_header(peer, connection, header, substream),
             Internal::FarewellDone(peer) => self.finish_farewell(peer),
             Internal::Offered(peer, stream) => self.network.rtc().signalled(peer, stream),
-            Internal::Answered(relay, id, answer) => {
-                self.relays.on_access(relay, id, answer, &mut self.effects);
+            Internal::Answered(relay, id, access, answer) => {
+                self.relays
+                    .on_access(relay, id, access, answer, &mut self.effects);
             }
             Internal::Drains(relay, link, drain) => {
                 self.relays.on_drain(relay, link, drain, &mut self.effects);

@@ -192,13 +192,16 @@ impl Node {
     ) {
         let report = self.outbox.internal.clone();
         let patience = self.config.relay_timeout;
+        let access = matches!(how, reservation::Ask::Access { .. });
         let ask = async move {
             let answer = match stream {
                 Ok(stream) => reservation::ask(stream, how, patience).await,
                 Err(OpenError::Unsupported) => Err(ReservationError::NoRelay),
                 Err(error) => Err(ReservationError::NoAnswer(error.to_string())),
             };
-            let _ = report.send(Internal::Answered(relay, id, answer)).await;
+            let _ = report
+                .send(Internal::Answered(relay, id, access, answer))
+                .await;
         };
         self.effects.push(Effect::Spawn(ask.boxed()));
     }

@@ -151,6 +151,8 @@ pub struct Server {
     heart: Heart,
     stop: Option<oneshot::Sender<()>>,
     relay: JoinHandle<()>,
+    /// The tasks that accept connections at the first TCP port.
+    entrances: Vec<JoinHandle<()>>,
     services: Vec<JoinHandle<()>>,
 }
 
@@ -274,9 +276,13 @@ impl Server {
             let bound = bound.and_then(Result::ok);
             bound.map_or(0, |bound| bound.port())
         };
+        let over_tcp = match config.layout {
+            Layout::Five => turn_tcp.first().map(|(_, listener)| listener.local_addr()),
+            Layout::One => entered.first().copied().map(Ok),
+        };
         let ports = [
             port(turn_udp.first().map(|(_, socket)| socket.local_addr())),
-            port(turn_tcp.first().map(|(_, listener)| listener.local_addr())),
+            port(over_tcp),
         ];
         relay.offer_turn(
             authority
@@ -335,11 +341,12 @@ impl Server {
             metrics: metrics.clone(),
             descriptors: descriptors.clone(),
         });
+        let mut entered = Vec::new();
         for (address, listener) in entrances {
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|source| bind_error("tcp", address, source))?;
             let served = entrance::serve(listener, entrance.clone());
-            services.push(span.in_scope(|| runtime::task(served)));
+            entered.push(span.in_scope(|| runtime::task(served)));
         }
         if let Some(tls) = tls.clone() {
             services.push(span.in_scope(|| runtime::task(tls.keep())));
@@ -404,6 +411,7 @@ impl Server {
             heart,
             stop: Some(stop),
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
+            entrances: entered,
             services,
         })
     }
@@ -511,7 +519,7 @@ impl Server {
         config.announce.extend(self.secured.iter().cloned());
         self.descriptors.fit(&mut config);
         let kept = self.settings.take(&config);
-        self.metrics.limits(&config);
+        self.metrics.limits(&self.settings.now());
         if let Some(tls) = self.tls.clone() {
             runtime::spawn(async move {
                 if let Err(error) = tls.reload().await {
@@ -576,6 +584,10 @@ impl Server {
     /// # Cancel safety
     /// Dropping the future drops the server, which stops it at once.
     pub async fn shutdown(mut self) {
+        // Whoever comes now waits for the next server, or is refused, and is not let in for a moment.
+        for entrance in &self.entrances {
+            entrance.abort();
+        }
         if let Some(stop) = self.stop.take() {
             // An error means that the relay has stopped by itself.
             let _ = stop.send(());
@@ -592,7 +604,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.relay.abort();
-        for service in &self.services {
+        for service in self.entrances.iter().chain(&self.services) {
             service.abort();
         }
         self.usage.stop();

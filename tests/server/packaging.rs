@@ -17,7 +17,7 @@ fn named(text: &str) -> BTreeSet<&str> {
 
 /// Returns every metric that the server registers.
 fn registered(source: &str) -> BTreeSet<&str> {
-    let calls = source.split("registry.register").skip(1);
+    let calls = source.split(".register").skip(1);
     let mut names: BTreeSet<&str> = calls.filter_map(|call| call.split('"').nth(1)).collect();
     // libp2p counts the bytes of the transports.
     names.insert("libp2p_bandwidth");

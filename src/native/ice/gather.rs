@@ -28,7 +28,7 @@ use super::{
     turn::{Hold, LINGER, Roots, Server, TurnRelays},
 };
 use crate::{
-    core::{candidate::CandidateKind, server_url::ServerTransport},
+    core::{candidate::CandidateKind, dial::Policy, server_url::ServerTransport},
     native::{
         runtime,
         udp::{Receiver, Sockets},
@@ -201,9 +201,9 @@ impl Gatherer {
         self.relays.hold()
     }
 
-    /// Uses TURN servers to which `relay` gives access.
-    pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<Server>) {
-        self.relays.give(relay, servers);
+    /// Uses TURN servers to which `relay` gives access, as far as `policy` lets it.
+    pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<Server>, policy: &Policy) {
+        self.relays.give(relay, servers, policy);
     }
 
     /// A watch of the candidates.

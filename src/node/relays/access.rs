@@ -9,7 +9,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use web_time::Instant;
 
-use super::{Relay, RelayLink, Relays, Reservation, ReservationId};
+use super::{BARRED, MOST_BARRED, Relay, RelayLink, Relays, Reservation, ReservationId};
 use crate::{
     core::{
         access::Admitted,
@@ -40,6 +40,8 @@ pub(super) struct RelayAccess {
     pub(super) asked: bool,
     /// Whether it has answered on this link.
     pub(super) answered: bool,
+    /// Whether it has admitted this peer on this link, and that has not ended.
+    pub(super) admitted: bool,
     /// When it is asked again.
     again: Option<Instant>,
 }
@@ -56,7 +58,7 @@ impl Relays {
         let wishes = self.wishes;
         if (wishes.tokens || wishes.turn)
             && let Some(relay) = self.get_mut(&peer)
-            && relay.configured
+            && relay.is_users()
             && relay.identified
             && relay.may_ask_access()
         {
@@ -69,13 +71,23 @@ impl Relays {
         &mut self,
         peer: PeerId,
         id: Option<ReservationId>,
+        access: bool,
         answer: Result<Admitted, ReservationError>,
         effects: &mut Effects,
     ) {
         let Some(relay) = self.get_mut(&peer) else {
             return;
         };
-        relay.access.answered |= relay.access.asked;
+        if access {
+            relay.access.answered = true;
+            relay.access.admitted = answer.is_ok();
+        }
+        // What it has refused before it admitted this peer may be asked for again.
+        let is_unbarred = access && id.is_none() && answer.is_ok() && relay.is_barred();
+        if is_unbarred {
+            relay.refused = None;
+            relay.resting = false;
+        }
         let reserved = match answer {
             Ok(admitted) => {
                 let turn = admitted.turn;
@@ -89,20 +101,30 @@ impl Relays {
                         username: Some(turn.username),
                         credential: Some(turn.credential),
                     };
-                    effects.push(Effect::UseTurn(peer, server));
+                    // Browsers refuse a server without an address, and all others with it.
+                    if !server.urls.is_empty() {
+                        effects.push(Effect::UseTurn(peer, server));
+                    }
                 }
                 let granted = admitted.reservation.ok_or(ReservationError::Malformed);
                 granted.and_then(|granted| reservation::granted(&granted))
             }
             Err(error) => {
-                if id.is_none() && error.may_pass() {
-                    relay.ask_again(2 * SOONEST);
+                if id.is_none() {
+                    relay.ask_again(match &error {
+                        ReservationError::Quota(Some(ends)) => (*ends).clamp(SOONEST, MOST_BARRED),
+                        error if error.may_pass() => 2 * SOONEST,
+                        _ => BARRED,
+                    });
                 }
                 Err(error)
             }
         };
         if let Some(id) = id {
             self.on_reserved(peer, id, reserved, effects);
+        }
+        if is_unbarred {
+            self.pursue(effects);
         }
         self.call_waiting(peer, effects);
     }
@@ -113,7 +135,7 @@ impl Relays {
         self.wishes.tokens
             && self.get(peer).is_some_and(|relay| {
                 let access = &relay.access;
-                relay.configured && (!relay.identified || access.named && !access.answered)
+                relay.is_users() && (!relay.identified || access.named && !access.answered)
             })
     }
 
@@ -128,7 +150,7 @@ impl Relays {
         if relay.access.again.take_if(|again| *again <= now).is_none() {
             return;
         }
-        relay.access.asked = false;
+        (relay.access.asked, relay.access.admitted) = (false, false);
         match relay.reservation {
             Reservation::Held(id) if wishes.tokens => _ = relay.ask(peer, id, wishes, effects),
             _ => self.seek_access(peer, effects),
@@ -140,6 +162,12 @@ impl Relay {
     /// Whether the relay names the protocol and was not asked on this link yet.
     pub(super) fn may_ask_access(&self) -> bool {
         self.access.named && !self.access.asked
+    }
+
+    /// Whether the user has configured the relay. Only such a relay sees the token, and not those that
+    /// another relay names when it drains.
+    pub(super) fn is_users(&self) -> bool {
+        self.configured && !self.is_successor
     }
 
     fn ask_again(&mut self, pause: Duration) {
@@ -238,7 +266,7 @@ mod tests {
             answer: Result<Admitted, ReservationError>,
         ) {
             self.relays
-                .on_access(self.relay, id, answer, &mut self.effects);
+                .on_access(self.relay, id, true, answer, &mut self.effects);
         }
     }
 
@@ -361,5 +389,57 @@ mod tests {
         scene.answer(None, Ok(admitted));
         let told = briefs(&mut scene.effects);
         assert_eq!(told, ["turn turn:192.0.2.1:4005"]);
+    }
+
+    #[test]
+    fn the_largest_numbers_of_a_relay_do_no_harm() {
+        let largest = [
+            &[16][..],
+            &varint(u64::MAX),
+            &[0x22, 11, 40],
+            &varint(u64::MAX),
+        ]
+        .concat();
+        let admitted = access::answered(&largest).unwrap().unwrap();
+        let turn = admitted.turn.as_ref().unwrap();
+        assert!(turn.lasts < Duration::from_secs(400 * 24 * 60 * 60));
+        let mut scene = Scene::new(true, true);
+        scene.link(1);
+        scene.identify(true);
+        scene.answer(scene.id(), Ok(admitted));
+        let quota = [&[8, 2, 16][..], &varint(u64::MAX)].concat();
+        let denial = access::answered(&quota).unwrap().unwrap_err();
+        scene.answer(None, Err(denial.into()));
+        assert!(
+            scene
+                .relays
+                .get(&scene.relay)
+                .unwrap()
+                .access
+                .again
+                .is_some()
+        );
+        let name = field(0x1a, &[b'a'; access::MAX_USERNAME + 1]);
+        assert!(access::answered(&field(0x22, &name)).is_none());
+    }
+
+    #[test]
+    fn a_relay_that_another_one_names_sees_no_token() {
+        let mut scene = Scene::new(true, true);
+        scene.relays.get_mut(&scene.relay).unwrap().is_successor = true;
+        assert_eq!(scene.link(1), hop_on(1));
+        assert_eq!(scene.identify(true), [""; 0]);
+    }
+
+    #[test]
+    fn a_token_is_shown_again_until_the_relay_has_admitted_it() {
+        let mut scene = Scene::new(true, false);
+        scene.link(1);
+        scene.identify(true);
+        let id = scene.id();
+        scene.answer(id, Err(ReservationError::NoAnswer("late".to_owned())));
+        scene.opened();
+        scene.relays.on_rested(&scene.relay, &mut scene.effects);
+        assert_eq!(scene.opened(), access_on(1));
     }
 }

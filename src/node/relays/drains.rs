@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use libp2p::{PeerId, swarm::ConnectionId};
+use libp2p::{PeerId, multiaddr::Protocol, swarm::ConnectionId};
 
 use super::{RelayLink, Relays, Reservation};
 use crate::{
@@ -74,7 +74,9 @@ impl Relays {
     /// Adds relays to those that the user has configured, which are none to move to.
     fn take_successors(&mut self, successors: &[libp2p::Multiaddr]) {
         for address in successors {
-            let Some(peer) = relay_id(address).filter(|_| check_address(address).is_ok()) else {
+            let is_sound = check_address(address).is_ok()
+                && !address.iter().any(|part| part == Protocol::P2pCircuit);
+            let Some(peer) = relay_id(address).filter(|_| is_sound) else {
                 continue;
             };
             let known = self.get(&peer);

@@ -127,6 +127,7 @@ impl Relays {
         relay.watch(peer, effects);
         relay.access.asked = false;
         relay.access.answered = false;
+        relay.access.admitted = false;
         if self.wants(&peer) {
             self.reserve(peer, effects);
         }
@@ -179,6 +180,7 @@ impl Relays {
             return;
         }
         relay.link = RelayLink::Down;
+        relay.refused = None;
         self.fail_waiting(peer, reason, effects);
         effects.push(Effect::RelayGone(peer));
         self.rest(peer, reason, effects);
@@ -393,7 +395,8 @@ impl Relays {
             relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
             relay.access.named = protocols.contains(access::PROTOCOL);
             // The first reservation has waited for this, to know where the token goes.
-            let waits = !std::mem::replace(&mut relay.identified, true) && wishes.tokens;
+            let is_new = !std::mem::replace(&mut relay.identified, true);
+            let waits = is_new && wishes.tokens && relay.is_users();
             if let Reservation::Requested(id) = relay.reservation
                 && waits
             {
@@ -447,7 +450,9 @@ impl Relay {
     /// the dials of peers that have lost it together.
     fn patience(&self, random: f64) -> Option<Duration> {
         let (least, round_trips) = ANSWER;
-        let rtt = self.rtt.filter(|_| self.backoff.failures() <= EAGER)?;
+        // Only the pauses of configured relays count failures, so the others get all the time they need.
+        let is_known = self.configured && self.backoff.failures() <= EAGER;
+        let rtt = self.rtt.filter(|_| is_known)?;
         Some(least.max(rtt * round_trips).mul_f64(1.0 + random / 2.0))
     }
 

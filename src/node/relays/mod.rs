@@ -264,6 +264,7 @@ impl Relays {
         let pursued = configured().filter(|p| counts(&self.known[*p])).count();
         configured()
             .filter(|p| !self.known[*p].is_pursued() && !self.known[*p].resting)
+            .filter(|p| !self.known[*p].is_leaving())
             .take(self.wanted.saturating_sub(pursued))
             .copied()
             .collect()

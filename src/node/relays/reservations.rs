@@ -92,10 +92,9 @@ impl Relays {
         effects: &mut Effects,
     ) {
         let asked = Reservation::Requested(id);
-        if self
-            .get(&peer)
-            .is_some_and(|relay| relay.reservation == asked)
-        {
+        let relay = self.get_mut(&peer);
+        if let Some(relay) = relay.filter(|relay| relay.reservation == asked) {
+            relay.refused = None;
             let reason = "the relay granted no reservation in time";
             self.on_reservation_ended(peer, reason, effects);
         }
@@ -203,8 +202,9 @@ impl Relay {
         effects: &mut Effects,
     ) -> bool {
         let is_up = matches!(self.link, RelayLink::Up(..));
-        if is_up && (!wishes.tokens || self.identified) {
-            let access = wishes.tokens && self.may_ask_access();
+        let shows = wishes.tokens && self.is_users();
+        if is_up && (!shows || self.identified) {
+            let access = shows && self.access.named && !self.access.admitted;
             self.open(peer, Some(id), access, effects);
         }
         is_up

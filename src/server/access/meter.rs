@@ -123,15 +123,10 @@ impl State {
 pub(crate) struct Meters(HashMap<String, Arc<Meter>>);
 
 impl Meters {
-    /// Returns the meter of `holder`, if it has one.
-    pub(super) fn get(&self, holder: &str) -> Option<Arc<Meter>> {
-        self.0.get(holder).cloned()
-    }
-
     /// Returns the meter of `holder`, with these limits from now on.
     ///
     /// # Errors
-    /// [`Denial::Limit`] if too many holders have used something in their period.
+    /// [`Denial::Limit`] if too many holders are connected.
     pub(super) fn of(
         &mut self,
         holder: &str,
@@ -146,7 +141,14 @@ impl Meters {
             self.0.retain(|_, meter| is_needed(meter, time));
         }
         if self.0.len() >= MOST {
-            return Err(Denial::Limit);
+            // Strangers that are granted a little each must not keep everybody else out.
+            let unused = self
+                .0
+                .iter()
+                .filter(|(_, meter)| Arc::strong_count(meter) == 1);
+            let least = unused.min_by_key(|(_, meter)| meter.state().used);
+            let least = least.map(|(holder, _)| holder.clone());
+            self.0.remove(&least.ok_or(Denial::Limit)?);
         }
         let meter = Arc::new(Meter::new(limits));
         self.0.insert(holder.to_owned(), meter.clone());

@@ -81,9 +81,9 @@ impl What {
 #[derive(Clone, Default)]
 pub(crate) struct Grant {
     /// The end of its admission, if that has one.
-    ends: Option<SystemTime>,
+    pub(crate) ends: Option<SystemTime>,
     /// Counts what is carried for it, if that is limited.
-    meter: Option<Arc<Meter>>,
+    pub(crate) meter: Option<Arc<Meter>>,
     /// The id of its token, if it has one.
     id: Option<String>,
     /// The name in its token. It is empty without a token.
@@ -215,7 +215,7 @@ impl Access {
             Rule::List(_) => Err((Denial::Access, "unlisted")),
             Rule::Token(verifier, revoked) => match token {
                 Some(token) => self.present(verifier, revoked.as_ref(), token, peer, now),
-                None => self.standing(&peer, now),
+                None => self.standing(revoked.as_ref(), &peer, now),
             },
             Rule::Hook(hook) => {
                 let before = || self.granted().get(&peer)?.shown.clone();
@@ -247,16 +247,26 @@ impl Access {
     }
 
     /// What a peer was granted before.
-    fn standing(&self, peer: &PeerId, now: SystemTime) -> Result<Grant, (Denial, &'static str)> {
+    fn standing(
+        &self,
+        revoked: Option<&Names<String>>,
+        peer: &PeerId,
+        now: SystemTime,
+    ) -> Result<Grant, (Denial, &'static str)> {
         let grant = self.granted().get(peer).cloned();
         let grant = grant.ok_or((Denial::Access, "no_token"))?;
-        match grant.ends.is_some_and(|ends| ends <= now) {
-            true => Err((Denial::Access, token::Fault::Expired.name())),
-            false => Ok(grant),
-        }
+        let fault = if grant.ends.is_some_and(|ends| ends <= now) {
+            token::Fault::Expired
+        } else if is_revoked(revoked, grant.id.as_deref()) {
+            token::Fault::Revoked
+        } else {
+            return Ok(grant);
+        };
+        Err((Denial::Access, fault.name()))
     }
 
-    /// A peer shows a token. What it had before does not count any more.
+    /// A peer shows a token. What it had before does not count any more, unless there is no room at the
+    /// moment.
     fn present(
         &self,
         verifier: &Verifier,
@@ -265,21 +275,26 @@ impl Access {
         peer: PeerId,
         now: SystemTime,
     ) -> Result<Grant, (Denial, &'static str)> {
-        self.granted().remove(&peer);
         let claims = verifier.verify(token, peer, now);
-        let claims = claims.and_then(|claims| {
-            let id = claims.id.as_ref();
-            match id.is_some_and(|id| revoked.is_some_and(|revoked| revoked.hold(id))) {
-                true => Err(token::Fault::Revoked),
-                false => Ok(claims),
-            }
+        let claims = claims.and_then(|claims| match is_revoked(revoked, claims.id.as_deref()) {
+            true => Err(token::Fault::Revoked),
+            false => Ok(claims),
         });
-        let claims = claims.map_err(|fault| (Denial::Access, fault.name()))?;
-        let holder = claims.id.as_deref().unwrap_or(&claims.name);
-        let meter = self.meter(holder, claims.limits, now);
+        let checked = claims.map_err(|fault| (Denial::Access, fault.name()));
+        let checked = checked.and_then(|claims| {
+            let holder = claims.id.as_deref().unwrap_or(&claims.name);
+            let meter = self.meter(holder, claims.limits, now);
+            let meter = meter.map_err(|denial| (denial, "quota"))?;
+            Ok((claims, meter))
+        });
+        let (claims, meter) = checked.inspect_err(|(denial, _)| {
+            if *denial != Denial::Limit {
+                self.granted().remove(&peer);
+            }
+        })?;
         let grant = Grant {
             ends: Some(claims.ends),
-            meter: meter.map_err(|denial| (denial, "quota"))?,
+            meter,
             id: claims.id,
             name: claims.name,
             shown: None,
@@ -315,7 +330,8 @@ impl Access {
                 Ok(grant)
             }
             Err((denial, why)) => {
-                if what == What::Reservation {
+                // A hook that cannot be asked, or has no room, has not changed its mind.
+                if what == What::Reservation && denial != Denial::Limit {
                     self.granted().remove(&peer);
                 }
                 Err(self.refuse(denial, why, address))
@@ -346,13 +362,15 @@ impl Access {
     /// # Errors
     /// [`Denial::Quota`] if nothing is left of a quota.
     pub(crate) fn meters_of(&self, peers: [PeerId; 2]) -> Result<Vec<Arc<Meter>>, Denial> {
-        let meters: Vec<_> = {
+        let mut meters: Vec<_> = {
             let granted = self.granted();
             let meters = peers
                 .iter()
                 .filter_map(|peer| granted.get(peer)?.meter.clone());
             meters.collect()
         };
+        // Two holders of one token pay once.
+        meters.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let now = SystemTime::now();
         meters.iter().try_for_each(|meter| meter.check(now))?;
         Ok(meters)
@@ -379,6 +397,11 @@ impl Access {
                 peer: format!("turn:{user}"),
             },
         }
+    }
+
+    /// Returns the peers that were granted something.
+    pub(crate) fn peers(&self) -> Vec<PeerId> {
+        self.granted().keys().copied().collect()
     }
 
     /// The last connection of a peer has ended.
@@ -427,19 +450,21 @@ impl Access {
         }
     }
 
-    /// Returns what counts the bytes of the user with this name at the TURN server.
+    /// Returns what the user with this name at the TURN server was granted.
     ///
     /// # Errors
-    /// The hook's answers count for peers whose link is up, so that others get no new address.
-    pub(crate) fn turn_meter(&self, username: &str) -> Result<Option<Arc<Meter>>, Denial> {
+    /// What a token or the hook grants counts for peers whose link is up. So others get no new address,
+    /// and none escapes its quota.
+    pub(crate) fn turn_grant(&self, username: &str) -> Result<Grant, Denial> {
         let (peer, token) = turn_holder(username);
-        match (&self.0.rule, token, peer.parse::<PeerId>()) {
-            (Rule::Token(..), Some(token), _) => Ok(lock(&self.0.meters).get(token)),
-            (Rule::Hook(_), _, Ok(peer)) => match self.granted().get(&peer) {
-                Some(grant) => Ok(grant.meter.clone()),
-                None => Err(Denial::Access),
-            },
-            _ => Ok(None),
+        match (&self.0.rule, peer.parse::<PeerId>()) {
+            (Rule::Token(..) | Rule::Hook(_), Ok(peer)) => {
+                let grant = self.granted().get(&peer).cloned();
+                let grant = grant.filter(|grant| grant.id.as_deref() == token);
+                grant.ok_or(Denial::Access)
+            }
+            // Other names are those of credentials that the operator has made.
+            _ => Ok(Grant::default()),
         }
     }
 

@@ -538,7 +538,7 @@ mod tests {
     #[test]
     fn only_public_keys_are_taken() {
         let key = TokenKey(SigningKey::from_bytes(&[7; 32])).public();
-        assert!(Verifier::new(&[key.clone()], PeerId::random()).is_ok());
+        assert!(Verifier::new(std::slice::from_ref(&key), PeerId::random()).is_ok());
         let weak = BASE64URL_NOPAD.encode(&[0; 32]);
         for wrong in ["", "abc", &key[1..], &weak] {
             let error = Verifier::new(&[wrong.to_owned()], PeerId::random())

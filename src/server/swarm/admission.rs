@@ -64,6 +64,10 @@ impl Relay {
     /// There is a verdict on what a peer has asked for.
     pub(super) fn on_judged(&mut self, asked: Asked, wanted: Wanted, verdict: Verdict) {
         let (peer, connection) = (asked.source, asked.connection);
+        if !self.clients.is_connected(&peer) {
+            // It has left before the hook has answered.
+            return self.access.forget(&peer);
+        }
         let grant = match verdict {
             Ok(grant) => grant,
             Err(denial) => {
@@ -106,12 +110,16 @@ impl Relay {
         }
     }
 
-    /// Closes the connections of peers that hold a reservation and are no longer admitted.
+    /// Closes the connections of peers that need admission and are no longer admitted.
     pub(super) fn send_barred_away(&mut self) {
         if self.access.is_open() {
             return;
         }
-        for peer in self.clients.holders(Instant::now()) {
+        let mut peers = self.clients.holders(Instant::now());
+        if self.access.is_for_dialers() {
+            peers.extend(self.access.peers());
+        }
+        for peer in peers {
             if !self.access.still_admits(&peer) {
                 self.pools.refusals.tell("access", "no_longer", None);
                 // An error means that it has disconnected by itself.

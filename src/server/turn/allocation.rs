@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use stun_types::{
@@ -86,6 +86,8 @@ pub(super) struct Allocation {
     pub(super) relays: Vec<Relay>,
     pub(super) peers: Arc<Peers>,
     expires: Mutex<Instant>,
+    /// The end of what the client was granted, if that has one.
+    pub(super) ends: Option<SystemTime>,
     requests: Mutex<Bucket>,
 }
 
@@ -95,7 +97,7 @@ impl Allocation {
         (transaction, token): (TransactionId, Option<u64>),
         relays: Vec<Relay>,
         peers: Arc<Peers>,
-        (now, expires): (Instant, Instant),
+        (now, expires, ends): (Instant, Instant, Option<SystemTime>),
     ) -> Self {
         Self {
             username,
@@ -104,6 +106,7 @@ impl Allocation {
             relays,
             peers,
             expires: Mutex::new(expires),
+            ends,
             requests: Mutex::new(Bucket::new(REQUESTS, now)),
         }
     }

@@ -83,11 +83,6 @@ pub(super) struct Meter {
 impl Meter {
     /// Whether a datagram of `length` bytes may pass, in either direction. Counts it if so.
     pub(super) fn passes(&self, length: usize) -> bool {
-        let holder = self.holder.as_ref();
-        if holder.is_some_and(|holder| !holder.passes(length as u64)) {
-            self.refuse("turn_datagram", "holder");
-            return false;
-        }
         let mut bytes = self
             .all
             .bytes
@@ -95,14 +90,20 @@ impl Meter {
             .unwrap_or_else(PoisonError::into_inner);
         let spent = bytes.take(self.client, length as f64, Instant::now());
         drop(bytes);
-        match spent {
-            Ok(()) => {
+        let holder = self.holder.as_ref();
+        let refusal = match spent {
+            Err(refusal) => Some(refusal.name()),
+            Ok(()) if holder.is_some_and(|holder| !holder.passes(length as u64)) => Some("holder"),
+            Ok(()) => None,
+        };
+        match refusal {
+            Some(reason) => self.refuse("turn_datagram", reason),
+            None => {
                 self.tally.carried(length as u64);
                 self.all.metrics.turn_relayed(length);
             }
-            Err(refusal) => self.refuse("turn_datagram", refusal.name()),
         }
-        spent.is_ok()
+        refusal.is_none()
     }
 
     /// Begins to count the allocation.

@@ -153,7 +153,14 @@ impl Requests {
     /// Ends what has expired.
     pub(super) fn expire(&self, now: Instant) {
         self.kept().expire(now);
-        self.change(|all| all.retain(|_, allocation| *allocation.expires() > now));
+        let time = SystemTime::now();
+        self.change(|all| {
+            all.retain(|_, held| {
+                *held.expires() > now
+                    && held.ends.is_none_or(|ends| ends > time)
+                    && !self.access.bars_turn(&held.username)
+            });
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut HashMap<Client, Arc<Allocation>>)) {

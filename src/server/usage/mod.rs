@@ -133,13 +133,18 @@ fn fault(path: &Path, error: &redb::Error) -> Error {
     Error::new(ErrorKind::Io, format!("{}: {error}", path.display()))
 }
 
-/// Counts what peers take. Clones share it.
+/// Counts what peers take. Clones share it. The thread ends when the last one is dropped.
 #[derive(Clone, Default)]
-pub(crate) struct Usage(Option<Arc<Shared>>);
+pub(crate) struct Usage(Option<Arc<Running>>);
+
+struct Running {
+    shared: Arc<Shared>,
+    /// The thread runs as long as the sender exists.
+    thread: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
+}
 
 struct Shared {
     state: Mutex<State>,
-    stop: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
     metrics: Metrics,
 }
 
@@ -177,7 +182,6 @@ impl Usage {
         let store = Store::new(data.join(FILE), config.days.get(), most);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
-            stop: Mutex::default(),
             metrics,
         });
         let (stop, stopped) = mpsc::channel();
@@ -185,22 +189,25 @@ impl Usage {
         let thread = thread::Builder::new().name("usage".into());
         let thread = thread.spawn(move || writer.write(store, &stopped));
         let thread = thread.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
-        *lock(&shared.stop) = Some((stop, thread));
-        Ok(Self(Some(shared)))
+        Ok(Self(Some(Arc::new(Running {
+            shared,
+            thread: Mutex::new(Some((stop, thread))),
+        }))))
     }
 
     /// Counts what `account` took at once.
     pub(crate) fn add(&self, account: &Account, amounts: Amounts) {
-        if let Some(shared) = &self.0 {
-            shared.state().book.add(account, amounts);
+        if let Some(running) = &self.0 {
+            running.shared.state().book.add(account, amounts);
         }
     }
 
     /// Opens a tally for what `account` takes. `once` counts as soon as the tally begins.
     pub(crate) fn tally(&self, account: Account, once: Amounts) -> Tally {
-        let Some(shared) = &self.0 else {
+        let Some(running) = &self.0 else {
             return Tally::default();
         };
+        let shared = &running.shared;
         let counts = Arc::new(Counts {
             account,
             once,
@@ -221,12 +228,12 @@ impl Usage {
 
     /// Returns why the amounts are not written, if they are not.
     pub(crate) fn fault(&self) -> Option<String> {
-        self.0.as_ref()?.state().fault.clone()
+        self.0.as_ref()?.shared.state().fault.clone()
     }
 
     /// Stops, and returns the thread that writes what is left.
     pub(crate) fn stop(&self) -> Option<JoinHandle<()>> {
-        let (stop, thread) = lock(&self.0.as_ref()?.stop).take()?;
+        let (stop, thread) = lock(&self.0.as_ref()?.thread).take()?;
         drop(stop);
         Some(thread)
     }
@@ -406,6 +413,24 @@ mod tests {
             ("a", 7, 1, 1)
         );
         assert_eq!(usage.fault(), None);
+    }
+
+    /// A server that cannot start has no other way to stop the thread.
+    #[test]
+    fn the_file_is_free_when_the_last_handle_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ServerConfig::default();
+        let metrics = Metrics::new(&config);
+        let start = || Usage::start(Some(folder.path()), &config.usage, metrics.clone()).unwrap();
+        let usage = start();
+        let thread = Arc::downgrade(&usage.0.as_ref().unwrap().shared);
+        drop(usage);
+        // The thread holds what it shares with the handles until it has ended.
+        while thread.strong_count() > 0 {
+            thread::yield_now();
+        }
+        start().stop().unwrap().join().unwrap();
+        assert!(super::usage(folder.path(), None, UsageBy::Day).is_ok());
     }
 
     #[test]

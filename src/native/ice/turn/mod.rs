@@ -25,6 +25,7 @@ use libp2p::PeerId;
 use tokio::{
     net::UdpSocket,
     sync::{oneshot, watch},
+    task::AbortHandle,
     time,
 };
 
@@ -35,7 +36,7 @@ use super::gather::{Gathered, LocalCandidate, Origin};
 pub(crate) use crate::native::roots::Roots;
 use crate::{
     core::{
-        dial::may_refer,
+        dial::{Policy, may_refer},
         server_url::{ServerTransport, ServerUrl, Service},
     },
     event::{Cause, Strategy},
@@ -137,6 +138,13 @@ struct Failures {
 }
 
 impl Failures {
+    /// Makes a place for another server.
+    fn another(&self) -> usize {
+        let mut last = lock(&self.last);
+        last.push(None);
+        last.len() - 1
+    }
+
     /// Records the failure of a server, or that it has none. TURN is hopeless when all servers
     /// fail.
     fn set(&self, place: usize, failure: Option<(Cause, String)>) {
@@ -163,8 +171,20 @@ pub(crate) struct TurnRelays {
     current: Weak<watch::Sender<Gathered>>,
     failures: Arc<Failures>,
     /// The servers that relays have given us access to, by the relay.
-    given: Mutex<Vec<(PeerId, Arc<Mutex<Server>>)>>,
+    given: Mutex<Vec<Given>>,
 }
+
+/// A server to which a relay has given us access.
+struct Given {
+    relay: PeerId,
+    server: Arc<Mutex<Server>>,
+    place: usize,
+    task: AbortHandle,
+}
+
+/// The most servers of one relay. It has one over UDP and one over TCP, and may change both once while
+/// allocations of the old ones last.
+const MAX_GIVEN: usize = 4;
 
 impl TurnRelays {
     /// Offers relayed addresses through `current` while there is a [`Hold`] and for `linger`
@@ -193,39 +213,63 @@ impl TurnRelays {
             given: Mutex::default(),
         };
         for (place, server) in servers.into_iter().enumerate() {
-            this.run(place, server.url.clone(), Arc::new(Mutex::new(server)));
+            this.run(
+                place,
+                server.url.clone(),
+                Arc::new(Mutex::new(server)),
+                None,
+            );
         }
         this
     }
 
     /// Uses `servers` from now on, to which `relay` gives access. A server that is known already gets
-    /// new credentials, which its next allocation uses.
-    pub(super) fn give(&self, relay: PeerId, servers: Vec<Server>) {
+    /// new credentials, which its next allocation uses. A relay that names too many servers loses its
+    /// oldest one. `policy` says which addresses a name may stand for.
+    pub(super) fn give(&self, relay: PeerId, servers: Vec<Server>, policy: &Policy) {
         let mut given = lock(&self.given);
         for server in servers {
-            let is_same = |(from, known): &&(PeerId, Arc<Mutex<Server>>)| {
-                *from == relay && lock(known).url == server.url
-            };
-            if let Some((_, known)) = given.iter().find(is_same) {
-                *lock(known) = server;
+            let of_relay = || given.iter().filter(|known| known.relay == relay);
+            let known = of_relay().find(|known| lock(&known.server).url == server.url);
+            if let Some(known) = known {
+                *lock(&known.server) = server;
                 continue;
             }
-            let place = {
-                let mut last = lock(&self.failures.last);
-                last.push(None);
-                last.len() - 1
+            let is_full = of_relay().count() >= MAX_GIVEN;
+            let oldest = given
+                .iter()
+                .position(|known| is_full && known.relay == relay);
+            let place = match oldest.map(|oldest| given.remove(oldest)) {
+                Some(oldest) => {
+                    oldest.task.abort();
+                    self.failures.set(oldest.place, None);
+                    oldest.place
+                }
+                None => self.failures.another(),
             };
             let url = server.url.clone();
             let server = Arc::new(Mutex::new(server));
-            given.push((relay, server.clone()));
-            self.run(place, url, server);
+            let task = self.run(place, url, server.clone(), Some(policy.clone()));
+            given.push(Given {
+                relay,
+                server,
+                place,
+                task,
+            });
         }
     }
 
-    fn run(&self, place: usize, url: ServerUrl, server: Arc<Mutex<Server>>) {
+    fn run(
+        &self,
+        place: usize,
+        url: ServerUrl,
+        server: Arc<Mutex<Server>>,
+        policy: Option<Policy>,
+    ) -> AbortHandle {
         let task = Task {
             url,
             server,
+            policy,
             place,
             failures: self.failures.clone(),
             sockets: self.sockets.clone(),
@@ -236,7 +280,7 @@ impl TurnRelays {
             demand: self.demand.subscribe(),
             live: self.live.clone(),
         };
-        runtime::task(task.run());
+        runtime::task(task.run()).abort_handle()
     }
 
     /// Asks for relayed addresses. They arrive through the watch of the candidates.
@@ -262,6 +306,8 @@ struct Task {
     url: ServerUrl,
     /// The server with its credentials as of now.
     server: Arc<Mutex<Server>>,
+    /// Which addresses the name may stand for, if a relay has named the server.
+    policy: Option<Policy>,
     place: usize,
     failures: Arc<Failures>,
     sockets: Sockets,
@@ -327,10 +373,17 @@ impl Task {
             () = &mut released => return Ok(()),
             found = time::timeout(OPEN_TIMEOUT, tokio::net::lookup_host(host)) => found,
         };
-        let found: Vec<SocketAddr> = match found {
+        let mut found: Vec<SocketAddr> = match found {
             Ok(Ok(found)) => found.collect(),
             _ => Vec::new(),
         };
+        // The relay chooses the port, so whoever owns its name may not choose any machine with it. An
+        // address is that of the link.
+        if let Some(policy) = &self.policy
+            && host.0.parse::<IpAddr>().is_err()
+        {
+            found.retain(|to| policy.allows_named(*to).is_ok());
+        }
         // The system orders addresses by preference (RFC 6724).
         let first = found.first().copied();
         let other = |addr: &&SocketAddr| first.is_some_and(|f| f.is_ipv4() != addr.is_ipv4());
@@ -344,8 +397,9 @@ impl Task {
                 result = self.both_families(addr, true, &mut released).await;
             }
             // A referral is followed once, so never in a circle. TLS still has to prove the same
-            // name.
+            // name. A server that a relay has named refers nobody, because the user has not chosen it.
             if let Err(Failure::Elsewhere(other)) = result
+                && self.policy.is_none()
                 && other != addr
                 && may_refer(addr.ip(), other.ip())
             {

@@ -136,7 +136,7 @@ impl Backend {
     /// Uses a TURN server to which `relay` gives access.
     pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
         if let Ok((_, turn)) = servers(&[server]) {
-            self.0.gatherer.use_turn(relay, turn);
+            self.0.gatherer.use_turn(relay, turn, &self.0.policy);
         }
     }
 

@@ -102,12 +102,12 @@ impl Requests {
             }
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
         };
-        let holder = self.access.turn_meter(username);
-        let holder = holder.map_err(|_| ErrorCode::FORBIDDEN)?;
+        let grant = self.access.turn_grant(username);
+        let grant = grant.map_err(|_| ErrorCode::FORBIDDEN)?;
         let meter = self.meters.of(
             client.address.ip(),
             self.access.turn_account(username),
-            holder,
+            grant.meter,
         );
         let passage = Passage {
             peers: Arc::default(),
@@ -140,7 +140,8 @@ impl Requests {
         let transaction = (request.transaction_id(), token);
         let username = username.to_owned();
         let peers = passage.peers;
-        let held = Allocation::new(username, transaction, relays, peers, (now, expires));
+        let until = (now, expires, grant.ends);
+        let held = Allocation::new(username, transaction, relays, peers, until);
         self.change(|all| {
             all.insert(client, Arc::new(held));
         });

@@ -337,8 +337,11 @@ impl Association {
             return;
         };
         channel.origin = Origin::Unacknowledged;
-        if label == Some(LANE_LABEL) {
-            channel.label = LANE_LABEL;
+        if let Some(known) = [LANE_LABEL, INIT_LABEL]
+            .into_iter()
+            .find(|known| label == Some(known))
+        {
+            channel.label = known;
         }
         let opened = ChannelId {
             stream: id,
@@ -538,7 +541,8 @@ impl Association {
         let Some(channel) = self.channels.get(&id) else {
             return;
         };
-        let is_lane = channel.is_lane();
+        // A lane may lose its data, and nobody reads the first channel of a connection.
+        let is_kept = !channel.is_lane() && channel.label != INIT_LABEL;
         let old = ChannelId {
             stream: id,
             generation: channel.generation,
@@ -555,12 +559,14 @@ impl Association {
         {
             let mut data = vec![0; message.len()];
             self.taken += data.len();
-            if message.ppi == Ppi::Binary && !is_lane && message.read(&mut data).is_ok() {
+            let is_data = !matches!(message.ppi, Ppi::Dcep | Ppi::BinaryEmpty | Ppi::StringEmpty);
+            if is_kept && is_data && message.read(&mut data).is_ok() {
                 self.leftovers.keep(old, data.into());
             }
             // Taking the last message ends the channel, and begins the next one on this stream.
             self.process();
         }
+        self.announce_window(false);
     }
 
     /// Starts closing a channel. Messages that were sent before still go. A channel of the peer waits
