@@ -88,10 +88,12 @@ fn parsed(text: &str, given: impl std::fmt::Display) -> Result<toml::Table, Erro
 /// Makes the error for wrong options in `given`.
 pub(crate) fn invalid(given: impl std::fmt::Display, error: &toml::de::Error) -> Error {
     let why = unknown(error.message()).unwrap_or_else(|| {
-        // The rest of this text is the line itself, which may hold a secret.
+        // An error in a file goes on with the line itself, which may hold a secret.
         let text = error.to_string();
-        let place = text.lines().next().unwrap_or_default();
-        format!("{place}: {}", error.message())
+        match text.lines().next().filter(|_| error.span().is_some()) {
+            Some(place) => format!("{place}: {}", error.message()),
+            None => text,
+        }
     });
     Error::new(ErrorKind::InvalidConfig, format!("{given}: {why}"))
 }
