@@ -59,7 +59,7 @@ export class Program {
   }
 
   async stop() {
-    if (this.#child.exitCode === null) this.#child.kill("SIGTERM");
+    if (this.#child.exitCode === null) this.#child.kill("SIGINT");
     await this.exited;
   }
 }
