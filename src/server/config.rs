@@ -3,6 +3,8 @@
 pub(crate) mod options;
 
 mod access;
+mod tls;
+mod usage;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -14,13 +16,16 @@ use std::{
 use libp2p::Multiaddr;
 use serde::{Deserialize, Serialize};
 
-pub use self::access::{AccessConfig, AccessMode, HookConfig};
+pub use self::{
+    access::{AccessConfig, AccessMode, HookConfig},
+    tls::TlsConfig,
+    usage::UsageConfig,
+};
 use crate::{
     config::options::Range,
     core::{
         prefix::Prefix,
         scope::{Scope, scope},
-        subject::Subject,
     },
     error::{Error, ErrorKind},
     ticket::relay_id,
@@ -135,75 +140,6 @@ pub enum Layout {
     Five,
     /// TCP N is the only TCP port.
     One,
-}
-
-/// TLS on the first TCP port. The certificate is in files, or an authority issues it by ACME
-/// (RFC 8555). Without either, there is no TLS.
-///
-/// ```
-/// use throughline::server::ServerConfig;
-///
-/// let mut config = ServerConfig::default();
-/// config.port = 443; // where an authority checks who is there
-/// config.data = Some("/var/lib/throughline".into());
-/// config.tls.domains = vec!["relay.example.org".into()];
-/// config.tls.contact = Some("admin@example.org".into());
-/// config.validate()?;
-/// # Ok::<(), throughline::Error>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct TlsConfig {
-    /// A PEM file of a certificate and of those that lead to its authority. It is read again when it
-    /// has changed. Files that cannot be used do not replace the certificate that is served. Default
-    /// none.
-    pub cert: Option<PathBuf>,
-    /// The PEM file of the certificate's private key. Default none.
-    pub key: Option<PathBuf>,
-    /// Names and IP addresses for which an authority is asked for a certificate, 0 to 16. The authority
-    /// connects to TCP port 443 of each of them, which has to lead to the first port of this server.
-    /// Needs [`data`](ServerConfig::data). For an address, the profile `shortlived` is asked for if the
-    /// authority has it. Default none.
-    pub domains: Vec<String>,
-    /// The mail address for the authority, to which it may write about the certificate. Default none.
-    pub contact: Option<String>,
-    /// The directory of the authority, 1 to 2048 bytes. Whoever names domains agrees to its terms of
-    /// service. Default Let's Encrypt.
-    pub directory: String,
-    /// A PEM file of certificate authorities to trust for the directory, in addition to the public ones
-    /// of the web. Default none.
-    pub directory_ca: Option<PathBuf>,
-}
-
-/// The directory of Let's Encrypt.
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-
-impl Default for TlsConfig {
-    fn default() -> Self {
-        Self {
-            cert: None,
-            key: None,
-            domains: Vec::new(),
-            contact: None,
-            directory: LETS_ENCRYPT.to_owned(),
-            directory_ca: None,
-        }
-    }
-}
-
-impl TlsConfig {
-    /// Whom a certificate is ordered for.
-    pub(crate) fn subjects(&self) -> Result<Vec<Subject>, Error> {
-        let parse = |text: &String| {
-            text.parse().map_err(|_| {
-                let message =
-                    format!("tls.domains: `{text}` is neither a name nor an address of a host");
-                Error::new(ErrorKind::InvalidConfig, message)
-            })
-        };
-        self.domains.iter().map(parse).collect()
-    }
 }
 
 /// The first port of a server for which none is configured.
@@ -443,41 +379,6 @@ impl Default for StunLimits {
         Self {
             per_source: nonzero_u32(50),
             total: nonzero_u32(20_000),
-        }
-    }
-}
-
-/// The record of what peers take: bytes, circuits, reservations and allocations, by day, token and
-/// peer. [`usage`](super::usage) reads it.
-///
-/// ```
-/// use std::num::NonZeroU32;
-/// use throughline::server::ServerConfig;
-///
-/// let mut config = ServerConfig::default();
-/// config.usage.days = NonZeroU32::new(31).unwrap();
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct UsageConfig {
-    /// Whether the record is kept. It holds peer ids and no addresses. It is in the file `usage.redb`
-    /// of the [data directory](ServerConfig::data), and there is none without such a directory.
-    /// Default `true`.
-    pub record: bool,
-    /// Days that are kept, today included, 1 to 3660. Default 92, which is a quarter of a year.
-    pub days: NonZeroU32,
-    /// Peers of a day that have a row of their own, 1 to 10000000. Further peers with the same token
-    /// share one. A row takes about 180 bytes of the file. Default 100000.
-    pub peers_per_day: NonZeroU32,
-}
-
-impl Default for UsageConfig {
-    fn default() -> Self {
-        Self {
-            record: true,
-            days: nonzero_u32(92),
-            peers_per_day: nonzero_u32(100_000),
         }
     }
 }

@@ -209,8 +209,8 @@ impl Challenges {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers the challenge for `subject` until the [`Challenge`] is dropped. `digest` proves who has
-    /// asked for the certificate (RFC 8737 section 3).
+    /// Answers the challenge for `subject` until the [`Challenge`] is dropped. `digest` proves that
+    /// the owner of the account has asked for the certificate (RFC 8737 section 3).
     fn answer(&self, subject: &Subject, digest: &[u8]) -> io::Result<Challenge<'_>> {
         let name = subject.challenged_as();
         let key = certificate::of_challenge(subject, digest)?;

@@ -18,6 +18,7 @@
 //! second reset does no harm, because the id is free only after the peer has confirmed it.
 
 mod channel;
+mod leftovers;
 #[cfg(test)]
 mod tests;
 
@@ -36,7 +37,7 @@ use sctp_proto::{
 
 pub(super) use self::channel::ChannelId;
 use self::channel::SEND_BUFFER;
-use self::channel::{Channel, Leftovers};
+use self::{channel::Channel, leftovers::Leftovers};
 use crate::webrtc::backend::BackendError;
 
 /// The received bytes that are held for readers, over all channels of a connection. It allows 330

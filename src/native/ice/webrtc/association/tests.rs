@@ -4,7 +4,7 @@ use futures::task::noop_waker;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::task::{Context, Poll};
 
-use super::{channel::Leftovers, *};
+use super::*;
 
 /// Who closes a channel, and when.
 #[derive(Clone, Copy, Debug)]

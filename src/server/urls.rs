@@ -1,0 +1,178 @@
+//! The addresses and URLs that clients are told, made from the sockets that are bound.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+
+use libp2p::{Multiaddr, multiaddr};
+
+use super::{
+    listeners::{self, bind_error},
+    stun, swarm,
+};
+use crate::{
+    core::subject::Subject,
+    error::{Error, ErrorKind},
+    native::transports::handed::Way,
+};
+
+/// The port of https, which URLs leave out.
+const HTTPS_PORT: u16 = 443;
+
+/// Returns the addresses of the services besides the relay.
+pub(super) fn own_sockets(
+    udp: &[&[(SocketAddr, UdpSocket)]],
+    tcp: &[&[(SocketAddr, TcpListener)]],
+) -> Vec<SocketAddr> {
+    let udp = udp.iter().copied().flatten();
+    let tcp = tcp.iter().copied().flatten();
+    let bound = udp.map(|(_, socket)| socket.local_addr());
+    bound
+        .chain(tcp.map(|(_, listener)| listener.local_addr()))
+        .flatten()
+        .collect()
+}
+
+/// Returns the IP addresses that others are told. A wildcard host stands for the addresses of the
+/// interfaces.
+pub(super) fn announced_ips(hosts: &[IpAddr], addresses: &[Multiaddr]) -> Vec<IpAddr> {
+    let specific = hosts.iter().filter(|host| !host.is_unspecified()).copied();
+    let mut ips: Vec<IpAddr> = specific
+        .chain(addresses.iter().filter_map(swarm::ip_of))
+        .collect();
+    ips.sort();
+    ips.dedup();
+    ips
+}
+
+pub(super) fn stun_urls(
+    sockets: &[(SocketAddr, UdpSocket)],
+    ips: &[IpAddr],
+) -> Result<Vec<String>, Error> {
+    let mut urls = Vec::new();
+    for (address, socket) in sockets {
+        let bound = socket
+            .local_addr()
+            .map_err(|source| bind_error("stun", *address, source))?;
+        urls.extend(reachable(bound, ips).map(|address| format!("stun:{address}")));
+    }
+    Ok(urls)
+}
+
+/// Returns the address that each STUN socket says it has. A wildcard socket has one only if the
+/// machine has a single address of its family.
+pub(super) fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Layout {
+    let address = |(_, socket): &(SocketAddr, UdpSocket)| {
+        let mut reached = reachable(socket.local_addr().ok()?, ips);
+        reached.next().filter(|_| reached.next().is_none())
+    };
+    stun::Layout(sockets.iter().map(address).collect())
+}
+
+/// Returns the URLs of TURN over UDP, over TCP, and over TLS at the entrances.
+pub(super) fn turn_urls(
+    udp: &[(SocketAddr, UdpSocket)],
+    tcp: &[SocketAddr],
+    subjects: &[Subject],
+    entered: &[SocketAddr],
+    ips: &[IpAddr],
+) -> Result<Vec<String>, Error> {
+    let mut urls = Vec::new();
+    let udp = udp.iter().map(|(_, socket)| (socket.local_addr(), ""));
+    let tcp = tcp.iter().map(|bound| (Ok(*bound), "?transport=tcp"));
+    for (bound, query) in udp.chain(tcp) {
+        let bound = bound.map_err(|error| Error::new(ErrorKind::Io, format!("turn: {error}")))?;
+        urls.extend(reachable(bound, ips).map(|address| format!("turn:{address}{query}")));
+    }
+    if let Some(port) = entered.first().map(SocketAddr::port) {
+        let secured = subjects.iter().map(|subject| subject.at(port));
+        urls.extend(secured.map(|at| format!("turns:{at}?transport=tcp")));
+    }
+    Ok(urls)
+}
+
+/// Returns the addresses that TCP listeners are bound to.
+pub(super) fn tcp_addresses(
+    service: &str,
+    listeners: &listeners::Bound,
+) -> Result<Vec<SocketAddr>, Error> {
+    let bound = listeners.iter().map(|(address, listener)| {
+        let bound = listener.local_addr();
+        bound.map_err(|source| bind_error(service, *address, source))
+    });
+    bound.collect()
+}
+
+/// Returns the addresses of WebSocket over TLS, for those whom the certificate is for. A name leads to
+/// the hosts of both families, as far as the server has both.
+pub(super) fn secured(subjects: &[Subject], entered: &[SocketAddr]) -> Vec<String> {
+    let mut addresses = Vec::new();
+    for subject in subjects {
+        let of_hosts = entered.iter();
+        let of_hosts = of_hosts.filter_map(|at| subject.tcp(at.is_ipv4(), at.port()));
+        addresses.extend(of_hosts.map(|tcp| Way::TlsWebSocket.after(tcp).to_string()));
+    }
+    addresses.sort();
+    addresses.dedup();
+    addresses
+}
+
+/// Returns every UDP port of the server: those of its sockets, and those that lead to them from
+/// elsewhere.
+pub(super) fn udp_ports<'a>(
+    listening: impl Iterator<Item = &'a Multiaddr>,
+    sockets: impl Iterator<Item = &'a (SocketAddr, UdpSocket)>,
+) -> Vec<u16> {
+    let of_peers = listening.flat_map(|address| address.iter());
+    let of_peers = of_peers.filter_map(|protocol| match protocol {
+        multiaddr::Protocol::Udp(port) => Some(port),
+        _ => None,
+    });
+    let bound = sockets.filter_map(|(_, socket)| socket.local_addr().ok());
+    of_peers.chain(bound.map(|bound| bound.port())).collect()
+}
+
+pub(super) fn http_url(bound: &[SocketAddr], ips: &[IpAddr]) -> String {
+    let mut reached = bound.iter().flat_map(|bound| reachable(*bound, ips));
+    let address = reached.next();
+    address.map_or_else(String::new, |address| format!("http://{address}"))
+}
+
+pub(super) fn https_url(subject: &Subject, entered: &[SocketAddr]) -> String {
+    match entered.first().map(SocketAddr::port) {
+        None | Some(HTTPS_PORT) => {
+            let at = subject.at(HTTPS_PORT);
+            format!("https://{}", at.trim_end_matches(":443"))
+        }
+        Some(port) => format!("https://{}", subject.at(port)),
+    }
+}
+
+/// Returns the addresses at which a socket bound to `bound` is reached.
+fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAddr> {
+    ips.iter()
+        .filter(move |ip| {
+            if bound.ip().is_unspecified() {
+                ip.is_ipv4() == bound.is_ipv4()
+            } else {
+                **ip == bound.ip()
+            }
+        })
+        .map(move |ip| SocketAddr::new(*ip, bound.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_is_reached_at_the_interfaces_of_its_family() {
+        let ips = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let at = |bound: &str| -> Vec<String> {
+            reachable(bound.parse().unwrap(), &ips)
+                .map(|address| address.to_string())
+                .collect()
+        };
+        assert_eq!(at("0.0.0.0:7"), ["192.0.2.1:7"]);
+        assert_eq!(at("[::]:7"), ["[2001:db8::1]:7"]);
+        assert_eq!(at("192.0.2.1:7"), ["192.0.2.1:7"]);
+    }
+}
