@@ -452,7 +452,10 @@ pub fn stun(data: &[u8]) -> bool {
 fn layout() -> stun::Layout {
     let sockets = [(1, 3478), (1, 3479), (2, 3478), (2, 3479)];
     let address = |(host, port)| Some(SocketAddr::from(([198, 51, 100, host], port)));
-    stun::Layout(sockets.map(address).to_vec())
+    stun::Layout {
+        addresses: sockets.map(address).to_vec(),
+        ports: 2,
+    }
 }
 
 /// A ticket.

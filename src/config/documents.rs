@@ -295,7 +295,7 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
     let structs = [
         ("", "ServerConfig"),
         ("relay.", "RelayLimits"),
-        ("stun.", "StunLimits"),
+        ("stun.", "StunConfig"),
         ("turn.", "TurnConfig"),
         ("autonat.", "AutonatConfig"),
         ("access.", "AccessConfig"),

@@ -29,6 +29,9 @@ const SPARE_STAGGERED: usize = 6;
 /// How many times sooner a lost circuit is tried again than a better path. A circuit is needed to
 /// get everything else back.
 const CIRCUIT_HASTE: u32 = 4;
+/// How long ICE has got a path over TURN before ICE is tried again for a direct path. A pair over TURN
+/// is often the first to answer, and the same ICE moves on from it a few round trips later.
+const PAST_TURN: Duration = Duration::from_millis(500);
 /// The longest pause between tries of a circuit. They go on as long as the session lasts.
 const CIRCUIT_REST: Duration = Duration::from_secs(30);
 
@@ -143,20 +146,29 @@ pub(crate) struct Step {
 }
 
 /// Plans everything that is not up yet and is better than what is up. A circuit is always planned,
-/// because it is the fallback and carries signalling. The peer's own addresses are planned unless a
-/// path is direct. ICE is planned unless a path is better than a circuit.
+/// because it is the fallback and carries signalling. The peer's own addresses and ICE are planned
+/// unless a path is direct. With a path over TURN, ICE is planned without TURN.
 pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     let mut steps = Vec::new();
     if known.ours {
         if !known.circuit {
             steps.extend(circuits(known, rules));
         }
-        if known.addresses && known.best != Some(PathKind::Direct) {
+        let is_direct = known.best == Some(PathKind::Direct);
+        if known.addresses && !is_direct {
             steps.push(better(AttemptId::Direct, &[Strategy::Direct], 1, rules));
         }
-        let relayed = matches!(known.best, None | Some(PathKind::Relayed));
-        if (known.circuit || known.offer || known.ice) && relayed && !rules.ice.is_empty() {
-            steps.push(better(AttemptId::Ice, &rules.ice, UPGRADES.len(), rules));
+        if (known.circuit || known.offer || known.ice) && !is_direct {
+            let best = known.best.unwrap_or(PathKind::Relayed);
+            let may_beat = |strategy: &&Strategy| strategy.kind() < best;
+            let strategies: Vec<_> = rules.ice.iter().filter(may_beat).copied().collect();
+            if !strategies.is_empty() {
+                let mut ice = better(AttemptId::Ice, &strategies, UPGRADES.len(), rules);
+                if best == PathKind::Turn {
+                    ice.after = ice.after.max(PAST_TURN);
+                }
+                steps.push(ice);
+            }
         }
     }
     Plan {
@@ -328,15 +340,18 @@ pub(crate) mod tests {
     fn paths_that_are_up_are_not_planned() {
         let relay = PeerId::random();
         let direct = better(AttemptId::Direct, &[Strategy::Direct], Duration::ZERO);
-        let ice = better(AttemptId::Ice, &ICE, Duration::ZERO);
+        let with_turn = [ICE[0], ICE[1], Strategy::Turn];
+        let ice = better(AttemptId::Ice, &with_turn, Duration::ZERO);
+        let past_turn = better(AttemptId::Ice, &ICE, PAST_TURN);
         let steps = |circuit, best| {
             let mut known = known(&[relay]);
             (known.circuit, known.best) = (circuit, best);
-            plan(&known, &rules()).steps
+            let ice = with_turn.to_vec();
+            plan(&known, &Rules { ice, ..rules() }).steps
         };
         let relayed = Some(PathKind::Relayed);
         assert_eq!(steps(true, relayed), [direct.clone(), ice]);
-        assert_eq!(steps(true, Some(PathKind::Turn)), [direct]);
+        assert_eq!(steps(true, Some(PathKind::Turn)), [direct, past_turn]);
         assert_eq!(steps(true, Some(PathKind::Direct)), []);
         // The fallback is brought back under a direct path.
         let fallback = circuit(relay, Duration::ZERO);

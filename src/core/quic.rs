@@ -5,7 +5,7 @@
 //! are told apart by a tag in the connection ids that we choose. The source address would not do,
 //! because two connections may have it in common.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// The tag of one endpoint.
 pub(crate) type Tag = [u8; 4];
@@ -17,6 +17,9 @@ pub(crate) const CONNECTION_ID_LEN: usize = 12;
 /// Datagrams whose first byte is lower belong to another protocol (RFC 9443 section 3). All of ours
 /// have the fixed bit of RFC 9000 section 17, because we do not offer to have it greased.
 pub(crate) const FIRST_BYTE: u8 = 64;
+
+/// The first bytes of data of TURN channels (RFC 8656 section 12), which short headers may have too.
+pub(crate) const CHANNEL_DATA: RangeInclusive<u8> = 0x40..=0x4f;
 
 /// This bit marks a long header, which contains the length of its connection ids (RFC 8999 section
 /// 5.1).

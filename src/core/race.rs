@@ -297,7 +297,9 @@ impl Race {
                 Some(slot) if found && idle && slot.step.spared && slot.is_standby() => {
                     slot.state = State::Spared;
                 }
-                Some(_) => {}
+                Some(slot) if slot.is_running() => {}
+                // Another path may leave an attempt fewer strategies that are better.
+                Some(slot) => slot.step.strategies = step.strategies,
             }
         }
     }

@@ -24,6 +24,10 @@ const QUIC: &str = "x-throughline-quic";
 /// This attribute says how the writer's NAT maps, for the birthday method.
 const NAT: &str = "x-throughline-nat";
 
+/// This attribute says that the writer wants no relayed candidates, neither its own nor the peer's. It has
+/// a path over TURN already.
+const NO_TURN: &str = "x-throughline-no-turn";
+
 /// The message size that a peer accepts when it names none (RFC 8841 section 6.1).
 pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: u32 = 64 * 1024;
 
@@ -92,6 +96,8 @@ pub(crate) struct Description {
     pub quic: bool,
     /// The writer's part if ports have to be guessed.
     pub side: Option<Side>,
+    /// Whether the peers leave TURN out.
+    pub no_turn: bool,
     /// The candidates that were known when the description was written. Unreadable ones are left
     /// out.
     pub candidates: Vec<Candidate>,
@@ -138,6 +144,7 @@ struct Attributes<'a> {
     fingerprint: Option<&'a str>,
     quic: Option<&'a str>,
     nat: Option<&'a str>,
+    no_turn: Option<&'a str>,
     candidates: Vec<&'a str>,
 }
 
@@ -180,6 +187,7 @@ impl Description {
                 "ice-lite" => ice_lite = true,
                 QUIC => found.quic = Some(value),
                 NAT => found.nat = Some(value),
+                NO_TURN => found.no_turn = Some(value),
                 "ice-ufrag" => found.ufrag = Some(value),
                 "ice-pwd" => found.pwd = Some(value),
                 "setup" => found.setup = Some(value),
@@ -231,6 +239,7 @@ impl Description {
                 .nat
                 .and_then(|value| own(value, ufrag))
                 .and_then(Side::parse),
+            no_turn: found.no_turn.and_then(|value| own(value, ufrag)) == Some(""),
             candidates: found
                 .candidates
                 .into_iter()
@@ -276,11 +285,19 @@ impl Description {
         if let Some(side) = self.side {
             let _ = write!(sdp, "a={NAT}:{ufrag} {}\r\n", side.as_str());
         }
+        if self.no_turn {
+            sdp.push_str(&no_turn(ufrag));
+        }
         for candidate in &self.candidates {
             let _ = write!(sdp, "a={candidate}\r\n");
         }
         sdp
     }
+}
+
+/// Returns the line by which the writer of a description with this `ufrag` leaves TURN out.
+pub(crate) fn no_turn(ufrag: &str) -> String {
+    format!("a={NO_TURN}:{ufrag}\r\n")
 }
 
 /// Returns what an attribute of this library says in the description with this `ufrag`, or `None` if
@@ -425,6 +442,7 @@ pub(crate) mod tests {
             ufrag: "ours".into(),
             quic: true,
             side: Some(Side::Hard),
+            no_turn: true,
             ..Description::parse(CHROMIUM_OFFER).unwrap()
         };
         let offer = ours.to_sdp(1);
@@ -433,9 +451,9 @@ pub(crate) mod tests {
             .split_inclusive("\r\n")
             .filter(|line| line.starts_with("a=x-"))
             .collect();
-        assert_eq!(echoed.lines().count(), 2);
+        assert_eq!(echoed.lines().count(), 3);
         let answer = with_lines(&echoed).unwrap();
-        assert!(!answer.quic && answer.side.is_none());
+        assert!(!answer.quic && answer.side.is_none() && !answer.no_turn);
         // The answerer's own attributes count, wherever the echo stands.
         let own = "a=x-throughline-quic:EsAw\r\na=x-throughline-nat:EsAw easy\r\n";
         let answer = with_lines(&format!("{echoed}{own}")).unwrap();

@@ -73,6 +73,8 @@ pub(super) enum Effect {
     },
     /// A relay has given us access to this TURN server.
     UseTurn(PeerId, IceServer),
+    /// Whether ICE with a peer leaves TURN out from now on.
+    SpareTurn(PeerId, bool),
     /// ICE with a peer is signalled over this stream.
     SignalOver(PeerId, BoxedStream),
     Spawn(BoxFuture<'static, ()>),
@@ -161,6 +163,7 @@ pub(super) mod tests {
                     ..
                 } => format!("open {protocol} on {connection}"),
                 Self::UseTurn(_, server) => format!("turn {}", server.urls.join(" ")),
+                Self::SpareTurn(..) => "spare turn".to_owned(),
                 Self::SignalOver(..) => "signal over".to_owned(),
                 Self::Spawn(_) => "spawn".to_owned(),
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),

@@ -85,6 +85,7 @@ impl Node {
                 purpose,
             } => self.network.open(peer, connection, protocol, purpose),
             Effect::UseTurn(relay, server) => self.use_turn(relay, server),
+            Effect::SpareTurn(peer, spare) => self.net.rtc.spare_turn(peer, spare),
             Effect::SignalOver(peer, stream) => self.network.rtc().signal_over(peer, stream),
             Effect::Spawn(task) => backend::runtime::spawn(task),
             Effect::After(pause, timer) => self.timers.after(pause, timer),

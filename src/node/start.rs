@@ -164,9 +164,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         rules: rules(&config, net.rtc.nat().is_some()),
         relays: Relays::new(&relay_addrs, wanted, config.relay_timeout, random).wishing(Wishes {
             tokens: config.relay_tokens.is_some(),
-            // A path over TURN ends the search for a direct one. So only a peer that shows a token, as an
-            // operator's own application does, gets TURN by itself.
-            turn: config.direct && config.relay_tokens.is_some(),
+            turn: config.direct,
         }),
         network: Network::new(swarm, recorder, arrivals, raw),
         sealer,

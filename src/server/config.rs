@@ -58,14 +58,12 @@ pub struct ServerConfig {
     /// The first of the ports, 0 to 65531. Default 4001, the usual port of libp2p nodes. With 0,
     /// the system chooses each port.
     ///
-    /// With base N, TCP N takes every protocol that runs over TCP: libp2p, WebSocket, HTTP, TURN, and
-    /// all of these within [TLS](Self::tls). Over UDP, the server listens for QUIC on N,
-    /// `/webrtc-direct` on N+1, STUN on N+2 and N+3, and TURN on N+4. The second STUN port shows a
-    /// client how its NAT maps and filters (RFC 5780). The test is complete if the server has two hosts
-    /// of a family. The [layout](Self::layout) says which other TCP ports there are.
+    /// TCP port N takes every protocol that runs over TCP: libp2p, WebSocket, HTTP, TURN, and all of
+    /// these within [TLS](Self::tls). UDP port N takes QUIC, `/webrtc-direct`, STUN and TURN. STUN has a
+    /// [second port](StunConfig::alternate_port) besides. The [layout](Self::layout) says whether
+    /// protocols have ports of their own.
     pub port: u16,
-    /// The TCP ports. Default [`Layout::Five`], so that addresses and firewalls of servers that run
-    /// today stay right.
+    /// Whether everything is at one port. Default [`Layout::One`].
     pub layout: Layout,
     /// TLS on the first TCP port, and its certificate. Default none.
     pub tls: TlsConfig,
@@ -77,8 +75,8 @@ pub struct ServerConfig {
     pub announce: Vec<String>,
     /// The limits of the relay.
     pub relay: RelayLimits,
-    /// The limits of the STUN responder.
-    pub stun: StunLimits,
+    /// The STUN server.
+    pub stun: StunConfig,
     /// The TURN server.
     pub turn: TurnConfig,
     /// The record of what peers take.
@@ -108,7 +106,7 @@ impl Default for ServerConfig {
             data: None,
             announce: Vec::new(),
             relay: RelayLimits::default(),
-            stun: StunLimits::default(),
+            stun: StunConfig::default(),
             turn: TurnConfig::default(),
             usage: UsageConfig::default(),
             autonat: AutonatConfig::default(),
@@ -121,25 +119,26 @@ impl Default for ServerConfig {
     }
 }
 
-/// The TCP ports of a server.
+/// The ports of a server.
 ///
 /// ```
 /// use throughline::server::{Layout, ServerConfig};
 ///
 /// let mut config = ServerConfig::default();
-/// config.layout = Layout::One;
 /// config.port = 443;
+/// assert_eq!(config.layout, Layout::One);
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Layout {
-    /// With base N, WebSocket has also TCP N+1, HTTP has also N+2, and TURN has also N+4, as in earlier
-    /// versions. The next release has no such layout.
+    /// TCP N and UDP N take everything.
     #[default]
-    Five,
-    /// TCP N is the only TCP port.
     One,
+    /// The ports of earlier versions. Over TCP, WebSocket has also N+1, HTTP has also N+2, and TURN has also
+    /// N+4. Over UDP, QUIC has N, `/webrtc-direct` N+1, STUN N+2 and N+3, and TURN N+4. The next release
+    /// has no such layout.
+    Five,
 }
 
 /// The first port of a server for which none is configured.
@@ -148,6 +147,18 @@ pub const DEFAULT_PORT: u16 = 4001;
 pub const MAX_PORT: u16 = u16::MAX - 4;
 
 impl ServerConfig {
+    /// The second UDP port of STUN, or `None` if there is none. With 0, the system chooses it.
+    pub(crate) fn stun_alternate(&self) -> Option<u16> {
+        let after = |n| self.port.saturating_add(n);
+        match (self.stun.alternate_port, self.port) {
+            (Some(0), _) => None,
+            (Some(port), _) => Some(port),
+            (None, 0) => Some(0),
+            (None, _) if self.layout == Layout::Five => Some(after(3)),
+            (None, _) => Some(after(1)),
+        }
+    }
+
     /// Checks what the types cannot express.
     ///
     /// # Errors
@@ -353,7 +364,7 @@ impl RelayLimits {
     }
 }
 
-/// Limits of the STUN responder.
+/// The STUN server.
 ///
 /// ```
 /// use std::num::NonZeroU32;
@@ -365,20 +376,26 @@ impl RelayLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
-pub struct StunLimits {
+pub struct StunConfig {
     /// Answers per second that one IPv4 address, or one IPv6 /64, gets on average. In a burst, it
     /// gets twice as many. Default 50: an office behind one address can gather candidates, and a
     /// forged source cannot be flooded.
     pub per_source: NonZeroU32,
     /// Answers per second to all sources together. Default 20000, about 10 Mbit/s.
     pub total: NonZeroU32,
+    /// The second UDP port of STUN (RFC 5780), which shows a client how its NAT maps and filters. With 0
+    /// there is none. Default none: the port after the first one, or after the first STUN port in a
+    /// [layout](ServerConfig::layout) of five ports. Where a firewall closes it, clients know less of
+    /// their NAT, and guess no ports.
+    pub alternate_port: Option<u16>,
 }
 
-impl Default for StunLimits {
+impl Default for StunConfig {
     fn default() -> Self {
         Self {
             per_source: nonzero_u32(50),
             total: nonzero_u32(20_000),
+            alternate_port: None,
         }
     }
 }

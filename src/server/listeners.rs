@@ -3,13 +3,13 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener},
 };
 
 use super::config::{Layout, ServerConfig};
 use crate::{
     error::{Error, ErrorKind},
-    native::inherited,
+    native::{inherited, udp::Sockets},
 };
 
 /// How many connections may wait in the kernel until they are accepted.
@@ -23,29 +23,19 @@ pub(super) fn bind_entrance(config: &ServerConfig) -> Result<Bound, Error> {
 /// The listeners of a service, with the addresses that were asked for.
 pub(super) type Bound = Vec<(SocketAddr, TcpListener)>;
 
-/// Checks that nobody listens on the ports that libp2p is going to bind.
+/// Checks that nobody listens on the port that libp2p is going to bind.
 ///
 /// libp2p binds a TCP port so that another program may listen there too and get some of the
 /// connections. If a port is taken, its error does not say for which service.
 pub(super) fn check_exclusive(config: &ServerConfig) -> Result<(), Error> {
-    use socket2::Type;
-    if config.port == 0 {
+    if config.port == 0 || config.layout == Layout::One {
         return Ok(());
     }
     for host in &config.hosts {
-        for (service, kind, n) in [
-            ("quic", Type::DGRAM, 0),
-            ("websocket", Type::STREAM, 1),
-            ("webrtc-direct", Type::DGRAM, 1),
-        ] {
-            if kind == Type::STREAM && config.layout == Layout::One {
-                continue;
-            }
-            let address = SocketAddr::new(*host, offset(config.port, n));
-            if inherited::has(address, kind) {
-                continue;
-            }
-            bind(address, kind).map_err(|source| bind_error(service, address, source))?;
+        let address = SocketAddr::new(*host, offset(config.port, 1));
+        if !inherited::has(address, socket2::Type::STREAM) {
+            bind(address, socket2::Type::STREAM)
+                .map_err(|source| bind_error("websocket", address, source))?;
         }
     }
     Ok(())
@@ -79,41 +69,69 @@ pub(super) fn bind_tcp_at(service: &str, address: SocketAddr) -> Result<TcpListe
         .map_err(|source| bind_error(service, address, source))
 }
 
-/// Binds STUN to the third and the fourth port of each host. With two ports, a client sees whether
-/// its NAT's mapping depends on the destination port, and whether its NAT lets in an answer from
-/// the other port.
-pub(super) fn bind_stun(config: &ServerConfig) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    bind_udp("stun", config, &[2, 3])
+/// Binds TURN over TCP to the fifth port of each host, if it has one.
+pub(super) fn bind_turn(config: &ServerConfig) -> Result<Bound, Error> {
+    match config.layout {
+        Layout::Five => bind_tcp("turn", config, 4),
+        Layout::One => Ok(Vec::new()),
+    }
 }
 
-type TurnListeners = (Vec<(SocketAddr, UdpSocket)>, Bound);
+/// The UDP sockets of each service, in the order of the hosts. Services may share a socket.
+pub(super) struct Datagrams {
+    pub(super) quic: Vec<Sockets>,
+    /// Those of `/webrtc-direct`.
+    pub(super) direct: Vec<Sockets>,
+    /// Those of STUN: as many for each host as the configuration has STUN ports.
+    pub(super) stun: Vec<Sockets>,
+    /// Those of TURN, if there is a TURN server.
+    pub(super) turn: Vec<Sockets>,
+}
 
-/// Binds TURN to the fifth port of each host, over TCP if it has one.
-pub(super) fn bind_turn(config: &ServerConfig) -> Result<TurnListeners, Error> {
-    let tcp = match config.layout {
-        Layout::Five => bind_tcp("turn", config, 4)?,
-        Layout::One => Vec::new(),
+/// Binds the UDP sockets. With two STUN ports, a client sees whether its NAT's mapping depends on the
+/// destination port, and whether its NAT lets in an answer from the other port.
+pub(super) fn bind_udp(config: &ServerConfig) -> Result<Datagrams, Error> {
+    let bind = |service: &str, port: u16| {
+        let of_hosts = config.hosts.iter().map(|host| {
+            let address = SocketAddr::new(*host, port);
+            Sockets::bind_one(address).map_err(|source| bind_error(service, address, source))
+        });
+        of_hosts.collect::<Result<Vec<_>, _>>()
     };
-    Ok((bind_udp("turn", config, &[4])?, tcp))
-}
-
-fn bind_udp(
-    service: &str,
-    config: &ServerConfig,
-    offsets: &[u16],
-) -> Result<Vec<(SocketAddr, UdpSocket)>, Error> {
-    let at = |host: &IpAddr, n: &u16| SocketAddr::new(*host, offset(config.port, *n));
-    config
-        .hosts
-        .iter()
-        .flat_map(|host| offsets.iter().map(move |n| at(host, n)))
-        .map(|address| {
-            let passed = inherited::take(address, socket2::Type::DGRAM);
-            let socket = passed.map_or_else(|| bind(address, socket2::Type::DGRAM), Ok);
-            let socket = socket.map_err(|source| bind_error(service, address, source))?;
-            Ok((address, socket.into()))
-        })
-        .collect()
+    let port = |n| offset(config.port, n);
+    let has_turn = config.turn.secret.is_some();
+    let quic = bind("quic", config.port)?;
+    let other = match config.stun_alternate() {
+        Some(port) => bind("stun", port)?,
+        None => Vec::new(),
+    };
+    let (direct, first, turn) = match config.layout {
+        Layout::One => {
+            let turn = if has_turn { quic.clone() } else { Vec::new() };
+            (quic.clone(), quic.clone(), turn)
+        }
+        Layout::Five => {
+            let direct = bind("webrtc-direct", port(1))?;
+            let first = bind("stun", port(2))?;
+            let turn = if has_turn {
+                bind("turn", port(4))?
+            } else {
+                Vec::new()
+            };
+            (direct, first, turn)
+        }
+    };
+    let mut stun = Vec::new();
+    for (at, first) in first.into_iter().enumerate() {
+        stun.push(first);
+        stun.extend(other.get(at).cloned());
+    }
+    Ok(Datagrams {
+        quic,
+        direct,
+        stun,
+        turn,
+    })
 }
 
 fn offset(port: u16, n: u16) -> u16 {

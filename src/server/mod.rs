@@ -43,6 +43,7 @@ pub(crate) mod stun;
 mod swarm;
 mod tls;
 pub(crate) mod turn;
+mod udp;
 mod urls;
 mod usage;
 mod watch;
@@ -67,7 +68,7 @@ pub use self::access::{NewToken, TokenKey};
 pub(crate) use self::config::options;
 pub use self::config::{
     AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
-    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ServerConfig, StunLimits, TlsConfig,
+    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ServerConfig, StunConfig, TlsConfig,
     TurnConfig, UsageConfig,
 };
 use self::{
@@ -76,16 +77,18 @@ use self::{
     entrance::Entrance,
     heart::Heart,
     http::{DemoPeer, Door, PageConfig, PageTurn, Site},
-    listeners::{bind_entrance, bind_error, bind_http, bind_stun, bind_tcp_at, bind_turn},
+    listeners::{bind_entrance, bind_error, bind_http, bind_tcp_at, bind_turn, bind_udp},
     metrics::Metrics,
     pool::{Pool, Pools},
     settings::{Changes, Settings},
-    swarm::{Relay, RelayParts},
+    stun::StunServer,
+    swarm::{Bound, Relay, RelayParts},
     tls::Tls,
     turn::{Authority, TurnOffer, TurnServer},
+    udp::{Service, serve_udp},
     urls::{
-        announced_ips, http_url, https_url, own_sockets, secured, stun_layout, stun_urls,
-        tcp_addresses, turn_urls, udp_ports,
+        announced_ips, http_url, https_url, secured, stun_layout, stun_urls, tcp_addresses,
+        turn_urls, udp_addresses, udp_ports,
     },
     usage::Usage,
 };
@@ -154,6 +157,8 @@ pub struct Server {
     /// The tasks that accept connections at the first TCP port.
     entrances: Vec<JoinHandle<()>>,
     services: Vec<JoinHandle<()>>,
+    /// What handles STUN and TURN over UDP.
+    _receivers: Vec<Arc<Service>>,
 }
 
 impl Server {
@@ -201,19 +206,25 @@ impl Server {
             Some(address) => Some((address, bind_tcp_at("http.admin", address)?)),
             None => None,
         };
-        let stun_sockets = bind_stun(&config)?;
+        let datagrams = bind_udp(&config)?;
+        let stun_bound = udp_addresses(&datagrams.stun);
+        let turn_bound = udp_addresses(&datagrams.turn);
         let authority = match &config.turn.secret {
             Some(secret) => Some(Arc::new(Authority::new(secret)?)),
             None => None,
         };
-        let (turn_udp, turn_tcp) = match authority {
+        let turn_tcp = match authority {
             Some(_) => bind_turn(&config)?,
-            None => (Vec::new(), Vec::new()),
+            None => Vec::new(),
         };
-        let own = own_sockets(
-            &[&stun_sockets, &turn_udp],
-            &[&entrances, &http_listeners, &turn_tcp],
-        );
+        let turn_entered = match config.layout {
+            Layout::Five => tcp_addresses("turn", &turn_tcp)?,
+            Layout::One => entered.clone(),
+        };
+        let http_bound = tcp_addresses("http", &http_listeners)?;
+        let udp = stun_bound.iter().chain(&turn_bound);
+        let tcp = entered.iter().chain(&http_bound).chain(&turn_entered);
+        let own = udp.chain(tcp).copied().collect();
         let (peers, queue) = mpsc::channel(entrance::ARRIVALS);
         let arrivals = Arrivals {
             queue,
@@ -234,33 +245,33 @@ impl Server {
             descriptors: descriptors.clone(),
             usage: usage.clone(),
         };
-        let mut relay = Relay::start(identity.keypair(), arrivals, own, parts).await?;
+        let (quic, direct) = (datagrams.quic, datagrams.direct);
+        let bound = Bound {
+            arrivals,
+            quic,
+            direct,
+        };
+        let mut relay = Relay::start(identity.keypair(), bound, own, parts).await?;
 
         let addresses = relay.addresses();
         let ips = announced_ips(&config.hosts, &addresses);
         warn_of_external_ip(&config.turn, &ips);
         warn_of_everybody(&config.access, &ips);
-        let stun = stun_urls(&stun_sockets, &ips)?;
-        let stun_layout = stun_layout(&stun_sockets, &ips);
+        let stun = stun_urls(&stun_bound, &ips);
+        let stun_layout = stun_layout(&stun_bound, config.hosts.len(), &ips);
         let turn = match authority {
-            Some(_) => {
-                let tcp = match config.layout {
-                    Layout::Five => tcp_addresses("turn", &turn_tcp)?,
-                    Layout::One => entered.clone(),
-                };
-                turn_urls(&turn_udp, &tcp, subjects, &entered, &ips)?
-            }
+            Some(_) => turn_urls(&turn_bound, &turn_entered, subjects, &entered, &ips),
             None => Vec::new(),
         };
         let turn_addresses =
             turn::RelayAddresses::new(config.hosts.clone(), ips.clone(), config.turn.external_ip);
         let own = Arc::new(turn::Own::new(
-            udp_ports(relay.listening(), stun_sockets.iter().chain(&turn_udp)),
+            udp_ports(relay.listening(), stun_bound.iter().chain(&turn_bound)),
             turn_addresses.told(),
         ));
         let http = match (subjects.first(), config.layout) {
             (Some(subject), _) => https_url(subject, &entered),
-            (None, Layout::Five) => http_url(&tcp_addresses("http", &http_listeners)?, &ips),
+            (None, Layout::Five) => http_url(&http_bound, &ips),
             (None, Layout::One) => http_url(&entered, &ips),
         };
         // All tasks of the server carry it.
@@ -272,18 +283,8 @@ impl Server {
             turn: Vec::new(),
             demo: None,
         }));
-        let port = |bound: Option<io::Result<SocketAddr>>| {
-            let bound = bound.and_then(Result::ok);
-            bound.map_or(0, |bound| bound.port())
-        };
-        let over_tcp = match config.layout {
-            Layout::Five => turn_tcp.first().map(|(_, listener)| listener.local_addr()),
-            Layout::One => entered.first().copied().map(Ok),
-        };
-        let ports = [
-            port(turn_udp.first().map(|(_, socket)| socket.local_addr())),
-            port(over_tcp),
-        ];
+        let ports = [&turn_bound, &turn_entered];
+        let ports = ports.map(|bound| bound.first().map_or(0, SocketAddr::port));
         relay.offer_turn(
             authority
                 .clone()
@@ -362,29 +363,24 @@ impl Server {
                 .map_err(|source| bind_error("http", address, source))?;
             services.push(span.in_scope(|| runtime::task(http::serve(listener, router, door))));
         }
-        let mut sockets = Vec::new();
-        for (address, socket) in stun_sockets {
-            sockets.push(
-                tokio::net::UdpSocket::from_std(socket)
-                    .map_err(|source| bind_error("stun", address, source))?,
-            );
-        }
-        let answers = stun::serve(sockets, stun_layout, settings.clone(), metrics.clone());
-        services.push(span.in_scope(|| runtime::task(answers)));
+        let stun_server = StunServer::new(
+            datagrams.stun.clone(),
+            stun_layout,
+            &settings,
+            metrics.clone(),
+        );
+        let receivers = serve_udp(
+            (datagrams.stun, Arc::new(stun_server)),
+            (datagrams.turn, turn_server.clone()),
+        );
         let mut turn_credentials = None;
         if let Some((authority, turn_server)) = authority.zip(turn_server) {
             let lifetime = Duration::from_secs(config.turn.credential_seconds);
             turn_credentials = Some(authority.issue("peer", lifetime, SystemTime::now()));
             let from_std = |error| Error::new(ErrorKind::Io, format!("turn: {error}"));
-            let udp = turn_udp.into_iter().map(|(_, socket)| socket);
             let tcp = turn_tcp.into_iter().map(|(_, socket)| socket);
-            let udp = udp.map(tokio::net::UdpSocket::from_std);
             let tcp = tcp.map(tokio::net::TcpListener::from_std);
-            let listeners = turn::Listeners::new(
-                udp.collect::<io::Result<_>>().map_err(from_std)?,
-                tcp.collect::<io::Result<_>>().map_err(from_std)?,
-            );
-            let listeners = listeners.map_err(from_std)?;
+            let listeners = tcp.collect::<io::Result<_>>().map_err(from_std)?;
             services.push(span.in_scope(|| runtime::task(turn_server.serve(listeners))));
         }
         for address in inherited::close_rest() {
@@ -413,6 +409,7 @@ impl Server {
             relay: span.in_scope(|| runtime::task(relay.run(stopped))),
             entrances: entered,
             services,
+            _receivers: receivers,
         })
     }
 

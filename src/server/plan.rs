@@ -72,15 +72,15 @@ pub struct Bind {
     pub address: SocketAddr,
 }
 
-/// The services at each host: the name, the protocol and the distance from the first port.
-const SERVICES: [(&str, &str, u16); 9] = [
+/// The services at each host in a layout of five ports: the name, the protocol and the distance from the
+/// first port. In a layout of one port, those over UDP are at the first port too, and TCP has one.
+const SERVICES: [(&str, &str, u16); 8] = [
     ("quic", "udp", 0),
     ("tcp", "tcp", 0),
     ("websocket", "tcp", 1),
     ("webrtc-direct", "udp", 1),
     ("http", "tcp", 2),
     ("stun", "udp", 2),
-    ("stun", "udp", 3),
     ("turn", "udp", 4),
     ("turn", "tcp", 4),
 ];
@@ -123,9 +123,10 @@ fn binds(config: &ServerConfig) -> Vec<Bind> {
             {
                 continue;
             }
-            let port = match config.port {
-                0 => 0,
-                first => first.saturating_add(distance),
+            let port = match (config.port, config.layout) {
+                (0, _) => 0,
+                (first, Layout::One) => first,
+                (first, Layout::Five) => first.saturating_add(distance),
             };
             binds.push(Bind {
                 service,
@@ -134,6 +135,14 @@ fn binds(config: &ServerConfig) -> Vec<Bind> {
             });
         }
     }
+    let alternate = config.stun_alternate().into_iter();
+    binds.extend(alternate.flat_map(|port| {
+        config.hosts.iter().map(move |host| Bind {
+            service: "stun",
+            protocol: "udp",
+            address: SocketAddr::new(*host, port),
+        })
+    }));
     binds.extend(config.http.admin.map(|address| Bind {
         service: "admin",
         protocol: "tcp",

@@ -4,15 +4,15 @@
 //!
 //! The server needs no authentication, and its only state is the rate limit. An answer carries
 //! XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS. It is at most 36 bytes longer than its
-//! request over IPv4, and 72 bytes over IPv6. The [rate limit](super::config::StunLimits) bounds
+//! request over IPv4, and 72 bytes over IPv6. The [rate limit](super::config::StunConfig) bounds
 //! how many answers requests with forged sources can cause. There is one answer to a request. It
 //! goes to the source and nowhere else (RESPONSE-PORT is refused), and it comes from one of this
 //! server's STUN ports.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use stun_types::{
@@ -25,17 +25,19 @@ use stun_types::{
         BINDING, Message, MessageClass, MessageWrite as _, MessageWriteExt as _, MessageWriteVec,
     },
 };
-use tokio::net::UdpSocket;
 
 use super::{
     metrics::Metrics,
     rate_limiter::{RateLimiter, Refill},
     settings::Settings,
 };
-use crate::native::ice::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN};
+use crate::native::{
+    ice::stun::message::{CHANGE_REQUEST, Change, OTHER_ADDRESS, RESPONSE_ORIGIN},
+    udp::{Sockets, any_source},
+};
 
-/// The largest request that is read. RFC 8489 section 6.1 keeps a message below the path MTU, and
-/// IPv6 allows no MTU below 1280 bytes. A longer request is cut, and so malformed.
+/// The largest request that is answered. RFC 8489 section 6.1 keeps a message below the path MTU, and
+/// IPv6 allows no MTU below 1280 bytes.
 const MAX_REQUEST: usize = 1280;
 /// The most attributes that an error answer names as unknown.
 const MAX_UNKNOWN: usize = 8;
@@ -61,33 +63,55 @@ pub(crate) enum Outcome {
     Ignore,
 }
 
-/// The addresses of the sockets, two for each host, in order. It is `None` for a wildcard socket
-/// that may have several addresses.
+/// The sockets of the server.
 #[derive(Debug, Clone)]
-pub(crate) struct Layout(pub(crate) Vec<Option<SocketAddr>>);
+pub(crate) struct Layout {
+    /// Their addresses, host by host. It is `None` for a wildcard socket that may have several
+    /// addresses.
+    pub(crate) addresses: Vec<Option<SocketAddr>>,
+    /// How many ports each host has: one or two.
+    pub(crate) ports: usize,
+}
 
 impl Layout {
     /// Returns the socket that answers a request to socket `at`. Returns `None` if no socket
     /// satisfies `change`.
     fn from(&self, at: usize, change: Change) -> Option<usize> {
         let host = if change.ip { self.other_host(at)? } else { at };
-        // The two ports of a host have neighbouring numbers.
-        let socket = if change.port { host ^ 1 } else { host };
-        (socket < self.0.len()).then_some(socket)
+        let socket = match change.port {
+            // The two ports of a host have neighbouring numbers.
+            true if self.ports == 2 => host ^ 1,
+            true => return None,
+            false => host,
+        };
+        (socket < self.addresses.len()).then_some(socket)
+    }
+
+    /// The layout of a server with one socket.
+    pub(crate) fn of_one() -> Self {
+        Self {
+            addresses: vec![None],
+            ports: 1,
+        }
+    }
+
+    fn are_of_one_host(&self, one: usize, other: usize) -> bool {
+        one / self.ports.max(1) == other / self.ports.max(1)
     }
 
     /// Returns the socket with the same rank of the next host of the same family.
     fn other_host(&self, at: usize) -> Option<usize> {
         let own = self.address(at)?;
-        let hosts = (2..self.0.len()).step_by(2);
-        hosts.map(|ahead| (at + ahead) % self.0.len()).find(|i| {
+        let all = self.addresses.len();
+        let hosts = (self.ports.max(1)..all).step_by(self.ports.max(1));
+        hosts.map(|ahead| (at + ahead) % all).find(|i| {
             let address = self.address(*i);
             address.is_some_and(|a| a.is_ipv4() == own.is_ipv4() && a.ip() != own.ip())
         })
     }
 
     fn address(&self, at: usize) -> Option<SocketAddr> {
-        self.0.get(at).copied().flatten()
+        self.addresses.get(at).copied().flatten()
     }
 
     /// Returns the OTHER-ADDRESS of socket `at`. RFC 5780 section 7.4 allows it only if there is a
@@ -95,7 +119,7 @@ impl Layout {
     fn other_address(&self, at: usize) -> Option<SocketAddr> {
         let both = Change {
             ip: true,
-            port: true,
+            port: self.ports == 2,
         };
         self.address(self.from(at, both)?)
     }
@@ -184,72 +208,74 @@ fn finish(request: &Message<'_>, mut response: MessageWriteVec) -> Option<Vec<u8
     Some(response.finish())
 }
 
-/// Serves `sockets`, which `layout` describes, until the future is dropped.
-pub(crate) async fn serve(
-    sockets: Vec<UdpSocket>,
+/// Answers from its sockets. It serves what others receive there.
+pub(crate) struct StunServer {
+    sockets: Vec<Sockets>,
     layout: Layout,
-    settings: Settings,
+    limiters: Vec<Mutex<RateLimiter>>,
     metrics: Metrics,
-) {
-    futures::future::join_all(
-        (0..sockets.len()).map(|at| serve_one(at, &sockets, &layout, &settings, &metrics)),
-    )
-    .await;
 }
 
-async fn serve_one(
-    at: usize,
-    sockets: &[UdpSocket],
-    layout: &Layout,
-    settings: &Settings,
-    metrics: &Metrics,
-) {
-    let Some(socket) = sockets.get(at) else {
-        return;
-    };
-    let settings = settings.clone();
-    let rates = move || {
-        let limits = &settings.now().stun;
-        Refill::new(limits.per_source.get(), limits.total.get())
-    };
-    let mut limiter = RateLimiter::following(rates, Instant::now());
-    let mut buffer = [0; MAX_REQUEST];
-    loop {
-        let (length, source) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                tracing::debug!(%error, "STUN socket");
-                // An ICMP error of an earlier answer is gone now. The pause keeps a lasting error
-                // from keeping a core busy.
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                continue;
-            }
+impl StunServer {
+    /// Makes a server with `sockets`, which `layout` describes.
+    pub(crate) fn new(
+        sockets: Vec<Sockets>,
+        layout: Layout,
+        settings: &Settings,
+        metrics: Metrics,
+    ) -> Self {
+        let limiter = |_: &Sockets| {
+            let settings = settings.clone();
+            let rates = move || {
+                let limits = &settings.now().stun;
+                Refill::new(limits.per_source.get(), limits.total.get())
+            };
+            Mutex::new(RateLimiter::following(rates, Instant::now()))
         };
-        // Port 0 cannot be answered, and a multicast source is always forged.
-        if source.port() == 0 || is_never_a_source(source.ip()) {
-            metrics.stun("ignored");
-            continue;
+        Self {
+            limiters: sockets.iter().map(limiter).collect(),
+            sockets,
+            layout,
+            metrics,
         }
-        let (datagram, from, outcome) = match answer(&buffer[..length], source, at, layout) {
+    }
+
+    /// Handles a datagram that came from `source` to the address `destination` of socket `at`.
+    pub(crate) fn receive(
+        &self,
+        at: usize,
+        now: Instant,
+        (source, destination): (SocketAddr, SocketAddr),
+        datagram: &[u8],
+    ) {
+        // Port 0 cannot be answered, and a multicast source is always forged.
+        let forged = source.port() == 0 || is_never_a_source(source.ip());
+        let outcome = match forged || datagram.len() > MAX_REQUEST {
+            true => Outcome::Ignore,
+            false => answer(datagram, source, at, &self.layout),
+        };
+        let (datagram, from, outcome) = match outcome {
             Outcome::Answer(datagram, from) => (datagram, from, "answered"),
             Outcome::Refuse(datagram) => (datagram, at, "refused"),
-            Outcome::Ignore => {
-                metrics.stun("ignored");
-                continue;
-            }
+            Outcome::Ignore => return self.metrics.stun("ignored"),
         };
-        if !limiter.allow(source.ip(), Instant::now()) {
-            metrics.stun("limited");
-            continue;
+        let (Some(limiter), Some(socket)) = (self.limiters.get(at), self.sockets.get(from)) else {
+            return;
+        };
+        let allowed = limiter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .allow(source.ip(), now);
+        if !allowed {
+            return self.metrics.stun("limited");
         }
-        metrics.stun(outcome);
-        // This never waits. If the socket buffer is full, the answer is lost, as UDP allows.
-        let from = sockets.get(from).unwrap_or(socket);
-        if let Err(error) = from.try_send_to(&datagram, source)
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            tracing::debug!(%error, "STUN answer");
-        }
+        self.metrics.stun(outcome);
+        // The answer leaves from the address that was asked, unless another one was asked for.
+        let ip = match self.layout.are_of_one_host(at, from) {
+            true => destination.ip(),
+            false => any_source(source).ip(),
+        };
+        socket.answer(SocketAddr::new(ip, 0), source, &datagram);
     }
 }
 
@@ -285,7 +311,10 @@ mod tests {
             let host: IpAddr = host.parse().unwrap();
             (!host.is_unspecified()).then_some(SocketAddr::new(host, port))
         };
-        Layout(sockets.map(address).collect())
+        Layout {
+            addresses: sockets.map(address).collect(),
+            ports: 2,
+        }
     }
 
     fn mapped(answer: &[u8]) -> SocketAddr {

@@ -60,6 +60,7 @@ use crate::{
         behaviours::limits,
         runtime,
         transports::{handed::Arrivals, windows::Wide},
+        udp::Sockets,
     },
     swarm::{
         ping::Ping,
@@ -89,6 +90,16 @@ pub(crate) struct RelayParts {
     pub(crate) access: Access,
     pub(crate) descriptors: Descriptors,
     pub(crate) usage: Usage,
+}
+
+/// Where the peers of a relay come in.
+pub(crate) struct Bound {
+    /// The connections over TCP.
+    pub(crate) arrivals: Arrivals,
+    /// The sockets of QUIC.
+    pub(crate) quic: Vec<Sockets>,
+    /// The sockets of `/webrtc-direct`.
+    pub(crate) direct: Vec<Sockets>,
 }
 
 /// A relay whose listeners are open.
@@ -123,7 +134,7 @@ impl Relay {
     /// `own` are the addresses of the other services, which nobody may aim the relay at.
     pub(crate) async fn start(
         keypair: &identity::Keypair,
-        arrivals: Arrivals,
+        bound: Bound,
         mut own: Vec<SocketAddr>,
         parts: RelayParts,
     ) -> Result<Self, Error> {
@@ -144,7 +155,7 @@ impl Relay {
         let protocols = Carried::protocols(gives_access);
         let behaviour = behaviour(keypair, &pools, autonat, protocols);
         let traffic = Traffic::default();
-        let transport = transport(config, arrivals, keypair, &metrics, &pools, &traffic)?;
+        let transport = transport(config, bound, keypair, &metrics, &pools, &traffic)?;
         // `Clients` decides which connections nobody needs, because it knows more about them than
         // libp2p.
         let swarm_config =

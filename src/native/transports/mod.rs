@@ -15,8 +15,6 @@ pub(crate) mod websocket;
 #[cfg_attr(not(feature = "server"), allow(dead_code, reason = "a server's"))]
 pub(crate) mod windows;
 
-#[cfg(feature = "server")]
-use std::net::SocketAddr;
 use std::{io, time::Duration};
 
 use futures::{AsyncRead, AsyncWrite};
@@ -111,8 +109,8 @@ pub(crate) fn peer(
     Ok(join(join(first, circuits), direct))
 }
 
-/// Builds the transports of a server, which listens over QUIC at `addresses`, and gets connections
-/// over TCP from `arrivals`.
+/// Builds the transports of a server, which listens over QUIC at `sockets`, and gets connections over
+/// TCP from `arrivals`.
 ///
 /// The server listens on this library's sockets, because all peers of a relay may send at once, and
 /// the sockets of libp2p have only the system's default buffers. It dials with libp2p's transport,
@@ -120,23 +118,20 @@ pub(crate) fn peer(
 /// the peer has sent to proves nothing.
 ///
 /// # Errors
-/// Fails when one of the addresses cannot be bound.
+/// Fails when the transports cannot be set up.
 #[cfg(feature = "server")]
 pub(crate) fn server(
     keypair: &identity::Keypair,
-    addresses: &[SocketAddr],
+    sockets: Vec<Sockets>,
     arrivals: Arrivals,
     admission: &Admission,
     bounds: &Bounds,
     timeout: Duration,
 ) -> io::Result<BoxedTransport> {
     let sizes = bounds.windows.sizes();
-    let mut own = Vec::new();
-    for address in addresses {
-        let sockets = Sockets::bind_one(*address)
-            .map_err(|e| io::Error::new(e.kind(), format!("QUIC at {address}: {e}")))?;
-        own.push(Quic::bounded(keypair, sockets, sizes)?);
-    }
+    let own = sockets.into_iter();
+    let own = own.map(|sockets| Quic::bounded(keypair, sockets, sizes));
+    let own = own.collect::<Result<Vec<_>, _>>()?;
     // A server decides where it handles a request which addresses it tests. This guard bars only
     // the addresses that nobody may dial.
     let guard = Guard::new(Policy::new(true, Vec::new()));

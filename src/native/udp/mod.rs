@@ -2,7 +2,8 @@
 //!
 //! With one socket, only one NAT mapping must be learnt, forwarded and kept alive. Datagrams are
 //! told apart by their first byte (RFC 7983, RFC 9443) and their source. A STUN request goes to the
-//! receiver whose username fragment it names, or else to the listener for new clients. A STUN response
+//! receiver whose username fragment it names, to the listener for new clients, or else to the STUN and
+//! TURN server. A STUN response
 //! goes to the receiver of its transaction, DTLS to the receiver for its source, and QUIC to the
 //! endpoint in its connection id. TURN clients handle everything that TURN servers send and relay,
 //! and everything that is sent from a relayed address.
@@ -45,6 +46,11 @@ pub(crate) trait Receiver: Send + Sync + 'static {
 
     /// Acts on the datagrams. All that arrived together were handed over.
     fn received_all(&self) {}
+
+    /// Whether data of TURN channels is expected from `source` at the local address `destination`.
+    fn has_channels(&self, _source: SocketAddr, _destination: SocketAddr) -> bool {
+        false
+    }
 
     /// Returns whether a STUN response with this content answers a request of the receiver.
     fn accepts(&self, _: &StunMessage<'_>) -> bool {
@@ -210,6 +216,13 @@ impl Sockets {
         self.0.unreachable.clone()
     }
 
+    /// The address of the socket that [`bind_one`](Self::bind_one) has bound.
+    #[cfg(feature = "server")]
+    pub(crate) fn bound(&self) -> Option<SocketAddr> {
+        let mut ports = self.0.v4.iter().chain(&self.0.v6);
+        ports.next().map(|port| port.local)
+    }
+
     /// The local port for addresses of the family of `ip`.
     pub(crate) fn port(&self, ip: IpAddr) -> Option<u16> {
         self.of(ip).map(|port| port.local.port())
@@ -297,7 +310,6 @@ impl Sockets {
         data: &mut &[u8],
         segment: usize,
     ) -> io::Result<()> {
-        let segment = segment.max(1);
         let carrier = self.routes().by_relayed.get(&source).map(Weak::upgrade);
         if let Some(carrier) = carrier {
             if let Some(carrier) = carrier {
@@ -305,9 +317,31 @@ impl Sockets {
             }
             return Ok(());
         }
-        let Some(port) = self.sender(source, destination) else {
-            return Ok(());
-        };
+        match self.sender(source, destination) {
+            Some(port) => self.send_from(&port, source, destination, data, segment),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a datagram from the local address `source` of a server, without waiting. If there is no room,
+    /// it is lost.
+    #[cfg(feature = "server")]
+    pub(crate) fn answer(&self, source: SocketAddr, destination: SocketAddr, datagram: &[u8]) {
+        if let Some(port) = self.of(destination.ip()) {
+            let mut data = datagram;
+            let _ = self.send_from(port, source, destination, &mut data, datagram.len());
+        }
+    }
+
+    fn send_from(
+        &self,
+        port: &Port,
+        source: SocketAddr,
+        destination: SocketAddr,
+        data: &mut &[u8],
+        segment: usize,
+    ) -> io::Result<()> {
+        let segment = segment.max(1);
         let joined = port.state.max_gso_segments().min(MAX_DATAGRAM / segment);
         let most = joined.max(1) * segment;
         while !data.is_empty() {

@@ -118,12 +118,15 @@ fn take<'a>(
             .cloned();
         let server = server.and_then(|carrier| carrier.upgrade());
         let (run, stride) = (&buffer[..meta.len], meta.stride.max(1));
+        // A TURN server may speak QUIC from the same port.
+        let is_turn = |datagram: &[u8]| lock(routes).may_be_turn(datagram);
+        let server = server.filter(|_| run.chunks(stride).any(is_turn));
         let Some(server) = server else {
             dispatch(routes, now, meta.addr, destination, (run, stride), touched);
             continue;
         };
         for datagram in run.chunks(stride) {
-            if !server.take(now, datagram) {
+            if !is_turn(datagram) || !server.take(now, datagram) {
                 let one = (datagram, stride);
                 dispatch(routes, now, meta.addr, destination, one, touched);
             }

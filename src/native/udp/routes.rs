@@ -10,15 +10,23 @@ use std::{
 use str0m::ice::StunMessage;
 
 use super::{Handle, Receiver, Sockets, TurnCarrier};
-use crate::core::quic::{Destination, FIRST_BYTE, Tag};
+use crate::{
+    core::{
+        quic::{CHANNEL_DATA, Destination, FIRST_BYTE, Tag},
+        webrtc_direct::Credentials,
+    },
+    native::ice::turn::frame,
+};
 
 /// The receivers, by what their datagrams have in common.
 #[derive(Default)]
 pub(super) struct Routes {
     /// Receivers of STUN requests, by the local username fragment that the request names.
     by_fragment: HashMap<String, Weak<dyn Receiver>>,
-    /// The receiver of STUN requests for any other username fragment.
+    /// The receiver of checks of clients of `/webrtc-direct`, which have no session yet.
     stun_listener: Option<Weak<dyn Receiver>>,
+    /// The STUN and TURN server of these sockets.
+    service: Option<Weak<dyn Receiver>>,
     /// Receivers of everything else, by source. Several receivers may wait for one source.
     by_source: HashMap<SocketAddr, Vec<Weak<dyn Receiver>>>,
     /// The receiver of STUN responses that no candidate pair waits for.
@@ -32,6 +40,31 @@ pub(super) struct Routes {
     pub(super) by_server: HashMap<(u16, SocketAddr), Weak<dyn TurnCarrier>>,
     /// TURN clients that carry whatever is sent from a relayed address.
     pub(super) by_relayed: HashMap<SocketAddr, Weak<dyn TurnCarrier>>,
+}
+
+impl Routes {
+    /// Whether a datagram from a TURN server may be TURN. Data of channels and short headers of QUIC begin
+    /// with the same bytes, but all connection ids of ours have a tag.
+    pub(super) fn may_be_turn(&self, datagram: &[u8]) -> bool {
+        match datagram.first() {
+            Some(first) if *first < FIRST_BYTE => true,
+            Some(first) if CHANNEL_DATA.contains(first) => {
+                let tag = Destination::of(datagram).and_then(|to| to.tag);
+                tag.is_none_or(|tag| !self.by_tag.contains_key(&tag))
+            }
+            _ => false,
+        }
+    }
+
+    fn service(&self) -> Option<Handle> {
+        self.service.as_ref().and_then(Weak::upgrade)
+    }
+
+    /// The receiver of checks of clients of `/webrtc-direct`.
+    fn listener(&self, username: Option<(&str, &str)>) -> Option<Handle> {
+        username.and_then(|(server, client)| Credentials::read(server, client))?;
+        self.stun_listener.as_ref().and_then(Weak::upgrade)
+    }
 }
 
 impl Sockets {
@@ -53,10 +86,16 @@ impl Sockets {
         self.routes().by_fragment.insert(fragment.to_owned(), to);
     }
 
-    /// Routes STUN requests for username fragments that no other receiver has.
+    /// Routes the first checks of clients of `/webrtc-direct`.
     #[cfg(feature = "server")]
     pub(crate) fn route_stun_listener(&self, to: &Handle) {
         self.routes().stun_listener = Some(Arc::downgrade(to));
+    }
+
+    /// Routes STUN and TURN to a server. Checks of ICE and of clients of `/webrtc-direct` go before it.
+    #[cfg(feature = "server")]
+    pub(crate) fn route_service(&self, to: &Handle) {
+        self.routes().service = Some(Arc::downgrade(to));
     }
 
     /// Routes datagrams that come from `source`.
@@ -158,7 +197,7 @@ pub(super) fn dispatch(
     touched: &mut Vec<Handle>,
 ) {
     if run.first().is_some_and(|first| *first >= FIRST_BYTE) {
-        deliver_quic(routes, source, destination, run, stride);
+        deliver_quic(routes, now, source, destination, (run, stride));
         return;
     }
     for datagram in run.chunks(stride) {
@@ -178,8 +217,15 @@ fn deliver(
     // The receivers are called without the lock, because they may change routes.
     let mut found: [Option<Handle>; 4] = Default::default();
     match datagram.first() {
-        // STUN.
+        // STUN and TURN.
         Some(0..=3) => {
+            let service = lock(routes).service();
+            if let Some(service) = &service
+                && !frame::is_binding(datagram)
+            {
+                service.receive(now, source, destination, datagram);
+                return;
+            }
             let parsed = StunMessage::parse(datagram);
             let routes = lock(routes);
             let Ok(message) = parsed else {
@@ -187,18 +233,18 @@ fn deliver(
                 // the ICE agent refuses them. The STUN client recognises its own transactions.
                 let client = routes.stun_client.as_ref().and_then(Weak::upgrade);
                 drop(routes);
-                if let Some(client) = client {
-                    client.receive(now, source, destination, datagram);
+                if let Some(receiver) = service.or(client) {
+                    receiver.receive(now, source, destination, datagram);
                 }
                 return;
             };
             if message.is_binding_request() {
-                let fragment = message.split_username().map(|(ours, _)| ours);
-                let owner = fragment
-                    .and_then(|fragment| routes.by_fragment.get(fragment))
+                let username = message.split_username();
+                let owner = username
+                    .and_then(|(fragment, _)| routes.by_fragment.get(fragment))
                     .and_then(Weak::upgrade);
-                let listener = || routes.stun_listener.as_ref().and_then(Weak::upgrade);
-                found[0] = owner.or_else(listener);
+                let listener = || routes.listener(username);
+                found[0] = owner.or_else(listener).or(service);
             } else {
                 let waiting = routes.by_source.get(&source).into_iter().flatten();
                 let client = routes.stun_client.iter();
@@ -231,11 +277,11 @@ fn deliver(
 
 /// Hands over a run of QUIC datagrams, in as few pieces as it has endpoints.
 fn deliver_quic(
-    routes: &Mutex<Routes>,
+    all: &Mutex<Routes>,
+    now: Instant,
     source: SocketAddr,
     destination: SocketAddr,
-    run: &[u8],
-    stride: usize,
+    (run, stride): (&[u8], usize),
 ) {
     let mut rest = run;
     while let Some(first) = rest.chunks(stride).next() {
@@ -245,11 +291,24 @@ fn deliver_quic(
             .take_while(|datagram| Destination::of(datagram) == to);
         let (piece, after) = rest.split_at(same.map(<[u8]>::len).sum());
         rest = after;
+        let mut routes = lock(all);
+        let tag = to.and_then(|to| to.tag);
+        let tagged = tag.and_then(|tag| routes.by_tag.get(&tag)?.upgrade());
+        // The first bytes overlap (RFC 9443 section 3), but all connection ids of ours have a tag.
+        let may_be_channel =
+            tagged.is_none() && first.first().is_some_and(|b| CHANNEL_DATA.contains(b));
+        if may_be_channel && let Some(service) = routes.service() {
+            drop(routes);
+            if service.has_channels(source, destination) {
+                let datagrams = piece.chunks(stride);
+                datagrams.for_each(|data| service.receive(now, source, destination, data));
+                continue;
+            }
+            routes = lock(all);
+        }
         let Some(to) = to else {
             continue;
         };
-        let routes = lock(routes);
-        let tagged = to.tag.and_then(|tag| routes.by_tag.get(&tag)?.upgrade());
         let mut receivers: Vec<Handle> = Vec::from_iter(tagged);
         if receivers.is_empty() {
             if to.may_begin {
@@ -312,6 +371,7 @@ pub(crate) fn demultiplex(source: SocketAddr, fragment: &str, run: &[u8], stride
     routes.by_source.insert(source, vec![to(), to()]);
     routes.stun_client = Some(to());
     routes.stun_listener = Some(to());
+    routes.service = Some(to());
     routes.by_tag.insert(Tag::default(), to());
     routes.quic_listener = Some(to());
     let mut touched = Vec::new();

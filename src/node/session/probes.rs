@@ -10,6 +10,7 @@ use crate::{
         liveness::{Hint, Verdict},
         race::RaceEvent,
     },
+    event::PathKind,
     node::{effect::Effect, network::Purpose, round::Round, timers::Deadline},
 };
 
@@ -187,7 +188,8 @@ impl Session {
         }
     }
 
-    /// Closes suspect connections that have a sound successor.
+    /// Closes suspect connections that have a sound successor, and a path over TURN once a direct one is
+    /// up, because it holds an allocation. A stock peer's streams may still be on it.
     pub(super) fn close_superseded(&mut self, round: &mut Round<'_>) {
         let kind = |conn: &Conn| conn.path.as_ref().map(|path| path.kind);
         let trusted = self
@@ -196,11 +198,14 @@ impl Session {
             .values()
             .filter(|c| c.liveness.is_trusted());
         let best = trusted.filter_map(kind).min();
+        let active = self.paths.active();
+        let may_move = |id| self.streams.are_resumable() && active != Some(id);
         self.paths.conns.retain(|id, conn| {
             let superseded = kind(conn)
                 .zip(best)
                 .is_some_and(|(kind, best)| best <= kind);
-            let closed = conn.liveness.is_suspect() && superseded;
+            let costs = kind(conn) == Some(PathKind::Turn) && best == Some(PathKind::Direct);
+            let closed = superseded && (conn.liveness.is_suspect() || costs && may_move(*id));
             if closed {
                 round.push(Effect::CloseConnection(*id));
             }

@@ -27,7 +27,7 @@ use crate::{
         resume::StreamId,
     },
     error::{Error, ErrorKind},
-    event::{Attempt, Cause, Outcome, Strategy},
+    event::{Attempt, Cause, Outcome, PathKind, Strategy},
     node::{
         effect::{Conns, Effect},
         network::{DialFor, Purpose},
@@ -251,6 +251,8 @@ impl Session {
     /// offer.
     pub(in crate::node) fn start_ice(&mut self, way: usize, round: &mut Round<'_>) {
         self.attempts.offering = false;
+        let has_turn = self.paths.promised() == Some(PathKind::Turn);
+        round.push(Effect::SpareTurn(self.peer, has_turn));
         if let Some(relay) = self.circuit().cloned() {
             self.dial_ice(way, &relay, round);
         } else if let Some(via) = self.offer_relay(round.relays) {
@@ -383,6 +385,7 @@ impl Session {
     /// The session ends. Takes its attempts back, and gives an error to every caller that waits.
     pub(super) fn end_attempts(&mut self, ended: impl Fn() -> Error, round: &mut Round<'_>) {
         self.tell(RaceEvent::Closed, round);
+        round.push(Effect::SpareTurn(self.peer, false));
         for punch in self.attempts.punches.keys().copied().collect::<Vec<_>>() {
             let reason = "the connection is closed".to_owned();
             self.punch_ended(punch, Some((Cause::Cancelled, reason)), round);

@@ -129,9 +129,9 @@ options! {
     hosts, in 1..=16 "addresses",
         "The addresses that every listener binds." until restart;
     port, in 0..=65_531 "",
-        "The first port, where every protocol over TCP comes in; 0 lets the system choose each port." until restart;
+        "The port where every protocol comes in, over TCP and UDP; 0 lets the system choose each port." until restart;
     layout,
-        "Whether WebSocket, HTTP and TURN have TCP ports of their own besides the first one (`five`), or not (`one`)." until restart;
+        "Whether everything is at the first port (`one`), or protocols have ports of their own, as in earlier versions (`five`)." until restart;
     data,
         "The folder of the identity and of the certificate; without one, both are made at each start." until restart;
     announce, in 0..=16 "addresses",
@@ -178,6 +178,8 @@ options! {
         "How many answers one IPv4 address or one IPv6 /64 gets, and twice as many in a burst.";
     stun.total, in 1..=4_294_967_295 "answers/s",
         "How many answers all sources get together.";
+    stun.alternate_port,
+        "The second UDP port of STUN, by which clients learn more of their NAT; 0 is none, and by default it is the one after the first." until restart;
 
     turn.secret,
         "What credentials are made from; without one there is no TURN server." until restart;

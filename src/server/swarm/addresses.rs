@@ -7,8 +7,8 @@ use libp2p::{Multiaddr, multiaddr::Protocol};
 use super::ip_of;
 use crate::server::config::Layout;
 
-/// Returns the addresses of QUIC and TCP on the base port, and of `/webrtc-direct` on the next port,
-/// where WebSocket has a port of its own too in a layout of five ports.
+/// Returns the addresses of QUIC, TCP and `/webrtc-direct` on the first port. In a layout of five ports,
+/// `/webrtc-direct` is on the next port, where WebSocket has a port of its own too.
 pub(in crate::server) fn listen_addresses(
     hosts: &[IpAddr],
     port: u16,
@@ -18,6 +18,10 @@ pub(in crate::server) fn listen_addresses(
         .iter()
         .flat_map(|ip| {
             let host = Multiaddr::from(*ip);
+            let direct = match layout {
+                Layout::Five => next(port),
+                Layout::One => port,
+            };
             let websocket = host
                 .clone()
                 .with(Protocol::Tcp(next(port)))
@@ -27,7 +31,7 @@ pub(in crate::server) fn listen_addresses(
                     .with(Protocol::Udp(port))
                     .with(Protocol::QuicV1),
                 host.clone().with(Protocol::Tcp(port)),
-                host.with(Protocol::Udp(next(port)))
+                host.with(Protocol::Udp(direct))
                     .with(Protocol::WebRTCDirect),
             ];
             let of_five = (layout == Layout::Five).then_some(websocket);
@@ -95,18 +99,23 @@ mod tests {
 
     #[test]
     fn ports_follow_the_base() {
-        let expected = [
+        let one = [
             "/ip4/127.0.0.1/udp/4001/quic-v1",
             "/ip4/127.0.0.1/tcp/4001",
+            "/ip4/127.0.0.1/udp/4001/webrtc-direct",
+        ];
+        let five = [
+            one[0],
+            one[1],
             "/ip4/127.0.0.1/udp/4002/webrtc-direct",
             "/ip4/127.0.0.1/tcp/4002/ws",
         ];
-        for (layout, count) in [(Layout::One, 3), (Layout::Five, 4)] {
+        for (layout, expected) in [(Layout::One, &one[..]), (Layout::Five, &five[..])] {
             let texts: Vec<_> = listen_addresses(&["127.0.0.1".parse().unwrap()], 4001, layout)
                 .iter()
                 .map(Multiaddr::to_string)
                 .collect();
-            assert_eq!(texts, expected[..count]);
+            assert_eq!(texts, expected);
         }
         let ephemeral = listen_addresses(&["::".parse().unwrap()], 0, Layout::Five);
         assert!(ephemeral.iter().all(|a| a.to_string().contains("/0")));

@@ -29,7 +29,13 @@ async fn a_server_dials_nobody_by_itself() {
         descriptors,
         usage,
     };
-    let relay = Relay::start(&keypair, arrivals, Vec::new(), parts);
+    let sockets = Sockets::bind_one("127.0.0.1:0".parse().unwrap()).unwrap();
+    let bound = Bound {
+        arrivals,
+        quic: vec![sockets.clone()],
+        direct: vec![sockets],
+    };
+    let relay = Relay::start(&keypair, bound, Vec::new(), parts);
     let mut relay = relay.await.unwrap();
     let victim = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = Multiaddr::from(IpAddr::from([127, 0, 0, 1]));

@@ -1,7 +1,5 @@
 //! The transports of the relay.
 
-use std::net::SocketAddr;
-
 use libp2p::{
     Transport as _,
     core::{muxing::StreamMuxerBox, transport::timeout::TransportTimeout},
@@ -9,12 +7,12 @@ use libp2p::{
 };
 use libp2p_metrics::BandwidthTransport;
 
-use super::{io_error, traffic::Traffic};
+use super::{Bound, io_error, traffic::Traffic};
 use crate::{
     error::Error,
     native::{
         ice::webrtc::direct::{self, Buffers, DirectTransport},
-        transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT, handed::Arrivals},
+        transports::{self, Bounds, DEFAULT_CONNECT_TIMEOUT},
     },
     server::{
         CERTIFICATE_FILE, autonat, certificate, config::ServerConfig, metrics::Metrics, pool::Pools,
@@ -24,7 +22,7 @@ use crate::{
 /// Joins all transports of the relay and counts their bytes.
 pub(super) fn transport(
     config: &ServerConfig,
-    arrivals: Arrivals,
+    bound: Bound,
     keypair: &identity::Keypair,
     metrics: &Metrics,
     pools: &Pools,
@@ -43,20 +41,23 @@ pub(super) fn transport(
         },
         timeout,
     };
-    let webrtc = DirectTransport::new(keypair.clone(), certificate, clients)
+    let webrtc = DirectTransport::new(keypair.clone(), certificate, clients, bound.direct)
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
         .boxed();
-    let hosts = config.hosts.iter();
-    let quic: Vec<_> = hosts
-        .map(|host| SocketAddr::new(*host, config.port))
-        .collect();
     let bounds = Bounds {
         handshakes: pools.handshakes.clone(),
         windows: pools.windows.clone(),
         forwarded: pools.limits.forwarded.clone(),
     };
-    let internet = transports::server(keypair, &quic, arrivals, &pools.quic, &bounds, timeout)
-        .map_err(|e| io_error("cannot set up the transports", e))?;
+    let internet = transports::server(
+        keypair,
+        bound.quic,
+        bound.arrivals,
+        &pools.quic,
+        &bounds,
+        timeout,
+    )
+    .map_err(|e| io_error("cannot set up the transports", e))?;
     let internet = TransportTimeout::with_outgoing_timeout(internet, autonat::DIAL_TIMEOUT);
     let all = transports::join(webrtc, internet.boxed());
     let traffic = traffic.clone();

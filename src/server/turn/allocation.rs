@@ -19,11 +19,11 @@ use turn_client_proto::types::{
 };
 
 use super::{
-    addresses::RelayAddress, datagrams::Datagrams, meter::Meter, ports::Port, reach::Reach,
-    requests::Client, stream::Queue,
+    addresses::RelayAddress, meter::Meter, ports::Port, reach::Reach, requests::Client,
+    stream::Queue,
 };
 use crate::{
-    native::runtime,
+    native::{runtime, udp::Sockets},
     server::{pool::Place, rate_limiter::Bucket},
 };
 
@@ -50,7 +50,7 @@ const REQUESTS: f64 = 10.0;
 /// The way back to a client.
 #[derive(Clone)]
 pub(super) enum Reply {
-    Datagrams(Arc<Datagrams>, Client),
+    Datagrams(Sockets, Client),
     Stream(Queue),
 }
 
@@ -67,8 +67,8 @@ impl Reply {
     /// Sends an answer to a request.
     pub(super) fn answer(&self, frame: &[u8]) {
         match self {
-            Self::Datagrams(socket, client) => {
-                socket.send(client.local.ip(), client.address, frame);
+            Self::Datagrams(sockets, client) => {
+                sockets.answer(client.local, client.address, frame);
             }
             Self::Stream(queue) => queue.answer(frame),
         }

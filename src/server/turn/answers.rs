@@ -74,7 +74,7 @@ impl From<u16> for Refusal {
 /// Answers a binding request of STUN. Like many TURN servers, this one is also a STUN server.
 pub(super) fn binding(frame: &[u8], client: SocketAddr) -> (Option<Vec<u8>>, &'static str) {
     // The answer comes from this socket only.
-    match stun::answer(frame, client, 0, &Layout(vec![None])) {
+    match stun::answer(frame, client, 0, &Layout::of_one()) {
         Outcome::Answer(answer, _) => (Some(answer), "binding"),
         Outcome::Refuse(answer) => (Some(answer), "refused"),
         Outcome::Ignore => (None, "ignored"),

@@ -8,7 +8,6 @@ mod addresses;
 mod allocation;
 mod answers;
 mod credentials;
-mod datagrams;
 mod deadlines;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -21,17 +20,12 @@ mod stream;
 pub(crate) mod testing;
 
 use std::{
-    io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::JoinSet,
-    time,
-};
+use tokio::{net::TcpListener, task::JoinSet, time};
 use tracing::Instrument as _;
 
 pub use self::credentials::{TurnCredentials, turn_secret};
@@ -40,7 +34,10 @@ pub(crate) use self::{
     credentials::{Authority, TurnOffer},
     reach::Own,
 };
-use self::{datagrams::Datagrams, requests::Requests};
+use self::{
+    allocation::Reply,
+    requests::{Client, Requests},
+};
 use super::{
     access::Access,
     metrics::Metrics,
@@ -48,28 +45,10 @@ use super::{
     socket::{Socket, reset},
     usage::Usage,
 };
+use crate::native::udp::Sockets;
 
 /// How often the server removes what has expired.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// The bound sockets of a server.
-pub(crate) struct Listeners {
-    udp: Vec<Arc<Datagrams>>,
-    tcp: Vec<TcpListener>,
-}
-
-impl Listeners {
-    /// # Errors
-    /// If a UDP socket cannot tell at which of its addresses a datagram arrives.
-    pub(crate) fn new(udp: Vec<UdpSocket>, tcp: Vec<TcpListener>) -> io::Result<Self> {
-        let udp = udp.into_iter();
-        let udp = udp.map(|socket| Datagrams::new(socket).map(Arc::new));
-        Ok(Self {
-            udp: udp.collect::<io::Result<_>>()?,
-            tcp,
-        })
-    }
-}
 
 /// The parts of a server.
 pub(crate) struct Setup {
@@ -107,14 +86,33 @@ impl TurnServer {
         }
     }
 
-    /// Serves `listeners` until the future is dropped. Dropping it ends every allocation.
-    pub(crate) async fn serve(self, listeners: Listeners) {
+    /// Handles a datagram that came from `source` to the address `destination` of `sockets`.
+    pub(crate) fn receive(
+        &self,
+        sockets: &Sockets,
+        (source, destination): (SocketAddr, SocketAddr),
+        datagram: &[u8],
+    ) {
+        // Port 0 cannot be answered.
+        if source.port() == 0 {
+            return;
+        }
+        let client = Client::over_udp(source, destination);
+        let reply = Reply::Datagrams(sockets.clone(), client);
+        self.requests.receive(client, &reply, datagram);
+    }
+
+    /// Whether the client over UDP at `source` has an allocation.
+    pub(crate) fn has_allocation(&self, source: SocketAddr, destination: SocketAddr) -> bool {
+        let client = Client::over_udp(source, destination);
+        self.requests.has_allocation(client)
+    }
+
+    /// Serves the clients of `listeners`, and removes what has expired, until the future is dropped.
+    pub(crate) async fn serve(self, listeners: Vec<TcpListener>) {
         let mut tasks = JoinSet::new();
         tasks.spawn(self.own.clone().watch().in_current_span());
-        for socket in listeners.udp {
-            tasks.spawn(datagrams::serve(socket, self.requests.clone()).in_current_span());
-        }
-        for listener in listeners.tcp {
+        for listener in listeners {
             let (connections, requests) = (self.connections.clone(), self.requests.clone());
             tasks.spawn(stream::serve(listener, connections, requests).in_current_span());
         }

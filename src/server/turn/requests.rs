@@ -63,6 +63,17 @@ pub(super) struct Client {
     pub(super) address: SocketAddr,
 }
 
+impl Client {
+    /// The client that sends datagrams from `address`, and has asked at `local`.
+    pub(super) fn over_udp(address: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            over_tcp: false,
+            local,
+            address,
+        }
+    }
+}
+
 /// The state of the server.
 pub(super) struct Requests {
     realm: String,

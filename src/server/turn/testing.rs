@@ -1,20 +1,29 @@
 //! A server for the tests of the client.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    net::{TcpListener, UdpSocket},
-    task::JoinHandle,
+    net::TcpListener,
+    task::{JoinHandle, yield_now},
 };
 
-use super::{Authority, Listeners, Own, RelayAddresses, Setup, TurnCredentials, TurnServer};
+use super::{Authority, Own, RelayAddresses, Setup, TurnCredentials, TurnServer};
 use crate::{
-    native::ice::turn::Server,
-    server::{ServerConfig, access::Access, metrics::Metrics, pool::Pools, settings::Settings},
+    native::{ice::turn::Server, udp::Sockets},
+    server::{
+        ServerConfig,
+        access::Access,
+        metrics::Metrics,
+        pool::Pools,
+        settings::Settings,
+        stun::{Layout, StunServer},
+        udp::{Service, serve_udp},
+    },
     testing::until,
 };
 
@@ -24,6 +33,7 @@ pub(crate) struct Turn {
     tcp: SocketAddr,
     user: TurnCredentials,
     metrics: Metrics,
+    receivers: Vec<Arc<Service>>,
     task: JoinHandle<()>,
 }
 
@@ -48,21 +58,28 @@ impl Turn {
     pub(crate) async fn restart(&mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
+        self.receivers.clear();
         *self = Self::bind(self.udp, self.tcp).await;
     }
 
     async fn bind(udp: SocketAddr, tcp: SocketAddr) -> Self {
         let ip = udp.ip();
-        let udp = UdpSocket::bind(udp).await.unwrap();
+        // The tasks of an earlier server close its socket a moment after its end.
+        let udp = loop {
+            match Sockets::bind_one(udp) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => yield_now().await,
+                bound => break bound.unwrap(),
+            }
+        };
         let tcp = TcpListener::bind(tcp).await.unwrap();
-        let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
+        let addresses = (udp.bound().unwrap(), tcp.local_addr().unwrap());
         let authority = Arc::new(Authority::new("secret").unwrap());
         let user = authority.issue("ann", Duration::from_secs(60), SystemTime::now());
         let mut config = ServerConfig::default();
         config.turn.allow_private_peers = true;
         let metrics = Metrics::new(&config);
-        let listeners = Listeners::new(vec![udp], vec![tcp]).unwrap();
-        let pools = Pools::new(&Settings::fixed(config), &metrics);
+        let settings = Settings::fixed(config);
+        let pools = Pools::new(&settings, &metrics);
         let setup = Setup {
             access: Access::open(&pools),
             authority,
@@ -72,12 +89,16 @@ impl Turn {
             usage: crate::server::usage::Usage::default(),
             metrics: metrics.clone(),
         };
-        let serve = TurnServer::new(setup).serve(listeners);
+        let server = TurnServer::new(setup);
+        let stun = StunServer::new(vec![], Layout::of_one(), &settings, metrics.clone());
+        let receivers = serve_udp((vec![], Arc::new(stun)), (vec![udp], Some(server.clone())));
+        let serve = server.serve(vec![tcp]);
         Self {
             udp: addresses.0,
             tcp: addresses.1,
             user,
             metrics,
+            receivers,
             task: tokio::spawn(serve),
         }
     }

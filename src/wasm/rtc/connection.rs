@@ -22,9 +22,9 @@ use send_wrapper::SendWrapper;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 use web_sys::{
-    Event, EventTarget, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit, RtcIceCandidate,
-    RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionIceEvent, RtcPeerConnectionState,
-    RtcSdpType, RtcSessionDescriptionInit,
+    Event, EventTarget, RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit,
+    RtcIceCandidate, RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionIceEvent,
+    RtcPeerConnectionState, RtcSdpType, RtcSessionDescriptionInit,
 };
 
 use super::{
@@ -33,8 +33,8 @@ use super::{
 };
 use crate::{
     core::{
-        candidate::Candidate,
-        sdp::{Description, Fingerprint},
+        candidate::{Candidate, CandidateKind},
+        sdp::{self, Description, Fingerprint},
         signalling::IceCandidate,
         webrtc_direct,
     },
@@ -76,6 +76,9 @@ struct Inner {
     path: Option<PathWatch>,
     /// The addresses that the peer calls port mappings. The browser does not keep this fact.
     mapped: HashSet<SocketAddr>,
+    /// Whether the peers leave TURN out, and the configuration for that.
+    no_turn: bool,
+    without_turn: RtcConfiguration,
     ended: bool,
     listeners: Vec<Listener>,
 }
@@ -131,7 +134,11 @@ struct PathWatch {
 }
 
 impl PeerConnection {
-    pub(super) fn new(connection: RtcPeerConnection) -> Self {
+    pub(super) fn new(
+        connection: RtcPeerConnection,
+        without_turn: RtcConfiguration,
+        no_turn: bool,
+    ) -> Self {
         let shared = Rc::<RefCell<Shared>>::default();
         let inbound = Inbound::default();
         let listeners = vec![
@@ -148,6 +155,8 @@ impl PeerConnection {
             disconnected: None,
             path: None,
             mapped: HashSet::new(),
+            no_turn,
+            without_turn,
             ended: false,
             listeners,
         }))
@@ -412,10 +421,11 @@ impl Inner {
     }
 }
 
-/// The address of a candidate that the peer calls a port mapping.
-fn mapped_addr(candidate: &IceCandidate) -> Option<SocketAddr> {
-    let candidate: Candidate = candidate.candidate.parse().ok()?;
-    candidate.socket_addr().filter(|_| candidate.mapped)
+/// Lets the browser gather no candidates of TURN servers from now on. A browser that has no such method
+/// only gathers in vain.
+fn set_configuration(connection: &RtcPeerConnection, configuration: &RtcConfiguration) {
+    let set = value::get(connection, "setConfiguration").map(JsCast::unchecked_into::<Function>);
+    let _ = set.map(|set| set.call1(connection, configuration));
 }
 
 /// Whether the pair is another one, or its round-trip time has become known.
@@ -444,18 +454,22 @@ impl PeerConnectionTrait for PeerConnection {
         let connection = inner.connection.clone();
         let shared = inner.shared.clone();
         let offer = connection.create_offer();
-        inner.run(describe(connection, shared, offer));
+        inner.run(describe(connection, shared, offer, inner.no_turn));
     }
 
     fn accept_offer(&mut self, sdp: &str) {
         let inner = &mut *self.0;
         let connection = inner.connection.clone();
         let shared = inner.shared.clone();
+        if Description::parse(sdp).is_ok_and(|offer| offer.no_turn) {
+            inner.no_turn = true;
+            set_configuration(&connection, &inner.without_turn);
+        }
         let accepted = connection.set_remote_description(&description(RtcSdpType::Offer, sdp));
         inner.run(async move {
             wait(accepted).await.map_err(BackendError::Description)?;
             let answer = connection.create_answer();
-            describe(connection, shared, answer).await
+            describe(connection, shared, answer, false).await
         });
     }
 
@@ -471,10 +485,16 @@ impl PeerConnectionTrait for PeerConnection {
 
     fn add_remote_candidate(&mut self, candidate: Option<&IceCandidate>) {
         let inner = &mut *self.0;
-        if let Some(addr) = candidate.and_then(mapped_addr)
-            && inner.mapped.len() < MAX_MAPPED
-        {
-            inner.mapped.insert(addr);
+        let known = candidate.and_then(|candidate| candidate.candidate.parse().ok());
+        if let Some(known) = known {
+            let known: Candidate = known;
+            // A stock peer may tell them although it was asked not to.
+            if inner.no_turn && known.kind == CandidateKind::Relayed {
+                return;
+            }
+            let mapped = known.socket_addr().filter(|_| known.mapped);
+            let room = inner.mapped.len() < MAX_MAPPED;
+            inner.mapped.extend(mapped.filter(|_| room));
         }
         let candidate = candidate.and_then(|candidate| JSON::parse(&candidate.to_json()).ok());
         let candidate = candidate.as_ref().map(JsCast::unchecked_ref);
@@ -525,17 +545,21 @@ impl Drop for Inner {
 }
 
 /// Waits for the local description in `made`, reports it, and then sets it. Candidates must follow
-/// the report, so the order matters.
+/// the report, so the order matters. The peer is asked to leave TURN out if that is wanted.
 async fn describe(
     connection: RtcPeerConnection,
     shared: Rc<RefCell<Shared>>,
     made: Promise,
+    no_turn: bool,
 ) -> Result<(), BackendError> {
     let made: RtcSessionDescriptionInit =
         wait(made).await.map_err(BackendError::Io)?.unchecked_into();
-    let sdp = made
+    let mut sdp = made
         .get_sdp()
         .ok_or_else(|| BackendError::Io("the browser made no description".to_owned()))?;
+    if no_turn && let Ok(own) = Description::parse(&sdp) {
+        sdp.push_str(&sdp::no_turn(&own.ufrag));
+    }
     shared.borrow_mut().emit(PeerEvent::Description(sdp));
     wait(connection.set_local_description(&made))
         .await

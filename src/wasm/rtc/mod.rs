@@ -36,6 +36,8 @@ struct Servers {
     all: Vec<IceServer>,
     /// The relays that have given us access to a TURN server.
     relays: Vec<PeerId>,
+    /// The peers with which TURN is left out, because there is a path over TURN already.
+    spared: Vec<PeerId>,
 }
 
 impl Rtc {
@@ -43,11 +45,27 @@ impl Rtc {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a new peer connection, to any peer.
-    pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
-        RtcPeerConnection::new_with_configuration(&configuration(&self.servers().all))
-            .map(PeerConnection::new)
+    /// Makes a new peer connection, which leaves TURN out if there is a path over TURN to `peer`.
+    pub(crate) fn open(&self, peer: Option<&PeerId>) -> Result<PeerConnection, BackendError> {
+        let servers = self.servers();
+        let spared = peer.is_some_and(|peer| servers.spared.contains(peer));
+        let stun = servers
+            .all
+            .iter()
+            .filter(|server| server.username.is_none());
+        let without_turn = configuration(stun);
+        let all = configuration(servers.all.iter().filter(|_| !spared));
+        let chosen = if spared { &without_turn } else { &all };
+        RtcPeerConnection::new_with_configuration(chosen)
+            .map(|connection| PeerConnection::new(connection, without_turn, spared))
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
+    }
+
+    /// Sets whether new connections with `peer` leave TURN out.
+    pub(crate) fn spare_turn(&self, peer: PeerId, spare: bool) {
+        let spared = &mut self.servers().spared;
+        spared.retain(|other| *other != peer);
+        spared.extend(spare.then_some(peer));
     }
 
     /// Uses a TURN server to which `relay` gives access, in the place of the one before.
@@ -77,6 +95,7 @@ impl Rtc {
         Ok(Self(Arc::new(Mutex::new(Servers {
             all: config.ice_servers.clone(),
             relays: Vec::new(),
+            spared: Vec::new(),
         }))))
     }
 
@@ -92,8 +111,8 @@ impl Rtc {
 impl Backend for Rtc {
     type Connection = PeerConnection;
 
-    fn connect(&self, _: PeerId) -> Result<PeerConnection, BackendError> {
-        self.open()
+    fn connect(&self, peer: PeerId) -> Result<PeerConnection, BackendError> {
+        self.open(Some(&peer))
     }
 }
 
@@ -117,7 +136,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         credential: Some(server.credential.clone()),
     });
     let servers: Vec<_> = stun.chain(turn).collect();
-    match RtcPeerConnection::new_with_configuration(&configuration(&servers)) {
+    match RtcPeerConnection::new_with_configuration(&configuration(servers.iter())) {
         Ok(connection) => {
             connection.close();
             Ok(())
@@ -129,7 +148,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
     }
 }
 
-fn configuration(servers: &[IceServer]) -> RtcConfiguration {
+fn configuration<'a>(servers: impl Iterator<Item = &'a IceServer>) -> RtcConfiguration {
     let entries = Array::new();
     for server in servers {
         let entry = RtcIceServer::new();

@@ -117,6 +117,8 @@ pub(crate) struct DirectTransport {
     keypair: Keypair,
     certificate: Certificate,
     bounds: Bounds,
+    /// The sockets to listen at.
+    sockets: Vec<Sockets>,
     listeners: Vec<(Listening, Arc<Door>)>,
     /// The clients that have come. The pool of handshakes bounds their number.
     arrivals: mpsc::UnboundedReceiver<Arrival>,
@@ -223,12 +225,19 @@ impl Receiver for Door {
 }
 
 impl DirectTransport {
-    pub(crate) fn new(keypair: Keypair, certificate: Certificate, bounds: Bounds) -> Self {
+    /// Makes a transport that can listen at `sockets`.
+    pub(crate) fn new(
+        keypair: Keypair,
+        certificate: Certificate,
+        bounds: Bounds,
+        sockets: Vec<Sockets>,
+    ) -> Self {
         let (arrived, arrivals) = mpsc::unbounded_channel();
         Self {
             keypair,
             certificate,
             bounds,
+            sockets,
             listeners: Vec::new(),
             arrivals,
             arrived,
@@ -237,9 +246,17 @@ impl DirectTransport {
         }
     }
 
-    /// Opens the socket of a listener.
-    fn listen(&mut self, id: ListenerId, address: SocketAddr) -> io::Result<()> {
-        let sockets = Sockets::bind_one(address)?;
+    /// Listens at the socket with this address. Returns whether there is one.
+    fn listen(&mut self, id: ListenerId, address: SocketAddr) -> bool {
+        let fits = |sockets: &&Sockets| {
+            let bound = sockets.bound();
+            bound.is_some_and(|at| {
+                at.ip() == address.ip() && [0, at.port()].contains(&address.port())
+            })
+        };
+        let Some(sockets) = self.sockets.iter().find(fits) else {
+            return false;
+        };
         let bound = sockets.local(address.ip()).unwrap_or(address);
         let listening = Listening::new(id, bound);
         let door = Arc::new(Door {
@@ -254,7 +271,7 @@ impl DirectTransport {
         let receiver: Arc<dyn Receiver> = door.clone();
         sockets.route_stun_listener(&receiver);
         self.listeners.push((listening, door));
-        Ok(())
+        true
     }
 
     fn wake(&mut self) {
@@ -353,8 +370,9 @@ impl transport::Transport for DirectTransport {
         let Some(address) = socket_addr(&addr) else {
             return Err(TransportError::MultiaddrNotSupported(addr));
         };
-        self.listen(id, address)
-            .map_err(|error| TransportError::Other(error.into()))?;
+        if !self.listen(id, address) {
+            return Err(TransportError::MultiaddrNotSupported(addr));
+        }
         self.wake();
         Ok(())
     }

@@ -12,7 +12,13 @@ mod gate;
 mod identity;
 mod session;
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
 use libp2p::PeerId;
 use tokio::sync::{mpsc, watch};
@@ -69,6 +75,8 @@ struct Inner {
     guesses: Option<Guesses>,
     /// QUIC, for connections with peers of this library.
     quic: Option<Quic>,
+    /// The peers with which TURN is left out, because there is a path over TURN already.
+    spared: Mutex<HashSet<PeerId>>,
 }
 
 impl fmt::Debug for Backend {
@@ -118,6 +126,7 @@ impl Backend {
             mdns: config.mdns,
             guesses,
             quic,
+            spared: Mutex::default(),
         })))
     }
 }
@@ -158,6 +167,19 @@ impl Backend {
         }
     }
 
+    /// Sets whether new connections with `peer` leave TURN out.
+    pub(crate) fn spare_turn(&self, peer: PeerId, spare: bool) {
+        let mut spared = self.spared();
+        match spare {
+            true => _ = spared.insert(peer),
+            false => _ = spared.remove(&peer),
+        }
+    }
+
+    fn spared(&self) -> MutexGuard<'_, HashSet<PeerId>> {
+        self.0.spared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Removes the port mapping from the router. This takes half a second at most.
     pub(crate) async fn close(&self) {
         self.0.gatherer.close().await;
@@ -195,6 +217,9 @@ impl backend::Backend for Backend {
         let mut session = IceSession::new(self.0.identity.clone(), link, Instant::now());
         session.keep_to(self.0.policy.clone());
         session.may_guess(self.0.birthday, Gate::of_process());
+        if self.spared().contains(&peer) {
+            session.leave_turn_out();
+        }
         let network = Network {
             candidates: self.0.gatherer.watch(),
             nat: self.0.gatherer.nat(),

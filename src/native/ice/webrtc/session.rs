@@ -123,6 +123,10 @@ pub(super) struct IceSession {
     quic_ended: Option<Result<(), BackendError>>,
     /// The addresses to which the peer may have datagrams sent.
     policy: Policy,
+    /// Whether the peers leave TURN out.
+    no_turn: bool,
+    /// The relayed addresses of the peer that are left out.
+    left_out: HashSet<SocketAddr>,
     /// How many ports may be guessed.
     effort: Option<Effort>,
     /// The state of this side as the server of a `/webrtc-direct` client, if it is one.
@@ -187,6 +191,8 @@ impl IceSession {
             quic_begun: false,
             quic_ended: None,
             policy: Policy::new(true, Vec::new()),
+            no_turn: false,
+            left_out: HashSet::new(),
             effort: None,
             direct: None,
             side: None,
@@ -239,6 +245,8 @@ impl IceSession {
         match data.first() {
             // The answer, and this side's own check, would go to the source of the check.
             Some(0..=3) if scope(source.ip()) == Scope::Forbidden => {}
+            // A stock peer may check from its TURN server although it was asked not to.
+            Some(0..=3) if self.left_out.contains(&source) => {}
             Some(0..=3) => {
                 if let Ok(message) = StunMessage::parse(data) {
                     let is_request = message.is_binding_request();

@@ -38,9 +38,19 @@ impl IceSession {
         self.policy = policy;
     }
 
+    /// Leaves TURN out, on both sides. It is called before the description is made.
+    pub(in crate::native::ice::webrtc) fn leave_turn_out(&mut self) {
+        self.no_turn = true;
+    }
+
     /// Whether datagrams may be sent to `candidate`. A name has no address yet, so it is allowed.
-    pub(super) fn allows(&self, candidate: &Candidate) -> bool {
+    pub(super) fn allows(&mut self, candidate: &Candidate) -> bool {
         let to = candidate.socket_addr();
+        if self.no_turn && candidate.kind == CandidateKind::Relayed {
+            let room = self.left_out.len() < agent::MAX_PAIRS;
+            self.left_out.extend(to.filter(|_| room));
+            return false;
+        }
         to.is_none_or(|to| self.policy.allows(to).is_ok())
     }
 
@@ -113,6 +123,8 @@ impl IceSession {
         if self.phase == Phase::New {
             return;
         }
+        let allowed = |c: &&LocalCandidate| !self.no_turn || c.kind() != CandidateKind::Relayed;
+        let candidates: Vec<_> = candidates.iter().filter(allowed).copied().collect();
         let gone = |old: &&LocalCandidate| !candidates.contains(old);
         let gone: Vec<_> = self.local.iter().filter(gone).copied().collect();
         for candidate in gone {
@@ -123,11 +135,11 @@ impl IceSession {
         }
         let mut written = Vec::new();
         for candidate in candidates {
-            if self.local.contains(candidate) {
+            if self.local.contains(&candidate) {
                 continue;
             }
-            self.local.push(*candidate);
-            if let Some(added) = agent::add(&mut self.ice, candidate)
+            self.local.push(candidate);
+            if let Some(added) = agent::add(&mut self.ice, &candidate)
                 && let Ok(mut line) = added.to_sdp_string().parse::<Candidate>()
             {
                 line.mapped = candidate.origin == Origin::PortMapping;
@@ -167,6 +179,7 @@ impl IceSession {
     /// Whether a relayed address of this side carries the connection, or may still do so.
     pub(in crate::native::ice::webrtc) fn needs_relay(&self) -> bool {
         match self.nominated {
+            _ if self.no_turn => false,
             Some((source, _)) if self.connected => self
                 .local
                 .iter()

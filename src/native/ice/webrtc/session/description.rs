@@ -36,6 +36,7 @@ impl IceSession {
                     Setup::ActPass | Setup::Passive => Setup::Active,
                 };
                 self.phase = Phase::Answering;
+                self.no_turn |= remote.no_turn;
                 self.decide(remote.quic);
                 self.describe_remote(remote);
             }
@@ -107,6 +108,7 @@ impl IceSession {
             max_message_size: MAX_MESSAGE_SIZE,
             quic: self.secure != Secure::Dtls,
             side: self.side.filter(|_| self.effort.is_some()),
+            no_turn: self.no_turn,
             candidates,
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())
