@@ -190,6 +190,7 @@ mod tests {
             let config = ServerConfig {
                 hosts: vec!["127.0.0.1".parse().unwrap()],
                 port: first,
+                layout: Layout::Five,
                 ..ServerConfig::default()
             };
             let error = match service {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind},
     identity::{Identity, PeerId},
-    native::{interfaces, secret},
+    native::{interfaces, secret, transports::handed::Way},
 };
 
 /// What a [`Server`](super::Server) would do with its settings.
@@ -217,8 +217,14 @@ async fn announces(config: &ServerConfig, kept: &Kept, tls: Option<&Tls>) -> Vec
     for address in listen_addresses(&ips, config.port, config.layout) {
         let is_direct = address.iter().any(|part| part == Protocol::WebRTCDirect);
         let hash = kept.certificate.iter().filter(|_| is_direct).flatten();
-        let address = hash.fold(address.clone(), Multiaddr::with);
-        announced.bound.insert(address);
+        announced
+            .bound
+            .insert(hash.fold(address.clone(), Multiaddr::with));
+        // WebSocket is at the port of TCP then.
+        let is_tcp = matches!(address.iter().nth(1), Some(Protocol::Tcp(_)));
+        if is_tcp && config.layout == Layout::One {
+            announced.bound.insert(Way::WebSocket.after(address));
+        }
     }
     let peer = kept.identity.as_ref().map(|identity| identity.peer_id().0);
     let mut addresses: Vec<_> = announced.current().into_iter().collect();

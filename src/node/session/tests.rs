@@ -284,7 +284,7 @@ fn a_dropped_connect_takes_its_dials_back() {
         crate::node::effect::Conns::Close,
         &mut round,
     );
-    assert_eq!(scene.drain(), ["cancel Direct"]);
+    assert_eq!(scene.drain(), ["cancel Direct", "spare turn"]);
 }
 
 #[test]

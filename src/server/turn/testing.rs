@@ -64,6 +64,7 @@ impl Turn {
 
     async fn bind(udp: SocketAddr, tcp: SocketAddr) -> Self {
         let ip = udp.ip();
+        let tcp = TcpListener::bind(tcp).await.unwrap();
         // The tasks of an earlier server close its socket a moment after its end.
         let udp = loop {
             match Sockets::bind_one(udp) {
@@ -71,7 +72,6 @@ impl Turn {
                 bound => break bound.unwrap(),
             }
         };
-        let tcp = TcpListener::bind(tcp).await.unwrap();
         let addresses = (udp.bound().unwrap(), tcp.local_addr().unwrap());
         let authority = Arc::new(Authority::new("secret").unwrap());
         let user = authority.issue("ann", Duration::from_secs(60), SystemTime::now());
