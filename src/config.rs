@@ -12,7 +12,7 @@ pub use self::tokens::RelayTokens;
 pub use crate::core::delays::StartDelays;
 use crate::{
     core::{
-        access::MAX_TOKEN,
+        access::MAX_USERNAME,
         address,
         delays::millis,
         liveness::Probing,
@@ -224,7 +224,8 @@ pub struct Config {
 pub struct TurnServer {
     /// The URL: `turn:host[:port][?transport=udp|tcp]` or `turns:…` (RFC 7065).
     pub url: String,
-    /// The user name. For time-limited credentials it is `expiry:id`.
+    /// The user name, at most 509 bytes (RFC 8489 section 14.3). For time-limited credentials it is
+    /// `expiry:id`.
     pub username: String,
     /// The password. `Debug` never prints it.
     pub credential: String,
@@ -273,10 +274,8 @@ impl Config {
         for protocol in &self.protocols {
             check_protocol(protocol)?;
         }
-        let token = self.relay_tokens.as_ref().and_then(RelayTokens::fixed);
-        if token.is_some_and(|token| !(1..=MAX_TOKEN).contains(&token.len())) {
-            let message = format!("relay_tokens: a token has 1 to {MAX_TOKEN} bytes");
-            return Err(Error::new(ErrorKind::InvalidConfig, message));
+        if let Some(token) = self.relay_tokens.as_ref().and_then(RelayTokens::fixed) {
+            tokens::check(token)?;
         }
         for url in &self.stun {
             server_url("stun", url, |service| service == Service::Stun)?;
@@ -285,6 +284,10 @@ impl Config {
             server_url("turn", &server.url, |service| {
                 matches!(service, Service::Turn(_))
             })?;
+            if server.username.len() > MAX_USERNAME {
+                let message = format!("turn: a user name has at most {MAX_USERNAME} bytes");
+                return Err(Error::new(ErrorKind::InvalidConfig, message));
+            }
         }
         Ok(())
     }

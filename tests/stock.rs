@@ -8,7 +8,7 @@ use throughline::{
 };
 use tokio::time::timeout;
 
-use common::{PATIENCE, server_config, until_some};
+use common::{PATIENCE, server_config, until, until_some};
 
 mod common;
 #[path = "../examples/libp2p_dcutr.rs"]
@@ -70,7 +70,8 @@ async fn punched(conn: &Connection) {
         .filter(|a| a.strategy == Strategy::Stun && a.outcome == Outcome::Succeeded)
         .count();
     assert_eq!(succeeded, 1, "{:?}", conn.attempts());
-    // Identify has told by now what the peer does not serve.
+    // Until identify has told what the peer serves, a datagram waits.
+    until(|| conn.send_datagram(b"x").is_err()).await;
     let error = conn.send_datagram(b"x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert_eq!(conn.max_datagram_size(), None);

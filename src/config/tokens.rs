@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc};
 use futures::{FutureExt as _, future::BoxFuture};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::Error;
+use crate::{
+    core::access::MAX_TOKEN,
+    error::{Error, ErrorKind},
+};
 
 /// A token of the operator of the relays, or a way to get one.
 ///
@@ -38,7 +41,8 @@ enum Source {
 impl RelayTokens {
     /// Calls `fetch` for each link to a relay that asks for tokens, and again shortly before the
     /// token ends that it gave. A call that takes longer than
-    /// [`Config::relay_timeout`](crate::Config::relay_timeout) counts as failed.
+    /// [`Config::relay_timeout`](crate::Config::relay_timeout) counts as failed, and so does one that
+    /// gives no token of 1 to 4096 bytes.
     pub fn from_fn<F>(fetch: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<String, Error>> + Send + 'static,
@@ -46,11 +50,16 @@ impl RelayTokens {
         Self(Source::Fetched(Arc::new(move || fetch().boxed())))
     }
 
+    /// # Errors
+    /// [`ErrorKind::InvalidConfig`] if the length of the token is out of its range, and the error of a
+    /// call that failed.
     pub(crate) async fn get(&self) -> Result<String, Error> {
-        match &self.0 {
-            Source::Fixed(token) => Ok(token.clone()),
-            Source::Fetched(fetch) => fetch().await,
-        }
+        let token = match &self.0 {
+            Source::Fixed(token) => token.clone(),
+            Source::Fetched(fetch) => fetch().await?,
+        };
+        check(&token)?;
+        Ok(token)
     }
 
     /// The token, if it is fixed.
@@ -60,6 +69,16 @@ impl RelayTokens {
             Source::Fetched(_) => None,
         }
     }
+}
+
+/// # Errors
+/// [`ErrorKind::InvalidConfig`] if a relay would not read a token of this length.
+pub(super) fn check(token: &str) -> Result<(), Error> {
+    if (1..=MAX_TOKEN).contains(&token.len()) {
+        return Ok(());
+    }
+    let message = format!("relay_tokens: a token has 1 to {MAX_TOKEN} bytes");
+    Err(Error::new(ErrorKind::InvalidConfig, message))
 }
 
 impl From<String> for RelayTokens {

@@ -18,8 +18,10 @@ pub(crate) const CONNECTION_ID_LEN: usize = 12;
 /// have the fixed bit of RFC 9000 section 17, because we do not offer to have it greased.
 pub(crate) const FIRST_BYTE: u8 = 64;
 
-/// The first bytes of data of TURN channels (RFC 8656 section 12), which short headers may have too.
-pub(crate) const CHANNEL_DATA: RangeInclusive<u8> = 0x40..=0x4f;
+/// The first bytes of data of TURN channels, which short headers may have too. RFC 8656 section 12 ends
+/// them at 0x4f, for the sake of those who tell protocols apart by the first byte alone. Clients of RFC
+/// 5766, such as coturn's, take numbers up to 0x7fff, and short headers are known by their tag here.
+pub(crate) const CHANNEL_DATA: RangeInclusive<u8> = 0x40..=0x7f;
 
 /// This bit marks a long header, which contains the length of its connection ids (RFC 8999 section
 /// 5.1).

@@ -93,7 +93,7 @@ async fn one_address_that_drips_does_not_shut_the_others_out() {
     unharmed("row 8, dripping HTTP connections", &quiet, &attacked);
     let (_, metrics) = get([127, 0, 0, 3], to, "/metrics").await.unwrap();
     assert!(
-        metrics.contains("refused_total{what=\"http\",reason=\"address\"}"),
+        metrics.contains("refused_total{what=\"handshake\",reason=\"address\"}"),
         "{metrics}"
     );
     drippers.shutdown().await;

@@ -294,11 +294,12 @@ async fn drips(to: SocketAddr) -> Duration {
         return Duration::ZERO;
     };
     let end = connected + PATIENCE;
-    // This is the head of the longest frame, which never ends.
-    for byte in [0x40, 0, 0xff, 0xff]
-        .into_iter()
-        .chain(std::iter::repeat(7))
-    {
+    // This is the head of a long frame, which never ends.
+    let head = [0, 3, 0xff, 0xfc, 0x21, 0x12, 0xa4, 0x42];
+    if stream.write_all(&head).await.is_err() {
+        return connected.elapsed();
+    }
+    for byte in std::iter::repeat(7) {
         let mut closed = [0];
         let pause = Instant::now() + Duration::from_millis(250);
         if stream.write_all(&[byte]).await.is_err()

@@ -118,7 +118,7 @@ async fn http_serves_the_page_and_no_other_file() {
             metrics.contains("http_requests_total{outcome=\"client_error\"} 5\n"),
             "{metrics}"
         );
-        let bad = http(&url, "\0\0\0\r\n\r\n");
+        let bad = http(&url, "GET \0\r\n\r\n");
         assert!(bad.starts_with("HTTP/1.1 400"), "{bad}");
     })
     .await

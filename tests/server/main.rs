@@ -32,6 +32,7 @@ mod autonat;
 mod common;
 mod direct;
 mod http;
+mod one_port;
 mod packaging;
 mod secured;
 mod stun;

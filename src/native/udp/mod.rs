@@ -3,10 +3,9 @@
 //! With one socket, only one NAT mapping must be learnt, forwarded and kept alive. Datagrams are
 //! told apart by their first byte (RFC 7983, RFC 9443) and their source. A STUN request goes to the
 //! receiver whose username fragment it names, to the listener for new clients, or else to the STUN and
-//! TURN server. A STUN response
-//! goes to the receiver of its transaction, DTLS to the receiver for its source, and QUIC to the
-//! endpoint in its connection id. TURN clients handle everything that TURN servers send and relay,
-//! and everything that is sent from a relayed address.
+//! TURN server. A STUN response goes to the receiver of its transaction, DTLS to the receiver for its
+//! source, and QUIC to the endpoint in its connection id. TURN clients handle everything that TURN
+//! servers send and relay, and everything that is sent from a relayed address.
 
 mod listening;
 mod port;

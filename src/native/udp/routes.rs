@@ -187,7 +187,8 @@ pub(super) fn lock(routes: &Mutex<Routes>) -> MutexGuard<'_, Routes> {
     routes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hands over datagrams of one protocol: `run` is cut into pieces of `stride` bytes.
+/// Hands over datagrams: `run` is cut into pieces of `stride` bytes. The kernel joins what one source has
+/// sent, whatever its protocol.
 pub(super) fn dispatch(
     routes: &Mutex<Routes>,
     now: Instant,
@@ -196,12 +197,18 @@ pub(super) fn dispatch(
     (run, stride): (&[u8], usize),
     touched: &mut Vec<Handle>,
 ) {
-    if run.first().is_some_and(|first| *first >= FIRST_BYTE) {
-        deliver_quic(routes, now, source, destination, (run, stride));
-        return;
-    }
-    for datagram in run.chunks(stride) {
-        deliver(routes, now, source, destination, datagram, touched);
+    let may_be_quic = |datagram: &[u8]| datagram.first().is_some_and(|b| *b >= FIRST_BYTE);
+    let mut rest = run;
+    while let Some(first) = rest.chunks(stride).next() {
+        if !may_be_quic(first) {
+            deliver(routes, now, source, destination, first, touched);
+            rest = &rest[first.len()..];
+            continue;
+        }
+        let quic = rest.chunks(stride).take_while(|next| may_be_quic(next));
+        let (piece, after) = rest.split_at(quic.map(<[u8]>::len).sum());
+        deliver_quic(routes, now, source, destination, (piece, stride));
+        rest = after;
     }
 }
 

@@ -221,8 +221,13 @@ mod tests {
         relays.take_successors(&[other(8), other(9)]);
         let all = relays.known.values().filter(|relay| relay.is_successor);
         assert_eq!(all.count(), MAX_RELAYS);
+        assert!(
+            relays.release(&Default::default()).is_empty(),
+            "there is no other"
+        );
         hold(&mut relays, first, 2, &mut effects);
-        assert!(relays.release(&Default::default()).is_empty());
+        let needless = relays.release(&Default::default());
+        assert!(!needless.contains(&first) && needless.len() == MAX_RELAYS - 1);
         let reserve = format!("open {HOP_PROTOCOL} on 2");
         relays.pursue(&mut effects);
         assert!(!briefs(&mut effects).contains(&reserve));

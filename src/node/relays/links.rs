@@ -431,10 +431,13 @@ impl Relays {
         ))
     }
 
-    /// Forgets the relays that only tickets named and that are not `used`. Returns their peer ids.
+    /// Forgets the relays that are not `used` and that only tickets named, or relays that were about to
+    /// end and whose place another one has taken. Returns their peer ids.
     pub(in crate::node) fn release(&mut self, used: &HashSet<PeerId>) -> Vec<PeerId> {
+        let lasting = self.has_lasting();
         let foreign = |(peer, relay): (&PeerId, &Relay)| {
-            (!relay.configured && !used.contains(peer)).then_some(*peer)
+            let needless = relay.is_successor && lasting && !relay.is_pursued();
+            ((!relay.configured || needless) && !used.contains(peer)).then_some(*peer)
         };
         let unused: Vec<_> = self.known.iter().filter_map(foreign).collect();
         for peer in &unused {

@@ -192,8 +192,8 @@ impl Requests {
         let held = self.allocation(client);
         match (frame, held) {
             // RFC 8656 section 12.4, and an indication of the Send method (RFC 8489 section 5).
-            ([0x40..=0x4f, ..] | [0x00, 0x16, ..], None) => self.metrics.turn("ignored"),
-            ([first @ 0x40..=0x4f, second, high, low, data @ ..], Some(allocation)) => {
+            ([0x40..=0x7f, ..] | [0x00, 0x16, ..], None) => self.metrics.turn("ignored"),
+            ([first @ 0x40..=0x7f, second, high, low, data @ ..], Some(allocation)) => {
                 let number = u16::from_be_bytes([*first, *second]);
                 let len = usize::from(u16::from_be_bytes([*high, *low]));
                 if let Some(data) = data.get(..len) {
@@ -436,7 +436,7 @@ impl Requests {
             .channel();
         let peer = request.attribute::<XorPeerAddress>().map_err(missing)?;
         let peer = peer.addr(request.transaction_id());
-        if !(0x4000..=0x4fff).contains(&number) {
+        if !(0x4000..=0x7fff).contains(&number) {
             return Err(ErrorCode::BAD_REQUEST.into());
         }
         let bar = self.reach.bars(peer);

@@ -36,8 +36,8 @@ pub(crate) fn first(data: &[u8]) -> Result<Option<TurnFrame>, NotTurn> {
             let len = STUN_HEADER + len;
             TurnFrame { len, end: len }
         }
-        // RFC 8656 section 12: channel numbers go from 0x4000 to 0x4fff.
-        0x40..=0x4f => TurnFrame {
+        // Channel numbers go up to 0x7fff, as in RFC 5766 section 11.
+        0x40..=0x7f => TurnFrame {
             len: 4 + len,
             end: (4 + len).next_multiple_of(4),
         },
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn bytes_that_are_not_turn_are_refused() {
         assert_eq!(first(b"SSH-2.0-OpenSSH_9.2"), Err(NotTurn));
-        assert_eq!(first(&[0x50, 0, 0, 0]), Err(NotTurn));
+        assert_eq!(first(&[0x80, 0, 0, 0]), Err(NotTurn));
         let mut message = stun(8);
         message[4] = 0;
         assert_eq!(first(&message), Err(NotTurn));

@@ -575,7 +575,7 @@ async fn unsupported_requests_are_refused_with_their_code() {
     for (number, addr, expected) in [
         (0x4000, "192.0.2.2:9", 0),
         (0x4001, "192.0.2.2:9", 400),
-        (0x5000, "192.0.2.3:9", 400),
+        (0x8000, "192.0.2.3:9", 400),
         (0x4001, "10.0.0.1:9", 403),
     ] {
         let bind = |m: &mut MessageWriteVec| {
