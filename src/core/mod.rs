@@ -2,6 +2,8 @@
 
 pub(crate) mod access;
 pub(crate) mod address;
+#[allow(dead_code, reason = "only a server counts what it carries")]
+pub(crate) mod allowance;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod autonat;
 pub(crate) mod backoff;
@@ -17,6 +19,8 @@ pub(crate) mod dial;
 pub(crate) mod dial_back;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
+#[allow(dead_code, reason = "only a server divides its rates")]
+pub(crate) mod fair;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
 pub(crate) mod first_bytes;
 pub(crate) mod frame;
@@ -27,6 +31,8 @@ pub(crate) mod mdns;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
 pub(crate) mod nearest;
+#[allow(dead_code, reason = "only a server says what is left")]
+pub(crate) mod notice;
 #[allow(dead_code, reason = "a browser uses only a part of it")]
 pub(crate) mod offer;
 pub(crate) mod pace;

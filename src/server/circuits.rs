@@ -28,6 +28,7 @@ use super::{
     },
     clients::Use,
     config::RelayLimits,
+    fairness::{Fairness, Flow},
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
     pump::{Bounds, pump},
@@ -198,6 +199,7 @@ pub(crate) struct Circuits {
     circuits: Pool,
     offers: Pool,
     opening: HashMap<OpenId, Opening>,
+    fairness: Fairness,
     usage: Usage,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
@@ -210,6 +212,7 @@ impl Circuits {
             circuits: pools.circuits.clone(),
             offers: pools.offers.clone(),
             opening: HashMap::new(),
+            fairness: pools.fairness.clone(),
             usage,
             reports: mpsc::channel(REPORTS),
         }
@@ -317,27 +320,33 @@ impl Circuits {
             stream: from,
             ..
         } = asked;
+        let flow = self.fairness.flow(&account);
+        let one = Amounts {
+            circuits: u64::from(what == Carried::Circuit),
+            ..Amounts::default()
+        };
+        let tally = self.usage.tally(account, one);
         match what {
             Carried::Offer => {
                 spawn(&source, async move {
-                    let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
+                    let carried = carry_offer(from, to, (&meters, &flow, &tally));
+                    let carried = timeout(OFFER_DURATION, carried).await;
                     tracing::debug!(?carried, "an offer has passed");
                     drop(held);
                 });
             }
             Carried::Circuit | Carried::Access => {
-                let limits = self.settings.now().relay.clone();
-                let one = Amounts {
-                    circuits: 1,
-                    ..Amounts::default()
-                };
-                let tally = self.usage.tally(account, one);
+                let now = self.settings.now();
+                let limits = now.relay.clone();
+                let mut meters = meters;
+                meters.extend(Meter::of_rate(now.traffic.per_circuit));
                 let circuit = Circuit {
                     source,
                     from,
                     to,
                     limits,
                     meters,
+                    flow,
                     proof,
                     tally,
                 };
@@ -435,15 +444,20 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
 }
 
 /// Carries an offer and the messages that follow it.
-async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
+async fn carry_offer(
+    from: Stream,
+    to: Stream,
+    (meters, flow, tally): (&[Arc<Meter>], &Flow, &Tally),
+) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
     let carried = AtomicU64::new(0);
     let bounds = Bounds {
         carried: &carried,
         most: OFFER_BYTES,
-        meters: &[],
-        tally: &Tally::default(),
+        meters,
+        flow,
+        tally,
     };
     let there = pump(&mut from_source, &mut to_peer, bounds);
     let back = pump(&mut from_peer, &mut to_source, bounds);
@@ -457,6 +471,7 @@ struct Circuit {
     to: Stream,
     limits: RelayLimits,
     meters: Meters,
+    flow: Flow,
     proof: Proof,
     tally: Tally,
 }
@@ -483,6 +498,7 @@ impl Circuit {
                 most => most,
             },
             meters: &self.meters,
+            flow: &self.flow,
             tally: &self.tally,
         };
         let there = async {

@@ -4,6 +4,7 @@ pub(crate) mod options;
 
 mod access;
 mod tls;
+mod traffic;
 mod usage;
 
 use std::{
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     access::{AccessConfig, AccessMode, HookConfig},
     tls::TlsConfig,
+    traffic::TrafficConfig,
     usage::UsageConfig,
 };
 use crate::{
@@ -81,6 +83,8 @@ pub struct ServerConfig {
     pub stun: StunLimits,
     /// The TURN server.
     pub turn: TurnConfig,
+    /// How much the server carries, and for whom.
+    pub traffic: TrafficConfig,
     /// The record of what peers take.
     pub usage: UsageConfig,
     /// The AutoNAT server.
@@ -110,6 +114,7 @@ impl Default for ServerConfig {
             relay: RelayLimits::default(),
             stun: StunLimits::default(),
             turn: TurnConfig::default(),
+            traffic: TrafficConfig::default(),
             usage: UsageConfig::default(),
             autonat: AutonatConfig::default(),
             access: AccessConfig::default(),
@@ -217,6 +222,11 @@ impl ServerConfig {
             tls.contact.as_ref().is_none_or(is_mail),
             "tls.contact",
             "a mail address",
+        );
+        check(
+            self.traffic.is_sound(),
+            "traffic.peer_quota",
+            "like 10GB/day, 1TB/month, or both with a comma",
         );
         let ports = Range {
             name: "turn.first_port",

@@ -27,6 +27,7 @@ mod clients;
 mod config;
 mod descriptors;
 mod entrance;
+mod fairness;
 mod heart;
 pub(crate) mod hop;
 mod http;
@@ -68,7 +69,7 @@ pub(crate) use self::config::options;
 pub use self::config::{
     AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
     HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ServerConfig, StunLimits, TlsConfig,
-    TurnConfig, UsageConfig,
+    TrafficConfig, TurnConfig, UsageConfig,
 };
 use self::{
     access::Access,
@@ -104,6 +105,10 @@ use crate::{
     },
     ticket::Ticket,
 };
+
+/// How long a start waits until it is known what was carried before. If that takes longer, quotas are
+/// a little too large until then.
+const BEFORE: Duration = Duration::from_secs(1);
 
 /// How long the last batch of the record of usage may take.
 const LAST_BATCH: Duration = Duration::from_secs(5);
@@ -227,6 +232,7 @@ impl Server {
         };
         let peer_id = identity.peer_id();
         let access = Access::new(&config.access, &pools, peer_id.0)?;
+        count_what_was_carried(&access, &usage).await;
         let parts = RelayParts {
             metrics: metrics.clone(),
             pools: pools.clone(),
@@ -649,6 +655,19 @@ fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
             format!("{field}: {} is not a folder", folder.display()),
         )),
         _ => Ok(()),
+    }
+}
+
+/// Has quotas count what was carried before the start.
+async fn count_what_was_carried(access: &Access, usage: &Usage) {
+    if let Some(before) = usage.before() {
+        let access = access.clone();
+        let follow = async move {
+            if let Ok(carried) = before.await {
+                access.follow(carried);
+            }
+        };
+        let _ = time::timeout(BEFORE, runtime::task(follow)).await;
     }
 }
 

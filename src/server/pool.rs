@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    config::ServerConfig, metrics::Metrics, rate_limiter::RateLimiter, settings::Settings,
+    config::ServerConfig, fairness::Fairness, metrics::Metrics, rate_limiter::RateLimiter,
+    settings::Settings,
 };
 pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
@@ -77,6 +78,8 @@ pub(crate) struct Pools {
     /// Relayed addresses of TURN clients.
     pub(crate) allocations: Pool,
     pub(crate) refusals: Refusals,
+    /// The rate of everything that is carried.
+    pub(crate) fairness: Fairness,
     /// The bounds on the unread bytes of each connection.
     pub(crate) windows: Windows,
 }
@@ -149,6 +152,7 @@ impl Pools {
                 until_drain(places(|config| config.turn.relayed_addresses())),
             ),
             refusals,
+            fairness: Fairness::new(config.traffic.total),
             windows: Windows::new(Sizes {
                 connection: config.connections.window,
                 circuit: config.relay.circuit_window,

@@ -52,7 +52,7 @@ use super::{
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
     core::{
-        drain,
+        drain, notice,
         quota::{Holder, Refusal},
     },
     error::{Error, ErrorKind},
@@ -114,8 +114,9 @@ pub(crate) struct Relay {
     journal: Journal,
     /// Whether the clients are told that the server is about to end.
     drains: bool,
-    /// The clients that are being told, by the stream for it.
-    telling: HashMap<OpenId, PeerId>,
+    /// The clients that are being told something, by the stream for it, and what that is. Nobody is
+    /// told more than the end, and each step of a quota once.
+    telling: HashMap<OpenId, (PeerId, Vec<u8>)>,
 }
 
 impl Relay {
@@ -358,10 +359,10 @@ impl Relay {
                 }
             }
             SubstreamEvent::Opened { id, result } => {
-                if let Some(peer) = self.telling.remove(&id) {
+                if let Some((peer, message)) = self.telling.remove(&id) {
                     // Peers that do not know the protocol need not be told.
                     if let Ok(stream) = result {
-                        Circuits::tell(&peer, stream, self.farewell());
+                        Circuits::tell(&peer, stream, message);
                     }
                     return;
                 }
@@ -421,6 +422,9 @@ impl Relay {
         self.metrics.reservation(match reserved {
             Reserved::New => {
                 self.watch.superseded(&peer, connection);
+                if let Some(left) = self.access.left(&peer) {
+                    self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
+                }
                 let one = Amounts {
                     reservations: 1,
                     ..Amounts::default()
@@ -482,11 +486,7 @@ impl Relay {
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
         }
-        // An offer costs little, and may lead to a path that costs nothing here.
-        let meters = match asked.what {
-            Carried::Circuit => self.access.meters_of([source, to]),
-            Carried::Offer | Carried::Access => Ok(Vec::new()),
-        };
+        let meters = self.access.meters_of(source, to);
         let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
         let place = self.circuits.place(asked.what, holder);
@@ -523,6 +523,7 @@ impl Relay {
     fn on_settings(&mut self) {
         let config = self.settings.now();
         self.rates.set(&config.relay);
+        self.pools.fairness.set(config.traffic.total);
         // Validation of the configuration has already refused texts that are no addresses.
         if self.settings.is_draining() && !std::mem::replace(&mut self.drains, true) {
             self.tell_all();
@@ -533,13 +534,33 @@ impl Relay {
         self.announce();
     }
 
+    /// Tells a client something, by a message of `protocol`.
+    fn tell(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        protocol: &'static str,
+        message: Vec<u8>,
+    ) {
+        let requests = &mut self.swarm.behaviour_mut().requests;
+        let id = requests.open(peer, connection, StreamProtocol::new(protocol));
+        self.telling.insert(id, (peer, message));
+    }
+
     /// Tells every client to move to another relay.
     fn tell_all(&mut self) {
+        let farewell = self.farewell();
         for (peer, connection) in self.clients.all_reserved(Instant::now()) {
-            let requests = &mut self.swarm.behaviour_mut().requests;
-            let protocol = StreamProtocol::new(drain::PROTOCOL);
-            let id = requests.open(peer, connection, protocol);
-            self.telling.insert(id, peer);
+            self.tell(peer, connection, drain::PROTOCOL, farewell.clone());
+        }
+    }
+
+    /// Tells those whose quota is nearly used up.
+    fn tell_quotas(&mut self) {
+        for (peer, left) in self.access.due() {
+            if let Some(connection) = self.clients.newest(&peer, Instant::now()) {
+                self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
+            }
         }
     }
 
@@ -558,6 +579,7 @@ impl Relay {
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
         self.send_barred_away();
+        self.tell_quotas();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }

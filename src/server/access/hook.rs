@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    amount::{self, Quota},
+    amount,
     answers::{Answer, Answers, Known, Question},
     meter::Limits,
 };
@@ -227,7 +227,7 @@ impl Reply {
     /// cannot be read, because that must not mean that there is no limit.
     fn read(self) -> Option<(Answer, Option<Duration>)> {
         let lasts = self.seconds.map(Duration::from_secs);
-        let quota = self.quota.map(|text| Quota::parse(&text));
+        let quota = self.quota.map(|text| amount::quota(&text));
         let rate = self.rate.map(|text| amount::rate(&text));
         let answer = match self.allow {
             true => Answer::Allow {
@@ -269,7 +269,7 @@ mod tests {
             panic!("it is allowed");
         };
         assert_eq!((name.as_deref(), limits.rate), (Some("a"), Some(1)));
-        assert_eq!(limits.quota.map(|quota| quota.bytes), Some(1));
+        assert_eq!(limits.quota.and_then(|quota| quota.day), Some(1));
         let five = Duration::from_secs(5);
         assert_eq!(lasts, Some(five));
         for (reason, denial) in [

@@ -30,21 +30,25 @@ use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::PeerId;
 use tokio::time;
 
-pub(crate) use self::meter::Meter;
 pub use self::token::{NewToken, TokenKey};
+pub(crate) use self::{
+    amount::quota,
+    meter::{Before, Limits, Meter},
+};
 use self::{
     answers::{Answer, Question},
     hook::{Asked, Hook},
-    meter::{Limits, Meters},
+    meter::{Meters, Payer},
     token::Verifier,
 };
 use super::{
     config::{AccessConfig, AccessMode},
     pool::{Pools, Refusals},
+    settings::Settings,
     usage::Account,
 };
 use crate::{
-    core::access::Denial,
+    core::{access::Denial, allowance::Left},
     error::{Error, ErrorKind},
     native::environment::FromFile,
 };
@@ -86,7 +90,7 @@ pub(crate) struct Grant {
     pub(crate) meter: Option<Arc<Meter>>,
     /// The id of its token, if it has one.
     id: Option<String>,
-    /// The name in its token. It is empty without a token.
+    /// The name in its token, or the one that the hook gave it. It is empty without a name.
     name: String,
     /// The token that the hook was shown. It is shown again when the peer asks for more.
     shown: Option<Arc<str>>,
@@ -118,6 +122,7 @@ struct Inner {
     /// Whether diallers have to be admitted, too.
     dialers: bool,
     refusals: Refusals,
+    settings: Settings,
     /// What connected peers were granted by a token or by the hook.
     granted: Mutex<HashMap<PeerId, Grant>>,
     meters: Mutex<Meters>,
@@ -158,6 +163,7 @@ impl Access {
             rule,
             dialers: config.dialers,
             refusals: pools.refusals.clone(),
+            settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
         })))
@@ -170,6 +176,7 @@ impl Access {
             rule: Rule::Open,
             dialers: false,
             refusals: pools.refusals.clone(),
+            settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
         }))
@@ -209,6 +216,11 @@ impl Access {
         what: What,
         now: SystemTime,
     ) -> Judgement {
+        if matches!(what, What::Reservation | What::Turn)
+            && let Err(denial) = self.peer_meter(&peer.to_string(), now)
+        {
+            return Judgement::Now(Err(self.refuse(denial, "quota", from)));
+        }
         let verdict = match &self.0.rule {
             Rule::Open => Ok(Grant::default()),
             Rule::List(names) if names.hold(&peer) => Ok(Grant::default()),
@@ -282,8 +294,8 @@ impl Access {
         });
         let checked = claims.map_err(|fault| (Denial::Access, fault.name()));
         let checked = checked.and_then(|claims| {
-            let holder = claims.id.as_deref().unwrap_or(&claims.name);
-            let meter = self.meter(holder, claims.limits, now);
+            let payer = Payer::Name(claims.name.clone());
+            let meter = self.meter(payer, claims.limits, now);
             let meter = meter.map_err(|denial| (denial, "quota"))?;
             Ok((claims, meter))
         });
@@ -314,15 +326,20 @@ impl Access {
         let verdict = match answer {
             Answer::Deny(denial) => Err((denial, "hook")),
             Answer::Allow { name, limits } => {
-                let name = name.unwrap_or_else(|| peer.to_string());
-                self.meter(&name, limits, now)
-                    .map_err(|denial| (denial, "quota"))
+                let payer = match &name {
+                    Some(name) => Payer::Name(name.clone()),
+                    None => Payer::Admitted(peer.to_string()),
+                };
+                let meter = self.meter(payer, limits, now);
+                let meter = meter.map_err(|denial| (denial, "quota"));
+                meter.map(|meter| (meter, name.unwrap_or_default()))
             }
         };
         match verdict {
-            Ok(meter) => {
+            Ok((meter, name)) => {
                 let grant = Grant {
                     meter,
+                    name,
                     shown: token,
                     ..Grant::default()
                 };
@@ -339,41 +356,81 @@ impl Access {
         }
     }
 
-    /// Returns the meter of a holder whose use is limited.
+    /// Returns the meter of somebody whose use is limited.
     ///
     /// # Errors
-    /// [`Denial::Quota`] if nothing is left of its quota.
+    /// [`Denial::Quota`] if nothing is left of the quota.
     fn meter(
         &self,
-        holder: &str,
+        payer: Payer,
         limits: Limits,
         now: SystemTime,
     ) -> Result<Option<Arc<Meter>>, Denial> {
         if limits == Limits::default() {
             return Ok(None);
         }
-        let meter = lock(&self.0.meters).of(holder, limits, now)?;
+        let meter = lock(&self.0.meters).of(payer, limits, now)?;
         meter.check(now)?;
         Ok(Some(meter))
     }
 
-    /// Returns what counts the bytes that are carried for `peers`.
+    /// Returns the meter of a peer, or of another user of the TURN server, if the settings limit what
+    /// each may take.
+    fn peer_meter(&self, peer: &str, now: SystemTime) -> Result<Option<Arc<Meter>>, Denial> {
+        let limits = self.0.settings.now().traffic.limits_of_a_peer();
+        self.meter(Payer::Peer(peer.to_owned()), limits, now)
+    }
+
+    /// Returns what counts the bytes that `to`, which has the reservation, exchanges with `source`.
     ///
     /// # Errors
     /// [`Denial::Quota`] if nothing is left of a quota.
-    pub(crate) fn meters_of(&self, peers: [PeerId; 2]) -> Result<Vec<Arc<Meter>>, Denial> {
+    pub(crate) fn meters_of(&self, source: PeerId, to: PeerId) -> Result<Vec<Arc<Meter>>, Denial> {
+        let now = SystemTime::now();
         let mut meters: Vec<_> = {
             let granted = self.granted();
-            let meters = peers
-                .iter()
-                .filter_map(|peer| granted.get(peer)?.meter.clone());
-            meters.collect()
+            let granted = [source, to].map(|peer| granted.get(&peer)?.meter.clone());
+            granted.into_iter().flatten().collect()
         };
         // Two holders of one token pay once.
         meters.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let now = SystemTime::now();
         meters.iter().try_for_each(|meter| meter.check(now))?;
+        meters.extend(self.peer_meter(&to.to_string(), now)?);
         Ok(meters)
+    }
+
+    /// Takes over what was carried before the server started.
+    pub(crate) fn follow(&self, before: Before) {
+        lock(&self.0.meters).follow(before, SystemTime::now());
+    }
+
+    /// Returns the connected peers that have to be told what is left of their quota.
+    pub(crate) fn due(&self) -> Vec<(PeerId, Left)> {
+        let mut due = Vec::new();
+        let payers = lock(&self.0.meters).due(SystemTime::now());
+        for (payer, left) in payers {
+            match payer {
+                Payer::Name(name) => {
+                    let granted = self.granted();
+                    let of_name = granted.iter().filter(|(_, grant)| grant.name == name);
+                    due.extend(of_name.map(|(peer, _)| (*peer, left)));
+                }
+                Payer::Admitted(peer) | Payer::Peer(peer) => {
+                    due.extend(peer.parse().ok().map(|peer| (peer, left)));
+                }
+            }
+        }
+        due
+    }
+
+    /// Returns what is left for a peer that has just come, if the others of its quota were told.
+    pub(crate) fn left(&self, peer: &PeerId) -> Option<Left> {
+        let id = peer.to_string();
+        let mut payers = HashSet::from([Payer::Admitted(id.clone()), Payer::Peer(id)]);
+        if let Some(grant) = self.granted().get(peer) {
+            payers.insert(Payer::Name(grant.name.clone()));
+        }
+        lock(&self.0.meters).known(&payers, SystemTime::now())
     }
 
     /// Returns the account of `peer` in the record of usage, with the name in its token.
@@ -450,12 +507,20 @@ impl Access {
         }
     }
 
-    /// Returns what the user with this name at the TURN server was granted.
+    /// Returns what the user with this name at the TURN server was granted, and what counts the bytes
+    /// that are relayed for it.
     ///
     /// # Errors
     /// What a token or the hook grants counts for peers whose link is up. So others get no new address,
     /// and none escapes its quota.
-    pub(crate) fn turn_grant(&self, username: &str) -> Result<Grant, Denial> {
+    pub(crate) fn turn_grant(&self, username: &str) -> Result<(Grant, Vec<Arc<Meter>>), Denial> {
+        let grant = self.turn_holder_grant(username)?;
+        let of_peer = self.peer_meter(&self.turn_account(username).peer, SystemTime::now())?;
+        let meters = grant.meter.iter().cloned().chain(of_peer).collect();
+        Ok((grant, meters))
+    }
+
+    fn turn_holder_grant(&self, username: &str) -> Result<Grant, Denial> {
         let (peer, token) = turn_holder(username);
         match (&self.0.rule, peer.parse::<PeerId>()) {
             (Rule::Token(..) | Rule::Hook(_), Ok(peer)) => {

@@ -148,11 +148,11 @@ fn a_token_whose_quota_is_used_up_admits_nobody() {
     let token = key.sign(&new).unwrap();
     let now = SystemTime::now();
     assert!(judged(&access, peer, Some(&token), now).is_ok());
-    let meters = access.meters_of([peer, other]).unwrap();
+    let meters = access.meters_of(peer, other).unwrap();
     assert_eq!(meters.len(), 1);
     meters[0].carry(11).unwrap();
     assert!(matches!(
-        access.meters_of([other, peer]),
+        access.meters_of(other, peer),
         Err(Denial::Quota(_))
     ));
     let again = judged(&access, other, Some(&token), now);

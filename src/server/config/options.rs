@@ -207,6 +207,17 @@ options! {
     turn.allow_private_peers,
         "Whether clients may reach private, loopback and link-local addresses through the server." until restart;
 
+    traffic.total, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is carried for all together, divided fairly between names of tokens and peers without one.";
+    traffic.per_peer, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is carried for one peer.";
+    traffic.per_circuit, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much one circuit carries.";
+    traffic.per_allocation, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much one allocation on the TURN server carries.";
+    traffic.peer_quota,
+        "How much may be carried for one peer, such as `10GB/day, 100GB/month`.";
+
     usage.record,
         "Whether what peers take is recorded in the data directory, for `throughline usage`." until restart;
     usage.days, in 1..=3_660 "days",

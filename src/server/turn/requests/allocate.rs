@@ -16,8 +16,9 @@ use turn_client_proto::types::attribute::{
 
 use super::{Client, Requests};
 use crate::{
-    core::quota,
+    core::{access::Denial, quota},
     server::{
+        access,
         pool::Place,
         turn::{
             allocation::{Allocation, Passage, Relay, Reply},
@@ -103,12 +104,15 @@ impl Requests {
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
         };
         let grant = self.access.turn_grant(username);
-        let grant = grant.map_err(|_| ErrorCode::FORBIDDEN)?;
-        let meter = self.meters.of(
-            client.address.ip(),
-            self.access.turn_account(username),
-            grant.meter,
-        );
+        let (grant, mut holders) = grant.map_err(|denial| match denial {
+            Denial::Quota(_) => ErrorCode::ALLOCATION_QUOTA_REACHED,
+            _ => ErrorCode::FORBIDDEN,
+        })?;
+        holders.extend(access::Meter::of_rate(
+            self.settings.now().traffic.per_allocation,
+        ));
+        let account = self.access.turn_account(username);
+        let meter = self.meters.of(client.address.ip(), account, holders);
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),
