@@ -43,6 +43,8 @@ pub(crate) mod plan;
 #[allow(dead_code, reason = "only a server stands behind proxies")]
 pub(crate) mod prefix;
 pub(crate) mod protobuf;
+#[allow(dead_code, reason = "only a server stands behind proxies")]
+pub(crate) mod proxy;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
 #[allow(dead_code, reason = "only a server divides its resources")]

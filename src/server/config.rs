@@ -77,6 +77,14 @@ pub struct ServerConfig {
     /// Multiaddresses to announce besides those that are bound, for example
     /// `/dns4/relay.example.org/tcp/443/wss` of a reverse proxy. 0 to 16. Default none.
     pub announce: Vec<String>,
+    /// Prefixes of the addresses of proxies that begin each connection to the first TCP port with a
+    /// header of PROXY protocol version 2, 0 to 64 of them, such as `10.0.0.0/8`. Default none.
+    ///
+    /// Limits, logs and what peers are told of their own addresses then see the client that the
+    /// header names, also within TLS. A connection of such a proxy without a header is closed, so
+    /// list only proxies that send one, and that nobody else can send from. The other ports of
+    /// [`Layout::Five`] take no header.
+    pub proxy_protocol: Vec<String>,
     /// The limits of the relay.
     pub relay: RelayLimits,
     /// The limits of the STUN responder.
@@ -111,6 +119,7 @@ impl Default for ServerConfig {
             tls: TlsConfig::default(),
             data: None,
             announce: Vec::new(),
+            proxy_protocol: Vec::new(),
             relay: RelayLimits::default(),
             stun: StunLimits::default(),
             turn: TurnConfig::default(),
@@ -239,19 +248,18 @@ impl ServerConfig {
         faults.extend(self.announced().err());
         faults.extend(self.successors().err());
         faults.extend(self.trusted_proxies().err());
+        faults.extend(self.naming_proxies().err());
         faults
     }
 
-    /// Returns the prefixes of the trusted proxies.
+    /// Returns the prefixes of the proxies whose `X-Forwarded-For` is trusted.
     pub(crate) fn trusted_proxies(&self) -> Result<Vec<Prefix>, Error> {
-        let parse = |text: &String| {
-            text.parse().map_err(|_| {
-                let message =
-                    format!("http.trusted_proxies: `{text}` is not a prefix of addresses");
-                Error::new(ErrorKind::InvalidConfig, message)
-            })
-        };
-        self.http.trusted_proxies.iter().map(parse).collect()
+        prefixes("http.trusted_proxies", &self.http.trusted_proxies)
+    }
+
+    /// Returns the prefixes of the proxies that name their clients by PROXY protocol.
+    pub(crate) fn naming_proxies(&self) -> Result<Vec<Prefix>, Error> {
+        prefixes("proxy_protocol", &self.proxy_protocol)
     }
 
     /// Returns the relays that clients may move to.
@@ -280,6 +288,16 @@ impl ServerConfig {
         };
         self.announce.iter().map(parse).collect()
     }
+}
+
+fn prefixes(field: &str, texts: &[String]) -> Result<Vec<Prefix>, Error> {
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            let message = format!("{field}: `{text}` is not a prefix of addresses");
+            Error::new(ErrorKind::InvalidConfig, message)
+        })
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// Limits of the circuit relay v2.

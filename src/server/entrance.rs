@@ -17,7 +17,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::Instrument as _;
 
@@ -34,6 +34,7 @@ use crate::{
     core::{
         first_bytes::{MOST, Protocol, Sniffed, agrees, sniff},
         prefix::Prefix,
+        proxy,
         quota::{Holder, Refusal},
     },
     native::transports::handed::{Arrival, Way},
@@ -54,6 +55,8 @@ pub(crate) struct Entrance {
     pub(crate) tls: Option<Tls>,
     pub(crate) pools: Pools,
     pub(crate) trusted_proxies: Vec<Prefix>,
+    /// Proxies whose connections begin with a header that names the client.
+    pub(crate) naming_proxies: Vec<Prefix>,
     pub(crate) metrics: Metrics,
     pub(crate) descriptors: Descriptors,
 }
@@ -93,13 +96,17 @@ impl Entrance {
         &self.pools.refusals
     }
 
+    /// Whether a connection from `ip` begins with a header that names the client.
+    fn is_named(&self, ip: IpAddr) -> bool {
+        let mut proxies = self.naming_proxies.iter();
+        proxies.any(|prefix| prefix.contains(ip))
+    }
+
     /// The place of a connection from `ip`. That of a proxy counts for nobody until it says for whom
     /// it asks.
     fn place(&self, ip: IpAddr) -> Result<Place, Refusal> {
-        let is_proxy = self
-            .trusted_proxies
-            .iter()
-            .any(|prefix| prefix.contains(ip));
+        let mut proxies = self.trusted_proxies.iter();
+        let is_proxy = proxies.any(|prefix| prefix.contains(ip)) || self.is_named(ip);
         match is_proxy {
             true => self.handshakes().take(Holder::default()),
             false => self.handshakes().take(ip),
@@ -111,7 +118,17 @@ impl Entrance {
             return;
         };
         let _ = stream.set_nodelay(true);
-        let (socket, protocol) = match timeout(PATIENCE, self.recognise(stream)).await {
+        let begun = Instant::now();
+        let (stream, remote, place) = match self.is_named(remote.ip().to_canonical()) {
+            true => match timeout(PATIENCE, self.named(stream, remote, place)).await {
+                Ok(Some(named)) => named,
+                Ok(None) => return,
+                Err(_) => return self.refusals().tell("proxy_header", "deadline", None),
+            },
+            false => (stream, remote, place),
+        };
+        let patience = PATIENCE.saturating_sub(begun.elapsed());
+        let (socket, protocol) = match timeout(patience, self.recognise(stream)).await {
             Ok(Ok(Some(recognised))) => recognised,
             Ok(Ok(None)) => return,
             Ok(Err(error)) => return tracing::debug!(%error, "a TCP client was not understood"),
@@ -130,7 +147,7 @@ impl Entrance {
             (Protocol::Turn, _) => {
                 drop(place);
                 if let Some(turn) = &self.turn {
-                    turn.client(socket, ip).await;
+                    turn.client(socket, remote).await;
                 }
                 return;
             }
@@ -148,6 +165,38 @@ impl Entrance {
         };
         if timeout(PATIENCE, self.peers.send(arrival)).await.is_err() {
             self.refusals().tell("first_bytes", "queue", Some(ip));
+        }
+    }
+
+    /// Reads the header of a proxy. Returns the address and the place of the client, or those of the
+    /// proxy if it asks for itself. Returns `None` if the connection is refused.
+    async fn named(
+        &self,
+        mut stream: TcpStream,
+        proxy: SocketAddr,
+        place: Place,
+    ) -> Option<(TcpStream, SocketAddr, Place)> {
+        let client = match client(&mut stream).await {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::debug!(%error, "a proxy named no client");
+                let reason = match error.kind() {
+                    io::ErrorKind::InvalidData => "invalid",
+                    _ => "closed",
+                };
+                self.refusals().tell("proxy_header", reason, None);
+                reset(&stream);
+                return None;
+            }
+        };
+        let remote = client.unwrap_or(proxy);
+        drop(place);
+        match self.place(remote.ip()) {
+            Ok(place) => Some((stream, remote, place)),
+            Err(_) => {
+                reset(&stream);
+                None
+            }
         }
     }
 
@@ -182,6 +231,25 @@ impl Entrance {
 
 fn alpn(stream: &Secured) -> Option<&[u8]> {
     stream.get_ref().1.alpn_protocol()
+}
+
+/// Reads the header of a proxy and no byte more, and returns the client that it names.
+async fn client(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy::parse(&header) {
+            proxy::Parsed::Header { client, .. } => return Ok(client),
+            proxy::Parsed::Invalid => return Err(unknown("no header of PROXY protocol")),
+            proxy::Parsed::More(needed) => {
+                let mut chunk = [0; proxy::MOST];
+                let missing = needed - header.len();
+                match stream.read(&mut chunk[..missing]).await? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    read => header.extend_from_slice(&chunk[..read]),
+                }
+            }
+        }
+    }
 }
 
 /// Reads until it is known what a client speaks.

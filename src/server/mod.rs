@@ -344,6 +344,7 @@ impl Server {
             tls: tls.clone(),
             pools: pools.clone(),
             trusted_proxies: config.trusted_proxies()?,
+            naming_proxies: config.naming_proxies()?,
             metrics: metrics.clone(),
             descriptors: descriptors.clone(),
         });

@@ -33,6 +33,7 @@ mod common;
 mod direct;
 mod http;
 mod packaging;
+mod proxied;
 mod secured;
 mod stun;
 

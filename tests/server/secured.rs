@@ -47,14 +47,14 @@ pub(crate) fn put(folder: &Path, name: &str, text: &str) {
 }
 
 impl Made {
-    fn put(&self, folder: &Path) {
+    pub(crate) fn put(&self, folder: &Path) {
         put(folder, "cert.pem", &self.cert);
         put(folder, "key.pem", &self.key);
     }
 }
 
 /// A server that has one TCP port, and TURN.
-fn one_port() -> ServerConfig {
+pub(crate) fn one_port() -> ServerConfig {
     let mut config = config();
     config.layout = Layout::One;
     config.turn.secret = Some("secret".into());
@@ -62,7 +62,7 @@ fn one_port() -> ServerConfig {
     config
 }
 
-fn secured(folder: &Path) -> ServerConfig {
+pub(crate) fn secured(folder: &Path) -> ServerConfig {
     let mut config = one_port();
     config.tls.cert = Some(folder.join("cert.pem"));
     config.tls.key = Some(folder.join("key.pem"));
@@ -86,6 +86,17 @@ pub(crate) async fn connect(
     name: &str,
     alpn: &[&str],
 ) -> io::Result<TlsStream<TcpStream>> {
+    let stream = timeout(PATIENCE, TcpStream::connect(to)).await??;
+    over(stream, root, name, alpn).await
+}
+
+/// Shakes hands over a connection, as [`connect`] does.
+pub(crate) async fn over(
+    stream: TcpStream,
+    root: &str,
+    name: &str,
+    alpn: &[&str],
+) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(root.as_bytes()) {
         roots.add(root.unwrap()).unwrap();
@@ -97,13 +108,8 @@ pub(crate) async fn connect(
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let connected = async {
-        let stream = TcpStream::connect(to).await?;
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-    };
-    timeout(PATIENCE, connected).await?
+    let connector = TlsConnector::from(Arc::new(config));
+    timeout(PATIENCE, connector.connect(name, stream)).await?
 }
 
 /// Asks for `path`, and returns the answer.

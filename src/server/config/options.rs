@@ -136,6 +136,8 @@ options! {
         "The folder of the identity and of the certificate; without one, both are made at each start." until restart;
     announce, in 0..=16 "addresses",
         "Multiaddresses to announce besides those that are bound.";
+    proxy_protocol, in 0..=64 "prefixes",
+        "Prefixes of proxies that begin each connection to the first TCP port with a header of PROXY protocol v2." until restart;
     log_addresses,
         "Whether the log names the addresses that were refused.";
 
