@@ -326,7 +326,8 @@ mod tests {
                 }
             }
             for ((is_day, _), bytes) in passed {
-                prop_assert!(bytes < 60 + if is_day { 100 } else { 150 });
+                let all = if is_day { 100 } else { 150 };
+                prop_assert!(bytes < 60 + all);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! It is generalized processor sharing, which fair queueing approximates (Demers, Keshav, Shenker 1989).
 //! Each holder owes the bytes that were passed on for it. The rate pays all debts at the same speed, and
 //! a holder whose debt is small may go on. So the state is one number for each holder that owes
-//! something, and one for all.
+//! something, and one for all. A holder with twice the weight of another one has twice the share.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,12 +20,20 @@ const LEAST_AHEAD: f64 = 16.0 * 1024.0;
 /// Who owes what. It holds those who owe something, and nobody else.
 #[derive(Debug)]
 pub(crate) struct Shares<K> {
-    /// How many bytes were paid by now for somebody who owed something all the time.
+    /// How many bytes were paid by now for somebody with the weight 1 who owed something all the time.
     paid: f64,
     now: Duration,
-    /// What `paid` is when the holder owes nothing any more.
-    clear: HashMap<K, f64>,
+    owing: HashMap<K, Owing>,
+    /// The sum of their weights.
+    weights: u64,
     order: BTreeSet<(Key, K)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owing {
+    /// What `paid` is when the holder owes nothing any more.
+    clear: f64,
+    weight: u32,
 }
 
 /// A number that is not negative, in an order. Such numbers have the order of their bits.
@@ -36,52 +44,70 @@ impl<K> Default for Shares<K> {
         Self {
             paid: 0.0,
             now: Duration::ZERO,
-            clear: HashMap::new(),
+            owing: HashMap::new(),
+            weights: 0,
             order: BTreeSet::new(),
         }
     }
 }
 
 impl<K: Clone + Eq + Hash + Ord> Shares<K> {
-    /// Notes that `bytes` are passed on for `holder`. Returns how long they have to wait until
-    /// then, at `rate` bytes a second for all together.
+    /// Notes that `bytes` are passed on for a holder with a weight. Returns how long they have to wait
+    /// until then, at `rate` bytes a second for all together.
     ///
     /// If others end meanwhile, the wait is a little too long.
-    pub(crate) fn carry(&mut self, now: Duration, rate: u64, holder: &K, bytes: u64) -> Duration {
+    pub(crate) fn carry(
+        &mut self,
+        now: Duration,
+        rate: u64,
+        (holder, weight): (&K, u32),
+        bytes: u64,
+    ) -> Duration {
         let rate = rate.max(1) as f64;
         self.pay(now, rate);
         let before = self.owed(holder);
-        self.owe(holder, bytes);
-        let each = rate / self.clear.len() as f64;
+        self.owe(holder, weight, bytes);
+        let each = rate * f64::from(weight.max(1)) / self.weights as f64;
         Duration::try_from_secs_f64((before - ahead(each)) / each).unwrap_or_default()
     }
 
-    /// Whether `bytes` of a datagram, which cannot wait, may pass for `holder`. Notes them if so.
-    pub(crate) fn passes(&mut self, now: Duration, rate: u64, holder: &K, bytes: u64) -> bool {
+    /// Whether `bytes` of a datagram, which cannot wait, may pass for a holder with a weight. Notes them
+    /// if so.
+    pub(crate) fn passes(
+        &mut self,
+        now: Duration,
+        rate: u64,
+        (holder, weight): (&K, u32),
+        bytes: u64,
+    ) -> bool {
         let rate = rate.max(1) as f64;
         self.pay(now, rate);
-        let all = self.clear.len() + usize::from(!self.clear.contains_key(holder));
-        let passes = self.owed(holder) <= ahead(rate / all as f64);
+        let own = self.owing.get(holder).map_or(0, |owing| owing.weight);
+        let all = self.weights - u64::from(own) + u64::from(weight.max(1));
+        let each = rate * f64::from(weight.max(1)) / all as f64;
+        let passes = self.owed(holder) <= ahead(each);
         if passes {
-            self.owe(holder, bytes);
+            self.owe(holder, weight, bytes);
         }
         passes
     }
 
     fn owed(&self, holder: &K) -> f64 {
-        self.clear
-            .get(holder)
-            .map_or(0.0, |clear| clear - self.paid)
+        let owed = |owing: &Owing| (owing.clear - self.paid) * f64::from(owing.weight);
+        self.owing.get(holder).map_or(0.0, owed)
     }
 
-    fn owe(&mut self, holder: &K, bytes: u64) {
-        let before = self.clear.get(holder).copied();
-        let after = before.unwrap_or(self.paid) + bytes as f64;
-        if let Some(before) = before {
-            self.order.remove(&(before.to_bits(), holder.clone()));
+    fn owe(&mut self, holder: &K, weight: u32, bytes: u64) {
+        let owed = self.owed(holder) + bytes as f64;
+        let weight = weight.max(1);
+        let clear = self.paid + owed / f64::from(weight);
+        let owing = Owing { clear, weight };
+        if let Some(before) = self.owing.insert(holder.clone(), owing) {
+            self.order.remove(&(before.clear.to_bits(), holder.clone()));
+            self.weights -= u64::from(before.weight);
         }
-        self.clear.insert(holder.clone(), after);
-        self.order.insert((after.to_bits(), holder.clone()));
+        self.weights += u64::from(weight);
+        self.order.insert((clear.to_bits(), holder.clone()));
     }
 
     /// Pays what the rate has paid since the last call.
@@ -90,16 +116,18 @@ impl<K: Clone + Eq + Hash + Ord> Shares<K> {
         self.now = self.now.max(now);
         while let Some((clear, holder)) = self.order.first().cloned() {
             let clear = f64::from_bits(clear);
-            let count = self.order.len() as f64;
-            let needed = (clear - self.paid) * count;
+            let weights = self.weights as f64;
+            let needed = (clear - self.paid) * weights;
             if needed > left {
-                self.paid += left / count;
+                self.paid += left / weights;
                 return;
             }
             left -= needed;
             self.paid = clear;
             self.order.pop_first();
-            self.clear.remove(&holder);
+            if let Some(owing) = self.owing.remove(&holder) {
+                self.weights -= u64::from(owing.weight);
+            }
         }
         // Nobody owes anything, so the number may begin anew and stay exact.
         self.paid = 0.0;
@@ -127,7 +155,7 @@ mod tests {
     #[test]
     fn one_holder_has_everything() {
         let mut shares = Shares::default();
-        let mut carry = |bytes| shares.carry(at(0), RATE, &'a', bytes).as_millis();
+        let mut carry = |bytes| shares.carry(at(0), RATE, (&'a', 1), bytes).as_millis();
         assert_eq!(carry(50_000), 0);
         assert_eq!(carry(100_000), 0, "what may be ahead");
         assert_eq!(carry(100_000), 100);
@@ -137,15 +165,18 @@ mod tests {
     #[test]
     fn two_halve_what_there_is_and_a_third_waits_for_nobody() {
         let mut shares = Shares::default();
-        shares.carry(at(0), RATE, &'a', 525_000);
-        shares.carry(at(0), RATE, &'b', 525_000);
-        assert_eq!(shares.carry(at(0), RATE, &'a', 1).as_millis(), 1000);
-        assert_eq!(shares.carry(at(500), RATE, &'b', 1).as_millis(), 500);
-        assert_eq!(shares.carry(at(500), RATE, &'c', 10_000), Duration::ZERO);
+        shares.carry(at(0), RATE, (&'a', 1), 525_000);
+        shares.carry(at(0), RATE, (&'b', 1), 525_000);
+        assert_eq!(shares.carry(at(0), RATE, (&'a', 1), 1).as_millis(), 1000);
+        assert_eq!(shares.carry(at(500), RATE, (&'b', 1), 1).as_millis(), 500);
+        assert_eq!(
+            shares.carry(at(500), RATE, (&'c', 1), 10_000),
+            Duration::ZERO
+        );
         // Others that end leave their part to those that stay.
         let mut shares = Shares::default();
-        shares.carry(at(0), RATE, &'a', 1_000_000);
-        shares.carry(at(0), RATE, &'b', 100_000);
+        shares.carry(at(0), RATE, (&'a', 1), 1_000_000);
+        shares.carry(at(0), RATE, (&'b', 1), 100_000);
         assert_eq!(shares.owed(&'a'), 1_000_000.0);
         shares.pay(at(200), RATE as f64);
         assert_eq!((shares.owed(&'a'), shares.owed(&'b')), (900_000.0, 0.0));
@@ -156,16 +187,36 @@ mod tests {
     #[test]
     fn datagrams_pass_or_do_not_and_nothing_is_left_behind() {
         let mut shares = Shares::default();
-        assert!(shares.passes(at(0), RATE, &'a', 50_001));
-        assert!(!shares.passes(at(0), RATE, &'a', 1));
-        assert!(shares.passes(at(0), RATE, &'b', 1000), "somebody else");
-        assert!(shares.passes(at(40), RATE, &'a', 1));
-        assert!(shares.passes(at(1000), RATE, &'c', 0));
-        assert_eq!((shares.clear.len(), shares.order.len()), (1, 1));
+        assert!(shares.passes(at(0), RATE, (&'a', 1), 50_001));
+        assert!(!shares.passes(at(0), RATE, (&'a', 1), 1));
+        assert!(shares.passes(at(0), RATE, (&'b', 1), 1000), "somebody else");
+        assert!(shares.passes(at(40), RATE, (&'a', 1), 1));
+        assert!(shares.passes(at(1000), RATE, (&'c', 1), 0));
+        assert_eq!(
+            (shares.owing.len(), shares.order.len(), shares.weights),
+            (1, 1, 1)
+        );
         assert_eq!(shares.paid, 0.0);
         // A clock that stands still pays nothing.
-        assert!(shares.passes(at(900), RATE, &'c', 1));
+        assert!(shares.passes(at(900), RATE, (&'c', 1), 1));
         assert_eq!(shares.now, at(1000));
+    }
+
+    #[test]
+    fn a_share_has_a_weight_which_may_change() {
+        let mut shares = Shares::default();
+        shares.carry(at(0), RATE, (&'a', 4), 1_000_000);
+        shares.carry(at(0), RATE, (&'b', 1), 1_000_000);
+        shares.pay(at(1000), RATE as f64);
+        let owed = (shares.owed(&'a'), shares.owed(&'b'));
+        assert_eq!(owed, (200_000.0, 800_000.0));
+        shares.carry(at(1000), RATE, (&'a', 1), 0);
+        assert_eq!((shares.owed(&'a'), shares.weights), (200_000.0, 2));
+        shares.pay(at(1500), RATE as f64);
+        let owed = (shares.owed(&'a'), shares.owed(&'b'));
+        assert_eq!(owed, (0.0, 500_000.0));
+        assert!(shares.passes(at(1500), RATE, (&'c', 8), 9000));
+        assert!(!shares.passes(at(1500), RATE, (&'b', 8), 1));
     }
 
     /// A simulation of holders that always have something, and of one that asks now and then.
@@ -180,7 +231,7 @@ mod tests {
             for holder in 0..busy {
                 while free[holder] <= now {
                     let bytes = pieces[holder % pieces.len()];
-                    free[holder] = now + shares.carry(now, RATE, &holder, bytes);
+                    free[holder] = now + shares.carry(now, RATE, (&holder, 1), bytes);
                     got[holder] += bytes;
                     // With no wait at all it would go on forever.
                     if free[holder] == now && got[holder] > RATE * 100 {
@@ -188,7 +239,7 @@ mod tests {
                     }
                 }
             }
-            let wait = shares.carry(now, RATE, &quiet, each / 1000);
+            let wait = shares.carry(now, RATE, (&quiet, 1), each / 1000);
             assert_eq!(wait, Duration::ZERO, "a quiet holder waits for nobody");
         }
         got
@@ -219,12 +270,12 @@ mod tests {
             let (mut now, mut passed) = (0, 0);
             for (pause, holder, bytes) in sent {
                 now += pause;
-                passed += if shares.passes(at(now), RATE, &holder, bytes) { bytes } else { 0 };
+                passed += if shares.passes(at(now), RATE, (&holder, 1), bytes) { bytes } else { 0 };
             }
             let most = RATE * now / 1000 + 4 * (50_000 + 9000);
             prop_assert!(passed <= most, "{passed} > {most}");
             shares.pay(at(now + 1_000_000), RATE as f64);
-            prop_assert!(shares.clear.is_empty() && shares.order.is_empty());
+            prop_assert!(shares.owing.is_empty() && shares.order.is_empty() && shares.weights == 0);
         }
     }
 }

@@ -9,6 +9,8 @@ pub(crate) mod autonat;
 pub(crate) mod backoff;
 #[allow(dead_code, reason = "a browser guesses no ports")]
 pub(crate) mod birthday;
+#[allow(dead_code, reason = "only a server announces addresses")]
+pub(crate) mod bridges;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
 pub(crate) mod datagram;
@@ -52,8 +54,12 @@ pub(crate) mod quota;
 pub(crate) mod race;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod reachability;
+#[allow(dead_code, reason = "only a server announces addresses")]
+pub(crate) mod reached;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod renewal;
+#[allow(dead_code, reason = "only a server judges strangers")]
+pub(crate) mod reputation;
 pub(crate) mod reservation;
 pub(crate) mod resume;
 pub(crate) mod scope;

@@ -43,6 +43,7 @@ use crate::{
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
+        reputation::Treatment,
     },
     native::{runtime, trace, transports::windows::Wide},
     swarm::substreams::{OpenError, OpenId},
@@ -186,6 +187,7 @@ struct Opening {
     asked: Asked,
     held: Held,
     meters: Meters,
+    treatment: Treatment,
     proof: Proof,
 }
 
@@ -283,7 +285,7 @@ impl Circuits {
         id: OpenId,
         account: Account,
         asked: Asked,
-        (held, meters): (Held, Meters),
+        (held, meters, treatment): (Held, Meters, Treatment),
         proof: Proof,
     ) {
         let opening = Opening {
@@ -291,6 +293,7 @@ impl Circuits {
             asked,
             held,
             meters,
+            treatment,
             proof,
         };
         self.opening.insert(id, opening);
@@ -306,7 +309,8 @@ impl Circuits {
             account,
             asked,
             held,
-            meters,
+            mut meters,
+            treatment,
             proof,
         } = opening;
         let Ok(to) = result else {
@@ -320,7 +324,7 @@ impl Circuits {
             stream: from,
             ..
         } = asked;
-        let flow = self.fairness.flow(&account);
+        let flow = self.fairness.flow(&account, treatment.weight());
         let one = Amounts {
             circuits: u64::from(what == Carried::Circuit),
             ..Amounts::default()
@@ -338,8 +342,10 @@ impl Circuits {
             Carried::Circuit | Carried::Access => {
                 let now = self.settings.now();
                 let limits = now.relay.clone();
-                let mut meters = meters;
                 meters.extend(Meter::of_rate(now.traffic.per_circuit));
+                if treatment == Treatment::Slow {
+                    meters.extend(Meter::of_rate(now.reputation.slow_rate));
+                }
                 let circuit = Circuit {
                     source,
                     from,
@@ -418,6 +424,7 @@ pub(crate) enum Report {
     Accepted,
     /// A circuit has ended, or the other peer did not agree to it.
     Closed {
+        source: PeerId,
         accepted: bool,
     },
 }
@@ -479,12 +486,13 @@ struct Circuit {
 impl Circuit {
     /// Carries the circuit until it ends, reaches a limit, or is refused by the other peer.
     async fn run(self, held: Held, reports: mpsc::Sender<Report>) {
+        let source = self.source;
         let duration = self.limits.circuit_duration();
         let mut accepted = false;
         let carried = timeout(duration, self.carry(&reports, &mut accepted)).await;
         tracing::debug!(?carried, "a circuit ended");
         drop(held);
-        let _ = reports.send(Report::Closed { accepted }).await;
+        let _ = reports.send(Report::Closed { source, accepted }).await;
     }
 
     async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {

@@ -3,6 +3,7 @@
 pub(crate) mod options;
 
 mod access;
+mod reputation;
 mod tls;
 mod traffic;
 mod usage;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     access::{AccessConfig, AccessMode, HookConfig},
+    reputation::ReputationConfig,
     tls::TlsConfig,
     traffic::TrafficConfig,
     usage::UsageConfig,
@@ -77,6 +79,11 @@ pub struct ServerConfig {
     /// Multiaddresses to announce besides those that are bound, for example
     /// `/dns4/relay.example.org/tcp/443/wss` of a reverse proxy. 0 to 16. Default none.
     pub announce: Vec<String>,
+    /// The address that others reach this server at, if a one-to-one NAT stands before it, as in most
+    /// clouds. It is announced in the place of the bound addresses of its family, and is that of relayed
+    /// addresses, too. Default none: the bound addresses are announced. Addresses of networks between
+    /// this machine and its own containers are announced only if there are no others.
+    pub external_ip: Option<IpAddr>,
     /// Prefixes of the addresses of proxies that begin each connection to the first TCP port with a
     /// header of PROXY protocol version 2, 0 to 64 of them, such as `10.0.0.0/8`. Default none.
     ///
@@ -99,6 +106,8 @@ pub struct ServerConfig {
     pub autonat: AutonatConfig,
     /// Who may use the server.
     pub access: AccessConfig,
+    /// What is thought of peers, and what that means for them.
+    pub reputation: ReputationConfig,
     /// The limits of connections.
     pub connections: ConnectionLimits,
     /// The content that HTTP serves, and its limits.
@@ -119,6 +128,7 @@ impl Default for ServerConfig {
             tls: TlsConfig::default(),
             data: None,
             announce: Vec::new(),
+            external_ip: None,
             proxy_protocol: Vec::new(),
             relay: RelayLimits::default(),
             stun: StunLimits::default(),
@@ -127,6 +137,7 @@ impl Default for ServerConfig {
             usage: UsageConfig::default(),
             autonat: AutonatConfig::default(),
             access: AccessConfig::default(),
+            reputation: ReputationConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
             drain: DrainConfig::default(),
@@ -201,6 +212,12 @@ impl ServerConfig {
             "turn.external_ip",
             "an address that clients can send to",
         );
+        check(
+            self.external_ip
+                .is_none_or(|ip| scope(ip) != Scope::Forbidden),
+            "external_ip",
+            "an address that clients can send to",
+        );
         let tls = &self.tls;
         check(
             tls.cert.is_some() == tls.key.is_some(),
@@ -233,6 +250,11 @@ impl ServerConfig {
             "a mail address",
         );
         check(
+            self.reputation.is_sound(),
+            "reputation",
+            "thresholds from -1000 to 100",
+        );
+        check(
             self.traffic.is_sound(),
             "traffic.peer_quota",
             "like 10GB/day, 1TB/month, or both with a comma",
@@ -250,6 +272,34 @@ impl ServerConfig {
         faults.extend(self.trusted_proxies().err());
         faults.extend(self.naming_proxies().err());
         faults
+    }
+
+    /// Returns the address that relayed addresses have for others, if a NAT changes it.
+    pub(crate) fn relayed_ip(&self) -> Option<IpAddr> {
+        self.turn.external_ip.or(self.external_ip)
+    }
+
+    /// Returns the same settings for people to read: each secret, and each part of a URL that may be
+    /// one, is hidden. No server can be started with them.
+    ///
+    /// ```
+    /// use throughline::server::ServerConfig;
+    ///
+    /// let mut config = ServerConfig::default();
+    /// config.access.hook.url = Some("https://auth.example/may-use?key=s3cret".into());
+    /// let shown = config.without_secrets().access.hook.url;
+    /// assert_eq!(shown.as_deref(), Some("https://auth.example/may-use?(hidden)"));
+    /// ```
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut shown = self.clone();
+        if let Some(secret) = &mut shown.turn.secret {
+            *secret = "(hidden)".into();
+        }
+        for url in [&mut shown.access.hook.url, &mut shown.reputation.url] {
+            *url = url.as_deref().map(super::web::shown);
+        }
+        shown
     }
 
     /// Returns the prefixes of the proxies whose `X-Forwarded-For` is trusted.
@@ -437,8 +487,8 @@ pub struct TurnConfig {
     /// valid, 60 to 31536000. An allocation that was made with them outlives them. Default 2592000,
     /// 30 days.
     pub credential_seconds: u64,
-    /// The address that clients are told instead of the bound one in relayed addresses. Set it if a
-    /// one-to-one NAT stands before the server. Default none: the bound address.
+    /// The address that clients are told instead of the bound one in relayed addresses, if it is another
+    /// one than the server's own [`external_ip`](ServerConfig::external_ip). Default none.
     pub external_ip: Option<IpAddr>,
     /// The first UDP port for relayed addresses. A firewall must let these ports through. Default
     /// 49152, as RFC 8656 section 7.2 recommends.

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +26,8 @@ use super::{
     http::{self, ACCEPT_PAUSE, Door, is_of_one_connection},
     metrics::Metrics,
     pool::{Place, Pool, Pools, Refusals},
+    rate_limiter::{RateLimiter, Refill},
+    settings::Settings,
     socket::{ForPeers, Replayed, Secured, Socket, reset},
     tls::Tls,
     turn::TurnServer,
@@ -47,6 +49,16 @@ const CHUNK: usize = 1024;
 /// How many connections may wait for libp2p to take them. Each of them holds a place, too.
 pub(crate) const ARRIVALS: usize = 64;
 
+/// Returns the rate of handshakes of TLS, which follows the settings.
+pub(crate) fn handshake_rate(settings: &Settings) -> Mutex<RateLimiter> {
+    let settings = settings.clone();
+    let rates = move || {
+        let tls = &settings.now().tls;
+        Refill::new(tls.handshakes_per_source.get(), tls.handshakes.get())
+    };
+    Mutex::new(RateLimiter::following(rates, std::time::Instant::now()))
+}
+
 /// Where each protocol goes.
 pub(crate) struct Entrance {
     pub(crate) peers: mpsc::Sender<Arrival>,
@@ -54,6 +66,8 @@ pub(crate) struct Entrance {
     pub(crate) turn: Option<TurnServer>,
     pub(crate) tls: Option<Tls>,
     pub(crate) pools: Pools,
+    /// How often handshakes of TLS may begin.
+    pub(crate) handshake_rate: Mutex<RateLimiter>,
     pub(crate) trusted_proxies: Vec<Prefix>,
     /// Proxies whose connections begin with a header that names the client.
     pub(crate) naming_proxies: Vec<Prefix>,
@@ -96,6 +110,18 @@ impl Entrance {
         &self.pools.refusals
     }
 
+    /// Whether `ip` may begin a handshake of TLS now. A refusal is counted and logged.
+    fn lets_shake_hands(&self, ip: IpAddr) -> bool {
+        let rate = self.handshake_rate.lock();
+        let mut rate = rate.unwrap_or_else(PoisonError::into_inner);
+        let may = rate.allow(ip, std::time::Instant::now());
+        drop(rate);
+        if !may {
+            self.refusals().tell("tls_handshake", "rate", Some(ip));
+        }
+        may
+    }
+
     /// Whether a connection from `ip` begins with a header that names the client.
     fn is_named(&self, ip: IpAddr) -> bool {
         let mut proxies = self.naming_proxies.iter();
@@ -128,7 +154,8 @@ impl Entrance {
             false => (stream, remote, place),
         };
         let patience = PATIENCE.saturating_sub(begun.elapsed());
-        let (socket, protocol) = match timeout(patience, self.recognise(stream)).await {
+        let (socket, protocol) = match timeout(patience, self.recognise(stream, remote.ip())).await
+        {
             Ok(Ok(Some(recognised))) => recognised,
             Ok(Ok(None)) => return,
             Ok(Err(error)) => return tracing::debug!(%error, "a TCP client was not understood"),
@@ -202,7 +229,11 @@ impl Entrance {
 
     /// Finds out what a client speaks, within TLS if it speaks that. Returns `None` if the client only
     /// wanted a handshake.
-    async fn recognise(&self, mut stream: TcpStream) -> io::Result<Option<(Socket, Protocol)>> {
+    async fn recognise(
+        &self,
+        mut stream: TcpStream,
+        ip: IpAddr,
+    ) -> io::Result<Option<(Socket, Protocol)>> {
         let (first, protocol) = first_bytes(&mut stream).await?;
         let stream = Replayed::new(first, stream);
         if protocol != Protocol::Tls {
@@ -212,6 +243,10 @@ impl Entrance {
             .tls
             .as_ref()
             .ok_or_else(|| unknown("TLS is not set up"))?;
+        // A handshake costs a signature, which is much for a flood.
+        if !self.lets_shake_hands(ip.to_canonical()) {
+            return Ok(None);
+        }
         let accepted = tls.accept(stream).await;
         self.metrics.tls_handshake(match &accepted {
             Ok(_) => "ok",

@@ -40,7 +40,7 @@ impl Fairness {
 
     /// Returns the flow of what is carried for `account`. Holders of tokens with one name have one
     /// share together, and any other peer has one of its own.
-    pub(crate) fn flow(&self, account: &Account) -> Flow {
+    pub(crate) fn flow(&self, account: &Account, weight: u32) -> Flow {
         let holder = match account.token.as_str() {
             "" => account.peer.clone(),
             // No peer id has a space.
@@ -49,6 +49,7 @@ impl Fairness {
         Flow {
             fairness: self.clone(),
             holder: holder.into(),
+            weight,
         }
     }
 }
@@ -58,6 +59,7 @@ impl Fairness {
 pub(crate) struct Flow {
     fairness: Fairness,
     holder: Arc<str>,
+    weight: u32,
 }
 
 impl fmt::Debug for Flow {
@@ -86,7 +88,7 @@ impl Flow {
             return Duration::ZERO;
         };
         let (mut shares, now) = self.shares();
-        shares.carry(now, rate, &self.holder, bytes)
+        shares.carry(now, rate, (&self.holder, self.weight), bytes)
     }
 
     /// Whether a datagram may pass, which cannot wait. Counts it if so.
@@ -95,7 +97,7 @@ impl Flow {
             return true;
         };
         let (mut shares, now) = self.shares();
-        shares.passes(now, rate, &self.holder, bytes)
+        shares.passes(now, rate, (&self.holder, self.weight), bytes)
     }
 }
 
@@ -110,7 +112,7 @@ mod tests {
             token: token.into(),
             peer: peer.into(),
         };
-        let flow = |token, peer| fairness.flow(&account(token, peer));
+        let flow = |token, peer| fairness.flow(&account(token, peer), 4);
         let (one, two, other) = (flow("t", "a"), flow("t", "b"), flow("", "t"));
         assert_eq!(one.carry(1 << 40), Duration::ZERO);
         fairness.set(1_000_000);

@@ -122,7 +122,7 @@ mod tests {
             carried,
             most,
             meters: &[],
-            flow: &Fairness::new(rate).flow(&Account::of("a")),
+            flow: &Fairness::new(rate).flow(&Account::of("a"), 4),
             tally: &Tally::default(),
         };
         pump(&mut from, to, bounds).await

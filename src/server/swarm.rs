@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     error::Error as StdError,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm,
     core::{transport::ListenerId, upgrade::Version},
     identify, identity,
+    multiaddr::Protocol,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
 use tokio::{
@@ -54,6 +55,8 @@ use crate::{
     core::{
         drain, notice,
         quota::{Holder, Refusal},
+        reached::Reached,
+        reputation::{Offence, Treatment},
     },
     error::{Error, ErrorKind},
     native::{
@@ -65,6 +68,7 @@ use crate::{
         ping::Ping,
         substreams::{OpenId, SubstreamEvent, Substreams},
     },
+    ticket::relay_id,
 };
 
 /// The longest wait for peers to learn of a shutdown.
@@ -112,6 +116,8 @@ pub(crate) struct Relay {
     usage: Usage,
     heart: Heart,
     journal: Journal,
+    /// At which addresses peers reach this server.
+    reached: Reached,
     /// Whether the clients are told that the server is about to end.
     drains: bool,
     /// The clients that are being told something, by the stream for it, and what that is. Nobody is
@@ -139,7 +145,13 @@ impl Relay {
         let config = &*settings.now();
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
-        own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
+        let external = [config.external_ip, config.turn.external_ip];
+        own.extend(
+            external
+                .into_iter()
+                .flatten()
+                .map(|ip| SocketAddr::new(ip, 0)),
+        );
         let autonat = autonat::AutonatServer::new(own, &pools, metrics.clone());
         let gives_access = !access.is_open() || config.turn.secret.is_some();
         let protocols = Carried::protocols(gives_access);
@@ -155,7 +167,7 @@ impl Relay {
         let mut relay = Self {
             listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
-            announce: Announcements::new(announced),
+            announce: Announcements::new(announced, config.external_ip),
             metrics,
             rates: Rates::new(&config.relay),
             clients: Clients::new(&pools),
@@ -170,6 +182,7 @@ impl Relay {
             usage,
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
+            reached: Reached::default(),
             drains: false,
             telling: HashMap::new(),
         };
@@ -326,18 +339,59 @@ impl Relay {
                 self.count_reservations();
                 self.count_connections();
             }
-            SwarmEvent::IncomingConnectionError { error, .. } => {
+            SwarmEvent::IncomingConnectionError {
+                error,
+                send_back_addr,
+                ..
+            } => {
                 tracing::debug!(%error, "incoming connection failed");
                 self.metrics.connection(match error {
                     swarm::ListenError::Denied { .. } => "denied",
                     _ => "failed",
                 });
+                self.note_failure(&error, &send_back_addr);
             }
             SwarmEvent::Behaviour(ServerBehaviourEvent::Requests(event)) => self.on_stream(event),
+            SwarmEvent::Behaviour(ServerBehaviourEvent::Identify(identify::Event::Received {
+                connection_id,
+                peer_id,
+                info,
+            })) => self.note_reached(peer_id, connection_id, &info.observed_addr),
             SwarmEvent::Behaviour(ServerBehaviourEvent::Ping(answer)) => {
                 self.watch.answered(answer.connection, answer.rtt);
             }
             _ => {}
+        }
+    }
+
+    /// A peer says at which address it has reached this server. The operator hears of one that nobody
+    /// is told.
+    fn note_reached(&mut self, peer: PeerId, connection: ConnectionId, at: &Multiaddr) {
+        let from = self.holder(peer, connection).ip;
+        if let Some((at, from)) = ip_of(at).zip(from) {
+            let announced = self.announce.current();
+            let is_announced = |ip| announced.iter().any(|one| ip_of(one) == Some(ip));
+            if let Some(address) = self.reached.note(at, from, is_announced) {
+                tracing::warn!(
+                    %address,
+                    "peers reach this server at an address that is not announced; set external_ip or announce"
+                );
+            }
+        }
+    }
+
+    /// Returns the addresses of this machine that are not announced, because they lead to containers.
+    pub(crate) fn hidden(&self) -> BTreeSet<IpAddr> {
+        self.announce.hidden()
+    }
+
+    /// Notes a handshake that failed. Over UDP, the source may be forged, so only TCP counts.
+    fn note_failure(&self, error: &swarm::ListenError, from: &Multiaddr) {
+        let is_refusal = matches!(error, swarm::ListenError::Denied { .. });
+        if !is_refusal && from.iter().any(|part| matches!(part, Protocol::Tcp(_))) {
+            let ip = self.pools.limits.forwarded.source(from);
+            let reputation = &self.pools.reputation;
+            reputation.note(None, ip, Offence::FailedHandshake);
         }
     }
 
@@ -396,9 +450,11 @@ impl Relay {
                 self.metrics.circuit("accepted");
                 self.metrics.circuits(self.circuits.taken());
             }
-            Report::Closed { accepted } => {
+            Report::Closed { source, accepted } => {
                 if !accepted {
                     self.metrics.circuit("failed");
+                    let reputation = &self.pools.reputation;
+                    reputation.note(Some(source), None, Offence::RefusedCircuit);
                 }
                 self.metrics.circuits(self.circuits.taken());
             }
@@ -419,8 +475,9 @@ impl Relay {
     fn reserve(&mut self, peer: PeerId, connection: ConnectionId) -> Result<Vec<u8>, Refusal> {
         let reserved = self.clients.reserve(peer, connection, Instant::now());
         let reserved = reserved.inspect_err(|_| self.metrics.reservation("denied"))?;
-        self.metrics.reservation(match reserved {
+        match reserved {
             Reserved::New => {
+                self.metrics.reservation("accepted");
                 self.watch.superseded(&peer, connection);
                 if let Some(left) = self.access.left(&peer) {
                     self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
@@ -430,17 +487,16 @@ impl Relay {
                     ..Amounts::default()
                 };
                 self.usage.add(&self.access.account(&peer), one);
-                "accepted"
             }
-            Reserved::Renewed => "renewed",
-        });
+            Reserved::Renewed => self.metrics.reservation("renewed"),
+        }
         self.count_reservations();
         Ok(hop::granted(&self.addresses(), &self.settings.now().relay))
     }
 
     fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
         match self.admit(&asked, to) {
-            Ok((connection, held, meters)) => {
+            Ok((connection, held)) => {
                 let requests = &mut self.swarm.behaviour_mut().requests;
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
@@ -452,8 +508,7 @@ impl Relay {
                 }
                 // The peer with the reservation is the one whom the relay serves.
                 let account = self.access.account(&to);
-                self.circuits
-                    .opening(open, account, asked, (held, meters), proof);
+                self.circuits.opening(open, account, asked, held, proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
@@ -475,7 +530,7 @@ impl Relay {
         &mut self,
         asked: &circuits::Asked,
         to: PeerId,
-    ) -> Result<(ConnectionId, Held, Meters), Status> {
+    ) -> Result<(ConnectionId, (Held, Meters, Treatment)), Status> {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
@@ -497,7 +552,20 @@ impl Relay {
                 .map(|(peer, connection)| self.widen(&peer, connection)),
             Carried::Offer | Carried::Access => [None, None],
         };
-        Ok((connection, Held(place, uses, wide), meters))
+        let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
+            .map(|(peer, connection)| self.treatment(peer, connection));
+        // It is slow if one of both is. The share is that of the peer with the reservation.
+        let treatment = match of_source {
+            Treatment::Slow => Treatment::Slow,
+            _ => of_peer,
+        };
+        Ok((connection, (Held(place, uses, wide), meters, treatment)))
+    }
+
+    /// How a peer is treated, by what is thought of it.
+    fn treatment(&self, peer: PeerId, connection: ConnectionId) -> Treatment {
+        let ip = self.holder(peer, connection).ip;
+        self.pools.reputation.treat(&peer, ip)
     }
 
     /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
@@ -515,6 +583,8 @@ impl Relay {
         let allowed = ip.is_some_and(|ip| self.rates.allow(rate, peer, ip, now));
         if !allowed {
             self.pools.refusals.tell(rate.name(), "rate", ip);
+            // Its address is not to blame: others may be behind it.
+            self.pools.reputation.note(Some(peer), None, Offence::Flood);
         }
         allowed
     }
@@ -570,7 +640,10 @@ impl Relay {
         let drain = drain::Drain {
             time: Duration::from_secs(config.drain.seconds),
             // Validation of the configuration has already refused texts that are no addresses.
-            relays: config.successors().unwrap_or_default(),
+            relays: self
+                .pools
+                .reputation
+                .order(config.successors().unwrap_or_default(), relay_id),
         };
         drain.encode()
     }
@@ -580,6 +653,7 @@ impl Relay {
         self.heart.beat(Instant::now());
         self.send_barred_away();
         self.tell_quotas();
+        self.pools.reputation.show_age();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }

@@ -34,7 +34,7 @@ fn header(client: SocketAddr) -> Vec<u8> {
     let start = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x10";
     let port = client.port().to_be_bytes();
     let ips = [client.ip().octets(), [127, 0, 0, 1]].concat();
-    [start, &ips[..], &port, &[1, 0xbb], &[0xee, 0, 1, 7]].concat()
+    [&start[..], &ips, &port, &[1, 0xbb], &[0xee, 0, 1, 7]].concat()
 }
 
 async fn from(ip: Ipv4Addr, to: SocketAddr) -> TcpStream {
@@ -154,9 +154,12 @@ async fn a_header_counts_from_a_trusted_proxy_only_and_is_needed_there() {
     let request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
     for (ip, start) in [
         (Ipv4Addr::LOCALHOST, &header(client(1))[..]),
-        (PROXY, b""),
-        (PROXY, b"PROXY TCP4 198.51.100.1 127.0.0.1 50000 443\r\n"),
-        (PROXY, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"),
+        (PROXY, &b""[..]),
+        (
+            PROXY,
+            &b"PROXY TCP4 198.51.100.1 127.0.0.1 50000 443\r\n"[..],
+        ),
+        (PROXY, &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..]),
     ] {
         let mut stream = from(ip, to).await;
         stream.write_all(&[start, request].concat()).await.unwrap();

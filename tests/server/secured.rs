@@ -316,3 +316,29 @@ async fn a_file_of_authorities_that_cannot_be_used_is_named() {
     let error = refused.err().unwrap();
     assert!(error.message().starts_with("relay_ca: "), "{error}");
 }
+
+#[tokio::test]
+async fn one_address_shakes_hands_no_more_often_than_it_may() {
+    let home = tempfile::tempdir().unwrap();
+    let own = made(&["localhost"]);
+    own.put(home.path());
+    let mut config = secured(home.path());
+    config.tls.handshakes_per_source = 1.try_into().unwrap();
+    let server = start(config).await;
+    let to = port(&server);
+    let mut refused = 0;
+    for _ in 0..5 {
+        refused += u32::from(connect(to, &own.cert, "localhost", &[]).await.is_err());
+    }
+    // Two may at once, and one more comes back in a second.
+    assert!((1..=3).contains(&refused), "{refused}");
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 9], 0).into()).unwrap();
+    let other = socket.connect(to).await.unwrap();
+    over(other, &own.cert, "localhost", &[]).await.unwrap();
+    let counted = "throughline_refused_total{what=\"tls_handshake\",reason=\"rate\"}";
+    assert!(server.metrics().contains(counted));
+    // Without TLS, nothing is in the way.
+    let mut plain = TcpStream::connect(to).await.unwrap();
+    assert!(get(&mut plain, "/health").await.unwrap().contains(" 200 "));
+}

@@ -18,11 +18,14 @@ mod token;
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    hash::Hash,
+    hash::{BuildHasher as _, Hash, RandomState},
     io::{self, Read as _},
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -94,9 +97,21 @@ pub(crate) struct Grant {
     name: String,
     /// The token that the hook was shown. It is shown again when the peer asks for more.
     shown: Option<Arc<str>>,
+    /// A digest of the token that was verified, so that it need not be again.
+    verified: Option<Digest>,
+    /// Whether it gets no credentials for TURN.
+    no_turn: bool,
 }
 
+/// What tells tokens apart, without the tokens. Nobody else knows the keys.
+type Digest = [u64; 2];
+
 impl Grant {
+    /// Whether the peer gets credentials for TURN.
+    pub(crate) fn has_turn(&self) -> bool {
+        !self.no_turn
+    }
+
     /// Returns how long the admission lasts, if it has an end.
     pub(crate) fn lasts(&self) -> Option<Duration> {
         let left = |ends: SystemTime| ends.duration_since(SystemTime::now()).unwrap_or_default();
@@ -126,6 +141,7 @@ struct Inner {
     /// What connected peers were granted by a token or by the hook.
     granted: Mutex<HashMap<PeerId, Grant>>,
     meters: Mutex<Meters>,
+    digests: [RandomState; 2],
 }
 
 enum Rule {
@@ -166,6 +182,7 @@ impl Access {
             settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
+            digests: Default::default(),
         })))
     }
 
@@ -179,6 +196,7 @@ impl Access {
             settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
+            digests: Default::default(),
         }))
     }
 
@@ -197,15 +215,33 @@ impl Access {
         lock(&self.0.granted)
     }
 
-    /// Decides whether `peer`, which comes from `from`, may have what it asks for.
+    /// Whether an answer to `peer` with this token costs no signature.
+    pub(crate) fn is_verified(&self, peer: &PeerId, token: Option<&str>) -> bool {
+        let Some(token) = token.filter(|_| matches!(self.0.rule, Rule::Token(..))) else {
+            return true;
+        };
+        let granted = self.granted();
+        let verified = granted.get(peer).and_then(|grant| grant.verified);
+        verified == Some(self.digest(token))
+    }
+
+    fn digest(&self, token: &str) -> Digest {
+        self.0
+            .digests
+            .each_ref()
+            .map(|digest| digest.hash_one(token))
+    }
+
+    /// Decides whether `peer`, which comes from `from`, may have what it asks for, and credentials for
+    /// TURN, too, if it wants them.
     pub(crate) fn judge(
         &self,
         peer: PeerId,
         from: Option<IpAddr>,
         token: Option<&str>,
-        what: What,
+        (what, turn): (What, bool),
     ) -> Judgement {
-        self.judge_at(peer, from, token, what, SystemTime::now())
+        self.judge_at(peer, from, token, (what, turn), SystemTime::now())
     }
 
     fn judge_at(
@@ -213,7 +249,7 @@ impl Access {
         peer: PeerId,
         from: Option<IpAddr>,
         token: Option<&str>,
-        what: What,
+        (what, turn): (What, bool),
         now: SystemTime,
     ) -> Judgement {
         if matches!(what, What::Reservation | What::Turn)
@@ -226,8 +262,10 @@ impl Access {
             Rule::List(names) if names.hold(&peer) => Ok(Grant::default()),
             Rule::List(_) => Err((Denial::Access, "unlisted")),
             Rule::Token(verifier, revoked) => match token {
-                Some(token) => self.present(verifier, revoked.as_ref(), token, peer, now),
-                None => self.standing(revoked.as_ref(), &peer, now),
+                Some(token) if !self.is_verified(&peer, Some(token)) => {
+                    self.present(verifier, revoked.as_ref(), token, peer, now)
+                }
+                _ => self.standing(revoked.as_ref(), &peer, now),
             },
             Rule::Hook(hook) => {
                 let before = || self.granted().get(&peer)?.shown.clone();
@@ -236,6 +274,7 @@ impl Access {
                     address: from,
                     token: token.map(Arc::from).or_else(before),
                     what,
+                    turn,
                 };
                 return match hook.ask(question.clone()) {
                     Asked::Known(answer) => Judgement::Now(self.take(question, answer, now)),
@@ -272,7 +311,8 @@ impl Access {
         } else if is_revoked(revoked, grant.id.as_deref()) {
             token::Fault::Revoked
         } else {
-            return Ok(grant);
+            let meter = grant.meter.iter().try_for_each(|meter| meter.check(now));
+            return meter.map(|()| grant).map_err(|denial| (denial, "quota"));
         };
         Err((Denial::Access, fault.name()))
     }
@@ -309,7 +349,8 @@ impl Access {
             meter,
             id: claims.id,
             name: claims.name,
-            shown: None,
+            verified: Some(self.digest(token)),
+            ..Grant::default()
         };
         self.granted().insert(peer, grant.clone());
         Ok(grant)
@@ -322,24 +363,26 @@ impl Access {
             address,
             token,
             what,
+            ..
         } = question;
         let verdict = match answer {
             Answer::Deny(denial) => Err((denial, "hook")),
-            Answer::Allow { name, limits } => {
+            Answer::Allow { name, limits, turn } => {
                 let payer = match &name {
                     Some(name) => Payer::Name(name.clone()),
                     None => Payer::Admitted(peer.to_string()),
                 };
                 let meter = self.meter(payer, limits, now);
                 let meter = meter.map_err(|denial| (denial, "quota"));
-                meter.map(|meter| (meter, name.unwrap_or_default()))
+                meter.map(|meter| (meter, name.unwrap_or_default(), turn))
             }
         };
         match verdict {
-            Ok((meter, name)) => {
+            Ok((meter, name, turn)) => {
                 let grant = Grant {
                     meter,
                     name,
+                    no_turn: !turn,
                     shown: token,
                     ..Grant::default()
                 };
@@ -525,7 +568,7 @@ impl Access {
         match (&self.0.rule, peer.parse::<PeerId>()) {
             (Rule::Token(..) | Rule::Hook(_), Ok(peer)) => {
                 let grant = self.granted().get(&peer).cloned();
-                let grant = grant.filter(|grant| grant.id.as_deref() == token);
+                let grant = grant.filter(|grant| grant.id.as_deref() == token && grant.has_turn());
                 grant.ok_or(Denial::Access)
             }
             // Other names are those of credentials that the operator has made.
@@ -600,7 +643,18 @@ impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
         path: &Path,
         name: impl Fn(&str) -> Option<T> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let read = move |path: &Path| read_names(field, path, &name).map(Arc::new);
+        let had_names = AtomicBool::new(false);
+        let read = move |path: &Path| {
+            let names = read_names(field, path, &name)?;
+            // Half of a file would bar whoever stands in the other half. A comment tells a list of
+            // nobody from a file that is only begun.
+            let is_cut = names.ends_in_half || names.all.is_empty() && !names.has_comment;
+            if is_cut && had_names.load(Ordering::Relaxed) {
+                return Err(io::Error::other("it is not written to its end"));
+            }
+            had_names.store(!names.all.is_empty(), Ordering::Relaxed);
+            Ok(Arc::new(names.all))
+        };
         let invalid = |error| {
             let message = format!("{field}: {}: {error}", path.display());
             Error::new(ErrorKind::InvalidConfig, message)
@@ -621,11 +675,19 @@ impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
     }
 }
 
+/// What a file of names says.
+struct Listed<T> {
+    all: HashSet<T>,
+    has_comment: bool,
+    /// Whether its last line is no name and has no end.
+    ends_in_half: bool,
+}
+
 fn read_names<T: Eq + Hash>(
     field: &str,
     path: &Path,
     name: impl Fn(&str) -> Option<T>,
-) -> io::Result<HashSet<T>> {
+) -> io::Result<Listed<T>> {
     let mut text = String::new();
     let read = fs::File::open(path)?
         .take(MAX_FILE + 1)
@@ -636,17 +698,26 @@ fn read_names<T: Eq + Hash>(
         )));
     }
     let mut names = HashSet::new();
+    let (mut has_comment, mut ends_in_half) = (false, false);
+    // The last line may be half of one, if it has no end.
+    let whole = text.lines().count() - usize::from(!text.is_empty() && !text.ends_with('\n'));
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
+        has_comment |= line.starts_with('#');
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         match name(line) {
             Some(name) => _ = names.insert(name),
+            None if number >= whole => ends_in_half = true,
             None => tracing::warn!(line = number + 1, "{field}: this line is left out"),
         }
     }
-    Ok(names)
+    Ok(Listed {
+        all: names,
+        has_comment,
+        ends_in_half,
+    })
 }
 
 #[cfg(test)]

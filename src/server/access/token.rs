@@ -363,7 +363,6 @@ impl TokenKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::access::amount::Period;
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)

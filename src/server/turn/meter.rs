@@ -51,12 +51,13 @@ impl Meters {
 
     /// Returns the meter of an allocation at `client`, which is put down to `account`. All allocations
     /// of a client share one limit. `holders` count what is carried as well: for the holder of the
-    /// client's token, for the peer, and for the allocation.
+    /// client's token, for the peer, and for the allocation. `weight` is that of the client's share.
     pub(super) fn of(
         &self,
         client: IpAddr,
         account: Account,
         holders: Vec<Arc<access::Meter>>,
+        weight: u32,
     ) -> Meter {
         let one = Amounts {
             allocations: 1,
@@ -64,7 +65,7 @@ impl Meters {
         };
         Meter {
             client,
-            flow: self.fairness.flow(&account),
+            flow: self.fairness.flow(&account, weight),
             tally: self.usage.tally(account, one),
             holders: holders.into(),
             all: self.clone(),
@@ -144,7 +145,7 @@ mod tests {
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics.clone(), Usage::default());
         let passed = |client: [u8; 4]| {
-            let meter = meters.of(client.into(), Account::of("a"), Vec::new());
+            let meter = meters.of(client.into(), Account::of("a"), Vec::new(), 4);
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
         // The bounds are the burst, and what comes back during the test.
@@ -170,7 +171,7 @@ mod tests {
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics, Usage::default());
-        let meter = meters.of([192, 0, 2, 1].into(), Account::of("a"), Vec::new());
+        let meter = meters.of([192, 0, 2, 1].into(), Account::of("a"), Vec::new(), 4);
         assert!((0..100_000).all(|_| meter.passes(9000)));
     }
 }

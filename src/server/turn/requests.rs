@@ -47,6 +47,7 @@ use crate::{
         metrics::Metrics,
         pool::{Pool, Refusals},
         rate_limiter::{RateLimiter, Refill},
+        reputation::Reputation,
         settings::Settings,
     },
 };
@@ -80,6 +81,7 @@ pub(super) struct Requests {
     udp: Mutex<RateLimiter>,
     tcp: Mutex<RateLimiter>,
     meters: Meters,
+    reputation: Reputation,
     refusals: Refusals,
     metrics: Metrics,
 }
@@ -120,6 +122,7 @@ impl Requests {
             udp,
             tcp,
             meters,
+            reputation: pools.reputation,
             refusals: pools.refusals,
             metrics,
         }

@@ -16,7 +16,7 @@ use turn_client_proto::types::attribute::{
 
 use super::{Client, Requests};
 use crate::{
-    core::{access::Denial, quota},
+    core::{access::Denial, quota, reputation::Treatment},
     server::{
         access,
         pool::Place,
@@ -108,11 +108,24 @@ impl Requests {
             Denial::Quota(_) => ErrorCode::ALLOCATION_QUOTA_REACHED,
             _ => ErrorCode::FORBIDDEN,
         })?;
-        holders.extend(access::Meter::of_rate(
-            self.settings.now().traffic.per_allocation,
-        ));
         let account = self.access.turn_account(username);
-        let meter = self.meters.of(client.address.ip(), account, holders);
+        // Other users of TURN are those whom the operator has given credentials.
+        let treatment = account.peer.parse().ok().map(|peer| {
+            let ip = client.address.ip().to_canonical();
+            self.reputation.treat(&peer, Some(ip))
+        });
+        let treatment = treatment.unwrap_or_default();
+        let now_set = self.settings.now();
+        holders.extend(access::Meter::of_rate(now_set.traffic.per_allocation));
+        match treatment {
+            Treatment::Refused => return Err(ErrorCode::FORBIDDEN.into()),
+            Treatment::Slow => {
+                holders.extend(access::Meter::of_rate(now_set.reputation.slow_rate));
+            }
+            Treatment::Usual | Treatment::Preferred => {}
+        }
+        let ip = client.address.ip();
+        let meter = self.meters.of(ip, account, holders, treatment.weight());
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),
