@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -11,6 +11,7 @@ use crate::{
     config::{Config, RelayTokens, TurnServer, check_protocol},
     connection::Connection,
     error::Error,
+    event::{ConnectorEvent, ConnectorEvents},
     identity::{Identity, PeerId},
     node::{self, Command, Shared, closed},
     offer::is_sealable,
@@ -198,6 +199,24 @@ impl Connector {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Report { reply }).await?;
         answer.await.map_err(|_| closed())
+    }
+
+    /// Returns a stream of what concerns no single connection, from now on: what a relay says about
+    /// this peer's quota. It ends when the connector is closed. Several callers may listen. A caller
+    /// that is more than 16 events behind gets [`ConnectorEvent::Lagged`].
+    pub fn events(&self) -> ConnectorEvents {
+        let receiver = self.shared.events();
+        ConnectorEvents::new(futures::stream::unfold(receiver, |receiver| async move {
+            let mut receiver = receiver?;
+            let event = match receiver.recv().await {
+                Ok(event) => event,
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    ConnectorEvent::Lagged { missed }
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            };
+            Some((event, Some(receiver)))
+        }))
     }
 
     /// Returns counters and gauges in the OpenMetrics text format. Labels hold only names, never an

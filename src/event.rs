@@ -1,10 +1,13 @@
 //! The events of a connection. Rust, JSON, JavaScript and the demo page use the same names.
 
+mod connector;
+
 use std::{fmt, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream::BoxStream};
 use serde::Serialize;
 
+pub use self::connector::{ConnectorEvent, ConnectorEvents, QuotaPeriod};
 use crate::error::ErrorKind;
 
 /// How bytes reach the peer.

@@ -23,8 +23,9 @@ use crate::{
         drain::Drain,
         first_bytes::{self, Sniffed},
         frame::{self, StreamState},
-        mdns,
+        mdns, notice,
         offer::Prelude,
+        proxy::{self, Parsed},
         reservation,
         resume::{self, Header, Request, Resume, StreamId},
         sdp::Description,
@@ -62,8 +63,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("frame", frame),
     ("lane", lane),
     ("mdns", mdns),
+    ("notice", notice),
     ("offer", offer),
     ("options", options),
+    ("proxy", proxy),
     ("quic", quic),
     ("relay_request", relay_request),
     ("reservation", reservation),
@@ -210,6 +213,31 @@ pub fn drain(data: &[u8]) -> bool {
         .map_or(0, |at| at + 1);
     assert_eq!(Drain::decode(&again[length..]), Some(drain));
     true
+}
+
+/// What a relay says of a quota.
+pub fn notice(data: &[u8]) -> bool {
+    let Some(left) = notice::decode(data) else {
+        return false;
+    };
+    assert!(left.left <= left.all);
+    assert_eq!(notice::decode(unframed(&notice::encode(&left))), Some(left));
+    true
+}
+
+/// The header by which a proxy names its client. It is the same however it comes.
+pub fn proxy(data: &[u8]) -> bool {
+    let all = proxy::parse(data);
+    for length in 0..data.len().min(256) {
+        match proxy::parse(&data[..length]) {
+            Parsed::More(needed) => assert!((length + 1..=proxy::MOST).contains(&needed)),
+            known => assert_eq!(known, all),
+        }
+    }
+    match all {
+        Parsed::Header { length, .. } => length <= data.len(),
+        _ => false,
+    }
 }
 
 /// A relay's answer to a request for a circuit.

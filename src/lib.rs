@@ -120,8 +120,8 @@ pub use connection::Connection;
 pub use connector::{Builder, Connector};
 pub use error::{Error, ErrorKind, ResetCode};
 pub use event::{
-    Attempt, Cause, ChangeReason, Datagrams, Outcome, Path, PathEvent, PathEvents, PathKind,
-    Strategy,
+    Attempt, Cause, ChangeReason, ConnectorEvent, ConnectorEvents, Datagrams, Outcome, Path,
+    PathEvent, PathEvents, PathKind, QuotaPeriod, Strategy,
 };
 pub use identity::{Identity, PeerId};
 pub use report::{

@@ -161,7 +161,7 @@ fn only_one_folder_exports_to_javascript() {
 
 /// Strangers could aim a server that connects to the addresses that they name. Only the AutoNAT
 /// server does so, and `core::dial_back` decides which addresses it dials. The authority that issues the
-/// certificate, and the hook, are the operator's choice.
+/// certificate, the hook, and the source of reputations are the operator's choice.
 #[test]
 fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
     let forbidden = [
@@ -177,8 +177,8 @@ fn a_server_dials_only_peers_that_ask_for_an_autonat_test() {
     let found = breaches("src/server", &forbidden, |name, _| {
         [
             "src/server/autonat.rs",
-            "src/server/access/hook.rs",
             "src/server/tls/directory.rs",
+            "src/server/web.rs",
         ]
         .contains(&name)
             || name.ends_with("tests.rs")
@@ -215,8 +215,8 @@ fn nobody_is_dialled_past_the_guard() {
             "TcpStream::connect",
             &[
                 "src/native/ice/turn/stream.rs",
-                "src/server/access/hook.rs",
                 "src/server/tls/directory.rs",
+                "src/server/web.rs",
             ],
         ),
         (

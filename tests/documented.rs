@@ -56,7 +56,7 @@ fn every_public_type_has_an_example() {
         let names = shown(module);
         assert!(names.len() > 5, "{module}: {names:?}");
         for name in names {
-            let definitions = ["struct", "enum"].map(|kind| format!("pub {kind} {name}"));
+            let definitions = ["struct", "enum", "trait"].map(|kind| format!("pub {kind} {name}"));
             let documented = sources.iter().flat_map(|source| {
                 let found = definitions.iter().filter_map(|wanted| {
                     let at = source.find(wanted)?;

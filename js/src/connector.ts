@@ -5,7 +5,7 @@ import { members, signalOf, text, wasm } from "./check.js";
 import { toOptions, toRawConfig, type CreateOptions } from "./config.js";
 import { Connection } from "./connection.js";
 import { ThroughlineError, toError } from "./errors.js";
-import type { Report } from "./events.js";
+import type { ConnectorEvent, Report } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
 import { assertSupported } from "./platform.js";
@@ -107,6 +107,16 @@ export class Connector {
     } catch (error) {
       throw toError(error);
     }
+  }
+
+  /**
+   * Iterates over what concerns no single connection, from the call until the connector is closed: what a
+   * relay says about this peer's quota. Several callers may listen. A caller that is too slow gets a `lagged`
+   * event.
+   */
+  events(): AsyncIterableIterator<ConnectorEvent> {
+    const events = this.#raw.events();
+    return iterate(async () => camelCased(await events.next()) as ConnectorEvent | undefined);
   }
 
   /** Returns counters and gauges in the OpenMetrics text format, without addresses or peer ids. */

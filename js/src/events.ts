@@ -77,6 +77,24 @@ export type PathEvent =
   /** The connection is closed. `code` is the reason. No event follows. */
   | { readonly event: "closed"; readonly code: ErrorCode };
 
+/** An event of a connector. */
+export type ConnectorEvent =
+  /**
+   * A relay says that this peer's quota there is nearly used up, or is: it carries `left` more bytes of `total`
+   * until the quota begins anew after `endsMs`. Then it ends circuits to this peer, and refuses new ones with
+   * `quota_exceeded`.
+   */
+  | {
+      readonly event: "quota";
+      readonly relay: string;
+      readonly left: number;
+      readonly total: number;
+      readonly period: "day" | "month";
+      readonly endsMs: number;
+    }
+  /** The reader was too slow and missed this many events. */
+  | { readonly event: "lagged"; readonly missed: number };
+
 /** One relay in a {@link Report}. */
 export interface RelayReport {
   readonly peerId: string;

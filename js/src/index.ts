@@ -8,6 +8,7 @@ export type {
   Attempt,
   Cause,
   ChangeReason,
+  ConnectorEvent,
   NatReport,
   Path,
   PathEvent,

@@ -288,7 +288,9 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
     let source = concat!(
         include_str!("../server/config.rs"),
         include_str!("../server/config/access.rs"),
+        include_str!("../server/config/reputation.rs"),
         include_str!("../server/config/tls.rs"),
+        include_str!("../server/config/traffic.rs"),
         include_str!("../server/config/usage.rs"),
     );
     let defaults = serde_json::to_value(ServerConfig::default()).unwrap();
@@ -297,6 +299,8 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
         ("relay.", "RelayLimits"),
         ("stun.", "StunConfig"),
         ("turn.", "TurnConfig"),
+        ("traffic.", "TrafficConfig"),
+        ("reputation.", "ReputationConfig"),
         ("autonat.", "AutonatConfig"),
         ("access.", "AccessConfig"),
         ("access.hook.", "HookConfig"),

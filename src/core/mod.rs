@@ -2,11 +2,15 @@
 
 pub(crate) mod access;
 pub(crate) mod address;
+#[allow(dead_code, reason = "only a server counts what it carries")]
+pub(crate) mod allowance;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod autonat;
 pub(crate) mod backoff;
 #[allow(dead_code, reason = "a browser guesses no ports")]
 pub(crate) mod birthday;
+#[allow(dead_code, reason = "only a server announces addresses")]
+pub(crate) mod bridges;
 pub(crate) mod candidate;
 pub(crate) mod circuit;
 pub(crate) mod datagram;
@@ -17,6 +21,8 @@ pub(crate) mod dial;
 pub(crate) mod dial_back;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
+#[allow(dead_code, reason = "only a server divides its rates")]
+pub(crate) mod fair;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
 pub(crate) mod first_bytes;
 pub(crate) mod frame;
@@ -27,6 +33,8 @@ pub(crate) mod mdns;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
 pub(crate) mod nearest;
+#[allow(dead_code, reason = "only a server says what is left")]
+pub(crate) mod notice;
 #[allow(dead_code, reason = "a browser uses only a part of it")]
 pub(crate) mod offer;
 pub(crate) mod pace;
@@ -37,6 +45,8 @@ pub(crate) mod plan;
 #[allow(dead_code, reason = "only a server stands behind proxies")]
 pub(crate) mod prefix;
 pub(crate) mod protobuf;
+#[allow(dead_code, reason = "only a server stands behind proxies")]
+pub(crate) mod proxy;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
 #[allow(dead_code, reason = "only a server divides its resources")]
@@ -44,8 +54,12 @@ pub(crate) mod quota;
 pub(crate) mod race;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod reachability;
+#[allow(dead_code, reason = "only a server announces addresses")]
+pub(crate) mod reached;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod renewal;
+#[allow(dead_code, reason = "only a server judges strangers")]
+pub(crate) mod reputation;
 pub(crate) mod reservation;
 pub(crate) mod resume;
 pub(crate) mod scope;

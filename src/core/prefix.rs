@@ -40,6 +40,13 @@ impl FromStr for Prefix {
 }
 
 impl Prefix {
+    /// The addresses that begin with the first `bits` of `network`, which are at most all of them.
+    pub(crate) fn of(network: IpAddr, bits: u32) -> Self {
+        let most = if network.is_ipv4() { 32 } else { 128 };
+        let bits = bits.min(most);
+        Self { network, bits }
+    }
+
     /// Returns whether `ip` begins with these bits. An IPv4-mapped IPv6 address counts as IPv4.
     pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         let differing = match (self.network, ip.to_canonical()) {

@@ -6,6 +6,9 @@ use futures::{Stream, StreamExt as _};
 use if_watch::{IfEvent, tokio::IfWatcher};
 use tokio::time;
 
+#[cfg(feature = "server")]
+use crate::core::{bridges, prefix::Prefix};
+
 /// How long to wait before the system is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// A list that was asked for again counts as complete when nothing has come for this long.
@@ -29,6 +32,15 @@ pub(crate) async fn now() -> Vec<IpAddr> {
     // The system does not say when the list is complete.
     let _ = time::timeout(COMPLETE, follow(|now| ips = now.to_vec())).await;
     ips
+}
+
+/// Returns the networks between this machine and its own containers and virtual machines, as far as the
+/// system tells.
+#[cfg(feature = "server")]
+pub(crate) fn bridges() -> Vec<Prefix> {
+    // Other systems have no such file.
+    let routes = std::fs::read_to_string("/proc/net/route");
+    bridges::networks(&routes.unwrap_or_default())
 }
 
 async fn follow_with<S: Stream<Item = io::Result<IfEvent>> + Unpin>(

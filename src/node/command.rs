@@ -2,11 +2,12 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use crate::{
     connection::Connection,
     error::{Error, ErrorKind},
+    event::ConnectorEvent,
     identity::PeerId,
     metrics::Metrics,
     report::Report,
@@ -55,16 +56,28 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     pub(crate) peer_id: PeerId,
     pub(crate) metrics: Metrics,
+    /// The events of the connector, as long as the loop runs.
+    events: broadcast::WeakSender<ConnectorEvent>,
     ticket: Mutex<Ticket>,
 }
 
 impl Shared {
-    pub(super) fn new(peer_id: PeerId, ticket: Ticket) -> Self {
+    pub(super) fn new(
+        peer_id: PeerId,
+        ticket: Ticket,
+        events: broadcast::WeakSender<ConnectorEvent>,
+    ) -> Self {
         Self {
             peer_id,
             metrics: Metrics::new(),
+            events,
             ticket: Mutex::new(ticket),
         }
+    }
+
+    /// Subscribes to the events of the connector, unless the loop has ended.
+    pub(crate) fn events(&self) -> Option<broadcast::Receiver<ConnectorEvent>> {
+        Some(self.events.upgrade()?.subscribe())
     }
 
     pub(crate) fn ticket(&self) -> Ticket {

@@ -20,12 +20,15 @@ use super::{
 use crate::{
     arriving::read_message,
     core::{
+        allowance::{Left, Period},
         drain::{self, Drain},
+        notice,
         offer::{Content, OFFER_PROTOCOL},
         reservation::STOP_PROTOCOL,
         resume::{self, Header},
     },
     error::ErrorKind,
+    event::{ConnectorEvent, QuotaPeriod},
     stream::{BoxedStream, SessionId, Via, resumable},
     swarm::reservation,
 };
@@ -35,8 +38,9 @@ use crate::{
 /// the same time and how much memory they hold.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long a relay may take to say that it is about to end. It is one small message.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a relay may take to say that it is about to end, or what is left of a quota. It is one
+/// small message.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Node {
     /// A peer opened a substream.
@@ -57,6 +61,10 @@ impl Node {
         }
         if protocol.as_ref() == drain::PROTOCOL {
             self.on_drain(peer, connection, substream);
+            return;
+        }
+        if protocol.as_ref() == notice::PROTOCOL {
+            self.on_notice(peer, substream);
             return;
         }
         let raw = self.network.name_of(protocol).map(str::to_owned);
@@ -112,12 +120,32 @@ impl Node {
         let read = async move {
             let message = read_message(&mut stream, drain::MAX_MESSAGE);
             let Either::Left((Ok(message), _)) =
-                select(message.boxed(), Delay::new(DRAIN_TIMEOUT)).await
+                select(message.boxed(), Delay::new(MESSAGE_TIMEOUT)).await
             else {
                 return;
             };
             if let Some(drain) = Drain::decode(&message) {
                 let _ = report.send(Internal::Drains(relay, link, drain)).await;
+            }
+        };
+        self.effects.push(Effect::Spawn(read.boxed()));
+    }
+
+    /// A relay says what is left of this peer's quota there.
+    fn on_notice(&mut self, relay: PeerId, mut stream: Substream) {
+        if !self.relays.may_notify(&relay) {
+            return;
+        }
+        let events = self.outbox.events.clone();
+        let read = async move {
+            let message = read_message(&mut stream, notice::MAX_MESSAGE);
+            let read = select(message.boxed(), Delay::new(MESSAGE_TIMEOUT)).await;
+            if let Either::Left((Ok(message), _)) = read
+                && let Some(left) = notice::decode(&message)
+            {
+                tracing::info!(%relay, left = left.left, total = left.all, "a quota is nearly used up");
+                // An error means that nobody listens.
+                let _ = events.send(quota_event(relay, left));
             }
         };
         self.effects.push(Effect::Spawn(read.boxed()));
@@ -193,5 +221,19 @@ impl Node {
                 self.turn_away(peer, conn, Vec::new());
             }
         }
+    }
+}
+
+/// Returns what the user hears of a quota.
+fn quota_event(relay: PeerId, left: Left) -> ConnectorEvent {
+    ConnectorEvent::Quota {
+        relay: relay.to_string(),
+        left: left.left,
+        total: left.all,
+        period: match left.period {
+            Period::Day => QuotaPeriod::Day,
+            Period::Month => QuotaPeriod::Month,
+        },
+        ends: left.ends,
     }
 }

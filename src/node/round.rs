@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::channel::mpsc as futures_mpsc;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use web_time::Instant;
 
 use super::{
@@ -14,8 +14,8 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    Config, backend::trace::Entered, connection::Connection, core::plan::Rules, metrics::Metrics,
-    offer::Sealer, stream::PumpEvent,
+    Config, backend::trace::Entered, connection::Connection, core::plan::Rules,
+    event::ConnectorEvent, metrics::Metrics, offer::Sealer, stream::PumpEvent,
 };
 
 /// The sending ends of the channels between the loop, its handles, pumps and tasks.
@@ -26,6 +26,7 @@ pub(super) struct Outbox {
     pub(super) incoming: mpsc::Sender<Connection>,
     pub(super) pumps: futures_mpsc::Sender<PumpEvent>,
     pub(super) internal: mpsc::Sender<Internal>,
+    pub(super) events: broadcast::Sender<ConnectorEvent>,
 }
 
 /// The knowledge of a session's methods about everything else, and the place for their effects.

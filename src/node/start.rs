@@ -8,7 +8,7 @@ use libp2p::{
     Multiaddr, StreamProtocol, Swarm, Transport as _, core::muxing::StreamMuxerBox,
     multiaddr::Protocol, swarm,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use super::{
     Command, Shared,
@@ -28,7 +28,8 @@ use crate::{
     Config, backend,
     connection::Connection,
     core::{
-        dial::Policy, drain, offer::OFFER_PROTOCOL, plan::Rules, reservation::STOP_PROTOCOL, resume,
+        dial::Policy, drain, notice, offer::OFFER_PROTOCOL, plan::Rules,
+        reservation::STOP_PROTOCOL, resume,
     },
     error::{Error, ErrorKind},
     event::Strategy,
@@ -48,6 +49,8 @@ const COMMANDS: usize = 256;
 const INCOMING: usize = 64;
 /// How many reports of pumps, and of the loop's tasks, may wait. Beyond that, senders wait.
 const REPORTS: usize = 256;
+/// How many events of the connector a slow reader may be behind.
+const EVENTS: usize = 16;
 /// How long after the last guess of a port a connection may still come up.
 const GUESS_GRACE: Duration = Duration::from_secs(5);
 
@@ -105,6 +108,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         DOUBT_PROTOCOL,
         STOP_PROTOCOL,
         drain::PROTOCOL,
+        notice::PROTOCOL,
     ]
     .map(StreamProtocol::new)
     .into_iter()
@@ -139,7 +143,9 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     let (pumps, pump_rx) = futures_mpsc::channel(REPORTS);
     let (internal, internal_rx) = mpsc::channel(REPORTS);
     let nothing = Ticket::checked(PublicPeerId(local), true, vec![], vec![])?;
-    let shared = Arc::new(Shared::new(PublicPeerId(local), nothing));
+    let events = broadcast::Sender::new(EVENTS);
+    let shared = Shared::new(PublicPeerId(local), nothing, events.downgrade());
+    let shared = Arc::new(shared);
     let inputs = Inputs {
         nat_changed: nat_changed(&net),
         commands: command_rx,
@@ -154,6 +160,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         incoming,
         pumps,
         internal,
+        events,
     };
     let wanted = if config.reserve {
         config.relay_reservations

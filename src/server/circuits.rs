@@ -28,6 +28,7 @@ use super::{
     },
     clients::Use,
     config::RelayLimits,
+    fairness::{Fairness, Flow},
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
     pump::{Bounds, pump},
@@ -42,6 +43,7 @@ use crate::{
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
+        reputation::Treatment,
     },
     native::{runtime, trace, transports::windows::Wide},
     swarm::substreams::{OpenError, OpenId},
@@ -185,6 +187,7 @@ struct Opening {
     asked: Asked,
     held: Held,
     meters: Meters,
+    treatment: Treatment,
     proof: Proof,
 }
 
@@ -198,6 +201,7 @@ pub(crate) struct Circuits {
     circuits: Pool,
     offers: Pool,
     opening: HashMap<OpenId, Opening>,
+    fairness: Fairness,
     usage: Usage,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
 }
@@ -210,6 +214,7 @@ impl Circuits {
             circuits: pools.circuits.clone(),
             offers: pools.offers.clone(),
             opening: HashMap::new(),
+            fairness: pools.fairness.clone(),
             usage,
             reports: mpsc::channel(REPORTS),
         }
@@ -280,7 +285,7 @@ impl Circuits {
         id: OpenId,
         account: Account,
         asked: Asked,
-        (held, meters): (Held, Meters),
+        (held, meters, treatment): (Held, Meters, Treatment),
         proof: Proof,
     ) {
         let opening = Opening {
@@ -288,6 +293,7 @@ impl Circuits {
             asked,
             held,
             meters,
+            treatment,
             proof,
         };
         self.opening.insert(id, opening);
@@ -303,7 +309,8 @@ impl Circuits {
             account,
             asked,
             held,
-            meters,
+            mut meters,
+            treatment,
             proof,
         } = opening;
         let Ok(to) = result else {
@@ -317,27 +324,35 @@ impl Circuits {
             stream: from,
             ..
         } = asked;
+        let flow = self.fairness.flow(&account, treatment.weight());
+        let one = Amounts {
+            circuits: u64::from(what == Carried::Circuit),
+            ..Amounts::default()
+        };
+        let tally = self.usage.tally(account, one);
         match what {
             Carried::Offer => {
                 spawn(&source, async move {
-                    let carried = timeout(OFFER_DURATION, carry_offer(from, to)).await;
+                    let carried = carry_offer(from, to, (&meters, &flow, &tally));
+                    let carried = timeout(OFFER_DURATION, carried).await;
                     tracing::debug!(?carried, "an offer has passed");
                     drop(held);
                 });
             }
             Carried::Circuit | Carried::Access => {
-                let limits = self.settings.now().relay.clone();
-                let one = Amounts {
-                    circuits: 1,
-                    ..Amounts::default()
-                };
-                let tally = self.usage.tally(account, one);
+                let now = self.settings.now();
+                let limits = now.relay.clone();
+                meters.extend(Meter::of_rate(now.traffic.per_circuit));
+                if treatment == Treatment::Slow {
+                    meters.extend(Meter::of_rate(now.reputation.slow_rate));
+                }
                 let circuit = Circuit {
                     source,
                     from,
                     to,
                     limits,
                     meters,
+                    flow,
                     proof,
                     tally,
                 };
@@ -409,6 +424,7 @@ pub(crate) enum Report {
     Accepted,
     /// A circuit has ended, or the other peer did not agree to it.
     Closed {
+        source: PeerId,
         accepted: bool,
     },
 }
@@ -435,15 +451,20 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
 }
 
 /// Carries an offer and the messages that follow it.
-async fn carry_offer(from: Stream, to: Stream) -> io::Result<()> {
+async fn carry_offer(
+    from: Stream,
+    to: Stream,
+    (meters, flow, tally): (&[Arc<Meter>], &Flow, &Tally),
+) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
     let (mut from_peer, mut to_peer) = to.split();
     let carried = AtomicU64::new(0);
     let bounds = Bounds {
         carried: &carried,
         most: OFFER_BYTES,
-        meters: &[],
-        tally: &Tally::default(),
+        meters,
+        flow,
+        tally,
     };
     let there = pump(&mut from_source, &mut to_peer, bounds);
     let back = pump(&mut from_peer, &mut to_source, bounds);
@@ -457,6 +478,7 @@ struct Circuit {
     to: Stream,
     limits: RelayLimits,
     meters: Meters,
+    flow: Flow,
     proof: Proof,
     tally: Tally,
 }
@@ -464,12 +486,13 @@ struct Circuit {
 impl Circuit {
     /// Carries the circuit until it ends, reaches a limit, or is refused by the other peer.
     async fn run(self, held: Held, reports: mpsc::Sender<Report>) {
+        let source = self.source;
         let duration = self.limits.circuit_duration();
         let mut accepted = false;
         let carried = timeout(duration, self.carry(&reports, &mut accepted)).await;
         tracing::debug!(?carried, "a circuit ended");
         drop(held);
-        let _ = reports.send(Report::Closed { accepted }).await;
+        let _ = reports.send(Report::Closed { source, accepted }).await;
     }
 
     async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {
@@ -483,6 +506,7 @@ impl Circuit {
                 most => most,
             },
             meters: &self.meters,
+            flow: &self.flow,
             tally: &self.tally,
         };
         let there = async {

@@ -187,6 +187,13 @@ impl Clients {
         Some(connections.find(|held| held.is_reserved(now))?.id)
     }
 
+    /// Returns the connection over which `peer` is told something, which has no reservation only if no
+    /// connection has.
+    pub(crate) fn newest(&self, peer: &PeerId, now: Instant) -> Option<ConnectionId> {
+        let last = || Some(self.by_peer.get(peer)?.connections.last()?.id);
+        self.reserved(peer, now).or_else(last)
+    }
+
     /// Returns every connection that a peer holds a reservation on.
     pub(crate) fn all_reserved(&self, now: Instant) -> Vec<(PeerId, ConnectionId)> {
         let of_peer = |(peer, client): (&PeerId, &Client)| {

@@ -3,7 +3,9 @@
 pub(crate) mod options;
 
 mod access;
+mod reputation;
 mod tls;
+mod traffic;
 mod usage;
 
 use std::{
@@ -18,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     access::{AccessConfig, AccessMode, HookConfig},
+    reputation::ReputationConfig,
     tls::TlsConfig,
+    traffic::TrafficConfig,
     usage::UsageConfig,
 };
 use crate::{
@@ -73,18 +77,35 @@ pub struct ServerConfig {
     /// Multiaddresses to announce besides those that are bound, for example
     /// `/dns4/relay.example.org/tcp/443/wss` of a reverse proxy. 0 to 16. Default none.
     pub announce: Vec<String>,
+    /// The address that others reach this server at, if a one-to-one NAT stands before it, as in most
+    /// clouds. It is announced in the place of the bound addresses of its family, and is that of relayed
+    /// addresses, too. Default none: the bound addresses are announced. Addresses of networks between
+    /// this machine and its own containers are announced only if there are no others.
+    pub external_ip: Option<IpAddr>,
+    /// Prefixes of the addresses of proxies that begin each connection to the first TCP port with a
+    /// header of PROXY protocol version 2, 0 to 64 of them, such as `10.0.0.0/8`. Default none.
+    ///
+    /// Limits, logs and what peers are told of their own addresses then see the client that the
+    /// header names, also within TLS. A connection of such a proxy without a header is closed, so
+    /// list only proxies that send one, and that nobody else can send from. The other ports of
+    /// [`Layout::Five`] take no header.
+    pub proxy_protocol: Vec<String>,
     /// The limits of the relay.
     pub relay: RelayLimits,
     /// The STUN server.
     pub stun: StunConfig,
     /// The TURN server.
     pub turn: TurnConfig,
+    /// How much the server carries, and for whom.
+    pub traffic: TrafficConfig,
     /// The record of what peers take.
     pub usage: UsageConfig,
     /// The AutoNAT server.
     pub autonat: AutonatConfig,
     /// Who may use the server.
     pub access: AccessConfig,
+    /// What is thought of peers, and what that means for them.
+    pub reputation: ReputationConfig,
     /// The limits of connections.
     pub connections: ConnectionLimits,
     /// The content that HTTP serves, and its limits.
@@ -105,12 +126,16 @@ impl Default for ServerConfig {
             tls: TlsConfig::default(),
             data: None,
             announce: Vec::new(),
+            external_ip: None,
+            proxy_protocol: Vec::new(),
             relay: RelayLimits::default(),
             stun: StunConfig::default(),
             turn: TurnConfig::default(),
+            traffic: TrafficConfig::default(),
             usage: UsageConfig::default(),
             autonat: AutonatConfig::default(),
             access: AccessConfig::default(),
+            reputation: ReputationConfig::default(),
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
             drain: DrainConfig::default(),
@@ -198,6 +223,12 @@ impl ServerConfig {
             "turn.external_ip",
             "an address that clients can send to",
         );
+        check(
+            self.external_ip
+                .is_none_or(|ip| scope(ip) != Scope::Forbidden),
+            "external_ip",
+            "an address that clients can send to",
+        );
         let tls = &self.tls;
         check(
             tls.cert.is_some() == tls.key.is_some(),
@@ -229,6 +260,16 @@ impl ServerConfig {
             "tls.contact",
             "a mail address",
         );
+        check(
+            self.reputation.is_sound(),
+            "reputation",
+            "thresholds from -1000 to 100",
+        );
+        check(
+            self.traffic.is_sound(),
+            "traffic.peer_quota",
+            "like 10GB/day, 1TB/month, or both with a comma",
+        );
         let ports = Range {
             name: "turn.first_port",
             least: 1,
@@ -240,19 +281,46 @@ impl ServerConfig {
         faults.extend(self.announced().err());
         faults.extend(self.successors().err());
         faults.extend(self.trusted_proxies().err());
+        faults.extend(self.naming_proxies().err());
         faults
     }
 
-    /// Returns the prefixes of the trusted proxies.
+    /// Returns the address that relayed addresses have for others, if a NAT changes it.
+    pub(crate) fn relayed_ip(&self) -> Option<IpAddr> {
+        self.turn.external_ip.or(self.external_ip)
+    }
+
+    /// Returns the same settings for people to read: each secret, and each part of a URL that may be
+    /// one, is hidden. No server can be started with them.
+    ///
+    /// ```
+    /// use throughline::server::ServerConfig;
+    ///
+    /// let mut config = ServerConfig::default();
+    /// config.access.hook.url = Some("https://auth.example/may-use?key=s3cret".into());
+    /// let shown = config.without_secrets().access.hook.url;
+    /// assert_eq!(shown.as_deref(), Some("https://auth.example/may-use?(hidden)"));
+    /// ```
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut shown = self.clone();
+        if let Some(secret) = &mut shown.turn.secret {
+            *secret = "(hidden)".into();
+        }
+        for url in [&mut shown.access.hook.url, &mut shown.reputation.url] {
+            *url = url.as_deref().map(super::web::shown);
+        }
+        shown
+    }
+
+    /// Returns the prefixes of the proxies whose `X-Forwarded-For` is trusted.
     pub(crate) fn trusted_proxies(&self) -> Result<Vec<Prefix>, Error> {
-        let parse = |text: &String| {
-            text.parse().map_err(|_| {
-                let message =
-                    format!("http.trusted_proxies: `{text}` is not a prefix of addresses");
-                Error::new(ErrorKind::InvalidConfig, message)
-            })
-        };
-        self.http.trusted_proxies.iter().map(parse).collect()
+        prefixes("http.trusted_proxies", &self.http.trusted_proxies)
+    }
+
+    /// Returns the prefixes of the proxies that name their clients by PROXY protocol.
+    pub(crate) fn naming_proxies(&self) -> Result<Vec<Prefix>, Error> {
+        prefixes("proxy_protocol", &self.proxy_protocol)
     }
 
     /// Returns the relays that clients may move to.
@@ -281,6 +349,16 @@ impl ServerConfig {
         };
         self.announce.iter().map(parse).collect()
     }
+}
+
+fn prefixes(field: &str, texts: &[String]) -> Result<Vec<Prefix>, Error> {
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            let message = format!("{field}: `{text}` is not a prefix of addresses");
+            Error::new(ErrorKind::InvalidConfig, message)
+        })
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// Limits of the circuit relay v2.
@@ -426,8 +504,8 @@ pub struct TurnConfig {
     /// valid, 60 to 31536000. An allocation that was made with them outlives them. Default 2592000,
     /// 30 days.
     pub credential_seconds: u64,
-    /// The address that clients are told instead of the bound one in relayed addresses. Set it if a
-    /// one-to-one NAT stands before the server. Default none: the bound address.
+    /// The address that clients are told instead of the bound one in relayed addresses, if it is another
+    /// one than the server's own [`external_ip`](ServerConfig::external_ip). Default none.
     pub external_ip: Option<IpAddr>,
     /// The first UDP port for relayed addresses. A firewall must let these ports through. Default
     /// 49152, as RFC 8656 section 7.2 recommends.

@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{config::ServerConfig, pool};
+use super::{
+    config::{AccessMode, ServerConfig},
+    pool,
+};
 
 /// The descriptors of the program itself (standard streams, timers, event queues, files that are
-/// read), and of connections that are accepted only to be refused.
+/// read, questions to an authority and for reputations), and of connections that are accepted only to be refused.
 const RESERVE: u128 = 64;
 
 /// The descriptors of the listeners on one host. Five services have at most two sockets each, and
@@ -44,7 +47,11 @@ pub(crate) fn need(config: &ServerConfig) -> u128 {
 
 fn fixed(config: &ServerConfig) -> u128 {
     let hosts = config.hosts.len() as u128;
-    RESERVE + (pool::ADMIN + pool::DIAL_BACKS) as u128 + hosts * PER_HOST
+    let of_hook = match config.access.mode() {
+        AccessMode::Hook => pool::HOOK,
+        _ => 0,
+    };
+    RESERVE + (pool::ADMIN + pool::DIAL_BACKS + of_hook) as u128 + hosts * PER_HOST
 }
 
 /// Returns how many descriptors the pools may need. The sum cannot overflow, because each setting

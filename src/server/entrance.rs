@@ -7,7 +7,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::Instrument as _;
 
@@ -26,6 +26,8 @@ use super::{
     http::{self, ACCEPT_PAUSE, Door, is_of_one_connection},
     metrics::Metrics,
     pool::{Place, Pool, Pools, Refusals},
+    rate_limiter::{RateLimiter, Refill},
+    settings::Settings,
     socket::{ForPeers, Replayed, Secured, Socket, reset},
     tls::Tls,
     turn::TurnServer,
@@ -34,6 +36,7 @@ use crate::{
     core::{
         first_bytes::{MOST, Protocol, Sniffed, agrees, sniff},
         prefix::Prefix,
+        proxy,
         quota::{Holder, Refusal},
     },
     native::transports::handed::{Arrival, Way},
@@ -46,6 +49,16 @@ const CHUNK: usize = 1024;
 /// How many connections may wait for libp2p to take them. Each of them holds a place, too.
 pub(crate) const ARRIVALS: usize = 64;
 
+/// Returns the rate of handshakes of TLS, which follows the settings.
+pub(crate) fn handshake_rate(settings: &Settings) -> Mutex<RateLimiter> {
+    let settings = settings.clone();
+    let rates = move || {
+        let tls = &settings.now().tls;
+        Refill::new(tls.handshakes_per_source.get(), tls.handshakes.get())
+    };
+    Mutex::new(RateLimiter::following(rates, std::time::Instant::now()))
+}
+
 /// Where each protocol goes.
 pub(crate) struct Entrance {
     pub(crate) peers: mpsc::Sender<Arrival>,
@@ -53,7 +66,11 @@ pub(crate) struct Entrance {
     pub(crate) turn: Option<TurnServer>,
     pub(crate) tls: Option<Tls>,
     pub(crate) pools: Pools,
+    /// How often handshakes of TLS may begin.
+    pub(crate) handshake_rate: Mutex<RateLimiter>,
     pub(crate) trusted_proxies: Vec<Prefix>,
+    /// Proxies whose connections begin with a header that names the client.
+    pub(crate) naming_proxies: Vec<Prefix>,
     pub(crate) metrics: Metrics,
     pub(crate) descriptors: Descriptors,
 }
@@ -93,13 +110,29 @@ impl Entrance {
         &self.pools.refusals
     }
 
+    /// Whether `ip` may begin a handshake of TLS now. A refusal is counted and logged.
+    fn lets_shake_hands(&self, ip: IpAddr) -> bool {
+        let rate = self.handshake_rate.lock();
+        let mut rate = rate.unwrap_or_else(PoisonError::into_inner);
+        let may = rate.allow(ip, std::time::Instant::now());
+        drop(rate);
+        if !may {
+            self.refusals().tell("tls_handshake", "rate", Some(ip));
+        }
+        may
+    }
+
+    /// Whether a connection from `ip` begins with a header that names the client.
+    fn is_named(&self, ip: IpAddr) -> bool {
+        let mut proxies = self.naming_proxies.iter();
+        proxies.any(|prefix| prefix.contains(ip))
+    }
+
     /// The place of a connection from `ip`. That of a proxy counts for nobody until it says for whom
     /// it asks.
     fn place(&self, ip: IpAddr) -> Result<Place, Refusal> {
-        let is_proxy = self
-            .trusted_proxies
-            .iter()
-            .any(|prefix| prefix.contains(ip));
+        let mut proxies = self.trusted_proxies.iter();
+        let is_proxy = proxies.any(|prefix| prefix.contains(ip)) || self.is_named(ip);
         match is_proxy {
             true => self.handshakes().take(Holder::default()),
             false => self.handshakes().take(ip),
@@ -111,7 +144,18 @@ impl Entrance {
             return;
         };
         let _ = stream.set_nodelay(true);
-        let (socket, protocol) = match timeout(PATIENCE, self.recognise(stream)).await {
+        let begun = Instant::now();
+        let (stream, remote, place) = match self.is_named(remote.ip().to_canonical()) {
+            true => match timeout(PATIENCE, self.named(stream, remote, place)).await {
+                Ok(Some(named)) => named,
+                Ok(None) => return,
+                Err(_) => return self.refusals().tell("proxy_header", "deadline", None),
+            },
+            false => (stream, remote, place),
+        };
+        let patience = PATIENCE.saturating_sub(begun.elapsed());
+        let (socket, protocol) = match timeout(patience, self.recognise(stream, remote.ip())).await
+        {
             Ok(Ok(Some(recognised))) => recognised,
             Ok(Ok(None)) => return,
             Ok(Err(error)) => return tracing::debug!(%error, "a TCP client was not understood"),
@@ -130,7 +174,7 @@ impl Entrance {
             (Protocol::Turn, _) => {
                 drop(place);
                 if let Some(turn) = &self.turn {
-                    turn.client(socket, ip).await;
+                    turn.client(socket, remote).await;
                 }
                 return;
             }
@@ -151,9 +195,45 @@ impl Entrance {
         }
     }
 
+    /// Reads the header of a proxy. Returns the address and the place of the client, or those of the
+    /// proxy if it asks for itself. Returns `None` if the connection is refused.
+    async fn named(
+        &self,
+        mut stream: TcpStream,
+        proxy: SocketAddr,
+        place: Place,
+    ) -> Option<(TcpStream, SocketAddr, Place)> {
+        let client = match client(&mut stream).await {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::debug!(%error, "a proxy named no client");
+                let reason = match error.kind() {
+                    io::ErrorKind::InvalidData => "invalid",
+                    _ => "closed",
+                };
+                self.refusals().tell("proxy_header", reason, None);
+                reset(&stream);
+                return None;
+            }
+        };
+        let remote = client.unwrap_or(proxy);
+        drop(place);
+        match self.place(remote.ip()) {
+            Ok(place) => Some((stream, remote, place)),
+            Err(_) => {
+                reset(&stream);
+                None
+            }
+        }
+    }
+
     /// Finds out what a client speaks, within TLS if it speaks that. Returns `None` if the client only
     /// wanted a handshake.
-    async fn recognise(&self, mut stream: TcpStream) -> io::Result<Option<(Socket, Protocol)>> {
+    async fn recognise(
+        &self,
+        mut stream: TcpStream,
+        ip: IpAddr,
+    ) -> io::Result<Option<(Socket, Protocol)>> {
         let (first, protocol) = first_bytes(&mut stream).await?;
         let stream = Replayed::new(first, stream);
         if protocol != Protocol::Tls {
@@ -163,6 +243,10 @@ impl Entrance {
             .tls
             .as_ref()
             .ok_or_else(|| unknown("TLS is not set up"))?;
+        // A handshake costs a signature, which is much for a flood.
+        if !self.lets_shake_hands(ip.to_canonical()) {
+            return Ok(None);
+        }
         let accepted = tls.accept(stream).await;
         self.metrics.tls_handshake(match &accepted {
             Ok(_) => "ok",
@@ -182,6 +266,25 @@ impl Entrance {
 
 fn alpn(stream: &Secured) -> Option<&[u8]> {
     stream.get_ref().1.alpn_protocol()
+}
+
+/// Reads the header of a proxy and no byte more, and returns the client that it names.
+async fn client(stream: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy::parse(&header) {
+            proxy::Parsed::Header { client, .. } => return Ok(client),
+            proxy::Parsed::Invalid => return Err(unknown("no header of PROXY protocol")),
+            proxy::Parsed::More(needed) => {
+                let mut chunk = [0; proxy::MOST];
+                let missing = needed - header.len();
+                match stream.read(&mut chunk[..missing]).await? {
+                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    read => header.extend_from_slice(&chunk[..read]),
+                }
+            }
+        }
+    }
 }
 
 /// Reads until it is known what a client speaks.

@@ -3,7 +3,7 @@
 //! `/health` says whether the server works at all, so that a supervisor restarts one that hangs.
 //! `/ready` says whether it takes new peers, so that a load balancer leaves out one that is full or
 //! ends. `/metrics` can stand on an address of the operator's own. Then the reason why the server is
-//! not ready is told only there.
+//! not ready is told only there. The first port tells both only to whoever asks from this machine.
 
 mod connections;
 
@@ -132,20 +132,35 @@ impl Site {
     }
 }
 
-/// What everybody gets. With an `admin` address the operator's part is left to that.
-pub(crate) fn public(site: Site, admin: bool) -> Router {
+/// Who gets the operator's part: the metrics, and why the server is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operators {
+    /// Everybody.
+    Here,
+    /// Whoever asks from this machine.
+    Nearby,
+    /// Nobody, because the operator has an address for it.
+    Elsewhere,
+}
+
+/// What everybody gets.
+pub(crate) fn public(site: Site, operators: Operators) -> Router {
     let pages = Router::new()
         .route("/config.json", get(config))
         .route("/npm/{*path}", get(npm))
         .route("/", get(index))
         .route("/{*path}", get(www));
-    match admin {
-        true => pages
+    let pages = match operators {
+        Operators::Here => pages.merge(self::operators()),
+        Operators::Nearby => pages
             .route("/health", get(health))
-            .route("/ready", get(ready_for_all))
-            .with_state(site),
-        false => pages.merge(operators()).with_state(site),
-    }
+            .route("/ready", get(ready_nearby))
+            .route("/metrics", get(metrics_nearby)),
+        Operators::Elsewhere => pages
+            .route("/health", get(health))
+            .route("/ready", get(ready_for_all)),
+    };
+    pages.with_state(site)
 }
 
 /// What the operator gets at an address of their own.
@@ -202,6 +217,27 @@ async fn ready_for_all(State(site): State<Site>) -> (StatusCode, &'static str) {
     match site.unready() {
         None => (StatusCode::OK, "ok\n"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unready\n"),
+    }
+}
+
+async fn ready_nearby(
+    site: State<Site>,
+    Extension(Source(ip)): Extension<Source>,
+) -> (StatusCode, String) {
+    if ip.is_loopback() {
+        return ready(site).await;
+    }
+    let (status, text) = ready_for_all(site).await;
+    (status, text.into())
+}
+
+async fn metrics_nearby(
+    site: State<Site>,
+    Extension(Source(ip)): Extension<Source>,
+) -> Response<Body> {
+    match ip.is_loopback() {
+        true => metrics(site).await,
+        false => assets::status(StatusCode::NOT_FOUND),
     }
 }
 

@@ -36,6 +36,9 @@ pub(crate) struct Metrics {
     http: Family<Outcome, Counter>,
     autonat: Family<Outcome, Counter>,
     usage: Family<Outcome, Counter>,
+    reputation_decisions: Family<Outcome, Counter>,
+    reputation_syncs: Family<Outcome, Counter>,
+    reputation_age: Gauge<f64, AtomicU64>,
     tls_handshakes: Family<Outcome, Counter>,
     certificate_orders: Family<Outcome, Counter>,
     /// The certificate that is served, if there is one.
@@ -87,6 +90,9 @@ impl Metrics {
             http: Family::default(),
             autonat: Family::default(),
             usage: Family::default(),
+            reputation_decisions: Family::default(),
+            reputation_syncs: Family::default(),
+            reputation_age: Gauge::default(),
             tls_handshakes: Family::default(),
             certificate_orders: Family::default(),
             certificate: Arc::default(),
@@ -161,6 +167,21 @@ impl Metrics {
             "usage_batches",
             "Batches of the record of what peers take by outcome",
             metrics.usage.clone(),
+        );
+        registry.register(
+            "reputation_decisions",
+            "Requests of peers that were treated in another way than usual, by outcome",
+            metrics.reputation_decisions.clone(),
+        );
+        registry.register(
+            "reputation_syncs",
+            "Questions to the source of reputations by outcome",
+            metrics.reputation_syncs.clone(),
+        );
+        registry.register(
+            "reputation_age_seconds",
+            "Seconds since the source of reputations has confirmed the scores",
+            metrics.reputation_age.clone(),
         );
         registry.register(
             "tls_handshakes",
@@ -284,6 +305,18 @@ impl Metrics {
 
     pub(crate) fn usage(&self, outcome: &'static str) {
         count(&self.usage, outcome);
+    }
+
+    pub(crate) fn reputation(&self, outcome: &'static str) {
+        count(&self.reputation_decisions, outcome);
+    }
+
+    pub(crate) fn reputation_sync(&self, outcome: &'static str) {
+        count(&self.reputation_syncs, outcome);
+    }
+
+    pub(crate) fn reputation_age(&self, age: Duration) {
+        self.reputation_age.set(age.as_secs_f64());
     }
 
     pub(crate) fn tls_handshake(&self, outcome: &'static str) {

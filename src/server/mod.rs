@@ -27,6 +27,7 @@ mod clients;
 mod config;
 mod descriptors;
 mod entrance;
+mod fairness;
 mod heart;
 pub(crate) mod hop;
 mod http;
@@ -37,6 +38,7 @@ mod pool;
 mod pump;
 mod rate_limiter;
 mod relay_rates;
+mod reputation;
 mod settings;
 mod socket;
 pub(crate) mod stun;
@@ -47,6 +49,7 @@ mod udp;
 mod urls;
 mod usage;
 mod watch;
+mod web;
 
 use std::{
     io,
@@ -68,15 +71,15 @@ pub use self::access::{NewToken, TokenKey};
 pub(crate) use self::config::options;
 pub use self::config::{
     AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
-    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ServerConfig, StunConfig, TlsConfig,
-    TurnConfig, UsageConfig,
+    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ReputationConfig, ServerConfig,
+    StunConfig, TlsConfig, TrafficConfig, TurnConfig, UsageConfig,
 };
 use self::{
     access::Access,
     descriptors::Descriptors,
     entrance::Entrance,
     heart::Heart,
-    http::{DemoPeer, Door, PageConfig, PageTurn, Site},
+    http::{DemoPeer, Door, Operators, PageConfig, PageTurn, Site},
     listeners::{bind_entrance, bind_error, bind_http, bind_tcp_at, bind_turn, bind_udp},
     metrics::Metrics,
     pool::{Pool, Pools},
@@ -94,6 +97,7 @@ use self::{
 };
 pub use self::{
     plan::{Bind, Plan},
+    reputation::{ScoreSource, Scores},
     turn::{TurnCredentials, turn_secret},
     usage::{Day, DayError, UsageBy, UsageRow, usage},
 };
@@ -107,6 +111,10 @@ use crate::{
     },
     ticket::Ticket,
 };
+
+/// How long a start waits until it is known what was carried before. If that takes longer, quotas are
+/// a little too large until then.
+const BEFORE: Duration = Duration::from_secs(1);
 
 /// How long the last batch of the record of usage may take.
 const LAST_BATCH: Duration = Duration::from_secs(5);
@@ -176,8 +184,32 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future closes everything that it opened. Files that it made stay.
-    pub async fn start(mut config: ServerConfig) -> Result<Self, Error> {
+    pub async fn start(config: ServerConfig) -> Result<Self, Error> {
         config.validate()?;
+        let source = reputation::source(&config)?;
+        Self::start_with(config, source).await
+    }
+
+    /// Starts as [`start`](Self::start) does, with scores of peers from a source of the program in
+    /// the place of [`url`](ReputationConfig::url).
+    ///
+    /// # Errors
+    /// As those of [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    /// As that of [`start`](Self::start).
+    pub async fn start_with_scores(
+        config: ServerConfig,
+        source: Arc<dyn ScoreSource>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        Self::start_with(config, Some(source)).await
+    }
+
+    async fn start_with(
+        mut config: ServerConfig,
+        scores: Option<Arc<dyn ScoreSource>>,
+    ) -> Result<Self, Error> {
         check_folders(&config)?;
         if let Some(directory) = &config.data {
             secret::check_directory(directory)
@@ -238,6 +270,7 @@ impl Server {
         };
         let peer_id = identity.peer_id();
         let access = Access::new(&config.access, &pools, peer_id.0)?;
+        count_what_was_carried(&access, &usage).await;
         let parts = RelayParts {
             metrics: metrics.clone(),
             pools: pools.clone(),
@@ -254,8 +287,11 @@ impl Server {
         let mut relay = Relay::start(identity.keypair(), bound, own, parts).await?;
 
         let addresses = relay.addresses();
-        let ips = announced_ips(&config.hosts, &addresses);
-        warn_of_external_ip(&config.turn, &ips);
+        let ips = announced_ips(&config.hosts, config.external_ip, &addresses);
+        for address in relay.hidden() {
+            tracing::info!(%address, "not announced: only containers of this machine are there");
+        }
+        warn_of_external_ip(&config, &ips);
         warn_of_everybody(&config.access, &ips);
         let stun = stun_urls(&stun_bound, &ips);
         let stun_layout = stun_layout(&stun_bound, config.hosts.len(), &ips);
@@ -264,7 +300,7 @@ impl Server {
             None => Vec::new(),
         };
         let turn_addresses =
-            turn::RelayAddresses::new(config.hosts.clone(), ips.clone(), config.turn.external_ip);
+            turn::RelayAddresses::new(config.hosts.clone(), ips.clone(), config.relayed_ip());
         let own = Arc::new(turn::Own::new(
             udp_ports(relay.listening(), stun_bound.iter().chain(&turn_bound)),
             turn_addresses.told(),
@@ -310,8 +346,27 @@ impl Server {
         };
         let heart = relay.heart();
         let mut services = vec![span.in_scope(|| runtime::task(access.clone().keep()))];
+        if let Some(source) = scores {
+            let keep = pools.reputation.clone().keep(source);
+            services.push(span.in_scope(|| runtime::task(keep)));
+        }
         let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);
-        let public = http::public(site.clone(), admin_listener.is_some());
+        let has_admin = admin_listener.is_some();
+        let public = http::public(
+            site.clone(),
+            match has_admin {
+                true => Operators::Elsewhere,
+                false => Operators::Here,
+            },
+        );
+        // Whoever finds the first port need not learn what the operator sees.
+        let first = http::public(
+            site.clone(),
+            match has_admin {
+                true => Operators::Elsewhere,
+                false => Operators::Nearby,
+            },
+        );
         let (pages, operators) = (door(&pools.http), door(&pools.admin));
         let admin = match &admin_listener {
             Some((address, listener)) => {
@@ -334,11 +389,13 @@ impl Server {
         });
         let entrance = Arc::new(Entrance {
             peers,
-            pages: (public.clone(), pages.clone()),
+            pages: (first, pages.clone()),
             turn: turn_server.clone(),
             tls: tls.clone(),
             pools: pools.clone(),
+            handshake_rate: entrance::handshake_rate(&settings),
             trusted_proxies: config.trusted_proxies()?,
+            naming_proxies: config.naming_proxies()?,
             metrics: metrics.clone(),
             descriptors: descriptors.clone(),
         });
@@ -649,17 +706,30 @@ fn check_folder(field: &str, folder: Option<&Path>) -> Result<(), Error> {
     }
 }
 
+/// Has quotas count what was carried before the start.
+async fn count_what_was_carried(access: &Access, usage: &Usage) {
+    if let Some(before) = usage.before() {
+        let access = access.clone();
+        let follow = async move {
+            if let Ok(carried) = before.await {
+                access.follow(carried);
+            }
+        };
+        let _ = time::timeout(BEFORE, runtime::task(follow)).await;
+    }
+}
+
 /// Warns of a private external address, because clients on the internet cannot reach it.
-fn warn_of_external_ip(turn: &TurnConfig, ips: &[IpAddr]) {
+fn warn_of_external_ip(config: &ServerConfig, ips: &[IpAddr]) {
     let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
-    if let Some(external) = turn.external_ip
-        && turn.secret.is_some()
+    if let Some(external) = config.relayed_ip()
+        && config.turn.secret.is_some()
         && !is_global(&external)
         && ips.iter().any(is_global)
     {
         tracing::warn!(
             %external,
-            "turn.external_ip is no public address, but this host has one, so others cannot reach \
+            "external_ip is no public address, but this host has one, so others cannot reach \
              the relayed addresses that clients are told; set it to the public address"
         );
     }

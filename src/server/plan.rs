@@ -213,7 +213,10 @@ async fn announces(config: &ServerConfig, kept: &Kept, tls: Option<&Tls>) -> Vec
     let secured = secured(tls.map_or(&[], Tls::subjects), &entered);
     let secured = secured.iter().filter_map(|address| address.parse().ok());
     let configured = config.announced().unwrap_or_default();
-    let mut announced = Announcements::new(configured.into_iter().chain(secured).collect());
+    let mut announced = Announcements::new(
+        configured.into_iter().chain(secured).collect(),
+        config.external_ip,
+    );
     for address in listen_addresses(&ips, config.port, config.layout) {
         let is_direct = address.iter().any(|part| part == Protocol::WebRTCDirect);
         let hash = kept.certificate.iter().filter(|_| is_direct).flatten();

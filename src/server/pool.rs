@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    config::ServerConfig, metrics::Metrics, rate_limiter::RateLimiter, settings::Settings,
+    config::ServerConfig, fairness::Fairness, metrics::Metrics, rate_limiter::RateLimiter,
+    reputation::Reputation, settings::Settings,
 };
 pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
@@ -31,7 +32,7 @@ const REQUESTS_PER_PEER: usize = 64;
 /// The most addresses of peers that are dialled at once to test whether they can be reached.
 pub(crate) const DIAL_BACKS: usize = 64;
 /// The most questions that the operator's program is asked at once.
-const HOOK: usize = 64;
+pub(crate) const HOOK: usize = 64;
 /// The most of these questions about one peer.
 const HOOK_PER_PEER: usize = 4;
 /// The most HTTP connections to the operator's own address. This is enough for several scrapers and
@@ -77,6 +78,10 @@ pub(crate) struct Pools {
     /// Relayed addresses of TURN clients.
     pub(crate) allocations: Pool,
     pub(crate) refusals: Refusals,
+    /// The rate of everything that is carried.
+    pub(crate) fairness: Fairness,
+    /// What is thought of peers.
+    pub(crate) reputation: Reputation,
     /// The bounds on the unread bytes of each connection.
     pub(crate) windows: Windows,
 }
@@ -149,6 +154,8 @@ impl Pools {
                 until_drain(places(|config| config.turn.relayed_addresses())),
             ),
             refusals,
+            fairness: Fairness::new(config.traffic.total),
+            reputation: Reputation::new(settings, metrics),
             windows: Windows::new(Sizes {
                 connection: config.connections.window,
                 circuit: config.relay.circuit_window,

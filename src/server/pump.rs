@@ -12,7 +12,7 @@ use std::{
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
 use tokio::time::{sleep, timeout};
 
-use super::{access::Meter, usage::Tally};
+use super::{access::Meter, fairness::Flow, usage::Tally};
 
 /// The most bytes that are moved at a time.
 const CHUNK: usize = 16 * 1024;
@@ -28,6 +28,8 @@ pub(crate) struct Bounds<'a> {
     pub(crate) carried: &'a AtomicU64,
     pub(crate) most: u64,
     pub(crate) meters: &'a [Arc<Meter>],
+    /// The share of the holder in the rate of all.
+    pub(crate) flow: &'a Flow,
     /// Counts what is carried for the record of usage.
     pub(crate) tally: &'a Tally,
 }
@@ -39,7 +41,7 @@ impl Bounds<'_> {
         if before.saturating_add(bytes) > self.most {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let mut wait = Duration::ZERO;
+        let mut wait = self.flow.carry(bytes);
         for meter in self.meters {
             let cost = meter.carry(bytes);
             let cost = cost.map_err(|_| io::Error::from(io::ErrorKind::QuotaExceeded))?;
@@ -86,6 +88,7 @@ mod tests {
     use tokio::time;
 
     use super::*;
+    use crate::server::{fairness::Fairness, usage::Account};
 
     /// A writer that accepts nothing.
     struct Stalled;
@@ -108,41 +111,53 @@ mod tests {
         }
     }
 
-    fn bounds<'a>(carried: &'a AtomicU64, most: u64, tally: &'a Tally) -> Bounds<'a> {
-        Bounds {
+    /// Pumps `from` with these bounds.
+    async fn pumped(
+        mut from: &[u8],
+        to: &mut (impl futures::AsyncWrite + Unpin),
+        carried: &AtomicU64,
+        (most, rate): (u64, u64),
+    ) -> io::Result<()> {
+        let bounds = Bounds {
             carried,
             most,
             meters: &[],
-            tally,
-        }
+            flow: &Fairness::new(rate).flow(&Account::of("a"), 4),
+            tally: &Tally::default(),
+        };
+        pump(&mut from, to, bounds).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_circuit_whose_receiver_takes_nothing_ends() {
         let begun = time::Instant::now();
         let carried = AtomicU64::new(0);
-        let pumped = pump(
-            &mut &[7; 100][..],
-            &mut Stalled,
-            bounds(&carried, 1000, &Tally::default()),
-        )
-        .await;
+        let pumped = pumped(&[7; 100], &mut Stalled, &carried, (1000, 0)).await;
         assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed(), STALL);
     }
 
     #[tokio::test]
     async fn a_circuit_is_worn_out() {
-        let carried = AtomicU64::new(0);
-        let pumped = |most| {
-            let (mut from, mut to) = (&[7; 100][..], Vec::new());
-            let carried = &carried;
-            async move { pump(&mut from, &mut to, bounds(carried, most, &Tally::default())).await }
-        };
-        pumped(100).await.unwrap();
-        assert_eq!(
-            pumped(150).await.unwrap_err().kind(),
-            io::ErrorKind::QuotaExceeded
+        let (carried, mut to) = (AtomicU64::new(0), Vec::new());
+        let carry = pumped(&[7; 100], &mut to, &carried, (100, 0));
+        carry.await.unwrap();
+        let worn_out = pumped(&[7; 100], &mut to, &carried, (150, 0)).await;
+        assert_eq!(worn_out.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_wait_for_the_rate_of_all() {
+        let begun = time::Instant::now();
+        let (carried, mut to) = (AtomicU64::new(0), Vec::new());
+        let carry = pumped(&[7; 100_000], &mut to, &carried, (u64::MAX, 50_000));
+        carry.await.unwrap();
+        assert_eq!(to.len(), 100_000);
+        // The clock of the rate is a real one, which hardly moves in this test.
+        assert!(
+            begun.elapsed() > Duration::from_secs(1),
+            "{:?}",
+            begun.elapsed()
         );
     }
 }

@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     error::Error as StdError,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm,
     core::{transport::ListenerId, upgrade::Version},
     identify, identity,
+    multiaddr::Protocol,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
 use tokio::{
@@ -52,8 +53,10 @@ use super::{
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
     core::{
-        drain,
+        drain, notice,
         quota::{Holder, Refusal},
+        reached::Reached,
+        reputation::{Offence, Treatment},
     },
     error::{Error, ErrorKind},
     native::{
@@ -66,6 +69,7 @@ use crate::{
         ping::Ping,
         substreams::{OpenId, SubstreamEvent, Substreams},
     },
+    ticket::relay_id,
 };
 
 /// The longest wait for peers to learn of a shutdown.
@@ -123,10 +127,13 @@ pub(crate) struct Relay {
     usage: Usage,
     heart: Heart,
     journal: Journal,
+    /// At which addresses peers reach this server.
+    reached: Reached,
     /// Whether the clients are told that the server is about to end.
     drains: bool,
-    /// The clients that are being told, by the stream for it.
-    telling: HashMap<OpenId, PeerId>,
+    /// The clients that are being told something, by the stream for it, and what that is. Nobody is
+    /// told more than the end, and each step of a quota once.
+    telling: HashMap<OpenId, (PeerId, Vec<u8>)>,
 }
 
 impl Relay {
@@ -149,7 +156,13 @@ impl Relay {
         let config = &*settings.now();
         let announced = config.announced()?;
         own.extend(announced.iter().filter_map(autonat::socket));
-        own.extend(config.turn.external_ip.map(|ip| SocketAddr::new(ip, 0)));
+        let external = [config.external_ip, config.turn.external_ip];
+        own.extend(
+            external
+                .into_iter()
+                .flatten()
+                .map(|ip| SocketAddr::new(ip, 0)),
+        );
         let autonat = autonat::AutonatServer::new(own, &pools, metrics.clone());
         let gives_access = !access.is_open() || config.turn.secret.is_some();
         let protocols = Carried::protocols(gives_access);
@@ -165,7 +178,7 @@ impl Relay {
         let mut relay = Self {
             listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
-            announce: Announcements::new(announced),
+            announce: Announcements::new(announced, config.external_ip),
             metrics,
             rates: Rates::new(&config.relay),
             clients: Clients::new(&pools),
@@ -180,6 +193,7 @@ impl Relay {
             usage,
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
+            reached: Reached::default(),
             drains: false,
             telling: HashMap::new(),
         };
@@ -336,18 +350,59 @@ impl Relay {
                 self.count_reservations();
                 self.count_connections();
             }
-            SwarmEvent::IncomingConnectionError { error, .. } => {
+            SwarmEvent::IncomingConnectionError {
+                error,
+                send_back_addr,
+                ..
+            } => {
                 tracing::debug!(%error, "incoming connection failed");
                 self.metrics.connection(match error {
                     swarm::ListenError::Denied { .. } => "denied",
                     _ => "failed",
                 });
+                self.note_failure(&error, &send_back_addr);
             }
             SwarmEvent::Behaviour(ServerBehaviourEvent::Requests(event)) => self.on_stream(event),
+            SwarmEvent::Behaviour(ServerBehaviourEvent::Identify(identify::Event::Received {
+                connection_id,
+                peer_id,
+                info,
+            })) => self.note_reached(peer_id, connection_id, &info.observed_addr),
             SwarmEvent::Behaviour(ServerBehaviourEvent::Ping(answer)) => {
                 self.watch.answered(answer.connection, answer.rtt);
             }
             _ => {}
+        }
+    }
+
+    /// A peer says at which address it has reached this server. The operator hears of one that nobody
+    /// is told.
+    fn note_reached(&mut self, peer: PeerId, connection: ConnectionId, at: &Multiaddr) {
+        let from = self.holder(peer, connection).ip;
+        if let Some((at, from)) = ip_of(at).zip(from) {
+            let announced = self.announce.current();
+            let is_announced = |ip| announced.iter().any(|one| ip_of(one) == Some(ip));
+            if let Some(address) = self.reached.note(at, from, is_announced) {
+                tracing::warn!(
+                    %address,
+                    "peers reach this server at an address that is not announced; set external_ip or announce"
+                );
+            }
+        }
+    }
+
+    /// Returns the addresses of this machine that are not announced, because they lead to containers.
+    pub(crate) fn hidden(&self) -> BTreeSet<IpAddr> {
+        self.announce.hidden()
+    }
+
+    /// Notes a handshake that failed. Over UDP, the source may be forged, so only TCP counts.
+    fn note_failure(&self, error: &swarm::ListenError, from: &Multiaddr) {
+        let is_refusal = matches!(error, swarm::ListenError::Denied { .. });
+        if !is_refusal && from.iter().any(|part| matches!(part, Protocol::Tcp(_))) {
+            let ip = self.pools.limits.forwarded.source(from);
+            let reputation = &self.pools.reputation;
+            reputation.note(None, ip, Offence::FailedHandshake);
         }
     }
 
@@ -369,10 +424,10 @@ impl Relay {
                 }
             }
             SubstreamEvent::Opened { id, result } => {
-                if let Some(peer) = self.telling.remove(&id) {
+                if let Some((peer, message)) = self.telling.remove(&id) {
                     // Peers that do not know the protocol need not be told.
                     if let Ok(stream) = result {
-                        Circuits::tell(&peer, stream, self.farewell());
+                        Circuits::tell(&peer, stream, message);
                     }
                     return;
                 }
@@ -406,9 +461,11 @@ impl Relay {
                 self.metrics.circuit("accepted");
                 self.metrics.circuits(self.circuits.taken());
             }
-            Report::Closed { accepted } => {
+            Report::Closed { source, accepted } => {
                 if !accepted {
                     self.metrics.circuit("failed");
+                    let reputation = &self.pools.reputation;
+                    reputation.note(Some(source), None, Offence::RefusedCircuit);
                 }
                 self.metrics.circuits(self.circuits.taken());
             }
@@ -429,25 +486,28 @@ impl Relay {
     fn reserve(&mut self, peer: PeerId, connection: ConnectionId) -> Result<Vec<u8>, Refusal> {
         let reserved = self.clients.reserve(peer, connection, Instant::now());
         let reserved = reserved.inspect_err(|_| self.metrics.reservation("denied"))?;
-        self.metrics.reservation(match reserved {
+        match reserved {
             Reserved::New => {
+                self.metrics.reservation("accepted");
                 self.watch.superseded(&peer, connection);
+                if let Some(left) = self.access.left(&peer) {
+                    self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
+                }
                 let one = Amounts {
                     reservations: 1,
                     ..Amounts::default()
                 };
                 self.usage.add(&self.access.account(&peer), one);
-                "accepted"
             }
-            Reserved::Renewed => "renewed",
-        });
+            Reserved::Renewed => self.metrics.reservation("renewed"),
+        }
         self.count_reservations();
         Ok(hop::granted(&self.addresses(), &self.settings.now().relay))
     }
 
     fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
         match self.admit(&asked, to) {
-            Ok((connection, held, meters)) => {
+            Ok((connection, held)) => {
                 let requests = &mut self.swarm.behaviour_mut().requests;
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
@@ -459,8 +519,7 @@ impl Relay {
                 }
                 // The peer with the reservation is the one whom the relay serves.
                 let account = self.access.account(&to);
-                self.circuits
-                    .opening(open, account, asked, (held, meters), proof);
+                self.circuits.opening(open, account, asked, held, proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
@@ -482,7 +541,7 @@ impl Relay {
         &mut self,
         asked: &circuits::Asked,
         to: PeerId,
-    ) -> Result<(ConnectionId, Held, Meters), Status> {
+    ) -> Result<(ConnectionId, (Held, Meters, Treatment)), Status> {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
@@ -493,11 +552,7 @@ impl Relay {
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
         }
-        // An offer costs little, and may lead to a path that costs nothing here.
-        let meters = match asked.what {
-            Carried::Circuit => self.access.meters_of([source, to]),
-            Carried::Offer | Carried::Access => Ok(Vec::new()),
-        };
+        let meters = self.access.meters_of(source, to);
         let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
         let place = self.circuits.place(asked.what, holder);
@@ -508,7 +563,20 @@ impl Relay {
                 .map(|(peer, connection)| self.widen(&peer, connection)),
             Carried::Offer | Carried::Access => [None, None],
         };
-        Ok((connection, Held(place, uses, wide), meters))
+        let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
+            .map(|(peer, connection)| self.treatment(peer, connection));
+        // It is slow if one of both is. The share is that of the peer with the reservation.
+        let treatment = match of_source {
+            Treatment::Slow => Treatment::Slow,
+            _ => of_peer,
+        };
+        Ok((connection, (Held(place, uses, wide), meters, treatment)))
+    }
+
+    /// How a peer is treated, by what is thought of it.
+    fn treatment(&self, peer: PeerId, connection: ConnectionId) -> Treatment {
+        let ip = self.holder(peer, connection).ip;
+        self.pools.reputation.treat(&peer, ip)
     }
 
     /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
@@ -526,6 +594,8 @@ impl Relay {
         let allowed = ip.is_some_and(|ip| self.rates.allow(rate, peer, ip, now));
         if !allowed {
             self.pools.refusals.tell(rate.name(), "rate", ip);
+            // Its address is not to blame: others may be behind it.
+            self.pools.reputation.note(Some(peer), None, Offence::Flood);
         }
         allowed
     }
@@ -534,6 +604,7 @@ impl Relay {
     fn on_settings(&mut self) {
         let config = self.settings.now();
         self.rates.set(&config.relay);
+        self.pools.fairness.set(config.traffic.total);
         // Validation of the configuration has already refused texts that are no addresses.
         if self.settings.is_draining() && !std::mem::replace(&mut self.drains, true) {
             self.tell_all();
@@ -544,13 +615,33 @@ impl Relay {
         self.announce();
     }
 
+    /// Tells a client something, by a message of `protocol`.
+    fn tell(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        protocol: &'static str,
+        message: Vec<u8>,
+    ) {
+        let requests = &mut self.swarm.behaviour_mut().requests;
+        let id = requests.open(peer, connection, StreamProtocol::new(protocol));
+        self.telling.insert(id, (peer, message));
+    }
+
     /// Tells every client to move to another relay.
     fn tell_all(&mut self) {
+        let farewell = self.farewell();
         for (peer, connection) in self.clients.all_reserved(Instant::now()) {
-            let requests = &mut self.swarm.behaviour_mut().requests;
-            let protocol = StreamProtocol::new(drain::PROTOCOL);
-            let id = requests.open(peer, connection, protocol);
-            self.telling.insert(id, peer);
+            self.tell(peer, connection, drain::PROTOCOL, farewell.clone());
+        }
+    }
+
+    /// Tells those whose quota is nearly used up.
+    fn tell_quotas(&mut self) {
+        for (peer, left) in self.access.due() {
+            if let Some(connection) = self.clients.newest(&peer, Instant::now()) {
+                self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
+            }
         }
     }
 
@@ -560,7 +651,10 @@ impl Relay {
         let drain = drain::Drain {
             time: Duration::from_secs(config.drain.seconds),
             // Validation of the configuration has already refused texts that are no addresses.
-            relays: config.successors().unwrap_or_default(),
+            relays: self
+                .pools
+                .reputation
+                .order(config.successors().unwrap_or_default(), relay_id),
         };
         drain.encode()
     }
@@ -569,6 +663,8 @@ impl Relay {
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
         self.send_barred_away();
+        self.tell_quotas();
+        self.pools.reputation.show_age();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
         }

@@ -23,9 +23,15 @@ pub(super) fn udp_addresses(sockets: &[Sockets]) -> Vec<SocketAddr> {
 }
 
 /// Returns the IP addresses that others are told. A wildcard host stands for the addresses of the
-/// interfaces.
-pub(super) fn announced_ips(hosts: &[IpAddr], addresses: &[Multiaddr]) -> Vec<IpAddr> {
-    let specific = hosts.iter().filter(|host| !host.is_unspecified()).copied();
+/// interfaces, and `external` for those of its family.
+pub(super) fn announced_ips(
+    hosts: &[IpAddr],
+    external: Option<IpAddr>,
+    addresses: &[Multiaddr],
+) -> Vec<IpAddr> {
+    let is_inside = |host: &IpAddr| external.is_some_and(|ip| ip.is_ipv4() == host.is_ipv4());
+    let specific = hosts.iter().copied();
+    let specific = specific.filter(|host| !host.is_unspecified() && !is_inside(host));
     let mut ips: Vec<IpAddr> = specific
         .chain(addresses.iter().filter_map(swarm::ip_of))
         .collect();
@@ -129,11 +135,12 @@ pub(super) fn https_url(subject: &Subject, entered: &[SocketAddr]) -> String {
     }
 }
 
-/// Returns the addresses at which a socket bound to `bound` is reached.
+/// Returns the addresses at which a socket bound to `bound` is reached. If a NAT changes the bound one, it
+/// is not among `ips`.
 fn reachable(bound: SocketAddr, ips: &[IpAddr]) -> impl Iterator<Item = SocketAddr> {
     ips.iter()
         .filter(move |ip| {
-            if bound.ip().is_unspecified() {
+            if bound.ip().is_unspecified() || !ips.contains(&bound.ip()) {
                 ip.is_ipv4() == bound.is_ipv4()
             } else {
                 **ip == bound.ip()
@@ -157,5 +164,11 @@ mod tests {
         assert_eq!(at("0.0.0.0:7"), ["192.0.2.1:7"]);
         assert_eq!(at("[::]:7"), ["[2001:db8::1]:7"]);
         assert_eq!(at("192.0.2.1:7"), ["192.0.2.1:7"]);
+        assert_eq!(at("10.0.0.1:7"), ["192.0.2.1:7"], "behind a NAT");
+        let announced = ["/ip4/203.0.113.1/tcp/1".parse().unwrap()];
+        let hosts = ["10.0.0.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let external: IpAddr = "203.0.113.1".parse().unwrap();
+        let told = announced_ips(&hosts, Some(external), &announced);
+        assert_eq!(told, [external, hosts[1]]);
     }
 }

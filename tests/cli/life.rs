@@ -102,7 +102,7 @@ fn setting<'a>(check: &'a Value, name: &str) -> &'a Value {
 
 #[test]
 fn a_check_explains_every_setting_and_binds_nothing() {
-    let text = "announce = [\"/dns4/relay.example/tcp/443/wss\"]\n[relay]\ncircuits = 7\n[turn]\nsecret = \"hush\"";
+    let text = "announce = [\"/dns4/relay.example/tcp/443/wss\"]\n[relay]\ncircuits = 7\n[turn]\nsecret = \"hush\"\n[access.hook]\nurl = \"http://a.example/x?key=hush\"";
     let settings = Settings::new(text);
     let port = common::free_ports().to_string();
     let _taken = std::net::TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
@@ -117,6 +117,12 @@ fn a_check_explains_every_setting_and_binds_nothing() {
         ("relay.circuits_per_peer", 3.into(), "argument"),
         ("relay.reservations", 4096.into(), "default"),
         ("turn.secret", Value::from("(hidden)"), "file"),
+        (
+            "access.hook.url",
+            Value::from("http://a.example/x?(hidden)"),
+            "file",
+        ),
+        ("access.hook.timeout_ms", 2000.into(), "default"),
     ] {
         let found = setting(check, name);
         assert_eq!(
@@ -395,4 +401,27 @@ async fn the_log_can_be_json_and_has_a_line_for_each_connection() {
         .iter()
         .find(|line| line["message"] == "the settings are read again");
     assert_eq!(reload.unwrap()["level"], "INFO");
+}
+
+#[test]
+fn a_new_token_has_an_id_by_which_it_can_be_revoked() {
+    let home = tempfile::tempdir().unwrap();
+    let key = home.path().join("key.pem");
+    let mut new = throughline(&[
+        "token",
+        "new",
+        "--json",
+        "--for",
+        "alice",
+        "--expires",
+        "1d",
+    ]);
+    let output = new.arg("--key").arg(&key).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let made: Value = serde_json::from_str(&text).expect(&text);
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(id.len(), 32);
+    let claims = made["token"].as_str().unwrap().split('.').nth(1).unwrap();
+    let claims = data_encoding::BASE64URL_NOPAD.decode(claims.as_bytes());
+    assert!(String::from_utf8(claims.unwrap()).unwrap().contains(id));
 }

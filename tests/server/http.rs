@@ -169,3 +169,28 @@ async fn the_operators_part_can_have_its_own_address() {
         assert!(get(public, "/config.json").starts_with("HTTP/1.1 200"));
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_port_tells_the_operators_part_to_this_machine_only() {
+    let mut config = config();
+    config.http.trusted_proxies = vec!["127.0.0.1".into()];
+    let server = start(config).await;
+    let first = format!("http://{}", super::secured::port(&server));
+    let page = server.http_url();
+    let from = |url: &str, client: &str, path: &str| {
+        http(
+            url,
+            &format!(
+                "GET {path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n"
+            ),
+        )
+    };
+    tokio::task::block_in_place(|| {
+        assert!(get(&first, "/metrics").contains("throughline_connections 0\n"));
+        assert!(from(&first, "198.51.100.1", "/metrics").starts_with("HTTP/1.1 404"));
+        assert!(from(&first, "198.51.100.1", "/health").ends_with("ok\n"));
+        assert!(from(&first, "198.51.100.1", "/ready").ends_with("ok\n"));
+        // The port for HTTP of the old layout stays as it was.
+        assert!(from(page, "198.51.100.1", "/metrics").starts_with("HTTP/1.1 200"));
+    });
+}

@@ -34,6 +34,7 @@ mod direct;
 mod http;
 mod one_port;
 mod packaging;
+mod proxied;
 mod secured;
 mod stun;
 

@@ -47,14 +47,14 @@ pub(crate) fn put(folder: &Path, name: &str, text: &str) {
 }
 
 impl Made {
-    fn put(&self, folder: &Path) {
+    pub(crate) fn put(&self, folder: &Path) {
         put(folder, "cert.pem", &self.cert);
         put(folder, "key.pem", &self.key);
     }
 }
 
 /// A server that has one TCP port, and TURN.
-fn one_port() -> ServerConfig {
+pub(crate) fn one_port() -> ServerConfig {
     let mut config = config();
     config.layout = Layout::One;
     config.turn.secret = Some("secret".into());
@@ -62,7 +62,7 @@ fn one_port() -> ServerConfig {
     config
 }
 
-fn secured(folder: &Path) -> ServerConfig {
+pub(crate) fn secured(folder: &Path) -> ServerConfig {
     let mut config = one_port();
     config.tls.cert = Some(folder.join("cert.pem"));
     config.tls.key = Some(folder.join("key.pem"));
@@ -86,6 +86,17 @@ pub(crate) async fn connect(
     name: &str,
     alpn: &[&str],
 ) -> io::Result<TlsStream<TcpStream>> {
+    let stream = timeout(PATIENCE, TcpStream::connect(to)).await??;
+    over(stream, root, name, alpn).await
+}
+
+/// Shakes hands over a connection, as [`connect`] does.
+pub(crate) async fn over(
+    stream: TcpStream,
+    root: &str,
+    name: &str,
+    alpn: &[&str],
+) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(root.as_bytes()) {
         roots.add(root.unwrap()).unwrap();
@@ -97,13 +108,8 @@ pub(crate) async fn connect(
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let connected = async {
-        let stream = TcpStream::connect(to).await?;
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-    };
-    timeout(PATIENCE, connected).await?
+    let connector = TlsConnector::from(Arc::new(config));
+    timeout(PATIENCE, connector.connect(name, stream)).await?
 }
 
 /// Asks for `path`, and returns the answer.
@@ -309,4 +315,30 @@ async fn a_file_of_authorities_that_cannot_be_used_is_named() {
     let refused = Connector::builder().config(config).bind().await;
     let error = refused.err().unwrap();
     assert!(error.message().starts_with("relay_ca: "), "{error}");
+}
+
+#[tokio::test]
+async fn one_address_shakes_hands_no_more_often_than_it_may() {
+    let home = tempfile::tempdir().unwrap();
+    let own = made(&["localhost"]);
+    own.put(home.path());
+    let mut config = secured(home.path());
+    config.tls.handshakes_per_source = 1.try_into().unwrap();
+    let server = start(config).await;
+    let to = port(&server);
+    let mut refused = 0;
+    for _ in 0..5 {
+        refused += u32::from(connect(to, &own.cert, "localhost", &[]).await.is_err());
+    }
+    // Two may at once, and one more comes back in a second.
+    assert!((1..=3).contains(&refused), "{refused}");
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 9], 0).into()).unwrap();
+    let other = socket.connect(to).await.unwrap();
+    over(other, &own.cert, "localhost", &[]).await.unwrap();
+    let counted = "throughline_refused_total{what=\"tls_handshake\",reason=\"rate\"}";
+    assert!(server.metrics().contains(counted));
+    // Without TLS, nothing is in the way.
+    let mut plain = TcpStream::connect(to).await.unwrap();
+    assert!(get(&mut plain, "/health").await.unwrap().contains(" 200 "));
 }

@@ -91,6 +91,9 @@ pub(crate) struct ServeArgs {
     /// $XDG_DATA_HOME/throughline or ~/.local/share/throughline.
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// IP address that others reach this server at, where a one-to-one NAT stands before it.
+    #[arg(long, value_name = "IP")]
+    pub(crate) external_ip: Option<IpAddr>,
     /// Multiaddress to announce besides the bound ones; repeatable.
     #[arg(long, value_name = "ADDR")]
     pub(crate) announce: Vec<String>,

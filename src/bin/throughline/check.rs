@@ -53,11 +53,12 @@ fn explain(args: ServeArgs, config: &ServerConfig) -> Result<Vec<Setting>, Error
         config: args.config,
         ..ServeArgs::default()
     };
-    let unchanged = flat(&self::settings(unchanged)?);
-    let all = flat(config).into_iter().map(|(name, value)| {
+    let unchanged = flat(&self::settings(unchanged)?.without_secrets());
+    let all = flat(&config.without_secrets());
+    let all = all.into_iter().map(|(name, value)| {
         let in_file = file.iter().any(|(given, _)| *given == name);
-        let is_secret = name == "turn.secret";
-        let by_argument = match is_secret {
+        // A start may have made it.
+        let by_argument = match name == "turn.secret" {
             true => no_turn,
             false => !unchanged.contains(&(name.clone(), value.clone())),
         };
@@ -67,10 +68,7 @@ fn explain(args: ServeArgs, config: &ServerConfig) -> Result<Vec<Setting>, Error
                 (false, true) => "file",
                 (false, false) => "default",
             },
-            value: match is_secret && !value.is_null() {
-                true => HIDDEN.into(),
-                false => value,
-            },
+            value,
             name,
         }
     });
@@ -79,18 +77,18 @@ fn explain(args: ServeArgs, config: &ServerConfig) -> Result<Vec<Setting>, Error
 
 /// Returns every setting that `settings` name, as `table.name`.
 fn flat(settings: &impl serde::Serialize) -> Vec<(String, Value)> {
-    let Ok(Value::Object(settings)) = serde_json::to_value(settings) else {
-        return Vec::new();
-    };
-    let mut all = Vec::new();
-    for (name, value) in settings {
-        match value {
-            Value::Object(table) => {
-                let below = |(part, value): (String, Value)| (format!("{name}.{part}"), value);
-                all.extend(table.into_iter().map(below));
+    fn below(prefix: &str, table: Map<String, Value>, all: &mut Vec<(String, Value)>) {
+        for (name, value) in table {
+            let name = format!("{prefix}{name}");
+            match value {
+                Value::Object(table) => below(&format!("{name}."), table, all),
+                value => all.push((name, value)),
             }
-            value => all.push((name, value)),
         }
+    }
+    let mut all = Vec::new();
+    if let Ok(Value::Object(settings)) = serde_json::to_value(settings) {
+        below("", settings, &mut all);
     }
     all
 }

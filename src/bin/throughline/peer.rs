@@ -88,14 +88,27 @@ fn parsed(text: &str, given: impl std::fmt::Display) -> Result<toml::Table, Erro
 /// Makes the error for wrong options in `given`.
 pub(crate) fn invalid(given: impl std::fmt::Display, error: &toml::de::Error) -> Error {
     let why = unknown(error.message()).unwrap_or_else(|| {
+        let message = without_value(error.message());
         // An error in a file goes on with the line itself, which may hold a secret.
         let text = error.to_string();
         match text.lines().next().filter(|_| error.span().is_some()) {
-            Some(place) => format!("{place}: {}", error.message()),
-            None => text,
+            Some(place) => format!("{place}: {message}"),
+            None => text.replacen(error.message(), &message, 1),
         }
     });
     Error::new(ErrorKind::InvalidConfig, format!("{given}: {why}"))
+}
+
+/// Returns serde's message about a value without the value, which may be a secret.
+fn without_value(message: &str) -> String {
+    for what in ["invalid type", "invalid value", "invalid length"] {
+        if message.starts_with(what)
+            && let Some((_, expected)) = message.rsplit_once(", expected ")
+        {
+            return format!("{what}: expected {expected}");
+        }
+    }
+    message.to_owned()
 }
 
 /// Rewrites serde's message about an option that does not exist. Serde names every option that
@@ -200,6 +213,15 @@ mod tests {
             format!("{file}: unknown option \"trun\": did you mean \"turn\"?")
         );
         assert_eq!(told("", &["colour=1"]), "--set: unknown option \"colour\"");
+        // A value may be a secret.
+        for wrong in ["relays = \"s3cret, expected x\"\n", "relay_tokens = 42\n"] {
+            let message = told(wrong, &[]);
+            assert!(message.contains("expected"), "{message}");
+            assert!(
+                !message.contains("s3cret") && !message.contains("42"),
+                "{message}"
+            );
+        }
         let server = "[[turn]]\nurl = \"turn:h\"\nuser = \"u\"\n";
         assert_eq!(
             told(server, &[]),

@@ -154,6 +154,7 @@ pub(crate) fn settings(args: ServeArgs) -> Result<ServerConfig, Error> {
     if args.no_turn {
         config.turn.secret = None;
     }
+    config.external_ip = args.external_ip.or(config.external_ip);
     config.announce.extend(args.announce);
     config.http.www = args.www.or(config.http.www);
     config.http.npm = args.npm.or(config.http.npm);

@@ -10,7 +10,10 @@ use std::{
 
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use serde_json::json;
-use throughline::{Connection, Connector, Error, ErrorKind, Path, PathEvent, PathEvents, Stream};
+use throughline::{
+    Connection, Connector, ConnectorEvent, ConnectorEvents, Error, ErrorKind, Path, PathEvent,
+    PathEvents, Stream,
+};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -46,6 +49,7 @@ pub(crate) enum Chat {
 impl Service {
     /// Serves every connection until the connector is closed.
     pub(crate) async fn run(self: Arc<Self>, connector: Connector) {
+        tokio::spawn(report_events(self.output, connector.events()));
         while let Some(connection) = connector.accept().await {
             tokio::spawn(Arc::clone(&self).serve(connection));
         }
@@ -212,6 +216,18 @@ async fn report_paths(output: Output, peer: String, path: Option<Path>, mut even
                 });
             }
             _ => {}
+        }
+    }
+}
+
+/// Reports what a relay says about this peer's quota.
+async fn report_events(output: Output, mut events: ConnectorEvents) {
+    while let Some(event) = events.next().await {
+        if let ConnectorEvent::Quota { left, total, .. } = &event {
+            output.event("quota", json!(event), || {
+                let (left, total) = (human_bytes(*left), human_bytes(*total));
+                format!("a relay carries {left} more of {total}")
+            });
         }
     }
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use tokio::time::interval;
 
+/// How long a goodbye may take: peers hear of the end, and the last batch of the record is written.
+const GOODBYE: Duration = Duration::from_secs(10);
+
 /// The service manager that has started the program, if it wants to be told anything.
 pub(crate) struct Supervisor {
     #[cfg(unix)]
@@ -40,9 +43,9 @@ impl Supervisor {
         self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
     }
 
-    /// The program is about to end, which may take `longest`.
+    /// The program is about to end. It drains for `longest`, and then says goodbye.
     pub(crate) fn stopping(&self, longest: Duration) {
-        let usec = longest.as_micros();
+        let usec = (longest + GOODBYE).as_micros();
         self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={usec}"));
     }
 

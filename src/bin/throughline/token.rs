@@ -32,6 +32,17 @@ fn new(args: NewTokenArgs, output: Output) -> Result<(), Error> {
     token.quota = args.quota;
     token.rate = args.rate;
     let token = TokenKey::load_or_create(&args.key.key)?.sign(&token)?;
-    output.result("token", json!({ "token": token }), || token.clone());
+    let fields = json!({ "token": token, "id": id_of(&token) });
+    output.result("token", fields, || token.clone());
     Ok(())
+}
+
+/// Returns the id of a token that was just made, by which it can be revoked.
+fn id_of(token: &str) -> Option<String> {
+    let claims = token.split('.').nth(1)?;
+    let claims = data_encoding::BASE64URL_NOPAD
+        .decode(claims.as_bytes())
+        .ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Some(claims["jti"].as_str()?.to_owned())
 }

@@ -129,6 +129,13 @@ impl Relays {
         self.call_waiting(peer, effects);
     }
 
+    /// Whether a relay may say now what is left of this peer's quota there.
+    pub(in crate::node) fn may_notify(&mut self, peer: &PeerId) -> bool {
+        let now = self.begun.elapsed();
+        let relay = self.get_mut(peer).filter(|relay| relay.is_users());
+        relay.is_some_and(|relay| relay.notices.take(now, 1, Duration::ZERO).is_some())
+    }
+
     /// Whether circuits through a relay wait until it has seen our token, because it may admit
     /// diallers only with one.
     pub(in crate::node) fn awaits_access(&self, peer: &PeerId) -> bool {
@@ -421,6 +428,23 @@ mod tests {
         );
         let name = field(0x1a, &[b'a'; access::MAX_USERNAME + 1]);
         assert!(access::answered(&field(0x22, &name)).is_none());
+    }
+
+    #[test]
+    fn the_users_relays_say_what_is_left_and_not_too_often() {
+        let mut scene = Scene::new(false, false);
+        let said = |scene: &mut Scene| {
+            let mut all = 0..99;
+            all.by_ref()
+                .take_while(|_| scene.relays.may_notify(&scene.relay))
+                .count()
+        };
+        // One may come back during the test.
+        assert!((4..=5).contains(&said(&mut scene)));
+        assert!(!scene.relays.may_notify(&PeerId::random()));
+        let mut scene = Scene::new(false, false);
+        scene.relays.get_mut(&scene.relay).unwrap().configured = false;
+        assert_eq!(said(&mut scene), 0);
     }
 
     #[test]

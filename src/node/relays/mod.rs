@@ -51,6 +51,8 @@ const MOST_BARRED: Duration = Duration::from_secs(60 * 60);
 const SETTLED: Duration = Duration::from_secs(5);
 /// See [`EAGER`].
 const EAGER_MOST: Duration = Duration::from_millis(1600);
+/// How often a relay may say at once what is left of a quota. After that, it is once a second.
+const NOTICES: u32 = 4;
 /// How many addresses of one relay are kept. One for each transport and address family makes 8.
 const MAX_ADDRESSES: usize = 16;
 
@@ -92,6 +94,8 @@ pub(crate) struct Relay {
     identified: bool,
     /// Bounds how fast the relay may bring sealed offers.
     pub(crate) offers: Pace,
+    /// Bounds how often the relay may say what is left of a quota.
+    notices: Pace,
     /// Whether it has said over this link that it is about to end.
     has_told: bool,
     /// Whether it is about to end, and another relay takes its place.
@@ -159,6 +163,7 @@ impl Relay {
             forwards: false,
             identified: false,
             offers: Pace::new(offer::PER_SECOND, offer::AT_ONCE),
+            notices: Pace::new(1, NOTICES),
             has_told: false,
             leaving: false,
             successors: Vec::new(),
@@ -198,6 +203,7 @@ pub(crate) struct Relays {
     requests: u64,
     /// Returns a number that is uniform in `0.0..1.0`, for jitter.
     random: fn() -> f64,
+    begun: Instant,
 }
 
 impl Relays {
@@ -217,6 +223,7 @@ impl Relays {
             patience,
             requests: 0,
             random,
+            begun: Instant::now(),
         };
         for address in configured {
             if let Some(peer) = relay_id(address) {

@@ -73,6 +73,7 @@ impl Scene {
                 incoming: mpsc::channel(1).0,
                 pumps,
                 internal,
+                events: tokio::sync::broadcast::Sender::new(1),
             },
             relays: Relays::new(&[], 0, config.relay_timeout, || 0.5),
             spares: Spares::default(),

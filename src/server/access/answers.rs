@@ -23,6 +23,8 @@ pub(crate) enum Answer {
         /// Whose quota is used. Without a name, it is the peer's own.
         name: Option<String>,
         limits: Limits,
+        /// Whether the peer gets credentials for TURN, too.
+        turn: bool,
     },
     Deny(Denial),
 }
@@ -34,12 +36,14 @@ pub(crate) struct Question {
     pub(crate) address: Option<IpAddr>,
     pub(crate) token: Option<Arc<str>>,
     pub(crate) what: What,
+    /// Whether it asks for TURN credentials, too.
+    pub(crate) turn: bool,
 }
 
 /// A question without its address, and with digests of the token instead of the token, which is
 /// long and a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key(PeerId, What, [u64; 2]);
+struct Key(PeerId, What, bool, [u64; 2]);
 
 /// An answer that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Answers {
         let token = question.token.as_deref();
         let digests = self.digests.each_ref();
         let digests = digests.map(|digest| digest.hash_one(token));
-        Key(question.peer, question.what, digests)
+        Key(question.peer, question.what, question.turn, digests)
     }
 
     /// Returns what is known of the answer to a question.
@@ -184,6 +188,7 @@ mod tests {
             address: Some(address.parse().unwrap()),
             token: None,
             what: What::Reservation,
+            turn: false,
         }
     }
 
@@ -191,6 +196,7 @@ mod tests {
         Answer::Allow {
             name: None,
             limits: Limits::default(),
+            turn: true,
         }
     }
 
@@ -223,6 +229,9 @@ mod tests {
         assert_eq!(answers.known(&other, now), None);
         other = asked.clone();
         other.what = What::Turn;
+        assert_eq!(answers.known(&other, now), None);
+        other = asked.clone();
+        other.turn = true;
         assert_eq!(answers.known(&other, now), None);
         other = asked.clone();
         other.address = None;

@@ -9,31 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::{Body, to_bytes};
 use futures::{FutureExt as _, future::BoxFuture};
-use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, StatusCode, header, header::HeaderValue};
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
-    amount::{self, Quota},
+    amount,
     answers::{Answer, Answers, Known, Question},
     meter::Limits,
 };
 use crate::{
     core::{access::Denial, quota::Holder},
     error::{Error, ErrorKind},
-    native::ice::turn::Roots,
     server::{
         config::HookConfig,
         pool::{Place, Pool, Pools},
+        web::{self, Web},
     },
 };
 
@@ -48,41 +41,34 @@ pub(crate) enum Asked {
 
 /// The hook of a server.
 pub(crate) struct Hook {
-    target: Target,
-    roots: Roots,
+    web: Web,
     timeout: Duration,
     /// The questions that are being asked.
     asking: Pool,
     answers: Mutex<Answers>,
+    warnings: Mutex<Warnings>,
 }
 
-/// Where the hook is.
-struct Target {
-    uri: Uri,
-    host: String,
-    port: u16,
-    is_secure: bool,
+/// The pause between two lines in the log that say that the hook does not answer.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// When the log last said so, and how many lines are missing since then.
+#[derive(Default)]
+struct Warnings {
+    last: Option<Instant>,
+    missing: u64,
 }
 
-impl Target {
-    fn parse(url: &str) -> Option<Self> {
-        let uri: Uri = url.parse().ok()?;
-        let is_secure = match uri.scheme_str()? {
-            "http" => false,
-            "https" => true,
-            _ => return None,
-        };
-        let authority = uri.authority().filter(|all| !all.as_str().contains('@'))?;
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority
-            .port_u16()
-            .unwrap_or(if is_secure { 443 } else { 80 });
-        Some(Self {
-            host,
-            port,
-            is_secure,
-            uri,
-        })
+impl Warnings {
+    /// Whether there is a line now, and how many are missing before it.
+    fn line(&mut self, now: Instant) -> Option<u64> {
+        let is_early = |last: Instant| now.saturating_duration_since(last) < WARN_EVERY;
+        if self.last.is_some_and(is_early) {
+            self.missing += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.missing))
     }
 }
 
@@ -96,14 +82,11 @@ impl Hook {
                 format!("access.hook.{what}: {why}"),
             )
         };
-        let target = config.url.as_deref().and_then(Target::parse);
-        let target = target.ok_or_else(|| invalid("url", "must be an http or https URL".into()))?;
-        let roots = Roots::load(config.ca.as_deref());
-        let roots = roots.map_err(|error| invalid("ca", error.to_string()))?;
+        let web = Web::new(config.url.as_deref(), config.ca.as_deref());
+        let web = web.map_err(|(field, why)| invalid(field, why))?;
         let seconds = Duration::from_secs;
         Ok(Self {
-            target,
-            roots,
+            web,
             timeout: Duration::from_millis(config.timeout_ms),
             asking: pools.hook.clone(),
             answers: Mutex::new(Answers::new(
@@ -111,6 +94,7 @@ impl Hook {
                 seconds(config.fresh_seconds),
                 seconds(config.max_age_seconds),
             )),
+            warnings: Mutex::default(),
         })
     }
 
@@ -153,59 +137,39 @@ impl Hook {
                 answer
             }
             Err(error) => {
+                let warnings = self.warnings.lock();
+                let mut warnings = warnings.unwrap_or_else(PoisonError::into_inner);
                 // Neither the question nor the URL belongs in the log: both may hold secrets.
-                tracing::warn!(%error, "access.hook does not answer, so the last answers count");
+                if let Some(missing) = warnings.line(Instant::now()) {
+                    tracing::warn!(%error, missing, "access.hook does not answer, so the last answers count");
+                }
                 otherwise
             }
         }
     }
 
     async fn post(&self, question: &Question) -> io::Result<Reply> {
-        let Target {
-            uri,
-            host,
-            port,
-            is_secure,
-        } = &self.target;
-        let stream = TcpStream::connect((host.as_str(), *port)).await?;
-        let stream: Box<dyn Stream> = match is_secure {
-            true => Box::new(self.roots.connect(host, stream).await?),
-            false => Box::new(stream),
-        };
-        let connected = http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = connected.map_err(io::Error::other)?;
-        // The connection ends with this function.
-        let mut connections = JoinSet::new();
-        connections.spawn(connection);
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let body = json!({
             "peer": question.peer.to_string(),
             "address": question.address.map(|address| address.to_string()),
             "token": question.token.as_deref(),
             "what": question.what.name(),
+            "turn": question.turn,
         });
-        let request = Request::post(path)
-            .header(header::HOST, uri.authority().map_or("", |all| all.as_str()))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Body::from(body.to_string()))
-            .map_err(io::Error::other)?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(io::Error::other)?;
-        if response.status() != StatusCode::OK {
-            let status = response.status().as_u16();
+        let json = HeaderValue::from_static("application/json");
+        let question = web::Question {
+            method: Method::POST,
+            headers: vec![(header::CONTENT_TYPE, json)],
+            body: body.to_string(),
+        };
+        let answer = self.web.ask(question, MAX_ANSWER).await?;
+        if answer.status != StatusCode::OK {
+            let status = answer.status.as_u16();
             return Err(io::Error::other(format!("its status is {status}")));
         }
-        let body = to_bytes(Body::new(response.into_body()), MAX_ANSWER).await;
-        let body = body.map_err(io::Error::other)?;
-        serde_json::from_slice(&body).map_err(|_| malformed())
+        serde_json::from_slice(&answer.body).map_err(|_| malformed())
     }
 }
-
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "its answer is malformed")
@@ -220,6 +184,7 @@ struct Reply {
     rate: Option<String>,
     reason: Option<String>,
     seconds: Option<u64>,
+    turn: Option<bool>,
 }
 
 impl Reply {
@@ -227,10 +192,11 @@ impl Reply {
     /// cannot be read, because that must not mean that there is no limit.
     fn read(self) -> Option<(Answer, Option<Duration>)> {
         let lasts = self.seconds.map(Duration::from_secs);
-        let quota = self.quota.map(|text| Quota::parse(&text));
+        let quota = self.quota.map(|text| amount::quota(&text));
         let rate = self.rate.map(|text| amount::rate(&text));
         let answer = match self.allow {
             true => Answer::Allow {
+                turn: self.turn.unwrap_or(true),
                 name: self.name,
                 limits: Limits {
                     quota: quota.map_or(Some(None), |quota| quota.map(Some))?,
@@ -260,16 +226,22 @@ mod tests {
         let free = Answer::Allow {
             name: None,
             limits: Limits::default(),
+            turn: true,
         };
         assert_eq!(read(r#"{"allow":true}"#), Some((free, None)));
+        let without = read(r#"{"allow":true,"turn":false}"#);
+        assert!(matches!(
+            without,
+            Some((Answer::Allow { turn: false, .. }, None))
+        ));
         let (answer, lasts) =
             read(r#"{"allow":true,"name":"a","quota":"1B/day","rate":"8bit","seconds":5}"#)
                 .unwrap();
-        let Answer::Allow { name, limits } = answer else {
+        let Answer::Allow { name, limits, .. } = answer else {
             panic!("it is allowed");
         };
         assert_eq!((name.as_deref(), limits.rate), (Some("a"), Some(1)));
-        assert_eq!(limits.quota.map(|quota| quota.bytes), Some(1));
+        assert_eq!(limits.quota.and_then(|quota| quota.day), Some(1));
         let five = Duration::from_secs(5);
         assert_eq!(lasts, Some(five));
         for (reason, denial) in [
@@ -292,26 +264,10 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_http_or_https_without_a_user() {
-        let target = |url: &str| {
-            let target = Target::parse(url)?;
-            Some((target.host, target.port, target.is_secure))
-        };
-        let local = ("127.0.0.1".to_owned(), 80, false);
-        assert_eq!(target("http://127.0.0.1/may-use?key=1"), Some(local));
-        let named = ("auth.example".to_owned(), 443, true);
-        assert_eq!(target("https://auth.example"), Some(named));
-        assert_eq!(
-            target("http://[::1]:9000/"),
-            Some(("::1".to_owned(), 9000, false))
-        );
-        for wrong in [
-            "",
-            "auth.example",
-            "ftp://auth.example",
-            "http://user:pass@auth.example/",
-        ] {
-            assert_eq!(target(wrong), None, "{wrong}");
-        }
+    fn a_hook_that_is_away_does_not_fill_the_log() {
+        let (mut warnings, now) = (Warnings::default(), Instant::now());
+        assert_eq!(warnings.line(now), Some(0));
+        assert_eq!(warnings.line(now + WARN_EVERY / 2), None);
+        assert_eq!(warnings.line(now + WARN_EVERY), Some(1));
     }
 }

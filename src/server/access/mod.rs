@@ -18,11 +18,14 @@ mod token;
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    hash::Hash,
+    hash::{BuildHasher as _, Hash, RandomState},
     io::{self, Read as _},
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -30,21 +33,25 @@ use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::PeerId;
 use tokio::time;
 
-pub(crate) use self::meter::Meter;
 pub use self::token::{NewToken, TokenKey};
+pub(crate) use self::{
+    amount::quota,
+    meter::{Before, Limits, Meter},
+};
 use self::{
     answers::{Answer, Question},
     hook::{Asked, Hook},
-    meter::{Limits, Meters},
+    meter::{Meters, Payer},
     token::Verifier,
 };
 use super::{
     config::{AccessConfig, AccessMode},
     pool::{Pools, Refusals},
+    settings::Settings,
     usage::Account,
 };
 use crate::{
-    core::access::Denial,
+    core::{access::Denial, allowance::Left},
     error::{Error, ErrorKind},
     native::environment::FromFile,
 };
@@ -86,13 +93,25 @@ pub(crate) struct Grant {
     pub(crate) meter: Option<Arc<Meter>>,
     /// The id of its token, if it has one.
     id: Option<String>,
-    /// The name in its token. It is empty without a token.
+    /// The name in its token, or the one that the hook gave it. It is empty without a name.
     name: String,
     /// The token that the hook was shown. It is shown again when the peer asks for more.
     shown: Option<Arc<str>>,
+    /// A digest of the token that was verified, so that it need not be again.
+    verified: Option<Digest>,
+    /// Whether it gets no credentials for TURN.
+    no_turn: bool,
 }
 
+/// What tells tokens apart, without the tokens. Nobody else knows the keys.
+type Digest = [u64; 2];
+
 impl Grant {
+    /// Whether the peer gets credentials for TURN.
+    pub(crate) fn has_turn(&self) -> bool {
+        !self.no_turn
+    }
+
     /// Returns how long the admission lasts, if it has an end.
     pub(crate) fn lasts(&self) -> Option<Duration> {
         let left = |ends: SystemTime| ends.duration_since(SystemTime::now()).unwrap_or_default();
@@ -118,9 +137,11 @@ struct Inner {
     /// Whether diallers have to be admitted, too.
     dialers: bool,
     refusals: Refusals,
+    settings: Settings,
     /// What connected peers were granted by a token or by the hook.
     granted: Mutex<HashMap<PeerId, Grant>>,
     meters: Mutex<Meters>,
+    digests: [RandomState; 2],
 }
 
 enum Rule {
@@ -158,8 +179,10 @@ impl Access {
             rule,
             dialers: config.dialers,
             refusals: pools.refusals.clone(),
+            settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
+            digests: Default::default(),
         })))
     }
 
@@ -170,8 +193,10 @@ impl Access {
             rule: Rule::Open,
             dialers: false,
             refusals: pools.refusals.clone(),
+            settings: pools.settings.clone(),
             granted: Mutex::default(),
             meters: Mutex::default(),
+            digests: Default::default(),
         }))
     }
 
@@ -190,15 +215,33 @@ impl Access {
         lock(&self.0.granted)
     }
 
-    /// Decides whether `peer`, which comes from `from`, may have what it asks for.
+    /// Whether an answer to `peer` with this token costs no signature.
+    pub(crate) fn is_verified(&self, peer: &PeerId, token: Option<&str>) -> bool {
+        let Some(token) = token.filter(|_| matches!(self.0.rule, Rule::Token(..))) else {
+            return true;
+        };
+        let granted = self.granted();
+        let verified = granted.get(peer).and_then(|grant| grant.verified);
+        verified == Some(self.digest(token))
+    }
+
+    fn digest(&self, token: &str) -> Digest {
+        self.0
+            .digests
+            .each_ref()
+            .map(|digest| digest.hash_one(token))
+    }
+
+    /// Decides whether `peer`, which comes from `from`, may have what it asks for, and credentials for
+    /// TURN, too, if it wants them.
     pub(crate) fn judge(
         &self,
         peer: PeerId,
         from: Option<IpAddr>,
         token: Option<&str>,
-        what: What,
+        (what, turn): (What, bool),
     ) -> Judgement {
-        self.judge_at(peer, from, token, what, SystemTime::now())
+        self.judge_at(peer, from, token, (what, turn), SystemTime::now())
     }
 
     fn judge_at(
@@ -206,16 +249,23 @@ impl Access {
         peer: PeerId,
         from: Option<IpAddr>,
         token: Option<&str>,
-        what: What,
+        (what, turn): (What, bool),
         now: SystemTime,
     ) -> Judgement {
+        if matches!(what, What::Reservation | What::Turn)
+            && let Err(denial) = self.peer_meter(&peer.to_string(), now)
+        {
+            return Judgement::Now(Err(self.refuse(denial, "quota", from)));
+        }
         let verdict = match &self.0.rule {
             Rule::Open => Ok(Grant::default()),
             Rule::List(names) if names.hold(&peer) => Ok(Grant::default()),
             Rule::List(_) => Err((Denial::Access, "unlisted")),
             Rule::Token(verifier, revoked) => match token {
-                Some(token) => self.present(verifier, revoked.as_ref(), token, peer, now),
-                None => self.standing(revoked.as_ref(), &peer, now),
+                Some(token) if !self.is_verified(&peer, Some(token)) => {
+                    self.present(verifier, revoked.as_ref(), token, peer, now)
+                }
+                _ => self.standing(revoked.as_ref(), &peer, now),
             },
             Rule::Hook(hook) => {
                 let before = || self.granted().get(&peer)?.shown.clone();
@@ -224,6 +274,7 @@ impl Access {
                     address: from,
                     token: token.map(Arc::from).or_else(before),
                     what,
+                    turn,
                 };
                 return match hook.ask(question.clone()) {
                     Asked::Known(answer) => Judgement::Now(self.take(question, answer, now)),
@@ -260,7 +311,8 @@ impl Access {
         } else if is_revoked(revoked, grant.id.as_deref()) {
             token::Fault::Revoked
         } else {
-            return Ok(grant);
+            let meter = grant.meter.iter().try_for_each(|meter| meter.check(now));
+            return meter.map(|()| grant).map_err(|denial| (denial, "quota"));
         };
         Err((Denial::Access, fault.name()))
     }
@@ -282,8 +334,8 @@ impl Access {
         });
         let checked = claims.map_err(|fault| (Denial::Access, fault.name()));
         let checked = checked.and_then(|claims| {
-            let holder = claims.id.as_deref().unwrap_or(&claims.name);
-            let meter = self.meter(holder, claims.limits, now);
+            let payer = Payer::Name(claims.name.clone());
+            let meter = self.meter(payer, claims.limits, now);
             let meter = meter.map_err(|denial| (denial, "quota"))?;
             Ok((claims, meter))
         });
@@ -297,7 +349,8 @@ impl Access {
             meter,
             id: claims.id,
             name: claims.name,
-            shown: None,
+            verified: Some(self.digest(token)),
+            ..Grant::default()
         };
         self.granted().insert(peer, grant.clone());
         Ok(grant)
@@ -310,19 +363,26 @@ impl Access {
             address,
             token,
             what,
+            ..
         } = question;
         let verdict = match answer {
             Answer::Deny(denial) => Err((denial, "hook")),
-            Answer::Allow { name, limits } => {
-                let name = name.unwrap_or_else(|| peer.to_string());
-                self.meter(&name, limits, now)
-                    .map_err(|denial| (denial, "quota"))
+            Answer::Allow { name, limits, turn } => {
+                let payer = match &name {
+                    Some(name) => Payer::Name(name.clone()),
+                    None => Payer::Admitted(peer.to_string()),
+                };
+                let meter = self.meter(payer, limits, now);
+                let meter = meter.map_err(|denial| (denial, "quota"));
+                meter.map(|meter| (meter, name.unwrap_or_default(), turn))
             }
         };
         match verdict {
-            Ok(meter) => {
+            Ok((meter, name, turn)) => {
                 let grant = Grant {
                     meter,
+                    name,
+                    no_turn: !turn,
                     shown: token,
                     ..Grant::default()
                 };
@@ -339,41 +399,81 @@ impl Access {
         }
     }
 
-    /// Returns the meter of a holder whose use is limited.
+    /// Returns the meter of somebody whose use is limited.
     ///
     /// # Errors
-    /// [`Denial::Quota`] if nothing is left of its quota.
+    /// [`Denial::Quota`] if nothing is left of the quota.
     fn meter(
         &self,
-        holder: &str,
+        payer: Payer,
         limits: Limits,
         now: SystemTime,
     ) -> Result<Option<Arc<Meter>>, Denial> {
         if limits == Limits::default() {
             return Ok(None);
         }
-        let meter = lock(&self.0.meters).of(holder, limits, now)?;
+        let meter = lock(&self.0.meters).of(payer, limits, now)?;
         meter.check(now)?;
         Ok(Some(meter))
     }
 
-    /// Returns what counts the bytes that are carried for `peers`.
+    /// Returns the meter of a peer, or of another user of the TURN server, if the settings limit what
+    /// each may take.
+    fn peer_meter(&self, peer: &str, now: SystemTime) -> Result<Option<Arc<Meter>>, Denial> {
+        let limits = self.0.settings.now().traffic.limits_of_a_peer();
+        self.meter(Payer::Peer(peer.to_owned()), limits, now)
+    }
+
+    /// Returns what counts the bytes that `to`, which has the reservation, exchanges with `source`.
     ///
     /// # Errors
     /// [`Denial::Quota`] if nothing is left of a quota.
-    pub(crate) fn meters_of(&self, peers: [PeerId; 2]) -> Result<Vec<Arc<Meter>>, Denial> {
+    pub(crate) fn meters_of(&self, source: PeerId, to: PeerId) -> Result<Vec<Arc<Meter>>, Denial> {
+        let now = SystemTime::now();
         let mut meters: Vec<_> = {
             let granted = self.granted();
-            let meters = peers
-                .iter()
-                .filter_map(|peer| granted.get(peer)?.meter.clone());
-            meters.collect()
+            let granted = [source, to].map(|peer| granted.get(&peer)?.meter.clone());
+            granted.into_iter().flatten().collect()
         };
         // Two holders of one token pay once.
         meters.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let now = SystemTime::now();
         meters.iter().try_for_each(|meter| meter.check(now))?;
+        meters.extend(self.peer_meter(&to.to_string(), now)?);
         Ok(meters)
+    }
+
+    /// Takes over what was carried before the server started.
+    pub(crate) fn follow(&self, before: Before) {
+        lock(&self.0.meters).follow(before, SystemTime::now());
+    }
+
+    /// Returns the connected peers that have to be told what is left of their quota.
+    pub(crate) fn due(&self) -> Vec<(PeerId, Left)> {
+        let mut due = Vec::new();
+        let payers = lock(&self.0.meters).due(SystemTime::now());
+        for (payer, left) in payers {
+            match payer {
+                Payer::Name(name) => {
+                    let granted = self.granted();
+                    let of_name = granted.iter().filter(|(_, grant)| grant.name == name);
+                    due.extend(of_name.map(|(peer, _)| (*peer, left)));
+                }
+                Payer::Admitted(peer) | Payer::Peer(peer) => {
+                    due.extend(peer.parse().ok().map(|peer| (peer, left)));
+                }
+            }
+        }
+        due
+    }
+
+    /// Returns what is left for a peer that has just come, if the others of its quota were told.
+    pub(crate) fn left(&self, peer: &PeerId) -> Option<Left> {
+        let id = peer.to_string();
+        let mut payers = HashSet::from([Payer::Admitted(id.clone()), Payer::Peer(id)]);
+        if let Some(grant) = self.granted().get(peer) {
+            payers.insert(Payer::Name(grant.name.clone()));
+        }
+        lock(&self.0.meters).known(&payers, SystemTime::now())
     }
 
     /// Returns the account of `peer` in the record of usage, with the name in its token.
@@ -450,17 +550,25 @@ impl Access {
         }
     }
 
-    /// Returns what the user with this name at the TURN server was granted.
+    /// Returns what the user with this name at the TURN server was granted, and what counts the bytes
+    /// that are relayed for it.
     ///
     /// # Errors
     /// What a token or the hook grants counts for peers whose link is up. So others get no new address,
     /// and none escapes its quota.
-    pub(crate) fn turn_grant(&self, username: &str) -> Result<Grant, Denial> {
+    pub(crate) fn turn_grant(&self, username: &str) -> Result<(Grant, Vec<Arc<Meter>>), Denial> {
+        let grant = self.turn_holder_grant(username)?;
+        let of_peer = self.peer_meter(&self.turn_account(username).peer, SystemTime::now())?;
+        let meters = grant.meter.iter().cloned().chain(of_peer).collect();
+        Ok((grant, meters))
+    }
+
+    fn turn_holder_grant(&self, username: &str) -> Result<Grant, Denial> {
         let (peer, token) = turn_holder(username);
         match (&self.0.rule, peer.parse::<PeerId>()) {
             (Rule::Token(..) | Rule::Hook(_), Ok(peer)) => {
                 let grant = self.granted().get(&peer).cloned();
-                let grant = grant.filter(|grant| grant.id.as_deref() == token);
+                let grant = grant.filter(|grant| grant.id.as_deref() == token && grant.has_turn());
                 grant.ok_or(Denial::Access)
             }
             // Other names are those of credentials that the operator has made.
@@ -535,7 +643,18 @@ impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
         path: &Path,
         name: impl Fn(&str) -> Option<T> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let read = move |path: &Path| read_names(field, path, &name).map(Arc::new);
+        let had_names = AtomicBool::new(false);
+        let read = move |path: &Path| {
+            let names = read_names(field, path, &name)?;
+            // Half of a file would bar whoever stands in the other half. A comment tells a list of
+            // nobody from a file that is only begun.
+            let is_cut = names.ends_in_half || names.all.is_empty() && !names.has_comment;
+            if is_cut && had_names.load(Ordering::Relaxed) {
+                return Err(io::Error::other("it is not written to its end"));
+            }
+            had_names.store(!names.all.is_empty(), Ordering::Relaxed);
+            Ok(Arc::new(names.all))
+        };
         let invalid = |error| {
             let message = format!("{field}: {}: {error}", path.display());
             Error::new(ErrorKind::InvalidConfig, message)
@@ -556,11 +675,19 @@ impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
     }
 }
 
+/// What a file of names says.
+struct Listed<T> {
+    all: HashSet<T>,
+    has_comment: bool,
+    /// Whether its last line is no name and has no end.
+    ends_in_half: bool,
+}
+
 fn read_names<T: Eq + Hash>(
     field: &str,
     path: &Path,
     name: impl Fn(&str) -> Option<T>,
-) -> io::Result<HashSet<T>> {
+) -> io::Result<Listed<T>> {
     let mut text = String::new();
     let read = fs::File::open(path)?
         .take(MAX_FILE + 1)
@@ -571,17 +698,26 @@ fn read_names<T: Eq + Hash>(
         )));
     }
     let mut names = HashSet::new();
+    let (mut has_comment, mut ends_in_half) = (false, false);
+    // The last line may be half of one, if it has no end.
+    let whole = text.lines().count() - usize::from(!text.is_empty() && !text.ends_with('\n'));
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
+        has_comment |= line.starts_with('#');
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         match name(line) {
             Some(name) => _ = names.insert(name),
+            None if number >= whole => ends_in_half = true,
             None => tracing::warn!(line = number + 1, "{field}: this line is left out"),
         }
     }
-    Ok(names)
+    Ok(Listed {
+        all: names,
+        has_comment,
+        ends_in_half,
+    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 fn judged(access: &Access, peer: PeerId, token: Option<&str>, now: SystemTime) -> Verdict {
-    match access.judge_at(peer, None, token, What::Reservation, now) {
+    match access.judge_at(peer, None, token, (What::Reservation, false), now) {
         Judgement::Now(verdict) => verdict,
         Judgement::Later(_) => panic!("no hook is asked"),
     }
@@ -81,11 +81,21 @@ async fn a_list_admits_the_peers_in_its_file() {
     names.follow().await;
     assert!(access.still_admits(&other) && !access.still_admits(&peer));
     assert!(user(&peer));
-    // The last list stays when there is none.
+    // The last list stays when there is none, and while it is being written.
+    for half in ["", "\n", &peer.to_string()[..20]] {
+        fs::write(&file, half).unwrap();
+        access.reload();
+        names.follow().await;
+        assert!(access.still_admits(&other), "{half:?}");
+    }
     fs::remove_file(&file).unwrap();
     access.reload();
     names.follow().await;
     assert!(access.still_admits(&other));
+    fs::write(&file, "# nobody\n").unwrap();
+    access.reload();
+    names.follow().await;
+    assert!(!access.still_admits(&other));
 }
 
 #[tokio::test]
@@ -126,6 +136,16 @@ async fn a_token_admits_until_it_expires_or_is_revoked() {
     // A token that is refused takes what another one gave.
     let fresh = key.sign(&NewToken::new("alice", minute)).unwrap();
     assert!(judged(&access, peer, Some(&fresh), now).is_ok());
+    assert!(access.is_verified(&peer, Some(&fresh)) && access.is_verified(&peer, None));
+    assert!(
+        !access.is_verified(&peer, Some("forged")),
+        "that costs a signature"
+    );
+    assert!(
+        !access.is_verified(&relay(), Some(&fresh)),
+        "it may be for another peer"
+    );
+    assert!(judged(&access, peer, Some(&fresh), now).is_ok());
     assert!(judged(&access, peer, Some("forged"), now).is_err());
     assert!(judged(&access, peer, None, now).is_err());
     assert!(judged(&access, peer, Some(&fresh), now).is_ok());
@@ -148,11 +168,11 @@ fn a_token_whose_quota_is_used_up_admits_nobody() {
     let token = key.sign(&new).unwrap();
     let now = SystemTime::now();
     assert!(judged(&access, peer, Some(&token), now).is_ok());
-    let meters = access.meters_of([peer, other]).unwrap();
+    let meters = access.meters_of(peer, other).unwrap();
     assert_eq!(meters.len(), 1);
     meters[0].carry(11).unwrap();
     assert!(matches!(
-        access.meters_of([other, peer]),
+        access.meters_of(other, peer),
         Err(Denial::Quota(_))
     ));
     let again = judged(&access, other, Some(&token), now);
@@ -171,7 +191,7 @@ async fn a_hook_that_never_answered_refuses_for_now() {
     });
     let access = access.unwrap();
     // Nobody listens there, and nothing is known of the peer.
-    let verdict = access.judge_at(PeerId::random(), None, None, What::Turn, at(0));
+    let verdict = access.judge_at(PeerId::random(), None, None, (What::Turn, true), at(0));
     let Judgement::Later(verdict) = verdict else {
         panic!("the hook is asked");
     };

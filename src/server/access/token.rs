@@ -16,10 +16,7 @@ use libp2p::PeerId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    amount::{self, Quota},
-    meter::Limits,
-};
+use super::{amount, meter::Limits};
 use crate::{
     core::access::MAX_TOKEN,
     error::{Error, ErrorKind},
@@ -156,12 +153,12 @@ impl Verifier {
         if bound_elsewhere || other_relay {
             return Err(Fault::NotForUs);
         }
-        // What is carried by TURN is counted by the id.
+        // A TURN user name has the id, and so leads to these limits.
         if jti.is_none() && (quota.is_some() || rate.is_some()) {
             return Err(Fault::Invalid);
         }
         // An amount that we cannot read must not mean that there is no limit.
-        let quota = quota.map(|text| Quota::parse(&text).ok_or(Fault::Invalid));
+        let quota = quota.map(|text| amount::quota(&text).ok_or(Fault::Invalid));
         let rate = rate.map(|text| amount::rate(&text).ok_or(Fault::Invalid));
         Ok(Claims {
             name: sub,
@@ -229,8 +226,8 @@ pub struct NewToken {
     pub expires: Duration,
     /// The only peer that may use it. Default none: whoever has the token may use it.
     pub peer: Option<PublicPeerId>,
-    /// How much may be carried for its holders together, such as `10GB/day` or `1TB/month`. Default
-    /// none: no quota.
+    /// How much may be carried for the holders of all tokens with this name together, such as
+    /// `10GB/day`, `1TB/month`, or `10GB/day, 100GB/month`. Default none: no quota.
     pub quota: Option<String>,
     /// How fast that may be, such as `10Mbit`. Default none: no limit.
     pub rate: Option<String>,
@@ -326,7 +323,7 @@ impl TokenKey {
         if token
             .quota
             .as_deref()
-            .is_some_and(|text| Quota::parse(text).is_none())
+            .is_some_and(|text| amount::quota(text).is_none())
         {
             return Err(invalid("quota", "like 10GB/day or 1TB/month"));
         }
@@ -366,7 +363,6 @@ impl TokenKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::access::amount::Period;
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -417,10 +413,7 @@ mod tests {
         assert_eq!((claims.name.as_str(), claims.ends), ("alice", at(1060)));
         assert!(claims.id.is_some_and(|id| id.len() == 32));
         let limits = Limits {
-            quota: Some(Quota {
-                bytes: 10_000_000_000,
-                period: Period::Day,
-            }),
+            quota: amount::quota("10GB/day"),
             rate: Some(1_250_000),
         };
         assert_eq!(claims.limits, limits);

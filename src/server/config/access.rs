@@ -1,10 +1,11 @@
 //! Who may use the server.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{fmt, num::NonZeroUsize, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::nonzero_usize;
+use crate::server::web::shown;
 
 /// Who may use the server.
 ///
@@ -32,7 +33,9 @@ pub struct AccessConfig {
     pub dialers: bool,
     /// The file of the peer ids that [`AccessMode::List`] admits, one a line. Lines that begin with
     /// `#` are comments. A change of the file counts within two seconds, and peers that are no
-    /// longer listed are disconnected.
+    /// longer listed are disconnected. Write another file and rename it, so that nobody reads half of
+    /// it. A file that becomes empty, or whose last line has no end and is no name, changes nothing.
+    /// A file that lists nobody on purpose has a comment.
     pub list: Option<PathBuf>,
     /// The public keys for [`AccessMode::Token`], 0 to 16 of them. A token counts if one of them
     /// has signed it, so that keys can be replaced without a break.
@@ -81,8 +84,10 @@ pub enum AccessMode {
 ///
 /// Each question is a POST of a JSON object: `peer` is the peer id, `address` is its IP address,
 /// `token` is what the peer shows or `null`, and `what` is `reservation`, `circuit`, `offer` or
-/// `turn`. The answer has the status 200 and a JSON object. `{"allow": true}` admits, and may have
-/// `name` (whose quota it is), `quota` and `rate` as in tokens. `{"allow": false}` does not, and may
+/// `turn`. A peer may want a reservation and TURN credentials at once. Then `what` is `reservation` and
+/// `turn` is `true`. The answer has the status 200 and a JSON object. `{"allow": true}` admits, and may
+/// have `name` (whose quota it is), `quota` and `rate` as in tokens, and `"turn": false` for no TURN
+/// credentials. `{"allow": false}` does not, and may
 /// have the `reason` `quota` or `limit`. Both may have `seconds`, for which the answer counts.
 ///
 /// Any other answer counts as none. While there is none, the last one counts, for
@@ -95,7 +100,7 @@ pub enum AccessMode {
 /// let mut config = ServerConfig::default();
 /// config.access.hook.url = Some("http://127.0.0.1:9000/may-use".into());
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct HookConfig {
@@ -115,6 +120,20 @@ pub struct HookConfig {
     /// Answers that are kept. If one more comes, the oldest goes. One address holds at most its
     /// [share](super::ConnectionLimits::share_per_address). Default 16384, about 8 MiB.
     pub answers: NonZeroUsize,
+}
+
+/// The URL may hold a secret.
+impl fmt::Debug for HookConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HookConfig")
+            .field("url", &self.url.as_deref().map(shown))
+            .field("ca", &self.ca)
+            .field("timeout_ms", &self.timeout_ms)
+            .field("fresh_seconds", &self.fresh_seconds)
+            .field("max_age_seconds", &self.max_age_seconds)
+            .field("answers", &self.answers)
+            .finish()
+    }
 }
 
 impl Default for HookConfig {

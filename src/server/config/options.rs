@@ -136,6 +136,10 @@ options! {
         "The folder of the identity and of the certificate; without one, both are made at each start." until restart;
     announce, in 0..=16 "addresses",
         "Multiaddresses to announce besides those that are bound.";
+    external_ip,
+        "The address that others reach the server at, where a one-to-one NAT stands before it." until restart;
+    proxy_protocol, in 0..=64 "prefixes",
+        "Prefixes of proxies that begin each connection to the first TCP port with a header of PROXY protocol v2." until restart;
     log_addresses,
         "Whether the log names the addresses that were refused.";
 
@@ -151,6 +155,10 @@ options! {
         "The directory of the authority." until restart;
     tls.directory_ca,
         "A PEM file of certificate authorities to trust for the directory, in addition to the public ones." until restart;
+    tls.handshakes_per_source, in 1..=4_294_967_295 "handshakes/s",
+        "How many TLS handshakes one IPv4 address or one IPv6 /64 may begin, and twice as many in a burst.";
+    tls.handshakes, in 1..=4_294_967_295 "handshakes/s",
+        "How many TLS handshakes all sources may begin together.";
 
     relay.reservations, in 1..=4_294_967_295 "peers",
         "How many peers hold a reservation at a time.";
@@ -188,7 +196,7 @@ options! {
     turn.credential_seconds, in 60..=31_536_000 "s",
         "How long the credentials last that are made at the start." until restart;
     turn.external_ip,
-        "The address that clients are told for relayed ones, where a one-to-one NAT stands before the server." until restart;
+        "The address that clients are told for relayed ones, if it is not `external_ip`." until restart;
     turn.first_port, in 1..=65_535 "",
         "The first UDP port to relay on." until restart;
     turn.last_port, in 1..=65_535 "",
@@ -208,6 +216,17 @@ options! {
         "How much is relayed for all clients together.";
     turn.allow_private_peers,
         "Whether clients may reach private, loopback and link-local addresses through the server." until restart;
+
+    traffic.total, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is carried for all together, divided fairly between names of tokens and peers without one.";
+    traffic.per_peer, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much is carried for one peer.";
+    traffic.per_circuit, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much one circuit carries.";
+    traffic.per_allocation, in 16_384..=1_000_000_000_000 "bytes/s, or 0 for no limit" or 0,
+        "How much one allocation on the TURN server carries.";
+    traffic.peer_quota,
+        "How much may be carried for one peer, such as `10GB/day, 100GB/month`.";
 
     usage.record,
         "Whether what peers take is recorded in the data directory, for `throughline usage`." until restart;
@@ -238,6 +257,25 @@ options! {
         "How long an answer counts if the hook cannot be asked." until restart;
     access.hook.answers, in 1..=4_294_967_295 "answers",
         "How many answers are kept." until restart;
+
+    reputation.url,
+        "The URL of scores of peers and relays, in JSON." until restart;
+    reputation.ca,
+        "A PEM file of certificate authorities to trust for this URL, besides the public ones." until restart;
+    reputation.key,
+        "The public key that signs the scores; without one, TLS proves where they come from." until restart;
+    reputation.interval_seconds, in 1..=86_400 "s",
+        "How often the scores are asked for.";
+    reputation.observe,
+        "Whether floods, refused circuits and failed handshakes lower a score for a while.";
+    reputation.refuse_below,
+        "The score, from -1000 to 100, below which peers get nothing.";
+    reputation.slow_below,
+        "The score, from -1000 to 100, below which peers are slowed down.";
+    reputation.prefer_from,
+        "The score, from -1000 to 101, from which on peers get twice the share of others.";
+    reputation.slow_rate, in 1_024..=1_000_000_000_000 "bytes/s",
+        "How much a circuit or an allocation of a peer carries that is slowed down.";
 
     autonat.allow_private,
         "Whether peers at private and loopback addresses, and at the server's own, are dialled.";

@@ -1,6 +1,22 @@
 use super::*;
 
 #[test]
+fn no_secret_is_shown() {
+    let mut config = ServerConfig::default();
+    config.turn.secret = Some("s3cret".into());
+    config.access.hook.url = Some("https://u:s3cret@a.example/x?s3cret".into());
+    config.reputation.url = Some("https://a.example/x#s3cret".into());
+    let texts = [
+        format!("{config:?}"),
+        serde_json::to_string(&config.without_secrets()).unwrap(),
+    ];
+    for text in texts {
+        assert!(!text.contains("s3cret"), "{text}");
+        assert!(text.contains("a.example"), "{text}");
+    }
+}
+
+#[test]
 fn the_documented_defaults() {
     let config: ServerConfig = serde_json::from_str("{}").unwrap();
     assert_eq!(config, ServerConfig::default());

@@ -1,9 +1,10 @@
 //! TLS on the first TCP port.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU32, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::nonzero_u32;
 use crate::{
     core::subject::Subject,
     error::{Error, ErrorKind},
@@ -46,6 +47,11 @@ pub struct TlsConfig {
     /// A PEM file of certificate authorities to trust for the directory, in addition to the public ones
     /// of the web. Default none.
     pub directory_ca: Option<PathBuf>,
+    /// TLS handshakes per second that one IPv4 address, or one IPv6 /64, may begin on average. In a
+    /// burst, it may begin twice as many. Default 50, which is enough for an office behind one address.
+    pub handshakes_per_source: NonZeroU32,
+    /// TLS handshakes per second that all sources may begin together. Default 1000, about a core.
+    pub handshakes: NonZeroU32,
 }
 
 /// The directory of Let's Encrypt.
@@ -60,6 +66,8 @@ impl Default for TlsConfig {
             contact: None,
             directory: LETS_ENCRYPT.to_owned(),
             directory_ca: None,
+            handshakes_per_source: nonzero_u32(50),
+            handshakes: nonzero_u32(1000),
         }
     }
 }

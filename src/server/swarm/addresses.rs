@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use super::ip_of;
-use crate::server::config::Layout;
+use crate::{core::prefix::Prefix, native::interfaces, server::config::Layout};
 
 /// Returns the addresses of QUIC, TCP and `/webrtc-direct` on the first port. In a layout of five ports,
 /// `/webrtc-direct` is on the next port, where WebSocket has a port of its own too.
@@ -49,25 +49,58 @@ fn next(port: u16) -> u16 {
 pub(in crate::server) struct Announcements {
     pub(in crate::server) configured: Vec<Multiaddr>,
     pub(in crate::server) bound: BTreeSet<Multiaddr>,
+    /// The networks that lead to nobody else.
+    bridges: Vec<Prefix>,
+    /// What stands for the bound addresses of its family, because a one-to-one NAT is before them.
+    external: Option<IpAddr>,
 }
 
 impl Announcements {
-    pub(in crate::server) fn new(configured: Vec<Multiaddr>) -> Self {
+    pub(in crate::server) fn new(configured: Vec<Multiaddr>, external: Option<IpAddr>) -> Self {
         Self {
             configured,
             bound: BTreeSet::new(),
+            bridges: interfaces::bridges(),
+            external,
         }
     }
 
+    /// Whether an address of this machine is not announced, because it leads to containers only.
+    fn is_of_bridge(&self, address: &Multiaddr) -> bool {
+        let ip = ip_of(address);
+        ip.is_some_and(|ip| self.bridges.iter().any(|prefix| prefix.contains(ip)))
+    }
+
+    /// Returns the addresses of this machine that are not announced for that reason.
+    pub(in crate::server) fn hidden(&self) -> BTreeSet<IpAddr> {
+        let current: BTreeSet<_> = self.current().iter().filter_map(ip_of).collect();
+        let hidden = self.bound.iter().filter(|one| self.is_of_bridge(one));
+        let hidden = hidden.filter_map(ip_of);
+        hidden.filter(|ip| !current.contains(ip)).collect()
+    }
+
+    /// Replaces the IP address by the external one.
+    fn translated(&self, address: &Multiaddr) -> Multiaddr {
+        let is_inside = |ip: &IpAddr| ip_of(address).is_some_and(|of| of.is_ipv4() == ip.is_ipv4());
+        let Some(external) = self.external.filter(is_inside) else {
+            return address.clone();
+        };
+        let rest = address.iter().skip(1);
+        rest.fold(Multiaddr::from(external), Multiaddr::with)
+    }
+
     pub(in crate::server) fn current(&self) -> BTreeSet<Multiaddr> {
-        let is_local = |address: &&Multiaddr| ip_of(address).is_none_or(is_local);
+        let is_local = |address: &&Multiaddr| {
+            ip_of(address).is_none_or(is_local) || self.is_of_bridge(address)
+        };
         let reachable: BTreeSet<_> = self.bound.iter().filter(|a| !is_local(a)).collect();
         let bound = if reachable.is_empty() {
             self.bound.iter().collect()
         } else {
             reachable
         };
-        bound.into_iter().chain(&self.configured).cloned().collect()
+        let bound = bound.into_iter().map(|address| self.translated(address));
+        bound.chain(self.configured.iter().cloned()).collect()
     }
 }
 
@@ -97,6 +130,42 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
+    fn announcements(configured: &[&str], external: Option<&str>) -> Announcements {
+        let configured = configured.iter().map(|text| text.parse().unwrap());
+        let external = external.map(|ip| ip.parse().unwrap());
+        let mut announce = Announcements::new(configured.collect(), external);
+        announce.bridges = vec!["172.17.0.0/16".parse().unwrap()];
+        announce
+    }
+
+    #[test]
+    fn a_bridge_is_announced_only_where_nothing_else_is_there() {
+        let mut announce = announcements(&[], None);
+        announce.bound = addresses(&["/ip4/127.0.0.1/tcp/1", "/ip4/172.17.0.1/tcp/1"]);
+        assert_eq!(announce.current(), announce.bound);
+        assert!(announce.hidden().is_empty());
+        announce.bound.extend(addresses(&["/ip4/10.0.0.5/tcp/1"]));
+        assert_eq!(announce.current(), addresses(&["/ip4/10.0.0.5/tcp/1"]));
+        let hidden = announce.hidden();
+        assert_eq!(hidden, ["172.17.0.1".parse().unwrap()].into());
+    }
+
+    #[test]
+    fn an_external_address_stands_for_those_of_its_family() {
+        let mut announce = announcements(&["/ip4/198.51.100.1/tcp/9"], Some("203.0.113.1"));
+        announce.bound = addresses(&[
+            "/ip4/10.0.0.5/udp/1/quic-v1",
+            "/ip4/10.1.0.5/udp/1/quic-v1",
+            "/ip6/2001:db8::1/udp/1/quic-v1",
+        ]);
+        let expected = addresses(&[
+            "/ip4/203.0.113.1/udp/1/quic-v1",
+            "/ip6/2001:db8::1/udp/1/quic-v1",
+            "/ip4/198.51.100.1/tcp/9",
+        ]);
+        assert_eq!(announce.current(), expected);
+    }
+
     #[test]
     fn ports_follow_the_base() {
         let one = [
@@ -123,7 +192,7 @@ mod tests {
 
     #[test]
     fn loopback_is_announced_only_where_nothing_else_is_there() {
-        let mut announce = Announcements::new(vec!["/dns4/r.example/tcp/443/wss".parse().unwrap()]);
+        let mut announce = announcements(&["/dns4/r.example/tcp/443/wss"], None);
         announce.bound = addresses(&["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"]);
         assert_eq!(
             announce.current(),

@@ -7,11 +7,13 @@ use crate::{
     core::{
         access::{Admitted, Denial},
         protobuf::behind_length,
+        reputation::Treatment,
     },
     server::{
         access::{Grant, Judgement, Verdict, What, messages},
         circuits::{Asked, Carried, Wanted},
         hop::{Request, Status},
+        relay_rates::Rate,
         turn::TurnOffer,
     },
 };
@@ -25,9 +27,14 @@ impl Relay {
     /// A peer asks for something. It gets an answer when it is known whether the peer is admitted.
     pub(super) fn on_asked(&mut self, asked: Asked, wanted: Wanted) {
         let (peer, connection) = (asked.source, asked.connection);
-        let (what, token) = match &wanted {
+        if self.treatment(peer, connection) == Treatment::Refused {
+            let ip = self.holder(peer, connection).ip;
+            self.pools.refusals.tell("access", "reputation", ip);
+            return asked.deny(Denial::Access);
+        }
+        let (what, turn, token) = match &wanted {
             Wanted::Hop(Request::Reserve) if asked.what == Carried::Circuit => {
-                (Some(What::Reservation), None)
+                (Some(What::Reservation), false, None)
             }
             Wanted::Hop(Request::Reserve) => return asked.refuse(Status::Malformed),
             Wanted::Hop(Request::Connect(_)) => {
@@ -35,19 +42,25 @@ impl Relay {
                     Carried::Offer => What::Offer,
                     Carried::Circuit | Carried::Access => What::Circuit,
                 };
-                (Some(what).filter(|_| self.access.is_for_dialers()), None)
+                let what = Some(what).filter(|_| self.access.is_for_dialers());
+                (what, false, None)
             }
             Wanted::Access(request) => {
                 let what = match request.turn && !request.reserve {
                     true => What::Turn,
                     false => What::Reservation,
                 };
-                (Some(what), request.token.as_deref())
+                (Some(what), request.turn, request.token.as_deref())
             }
         };
-        // A token is checked, and the hook is asked, no more often than reservations are allowed.
+        // A token is checked, and the hook is asked, no more often than reservations are allowed. A
+        // renewal with the same token is free, and one with another token is not.
         let is_renewable = !matches!(wanted, Wanted::Hop(Request::Connect(_)));
-        if is_renewable && !self.may_reserve(peer, connection) {
+        let may = match self.access.is_verified(&peer, token) {
+            true => !is_renewable || self.may_reserve(peer, connection),
+            false => self.allows(Rate::Reservations, peer, connection),
+        };
+        if !may {
             self.metrics.reservation("denied");
             return asked.deny(Denial::Limit);
         }
@@ -55,7 +68,7 @@ impl Relay {
             return self.on_judged(asked, wanted, Ok(Grant::default()));
         };
         let from = self.holder(peer, connection).ip;
-        match self.access.judge(peer, from, token, what) {
+        match self.access.judge(peer, from, token, (what, turn)) {
             Judgement::Now(verdict) => self.on_judged(asked, wanted, verdict),
             Judgement::Later(verdict) => self.circuits.await_verdict(asked, wanted, verdict),
         }
@@ -95,7 +108,8 @@ impl Relay {
                     return asked.deny(Denial::Limit);
                 };
                 let lasts = grant.lasts();
-                let turn = self.turn.as_ref().filter(|_| request.turn);
+                let wants = request.turn && grant.has_turn();
+                let turn = self.turn.as_ref().filter(|_| wants);
                 let turn = turn.map(|offer| {
                     let id = self.access.turn_id(&peer, &grant);
                     offer.issue(&id, lasts)

@@ -25,6 +25,8 @@ use crate::{
 const ACCOUNT_FILE: &str = "acme-account.json";
 /// The file of the certificate and its key in the data directory.
 const CERTIFICATE_FILE: &str = "acme-certificate.pem";
+/// What stands before the directory of the authority in the file of the certificate.
+const ISSUED_BY: &str = "Issued-By: ";
 /// The longest of these files.
 const MAX_FILE_LEN: u64 = 256 * 1024;
 /// How long one order may take.
@@ -80,21 +82,22 @@ impl Acme {
         &self.subjects
     }
 
-    /// The certificate that was issued before, if it is for all subjects.
+    /// The certificate that was issued before, if it is for all subjects, and whether this authority
+    /// has issued it.
     ///
     /// # Errors
     /// Fails if others can read the file. A file that holds no certificate counts as none, because
     /// another one can be ordered.
-    pub(super) fn kept(&self) -> Result<Option<Certificate>, Error> {
+    pub(super) fn kept(&self) -> Result<Option<(Certificate, bool)>, Error> {
         let read = secret::read(&self.certificate, MAX_FILE_LEN);
         let read =
             read.map_err(|fault| Error::new(ErrorKind::Io, fault.describe(&self.certificate)))?;
         let parsed = read.and_then(|pem| {
-            Certificate::from_pem(&pem, &pem)
-                .inspect_err(|error| tracing::warn!(%error, "the kept certificate is of no use"))
-                .ok()
+            let parsed = Certificate::from_pem(&pem, &pem)
+                .inspect_err(|error| tracing::warn!(%error, "the kept certificate is of no use"));
+            Some((parsed.ok()?, is_issued_by(&pem, &self.directory)))
         });
-        let is_for = |certificate: &Certificate| {
+        let is_for = |(certificate, _): &(Certificate, bool)| {
             let subjects = self.subjects.iter();
             subjects
                 .clone()
@@ -105,8 +108,10 @@ impl Acme {
 
     /// Renews the certificate in time, until the future is dropped. The old one is served until then.
     pub(super) async fn keep(&self, served: &Served, challenges: &Challenges) {
-        let kept = self.kept().ok().flatten();
-        let mut renewal = Renewal::new(kept.map(|kept| kept.validity), now(), rand::random());
+        // That of another authority is served until there is one of this authority.
+        let kept = self.kept().ok().flatten().filter(|(_, is_ours)| *is_ours);
+        let validity = kept.map(|(kept, _)| kept.validity);
+        let mut renewal = Renewal::new(validity, now(), rand::random());
         loop {
             let mut wait = renewal.wait(now());
             while !wait.is_zero() {
@@ -194,7 +199,7 @@ impl Acme {
         let request = certificate::params(&self.subjects)?.serialize_request(&key)?;
         order.finalize_csr(request.der()).await?;
         let chain = order.poll_certificate(&checks).await?;
-        let pem = key.serialize_pem() + &chain;
+        let pem = issued_by(&self.directory) + &key.serialize_pem() + &chain;
         let issued = Certificate::from_pem(pem.as_bytes(), pem.as_bytes())?;
         secret::replace(&self.certificate, pem.as_bytes())?;
         Ok(issued)
@@ -231,6 +236,20 @@ impl Acme {
     }
 }
 
+/// What stands before the certificate in its file. Text between PEM blocks says nothing to others
+/// (RFC 7468 section 2).
+fn issued_by(directory: &str) -> String {
+    format!("{ISSUED_BY}{directory}\n")
+}
+
+/// Whether the authority with this directory has issued the certificate in a file. An earlier version
+/// did not write that.
+fn is_issued_by(pem: &[u8], directory: &str) -> bool {
+    let first = pem.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let written = first.strip_prefix(ISSUED_BY.as_bytes());
+    written.is_none_or(|written| written == directory.as_bytes())
+}
+
 /// Why an authority has found an order invalid.
 async fn refusal(order: &mut Order) -> Failure {
     let mut why = String::from("the authority refuses the order");
@@ -259,4 +278,36 @@ fn identifier(subject: &Subject) -> Identifier {
 fn now() -> Duration {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_of_another_authority_is_served_and_does_not_count() {
+        let home = tempfile::tempdir().unwrap();
+        let acme = |directory: &str| {
+            let config = TlsConfig {
+                domains: vec!["relay.example".into()],
+                directory: directory.into(),
+                ..TlsConfig::default()
+            };
+            Acme::new(&config, Some(home.path())).unwrap().unwrap()
+        };
+        let here = acme("https://here.example/directory");
+        assert!(here.kept().unwrap().is_none());
+        let made = rcgen::generate_simple_self_signed(["relay.example".to_owned()]).unwrap();
+        let pem = made.signing_key.serialize_pem() + &made.cert.pem();
+        let is_ours = |acme: &Acme| acme.kept().unwrap().map(|(_, is_ours)| is_ours);
+        secret::replace(&here.certificate, pem.as_bytes()).unwrap();
+        assert_eq!(is_ours(&here), Some(true), "an earlier version made it");
+        let named = issued_by(&here.directory) + &pem;
+        secret::replace(&here.certificate, named.as_bytes()).unwrap();
+        assert_eq!(is_ours(&here), Some(true));
+        assert_eq!(
+            is_ours(&acme("https://there.example/directory")),
+            Some(false)
+        );
+    }
 }

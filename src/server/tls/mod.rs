@@ -79,7 +79,7 @@ impl Tls {
                 let Some(acme) = Acme::new(tls, config.data.as_deref())? else {
                     return Ok(None);
                 };
-                let kept = acme.kept()?;
+                let kept = acme.kept()?.map(|(kept, _)| kept);
                 (Source::Authority(acme), kept)
             }
         };

@@ -8,6 +8,7 @@ use std::{
 
 use crate::server::{
     access,
+    fairness::{Fairness, Flow},
     metrics::Metrics,
     pool::{Pools, Refusals},
     rate_limiter::{RateLimiter, Refill},
@@ -20,6 +21,7 @@ pub(super) struct Meters {
     bytes: Arc<Mutex<RateLimiter>>,
     metrics: Metrics,
     refusals: Refusals,
+    fairness: Fairness,
     usage: Usage,
 }
 
@@ -42,17 +44,20 @@ impl Meters {
             bytes: Arc::new(Mutex::new(limiter)),
             metrics,
             refusals: pools.refusals.clone(),
+            fairness: pools.fairness.clone(),
             usage,
         }
     }
 
     /// Returns the meter of an allocation at `client`, which is put down to `account`. All allocations
-    /// of a client share one limit. `holder` counts what is carried for the holder of its token, too.
+    /// of a client share one limit. `holders` count what is carried as well: for the holder of the
+    /// client's token, for the peer, and for the allocation. `weight` is that of the client's share.
     pub(super) fn of(
         &self,
         client: IpAddr,
         account: Account,
-        holder: Option<Arc<access::Meter>>,
+        holders: Vec<Arc<access::Meter>>,
+        weight: u32,
     ) -> Meter {
         let one = Amounts {
             allocations: 1,
@@ -60,8 +65,9 @@ impl Meters {
         };
         Meter {
             client,
+            flow: self.fairness.flow(&account, weight),
             tally: self.usage.tally(account, one),
-            holder,
+            holders: holders.into(),
             all: self.clone(),
         }
     }
@@ -76,7 +82,8 @@ const UNLIMITED: f64 = 1e15;
 pub(super) struct Meter {
     client: IpAddr,
     tally: Tally,
-    holder: Option<Arc<access::Meter>>,
+    holders: Arc<[Arc<access::Meter>]>,
+    flow: Flow,
     all: Meters,
 }
 
@@ -90,16 +97,21 @@ impl Meter {
             .unwrap_or_else(PoisonError::into_inner);
         let spent = bytes.take(self.client, length as f64, Instant::now());
         drop(bytes);
-        let holder = self.holder.as_ref();
+        let bytes = length as u64;
         let refusal = match spent {
             Err(refusal) => Some(refusal.name()),
-            Ok(()) if holder.is_some_and(|holder| !holder.passes(length as u64)) => Some("holder"),
+            Ok(()) if !self.holders.iter().all(|holder| holder.allows()) => Some("holder"),
+            Ok(()) if !self.flow.passes(bytes) => Some("share"),
             Ok(()) => None,
         };
         match refusal {
             Some(reason) => self.refuse("turn_datagram", reason),
             None => {
-                self.tally.carried(length as u64);
+                for holder in &*self.holders {
+                    // Another datagram may have used up what was left. This one passes, as the last.
+                    let _ = holder.carry(bytes);
+                }
+                self.tally.carried(bytes);
                 self.all.metrics.turn_relayed(length);
             }
         }
@@ -133,7 +145,7 @@ mod tests {
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics.clone(), Usage::default());
         let passed = |client: [u8; 4]| {
-            let meter = meters.of(client.into(), Account::of("a"), None);
+            let meter = meters.of(client.into(), Account::of("a"), Vec::new(), 4);
             (0..1000).filter(|_| meter.passes(1000)).count()
         };
         // The bounds are the burst, and what comes back during the test.
@@ -159,7 +171,7 @@ mod tests {
         let metrics = Metrics::new(&config);
         let pools = Pools::new(&Settings::fixed(config), &metrics);
         let meters = Meters::new(&pools, metrics, Usage::default());
-        let meter = meters.of([192, 0, 2, 1].into(), Account::of("a"), None);
+        let meter = meters.of([192, 0, 2, 1].into(), Account::of("a"), Vec::new(), 4);
         assert!((0..100_000).all(|_| meter.passes(9000)));
     }
 }

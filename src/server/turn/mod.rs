@@ -20,7 +20,7 @@ mod stream;
 pub(crate) mod testing;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -79,9 +79,9 @@ impl TurnServer {
     }
 
     /// Serves a client over TCP or TLS that came in elsewhere, unless it gets no place.
-    pub(crate) async fn client(&self, stream: Socket, ip: IpAddr) {
-        match self.connections.take(ip) {
-            Ok(place) => stream::client(stream, place, &self.requests).await,
+    pub(crate) async fn client(&self, stream: Socket, from: SocketAddr) {
+        match self.connections.take(from.ip().to_canonical()) {
+            Ok(place) => stream::client(stream, from, place, &self.requests).await,
             Err(_) => reset(stream.tcp()),
         }
     }

@@ -47,6 +47,7 @@ use crate::{
         metrics::Metrics,
         pool::{Pool, Refusals},
         rate_limiter::{RateLimiter, Refill},
+        reputation::Reputation,
         settings::Settings,
     },
 };
@@ -91,6 +92,7 @@ pub(super) struct Requests {
     udp: Mutex<RateLimiter>,
     tcp: Mutex<RateLimiter>,
     meters: Meters,
+    reputation: Reputation,
     refusals: Refusals,
     metrics: Metrics,
 }
@@ -131,6 +133,7 @@ impl Requests {
             udp,
             tcp,
             meters,
+            reputation: pools.reputation,
             refusals: pools.refusals,
             metrics,
         }

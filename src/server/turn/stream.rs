@@ -5,6 +5,7 @@
 
 use std::{
     future::poll_fn,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::ready,
@@ -65,7 +66,7 @@ pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Req
                     continue;
                 };
                 let (requests, stream) = (requests.clone(), Socket::from(stream));
-                let served = async move { client(stream, place, &requests).await };
+                let served = async move { client(stream, address, place, &requests).await };
                 tasks.spawn(served.in_current_span());
             }
             Err(error) => {
@@ -77,10 +78,9 @@ pub(super) async fn serve(listener: TcpListener, places: Pool, requests: Arc<Req
     }
 }
 
-/// Serves one client until it goes, or is given up.
-pub(super) async fn client(stream: Socket, place: Place, requests: &Requests) {
-    let tcp = stream.tcp();
-    let (Ok(local), Ok(address)) = (tcp.local_addr(), tcp.peer_addr()) else {
+/// Serves one client until it goes, or is given up. A proxy may have said that it is at `address`.
+pub(super) async fn client(stream: Socket, address: SocketAddr, place: Place, requests: &Requests) {
+    let Ok(local) = stream.tcp().local_addr() else {
         return;
     };
     let client = Client {

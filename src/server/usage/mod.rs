@@ -22,10 +22,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::sync::oneshot;
+
 pub(crate) use self::book::{Account, Amounts};
 pub use self::day::{Day, DayError};
 use self::{book::Book, store::Store};
-use super::{config::UsageConfig, metrics::Metrics};
+use super::{access::Before, config::UsageConfig, metrics::Metrics};
 use crate::error::{Error, ErrorKind};
 
 /// The file in the data directory.
@@ -141,6 +143,8 @@ struct Running {
     shared: Arc<Shared>,
     /// The thread runs as long as the sender exists.
     thread: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
+    /// What was carried before the start, once it is read.
+    before: Mutex<Option<oneshot::Receiver<Before>>>,
 }
 
 struct Shared {
@@ -185,13 +189,15 @@ impl Usage {
             metrics,
         });
         let (stop, stopped) = mpsc::channel();
+        let (read, before) = oneshot::channel();
         let writer = Arc::clone(&shared);
         let thread = thread::Builder::new().name("usage".into());
-        let thread = thread.spawn(move || writer.write(store, &stopped));
+        let thread = thread.spawn(move || writer.write(store, read, &stopped));
         let thread = thread.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
         Ok(Self(Some(Arc::new(Running {
             shared,
             thread: Mutex::new(Some((stop, thread))),
+            before: Mutex::new(Some(before)),
         }))))
     }
 
@@ -231,6 +237,12 @@ impl Usage {
         self.0.as_ref()?.shared.state().fault.clone()
     }
 
+    /// Returns what was carried in the present day and month before the start, once. It is read in the
+    /// background.
+    pub(crate) fn before(&self) -> Option<oneshot::Receiver<Before>> {
+        lock(&self.0.as_ref()?.before).take()
+    }
+
     /// Stops, and returns the thread that writes what is left.
     pub(crate) fn stop(&self) -> Option<JoinHandle<()>> {
         let (stop, thread) = lock(&self.0.as_ref()?.thread).take()?;
@@ -259,12 +271,21 @@ impl Shared {
     }
 
     /// Writes a batch now and then, and the last one when `stopped` is closed.
-    fn write(&self, mut store: Store, stopped: &mpsc::Receiver<()>) {
+    fn write(
+        &self,
+        mut store: Store,
+        before: oneshot::Sender<Before>,
+        stopped: &mpsc::Receiver<()>,
+    ) {
         // The operator hears at once if the file cannot be used.
         let mut pause = match self.batch(&mut store, Vec::new()) {
             true => PERIOD,
             false => PERIOD * 2,
         };
+        match store.carried(SystemTime::now()) {
+            Ok(carried) => _ = before.send(carried),
+            Err(error) => tracing::error!(%error, "quotas begin anew: the record cannot be read"),
+        }
         loop {
             let next = stopped.recv_timeout(pause);
             let rows = self.take(Instant::now());

@@ -7,6 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use redb::{
@@ -16,9 +17,10 @@ use redb::{
 
 use super::{
     UsageBy, UsageRow,
-    book::{Account, Amounts},
+    book::{Account, Amounts, OTHERS},
     day::Day,
 };
+use crate::{core::allowance::Period, server::access::Before};
 
 /// The day, the token and the peer.
 type Key = (u32, &'static str, &'static str);
@@ -26,6 +28,9 @@ type Key = (u32, &'static str, &'static str);
 type Value = (u64, u64, u64, u64, u64);
 
 const TABLE: TableDefinition<Key, Value> = TableDefinition::new("usage");
+
+/// How many sums are kept for quotas at a start. They take about 20 MiB.
+const MOST_CARRIED: usize = 1 << 17;
 
 /// The memory for pages of the file. A batch touches few of them.
 const CACHE: usize = 4 << 20;
@@ -103,6 +108,39 @@ impl Store {
             }
         };
         Ok(self.database.insert(database))
+    }
+
+    /// Sums up the bytes of the present day and of the present month, by name of the token and by peer.
+    /// It stops at [`MOST_CARRIED`] of them.
+    pub(super) fn carried(&mut self, now: SystemTime) -> Result<Before, redb::Error> {
+        let since = Period::Month.begun(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let (first, today) = (Day::of(UNIX_EPOCH + since).number(), Day::of(now).number());
+        let mut carried = Before::new();
+        let batch = self.database()?.begin_read()?;
+        let table = match batch.open_table(TABLE) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(carried),
+            table => table?,
+        };
+        for row in table.range((first, "", "")..)? {
+            let (key, value) = row?;
+            let (day, token, peer) = key.value();
+            let bytes = amounts(value.value()).bytes;
+            for (has_name, id) in [(true, token), (false, peer)] {
+                let key = (has_name, id.to_owned());
+                if bytes == 0 || id.is_empty() || id == OTHERS {
+                    continue;
+                }
+                if carried.len() >= MOST_CARRIED && !carried.contains_key(&key) {
+                    continue;
+                }
+                let sums = carried.entry(key).or_default();
+                let of_today = if day == today { bytes } else { 0 };
+                for (sum, more) in sums.iter_mut().zip([of_today, bytes]) {
+                    *sum = sum.saturating_add(more);
+                }
+            }
+        }
+        Ok(carried)
     }
 
     /// Adds the amounts of a batch to the rows of `day`. After a failure, the file holds none of

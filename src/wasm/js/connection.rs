@@ -1,13 +1,14 @@
 //! [`Connection`] and its events in JavaScript.
 
-use std::rc::Rc;
+use std::{fmt, rc::Rc};
 
-use futures::{StreamExt, lock::Mutex};
+use futures::{Stream, StreamExt, lock::Mutex, stream::LocalBoxStream};
 use js_sys::{Array, Promise, Uint8Array};
+use serde::Serialize;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{abort::until_aborted, convert, stream::RawStream};
-use crate::{Connection, PathEvents};
+use crate::Connection;
 
 /// A connection to one peer.
 #[wasm_bindgen]
@@ -45,7 +46,7 @@ impl RawConnection {
     /// Reports every change of path and every attempt from now on.
     #[wasm_bindgen(js_name = pathEvents)]
     pub fn path_events(&self) -> RawEvents {
-        RawEvents(Rc::new(Mutex::new(self.0.path_events())))
+        RawEvents::new(self.0.path_events())
     }
 
     /// Opens a stream.
@@ -109,10 +110,22 @@ impl RawConnection {
     }
 }
 
-/// The events of a connection's path.
+/// The events of a connection's path, or of a connector.
 #[wasm_bindgen]
-#[derive(Debug)]
-pub struct RawEvents(Rc<Mutex<PathEvents>>);
+pub struct RawEvents(Rc<Mutex<LocalBoxStream<'static, JsValue>>>);
+
+impl RawEvents {
+    pub(super) fn new<E: Serialize>(events: impl Stream<Item = E> + 'static) -> Self {
+        let events = events.map(|event| convert::to_js(&event));
+        Self(Rc::new(Mutex::new(events.boxed_local())))
+    }
+}
+
+impl fmt::Debug for RawEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawEvents").finish_non_exhaustive()
+    }
+}
 
 #[wasm_bindgen]
 impl RawEvents {
@@ -122,7 +135,7 @@ impl RawEvents {
         let events = self.0.clone();
         convert::promise(async move {
             let event = events.lock().await.next().await;
-            Ok(event.map_or(JsValue::UNDEFINED, |event| convert::to_js(&event)))
+            Ok(event.unwrap_or(JsValue::UNDEFINED))
         })
     }
 }

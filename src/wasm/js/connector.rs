@@ -3,7 +3,12 @@
 use js_sys::{Array, Function, Promise};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{abort::until_aborted, connection::RawConnection, convert, stream::RawStream};
+use super::{
+    abort::until_aborted,
+    connection::{RawConnection, RawEvents},
+    convert,
+    stream::RawStream,
+};
 use crate::{Connector, Identity, Ticket};
 
 /// Makes a fresh identity in the form that `RawConnector.create` takes. It is a secret.
@@ -121,6 +126,11 @@ impl RawConnector {
             let report = connector.report().await.map_err(convert::error)?;
             Ok(convert::to_js(&report))
         })
+    }
+
+    /// Reports what concerns no single connection from now on.
+    pub fn events(&self) -> RawEvents {
+        RawEvents::new(self.0.events())
     }
 
     /// Counters and gauges in the OpenMetrics text format.

@@ -16,8 +16,9 @@ use turn_client_proto::types::attribute::{
 
 use super::{Client, Requests};
 use crate::{
-    core::quota,
+    core::{access::Denial, quota, reputation::Treatment},
     server::{
+        access,
         pool::Place,
         turn::{
             allocation::{Allocation, Passage, Relay, Reply},
@@ -103,12 +104,28 @@ impl Requests {
             (Err(_), Ok(additional)) => (AddressFamily::IPV4, Some(additional.family())),
         };
         let grant = self.access.turn_grant(username);
-        let grant = grant.map_err(|_| ErrorCode::FORBIDDEN)?;
-        let meter = self.meters.of(
-            client.address.ip(),
-            self.access.turn_account(username),
-            grant.meter,
-        );
+        let (grant, mut holders) = grant.map_err(|denial| match denial {
+            Denial::Quota(_) => ErrorCode::ALLOCATION_QUOTA_REACHED,
+            _ => ErrorCode::FORBIDDEN,
+        })?;
+        let account = self.access.turn_account(username);
+        // Other users of TURN are those whom the operator has given credentials.
+        let treatment = account.peer.parse().ok().map(|peer| {
+            let ip = client.address.ip().to_canonical();
+            self.reputation.treat(&peer, Some(ip))
+        });
+        let treatment = treatment.unwrap_or_default();
+        let now_set = self.settings.now();
+        holders.extend(access::Meter::of_rate(now_set.traffic.per_allocation));
+        match treatment {
+            Treatment::Refused => return Err(ErrorCode::FORBIDDEN.into()),
+            Treatment::Slow => {
+                holders.extend(access::Meter::of_rate(now_set.reputation.slow_rate));
+            }
+            Treatment::Usual | Treatment::Preferred => {}
+        }
+        let ip = client.address.ip();
+        let meter = self.meters.of(ip, account, holders, treatment.weight());
         let passage = Passage {
             peers: Arc::default(),
             reply: reply.clone(),

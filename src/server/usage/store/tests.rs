@@ -140,3 +140,31 @@ fn a_hundred_thousand_peers_a_day_take_a_bounded_file() {
     }
     assert!(sizes[7] <= 120, "{sizes:?}");
 }
+
+#[test]
+fn the_present_day_and_month_are_summed_up_for_quotas() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::new(folder.path().join("usage"), 90, 100);
+    // 1970-01-31, 1970-02-01 and 1970-02-02.
+    let now = UNIX_EPOCH + Duration::from_secs(32 * 86_400 + 5);
+    assert!(store.carried(now).unwrap().is_empty());
+    for (at, bytes) in [(30, 1), (31, 10), (32, 100)] {
+        let rows = [
+            row("t", "a", bytes),
+            row("", "a", bytes),
+            row("t", OTHERS, bytes),
+        ];
+        store.write(day(at), &rows).unwrap();
+    }
+    store.write(day(32), &[row("", "idle", 0)]).unwrap();
+    let carried = store.carried(now).unwrap();
+    let mut sums: Vec<_> = carried.into_iter().collect();
+    sums.sort_unstable();
+    assert_eq!(
+        sums,
+        [
+            ((false, "a".to_owned()), [200, 220]),
+            ((true, "t".to_owned()), [200, 220]),
+        ]
+    );
+}

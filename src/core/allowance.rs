@@ -1,0 +1,334 @@
+//! How much may be carried for somebody in a day and in a month, and when they are told what is left.
+
+use std::time::Duration;
+
+const DAY: u64 = 24 * 60 * 60;
+
+/// The percents of a quota at which its holders are told. The first leaves time to do something.
+const TOLD_AT: [u8; 3] = [80, 95, 100];
+
+/// When a quota begins anew, in universal time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Period {
+    Day,
+    /// A month of the calendar.
+    Month,
+}
+
+impl Period {
+    const ALL: [Self; 2] = [Self::Day, Self::Month];
+
+    /// Returns the number of the period in which `now` lies, and how long it goes on. Times count
+    /// from 1970.
+    pub(crate) fn at(self, now: Duration) -> (u64, Duration) {
+        let day = now.as_secs() / DAY;
+        let (number, ends) = match self {
+            Self::Day => (day, day + 1),
+            Self::Month => {
+                let (number, first) = month(day);
+                // No month is longer than 31 days, and none shorter than 28.
+                let next = (first + 28..=first + 31).find(|day| month(*day).0 != number);
+                (number, next.unwrap_or(first + 31))
+            }
+        };
+        (number, Duration::from_secs(ends * DAY).saturating_sub(now))
+    }
+
+    /// Returns when the period began in which `now` lies.
+    pub(crate) fn begun(self, now: Duration) -> Duration {
+        let day = now.as_secs() / DAY;
+        let first = match self {
+            Self::Day => day,
+            Self::Month => month(day).1,
+        };
+        Duration::from_secs(first * DAY)
+    }
+}
+
+/// Returns the number of the month in which a day since 1970 lies, and the first day of the month.
+fn month(day: u64) -> (u64, u64) {
+    // Years that begin in March have their leap day at the end.
+    const MARCH_0000: u64 = 719_468;
+    const DAYS_OF_400_YEARS: u64 = 146_097;
+    let day = day + MARCH_0000;
+    let (era, of_era) = (day / DAYS_OF_400_YEARS, day % DAYS_OF_400_YEARS);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let of_month = of_year - (153 * month + 2) / 5;
+    ((era * 400 + year) * 12 + month, day - of_month - MARCH_0000)
+}
+
+/// How many bytes may be carried in a day, and how many in a month.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Quota {
+    pub(crate) day: Option<u64>,
+    pub(crate) month: Option<u64>,
+}
+
+impl Quota {
+    fn of(&self, period: Period) -> Option<u64> {
+        match period {
+            Period::Day => self.day,
+            Period::Month => self.month,
+        }
+    }
+
+    fn limits(self) -> impl Iterator<Item = (usize, Period, u64)> {
+        let all = Period::ALL.into_iter().enumerate();
+        all.filter_map(move |(at, period)| Some((at, period, self.of(period)?)))
+    }
+}
+
+/// What is left of a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// The bytes that may still be carried.
+    pub(crate) left: u64,
+    /// The bytes of the quota.
+    pub(crate) all: u64,
+    /// When it begins anew.
+    pub(crate) ends: Duration,
+    pub(crate) period: Period,
+}
+
+/// What was carried in one period.
+#[derive(Clone, Copy, Debug, Default)]
+struct Carried {
+    /// The number of the period.
+    period: u64,
+    bytes: u64,
+    /// How many of [`TOLD_AT`] the holders know of.
+    told: usize,
+}
+
+/// What was carried for somebody in the present day and month.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent([Carried; 2]);
+
+impl Spent {
+    /// Counts `bytes` that are about to be carried. The last bytes of a quota may be more than what
+    /// is left of it. Returns whether the holders should be [told](Self::tell).
+    ///
+    /// # Errors
+    /// The time until the quota begins anew, if nothing is left of it. Nothing is counted then.
+    pub(crate) fn spend(
+        &mut self,
+        quota: Quota,
+        bytes: u64,
+        now: Duration,
+    ) -> Result<bool, Duration> {
+        self.turn(now);
+        let over = quota
+            .limits()
+            .filter(|(at, _, all)| self.0[*at].bytes >= *all);
+        if let Some(ends) = over.map(|(_, period, _)| period.at(now).1).max() {
+            return Err(ends);
+        }
+        self.count(bytes);
+        Ok(self.is_due(quota))
+    }
+
+    /// Counts what was carried before, in a day and in a month.
+    pub(crate) fn seed(&mut self, [day, month]: [u64; 2], now: Duration) {
+        self.turn(now);
+        for (carried, bytes) in self.0.iter_mut().zip([day, month]) {
+            carried.bytes = carried.bytes.saturating_add(bytes);
+        }
+    }
+
+    /// Returns what is left of the quota that has to be told, if one has. It is told once.
+    pub(crate) fn tell(&mut self, quota: Quota, now: Duration) -> Option<Left> {
+        self.turn(now);
+        let mut told = None::<Left>;
+        for (at, period, all) in quota.limits() {
+            let carried = &mut self.0[at];
+            let level = level(carried.bytes, all);
+            if level > carried.told {
+                carried.told = level;
+                let left = carried.left(period, all, now);
+                told = Some(told.filter(|other| other.left <= left.left).unwrap_or(left));
+            }
+        }
+        told
+    }
+
+    /// Returns what is left of the quota of which the holders were told, for one that comes later.
+    pub(crate) fn known(&self, quota: Quota, now: Duration) -> Option<Left> {
+        let known = quota.limits().filter(|(at, period, _)| {
+            let carried = &self.0[*at];
+            carried.told > 0 && carried.period == period.at(now).0
+        });
+        let left = known.map(|(at, period, all)| self.0[at].left(period, all, now));
+        left.min_by_key(|left| left.left)
+    }
+
+    /// Returns the bytes of the period in which most were carried, if it is not over.
+    pub(crate) fn bytes(&self, now: Duration) -> u64 {
+        let present = Period::ALL.iter().zip(self.0);
+        let present = present.filter(|(period, carried)| carried.period == period.at(now).0);
+        present.map(|(_, carried)| carried.bytes).max().unwrap_or(0)
+    }
+
+    fn turn(&mut self, now: Duration) {
+        for (carried, period) in self.0.iter_mut().zip(Period::ALL) {
+            let number = period.at(now).0;
+            if carried.period != number {
+                *carried = Carried {
+                    period: number,
+                    ..Carried::default()
+                };
+            }
+        }
+    }
+
+    fn count(&mut self, bytes: u64) {
+        for carried in &mut self.0 {
+            carried.bytes = carried.bytes.saturating_add(bytes);
+        }
+    }
+
+    fn is_due(&self, quota: Quota) -> bool {
+        let due = |(at, _, all)| {
+            let carried: Carried = self.0[at];
+            level(carried.bytes, all) > carried.told
+        };
+        quota.limits().any(due)
+    }
+}
+
+impl Carried {
+    fn left(&self, period: Period, all: u64, now: Duration) -> Left {
+        Left {
+            left: all.saturating_sub(self.bytes),
+            all,
+            ends: period.at(now).1,
+            period,
+        }
+    }
+}
+
+/// Returns how many of [`TOLD_AT`] are reached.
+fn level(bytes: u64, all: u64) -> usize {
+    let reached =
+        |percent: &&u8| u128::from(bytes) * 100 >= u128::from(all) * u128::from(**percent);
+    TOLD_AT.iter().take_while(reached).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    const BOTH: Quota = Quota {
+        day: Some(100),
+        month: Some(150),
+    };
+
+    #[test]
+    fn periods_end_at_midnight_and_with_the_month() {
+        assert_eq!(Period::Day.at(at(0)), (0, at(DAY)));
+        assert_eq!(Period::Day.at(at(DAY - 1)), (0, at(1)));
+        let days = |period: Period, day: u64| period.at(at(day * DAY)).1.as_secs() / DAY;
+        // 1970-01-01, 1970-02-01, 2000-02-10 and 2100-02-10.
+        for (day, left) in [(0, 31), (31, 28), (10_997, 20), (47_522, 19)] {
+            assert_eq!(days(Period::Month, day), left, "{day}");
+        }
+        let number = |day: u64| Period::Month.at(at(day * DAY)).0;
+        assert_eq!(number(31), number(0) + 1);
+        assert_eq!(number(365), number(0) + 12);
+        assert_eq!(Period::Month.begun(at(10_997 * DAY + 5)), at(10_988 * DAY));
+        assert_eq!(Period::Day.begun(at(DAY + 5)), at(DAY));
+    }
+
+    #[test]
+    fn a_quota_ends_and_begins_anew_by_day_and_by_month() {
+        let mut spent = Spent::default();
+        assert_eq!(spent.spend(BOTH, 9, at(0)), Ok(false));
+        assert_eq!(spent.spend(BOTH, 0, at(5)), Ok(false));
+        assert_eq!(spent.spend(BOTH, 101, at(5)), Ok(true), "the last");
+        assert_eq!(spent.spend(BOTH, 0, at(6)), Err(at(DAY - 6)));
+        assert_eq!(spent.spend(BOTH, 40, at(DAY)), Ok(true), "another day");
+        let month = Err(at(30 * DAY));
+        assert_eq!(spent.spend(BOTH, 1, at(DAY)), month, "the month");
+        assert_eq!(spent.spend(BOTH, 1, at(31 * DAY)), Ok(false));
+        assert_eq!(spent.bytes(at(31 * DAY)), 1);
+        assert_eq!(spent.bytes(at(62 * DAY)), 0);
+        let both = spent.spend(BOTH, 200, at(31 * DAY));
+        assert_eq!(both, Ok(true));
+        let longest = spent.spend(BOTH, 1, at(31 * DAY));
+        assert_eq!(longest, Err(at(28 * DAY)), "both are used up");
+        assert_eq!(spent.spend(Quota::default(), u64::MAX, at(0)), Ok(false));
+    }
+
+    #[test]
+    fn what_is_left_is_told_once_at_each_step() {
+        let quota = Quota {
+            day: Some(1000),
+            month: None,
+        };
+        let mut spent = Spent::default();
+        let mut told = Vec::new();
+        for _ in 0..110 {
+            let spend = spent.spend(quota, 10, at(60));
+            if spend == Ok(true) {
+                told.push(spent.tell(quota, at(60)).unwrap());
+            }
+            assert_eq!(spent.tell(quota, at(60)), None);
+        }
+        let left: Vec<_> = told.iter().map(|left| left.left).collect();
+        assert_eq!(left, [200, 50, 0]);
+        let first = Left {
+            left: 200,
+            all: 1000,
+            ends: at(DAY - 60),
+            period: Period::Day,
+        };
+        assert_eq!(told[0], first);
+        assert_eq!(spent.known(quota, at(70)).map(|left| left.left), Some(0));
+        assert_eq!(spent.known(quota, at(DAY)), None);
+        spent.seed([900, 0], at(DAY));
+        assert_eq!(spent.tell(quota, at(DAY)).map(|left| left.left), Some(100));
+    }
+
+    #[test]
+    fn what_is_nearest_to_its_end_is_told_first() {
+        let mut spent = Spent::default();
+        spent.seed([96, 149], at(0));
+        let left = spent.tell(BOTH, at(0)).unwrap();
+        assert_eq!((left.left, left.period), (1, Period::Month));
+        assert_eq!(spent.known(BOTH, at(0)), Some(left));
+        assert_eq!(spent.tell(BOTH, at(0)), None);
+    }
+
+    proptest! {
+        /// However it is spent, no more than a quota and its last piece passes in a period.
+        #[test]
+        fn a_period_never_carries_more(
+            spends in prop::collection::vec((0..2 * DAY, 1u64..60), 1..100),
+        ) {
+            let (mut spent, mut now) = (Spent::default(), 0);
+            let mut passed = std::collections::HashMap::<_, u64>::new();
+            for (pause, bytes) in spends {
+                now += pause;
+                let before = spent.bytes(at(now));
+                if spent.spend(BOTH, bytes, at(now)).is_ok() {
+                    prop_assert!(before < 150);
+                    for period in Period::ALL {
+                        let key = (period == Period::Day, period.at(at(now)).0);
+                        *passed.entry(key).or_default() += bytes;
+                    }
+                }
+            }
+            for ((is_day, _), bytes) in passed {
+                let all = if is_day { 100 } else { 150 };
+                prop_assert!(bytes < 60 + all);
+            }
+        }
+    }
+}
