@@ -6,7 +6,8 @@ MAKEFLAGS += --no-print-directory
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/throughline
 WASM := node js/scripts/toolchain.mjs
-JS   := js/dist/.built
+# This is the last file that the build writes.
+JS   := js/dist/inline.js
 # Every command has the same options, so that no command compiles again what another has compiled.
 ALL  := --locked --all-features
 
@@ -85,7 +86,6 @@ setup-build setup-check setup-mutants setup-test: setup-%:
 
 $(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/scripts/rustc js/node_modules/.package-lock.json
 	node js/scripts/build.mjs
-	@touch $@
 
 %/node_modules/.package-lock.json: %/package-lock.json
 	cd $* && npm ci --no-audit --no-fund

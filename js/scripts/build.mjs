@@ -1,10 +1,11 @@
 // Builds the npm package as ../wasm-pack.toml (the record) says. The wasm and its bindings go into pkg/,
 // and the compiled TypeScript goes into dist/. Then it checks the result against the record's budget.
-import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { brotliCompressSync, gzipSync } from "node:zlib";
+import { brotliCompressSync, deflateRawSync, gzipSync } from "node:zlib";
+import { build } from "esbuild";
 import { parse } from "smol-toml";
 import { environment, run } from "./toolchain.mjs";
 
@@ -20,20 +21,28 @@ const rust = {
   CARGO_ENCODED_RUSTFLAGS: flags.join("\x1f"),
 };
 
+const target = "wasm32-unknown-unknown";
+const folder = join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), target, record["cargo-profile"]);
+const linked = join(folder, "throughline_npm.wasm");
+const bound = join(root, record["out-dir"], `${record["out-name"]}_bg.wasm`);
+
+// These are the steps of wasm-pack, which would be one more tool to compile.
 run(
-  "wasm-pack",
+  "cargo",
   [
-    ...["build", join(root, record.crate), "--mode", "no-install", "--no-pack", "--no-gitignore"],
-    ...["--target", record.target, "--profile", record["cargo-profile"]],
-    ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]],
-    ...["--", "--locked", ...record["cargo-flags"]],
+    ...["build", "--locked", "--manifest-path", join(root, record.crate, "Cargo.toml"), "--lib"],
+    ...["--target", target, "--profile", record["cargo-profile"], ...record["cargo-flags"]],
   ],
   { cwd: root, env: { ...environment(), ...rust } },
 );
+rmSync(join(root, record["out-dir"]), { recursive: true, force: true });
+run("wasm-bindgen", [linked, ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]], ...record["wasm-bindgen"]]);
+run("wasm-opt", [bound, "--output", bound, ...record["wasm-opt"]]);
+rmSync(join(js, "dist"), { recursive: true, force: true });
 run("tsc", [], { cwd: js });
 for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));
 
-const wasm = readFileSync(join(root, record["out-dir"], `${record["out-name"]}_bg.wasm`));
+const wasm = readFileSync(bound);
 const [brotli] = [`${record["out-name"]}_bg.wasm`, `${record["out-name"]}.js`].map(compressed);
 const sizes = {
   raw: wasm.byteLength,
@@ -49,7 +58,33 @@ for (const { module, name } of WebAssembly.Module.imports(new WebAssembly.Module
   if (record.check["forbid-imports"].includes(module)) faults.push(`the module imports ${name} from "${module}"`);
 }
 for (const fault of faults) console.error(`build: ${fault}`);
-process.exitCode = faults.length ? 1 : 0;
+if (faults.length) process.exit(1);
+// Make takes this file as the sign of a whole build, so it comes last.
+await inline();
+
+/** Makes dist/inline.js one file with the wasm inside, for bundlers that do not copy the wasm. */
+async function inline() {
+  const entry = join(js, "dist/inline.js");
+  const packed = JSON.stringify(deflateRawSync(wasm, { level: 9 }).toString("base64"));
+  await build({
+    entryPoints: [entry],
+    outfile: entry,
+    allowOverwrite: true,
+    bundle: true,
+    format: "esm",
+    target: "es2022",
+    define: { THROUGHLINE_WASM: packed },
+    plugins: [
+      {
+        name: "inlined",
+        setup: ({ onResolve }) => onResolve({ filter: /^\.\/asset\.js$/ }, () => ({ path: join(js, "dist/inlined.js") })),
+      },
+    ],
+  });
+  for (const left of ["inline.js.map", "inlined.js", "inlined.js.map", "inlined.d.ts", "inlined.d.ts.map"]) rmSync(join(js, "dist", left), { force: true });
+  const whole = readFileSync(entry);
+  console.log(`inline.js: ${whole.byteLength} bytes raw, ${gzipSync(whole, { level: 9 }).byteLength} bytes gzip, ${brotliCompressSync(whole).byteLength} bytes brotli`);
+}
 
 /** Returns flags that tell scripts/rustc which features to leave out. They also tell cargo when these change. */
 function withoutFeatures() {

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
 import { bytes, signalOf, text } from "./check.js";

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { generateIdentity as generate, RawConnector, unknownOption } from "../pkg/throughline.js";
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";

@@ -45,7 +45,7 @@ export const errorCodes = [
   "aborted",
   /** There is no WebRTC here: this is a worker, Node.js or an insecure context. */
   "unsupported_platform",
-  /** The browser refused something. `cause` has its error. */
+  /** The browser refused something. `cause` has its error, and `load` what is known about a WebAssembly. */
   "io",
   /** A bug in this library. Please report it. */
   "internal",
@@ -53,10 +53,37 @@ export const errorCodes = [
 
 export type ErrorCode = (typeof errorCodes)[number];
 
+/** Why the WebAssembly could not be loaded. */
+export type LoadFailureReason =
+  /** The server answered with an error, mostly 404. `LoadFailure.status` has it. */
+  | "status"
+  /** An HTML page is at the address, as the servers of bundlers answer for files that do not exist. */
+  | "page"
+  /** The page's Content-Security-Policy forbids the address, or WebAssembly altogether. */
+  | "content_security_policy"
+  /** Nothing answered at the address. */
+  | "network"
+  /** Something else than WebAssembly is there. */
+  | "not_wasm"
+  /** The browser could not compile or instantiate it. */
+  | "invalid";
+
+/** What is known about a WebAssembly that could not be loaded. */
+export interface LoadFailure {
+  readonly reason: LoadFailureReason;
+  /** Its address, if it was fetched. */
+  readonly url?: string;
+  /** The status of the answer, if there was one. */
+  readonly status?: number;
+  /** The content type of the answer, if it named one. */
+  readonly contentType?: string;
+}
+
 export interface ThroughlineErrorOptions extends ErrorOptions {
   readonly attempts?: readonly Attempt[];
   readonly resetCode?: number;
   readonly retryAfterMs?: number;
+  readonly load?: LoadFailure;
 }
 
 /** The one error type of this package. */
@@ -76,6 +103,8 @@ export class ThroughlineError extends Error {
    * `undefined` for every other code, and if the relay did not say.
    */
   readonly retryAfterMs: number | undefined;
+  /** With `io`, what is known about a WebAssembly that could not be loaded. It is `undefined` otherwise. */
+  readonly load: LoadFailure | undefined;
 
   constructor(code: ErrorCode, message: string, options: ThroughlineErrorOptions = {}) {
     super(message, options);
@@ -83,6 +112,7 @@ export class ThroughlineError extends Error {
     this.attempts = options.attempts ?? [];
     this.resetCode = options.resetCode;
     this.retryAfterMs = options.retryAfterMs;
+    this.load = options.load;
   }
 }
 
