@@ -120,6 +120,7 @@ export class Connection {
     await this.#raw.close();
   }
 
+  /** Closes it at the end of an `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

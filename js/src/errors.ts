@@ -51,6 +51,7 @@ export const errorCodes = [
   "internal",
 ] as const;
 
+/** One of {@link errorCodes}, which says what each means. */
 export type ErrorCode = (typeof errorCodes)[number];
 
 /** Why the WebAssembly could not be loaded. */
@@ -70,6 +71,7 @@ export type LoadFailureReason =
 
 /** What is known about a WebAssembly that could not be loaded. */
 export interface LoadFailure {
+  /** Why it could not be loaded. */
   readonly reason: LoadFailureReason;
   /** Its address, if it was fetched. */
   readonly url?: string;
@@ -79,15 +81,21 @@ export interface LoadFailure {
   readonly contentType?: string;
 }
 
+/** The members of a {@link ThroughlineError} that only some errors have. */
 export interface ThroughlineErrorOptions extends ErrorOptions {
+  /** See `ThroughlineError.attempts`. */
   readonly attempts?: readonly Attempt[];
+  /** See `ThroughlineError.resetCode`. */
   readonly resetCode?: number;
+  /** See `ThroughlineError.retryAfterMs`. */
   readonly retryAfterMs?: number;
+  /** See `ThroughlineError.load`. */
   readonly load?: LoadFailure;
 }
 
 /** The one error type of this package. */
 export class ThroughlineError extends Error {
+  /** The name of the class, which also tells errors of another copy of this package. */
   override readonly name = "ThroughlineError";
   /** The kind of error, for use in a `switch`. */
   readonly code: ErrorCode;
@@ -128,7 +136,13 @@ export function toError(thrown: unknown): ThroughlineError {
       ...(cause === undefined ? {} : { cause }),
     });
   }
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  // A panic in Rust stops the WebAssembly without a message, and it answers nothing from then on.
+  const isBug = thrown instanceof WebAssembly.RuntimeError;
+  const message = isBug
+    ? `throughline has a bug and stops; please report this with the stack of \`cause\`: ${thrown.message}`
+    : thrown instanceof Error
+      ? thrown.message
+      : String(thrown);
   return new ThroughlineError("internal", message, { cause: thrown });
 }
 
