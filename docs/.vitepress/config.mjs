@@ -1,10 +1,23 @@
 // The site that `make docs` builds. Its pages are the documents of the repository, where they stand. VitePress
-// fails on a link to a page that is not there, and scripts/links.mjs checks the links to files and headings.
+// fails on a link to a page that is not there, and links.mjs checks the links to files and headings of the whole repository.
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitepress";
 
 const module = (name) => fileURLToPath(import.meta.resolve(name));
 const page = (text, link) => ({ text, link });
+
+/** Makes text of links to files of the repository, which are no pages of the site. */
+function withoutFiles(md) {
+  md.core.ruler.push("files", ({ tokens }) => {
+    for (const token of tokens.filter(({ children }) => children)) {
+      let isFile = false;
+      token.children = token.children.filter((part) => {
+        if (part.type === "link_open") isFile = /^(\.\.\/)+(benches|examples|src|tests)\/|\.toml$/.test(part.attrGet("href"));
+        return !(isFile && part.type.startsWith("link_"));
+      });
+    }
+  });
+}
 
 export default defineConfig({
   title: "throughline",
@@ -15,11 +28,11 @@ export default defineConfig({
   outDir: "dist",
   cacheDir: "node_modules/.vitepress",
   cleanUrls: false,
-  // The API is made by other tools, and these are files of the repository.
-  ignoreDeadLinks: [/^\/(js|rust)\//, /\.\.\/(benches|examples|tests)\//],
+  // The API is made by other tools.
+  ignoreDeadLinks: [/^\/(js|rust)\//],
   // Pages beside this folder find Vue here.
   vite: { resolve: { alias: { "vue/server-renderer": module("vue/server-renderer"), vue: module("vue") } } },
-  markdown: { theme: { light: "github-light", dark: "github-dark" } },
+  markdown: { theme: { light: "github-light", dark: "github-dark" }, config: withoutFiles },
   themeConfig: {
     search: { provider: "local" },
     outline: [2, 3],

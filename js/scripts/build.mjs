@@ -1,5 +1,6 @@
 // Builds the npm package as ../wasm-pack.toml (the record) says. The wasm and its bindings go into pkg/,
 // and the compiled TypeScript goes into dist/. Then it checks the result against the record's budget.
+import { createHash } from "node:crypto";
 import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -14,7 +15,7 @@ const js = join(root, "js");
 const record = parse(readFileSync(join(root, "wasm-pack.toml"), "utf8"));
 
 // The flags that make code smaller are not stable yet. RUSTC_BOOTSTRAP makes Rust accept them.
-const flags = [...record.rustflags, ...withoutFeatures(), ...withoutPaths()];
+const flags = [...record.rustflags, ...withoutFeatures(), ...insteadOfCrates(), ...withoutPaths()];
 const rust = {
   RUSTC_BOOTSTRAP: "1",
   RUSTC_WRAPPER: join(js, "scripts/rustc"),
@@ -24,6 +25,7 @@ const rust = {
 const target = "wasm32-unknown-unknown";
 const folder = join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), target, record["cargo-profile"]);
 const linked = join(folder, "throughline_npm.wasm");
+const named = join(folder, `${record["out-name"]}.wasm`);
 const bound = join(root, record["out-dir"], `${record["out-name"]}_bg.wasm`);
 
 // These are the steps of wasm-pack, which would be one more tool to compile.
@@ -36,7 +38,10 @@ run(
   { cwd: root, env: { ...environment(), ...rust } },
 );
 rmSync(join(root, record["out-dir"]), { recursive: true, force: true });
-run("wasm-bindgen", [linked, ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]], ...record["wasm-bindgen"]]);
+// Without this section, wasm-bindgen keeps JavaScript's values in a table of its own. References in WebAssembly
+// would take more code.
+writeFileSync(named, withoutSection(readFileSync(linked), "target_features"));
+run("wasm-bindgen", [named, ...["--out-dir", join(root, record["out-dir"]), "--out-name", record["out-name"]], ...record["wasm-bindgen"]]);
 run("wasm-opt", [bound, "--output", bound, ...record["wasm-opt"]]);
 rmSync(join(js, "dist"), { recursive: true, force: true });
 run("tsc", [], { cwd: js });
@@ -86,11 +91,42 @@ async function inline() {
   console.log(`inline.js: ${whole.byteLength} bytes raw, ${gzipSync(whole, { level: 9 }).byteLength} bytes gzip, ${brotliCompressSync(whole).byteLength} bytes brotli`);
 }
 
+/** Returns a module without the custom section of this name. */
+function withoutSection(module, name) {
+  const kept = [module.subarray(0, 8)];
+  let at = 8;
+  const number = () => {
+    let value = 0;
+    for (let shift = 0; ; shift += 7) {
+      const byte = module[at++];
+      value += (byte & 0x7f) * 2 ** shift;
+      if (byte < 0x80) return value;
+    }
+  };
+  while (at < module.length) {
+    const start = at;
+    const isCustom = module[at++] === 0;
+    const end = number() + at;
+    const own = isCustom ? module.subarray(at + 1, at + 1 + module[at]).toString() : "";
+    if (own !== name) kept.push(module.subarray(start, end));
+    at = end;
+  }
+  return Buffer.concat(kept);
+}
+
 /** Returns flags that tell scripts/rustc which features to leave out. They also tell cargo when these change. */
 function withoutFeatures() {
   return Object.entries(record.without).flatMap(([crate, features]) =>
     features.map((feature) => `--cfg=without="${crate}/${feature}"`),
   );
+}
+
+/** Returns flags that tell scripts/rustc which files to compile in the place of crates. The hashes tell cargo of changes. */
+function insteadOfCrates() {
+  return Object.entries(record.instead).map(([crate, file]) => {
+    const hash = createHash("sha256").update(readFileSync(join(root, file))).digest("hex").slice(0, 16);
+    return `--cfg=instead="${crate}=${join(root, file)}#${hash}"`;
+  });
 }
 
 /** Writes the compressed form of a file of pkg/ beside it. `throughline serve --npm` sends it. It is not published. */

@@ -194,7 +194,7 @@ test("Rollup, inline", limit, async (t) => {
 for (const [name, ...edits] of [["Parcel"], ["Parcel, inline", inline]]) {
   test(name, limit, async (t) => {
     const made = project(name.replace(", ", "-"), "app", edits);
-    await run(made, "parcel", "build", "index.html", "--no-cache", "--public-url", "/");
+    await run(made, "parcel", "build", "index.html", "--no-cache", "--cache-dir", ".cache", "--public-url", "/");
     await greets(t, await files(t, join(made, "dist")));
   });
 }
