@@ -28,6 +28,12 @@ test("wasm-pack.toml says what wasm-pack reads in Cargo.toml", () => {
   assert.ok(record.budget.brotli <= 360_000);
 });
 
+test("the binding generator has the version of wasm-bindgen", () => {
+  const version = (lock) => read(lock).match(/name = "wasm-bindgen-shared"\nversion = "(.*)"/)[1];
+  assert.equal(version("js/bindgen/Cargo.lock"), version("Cargo.lock"));
+  assert.match(read("js/bindgen/Cargo.toml"), new RegExp(`^version = "${version("Cargo.lock")}"`, "m"));
+});
+
 test("TypeScript and Rust have the same error codes, in the same order", () => {
   const kinds = read("src/error.rs").match(/\nkinds! \{[^]*?\n\}/)[0];
   assert.deepEqual(
