@@ -1,19 +1,24 @@
 # The commands for users and reviewers. Each target first sets up what it needs.
-.PHONY: help demo test lab bench load fuzz mutants check options package wasm setup-build setup-check setup-mutants setup-test
+.PHONY: help demo test lab bench load fuzz mutants check docs options package packages release wasm setup-build setup-check setup-mutants setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/throughline
 WASM := node js/scripts/toolchain.mjs
-JS   := js/dist/.built
+# This is the last file that the build writes.
+JS   := js/dist/inline.js
 # Every command has the same options, so that no command compiles again what another has compiled.
 ALL  := --locked --all-features
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Says what a long step does, and how long it usually takes on two cores.
+STEP = @echo "make: $(1) (usually $(2) the first time, and seconds later)" >&2
+
 demo: setup-build $(JS) ## start a relay, a native peer and the demo page on this machine
+	$(call STEP,compiling the program,8 minutes)
 	cargo build $(ALL)
 	cargo run --quiet $(ALL) -- demo --www www --npm js
 
@@ -80,13 +85,27 @@ package: setup-build $(JS) ## make the crate and the npm package as for a releas
 		status=$$?; rm -rf $$folder; exit $$status
 	cd js && npm pack --dry-run
 
+packages: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/packages/node_modules/.package-lock.json ## build fresh projects of Vite, webpack, Next and others with the packed npm package, and connect their pages
+	cargo build $(ALL)
+	node --test tests/packages/*.test.mjs
+
+docs: setup-build $(JS) docs/node_modules/.package-lock.json ## build the site of the documents, with the API of both languages, into docs/dist/
+	node docs/links.mjs
+	cd docs && npx vitepress build . && npx typedoc
+	RUSTDOCFLAGS="-D warnings" cargo doc $(ALL) --no-deps
+	rm -rf docs/dist/rust && cp -R $(TARGET)/doc docs/dist/rust
+
+release: setup-build js/node_modules/.package-lock.json ## make everything that a release publishes, with checksums, and publish nothing (RELEASE=--check only says whether this tree may be released)
+	scripts/release $(RELEASE)
+
 setup-build setup-check setup-mutants setup-test: setup-%:
 	@scripts/setup $*
 
 $(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/scripts/rustc js/node_modules/.package-lock.json
+	$(call STEP,compiling the WebAssembly of the npm package,3 minutes)
 	node js/scripts/build.mjs
-	@touch $@
 
 %/node_modules/.package-lock.json: %/package-lock.json
+	@echo "make: fetching the npm packages of $* (usually 5 to 40 seconds)" >&2
 	cd $* && npm ci --no-audit --no-fund
 	@touch $@

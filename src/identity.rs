@@ -2,8 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
-use data_encoding::BASE64URL_NOPAD;
 use libp2p::identity::Keypair;
+use multibase::Base::Base64Url;
 
 use crate::error::{Error, ErrorKind};
 
@@ -42,7 +42,7 @@ impl Identity {
         let bytes = self.0.to_protobuf_encoding().map_err(|e| {
             Error::new(ErrorKind::InvalidIdentity, "the key has no encoding").with_source(e)
         })?;
-        Ok(BASE64URL_NOPAD.encode(&bytes))
+        Ok(Base64Url.encode(bytes))
     }
 
     /// Makes the identity from the text that [`to_secret`](Self::to_secret) returned.
@@ -51,8 +51,8 @@ impl Identity {
     /// [`ErrorKind::InvalidIdentity`] if the text is no such key.
     pub fn from_secret(secret: &str) -> Result<Self, Error> {
         let invalid = |m: &str| Error::new(ErrorKind::InvalidIdentity, m);
-        let bytes = BASE64URL_NOPAD
-            .decode(secret.trim().as_bytes())
+        let bytes = Base64Url
+            .decode(secret.trim())
             .map_err(|_| invalid("the identity is not base64url"))?;
         Keypair::from_protobuf_encoding(&bytes)
             .map(Self)

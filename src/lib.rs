@@ -130,3 +130,16 @@ pub use report::{
 };
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;
+
+/// The Rust in the documents is compiled by the tests of the documentation.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/start.md")]
+    struct Start;
+    #[doc = include_str!("../docs/guides/game.md")]
+    struct Game;
+    #[doc = include_str!("../docs/guides/service.md")]
+    struct Service;
+}

@@ -6,8 +6,8 @@ use std::{
     str::FromStr,
 };
 
-use data_encoding::BASE64URL_NOPAD;
 use multiaddr::{Multiaddr, Protocol};
+use multibase::Base::Base64Url;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -257,7 +257,7 @@ impl fmt::Display for Ticket {
             part.extend_from_slice(&address.port().to_be_bytes());
             item(&mut bytes, &part);
         }
-        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
+        write!(f, "{PREFIX}{}", Base64Url.encode(&bytes))
     }
 }
 
@@ -288,11 +288,11 @@ impl FromStr for Ticket {
         let encoded = text
             .strip_prefix(PREFIX)
             .ok_or_else(|| invalid(format!("the ticket does not start with `{PREFIX}`")))?;
-        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|e| {
-            invalid(format!(
-                "the ticket is not base64url at character {}",
-                e.position
-            ))
+        let bytes = Base64Url.decode(encoded).map_err(|_| {
+            let is_digit = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+            let at = encoded.chars().position(|c| !is_digit(c));
+            let at = at.unwrap_or(encoded.len());
+            invalid(format!("the ticket is not base64url at character {at}"))
         })?;
         let mut reader = Reader(&bytes);
         let flags = reader.take(1, "flags")?[0];
@@ -533,7 +533,7 @@ mod tests {
         for bit in 0..8 {
             let flags: u8 = 1 << bit;
             let known = flags & (RESUMABLE | EARLY | FORWARDED) != 0;
-            let why = refusal(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&[flags])));
+            let why = refusal(&format!("{PREFIX}{}", Base64Url.encode([flags])));
             assert_eq!(why.contains("flag"), !known, "{flags}: {why}");
         }
     }
@@ -581,11 +581,9 @@ mod tests {
     #[test]
     fn bytes_behind_the_end_are_refused() {
         let text = sample().to_string();
-        let mut bytes = BASE64URL_NOPAD
-            .decode(&text.as_bytes()[PREFIX.len()..])
-            .unwrap();
+        let mut bytes = Base64Url.decode(&text[PREFIX.len()..]).unwrap();
         bytes.push(0);
-        let longer = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes));
+        let longer = format!("{PREFIX}{}", Base64Url.encode(&bytes));
         assert!(refusal(&longer).contains("left over"));
     }
 
@@ -597,7 +595,7 @@ mod tests {
 
         #[test]
         fn never_panics_on_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes)).parse::<Ticket>();
+            let _ = format!("{PREFIX}{}", Base64Url.encode(&bytes)).parse::<Ticket>();
         }
 
         #[test]

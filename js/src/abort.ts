@@ -1,5 +1,6 @@
 import { toError } from "./errors.js";
 
+/** The options of every call that may take long. */
 export interface AbortOptions {
   /** Cancels the operation. It then rejects with `signal.reason`. */
   readonly signal?: AbortSignal | undefined;

@@ -7,8 +7,11 @@ import type { Options } from "./options.js";
 
 /** A STUN or TURN server, as `RTCPeerConnection` takes it. */
 export interface IceServer {
+  /** One or several addresses that start with `stun:`, `stuns:`, `turn:` or `turns:`. */
   readonly urls: string | readonly string[];
+  /** The name for TURN servers. */
   readonly username?: string;
+  /** The password for TURN servers. Keep it secret. */
   readonly credential?: string;
 }
 

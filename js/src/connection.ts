@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
 import { bytes, signalOf, text } from "./check.js";
@@ -119,6 +120,7 @@ export class Connection {
     await this.#raw.close();
   }
 
+  /** Closes it at the end of an `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

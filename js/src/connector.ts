@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { generateIdentity as generate, RawConnector, unknownOption } from "../pkg/throughline.js";
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
@@ -129,6 +130,7 @@ export class Connector {
     await this.#raw.close();
   }
 
+  /** Closes it at the end of an `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

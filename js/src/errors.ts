@@ -45,22 +45,57 @@ export const errorCodes = [
   "aborted",
   /** There is no WebRTC here: this is a worker, Node.js or an insecure context. */
   "unsupported_platform",
-  /** The browser refused something. `cause` has its error. */
+  /** The browser refused something. `cause` has its error, and `load` what is known about a WebAssembly. */
   "io",
   /** A bug in this library. Please report it. */
   "internal",
 ] as const;
 
+/** One of {@link errorCodes}, which says what each means. */
 export type ErrorCode = (typeof errorCodes)[number];
 
+/** Why the WebAssembly could not be loaded. */
+export type LoadFailureReason =
+  /** The server answered with an error, mostly 404. `LoadFailure.status` has it. */
+  | "status"
+  /** An HTML page is at the address, as the servers of bundlers answer for files that do not exist. */
+  | "page"
+  /** The page's Content-Security-Policy forbids the address, or WebAssembly altogether. */
+  | "content_security_policy"
+  /** Nothing answered at the address. */
+  | "network"
+  /** Something else than WebAssembly is there. */
+  | "not_wasm"
+  /** The browser could not compile or instantiate it. */
+  | "invalid";
+
+/** What is known about a WebAssembly that could not be loaded. */
+export interface LoadFailure {
+  /** Why it could not be loaded. */
+  readonly reason: LoadFailureReason;
+  /** Its address, if it was fetched. */
+  readonly url?: string;
+  /** The status of the answer, if there was one. */
+  readonly status?: number;
+  /** The content type of the answer, if it named one. */
+  readonly contentType?: string;
+}
+
+/** The members of a {@link ThroughlineError} that only some errors have. */
 export interface ThroughlineErrorOptions extends ErrorOptions {
+  /** See `ThroughlineError.attempts`. */
   readonly attempts?: readonly Attempt[];
+  /** See `ThroughlineError.resetCode`. */
   readonly resetCode?: number;
+  /** See `ThroughlineError.retryAfterMs`. */
   readonly retryAfterMs?: number;
+  /** See `ThroughlineError.load`. */
+  readonly load?: LoadFailure;
 }
 
 /** The one error type of this package. */
 export class ThroughlineError extends Error {
+  /** The name of the class, which also tells errors of another copy of this package. */
   override readonly name = "ThroughlineError";
   /** The kind of error, for use in a `switch`. */
   readonly code: ErrorCode;
@@ -76,6 +111,8 @@ export class ThroughlineError extends Error {
    * `undefined` for every other code, and if the relay did not say.
    */
   readonly retryAfterMs: number | undefined;
+  /** With `io`, what is known about a WebAssembly that could not be loaded. It is `undefined` otherwise. */
+  readonly load: LoadFailure | undefined;
 
   constructor(code: ErrorCode, message: string, options: ThroughlineErrorOptions = {}) {
     super(message, options);
@@ -83,6 +120,7 @@ export class ThroughlineError extends Error {
     this.attempts = options.attempts ?? [];
     this.resetCode = options.resetCode;
     this.retryAfterMs = options.retryAfterMs;
+    this.load = options.load;
   }
 }
 
@@ -98,7 +136,13 @@ export function toError(thrown: unknown): ThroughlineError {
       ...(cause === undefined ? {} : { cause }),
     });
   }
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  // A panic in Rust stops the WebAssembly without a message, and it answers nothing from then on.
+  const isBug = thrown instanceof WebAssembly.RuntimeError;
+  const message = isBug
+    ? `throughline has a bug and stops; please report this with the stack of \`cause\`: ${thrown.message}`
+    : thrown instanceof Error
+      ? thrown.message
+      : String(thrown);
   return new ThroughlineError("internal", message, { cause: thrown });
 }
 

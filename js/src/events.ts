@@ -35,7 +35,9 @@ export type ChangeReason = "first" | "better" | "lost" | "resumed";
 
 /** The path that a connection uses. Addresses are personal data: keep them out of public logs. */
 export interface Path {
+  /** How the bytes travel. */
   readonly path: PathKind;
+  /** The way in which the path was found. */
   readonly strategy: Strategy;
   /** The address of this end, if it is known. */
   readonly local?: string;
@@ -49,9 +51,13 @@ export interface Path {
 
 /** One way that was tried. Its times are milliseconds from the call to `connect`. */
 export interface Attempt {
+  /** The way that was tried. */
   readonly strategy: Strategy;
+  /** What became of it. An attempt is cancelled when its path is no longer wanted. */
   readonly outcome: "succeeded" | "failed" | "cancelled";
+  /** When it began. */
   readonly startedMs: number;
+  /** When it ended. */
   readonly endedMs: number;
   /** Why it failed or was cancelled, as a name for use in a `switch`. */
   readonly cause?: Cause;
@@ -97,20 +103,29 @@ export type ConnectorEvent =
 
 /** One relay in a {@link Report}. */
 export interface RelayReport {
+  /** The id of the relay. */
   readonly peerId: string;
+  /** Whether the link to the relay is up. */
   readonly connected: boolean;
+  /** Whether the relay holds a reservation of this connector. */
   readonly reserved: boolean;
   /** Whether the relay forwards bytes before the other peer has agreed, as relays of this library do. */
   readonly forwards: boolean;
+  /** What went wrong last, for people, unless nothing has. */
   readonly lastError?: string;
+  /** The last measured round-trip time to the relay in milliseconds. */
   readonly rttMs?: number;
 }
 
 /** One STUN server in a {@link NatReport}. */
 export interface StunReport {
+  /** The URL of the server. */
   readonly server: string;
+  /** The address under which the server saw this connector. Personal data. */
   readonly mapped?: string;
+  /** How long the server took to answer, in milliseconds. */
   readonly rttMs?: number;
+  /** Why there is no answer, for people. */
   readonly error?: string;
 }
 
@@ -122,23 +137,36 @@ export interface NatReport {
   readonly filtering: "unknown" | "endpoint_independent" | "address_dependent" | "address_and_port_dependent";
   /** How the NAT picks ports. */
   readonly ports: "unknown" | "preserved" | "contiguous" | "random";
+  /** With `contiguous`, how far the next port is from the one before it. */
   readonly portStep?: number;
+  /** The external addresses of the NAT. Personal data. */
   readonly external: readonly string[];
+  /** What each STUN server answered. */
   readonly stun: readonly StunReport[];
+  /** Whether the router maps a port. `useless` is a mapping that nobody outside can reach. */
   readonly portMapping: "off" | "searching" | "unavailable" | "useless" | "mapped";
+  /** The address that the router maps. Personal data. */
   readonly mapped?: string;
+  /** The protocols by which the router maps ports. */
   readonly protocols: { readonly upnp: boolean; readonly natPmp: boolean; readonly pcp: boolean };
 }
 
 /** The report of what a connector knows about its own network position now. */
 export interface Report {
+  /** The id of this connector's peer. */
   readonly peerId: string;
+  /** The relays of this connector. */
   readonly relays: readonly RelayReport[];
+  /** The addresses at which this connector listens. It is always empty in a page. Personal data. */
   readonly listening: readonly string[];
+  /** The addresses under which others have seen this connector. Personal data. */
   readonly observed: readonly string[];
+  /** The NAT in front of this connector. */
   readonly nat: NatReport;
   /** The addresses of this connector that others are known to reach. It is always empty in a page. Personal data. */
   readonly confirmed: readonly string[];
+  /** How many connections are open. */
   readonly connections: number;
+  /** The strategies that this connector can use here. */
   readonly strategies: readonly Strategy[];
 }

@@ -3,7 +3,14 @@ export type { Config, CreateOptions, IceServer, RelayTokens, StartDelays } from 
 export type { Options } from "./options.js";
 export { Connection, type CloseInfo } from "./connection.js";
 export { Connector, generateIdentity } from "./connector.js";
-export { errorCodes, ThroughlineError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
+export {
+  errorCodes,
+  ThroughlineError,
+  type ErrorCode,
+  type LoadFailure,
+  type LoadFailureReason,
+  type ThroughlineErrorOptions,
+} from "./errors.js";
 export type {
   Attempt,
   Cause,

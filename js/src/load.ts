@@ -1,6 +1,7 @@
 import init from "../pkg/throughline.js";
+import { asset } from "./asset.js";
+import { Binary } from "./binary.js";
 import { wasm } from "./check.js";
-import { ThroughlineError } from "./errors.js";
 
 /** The source of the WebAssembly: its address, a response, its bytes, or a compiled module. */
 export type WasmSource =
@@ -17,6 +18,9 @@ let loading: Promise<void> | undefined;
  * Loads the WebAssembly once. Later calls return the same promise and ignore their argument, except after
  * a failure. `Connector.create` calls it. Call it yourself to load early, or to load from another address
  * if a bundler has moved the file.
+ *
+ * Rejects with `invalid_config` if `source` has a wrong type, or with `io`. Then `load` of the error has the
+ * address, the status and the reason.
  */
 export function load(source?: WasmSource): Promise<void> {
   try {
@@ -24,19 +28,20 @@ export function load(source?: WasmSource): Promise<void> {
   } catch (error) {
     return Promise.reject(error);
   }
-  loading ??= instantiate(source).catch((cause: unknown) => {
+  loading ??= instantiate(source).catch((error: unknown) => {
     loading = undefined;
-    throw new ThroughlineError(
-      "io",
-      "the WebAssembly of throughline could not be loaded: serve pkg/throughline_bg.wasm beside dist/, or pass `wasm`",
-      { cause },
-    );
+    throw error;
   });
   return loading;
 }
 
 async function instantiate(source: WasmSource | undefined): Promise<void> {
-  // Bundlers recognise this literal form. It must stay the only one in this package.
-  const module_or_path = source ?? new URL("../pkg/throughline_bg.wasm", import.meta.url);
-  await init({ module_or_path });
+  const binary = new Binary();
+  try {
+    await init({ module_or_path: await binary.of(source ?? asset()) });
+  } catch (cause) {
+    throw await binary.failure(cause);
+  } finally {
+    binary.done();
+  }
 }

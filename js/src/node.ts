@@ -10,7 +10,8 @@ function unsupported(): Promise<never> {
   return Promise.reject(
     new ThroughlineError(
       "unsupported_platform",
-      "throughline on npm is for web pages: Node.js has no WebRTC; use the `throughline` program or the Rust crate",
+      "throughline on npm is for web pages, because Node.js has no WebRTC: run the `throughline` program with --json beside " +
+        "Node.js (`cargo install throughline --features cli`), or use the Rust crate",
     ),
   );
 }

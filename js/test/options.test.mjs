@@ -50,6 +50,9 @@ test("what the bindings reject with becomes one error type", () => {
   ]);
   const cause = new RangeError("unreachable executed");
   assert.deepEqual([toError(cause).code, toError(cause).cause], ["internal", cause]);
+  const panic = new WebAssembly.RuntimeError("unreachable");
+  assert.deepEqual([toError(panic).code, toError(panic).cause], ["internal", panic]);
+  assert.match(toError(panic).message, /has a bug.*please report.*unreachable/);
 });
 
 test("what is not known is undefined, whether Rust left it out or wrote null", () => {

@@ -11,9 +11,12 @@ mod connector;
 mod convert;
 mod stream;
 
+#[cfg(not(panic = "immediate-abort"))]
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Logs the message of a panic, which ends this wasm instance.
+/// Logs the message of a panic, which ends this wasm instance. The npm build has no messages
+/// (wasm-pack.toml).
+#[cfg(not(panic = "immediate-abort"))]
 #[wasm_bindgen(start)]
 fn start() {
     std::panic::set_hook(Box::new(|panic| {

@@ -1,0 +1,19 @@
+// Uses the types of every entry, as a project that checks the types of its dependencies does.
+import { Connector, ThroughlineError, type Config, type LoadFailure, type PathEvent } from "throughline";
+import { Connector as Inline } from "throughline/inline";
+import wasm from "throughline/wasm";
+
+export async function use(config: Config, ticket: string): Promise<LoadFailure | undefined> {
+  await using me = await Connector.create({ ...config, wasm });
+  const same: Promise<Inline> = Inline.create({ signal: AbortSignal.timeout(1000) });
+  await using connection = await me.connect(ticket);
+  const { readable, writable } = await connection.open("chat/1");
+  await readable.pipeTo(writable as WritableStream<Uint8Array>);
+  for await (const event of connection.paths()) seen(event);
+  const error = await same.then(() => undefined, (error: ThroughlineError) => error);
+  return error?.load;
+}
+
+function seen(event: PathEvent): void {
+  if (event.event === "path") console.log(event.path, event.strategy, event.ms);
+}
