@@ -77,9 +77,12 @@ export type PathEvent =
   /** The connection is closed. `code` is the reason. No event follows. */
   | { readonly event: "closed"; readonly code: ErrorCode };
 
-/** One relay in a {@link Report}. */
+/** One relay in a {@link Report} or a {@link Status}. */
 export interface RelayReport {
+  /** It is empty for a relay that is configured by its name, as long as the relay has not said who it is. */
   readonly peerId: string;
+  /** The name or URL by which the relay is configured, if it is not by a multiaddress. */
+  readonly name?: string;
   readonly connected: boolean;
   readonly reserved: boolean;
   /** Whether the relay forwards bytes before the other peer has agreed, as relays of this library do. */
@@ -123,4 +126,21 @@ export interface Report {
   readonly confirmed: readonly string[];
   readonly connections: number;
   readonly strategies: readonly Strategy[];
+}
+
+/** What a connector is to others now. */
+export interface Status {
+  /**
+   * Whether others can reach this peer. While it is `connecting`, a relay is being reached. While it is
+   * `unreachable`, the relays are tried again and again.
+   */
+  readonly state: "connecting" | "reachable" | "unreachable";
+  /** Why others cannot reach this peer, and what to do about it. */
+  readonly reason?: string;
+  /** The ticket as it is now. */
+  readonly ticket: string;
+  readonly relays: readonly RelayReport[];
+  readonly nat: NatReport;
+  readonly listening: readonly string[];
+  readonly confirmed: readonly string[];
 }

@@ -15,6 +15,7 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+pub(crate) mod dial_order;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
@@ -36,6 +37,8 @@ pub(crate) mod patience;
 pub(crate) mod plan;
 #[allow(dead_code, reason = "only a server stands behind proxies")]
 pub(crate) mod prefix;
+#[allow(dead_code, reason = "only a server writes one")]
+pub(crate) mod profile;
 pub(crate) mod protobuf;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
@@ -56,6 +59,11 @@ pub(crate) mod server_url;
 pub(crate) mod signalling;
 #[allow(dead_code, reason = "a browser's TURN client is its own")]
 pub(crate) mod silence;
+#[allow(
+    dead_code,
+    reason = "a browser resolves names itself, and no ticket names a site yet"
+)]
+pub(crate) mod site;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod subject;
 #[allow(dead_code, reason = "only a server bounds what is unread")]

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     connection::Connection,
@@ -10,6 +10,7 @@ use crate::{
     identity::PeerId,
     metrics::Metrics,
     report::Report,
+    status::Status,
     stream::{SessionId, Stream},
     ticket::Ticket,
 };
@@ -55,14 +56,16 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     pub(crate) peer_id: PeerId,
     pub(crate) metrics: Metrics,
+    pub(crate) status: watch::Receiver<Status>,
     ticket: Mutex<Ticket>,
 }
 
 impl Shared {
-    pub(super) fn new(peer_id: PeerId, ticket: Ticket) -> Self {
+    pub(super) fn new(peer_id: PeerId, ticket: Ticket, status: watch::Receiver<Status>) -> Self {
         Self {
             peer_id,
             metrics: Metrics::new(),
+            status,
             ticket: Mutex::new(ticket),
         }
     }

@@ -43,6 +43,7 @@ use super::{
     hop::{self, Status},
     metrics::Metrics,
     pool::Pools,
+    profile::Profiles,
     relay_rates::{Rate, Rates},
     settings::Settings,
     turn::TurnOffer,
@@ -106,8 +107,12 @@ pub(crate) struct Relay {
     watch: Watch,
     circuits: Circuits,
     access: Access,
+    /// Whether peers show their tokens here, or get something for them.
+    gives_access: bool,
     /// What admitted peers get for the TURN server, if there is one.
     turn: Option<TurnOffer>,
+    /// What the relay says of itself.
+    profiles: Option<Profiles>,
     descriptors: Descriptors,
     usage: Usage,
     heart: Heart,
@@ -161,7 +166,9 @@ impl Relay {
             watch: Watch::default(),
             circuits: Circuits::new(&pools, usage.clone()),
             access,
+            gives_access,
             turn: None,
+            profiles: None,
             pools,
             settings: settings.clone(),
             announced: watch::Sender::default(),
@@ -233,6 +240,17 @@ impl Relay {
     /// Returns the texts of [`addresses`](Self::addresses), which may change while the relay serves.
     pub(crate) fn announced(&self) -> watch::Receiver<Vec<String>> {
         self.announced.subscribe()
+    }
+
+    /// Returns the names of the protocols that the relay serves.
+    pub(crate) fn protocols(&self) -> Vec<String> {
+        let protocols = Carried::protocols(self.gives_access).into_iter();
+        protocols.map(|protocol| protocol.to_string()).collect()
+    }
+
+    /// Tells peers what the server says of itself from now on.
+    pub(crate) fn show(&mut self, profiles: Profiles) {
+        self.profiles = Some(profiles);
     }
 
     /// Returns the addresses where peers may come in: those that are bound, and those that are
@@ -441,7 +459,7 @@ impl Relay {
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
                     Carried::Circuit => self.watch.ask(connection),
-                    Carried::Offer | Carried::Access => Default::default(),
+                    _ => Default::default(),
                 };
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
@@ -477,7 +495,7 @@ impl Relay {
         let connection = connection.ok_or(Status::NoReservation)?;
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
-            Carried::Offer | Carried::Access => Rate::Offers,
+            _ => Rate::Offers,
         };
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
@@ -485,7 +503,7 @@ impl Relay {
         // An offer costs little, and may lead to a path that costs nothing here.
         let meters = match asked.what {
             Carried::Circuit => self.access.meters_of([source, to]),
-            Carried::Offer | Carried::Access => Ok(Vec::new()),
+            _ => Ok(Vec::new()),
         };
         let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
@@ -495,7 +513,7 @@ impl Relay {
         let wide = match asked.what {
             Carried::Circuit => [(source, asked.connection), (to, connection)]
                 .map(|(peer, connection)| self.widen(&peer, connection)),
-            Carried::Offer | Carried::Access => [None, None],
+            _ => [None, None],
         };
         Ok((connection, Held(place, uses, wide), meters))
     }

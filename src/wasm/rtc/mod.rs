@@ -32,10 +32,10 @@ pub struct Rtc(Arc<Mutex<Servers>>);
 
 #[derive(Debug, Default)]
 struct Servers {
-    /// Those of the configuration, and then one for each of `relays`.
-    all: Vec<IceServer>,
-    /// The relays that have given us access to a TURN server.
-    relays: Vec<PeerId>,
+    /// Those of the configuration.
+    configured: Vec<IceServer>,
+    /// Those of relays, by the relay and whether they are TURN servers.
+    named: Vec<(PeerId, bool, IceServer)>,
 }
 
 impl Rtc {
@@ -45,24 +45,31 @@ impl Rtc {
 
     /// Makes a new peer connection, to any peer.
     pub(crate) fn open(&self) -> Result<PeerConnection, BackendError> {
-        RtcPeerConnection::new_with_configuration(&configuration(&self.servers().all))
+        RtcPeerConnection::new_with_configuration(&self.servers().configuration())
             .map(PeerConnection::new)
             .map_err(|error| BackendError::Unavailable(value::describe_error(&error)))
     }
 
     /// Uses a TURN server to which `relay` gives access, in the place of the one before.
     pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
-        let mut servers = self.servers();
-        let Servers { all, relays } = &mut *servers;
-        match relays.iter().position(|known| *known == relay) {
-            Some(place) => {
-                let first = all.len() - relays.len();
-                all[first + place] = server;
-            }
-            None => {
-                relays.push(relay);
-                all.push(server);
-            }
+        self.replace(relay, true, server);
+    }
+
+    /// Uses STUN servers that `relay` has named, in the place of those before.
+    pub(crate) fn use_stun(&self, relay: PeerId, urls: Vec<String>) {
+        let server = IceServer {
+            urls,
+            ..IceServer::default()
+        };
+        self.replace(relay, false, server);
+    }
+
+    fn replace(&self, relay: PeerId, turn: bool, server: IceServer) {
+        let named = &mut self.servers().named;
+        named.retain(|(known, is_turn, _)| (*known, *is_turn) != (relay, turn));
+        // Browsers refuse a server without an address, and all others with it.
+        if !server.urls.is_empty() {
+            named.push((relay, turn, server));
         }
     }
 
@@ -75,8 +82,8 @@ impl Rtc {
     /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
         Ok(Self(Arc::new(Mutex::new(Servers {
-            all: config.ice_servers.clone(),
-            relays: Vec::new(),
+            configured: config.ice_servers.clone(),
+            named: Vec::new(),
         }))))
     }
 
@@ -117,7 +124,7 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
         credential: Some(server.credential.clone()),
     });
     let servers: Vec<_> = stun.chain(turn).collect();
-    match RtcPeerConnection::new_with_configuration(&configuration(&servers)) {
+    match RtcPeerConnection::new_with_configuration(&configuration(servers.iter())) {
         Ok(connection) => {
             connection.close();
             Ok(())
@@ -129,7 +136,14 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
     }
 }
 
-fn configuration(servers: &[IceServer]) -> RtcConfiguration {
+impl Servers {
+    fn configuration(&self) -> RtcConfiguration {
+        let named = self.named.iter().map(|(_, _, server)| server);
+        configuration(self.configured.iter().chain(named))
+    }
+}
+
+fn configuration<'a>(servers: impl Iterator<Item = &'a IceServer>) -> RtcConfiguration {
     let entries = Array::new();
     for server in servers {
         let entry = RtcIceServer::new();
