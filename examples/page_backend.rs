@@ -8,7 +8,7 @@
 //! The page gets the ticket from the web server that it comes from:
 //!
 //! ```js
-//! const me = await Connector.create({ relays }); // `relays` of the relay's /config.json
+//! const me = await Connector.create({ relay: "relay.example.org" });
 //! const connection = await me.connect(ticket);
 //! const { readable, writable } = await connection.open("visit/1");
 //! await new Blob([JSON.stringify({ name: "Ada" })]).stream().pipeTo(writable);

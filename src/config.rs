@@ -17,6 +17,7 @@ use crate::{
         delays::millis,
         liveness::Probing,
         server_url::{ServerUrl, Service},
+        site::RelayText,
     },
     error::{Error, ErrorKind},
     ticket::relay_id,
@@ -47,10 +48,21 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
-    /// The relays through which others can reach this peer, as multiaddresses that end in
-    /// `/p2p/<id>`. Several addresses of one relay count as one relay. The first relays are
-    /// preferred. 0 to 16 relays with 64 addresses in all. Without a relay, others can reach this
-    /// peer only at its own addresses. Defaults to none.
+    /// The relays through which others can reach this peer. 0 to 16 relays, by 64 texts in all. The
+    /// first relays are preferred. Without a relay, others can reach this peer only at its own
+    /// addresses. Defaults to none.
+    ///
+    /// A relay is a name (`relay.example.org`), a name or an address with a port
+    /// (`relay.example.org:8443`, `[2001:db8::1]:443`), or a URL (`https://relay.example.org`). The
+    /// rest is learnt from `/.well-known/throughline` there: its addresses over every transport, which
+    /// are raced, and its STUN and TURN servers. That happens over https. Only `localhost`, an address
+    /// of this machine, and `http://` with an IP address go without it. What was learnt is kept in
+    /// memory and learnt anew when it is old (after 5 min), when the relay is not reached, and when the
+    /// network changes. The last answer counts as long as there is no newer one. With `/p2p/<id>` at
+    /// the end, only the relay with this peer id will do.
+    ///
+    /// Or it is a multiaddress that ends in `/p2p/<id>`. Several of one relay count as one relay. A
+    /// relay of this library adds its other addresses and its STUN servers over the link.
     pub relays: Vec<String>,
     /// Whether to hold reservations on the relays, so that others can reach this peer through them.
     /// A peer that only dials saves a round trip without them. Defaults to `true`.
@@ -64,12 +76,13 @@ pub struct Config {
     pub relay_tokens: Option<RelayTokens>,
     /// The STUN servers, as `stun:host[:port]` (RFC 7064). All are asked at once. 0 to 16. Two
     /// servers show what kind of NAT there is. STUN over TLS (`stuns:`) is refused, because it
-    /// would report the address of a TCP connection, to which no peer can send. Defaults to none. A
-    /// relay started by `throughline serve` is two STUN servers.
+    /// would report the address of a TCP connection, to which no peer can send. Defaults to those of the
+    /// [`relays`](Self::relays) of this library, of which each has two, and to none with other relays.
     pub stun: Vec<String>,
     /// The TURN servers (RFC 8656). They are asked for a relayed address when a connection is
-    /// tried, and not before. 0 to 16. Defaults to none. The relays of this library that are TURN
-    /// servers need not be named here, because they give credentials to the peers that they admit.
+    /// tried, and not before. 0 to 16. Defaults to those of the [`relays`](Self::relays) of this library:
+    /// one that is configured by its name and open to everybody, and one that admits this peer by a
+    /// token.
     pub turn: Vec<TurnServer>,
     /// A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones
     /// of the web. Native only: a browser has its own and ignores this. Defaults to none.
@@ -263,13 +276,16 @@ impl Config {
     /// [`ErrorKind::InvalidConfig`] or [`ErrorKind::InvalidAddress`]. The message names the field.
     pub fn validate(&self) -> Result<(), Error> {
         self.check_ranges()?;
-        let mut relays = Vec::new();
-        for relay in self.relay_addrs()?.iter().filter_map(relay_id) {
-            if !relays.contains(&relay) {
-                relays.push(relay);
+        let (mut relays, mut sites) = (Vec::new(), Vec::new());
+        for relay in self.relay_texts()? {
+            match relay {
+                RelayText::Address(address) => relays.extend(relay_id(&address)),
+                RelayText::Site(site) => sites.push(site),
             }
         }
-        options::RELAYS.check(relays.len() as u64)?;
+        relays.sort_unstable();
+        relays.dedup();
+        options::RELAYS.check((relays.len() + sites.len()) as u64)?;
         self.listen_addrs()?;
         for protocol in &self.protocols {
             check_protocol(protocol)?;
@@ -292,18 +308,26 @@ impl Config {
         Ok(())
     }
 
-    /// Returns the addresses of the relays. Each ends in `/p2p/<relay>`.
-    pub(crate) fn relay_addrs(&self) -> Result<Vec<Multiaddr>, Error> {
-        let addrs = parse_all("relays", &self.relays)?;
-        for (text, addr) in self.relays.iter().zip(&addrs) {
-            if relay_id(addr).is_none() || addr.iter().any(|p| p == Protocol::P2pCircuit) {
-                return Err(Error::new(
-                    ErrorKind::InvalidAddress,
-                    format!("relays: `{text}` does not end in /p2p/<id of the relay>"),
-                ));
+    /// Returns the relays. Each address ends in `/p2p/<relay>`.
+    pub(crate) fn relay_texts(&self) -> Result<Vec<RelayText>, Error> {
+        let parse = |text: &String| {
+            let refuse = |why: &dyn std::fmt::Display| {
+                let message = format!("relays: `{}` {why}", text.escape_debug());
+                Error::new(ErrorKind::InvalidAddress, message)
+            };
+            let relay = text.parse().map_err(|why: String| refuse(&why))?;
+            if let RelayText::Address(address) = &relay {
+                if let Some(why) = address::fault(address) {
+                    return Err(refuse(&format_args!("cannot be used: {why}")));
+                }
+                if relay_id(address).is_none() || address.iter().any(|p| p == Protocol::P2pCircuit)
+                {
+                    return Err(refuse(&"does not end in /p2p/<id of the relay>"));
+                }
             }
-        }
-        Ok(addrs)
+            Ok(relay)
+        };
+        self.relays.iter().map(parse).collect()
     }
 
     pub(crate) fn listen_addrs(&self) -> Result<Vec<Multiaddr>, Error> {

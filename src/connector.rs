@@ -16,6 +16,7 @@ use crate::{
     node::{self, Command, Shared, closed},
     offer::is_sealable,
     report::Report,
+    status::{Status, StatusChanges},
     stream::Stream,
     ticket::Ticket,
 };
@@ -63,8 +64,8 @@ impl Connector {
     }
 
     /// Returns a ticket, by which others can reach this peer now. It has the relays that hold a
-    /// reservation for this peer, and the peer's own addresses. Ask again after the network has
-    /// changed.
+    /// reservation for this peer, and the peer's own addresses. It changes with the network, and
+    /// [`status_changes`](Self::status_changes) tells when.
     ///
     /// If the peer keeps its identity, the ticket also leads to later runs of the peer. Nothing can
     /// be sealed for a later run, so a connect with an old ticket waits for a circuit first.
@@ -219,6 +220,17 @@ impl Connector {
         }))
     }
 
+    /// Returns whether others can reach this peer now and why not, with the relays, the ticket and the
+    /// network as they are. It is the last value of [`status_changes`](Self::status_changes).
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Returns the present status, and then each new one. Measuring a round trip anew is no news.
+    pub fn status_changes(&self) -> StatusChanges {
+        StatusChanges::new(self.shared.status.clone())
+    }
+
     /// Returns counters and gauges in the OpenMetrics text format. Labels hold only names, never an
     /// address or a peer id.
     pub fn metrics(&self) -> String {
@@ -301,9 +313,10 @@ impl Builder {
         self
     }
 
-    /// Adds one address of a relay. See [`Config::relays`].
-    pub fn relay(mut self, address: impl Into<String>) -> Self {
-        self.config.relays.push(address.into());
+    /// Adds a relay, such as `relay.example.org`. One address says everything: see
+    /// [`Config::relays`] for its forms.
+    pub fn relay(mut self, relay: impl Into<String>) -> Self {
+        self.config.relays.push(relay.into());
         self
     }
 
@@ -355,7 +368,8 @@ impl Builder {
     /// - Before anything is sent: [`ErrorKind::InvalidConfig`], [`ErrorKind::InvalidAddress`] or
     ///   [`ErrorKind::UnsupportedPlatform`].
     /// - [`ErrorKind::Io`] if the system gives no socket.
-    /// - [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`].
+    /// - [`ErrorKind::NoRelay`] if no relay grants a reservation within [`Config::relay_timeout`]. The
+    ///   message says of each why, with the URL that was asked.
     /// - [`ErrorKind::LimitExceeded`] if every relay refuses because it has no room.
     /// - [`ErrorKind::AccessDenied`] if the relays do not admit this peer.
     /// - [`ErrorKind::QuotaExceeded`] if its quota at the relays is used up.

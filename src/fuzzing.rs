@@ -19,6 +19,7 @@ use crate::{
         candidate::Candidate,
         circuit::{Answer, CircuitError},
         datagram,
+        dial::Policy,
         dial_back::Server,
         drain::Drain,
         first_bytes::{self, Sniffed},
@@ -31,6 +32,7 @@ use crate::{
         sdp::Description,
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
+        site::RelayText,
         upnp,
         webrtc_direct::Credentials,
     },
@@ -67,6 +69,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("offer", offer),
     ("options", options),
     ("proxy", proxy),
+    ("profile", profile),
     ("quic", quic),
     ("relay_request", relay_request),
     ("reservation", reservation),
@@ -156,10 +159,7 @@ pub fn address(data: &[u8]) -> bool {
     let _ = core::address::route(&addr);
     let _ = core::address::relay_part(&addr);
     let _ = core::address::scope_of(&addr);
-    if core::dial::Policy::new(true, Vec::new())
-        .check(&addr)
-        .is_ok()
-    {
+    if Policy::new(true, Vec::new()).check(&addr).is_ok() {
         // This text is written into requests as it is.
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(addr.iter().all(|part| match part {
@@ -371,6 +371,25 @@ pub fn options(data: &[u8]) -> bool {
     // read back unchanged.
     if let Ok(json) = serde_json::to_vec(&config) {
         assert_eq!(serde_json::from_slice::<Config>(&json).ok(), Some(config));
+    }
+    true
+}
+
+/// What a relay says of itself, or the text that names a relay.
+pub fn profile(data: &[u8]) -> bool {
+    if let Some(Ok(RelayText::Site(site))) = std::str::from_utf8(data).ok().map(str::parse) {
+        assert_eq!(site.to_string().parse(), Ok(RelayText::Site(site)));
+        return true;
+    }
+    let policy = Policy::new(false, Vec::new());
+    let Ok(learnt) = core::profile::read(data, &policy) else {
+        return false;
+    };
+    for address in &learnt.addresses {
+        assert!(
+            policy.check(address).is_ok()
+                && address.iter().last() == Some(Protocol::P2p(learnt.peer))
+        );
     }
     true
 }

@@ -47,7 +47,7 @@
 //! - `webrtc`: libp2p's `/webrtc` as a transport and a behaviour.
 //! - `offer`: offers and early data, sealed for one peer.
 //! - `stream`, `datagrams`: what moves from path to path: byte streams, and datagrams.
-//! - `config`, `ticket`, `identity`, `report`, `metrics`: values that users give and read.
+//! - `config`, `ticket`, `identity`, `report`, `status`, `metrics`: values that users give and read.
 //! - `core`: pure policy and codecs without IO.
 //! - `event`, `error`, `arriving`: words and tools for all other layers.
 
@@ -83,6 +83,7 @@ mod offer;
 mod report;
 #[cfg(feature = "libp2p")]
 pub mod rtc;
+mod status;
 mod stream;
 mod swarm;
 #[cfg(test)]
@@ -128,6 +129,7 @@ pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
     Report, StunReport, TurnReport,
 };
+pub use status::{Reachability, Status, StatusChanges};
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;
 

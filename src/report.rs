@@ -49,11 +49,15 @@ pub struct Report {
 ///     Ok(me.report().await?.relays.iter().any(|relay| relay.reserved))
 /// }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RelayReport {
-    /// The relay's peer id.
+    /// The relay's peer id. It is empty for a relay that is configured by a name or a URL, as long as
+    /// the relay has not said who it is.
     pub peer_id: String,
+    /// The name or URL by which the relay is configured, or `None` if it is by a multiaddress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Whether the connection to the relay is up.
     pub connected: bool,
     /// Whether the relay holds a reservation for this peer.

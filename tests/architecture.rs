@@ -62,10 +62,10 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         // nothing.
         "src/native/signals.rs",
         "src/server/hop.rs",
-        "src/server/http.rs",
         // Until when a certificate is valid.
         "src/server/metrics.rs",
         "src/server/mod.rs",
+        "src/server/profile.rs",
         "src/server/tls/acme.rs",
     ];
     let dated = [
@@ -206,15 +206,17 @@ fn nobody_is_dialled_past_the_guard() {
         ("names.over(", &[guard, transports]),
         ("guard.over(", &[transports]),
         ("guard.named(", &[transports]),
-        ("policy.check(", &["src/swarm/dials.rs"]),
+        ("policy.check(", &["src/core/profile.rs", "src/swarm/dials.rs"]),
         // These are candidates that the session allows, a socket for one of them, TURN servers that
         // are configured or at the host of a configured relay, and the servers that they may refer us
-        // to, the hook of a server's operator, and sockets that send nothing.
+        // to, the sites of relays that `core::site` has checked, the hook of a server's operator, and
+        // sockets that send nothing.
         ("ice.add_remote_candidate(", &[candidates]),
         (
             "TcpStream::connect",
             &[
                 "src/native/ice/turn/stream.rs",
+                "src/native/site.rs",
                 "src/server/tls/directory.rs",
                 "src/server/web.rs",
             ],

@@ -7,6 +7,7 @@ import { settings, showSettings } from "./settings.js";
 
 const restart = () => location.reload();
 let connector;
+let program = "throughline";
 
 async function main() {
   copyButtons(document);
@@ -15,12 +16,13 @@ async function main() {
   find("#diagnosis").addEventListener("toggle", report);
   find("#report-refresh").addEventListener("click", report);
 
-  const site = await (await fetch("/config.json")).json();
-  showSettings(site, restart);
+  const { demo } = await (await fetch("/config.json")).json();
+  showSettings(restart);
   const start = performance.now();
-  connector = await Connector.create(settings(site));
+  connector = await Connector.create(settings());
   log("ready", { peer: connector.peerId, ms: Math.round(performance.now() - start) });
-  showReady(site);
+  showReady(demo);
+  connector.addEventListener("status", showStatus);
   serve();
   addEventListener("pagehide", () => connector.close());
 
@@ -31,25 +33,32 @@ async function main() {
   }
 }
 
-function showReady(site) {
-  const { ticket, peerId } = connector;
-  status("ready", "Reachable");
-  find("#peer-id").textContent = peerId;
-  find("#ticket").textContent = ticket;
+function showReady(demo) {
+  find("#peer-id").textContent = connector.peerId;
+  program = demo?.program ?? program;
+  showStatus();
   const wasm = performance.getEntriesByType("resource").find(({ name }) => name.endsWith("_bg.wasm"));
   if (wasm) find("#build").textContent = `WebAssembly: ${size(wasm.decodedBodySize)}`;
-  find("#terminal").textContent = `${site.demo?.program ?? "throughline"} connect ${ticket}`;
-  const second = find("#second-tab");
-  second.href = `#connect=${ticket}`;
-  second.removeAttribute("aria-disabled");
+  find("#second-tab").removeAttribute("aria-disabled");
   find("#connect-submit").disabled = false;
   find("#connect-form").addEventListener("submit", (event) => {
     event.preventDefault();
     connect(find("#connect-ticket").value.trim(), "Peer");
   });
   const native = find("#connect-native");
-  native.disabled = !site.demo;
-  native.addEventListener("click", () => connect(site.demo.ticket, "Native peer"));
+  native.disabled = !demo;
+  native.addEventListener("click", () => connect(demo.ticket, "Native peer"));
+}
+
+/** Shows whether others can reach this page, and by which ticket. Both change with the network. */
+function showStatus() {
+  const { state, reason, ticket } = connector.status;
+  const [pill, label] = { reachable: ["ready", "Reachable"], connecting: ["wait", "Connecting"] }[state] ?? ["bad", "Not reachable"];
+  status(pill, label, reason);
+  log("status", { state, reason, characters: ticket.length });
+  find("#ticket").textContent = ticket;
+  find("#terminal").textContent = `${program} connect ${ticket}`;
+  find("#second-tab").href = `#connect=${ticket}`;
 }
 
 async function connect(ticket, title) {
@@ -76,8 +85,9 @@ async function report() {
   if (connector) find("#report").textContent = JSON.stringify(await connector.report(), null, 2);
 }
 
-function status(state, text) {
+function status(state, text, why = "") {
   const pill = find("#status");
+  pill.title = why;
   pill.dataset.state = state;
   pill.textContent = text;
 }

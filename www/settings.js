@@ -1,26 +1,23 @@
-// Relays and ICE servers. They are the server's own until the visitor edits them. Edits are kept in localStorage.
+// Relays and ICE servers. The relay is this server, which names its own ICE servers, until the visitor edits them.
+// Edits are kept in localStorage.
 import { el, find } from "./dom.js";
 
 const KEY = "throughline.settings";
 
-/** Converts `/config.json` to settings. */
-function defaults(site) {
-  const iceServers = [...(site.stun ?? []).map((urls) => ({ urls })), ...(site.turn ?? []).map((turn) => (typeof turn === "string" ? { urls: turn } : turn))];
-  return { relays: site.relays ?? [], iceServers, direct: true };
-}
+const defaults = { relays: [location.origin], iceServers: [], direct: true };
 
-export function settings(site) {
+export function settings() {
   try {
     const stored = JSON.parse(localStorage.getItem(KEY));
-    if (stored) return { ...defaults(site), ...stored };
+    if (stored) return { ...defaults, ...stored };
   } catch {
     localStorage.removeItem(KEY);
   }
-  return defaults(site);
+  return defaults;
 }
 
-export function showSettings(site, restart) {
-  const { relays, iceServers, direct } = settings(site);
+export function showSettings(restart) {
+  const { relays, iceServers, direct } = settings();
   const servers = find("#settings-ice");
   const add = ({ urls = "", username = "", credential = "" } = {}) => {
     const field = (name, label, value, placeholder, type = "text") =>

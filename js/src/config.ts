@@ -24,7 +24,13 @@ export type RelayTokens = string | (() => Promise<string>);
 /** The configuration of a connector. Every option may be left out. Unknown names are refused. */
 export interface Config extends Options {
   /**
-   * The STUN and TURN servers. Defaults to none, so that no server is asked without your knowledge. STUN
+   * The relay, or several: a name such as `relay.example.org`, a URL such as `location.origin`, or a
+   * multiaddress. It says everything else by itself: its addresses over every transport, and its STUN and TURN
+   * servers. These come before those in `relays`.
+   */
+  readonly relay?: string | readonly string[];
+  /**
+   * The STUN and TURN servers. Defaults to those that your relays name, so that no other server is asked. STUN
    * over TLS (`stuns:`) is refused, as on native targets, because it finds no address to which a peer can
    * send.
    */
@@ -54,6 +60,7 @@ const startDelays: { readonly [N in keyof StartDelays]-?: Check } = {
 
 /** Every option with the check of its type. Ranges and addresses are checked in Rust. */
 const options: { readonly [N in keyof CreateOptions]-?: Check } = {
+  relay: (name, value) => (typeof value === "string" ? [value] : texts(name, value)),
   relays: texts,
   iceServers: (name, value) => list(name, value).map((server, index) => iceServer(`${name}[${index}]`, server)),
   protocols: texts,
@@ -130,7 +137,8 @@ function iceServer(name: string, value: unknown): Required<IceServer> {
  * TURN servers.
  */
 export function toRawConfig(options: CreateOptions): object {
-  const { signal: _signal, wasm: _wasm, identity: _identity, iceServers = [], ...rest } = options;
+  const { signal: _signal, wasm: _wasm, identity: _identity, relay = [], iceServers = [], ...rest } = options;
+  const relays = [relay, rest.relays ?? []].flat();
   const stun: string[] = [];
   const turn: object[] = [];
   for (const [index, server] of iceServers.entries()) {
@@ -146,5 +154,5 @@ export function toRawConfig(options: CreateOptions): object {
       }
     }
   }
-  return { ...(snakeCased(rest) as object), stun, turn };
+  return { ...(snakeCased(rest) as object), relays, stun, turn };
 }

@@ -6,25 +6,36 @@ import { members, signalOf, text, wasm } from "./check.js";
 import { toOptions, toRawConfig, type CreateOptions } from "./config.js";
 import { Connection } from "./connection.js";
 import { ThroughlineError, toError } from "./errors.js";
-import type { ConnectorEvent, Report } from "./events.js";
+import type { ConnectorEvent, Report, Status } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
 import { assertSupported } from "./platform.js";
 import { duplex, type DuplexStream } from "./streams.js";
 
-/** One peer: an identity, its reservations on relays, and its connections. */
-export class Connector {
+/** The events of a {@link Connector}. */
+export interface ConnectorEventMap {
+  /** The status has changed. `detail` is the new one. */
+  status: CustomEvent<Status>;
+}
+
+/**
+ * One peer: an identity, its reservations on relays, and its connections. It dispatches `status` when its
+ * {@link Connector.status} has changed.
+ */
+export class Connector extends EventTarget {
   readonly #raw: RawConnector;
   /** The id of this peer. */
   readonly peerId: string;
 
   private constructor(raw: RawConnector) {
+    super();
     this.#raw = raw;
     this.peerId = raw.peerId();
+    void this.#tellStatus();
   }
 
   /**
-   * Starts a peer. With `relays`, it resolves once the first relay holds a reservation, so that `ticket`
+   * Starts a peer. With `relay` or `relays`, it resolves once the first relay holds a reservation, so that `ticket`
    * is complete.
    *
    * Rejects with `unsupported_platform`, `invalid_config`, `invalid_address`, `invalid_identity`,
@@ -49,9 +60,46 @@ export class Connector {
     );
   }
 
-  /** A ticket, by which others can reach this peer now. Read it again after the network has changed. */
+  /** A ticket, by which others can reach this peer now. The event `status` tells when it changes. */
   get ticket(): string {
     return this.#raw.ticket();
+  }
+
+  /** Whether others can reach this peer now and why not, with its relays and its ticket. */
+  get status(): Status {
+    return camelCased(this.#raw.status()) as Status;
+  }
+
+  /**
+   * Iterates over the present status and each new one, until the connector is closed. A caller that is slow
+   * misses what is old, and gets the newest one.
+   */
+  statusChanges(): AsyncIterableIterator<Status> {
+    const changes = this.#raw.statusChanges();
+    return iterate(async () => camelCased(await changes.next()) as Status | undefined);
+  }
+
+  /** Listens for an event, such as `status`, as every `EventTarget` lets it. */
+  override addEventListener<K extends keyof ConnectorEventMap>(
+    type: K,
+    listener: (this: Connector, event: ConnectorEventMap[K]) => void,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  override addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  override addEventListener(type: string, listener: never, options?: boolean | AddEventListenerOptions): void {
+    super.addEventListener(type, listener, options);
+  }
+
+  async #tellStatus(): Promise<void> {
+    let first = true;
+    for await (const detail of this.statusChanges()) {
+      if (!first) this.dispatchEvent(new CustomEvent("status", { detail }));
+      first = false;
+    }
   }
 
   /**

@@ -101,11 +101,12 @@ export type ConnectorEvent =
   /** The reader was too slow and missed this many events. */
   | { readonly event: "lagged"; readonly missed: number };
 
-/** One relay in a {@link Report}. */
+/** One relay in a {@link Report} or a {@link Status}. */
 export interface RelayReport {
-  /** The id of the relay. */
+  /** It is empty for a relay that is configured by its name, as long as the relay has not said who it is. */
   readonly peerId: string;
-  /** Whether the link to the relay is up. */
+  /** The name or URL by which the relay is configured, if it is not by a multiaddress. */
+  readonly name?: string;
   readonly connected: boolean;
   /** Whether the relay holds a reservation of this connector. */
   readonly reserved: boolean;
@@ -169,4 +170,21 @@ export interface Report {
   readonly connections: number;
   /** The strategies that this connector can use here. */
   readonly strategies: readonly Strategy[];
+}
+
+/** What a connector is to others now. */
+export interface Status {
+  /**
+   * Whether others can reach this peer. While it is `connecting`, a relay is being reached. While it is
+   * `unreachable`, the relays are tried again and again.
+   */
+  readonly state: "connecting" | "reachable" | "unreachable";
+  /** Why others cannot reach this peer, and what to do about it. */
+  readonly reason?: string;
+  /** The ticket as it is now. */
+  readonly ticket: string;
+  readonly relays: readonly RelayReport[];
+  readonly nat: NatReport;
+  readonly listening: readonly string[];
+  readonly confirmed: readonly string[];
 }

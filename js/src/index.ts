@@ -2,7 +2,7 @@ export type { AbortOptions } from "./abort.js";
 export type { Config, CreateOptions, IceServer, RelayTokens, StartDelays } from "./config.js";
 export type { Options } from "./options.js";
 export { Connection, type CloseInfo } from "./connection.js";
-export { Connector, generateIdentity } from "./connector.js";
+export { Connector, generateIdentity, type ConnectorEventMap } from "./connector.js";
 export {
   errorCodes,
   ThroughlineError,
@@ -22,6 +22,7 @@ export type {
   PathKind,
   RelayReport,
   Report,
+  Status,
   Strategy,
   StunReport,
 } from "./events.js";

@@ -4,8 +4,8 @@ import type { RelayTokens, StartDelays } from "./config.js";
 /** The options of a connector that Rust and JavaScript share. */
 export interface Options {
   /**
-   * The relays through which others can reach this peer, as multiaddresses that end in `/p2p/<id>`. 0 to 64
-   * addresses, 0 to 16 relays; defaults to none.
+   * The relays through which others can reach this peer: names, URLs, or multiaddresses that end in `/p2p/<id>`.
+   * 0 to 64 texts, 0 to 16 relays; defaults to none.
    */
   readonly relays?: readonly string[];
   /** Whether to hold reservations on relays, so that others can reach this peer through them. Defaults to `true`. */

@@ -134,6 +134,7 @@ test("every option has a type", async () => {
     "relayReservations connectTimeoutMs strategyTimeoutMs acceptanceDelayMs relayTimeoutMs stunTimeoutMs portMappingTimeoutMs " +
     "upgradeTries upgradeBackoffMs resumeTimeoutMs idleTimeoutMs streamWindow maxCircuits maxConnections maxStreams";
   const fits = {
+    relay: (value) => isString(value) || list(value),
     relays: list,
     protocols: list,
     iceServers: (value) => Array.isArray(value) && value.length === 0,
@@ -184,7 +185,7 @@ test("the source of the wasm has a type, also when it is loaded", async () => {
 
 test("an unknown option says the nearest known one, with JavaScript's names, and nothing else", async () => {
   const told = async (options) => (await refused(create(options), undefined, ["invalid_config"], "unknown option ")).message;
-  assert.equal(await told({ relay: [] }), 'unknown option "relay": did you mean "relays"?');
+  assert.equal(await told({ relais: [] }), 'unknown option "relais": did you mean "relays"?');
   assert.equal(await told({ connectTimeout: 5 }), 'unknown option "connectTimeout": did you mean "connectTimeoutMs"?');
   assert.equal(await told({ iceServer: [] }), 'unknown option "iceServer": did you mean "iceServers"?');
   assert.equal(await told({ startDelaysMs: { circuitRelays: 1 } }), 'unknown option "circuitRelays": did you mean "circuitRelay"?');

@@ -30,6 +30,10 @@ test("ICE servers are sorted into STUN and TURN, the rest passes with Rust's nam
       { url: "turns:d", username: "", credential: "" },
     ],
   });
+  const both = { relay: "a.example", relays: ["/dns/relay"] };
+  assert.deepEqual(toRawConfig(both).relays, ["a.example", "/dns/relay"]);
+  assert.deepEqual(toRawConfig({ relay: ["a.example", "b.example"] }).relays, ["a.example", "b.example"]);
+  assert.deepEqual(toRawConfig({}).relays, []);
   assert.throws(() => toRawConfig({ iceServers: [{ urls: "http://x" }] }), {
     code: "invalid_config",
     message: /iceServers\[0\]/,

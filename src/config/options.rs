@@ -200,8 +200,8 @@ macro_rules! options {
 }
 
 options! {
-    relays "relays" = Vec::new(), 0..=64 "addresses", and RELAYS: 0..=16 "relays", [Everywhere],
-        "The relays through which others can reach this peer, as multiaddresses that end in `/p2p/<id>`.";
+    relays "relays" = Vec::new(), 0..=64 "texts", and RELAYS: 0..=16 "relays", [Everywhere],
+        "The relays through which others can reach this peer: names, URLs, or multiaddresses that end in `/p2p/<id>`.";
     reserve "reserve" = true, [Everywhere],
         "Whether to hold reservations on relays, so that others can reach this peer through them.";
     relay_reservations "relay_reservations" = RELAY_RESERVATIONS, 1..=16 "relays", [Everywhere],
@@ -209,9 +209,9 @@ options! {
     relay_tokens "relay_tokens" = None, [Everywhere],
         "The token for relays that admit only its holders. A page can give a function that fetches one.";
     stun "stun" = Vec::new(), 0..=16 "servers", [Apart],
-        "The STUN servers to ask, as `stun:host[:port]`.";
+        "The STUN servers to ask, as `stun:host[:port]`. Without any, those that the relays name.";
     turn "turn" = Vec::new(), 0..=16 "servers", [Apart],
-        "The TURN servers to use, each with `url`, `username` and `credential`.";
+        "The TURN servers to use, each with `url`, `username` and `credential`. Without any, those that the relays name.";
     turn_ca "turn_ca" = None, [Native],
         "A PEM file of certificate authorities to trust for `turns:`, in addition to the public ones.";
     relay_ca "relay_ca" = None, [Native],

@@ -144,7 +144,7 @@ fn relays_and_addresses_of_relays_have_limits() {
         assert_eq!(error.message(), told);
     };
     refused(17, 17, "relays: 17 is not within 0 to 16 relays");
-    refused(1, 65, "relays: 65 is not within 0 to 64 addresses");
+    refused(1, 65, "relays: 65 is not within 0 to 64 texts");
 }
 
 #[test]

@@ -166,7 +166,8 @@ pub(crate) fn endpoint(address: &Multiaddr) -> Option<SocketAddr> {
     }
 }
 
-fn is_localhost(name: &str) -> bool {
+/// Whether a name always means this machine (RFC 6761 section 6.3).
+pub(crate) fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let top = name.rsplit('.').next().unwrap_or(name);
     top.eq_ignore_ascii_case("localhost")

@@ -19,6 +19,7 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+pub(crate) mod dial_order;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
 #[allow(dead_code, reason = "only a server divides its rates")]
@@ -44,6 +45,8 @@ pub(crate) mod patience;
 pub(crate) mod plan;
 #[allow(dead_code, reason = "only a server stands behind proxies")]
 pub(crate) mod prefix;
+#[allow(dead_code, reason = "only a server writes one")]
+pub(crate) mod profile;
 pub(crate) mod protobuf;
 #[allow(dead_code, reason = "only a server stands behind proxies")]
 pub(crate) mod proxy;
@@ -70,6 +73,11 @@ pub(crate) mod server_url;
 pub(crate) mod signalling;
 #[allow(dead_code, reason = "a browser's TURN client is its own")]
 pub(crate) mod silence;
+#[allow(
+    dead_code,
+    reason = "a browser resolves names itself, and no ticket names a site yet"
+)]
+pub(crate) mod site;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod subject;
 #[allow(dead_code, reason = "only a server bounds what is unread")]

@@ -7,6 +7,7 @@
 //! - `signals`: what the system tells of this machine's network.
 //! - `environment`, `interfaces`: files and interfaces, which are read again when they change.
 //! - `roots`: the certificate authorities that TLS trusts.
+//! - `site`: asking relays what they say of themselves.
 //! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
 
 pub(crate) mod behaviours;
@@ -21,11 +22,12 @@ pub(crate) mod roots;
 pub(crate) mod runtime;
 pub(crate) mod secret;
 mod signals;
+mod site;
 pub(crate) mod trace;
 pub(crate) mod transports;
 pub(crate) mod udp;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use libp2p::identity::Keypair;
 
@@ -34,6 +36,7 @@ use self::{
     ice::webrtc,
     quic::Quic,
     roots::Roots,
+    site::Asker,
     transports::{guard::Guard, names::Names},
     udp::Addresses,
 };
@@ -58,6 +61,7 @@ pub(crate) struct Net {
     pub(crate) names: Names,
     /// Whom TLS to relays trusts.
     pub(crate) roots: Roots,
+    pub(crate) sites: Asker,
 }
 
 impl Net {
@@ -78,13 +82,20 @@ impl Net {
         let sockets = webrtc::bind(addresses)?;
         let quic = Quic::new(keypair, sockets.clone())
             .map_err(|error| BackendError::Io(error.to_string()))?;
+        let names = Names::of_system();
+        let roots = Roots::load(config.relay_ca.as_deref())
+            .map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self {
             rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(guesses))?,
             quic,
             guard: Guard::new(policy.clone()),
-            names: Names::of_system(),
-            roots: Roots::load(config.relay_ca.as_deref())
-                .map_err(|error| BackendError::Io(error.to_string()))?,
+            sites: Asker {
+                names: names.clone(),
+                roots: roots.clone(),
+                policy: Arc::new(policy.clone()),
+            },
+            names,
+            roots,
         })
     }
 

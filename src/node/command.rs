@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
     connection::Connection,
@@ -11,6 +11,7 @@ use crate::{
     identity::PeerId,
     metrics::Metrics,
     report::Report,
+    status::Status,
     stream::{SessionId, Stream},
     ticket::Ticket,
 };
@@ -58,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// The events of the connector, as long as the loop runs.
     events: broadcast::WeakSender<ConnectorEvent>,
+    pub(crate) status: watch::Receiver<Status>,
     ticket: Mutex<Ticket>,
 }
 
@@ -66,11 +68,13 @@ impl Shared {
         peer_id: PeerId,
         ticket: Ticket,
         events: broadcast::WeakSender<ConnectorEvent>,
+        status: watch::Receiver<Status>,
     ) -> Self {
         Self {
             peer_id,
             metrics: Metrics::new(),
             events,
+            status,
             ticket: Mutex::new(ticket),
         }
     }

@@ -310,6 +310,7 @@ impl Node {
                 };
                 self.ask_relay(relay, id, how, result);
             }
+            Some(Purpose::Profile(relay)) => self.read_profile(relay, result),
             Some(Purpose::Early {
                 session, stream, ..
             }) => {

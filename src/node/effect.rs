@@ -13,10 +13,14 @@ use libp2p::{
 
 use super::{
     network::{DialFor, Purpose},
+    relays::SiteId,
     timers::Timer,
 };
 use crate::{
-    core::plan::AttemptId,
+    core::{
+        plan::AttemptId,
+        site::{By, Site},
+    },
     error::ErrorKind,
     event::Cause,
     stream::{BoxedStream, SessionId},
@@ -75,6 +79,14 @@ pub(super) enum Effect {
     UseTurn(PeerId, IceServer),
     /// Whether ICE with a peer leaves TURN out from now on.
     SpareTurn(PeerId, bool),
+    /// A relay has said that these are its STUN servers, and its TURN server if everybody may use it.
+    UseServers(PeerId, Vec<String>, Option<IceServer>),
+    /// Asks a site for its relay.
+    AskSite(SiteId, Site, By),
+    /// It is known which relay is at a site that this session needs.
+    Found(SessionId, PeerId),
+    /// What the status says may have changed.
+    StatusChanged,
     /// ICE with a peer is signalled over this stream.
     SignalOver(PeerId, BoxedStream),
     Spawn(BoxFuture<'static, ()>),
@@ -91,6 +103,17 @@ pub(super) enum Effect {
     ReleaseRelays,
     /// Ends the loop if a shutdown has begun and every peer knows of it.
     StopIfDone,
+}
+
+impl Effect {
+    /// Whether the status may say something else afterwards.
+    pub(super) fn is_news(&self) -> bool {
+        use Effect::{NoRelay, RelayChanged, RelayGone, Reserved, Settle, StatusChanged};
+        matches!(
+            self,
+            NoRelay | RelayChanged(_) | RelayGone(_) | Reserved | Settle | StatusChanged
+        )
+    }
 }
 
 /// The effects that wait to be performed, and the sessions that wait for a new plan.
@@ -164,6 +187,14 @@ pub(super) mod tests {
                 } => format!("open {protocol} on {connection}"),
                 Self::UseTurn(_, server) => format!("turn {}", server.urls.join(" ")),
                 Self::SpareTurn(..) => "spare turn".to_owned(),
+                Self::UseServers(_, stun, turn) => {
+                    let turn = turn.iter().flat_map(|turn| &turn.urls).cloned();
+                    let all = stun.iter().cloned().chain(turn);
+                    format!("servers {}", all.collect::<Vec<_>>().join(" "))
+                }
+                Self::AskSite(_, site, _) => format!("ask {site}"),
+                Self::Found(..) => "found".to_owned(),
+                Self::StatusChanged => "status changed".to_owned(),
                 Self::SignalOver(..) => "signal over".to_owned(),
                 Self::Spawn(_) => "spawn".to_owned(),
                 Self::After(pause, _) => format!("after {} ms", pause.as_millis()),

@@ -27,17 +27,19 @@ use super::{
     network::Network,
     online::Online,
     own_addresses::OwnAddresses,
-    relays::{Relays, ReservationId, Spares},
+    relays::{Relays, ReservationId, SiteId, Spares},
     round::{Outbox, Round, random},
     session::{Session, Sessions},
+    status::Told,
     timers::{Timer, Timers},
 };
 use crate::{
     Config,
     backend::{self, trace},
     core::{
-        access::Admitted, birthday::Guessing, drain::Drain, liveness::Hint, plan::Rules, race,
-        reservation::ReservationError, resume::Header,
+        access::Admitted, birthday::Guessing, dial::Policy, drain::Drain, liveness::Hint,
+        plan::Rules, profile::Learnt, race, reservation::ReservationError, resume::Header,
+        site::Fault,
     },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
@@ -60,8 +62,11 @@ pub(super) struct Node {
     pub(super) spares: Spares,
     /// Seals offers. It is `None` if the identity's key cannot do that.
     pub(super) sealer: Option<Sealer>,
+    /// What others may make us dial.
+    pub(super) policy: Arc<Policy>,
     pub(super) own: OwnAddresses,
     pub(super) online: Online,
+    pub(super) status: Told,
     pub(super) farewells: Farewells,
     pub(super) shutdown: Shutdown,
 }
@@ -108,6 +113,10 @@ pub(super) enum Internal {
     ),
     /// A relay has said over this link that it is about to end.
     Drains(PeerId, ConnectionId, Drain),
+    /// A site has answered, or has not.
+    Site(SiteId, Result<Learnt, Fault>),
+    /// A relay has said what it is.
+    Profile(PeerId, Learnt),
 }
 
 #[expect(
@@ -146,6 +155,7 @@ impl Node {
         // `start` has pushed effects already.
         self.run_dry();
         while !self.shutdown.is_over() {
+            self.tell_status();
             let input = poll_fn(|cx| self.poll_input(cx)).await;
             self.take(input);
             self.run_dry();
@@ -298,6 +308,10 @@ impl Node {
             Internal::Drains(relay, link, drain) => {
                 self.relays.on_drain(relay, link, drain, &mut self.effects);
             }
+            Internal::Site(site, answer) => self.relays.on_site(site, answer, &mut self.effects),
+            Internal::Profile(relay, learnt) => {
+                self.relays.on_profile(relay, learnt, &mut self.effects);
+            }
         }
     }
 
@@ -319,6 +333,7 @@ impl Node {
             Timer::ReservationDeadline(relay, id) => {
                 self.relays.on_reservation_deadline(relay, id, effects);
             }
+            Timer::Site(site) => self.relays.on_site_due(site, effects),
             Timer::Leave(relay, link) => self.relays.leave(relay, link, effects),
             Timer::Renew(relay, id) => self.relays.renew(relay, id, effects),
             Timer::OnlineDeadline => self.on_online_deadline(),

@@ -11,6 +11,7 @@
 //! | `network`, `behaviour` | the swarm with its open requests; its protocols |
 //! | `connections`, `inbound` | events of the swarm, handed to relays and sessions |
 //! | `own_addresses`, `online` | our addresses and the ticket; callers that wait for the ticket |
+//! | `status` | whether others can reach us, told when it changes |
 //! | `farewells` | closing on purpose, and the shutdown |
 //! | `timers` | deadlines of sessions, relays and the loop |
 //! | `start` | how a configuration becomes a running loop |
@@ -45,6 +46,7 @@ mod relays;
 mod round;
 mod session;
 mod start;
+mod status;
 mod timers;
 
 pub(crate) use self::{

@@ -57,6 +57,8 @@ pub(super) enum Purpose {
         id: Option<ReservationId>,
         access: bool,
     },
+    /// The substream asks a relay what it says of itself.
+    Profile(PeerId),
     /// The substream to a relay carries a resumable stream, sealed, before there is a path.
     Early {
         session: SessionId,

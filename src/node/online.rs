@@ -45,6 +45,7 @@ impl Online {
 impl Node {
     pub(super) fn wait_online(&mut self, reply: Reply) {
         if !self.online.settling && self.is_online() {
+            self.tell_status();
             let _ = reply.send(Ok(()));
             return;
         }
@@ -65,6 +66,8 @@ impl Node {
     pub(super) fn on_settled(&mut self) {
         self.refresh_ticket();
         if self.is_online() {
+            // Whoever is told asks at once.
+            self.tell_status();
             self.online.answer(|| Ok(()));
         }
     }
@@ -81,6 +84,7 @@ impl Node {
 
     pub(super) fn on_online_deadline(&mut self) {
         if self.is_alone() || self.relays.held() > 0 {
+            self.tell_status();
             self.online.answer(|| Ok(()));
         } else {
             self.answer_no_relay();
@@ -88,11 +92,7 @@ impl Node {
     }
 
     pub(super) fn answer_no_relay(&mut self) {
-        let mut message = "no relay granted a reservation".to_owned();
-        for error in self.relays.errors() {
-            message.push_str("; ");
-            message.push_str(&error);
-        }
+        let message = self.no_relay();
         let refusal = self.relays.refusal();
         let kind = refusal.map_or(ErrorKind::NoRelay, |refusal| refusal.kind);
         let ends = refusal.and_then(|refusal| refusal.ends);

@@ -117,7 +117,7 @@ impl OwnAddresses {
 }
 
 impl Node {
-    pub(super) fn confirmed_changed(&self) {
+    pub(super) fn confirmed_changed(&mut self) {
         let count = i64::try_from(self.own.confirmed.len()).unwrap_or(i64::MAX);
         self.shared.metrics.confirmed.set(count);
         self.refresh_ticket();
@@ -175,7 +175,8 @@ impl Node {
         }
     }
 
-    pub(super) fn refresh_ticket(&self) {
+    pub(super) fn refresh_ticket(&mut self) {
+        self.status.is_old = true;
         let direct = if self.config.direct {
             self.own.direct()
         } else {

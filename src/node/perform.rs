@@ -11,15 +11,20 @@ use super::{
     effect::{Conns, Effect},
     engine::{Internal, Node},
     network::{DialFor, Purpose},
-    relays::{RelayLink, ReservationId},
+    relays::{RelayLink, ReservationId, SiteId},
     session::{TOO_MANY, Waiting},
 };
 use crate::{
     backend,
     connection::Connection,
     core::{
-        address, circuit::CircuitError, liveness::Liveness, plan::AttemptId, race,
+        address,
+        circuit::CircuitError,
+        liveness::Liveness,
+        plan::AttemptId,
+        race,
         reservation::ReservationError,
+        site::{By, Site},
     },
     error::{Error, ErrorKind},
     event::{Cause, Strategy},
@@ -32,6 +37,9 @@ use crate::{
 
 impl Node {
     pub(super) fn perform(&mut self, effect: Effect) {
+        if effect.is_news() {
+            self.status.is_old = true;
+        }
         let effects = &mut self.effects;
         match effect {
             Effect::Start(id, attempt, way) => self.start_attempt(id, attempt, way),
@@ -86,6 +94,14 @@ impl Node {
             } => self.network.open(peer, connection, protocol, purpose),
             Effect::UseTurn(relay, server) => self.use_turn(relay, server),
             Effect::SpareTurn(peer, spare) => self.net.rtc.spare_turn(peer, spare),
+            Effect::UseServers(relay, stun, turn) => self.use_servers(relay, stun, turn),
+            Effect::AskSite(id, site, by) => self.ask_site(id, site, by),
+            Effect::Found(id, relay) => {
+                if let Some((session, mut round)) = self.session(id) {
+                    session.found(relay, &mut round);
+                }
+            }
+            Effect::StatusChanged => {}
             Effect::SignalOver(peer, stream) => self.network.rtc().signal_over(peer, stream),
             Effect::Spawn(task) => backend::runtime::spawn(task),
             Effect::After(pause, timer) => self.timers.after(pause, timer),
@@ -205,6 +221,43 @@ impl Node {
                 .await;
         };
         self.effects.push(Effect::Spawn(ask.boxed()));
+    }
+
+    /// Asks a site for its relay.
+    fn ask_site(&mut self, id: SiteId, site: Site, by: By) {
+        let report = self.outbox.internal.clone();
+        let asked = self.net.sites.ask(site, by, self.config.relay_timeout);
+        let ask = async move {
+            let answer = asked.await;
+            let _ = report.send(Internal::Site(id, answer)).await;
+        };
+        self.effects.push(Effect::Spawn(ask.boxed()));
+    }
+
+    /// The request for a stream on which a relay is asked what it says of itself has been answered.
+    pub(super) fn read_profile(&mut self, relay: PeerId, stream: Result<Substream, OpenError>) {
+        let (report, policy) = (self.outbox.internal.clone(), self.policy.clone());
+        let patience = self.config.relay_timeout;
+        let read = async move {
+            let Ok(stream) = stream else {
+                return;
+            };
+            match reservation::ask_profile(stream, &policy, patience).await {
+                Ok(learnt) => _ = report.send(Internal::Profile(relay, learnt)).await,
+                Err(error) => tracing::debug!(%relay, %error, "a relay does not say what it is"),
+            }
+        };
+        self.effects.push(Effect::Spawn(read.boxed()));
+    }
+
+    /// A relay has said what its servers are. Those of the user win.
+    fn use_servers(&mut self, relay: PeerId, stun: Vec<String>, turn: Option<IceServer>) {
+        if self.config.direct && self.config.stun.is_empty() {
+            self.net.rtc.use_stun(relay, stun);
+        }
+        if let Some(turn) = turn.filter(|_| self.config.direct && self.config.turn.is_empty()) {
+            self.use_turn(relay, turn);
+        }
     }
 
     /// A relay has given us access to a TURN server. The next connections use it.
@@ -369,7 +422,7 @@ impl Node {
         Ok((connection, stream))
     }
 
-    fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         let text = |address: &Multiaddr| address.to_string();
         let nat = self.net.rtc.nat();
         let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());

@@ -1,7 +1,7 @@
 //! Starting a peer: its configuration becomes transports, behaviours, the rules of the race, and a
 //! loop that runs.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZeroU8, pin::Pin, sync::Arc, time::Duration};
 
 use futures::channel::mpsc as futures_mpsc;
 use libp2p::{
@@ -19,17 +19,23 @@ use super::{
     network::Network,
     online::Online,
     own_addresses::OwnAddresses,
-    relays::{Relays, Spares, Wishes},
+    relays::{Relays, Spares, Wishes, rank_of_site},
     round::{Outbox, random},
     session::{DOUBT_PROTOCOL, Sessions},
+    status::Told,
     timers::Timers,
 };
 use crate::{
     Config, backend,
     connection::Connection,
     core::{
-        dial::Policy, drain, notice, offer::OFFER_PROTOCOL, plan::Rules,
-        reservation::STOP_PROTOCOL, resume,
+        dial::Policy,
+        drain, notice,
+        offer::OFFER_PROTOCOL,
+        plan::Rules,
+        reservation::STOP_PROTOCOL,
+        resume,
+        site::{RelayText, Site},
     },
     error::{Error, ErrorKind},
     event::Strategy,
@@ -64,7 +70,7 @@ type Started = (
 pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, Error> {
     config.max_streams = config.max_streams.min(backend::transports::MOST_STREAMS);
     backend::check(&config)?;
-    let relay_addrs = config.relay_addrs()?;
+    let (relay_addrs, sites) = relays(&config)?;
     let keypair = identity.keypair();
     let local = keypair.public().to_peer_id();
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
@@ -94,6 +100,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     )
     .map_err(io)?;
     let recorder = Recorder::default();
+    let shared_policy = Arc::new(policy.clone());
     let transport = Recorded::over(transport, recorder.clone(), policy).boxed();
 
     let raw: HashMap<StreamProtocol, String> = config
@@ -130,12 +137,8 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         })
         .with_substream_upgrade_protocol_override(libp2p::core::upgrade::Version::V1Lazy)
         .with_idle_connection_timeout(Duration::from_secs(24 * 86_400))
-        // This is happy eyeballs (RFC 8305 sections 4 and 5) among the addresses of one dial. QUIC
-        // goes before TCP, IPv6 before IPv4, and both families are among the first two. The second
-        // address starts 250 ms after the first, the rest after 500 ms, and TCP 250 ms after the
-        // last QUIC. Private addresses have their own pace of 30 ms. A circuit or ICE has one
-        // address, which starts at once.
-        .with_smart_dial();
+        // Each address of a dial waits for its turn by itself (`core::dial_order`).
+        .with_dial_concurrency_factor(NonZeroU8::MAX);
     let swarm = Swarm::new(transport, behaviour, local, swarm_config);
 
     let (commands, command_rx) = mpsc::channel(COMMANDS);
@@ -143,8 +146,9 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     let (pumps, pump_rx) = futures_mpsc::channel(REPORTS);
     let (internal, internal_rx) = mpsc::channel(REPORTS);
     let nothing = Ticket::checked(PublicPeerId(local), true, vec![], vec![])?;
+    let (told, status) = Told::new(nothing.clone());
     let events = broadcast::Sender::new(EVENTS);
-    let shared = Shared::new(PublicPeerId(local), nothing, events.downgrade());
+    let shared = Shared::new(PublicPeerId(local), nothing, events.downgrade(), status);
     let shared = Arc::new(shared);
     let inputs = Inputs {
         nat_changed: nat_changed(&net),
@@ -175,6 +179,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         }),
         network: Network::new(swarm, recorder, arrivals, raw),
         sealer,
+        policy: shared_policy,
         net,
         shared: shared.clone(),
         inputs,
@@ -185,14 +190,33 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         spares: Spares::default(),
         own: OwnAddresses::default(),
         online: Online::default(),
+        status: told,
         effects: Effects::default(),
         shutdown: Shutdown::default(),
         config,
     };
     node.listen()?;
+    node.relays.named(sites, &mut node.effects);
     node.relays.pursue(&mut node.effects);
     backend::runtime::spawn(node.run());
     Ok((commands, incoming_rx, shared))
+}
+
+/// A site, and its rank among the relays.
+type Ranked = (usize, Site);
+
+/// Returns the addresses of the configured relays, and the sites with their ranks.
+fn relays(config: &Config) -> Result<(Vec<Multiaddr>, Vec<Ranked>), Error> {
+    let (mut addresses, mut sites) = (Vec::new(), Vec::new());
+    for relay in config.relay_texts()? {
+        match relay {
+            RelayText::Address(address) => addresses.push(address),
+            RelayText::Site(site) => {
+                sites.push((rank_of_site(addresses.len(), sites.len()), site));
+            }
+        }
+    }
+    Ok((addresses, sites))
 }
 
 /// Returns the name on the wire of a protocol that stock peers speak. libp2p's names begin with a

@@ -12,7 +12,7 @@ use futures_timer::Delay;
 use libp2p::{PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-use super::relays::ReservationId;
+use super::relays::{ReservationId, SiteId};
 use crate::{core::resume::StreamId, stream::SessionId};
 
 /// The purpose of a deadline.
@@ -30,6 +30,8 @@ pub(super) enum Timer {
     ReservationDeadline(PeerId, ReservationId),
     /// It is time to leave a relay that is about to end and has said so over this link.
     Leave(PeerId, ConnectionId),
+    /// A site is to be asked again.
+    Site(SiteId),
     /// A reservation is to be renewed.
     Renew(PeerId, ReservationId),
     OnlineDeadline,

@@ -42,6 +42,7 @@ use crate::{
         access::{self, Denial},
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         offer::OFFER_PROTOCOL,
+        profile,
         quota::{Holder, Refusal},
         reputation::Treatment,
     },
@@ -70,13 +71,20 @@ pub(crate) enum Carried {
     Offer,
     /// Nothing: the peer shows its token, or asks for what admitted peers get.
     Access,
+    /// Nothing: the peer asks what the relay says of itself.
+    Profile,
 }
 
 impl Carried {
     /// Returns the protocols by which peers ask a relay.
     pub(crate) fn protocols(gives_access: bool) -> Vec<StreamProtocol> {
         let access = gives_access.then_some(access::PROTOCOL);
-        let all = [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL];
+        let all = [
+            HOP_PROTOCOL,
+            EARLY_PROTOCOL,
+            OFFER_PROTOCOL,
+            profile::PROTOCOL,
+        ];
         let all = all.into_iter().chain(access);
         all.map(StreamProtocol::new).collect()
     }
@@ -85,6 +93,7 @@ impl Carried {
         match protocol.as_ref() {
             OFFER_PROTOCOL => Self::Offer,
             access::PROTOCOL => Self::Access,
+            profile::PROTOCOL => Self::Profile,
             _ => Self::Circuit,
         }
     }
@@ -93,7 +102,7 @@ impl Carried {
     pub(crate) fn onward(self) -> StreamProtocol {
         match self {
             Self::Offer => StreamProtocol::new(OFFER_PROTOCOL),
-            Self::Circuit | Self::Access => relay::STOP_PROTOCOL_NAME,
+            _ => relay::STOP_PROTOCOL_NAME,
         }
     }
 
@@ -102,6 +111,8 @@ impl Carried {
         match self {
             Self::Circuit | Self::Offer => MAX_MESSAGE,
             Self::Access => MAX_REQUEST,
+            // It is empty.
+            Self::Profile => 0,
         }
     }
 }
@@ -110,12 +121,14 @@ impl Carried {
 pub(crate) enum Wanted {
     Hop(Request),
     Access(messages::Request),
+    Profile,
 }
 
 impl Wanted {
     fn decode(what: Carried, bytes: &[u8]) -> Option<Self> {
         match what {
             Carried::Access => messages::Request::decode(bytes).map(Self::Access),
+            Carried::Profile => Some(Self::Profile),
             _ => Request::decode(bytes).map(Self::Hop),
         }
     }
@@ -153,7 +166,7 @@ impl Asked {
                     drop(self.place);
                 });
             }
-            Carried::Circuit | Carried::Offer => self.refuse(match denial {
+            _ => self.refuse(match denial {
                 Denial::Access => Status::Denied,
                 Denial::Quota(_) => Status::Quota,
                 Denial::Limit => Status::Limit,
@@ -162,12 +175,12 @@ impl Asked {
     }
 }
 
-/// Returns the message that refuses a request. For an offer, the end of the stream is the answer.
+/// Returns the message that refuses a request. Else the end of the stream is the answer.
 fn refusal(what: Carried, status: Status) -> Option<Vec<u8>> {
     match what {
         Carried::Circuit => Some(hop::hop_status(status as u64)),
         Carried::Access => Some(messages::answer(&Err(Denial::Limit))),
-        Carried::Offer => None,
+        Carried::Offer | Carried::Profile => None,
     }
 }
 
@@ -274,7 +287,7 @@ impl Circuits {
         match what {
             Carried::Circuit => self.circuits.take(holder),
             Carried::Offer => self.offers.take(holder),
-            Carried::Access => Err(Refusal::Peer),
+            Carried::Access | Carried::Profile => Err(Refusal::Peer),
         }
     }
 
@@ -339,7 +352,7 @@ impl Circuits {
                     drop(held);
                 });
             }
-            Carried::Circuit | Carried::Access => {
+            _ => {
                 let now = self.settings.now();
                 let limits = now.relay.clone();
                 meters.extend(Meter::of_rate(now.traffic.per_circuit));
@@ -397,7 +410,8 @@ impl Circuits {
         let source = asked.source;
         spawn(&source, async move {
             let connection = asked.connection;
-            if answer(asked.stream, &granted).await.is_err() {
+            let is_told = answer(asked.stream, &granted).await.is_ok();
+            if !is_told && asked.what != Carried::Profile {
                 let _ = reports.send(Report::Untold { source, connection }).await;
             }
             drop(asked.place);

@@ -1,4 +1,5 @@
-//! HTTP: the demo page, `/config.json` that it reads, `/metrics`, `/health` and `/ready`.
+//! HTTP: what the server says of itself, the demo page with its `/config.json`, `/metrics`, `/health`
+//! and `/ready`.
 //!
 //! `/health` says whether the server works at all, so that a supervisor restarts one that hangs.
 //! `/ready` says whether it takes new peers, so that a load balancer leaves out one that is full or
@@ -8,10 +9,9 @@
 mod connections;
 
 use std::{
-    net::IpAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime},
+    time::Instant,
 };
 
 use axum::{
@@ -23,57 +23,21 @@ use axum::{
     routing::get,
 };
 use serde::Serialize;
-use tokio::sync::watch;
 
 use self::connections::Source;
 pub(crate) use self::connections::{ACCEPT_PAUSE, Door, client, is_of_one_connection, serve};
 use super::{
-    assets, descriptors::Descriptors, heart::Heart, metrics::Metrics, pool::Pools, turn::Authority,
-    usage::Usage,
+    assets, descriptors::Descriptors, heart::Heart, metrics::Metrics, pool::Pools,
+    profile::Profiles, usage::Usage,
 };
+use crate::core::profile::{self, Profile};
 
-/// `/config.json`: what a page needs to reach others through this server.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct PageConfig {
-    pub(crate) peer_id: String,
-    pub(crate) relays: Vec<String>,
-    pub(crate) stun: Vec<String>,
-    pub(crate) turn: Vec<PageTurnServer>,
-    pub(crate) demo: Option<DemoPeer>,
-}
-
-/// A TURN server as `RTCIceServer` has it.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct PageTurnServer {
-    urls: Arc<Vec<String>>,
-    username: String,
-    credential: String,
-}
-
-/// How long the credentials last that a page gets. It may be open for long before it connects.
-const PAGE_CREDENTIALS: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What pages get credentials from.
-#[derive(Clone)]
-pub(crate) struct PageTurn {
-    pub(crate) urls: Arc<Vec<String>>,
-    pub(crate) authority: Arc<Authority>,
-}
-
-impl PageTurn {
-    /// Fresh credentials for a page at `source`, whose user is always the same: what it holds on the
-    /// TURN server counts for one, however often it asks here.
-    fn server(&self, source: IpAddr) -> PageTurnServer {
-        let id = self.authority.page_user(source);
-        let issued = self
-            .authority
-            .issue(&id, PAGE_CREDENTIALS, SystemTime::now());
-        PageTurnServer {
-            urls: self.urls.clone(),
-            username: issued.username,
-            credential: issued.credential,
-        }
-    }
+/// `/config.json`: what the server says of itself, and what only its demo page needs.
+#[derive(Serialize)]
+struct PageConfig {
+    #[serde(flatten)]
+    profile: Profile,
+    demo: Option<DemoPeer>,
 }
 
 /// The peer that a demo page connects to.
@@ -88,10 +52,8 @@ pub(crate) struct DemoPeer {
 /// What the handlers share.
 #[derive(Clone)]
 pub(crate) struct Site {
-    pub(crate) page: Arc<RwLock<PageConfig>>,
-    /// The addresses of the relay.
-    pub(crate) relays: watch::Receiver<Vec<String>>,
-    pub(crate) turn: Option<PageTurn>,
+    pub(crate) profiles: Profiles,
+    pub(crate) demo: Arc<RwLock<Option<DemoPeer>>>,
     pub(crate) metrics: Metrics,
     pub(crate) www: Option<Arc<PathBuf>>,
     pub(crate) npm: Option<Arc<PathBuf>>,
@@ -122,14 +84,6 @@ impl Site {
         .into_iter()
         .find_map(|(unready, why)| unready.then_some(why))
     }
-
-    fn page(&self) -> PageConfig {
-        let page = self.page.read().unwrap_or_else(PoisonError::into_inner);
-        PageConfig {
-            relays: self.relays.borrow().clone(),
-            ..page.clone()
-        }
-    }
 }
 
 /// Who gets the operator's part: the metrics, and why the server is not ready.
@@ -146,6 +100,7 @@ pub(crate) enum Operators {
 /// What everybody gets.
 pub(crate) fn public(site: Site, operators: Operators) -> Router {
     let pages = Router::new()
+        .route(profile::PATH, get(well_known))
         .route("/config.json", get(config))
         .route("/npm/{*path}", get(npm))
         .route("/", get(index))
@@ -258,18 +213,36 @@ fn open_metrics(text: String) -> Response<Body> {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
+async fn well_known(
+    State(site): State<Site>,
+    Extension(Source(ip)): Extension<Source>,
+) -> Response<Body> {
+    let profile = site.profiles.of_visitor(ip);
+    let age = profile.max_age;
+    // Credentials are for one visitor.
+    let is_secret = profile.turn.iter().any(|turn| !turn.credential.is_empty());
+    let whose = if is_secret { "private" } else { "public" };
+    json(&profile, &format!("{whose}, max-age={age}"))
+}
+
 async fn config(
     State(site): State<Site>,
     Extension(Source(ip)): Extension<Source>,
 ) -> Response<Body> {
-    let mut page = site.page();
-    page.turn
-        .extend(site.turn.as_ref().map(|turn| turn.server(ip)));
-    match serde_json::to_string(&page) {
+    let demo = site.demo.read().unwrap_or_else(PoisonError::into_inner);
+    let config = PageConfig {
+        profile: site.profiles.of_visitor(ip),
+        demo: demo.clone(),
+    };
+    json(&config, "no-cache")
+}
+
+fn json(value: &impl Serialize, caching: &str) -> Response<Body> {
+    match serde_json::to_string(value) {
         Ok(json) => (
             [
                 (header::CONTENT_TYPE, "application/json"),
-                (header::CACHE_CONTROL, "no-cache"),
+                (header::CACHE_CONTROL, caching),
                 // For everybody; a page of another origin may use this relay too.
                 (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
             ],
@@ -285,7 +258,7 @@ async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
         Some(www) => assets::file(www, "", &request).await,
         None => (
             [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
-            built_in_page(&site.page()),
+            built_in_page(&site.profiles.public()),
         )
             .into_response(),
     }
@@ -310,23 +283,28 @@ async fn npm(State(site): State<Site>, Path(path): Path<String>, request: Parts)
 }
 
 /// Nothing in it comes from the network, and addresses have no character that HTML minds.
-fn built_in_page(page: &PageConfig) -> String {
-    let items: String = page
-        .relays
+fn built_in_page(profile: &Profile) -> String {
+    let items: String = profile
+        .addresses
         .iter()
-        .chain(&page.stun)
+        .chain(&profile.stun)
         .map(|address| format!("<li><code>{address}</code></li>"))
         .collect();
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Throughline relay</title>\
          <h1>Throughline relay</h1><p>Peer <code>{}</code></p><ul>{items}</ul>\
-         <p><a href=\"/config.json\">config.json</a></p></html>",
-        page.peer_id
+         <p><a href=\"{}\">All of it</a></p></html>",
+        profile.peer_id,
+        profile::PATH
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use tokio::sync::watch;
+
     use super::*;
     use crate::{
         core::quota::Holder,
@@ -341,15 +319,15 @@ mod tests {
         let (changes, settings) = Settings::new(config);
         let pools = Pools::new(&settings, &metrics);
         let site = Site {
-            page: Arc::new(RwLock::new(PageConfig {
-                peer_id: String::new(),
-                relays: Vec::new(),
+            profiles: Profiles {
+                peer: libp2p::PeerId::random(),
+                addresses: watch::channel(Vec::new()).1,
                 stun: Vec::new(),
-                turn: Vec::new(),
-                demo: None,
-            })),
-            relays: watch::channel(Vec::new()).1,
-            turn: None,
+                turn: None,
+                protocols: Vec::new(),
+                settings: pools.settings.clone(),
+            },
+            demo: Arc::default(),
             metrics,
             www: None,
             npm: None,

@@ -35,6 +35,7 @@ mod listeners;
 mod metrics;
 mod plan;
 mod pool;
+mod profile;
 mod pump;
 mod rate_limiter;
 mod relay_rates;
@@ -79,10 +80,11 @@ use self::{
     descriptors::Descriptors,
     entrance::Entrance,
     heart::Heart,
-    http::{DemoPeer, Door, Operators, PageConfig, PageTurn, Site},
+    http::{DemoPeer, Door, Operators, Site},
     listeners::{bind_entrance, bind_error, bind_http, bind_tcp_at, bind_turn, bind_udp},
     metrics::Metrics,
     pool::{Pool, Pools},
+    profile::{Profiles, TurnProfile},
     settings::{Changes, Settings},
     stun::StunServer,
     swarm::{Bound, Relay, RelayParts},
@@ -149,7 +151,7 @@ pub struct Server {
     turn_credentials: Option<TurnCredentials>,
     http: String,
     admin: Option<String>,
-    page: Arc<RwLock<PageConfig>>,
+    demo: Arc<RwLock<Option<DemoPeer>>>,
     access: Access,
     metrics: Metrics,
     usage: Usage,
@@ -312,13 +314,6 @@ impl Server {
         };
         // All tasks of the server carry it.
         let span = trace::peer(&peer_id.0);
-        let page = Arc::new(RwLock::new(PageConfig {
-            peer_id: peer_id.to_string(),
-            relays: Vec::new(),
-            stun: stun.clone(),
-            turn: Vec::new(),
-            demo: None,
-        }));
         let ports = [&turn_bound, &turn_entered];
         let ports = ports.map(|bound| bound.first().map_or(0, SocketAddr::port));
         relay.offer_turn(
@@ -327,15 +322,22 @@ impl Server {
                 .map(|authority| TurnOffer { ports, authority }),
         );
         let for_pages = authority.clone().filter(|_| access.is_open());
-        let page_turn = for_pages.map(|authority| PageTurn {
-            urls: Arc::new(turn.clone()),
-            authority,
-        });
-
+        let profiles = Profiles {
+            peer: peer_id.0,
+            addresses: relay.announced(),
+            stun: stun.clone(),
+            turn: authority.as_ref().map(|_| TurnProfile {
+                urls: turn.clone(),
+                authority: for_pages,
+            }),
+            protocols: relay.protocols(),
+            settings: settings.clone(),
+        };
+        relay.show(profiles.clone());
+        let demo = Arc::<RwLock<Option<DemoPeer>>>::default();
         let site = Site {
-            page: Arc::clone(&page),
-            relays: relay.announced(),
-            turn: page_turn,
+            profiles,
+            demo: demo.clone(),
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
             npm: config.http.npm.clone().map(Arc::new),
@@ -452,7 +454,7 @@ impl Server {
             turn_credentials,
             http,
             admin,
-            page,
+            demo,
             access,
             metrics,
             usage,
@@ -531,14 +533,12 @@ impl Server {
     /// Sets the peer that the demo page connects to, and the command that starts a native peer in a
     /// terminal (`program`). `/config.json` holds both.
     pub fn set_demo_peer(&self, ticket: &Ticket, program: impl Into<String>) {
-        self.page
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .demo = Some(DemoPeer {
+        let peer = DemoPeer {
             ticket: ticket.to_string(),
             peer_id: ticket.peer_id().to_string(),
             program: program.into(),
-        });
+        };
+        *self.demo.write().unwrap_or_else(PoisonError::into_inner) = Some(peer);
     }
 
     /// Reads the files of [`AccessConfig`] again. That also happens by itself when they change. Peers

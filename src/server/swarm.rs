@@ -44,6 +44,7 @@ use super::{
     hop::{self, Status},
     metrics::Metrics,
     pool::Pools,
+    profile::Profiles,
     relay_rates::{Rate, Rates},
     settings::Settings,
     turn::TurnOffer,
@@ -121,8 +122,12 @@ pub(crate) struct Relay {
     watch: Watch,
     circuits: Circuits,
     access: Access,
+    /// Whether peers show their tokens here, or get something for them.
+    gives_access: bool,
     /// What admitted peers get for the TURN server, if there is one.
     turn: Option<TurnOffer>,
+    /// What the relay says of itself.
+    profiles: Option<Profiles>,
     descriptors: Descriptors,
     usage: Usage,
     heart: Heart,
@@ -185,7 +190,9 @@ impl Relay {
             watch: Watch::default(),
             circuits: Circuits::new(&pools, usage.clone()),
             access,
+            gives_access,
             turn: None,
+            profiles: None,
             pools,
             settings: settings.clone(),
             announced: watch::Sender::default(),
@@ -258,6 +265,17 @@ impl Relay {
     /// Returns the texts of [`addresses`](Self::addresses), which may change while the relay serves.
     pub(crate) fn announced(&self) -> watch::Receiver<Vec<String>> {
         self.announced.subscribe()
+    }
+
+    /// Returns the names of the protocols that the relay serves.
+    pub(crate) fn protocols(&self) -> Vec<String> {
+        let protocols = Carried::protocols(self.gives_access).into_iter();
+        protocols.map(|protocol| protocol.to_string()).collect()
+    }
+
+    /// Tells peers what the server says of itself from now on.
+    pub(crate) fn show(&mut self, profiles: Profiles) {
+        self.profiles = Some(profiles);
     }
 
     /// Returns the addresses where peers may come in: those that are bound, and those that are
@@ -512,7 +530,7 @@ impl Relay {
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
                     Carried::Circuit => self.watch.ask(connection),
-                    Carried::Offer | Carried::Access => Default::default(),
+                    _ => Default::default(),
                 };
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
@@ -547,7 +565,7 @@ impl Relay {
         let connection = connection.ok_or(Status::NoReservation)?;
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
-            Carried::Offer | Carried::Access => Rate::Offers,
+            _ => Rate::Offers,
         };
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
@@ -561,7 +579,7 @@ impl Relay {
         let wide = match asked.what {
             Carried::Circuit => [(source, asked.connection), (to, connection)]
                 .map(|(peer, connection)| self.widen(&peer, connection)),
-            Carried::Offer | Carried::Access => [None, None],
+            _ => [None, None],
         };
         let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
             .map(|(peer, connection)| self.treatment(peer, connection));

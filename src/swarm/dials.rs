@@ -1,20 +1,24 @@
-//! Dials that can be taken back one by one.
+//! Dials that wait for their turn, and can be taken back one by one.
 //!
 //! libp2p can only abort all pending dials to a peer at once, together with every connection to
-//! that peer. The transport here stands above all others. It sees which futures belong to one of
-//! our dials, and ends them. It also sees every complete address, whoever named it, and refuses
+//! that peer, and it counts addresses that this machine cannot dial when it orders the others. The
+//! transport here stands above all others. It sees which futures belong to one of our dials, tells each
+//! when to start, and ends them. It also sees every complete address, whoever named it, and refuses
 //! addresses that nobody may make us dial. A stranger that answers at one address ends only the dial of
 //! that address, and not those of the others.
 
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::{
     FutureExt as _,
+    channel::oneshot,
     future::{AbortHandle, Abortable},
 };
+use futures_timer::Delay;
 use libp2p::{
     Multiaddr, PeerId,
     core::{
@@ -25,7 +29,7 @@ use libp2p::{
 };
 
 use super::dial_layer::{Begun, DialLayer, Dials};
-use crate::core::dial::Policy;
+use crate::core::{dial::Policy, dial_order};
 
 /// How the error begins if another peer than the one that was dialled has answered.
 pub(crate) const WRONG_PEER: &str = "another peer answered";
@@ -34,7 +38,15 @@ type Output = (PeerId, StreamMuxerBox);
 
 /// Records the futures that the transport makes for a dial.
 #[derive(Clone, Default)]
-pub(crate) struct Recorder(Arc<Mutex<Option<Vec<AbortHandle>>>>);
+pub(crate) struct Recorder(Arc<Mutex<Option<Vec<Made>>>>);
+
+/// A future that the transport has made.
+struct Made {
+    address: Multiaddr,
+    handle: AbortHandle,
+    /// Takes how long the future waits for its turn.
+    turn: oneshot::Sender<Duration>,
+}
 
 /// A dial that is under way. Dropping it takes the dial back. After the end of the dial, dropping
 /// it has no effect.
@@ -49,15 +61,23 @@ impl Drop for Dialling {
 }
 
 impl Recorder {
-    /// Calls `dial`. During the call, the swarm asks the transport for one future per address.
+    /// Calls `dial`. During the call, the swarm asks the transport for one future per address. Then
+    /// it is known which of them this machine can dial, and each future gets its turn among these.
     pub(crate) fn record<R>(&self, dial: impl FnOnce() -> R) -> (R, Dialling) {
         *self.lock() = Some(Vec::new());
         let result = dial();
-        let handles = self.lock().take().unwrap_or_default();
-        (result, Dialling(handles))
+        let made = self.lock().take().unwrap_or_default();
+        let addresses: Vec<_> = made.iter().map(|made| made.address.clone()).collect();
+        let begun = made.into_iter().zip(dial_order::pauses(&addresses));
+        let handles = begun.map(|(made, pause)| {
+            // A future that is gone needs no turn.
+            let _ = made.turn.send(pause);
+            made.handle
+        });
+        (result, Dialling(handles.collect()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<AbortHandle>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Made>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,7 +114,7 @@ impl Dials<Boxed<Output>> for Recorded {
             _ => None,
         };
         let dial = below
-            .dial(address, options)?
+            .dial(address.clone(), options)?
             .map(move |result| match result {
                 Ok((peer, _)) if expected.is_some_and(|expected| expected != peer) => {
                     Err(io::Error::other(format!("{WRONG_PEER}: {peer}")))
@@ -102,11 +122,23 @@ impl Dials<Boxed<Output>> for Recorded {
                 result => result,
             });
         let dial = dial.boxed();
-        let Some(handles) = &mut *self.recorder.lock() else {
+        let Some(made) = &mut *self.recorder.lock() else {
             return Ok(dial);
         };
         let (handle, registration) = AbortHandle::new_pair();
-        handles.push(handle);
+        let (turn, pause) = oneshot::channel();
+        made.push(Made {
+            address,
+            handle,
+            turn,
+        });
+        let dial = async {
+            let pause = pause.await.unwrap_or_default();
+            if !pause.is_zero() {
+                Delay::new(pause).await;
+            }
+            dial.await
+        };
         let dial = Abortable::new(dial, registration);
         Ok(dial
             .map(|result| {

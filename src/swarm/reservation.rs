@@ -15,6 +15,8 @@ use crate::{
     config::RelayTokens,
     core::{
         access::{self, Admitted},
+        dial::Policy,
+        profile::{self, Learnt},
         reservation::{self, MAX_MESSAGE, ReservationError},
     },
 };
@@ -78,6 +80,28 @@ pub(crate) async fn ask(
         }
         Either::Left((Err(error), _)) => Err(ReservationError::NoAnswer(error.to_string())),
         Either::Right(_) => Err(ReservationError::NoAnswer("it took too long".to_owned())),
+    }
+}
+
+/// Asks a relay over `stream`, of [`profile::PROTOCOL`], what it says of itself.
+///
+/// # Errors
+/// Says why nothing was learnt.
+pub(crate) async fn ask_profile(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    policy: &Policy,
+    patience: Duration,
+) -> Result<Learnt, String> {
+    let asked = async {
+        // The request is empty.
+        stream.write_all(&[0]).await?;
+        stream.flush().await?;
+        read_message(&mut stream, profile::MAX_MESSAGE).await
+    };
+    match select(asked.boxed(), Delay::new(patience)).await {
+        Either::Left((Ok(answer), _)) => profile::read(&answer, policy),
+        Either::Left((Err(error), _)) => Err(error.to_string()),
+        Either::Right(_) => Err("it took too long".to_owned()),
     }
 }
 

@@ -11,10 +11,13 @@ mod platform;
 mod rtc;
 pub(crate) mod runtime;
 mod signals;
+mod site;
 pub(crate) mod trace;
 pub(crate) mod transports;
 mod value;
 mod websocket;
+
+use std::sync::Arc;
 
 use libp2p::{PeerId, identity::Keypair};
 use tokio::sync::mpsc;
@@ -30,6 +33,7 @@ pub(crate) use self::{rtc::Rtc, signals::Signals};
 /// The parts that the transports of one peer share.
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
+    pub(crate) sites: site::Asker,
 }
 
 impl Net {
@@ -39,10 +43,11 @@ impl Net {
         rtc_config: &RtcConfig,
         _: &Keypair,
         _: mpsc::Sender<(PeerId, Guessing)>,
-        _: &Policy,
+        policy: &Policy,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
-        Ok(Self { rtc })
+        let sites = site::Asker(Arc::new(policy.clone()));
+        Ok(Self { rtc, sites })
     }
 
     /// The browser learns of another network by itself.

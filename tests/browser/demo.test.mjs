@@ -15,6 +15,7 @@ test("the demo page talks to the native peer and to a second tab", { timeout: 30
   page.on("pageerror", (error) => faults.push(error.message));
   await page.goto(url);
   await page.waitForSelector('#status[data-state="ready"]');
+  assert.equal(await page.locator("#settings-relays").inputValue(), new URL(url).origin, "one address says everything");
 
   await t.test("the native peer, directly", async () => {
     await page.click("#connect-native");

@@ -331,6 +331,31 @@ fn logged(ticket: &str, verbose: &[&str]) -> String {
 }
 
 #[test]
+fn one_address_is_enough_and_the_status_says_when_it_is_lost() {
+    let (server, ready) = serve();
+    let http = ready["http"].as_str().unwrap();
+    let at = http.strip_prefix("http://127.0.0.1").unwrap();
+    let listener = Program::start(&["listen", "--echo", "--relay", &format!("localhost{at}")]);
+    let ticket = listener.event("ready")["ticket"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let pinned = format!("{http}/p2p/{}", ready["peer_id"].as_str().unwrap());
+    let dialler = Program::start(&["connect", &ticket, "--ping", "1", "--relay", &pinned]);
+    dialler.event("ping");
+    let reached = listener.event("status");
+    has_fields(&reached, &["state", "ticket", "relays", "nat"]);
+    assert_eq!(reached["relays"][0]["name"], format!("localhost{at}"));
+    drop(server);
+    let lost = listener.find(|event| event["event"] == "status" && event["state"] != "reachable");
+    let lost = lost.unwrap();
+    assert!(
+        lost["ticket"].as_str().unwrap().len() < ticket.len(),
+        "{lost}"
+    );
+}
+
+#[test]
 fn the_log_follows_one_connection() {
     let (_server, _listener, ticket) = listening(&["--echo"]);
     let peer = ticket.parse::<throughline::Ticket>().unwrap().peer_id();

@@ -5,6 +5,8 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
+use throughline::{Identity, server::AccessMode};
+
 use super::{PATIENCE, config, start};
 
 fn http(url: &str, request: &str) -> String {
@@ -108,7 +110,7 @@ async fn http_serves_the_page_and_no_other_file() {
         let json = config.split_once("\r\n\r\n").unwrap().1;
         let config: serde_json::Value = serde_json::from_str(json).unwrap();
         assert_eq!(config["peer_id"], peer);
-        assert_eq!(config["relays"].as_array().unwrap().len(), 4);
+        assert_eq!(config["addresses"].as_array().unwrap().len(), 4);
         assert_eq!(config["stun"].as_array().unwrap().len(), 2);
         assert_eq!(config["turn"], serde_json::json!([]), "no secret, no TURN");
         assert!(config["demo"].is_null());
@@ -123,6 +125,54 @@ async fn http_serves_the_page_and_no_other_file() {
     })
     .await
     .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_says_all_that_a_peer_needs() {
+    let sister = format!(
+        "/dns4/b.example/tcp/443/tls/ws/p2p/{}",
+        Identity::generate().peer_id()
+    );
+    for (mode, credentials) in [(AccessMode::Open, true), (AccessMode::List, false)] {
+        let mut config = config();
+        config.turn.secret = Some("secret".into());
+        config.access.mode = Some(mode);
+        let list = tempfile::NamedTempFile::new().unwrap();
+        config.access.list = Some(list.path().to_owned());
+        config.drain.to = vec![sister.clone()];
+        let server = start(config).await;
+        let url = server.http_url().to_owned();
+        let answer = tokio::task::block_in_place(|| get(&url, "/.well-known/throughline"));
+        let (head, json) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(head.contains("access-control-allow-origin: *"), "{head}");
+        let whose = if credentials { "private" } else { "public" };
+        assert!(
+            head.contains(&format!("cache-control: {whose}, max-age=300")),
+            "{head}"
+        );
+        let said: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(said["version"], 1);
+        assert_eq!(said["peer_id"], server.peer_id().to_string());
+        assert_eq!(said["addresses"], serde_json::json!(server.addresses()));
+        assert_eq!(said["stun"], serde_json::json!(server.stun_urls()));
+        assert_eq!(
+            said["turn"][0]["urls"],
+            serde_json::json!(server.turn_urls())
+        );
+        assert_eq!(
+            said["turn"][0]["credential"].is_string(),
+            credentials,
+            "{said}"
+        );
+        let protocols = said["protocols"].as_array().unwrap();
+        assert!(
+            protocols.contains(&"/libp2p/circuit/relay/0.2.0/hop".into()),
+            "{said}"
+        );
+        assert_eq!(said["sisters"], serde_json::json!([sister]));
+        assert_eq!(said["max_age"], 300);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,15 +132,19 @@ pub(crate) struct ServeArgs {
 /// The options of every command that is a peer.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PeerArgs {
-    /// Relay to be reached through, a multiaddress ending in /p2p/ID; repeatable.
-    #[arg(long, value_name = "ADDR")]
+    /// Relay to be reached through: its name, as in relay.example.org, its URL, HOST:PORT, or a
+    /// multiaddress ending in /p2p/ID; repeatable.
+    #[arg(long, value_name = "RELAY")]
     pub(crate) relay: Vec<String>,
-    /// STUN server, stun:HOST[:PORT]; repeatable.
+    /// STUN server, stun:HOST[:PORT]; repeatable [default: those that the relays name].
     #[arg(long, value_name = "URL")]
     pub(crate) stun: Vec<String>,
     /// TURN server, turn:HOST[:PORT][?transport=tcp] or turns:HOST[:PORT]; repeatable.
     #[arg(long, value_name = "URL", requires_all = ["turn_user", "turn_pass"])]
     pub(crate) turn: Vec<String>,
+    /// PEM file of certificate authorities to trust for relays over TLS, besides the public ones.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) relay_ca: Option<PathBuf>,
     /// PEM file of certificate authorities to trust for turns:, besides the public ones.
     #[arg(long, value_name = "FILE")]
     pub(crate) turn_ca: Option<PathBuf>,

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, atomic::AtomicBool};
 
+use futures::StreamExt as _;
 use serde_json::json;
-use throughline::{Connector, Error};
+use throughline::{Connector, Error, Reachability, StatusChanges};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -37,6 +38,7 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
     };
     let connector = peer::bind(&args.peer, true).await?;
     announce(&connector, output);
+    tokio::spawn(tell_status(connector.status_changes(), output));
     tokio::spawn(Arc::new(service).run(connector.clone()));
     let result = tokio::select! {
         _ = stopped => Ok(()),
@@ -45,6 +47,24 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
     };
     connector.close().await;
     result
+}
+
+/// Prints each change of the status. A person gets a line when others can no longer reach the peer, and
+/// when they can again.
+async fn tell_status(mut changes: StatusChanges, output: Output) {
+    let mut before = Reachability::Reachable;
+    while let Some(status) = changes.next().await {
+        let fields = json!(status);
+        if output.is_json() {
+            output.event("status", fields, String::new);
+        } else if status.state != before {
+            before = status.state;
+            output.event("status", fields, || match status.reason {
+                Some(why) => format!("{}: {why}", status.state),
+                None => status.state.to_string(),
+            });
+        }
+    }
 }
 
 /// Prints the ticket. Only the ticket goes to stdout, so that a script without JSON can read it.

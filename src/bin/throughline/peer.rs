@@ -63,6 +63,7 @@ pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     if let Some(path) = args.relay_token.clone() {
         config.relay_tokens = Some(RelayTokens::from_fn(move || token_in(path.clone())));
     }
+    config.relay_ca = args.relay_ca.clone().or(config.relay_ca);
     config.turn_ca = args.turn_ca.clone().or(config.turn_ca);
     if let (Some(username), Some(credential)) = (&args.turn_user, &args.turn_pass) {
         config.turn.extend(args.turn.iter().map(|url| TurnServer {

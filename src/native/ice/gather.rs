@@ -123,6 +123,8 @@ pub(crate) struct Settings {
     pub(crate) roots: Roots,
     /// How long the router may take to map a port. With `None`, the router is not asked.
     pub(crate) port_mapping: Option<Duration>,
+    /// Which addresses the STUN servers may have that relays name.
+    pub(crate) policy: Policy,
 }
 
 /// Keeps the local candidates current for as long as it lives. Dropping it removes the port
@@ -132,6 +134,8 @@ pub(crate) struct Gatherer {
     nat: Arc<watch::Sender<NatReport>>,
     attempts: Arc<Notify>,
     doubts: Arc<Notify>,
+    /// The STUN servers that relays have named.
+    named: watch::Sender<Vec<(PeerId, Vec<String>)>>,
     /// The routes refer to the client only weakly, so it is kept here.
     _client: Arc<StunClient>,
     relays: TurnRelays,
@@ -164,6 +168,7 @@ impl Gatherer {
         let nat = Arc::new(watch::Sender::new(unknown));
         let attempts = Arc::<Notify>::default();
         let doubts = Arc::<Notify>::default();
+        let named = watch::Sender::default();
         let client = Arc::<StunClient>::default();
         let handle: Arc<dyn Receiver> = client.clone();
         sockets.route_stun_client(&handle);
@@ -179,11 +184,13 @@ impl Gatherer {
             current.clone(),
             nat.clone(),
         );
+        let reflexive = reflexive.keep(attempts.clone(), doubts.clone(), named.subscribe());
         Self {
             relays,
+            named,
             tasks: [
                 runtime::task(hosts).abort_handle(),
-                runtime::task(reflexive.keep(attempts.clone(), doubts.clone())).abort_handle(),
+                runtime::task(reflexive).abort_handle(),
             ],
             current,
             nat,
@@ -204,6 +211,19 @@ impl Gatherer {
     /// Uses TURN servers to which `relay` gives access, as far as `policy` lets it.
     pub(crate) fn use_turn(&self, relay: PeerId, servers: Vec<Server>, policy: &Policy) {
         self.relays.give(relay, servers, policy);
+    }
+
+    /// Uses STUN servers that `relay` has named, as `host:port`, in the place of those before.
+    pub(crate) fn use_stun(&self, relay: PeerId, servers: Vec<String>) {
+        self.named.send_if_modified(|named| {
+            let known = named.iter().position(|(known, _)| *known == relay);
+            match known {
+                Some(at) if named[at].1 == servers => return false,
+                Some(at) => named[at].1 = servers,
+                None => named.push((relay, servers)),
+            }
+            true
+        });
     }
 
     /// A watch of the candidates.

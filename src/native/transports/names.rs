@@ -141,6 +141,19 @@ impl Names {
         Ok(resolver)
     }
 
+    /// Returns the IP addresses of a host.
+    ///
+    /// # Errors
+    /// Fails if the name cannot be resolved now.
+    pub(crate) async fn look_up_ips(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        let looked_up = async { self.resolver().await?.lookup_ip(host).await };
+        let found = looked_up.await;
+        if found.is_err() && !IN_FILE {
+            self.0.servers.renew();
+        }
+        Ok(found.map_err(io::Error::other)?.iter().collect())
+    }
+
     /// Resolves the first name in `address`.
     async fn resolve(&self, address: &Multiaddr, name: Name) -> io::Result<Vec<Multiaddr>> {
         let found = match self.look_up(address, name).await {

@@ -22,6 +22,7 @@ use crate::{
         loss::Loss,
         offer::OFFER_PROTOCOL,
         plan::AttemptId,
+        profile,
     },
     datagrams::Lane,
     event::Cause,
@@ -183,6 +184,8 @@ impl Relays {
         relay.refused = None;
         self.fail_waiting(peer, reason, effects);
         effects.push(Effect::RelayGone(peer));
+        // It may be elsewhere by now.
+        self.doubt_sites(Some(peer), effects);
         self.rest(peer, reason, effects);
     }
 
@@ -259,6 +262,7 @@ impl Relays {
                 let now = Instant::now();
                 let _ = liveness.answered(now, rtt);
                 relay.rtt = Some(rtt);
+                effects.push(Effect::StatusChanged);
                 if let Some(counts) = relay.lane.as_ref().and_then(|lane| lane.counts()) {
                     relay.loss.count(now, counts);
                 }
@@ -379,6 +383,9 @@ impl Relays {
                 relay.resting &= relay.is_barred();
             }
         }
+        if hint == Hint::Network {
+            self.doubt_sites(None, effects);
+        }
         self.pursue(effects);
     }
 
@@ -407,6 +414,10 @@ impl Relays {
             effects.push(Effect::Settle);
             self.seek_access(peer, effects);
             self.call_waiting(peer, effects);
+            if is_new {
+                let names = protocols.contains(profile::PROTOCOL);
+                self.ask_profile(peer, names, effects);
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! - `drains`: relays that are about to end.
 //! - `reservations`: which relays hold a reservation for us.
 //! - `access`: the token for relays that admit only some peers, and what admitted peers get.
+//! - `sites`: what relays say of themselves.
 //! - `spares`: when spare circuits start.
 //!
 //! Events of the swarm and of timers come in through methods of [`Relays`], which push effects.
@@ -14,6 +15,7 @@ mod access;
 mod drains;
 mod links;
 mod reservations;
+mod sites;
 mod spares;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -21,8 +23,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-use self::access::RelayAccess;
-pub(super) use self::{access::Wishes, spares::Spares};
+use self::{
+    access::RelayAccess,
+    sites::{KnownSite, Sites},
+};
+pub(super) use self::{access::Wishes, sites::SiteId, spares::Spares};
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
     core::{
@@ -53,6 +58,8 @@ const SETTLED: Duration = Duration::from_secs(5);
 const EAGER_MOST: Duration = Duration::from_millis(1600);
 /// How often a relay may say at once what is left of a quota. After that, it is once a second.
 const NOTICES: u32 = 4;
+/// The most sites that a user names.
+const MAX_SITES: usize = 16;
 /// How many addresses of one relay are kept. One for each transport and address family makes 8.
 const MAX_ADDRESSES: usize = 16;
 
@@ -60,7 +67,11 @@ const MAX_ADDRESSES: usize = 16;
 pub(crate) struct Relay {
     /// Whether the user configured the relay. No other relay may hold our reservation.
     pub(crate) configured: bool,
-    /// The addresses of the relay. Each ends in `/p2p/<relay>`.
+    /// Where it stands among the user's relays.
+    rank: usize,
+    /// The addresses that the user has given. Each ends in `/p2p/<relay>`.
+    given: Vec<Multiaddr>,
+    /// These, and those that the relay or a ticket has told.
     pub(crate) addresses: Vec<Multiaddr>,
     /// The addresses that the relay announced with the reservation. They go into the ticket.
     pub(crate) announced: Vec<Multiaddr>,
@@ -143,6 +154,8 @@ impl Relay {
     fn new(configured: bool) -> Self {
         Self {
             configured,
+            rank: usize::MAX,
+            given: Vec::new(),
             addresses: Vec::new(),
             announced: Vec::new(),
             link: RelayLink::Down,
@@ -194,6 +207,7 @@ impl Relay {
 pub(crate) struct Relays {
     order: Vec<PeerId>,
     known: HashMap<PeerId, Relay>,
+    sites: Sites,
     /// How many relays are to hold a reservation at a time.
     wanted: usize,
     wishes: Wishes,
@@ -218,6 +232,7 @@ impl Relays {
         let mut relays = Self {
             order: Vec::new(),
             known: HashMap::new(),
+            sites: Sites::default(),
             wanted,
             wishes: Wishes::default(),
             patience,
@@ -225,9 +240,13 @@ impl Relays {
             random,
             begun: Instant::now(),
         };
-        for address in configured {
+        for (at, address) in configured.iter().enumerate() {
             if let Some(peer) = relay_id(address) {
                 relays.learn(peer, address, true);
+                if let Some(relay) = relays.get_mut(&peer) {
+                    relay.given.clone_from(&relay.addresses);
+                    relay.rank = relay.rank.min(rank(at));
+                }
             }
         }
         relays
@@ -246,13 +265,17 @@ impl Relays {
     /// no address to it. For any other relay, the newest addresses are kept, so that an older
     /// ticket does not hide them.
     pub(crate) fn learn(&mut self, peer: PeerId, address: &Multiaddr, configured: bool) {
-        let relay = self.known.entry(peer).or_insert_with(|| {
-            self.order.push(peer);
-            Relay::new(configured)
-        });
+        let relay = self.entry(peer, configured);
         if relay.configured == configured {
             keep_newest(&mut relay.addresses, address.clone(), MAX_ADDRESSES);
         }
+    }
+
+    fn entry(&mut self, peer: PeerId, configured: bool) -> &mut Relay {
+        self.known.entry(peer).or_insert_with(|| {
+            self.order.push(peer);
+            Relay::new(configured)
+        })
     }
 
     pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut Relay> {
@@ -293,17 +316,20 @@ impl Relays {
         self.known.values().filter(reserved).count() < self.wanted
     }
 
-    /// Whether every configured relay has failed and rests, so that waiting for a first reservation
+    /// Whether every configured relay has failed and rests, and no site brings another one, so that waiting for a first reservation
     /// is in vain.
     pub(crate) fn all_failed(&self) -> bool {
         let mut configured = self.known.values().filter(|r| r.configured);
-        configured.all(|r| r.resting && !r.is_pursued())
+        configured.all(|r| r.resting && !r.is_pursued()) && self.sites.have_failed()
     }
 
     /// Returns why the first of the relays that have failed has refused a reservation. Returns `None`
     /// if one of them has failed otherwise.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         let mut first = None;
+        if self.sites.of_user().any(KnownSite::is_unknown) {
+            return None;
+        }
         for peer in &self.order {
             let relay = &self.known[peer];
             if relay.configured && relay.resting {
@@ -345,31 +371,49 @@ impl Relays {
     }
 
     pub(crate) fn errors(&self) -> Vec<String> {
-        self.order
-            .iter()
-            .filter_map(|peer| {
-                let error = self.known[peer].last_error.as_ref()?;
-                Some(format!("relay {peer}: {error}"))
-            })
-            .collect()
+        let of_sites = self.sites.of_user().filter_map(|site| {
+            let (name, _, error) = site.told();
+            Some(format!("relay {name}: {}", error?))
+        });
+        let of_relays = self.order.iter().filter_map(|peer| {
+            let error = self.known[peer].last_error.as_ref()?;
+            Some(format!("relay {peer}: {error}"))
+        });
+        of_sites.chain(of_relays).collect()
     }
 
     pub(crate) fn report(&self) -> Vec<RelayReport> {
-        self.order
-            .iter()
-            .map(|peer| {
-                let relay = &self.known[peer];
-                RelayReport {
-                    peer_id: peer.to_string(),
-                    connected: matches!(relay.link, RelayLink::Up(..)),
-                    reserved: matches!(relay.reservation, Reservation::Held(_)),
-                    forwards: relay.forwards,
-                    last_error: relay.last_error.clone(),
-                    rtt: relay.rtt,
-                }
-            })
-            .collect()
+        let unknown = self.sites.of_user().map(KnownSite::told);
+        let unknown = unknown.filter(|(_, is_known, _)| !is_known);
+        let unknown = unknown.map(|(name, _, error)| RelayReport {
+            name: Some(name),
+            last_error: error,
+            ..RelayReport::default()
+        });
+        let known = self.order.iter().map(|peer| {
+            let relay = &self.known[peer];
+            RelayReport {
+                peer_id: peer.to_string(),
+                name: self.sites.name_of(peer),
+                connected: matches!(relay.link, RelayLink::Up(..)),
+                reserved: matches!(relay.reservation, Reservation::Held(_)),
+                forwards: relay.forwards,
+                last_error: relay.last_error.clone(),
+                rtt: relay.rtt,
+            }
+        });
+        known.chain(unknown).collect()
     }
+}
+
+/// The rank of the configured address at this place. There is room before it for every site.
+fn rank(at: usize) -> usize {
+    at * (MAX_SITES + 1) + MAX_SITES
+}
+
+/// The rank of the site that stands at this place among the sites, behind so many addresses.
+pub(super) fn rank_of_site(addresses: usize, at: usize) -> usize {
+    addresses * (MAX_SITES + 1) + at.min(MAX_SITES - 1)
 }
 
 #[cfg(test)]

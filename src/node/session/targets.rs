@@ -95,6 +95,13 @@ impl Session {
         }
     }
 
+    /// It is known that the peer has a relay, which its ticket has named by a site.
+    pub(in crate::node) fn found(&mut self, relay: PeerId, round: &mut Round<'_>) {
+        let targets = self.targets.get_or_insert_with(Targets::default);
+        keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
+        round.effects.replan(self.id);
+    }
+
     /// Whether `relay` leads to the peer.
     pub(super) fn leads_over(&self, relay: &PeerId) -> bool {
         let targets = self.targets.as_ref();

@@ -33,6 +33,7 @@ impl Relay {
             return asked.deny(Denial::Access);
         }
         let (what, turn, token) = match &wanted {
+            Wanted::Profile => return self.on_curious(asked),
             Wanted::Hop(Request::Reserve) if asked.what == Carried::Circuit => {
                 (Some(What::Reservation), false, None)
             }
@@ -40,7 +41,7 @@ impl Relay {
             Wanted::Hop(Request::Connect(_)) => {
                 let what = match asked.what {
                     Carried::Offer => What::Offer,
-                    Carried::Circuit | Carried::Access => What::Circuit,
+                    _ => What::Circuit,
                 };
                 let what = Some(what).filter(|_| self.access.is_for_dialers());
                 (what, false, None)
@@ -74,6 +75,17 @@ impl Relay {
         }
     }
 
+    /// A peer asks what the server says of itself. It gets credentials by the protocol of access only.
+    fn on_curious(&mut self, asked: Asked) {
+        let allowed = self.allows(Rate::Offers, asked.source, asked.connection);
+        let profile = self.profiles.as_ref().filter(|_| allowed);
+        let json = profile.and_then(|profiles| serde_json::to_vec(&profiles.public()).ok());
+        match json {
+            Some(json) => self.circuits.grant(asked, behind_length(&json)),
+            None => asked.refuse(Status::Limit),
+        }
+    }
+
     /// There is a verdict on what a peer has asked for.
     pub(super) fn on_judged(&mut self, asked: Asked, wanted: Wanted, verdict: Verdict) {
         let (peer, connection) = (asked.source, asked.connection);
@@ -88,7 +100,7 @@ impl Relay {
                     Wanted::Hop(Request::Connect(_)) if asked.what == Carried::Circuit => {
                         self.metrics.circuit("denied");
                     }
-                    Wanted::Hop(Request::Connect(_)) => {}
+                    Wanted::Hop(Request::Connect(_)) | Wanted::Profile => {}
                     Wanted::Hop(Request::Reserve) | Wanted::Access(_) => {
                         self.metrics.reservation("denied");
                     }
@@ -97,6 +109,8 @@ impl Relay {
             }
         };
         match wanted {
+            // It needs no verdict.
+            Wanted::Profile => {}
             Wanted::Hop(Request::Connect(to)) => self.on_connect(asked, to),
             Wanted::Hop(Request::Reserve) => match self.reserve(peer, connection) {
                 Ok(granted) => self.circuits.grant(asked, behind_length(&granted)),

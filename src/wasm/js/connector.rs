@@ -1,5 +1,8 @@
 //! [`Connector`] in JavaScript.
 
+use std::rc::Rc;
+
+use futures::{StreamExt, lock::Mutex};
 use js_sys::{Array, Function, Promise};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
@@ -9,7 +12,7 @@ use super::{
     convert,
     stream::RawStream,
 };
-use crate::{Connector, Identity, Ticket};
+use crate::{Connector, Identity, StatusChanges, Ticket};
 
 /// Makes a fresh identity in the form that `RawConnector.create` takes. It is a secret.
 #[allow(unreachable_pub, reason = "wasm-bindgen exports public functions only")]
@@ -133,6 +136,18 @@ impl RawConnector {
         RawEvents::new(self.0.events())
     }
 
+    /// Whether others can reach this peer now, and why not.
+    #[wasm_bindgen(unchecked_return_type = "object")]
+    pub fn status(&self) -> JsValue {
+        convert::to_js(&self.0.status())
+    }
+
+    /// The present status, and then each new one.
+    #[wasm_bindgen(js_name = statusChanges)]
+    pub fn status_changes(&self) -> RawStatusChanges {
+        RawStatusChanges(Rc::new(Mutex::new(self.0.status_changes())))
+    }
+
     /// Counters and gauges in the OpenMetrics text format.
     pub fn metrics(&self) -> String {
         self.0.metrics()
@@ -145,6 +160,24 @@ impl RawConnector {
         convert::promise(async move {
             connector.close().await;
             Ok(JsValue::UNDEFINED)
+        })
+    }
+}
+
+/// The changes of a connector's status.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct RawStatusChanges(Rc<Mutex<StatusChanges>>);
+
+#[wasm_bindgen]
+impl RawStatusChanges {
+    /// The next status, or `undefined` when the connector is closed.
+    #[wasm_bindgen(unchecked_return_type = "Promise<object | undefined>")]
+    pub fn next(&self) -> Promise {
+        let changes = self.0.clone();
+        convert::promise(async move {
+            let status = changes.lock().await.next().await;
+            Ok(status.map_or(JsValue::UNDEFINED, |status| convert::to_js(&status)))
         })
     }
 }

@@ -32,10 +32,10 @@ pub struct Rtc(Arc<Mutex<Servers>>);
 
 #[derive(Debug, Default)]
 struct Servers {
-    /// Those of the configuration, and then one for each of `relays`.
-    all: Vec<IceServer>,
-    /// The relays that have given us access to a TURN server.
-    relays: Vec<PeerId>,
+    /// Those of the configuration.
+    configured: Vec<IceServer>,
+    /// Those of relays, by the relay and whether they are TURN servers.
+    named: Vec<(PeerId, bool, IceServer)>,
     /// The peers with which TURN is left out, because there is a path over TURN already.
     spared: Vec<PeerId>,
 }
@@ -49,12 +49,8 @@ impl Rtc {
     pub(crate) fn open(&self, peer: Option<&PeerId>) -> Result<PeerConnection, BackendError> {
         let servers = self.servers();
         let spared = peer.is_some_and(|peer| servers.spared.contains(peer));
-        let stun = servers
-            .all
-            .iter()
-            .filter(|server| server.username.is_none());
-        let without_turn = configuration(stun);
-        let all = configuration(servers.all.iter().filter(|_| !spared));
+        let without_turn = servers.configuration(false);
+        let all = servers.configuration(true);
         let chosen = if spared { &without_turn } else { &all };
         RtcPeerConnection::new_with_configuration(chosen)
             .map(|connection| PeerConnection::new(connection, without_turn, spared))
@@ -70,17 +66,24 @@ impl Rtc {
 
     /// Uses a TURN server to which `relay` gives access, in the place of the one before.
     pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
-        let mut servers = self.servers();
-        let Servers { all, relays } = &mut *servers;
-        match relays.iter().position(|known| *known == relay) {
-            Some(place) => {
-                let first = all.len() - relays.len();
-                all[first + place] = server;
-            }
-            None => {
-                relays.push(relay);
-                all.push(server);
-            }
+        self.replace(relay, true, server);
+    }
+
+    /// Uses STUN servers that `relay` has named, in the place of those before.
+    pub(crate) fn use_stun(&self, relay: PeerId, urls: Vec<String>) {
+        let server = IceServer {
+            urls,
+            ..IceServer::default()
+        };
+        self.replace(relay, false, server);
+    }
+
+    fn replace(&self, relay: PeerId, turn: bool, server: IceServer) {
+        let named = &mut self.servers().named;
+        named.retain(|(known, is_turn, _)| (*known, *is_turn) != (relay, turn));
+        // Browsers refuse a server without an address, and all others with it.
+        if !server.urls.is_empty() {
+            named.push((relay, turn, server));
         }
     }
 
@@ -93,8 +96,8 @@ impl Rtc {
     /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn new(config: &webrtc::Config) -> Result<Self, BackendError> {
         Ok(Self(Arc::new(Mutex::new(Servers {
-            all: config.ice_servers.clone(),
-            relays: Vec::new(),
+            configured: config.ice_servers.clone(),
+            named: Vec::new(),
             spared: Vec::new(),
         }))))
     }
@@ -145,6 +148,15 @@ pub(crate) fn check(config: &Config) -> Result<(), Error> {
             let message = format!("stun, turn: {}", value::describe_error(&error));
             Err(Error::new(ErrorKind::InvalidConfig, message))
         }
+    }
+}
+
+impl Servers {
+    fn configuration(&self, with_turn: bool) -> RtcConfiguration {
+        let named = self.named.iter().map(|(_, _, server)| server);
+        let all = self.configured.iter().chain(named);
+        // Only TURN servers have users.
+        configuration(all.filter(|server| with_turn || server.username.is_none()))
     }
 }
 

@@ -12,6 +12,7 @@ use futures::{
     future::BoxFuture,
     stream::{FusedStream as _, FuturesUnordered},
 };
+use libp2p::PeerId;
 use tokio::{
     net::lookup_host,
     sync::{Notify, watch},
@@ -20,7 +21,10 @@ use tokio::{
 
 use super::{Gathered, LocalCandidate, Origin, Settings};
 use crate::{
-    core::nat::{self, NatFiltering, Verdict},
+    core::{
+        dial::Policy,
+        nat::{self, NatFiltering, Verdict},
+    },
     native::{
         ice::stun::{Answer, StunClient, StunError, discovery},
         udp::Sockets,
@@ -47,6 +51,9 @@ const MAX_REFLEXIVE: usize = 4;
 /// The age at which the newest port of a sequence is asked for anew when a connection begins. Any
 /// packet to a new destination moves the sequence on, also one of a neighbour.
 const PREDICTION_AGE: Duration = Duration::from_millis(500);
+
+/// The most STUN servers, with those that relays name.
+const MAX_SERVERS: usize = 16;
 
 /// One server, over one address family.
 struct Server {
@@ -78,6 +85,10 @@ enum ReflexiveEvent {
 pub(super) struct Reflexive {
     sockets: Sockets,
     names: Vec<String>,
+    /// How many of the names are those of the configuration. They come first.
+    configured: usize,
+    /// Which addresses the others may have.
+    policy: Policy,
     timeout: Duration,
     client: Arc<StunClient>,
     current: Arc<watch::Sender<Gathered>>,
@@ -93,6 +104,16 @@ pub(super) struct Reflexive {
 }
 
 impl Server {
+    fn new(name: usize, v6: bool) -> Self {
+        Self {
+            name,
+            v6,
+            last: None,
+            error: None,
+            asked: false,
+        }
+    }
+
     /// Notes that a request had no answer.
     fn miss(&mut self) {
         self.last.take_if(|last| {
@@ -112,16 +133,10 @@ impl Reflexive {
     ) -> Self {
         let families = (0..settings.stun.len()).flat_map(|name| [(name, false), (name, true)]);
         Self {
-            servers: families
-                .map(|(name, v6)| Server {
-                    name,
-                    v6,
-                    last: None,
-                    error: None,
-                    asked: false,
-                })
-                .collect(),
+            servers: families.map(|(name, v6)| Server::new(name, v6)).collect(),
             sockets,
+            configured: settings.stun.len(),
+            policy: settings.policy,
             names: settings.stun,
             timeout: settings.stun_timeout,
             client,
@@ -137,16 +152,19 @@ impl Reflexive {
     /// Asks every server again and again, which also keeps the mapping alive. Asks at once when the
     /// addresses of the machine change.
     /// A doubt of the mapping also brings the next round forward.
-    pub(super) async fn keep(mut self, attempts: Arc<Notify>, doubts: Arc<Notify>) {
+    /// Servers that relays have `named` are asked besides those of the configuration.
+    pub(super) async fn keep(
+        mut self,
+        attempts: Arc<Notify>,
+        doubts: Arc<Notify>,
+        mut named: watch::Receiver<Vec<(PeerId, Vec<String>)>>,
+    ) {
         let mut gathered = self.current.subscribe();
         if gathered.wait_for(|gathered| gathered.ready).await.is_err() {
             return;
         }
         let mut hosts = hosts(&gathered.borrow_and_update());
         self.publish();
-        if self.names.is_empty() {
-            return;
-        }
         let mut tick = time::interval(REFRESH);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asked = Instant::now();
@@ -166,6 +184,13 @@ impl Reflexive {
                     self.on_event(event);
                 }
                 () = attempts.notified() => self.attempt_begins(),
+                changed = named.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.take_named(&named.borrow_and_update());
+                    tick.reset_immediately();
+                }
                 changed = gathered.changed() => {
                     if changed.is_err() {
                         return;
@@ -179,6 +204,35 @@ impl Reflexive {
                 }
             }
         }
+    }
+
+    /// Asks the servers that relays have named, besides those of the configuration.
+    fn take_named(&mut self, named: &[(PeerId, Vec<String>)]) {
+        let mut names = self.names[..self.configured].to_vec();
+        for name in named.iter().flat_map(|(_, servers)| servers) {
+            if names.len() < MAX_SERVERS && !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        let mut before = std::mem::take(&mut self.servers);
+        for (at, name) in names.iter().enumerate() {
+            for v6 in [false, true] {
+                let known = before
+                    .iter()
+                    .position(|s| s.v6 == v6 && self.names[s.name] == *name);
+                let known = known.map(|known| before.swap_remove(known));
+                self.servers.push(Server {
+                    name: at,
+                    // Answers that are under way would be taken for those of others.
+                    asked: false,
+                    ..known.unwrap_or_else(|| Server::new(at, v6))
+                });
+            }
+        }
+        self.asking.clear();
+        self.filtering = None;
+        self.names = names;
+        self.publish();
     }
 
     /// Asks every server that is not being asked. A request that is under way is repeated, and its
@@ -210,10 +264,14 @@ impl Reflexive {
             };
             server.asked = true;
             let (v6, timeout) = (server.v6, self.timeout);
+            let policy = (server.name >= self.configured).then(|| self.policy.clone());
             let ask = async move {
                 let ask = async {
                     let found: Vec<SocketAddr> = lookup.await;
-                    let mut usable = found.into_iter().filter(|addr| addr.is_ipv6() == v6);
+                    let mut usable = found.into_iter().filter(|addr| {
+                        let allows = |policy: &Policy| policy.allows(*addr).is_ok();
+                        addr.is_ipv6() == v6 && policy.as_ref().is_none_or(allows)
+                    });
                     let server = usable.next().filter(|a| sockets.port(a.ip()).is_some())?;
                     Some(client.ask(&sockets, server).await)
                 };

@@ -59,6 +59,7 @@ fn start(stun: Vec<String>) -> Gatherer {
         turn: Vec::new(),
         roots: Roots::load(None).unwrap(),
         port_mapping: None,
+        policy: Policy::new(true, Vec::new()),
     };
     Gatherer::start(&Sockets::bind(Addresses::default()).unwrap(), settings)
 }
@@ -95,6 +96,32 @@ async fn silent_servers_do_not_delay_the_answer_of_another() {
         started.elapsed() < Duration::from_secs(1),
         "the answer is delayed"
     );
+}
+
+#[tokio::test]
+async fn servers_that_a_relay_names_are_asked_besides_those_of_the_user() {
+    let (ours, first) = server().await;
+    let (named, second) = server().await;
+    number_sources(ours, 40_000);
+    number_sources(named, 40_000);
+    let gatherer = start(vec![first.clone()]);
+    // Nobody may aim us at metadata.
+    let aimed = "169.254.169.254:80".to_owned();
+    gatherer.use_stun(
+        PeerId::random(),
+        vec![second.clone(), aimed.clone(), first.clone()],
+    );
+    let mut nat = gatherer.nat();
+    let told = nat.wait_for(|nat| nat.stun.iter().filter(|s| s.mapped.is_some()).count() == 2);
+    let report = time::timeout(SOON, told).await.unwrap().unwrap().clone();
+    let servers: Vec<_> = report.stun.iter().map(|stun| &stun.server).collect();
+    assert_eq!(servers, [&first, &second, &aimed]);
+    assert_eq!(report.stun[2].error, None, "it was not asked");
+    let relay = PeerId::random();
+    gatherer.use_stun(relay, vec!["127.0.0.1:9".to_owned()]);
+    gatherer.use_stun(relay, Vec::new());
+    let fewer = nat.wait_for(|nat| nat.stun.len() == 3);
+    time::timeout(SOON, fewer).await.unwrap().unwrap();
 }
 
 #[tokio::test]

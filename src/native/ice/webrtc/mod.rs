@@ -116,6 +116,7 @@ impl Backend {
             turn,
             roots,
             port_mapping: config.port_mapping.then_some(config.port_mapping_timeout),
+            policy: Policy::new(config.dial_private, Vec::new()),
         };
         Ok(Self(Arc::new(Inner {
             gatherer: Gatherer::start(&sockets, settings),
@@ -146,6 +147,17 @@ impl Backend {
     pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
         if let Ok((_, turn)) = servers(&[server]) {
             self.0.gatherer.use_turn(relay, turn, &self.0.policy);
+        }
+    }
+
+    /// Uses STUN servers that `relay` has named, in the place of those that it has named before.
+    pub(crate) fn use_stun(&self, relay: PeerId, urls: Vec<String>) {
+        let server = IceServer {
+            urls,
+            ..IceServer::default()
+        };
+        if let Ok((stun, _)) = servers(&[server]) {
+            self.0.gatherer.use_stun(relay, stun);
         }
     }
 

@@ -1,0 +1,554 @@
+//! The sites of relays: what each relay says of itself, over https or over its link.
+//!
+//! A site is asked when the connector starts, when what it said has grown old, when its relay is not
+//! reached, and when the network may be another one. What is known stays until there is something
+//! newer, so nothing waits for a site that is known.
+
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use web_time::Instant;
+
+use super::{RETRY_FIRST, RETRY_MOST, Relay, RelayLink, Relays};
+use crate::{
+    core::{
+        backoff::Backoff,
+        pace::Pace,
+        profile::{self, Learnt},
+        site::{By, Fault, Site},
+    },
+    node::{
+        effect::{Effect, Effects},
+        network::Purpose,
+        timers::{Alarm, Timer},
+    },
+    stream::SessionId,
+    webrtc::IceServer,
+};
+
+/// The shortest pause between two questions to a site that is known.
+const SOONEST: Duration = Duration::from_secs(5);
+/// The most sites that strangers have named.
+const MAX_FOREIGN: usize = 32;
+/// How often strangers may make us ask a site that is not known: a number at once, and a rate.
+const FOREIGN: (u32, u32) = (8, 1);
+
+/// Names a site in effects and timers. Numbers are not used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SiteId(u32);
+
+/// A site, and what is known of it.
+pub(super) struct KnownSite {
+    id: SiteId,
+    site: Site,
+    by: By,
+    /// Where its relay stands among those of the user.
+    rank: usize,
+    /// The relay that is there, if that is known.
+    peer: Option<PeerId>,
+    asking: bool,
+    asked: Option<Instant>,
+    /// Why it was not learnt the last time, if it was not.
+    fault: Option<Fault>,
+    backoff: Backoff,
+    alarm: Alarm,
+    /// The sessions that wait to learn what is there.
+    waiting: Vec<SessionId>,
+}
+
+/// All sites.
+pub(super) struct Sites {
+    known: Vec<KnownSite>,
+    next: u32,
+    start: Instant,
+    foreign: Pace,
+}
+
+impl Default for Sites {
+    fn default() -> Self {
+        let (burst, rate) = FOREIGN;
+        Self {
+            known: Vec::new(),
+            next: 0,
+            start: Instant::now(),
+            foreign: Pace::new(rate, burst),
+        }
+    }
+}
+
+impl Sites {
+    fn add(&mut self, site: Site, by: By, rank: usize) -> &mut KnownSite {
+        let id = SiteId(self.next);
+        self.next += 1;
+        self.known.push(KnownSite {
+            id,
+            site,
+            by,
+            rank,
+            peer: None,
+            asking: false,
+            asked: None,
+            fault: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MOST),
+            alarm: Alarm::default(),
+            waiting: Vec::new(),
+        });
+        let at = self.known.len() - 1;
+        &mut self.known[at]
+    }
+
+    fn get_mut(&mut self, id: SiteId) -> Option<&mut KnownSite> {
+        self.known.iter_mut().find(|known| known.id == id)
+    }
+
+    /// The sites that the user has named.
+    pub(super) fn of_user(&self) -> impl Iterator<Item = &KnownSite> {
+        self.known.iter().filter(|known| known.by == By::User)
+    }
+
+    /// Whether no site of the user can still bring a relay for now.
+    pub(super) fn have_failed(&self) -> bool {
+        self.of_user()
+            .all(|known| known.peer.is_some() || known.is_unknown())
+    }
+
+    /// The text by which the user has named a relay, if it was by a site.
+    pub(super) fn name_of(&self, peer: &PeerId) -> Option<String> {
+        let named = self.of_user().find(|known| known.peer == Some(*peer));
+        named.map(|known| known.site.to_string())
+    }
+}
+
+impl KnownSite {
+    /// Whether it is not known what is there, and nobody is asking.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.peer.is_none() && !self.asking && self.fault.is_some()
+    }
+
+    /// The text that names it, whether its relay is known, and why it was not learnt the last time.
+    pub(super) fn told(&self) -> (String, bool, Option<String>) {
+        let fault = self.fault.as_ref();
+        let fault = fault.map(|fault| format!("{}: {fault}", self.site.url()));
+        (self.site.to_string(), self.peer.is_some(), fault)
+    }
+
+    fn ask(&mut self, effects: &mut Effects) {
+        if !self.asking {
+            self.asking = true;
+            self.asked = Some(Instant::now());
+            effects.push(Effect::AskSite(self.id, self.site.clone(), self.by));
+        }
+    }
+
+    /// Asks anew, unless that was done a moment ago.
+    fn doubt(&mut self, effects: &mut Effects) {
+        let passed = self.asked.map(|asked| asked.elapsed());
+        if passed.is_none_or(|passed| passed >= SOONEST) {
+            self.ask(effects);
+        }
+    }
+
+    fn ask_after(&mut self, pause: Duration, effects: &mut Effects) {
+        let now = Instant::now();
+        if let Some(pause) = self.alarm.set(Some(now + pause), now) {
+            effects.push(Effect::After(pause, Timer::Site(self.id)));
+        }
+    }
+}
+
+impl Relays {
+    /// Asks `sites` of the user for their relays, of which each has a rank among all relays.
+    pub(crate) fn named(&mut self, sites: Vec<(usize, Site)>, effects: &mut Effects) {
+        for (rank, site) in sites {
+            self.sites.add(site, By::User, rank).ask(effects);
+        }
+    }
+
+    /// Returns the relay at a site that a ticket names, if it is known. Otherwise the session is told
+    /// when it is, by [`Effect::Found`]. Strangers can make us ask few sites, and never one that
+    /// [`Site::check`] refuses.
+    #[allow(dead_code, reason = "no ticket names a site yet")]
+    pub(in crate::node) fn seek(
+        &mut self,
+        site: &Site,
+        session: SessionId,
+        effects: &mut Effects,
+    ) -> Option<PeerId> {
+        let of_foreign = |known: &KnownSite| known.by == By::Stranger;
+        let at = self
+            .sites
+            .known
+            .iter()
+            .position(|known| known.site == *site);
+        let known = match at {
+            Some(at) => &mut self.sites.known[at],
+            None => {
+                let all = self.sites.known.iter().filter(|known| of_foreign(known));
+                if all.count() >= MAX_FOREIGN {
+                    let oldest = |known: &KnownSite| of_foreign(known) && !known.asking;
+                    let oldest = self.sites.known.iter().position(oldest)?;
+                    self.sites.known.remove(oldest);
+                }
+                self.sites.add(site.clone(), By::Stranger, usize::MAX)
+            }
+        };
+        let is_old = known
+            .asked
+            .is_none_or(|asked| asked.elapsed() >= profile::MAX_AGE);
+        let (id, peer) = (known.id, known.peer);
+        // A relay of the user is asked by a clock of its own.
+        let due = known.by == By::Stranger && !known.asking && (peer.is_none() || is_old);
+        let now = self.sites.start.elapsed();
+        let may_ask = due && self.sites.foreign.take(now, 1, Duration::ZERO).is_some();
+        if let Some(known) = self.sites.get_mut(id) {
+            if may_ask {
+                known.ask(effects);
+            }
+            if peer.is_none() && known.asking {
+                known.waiting.push(session);
+            }
+        }
+        peer
+    }
+
+    /// A site has answered, or has not.
+    pub(in crate::node) fn on_site(
+        &mut self,
+        id: SiteId,
+        answer: Result<Learnt, Fault>,
+        effects: &mut Effects,
+    ) {
+        let random = (self.random)();
+        let Some(known) = self.sites.get_mut(id) else {
+            return;
+        };
+        known.asking = false;
+        let is_users = known.by == By::User;
+        let waiting = std::mem::take(&mut known.waiting);
+        match answer {
+            Err(fault) => {
+                tracing::debug!(site = %known.site, %fault, "a site says nothing");
+                known.fault = Some(fault);
+                let pause = known.backoff.fail(random);
+                // What is known stays. A stranger's site is asked when it is needed.
+                if is_users {
+                    known.ask_after(pause, effects);
+                }
+            }
+            Ok(learnt) => {
+                known.fault = None;
+                known.backoff.reset();
+                let (peer, rank) = (learnt.peer, known.rank);
+                let before = known.peer.replace(peer).filter(|before| *before != peer);
+                if is_users {
+                    let pause = learnt.age.mul_f64(0.75 + random / 4.0);
+                    known.ask_after(pause, effects);
+                    if let Some(before) = before {
+                        self.drop_named(before, effects);
+                    }
+                    self.take_named(learnt, rank, effects);
+                } else {
+                    for address in &learnt.addresses {
+                        self.learn(peer, address, false);
+                    }
+                }
+                for session in waiting {
+                    effects.push(Effect::Found(session, peer));
+                }
+            }
+        }
+        effects.push(Effect::StatusChanged);
+        if is_users {
+            self.pursue(effects);
+            if self.all_failed() {
+                effects.push(Effect::NoRelay);
+            }
+        }
+    }
+
+    /// It is time to ask a site again.
+    pub(in crate::node) fn on_site_due(&mut self, id: SiteId, effects: &mut Effects) {
+        if let Some(known) = self.sites.get_mut(id)
+            && known.alarm.rings(Instant::now())
+        {
+            known.ask(effects);
+        }
+    }
+
+    /// What the user's sites have said may no longer be true: all of it, or where this relay is.
+    pub(super) fn doubt_sites(&mut self, of: Option<PeerId>, effects: &mut Effects) {
+        let sites = self
+            .sites
+            .known
+            .iter_mut()
+            .filter(|known| known.by == By::User);
+        for known in sites.filter(|known| of.is_none() || known.peer == of) {
+            known.doubt(effects);
+        }
+    }
+
+    /// A relay that the user has named by a site says where it is, and what its servers are.
+    fn take_named(&mut self, learnt: Learnt, rank: usize, effects: &mut Effects) {
+        let Learnt {
+            peer,
+            addresses,
+            stun,
+            turn,
+            ..
+        } = learnt;
+        let relay = self.entry(peer, true);
+        relay.configured = true;
+        relay.is_successor = false;
+        relay.rank = relay.rank.min(rank);
+        relay.take_addresses(addresses);
+        let known = &self.known;
+        self.order
+            .sort_by_key(|peer| known.get(peer).map(|relay| relay.rank));
+        let turn = turn.map(|turn| IceServer {
+            urls: turn.urls,
+            username: Some(turn.username),
+            credential: Some(turn.credential),
+        });
+        effects.push(Effect::UseServers(peer, stun, turn));
+    }
+
+    /// Another relay is at the site where this one was.
+    fn drop_named(&mut self, peer: PeerId, effects: &mut Effects) {
+        let is_named = self.sites.of_user().any(|known| known.peer == Some(peer));
+        let relay = self
+            .get_mut(&peer)
+            .filter(|relay| !is_named && relay.given.is_empty());
+        if let Some(relay) = relay {
+            relay.configured = false;
+            relay.rank = usize::MAX;
+            relay.forget_reservation(effects);
+            effects.push(Effect::UseServers(peer, Vec::new(), None));
+            effects.push(Effect::ReleaseRelays);
+        }
+    }
+
+    /// Asks a relay of the user over its link what it says of itself, if the user has not named it by a
+    /// site.
+    pub(super) fn ask_profile(&self, peer: PeerId, names: bool, effects: &mut Effects) {
+        let named = self.sites.of_user().any(|known| known.peer == Some(peer));
+        let relay = self
+            .get(&peer)
+            .filter(|relay| relay.is_users() && !named && names);
+        if let Some(RelayLink::Up(connection, _)) = relay.map(|relay| &relay.link) {
+            effects.push(Effect::Open {
+                peer,
+                connection: *connection,
+                protocol: StreamProtocol::new(profile::PROTOCOL),
+                purpose: Purpose::Profile(peer),
+            });
+        }
+    }
+
+    /// A relay has said over its link what it is.
+    pub(in crate::node) fn on_profile(
+        &mut self,
+        peer: PeerId,
+        learnt: Learnt,
+        effects: &mut Effects,
+    ) {
+        let relay = self.get_mut(&peer);
+        if let Some(relay) = relay.filter(|relay| relay.is_users() && learnt.peer == peer) {
+            relay.take_addresses(learnt.addresses);
+            effects.push(Effect::UseServers(peer, learnt.stun, None));
+        }
+    }
+}
+
+impl Relay {
+    /// Replaces the addresses that the relay has told. Those that the user has given stay.
+    fn take_addresses(&mut self, told: Vec<Multiaddr>) {
+        self.addresses = self.given.clone();
+        for address in told {
+            if self.addresses.len() < super::MAX_ADDRESSES && !self.addresses.contains(&address) {
+                self.addresses.push(address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::swarm::ConnectionId;
+
+    use super::*;
+    use crate::{
+        core::site::RelayText,
+        node::{effect::tests::briefs, relays::tests::*},
+    };
+
+    fn site(text: &str) -> Site {
+        match text.parse() {
+            Ok(RelayText::Site(site)) => site,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn learnt(peer: PeerId, port: u16) -> Learnt {
+        let address = format!("/ip4/192.0.2.1/tcp/{port}/p2p/{peer}");
+        Learnt {
+            peer,
+            addresses: vec![address.parse().unwrap()],
+            stun: vec!["stun:192.0.2.1:3".into()],
+            turn: None,
+            age: Duration::from_secs(300),
+        }
+    }
+
+    /// Relays of which the first is named by a site. It was asked.
+    fn named(others: &[PeerId]) -> (Relays, SiteId, Effects) {
+        let (mut relays, mut effects) = (configured(others, 1), Effects::default());
+        relays.named(vec![(0, site("relay.example"))], &mut effects);
+        assert_eq!(briefs(&mut effects), ["ask relay.example"]);
+        let id = relays.sites.known[0].id;
+        (relays, id, effects)
+    }
+
+    #[test]
+    fn a_relay_is_dialled_where_its_site_says_and_stays_there_when_the_site_is_gone() {
+        let (mut relays, id, mut effects) = named(&[]);
+        let peer = PeerId::random();
+        assert!(!relays.all_failed(), "the site is asked");
+        relays.on_site(id, Ok(learnt(peer, 1)), &mut effects);
+        let told = briefs(&mut effects);
+        let expected = [
+            "after 262500 ms",
+            "servers stun:192.0.2.1:3",
+            "status changed",
+            "dial relay",
+        ];
+        assert_eq!(told, expected);
+        assert!(relays.get(&peer).unwrap().is_users());
+        relays.on_site(id, Err(Fault::TimedOut), &mut effects);
+        assert_eq!(relays.get(&peer).unwrap().addresses.len(), 1);
+        relays.on_site(id, Ok(learnt(peer, 2)), &mut effects);
+        let addresses = &relays.get(&peer).unwrap().addresses;
+        assert_eq!(*addresses, learnt(peer, 2).addresses, "the old one is gone");
+    }
+
+    #[test]
+    fn a_site_that_says_nothing_counts_as_a_relay_that_has_failed() {
+        let (mut relays, id, mut effects) = named(&[]);
+        relays.on_site(id, Err(Fault::Status(404)), &mut effects);
+        let told = briefs(&mut effects);
+        assert!(told[0].starts_with("after "), "{told:?}");
+        assert_eq!(told[1..], ["status changed", "no relay"]);
+        let errors = relays.errors().join(" ");
+        let parts = [
+            "relay.example",
+            "https://relay.example/.well-known/throughline",
+            "404",
+        ];
+        assert!(parts.iter().all(|part| errors.contains(part)), "{errors}");
+        relays.on_site_due(id, &mut effects);
+        assert!(briefs(&mut effects).is_empty(), "it is too early");
+        relays.sites.known[0].alarm = Alarm::default();
+        relays.sites.known[0]
+            .alarm
+            .set(Some(Instant::now()), Instant::now());
+        relays.on_site_due(id, &mut effects);
+        assert_eq!(briefs(&mut effects), ["ask relay.example"]);
+        assert!(!relays.all_failed());
+    }
+
+    #[test]
+    fn a_dead_site_delays_no_other_relay() {
+        let others = peers(1);
+        let (mut relays, id, mut effects) = named(&others);
+        relays.pursue(&mut effects);
+        assert_eq!(briefs(&mut effects), ["dial relay"]);
+        relays.on_site(id, Err(Fault::TimedOut), &mut effects);
+        assert!(!briefs(&mut effects).contains(&"no relay".to_owned()));
+        let first = PeerId::random();
+        relays.on_site(id, Ok(learnt(first, 1)), &mut effects);
+        assert_eq!(relays.order, [first, others[0]], "in the user's order");
+    }
+
+    #[test]
+    fn a_site_is_asked_anew_when_its_relay_is_not_reached_but_not_all_the_time() {
+        let (mut relays, id, mut effects) = named(&[]);
+        let peer = PeerId::random();
+        relays.on_site(id, Ok(learnt(peer, 1)), &mut effects);
+        briefs(&mut effects);
+        let asks = |effects: &mut Effects| {
+            let told = briefs(effects).into_iter();
+            told.filter(|brief| brief.starts_with("ask")).count()
+        };
+        relays.doubt_sites(Some(peer), &mut effects);
+        assert_eq!(asks(&mut effects), 0, "it was asked a moment ago");
+        let long_ago = Instant::now().checked_sub(SOONEST);
+        relays.sites.known[0].asked = long_ago;
+        relays.doubt_sites(Some(PeerId::random()), &mut effects);
+        assert_eq!(asks(&mut effects), 0, "it is another relay");
+        relays.on_link_failed(peer, "refused", &mut effects);
+        assert_eq!(asks(&mut effects), 1);
+        relays.sites.known[0].asked = long_ago;
+        relays.doubt_sites(None, &mut effects);
+        assert_eq!(asks(&mut effects), 0, "one question at a time");
+    }
+
+    #[test]
+    fn another_relay_takes_the_place_of_the_one_before() {
+        let (mut relays, id, mut effects) = named(&[]);
+        let peers = peers(2);
+        relays.on_site(id, Ok(learnt(peers[0], 1)), &mut effects);
+        relays.on_site(id, Ok(learnt(peers[1], 1)), &mut effects);
+        assert!(!relays.get(&peers[0]).unwrap().configured);
+        assert!(relays.get(&peers[1]).unwrap().is_users());
+        assert!(briefs(&mut effects).contains(&"release relays".to_owned()));
+    }
+
+    #[test]
+    fn what_a_relay_says_over_its_link_adds_to_what_the_user_has_said() {
+        let peers = peers(1);
+        let (mut relays, mut effects) = (configured(&peers, 1), Effects::default());
+        let given = relays.get(&peers[0]).unwrap().addresses.clone();
+        relays.on_profile(peers[0], learnt(peers[0], 9), &mut effects);
+        let told = learnt(peers[0], 9).addresses;
+        assert_eq!(
+            relays.get(&peers[0]).unwrap().addresses,
+            [given.clone(), told].concat()
+        );
+        assert_eq!(briefs(&mut effects), ["servers stun:192.0.2.1:3"]);
+        relays.on_profile(peers[0], learnt(PeerId::random(), 9), &mut effects);
+        assert!(briefs(&mut effects).is_empty(), "it speaks for itself only");
+        let link = RelayLink::Up(ConnectionId::new_unchecked(1), given[0].clone());
+        relays.get_mut(&peers[0]).unwrap().link = link;
+        relays.ask_profile(peers[0], true, &mut effects);
+        let expected = [format!("open {} on 1", profile::PROTOCOL)];
+        assert_eq!(briefs(&mut effects), expected);
+        relays.ask_profile(peers[0], false, &mut effects);
+        assert!(
+            briefs(&mut effects).is_empty(),
+            "a stock relay is not asked"
+        );
+    }
+
+    #[test]
+    fn a_ticket_makes_us_ask_few_sites() {
+        let (mut relays, mut effects) = (configured(&[], 1), Effects::default());
+        let session = SessionId::new(1);
+        for port in 1..100 {
+            let named = site(&format!("a.example:{port}"));
+            assert_eq!(relays.seek(&named, session, &mut effects), None);
+        }
+        let asked = briefs(&mut effects);
+        assert_eq!(asked.len(), FOREIGN.0 as usize, "{asked:?}");
+        assert!(relays.sites.known.len() <= MAX_FOREIGN);
+        let id = relays.sites.known[0].id;
+        let named = relays.sites.known[0].site.clone();
+        let peer = PeerId::random();
+        relays.on_site(id, Ok(learnt(peer, 1)), &mut effects);
+        assert_eq!(briefs(&mut effects), ["found", "status changed"]);
+        assert!(
+            !relays.get(&peer).unwrap().configured,
+            "no reservation there"
+        );
+        assert_eq!(relays.seek(&named, session, &mut effects), Some(peer));
+        assert!(relays.to_pursue().is_empty());
+    }
+}
