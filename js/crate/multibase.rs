@@ -109,7 +109,7 @@ impl Digits {
         if count > 0 {
             push(held << (self.bits - count));
         }
-        while self.is_padded && text.len() % 4 != 0 {
+        while self.is_padded && !text.len().is_multiple_of(4) {
             text.push('=');
         }
         text
@@ -117,7 +117,7 @@ impl Digits {
 
     fn decode(&self, mut text: &[u8]) -> Option<Vec<u8>> {
         if self.is_padded {
-            if text.len() % 4 != 0 {
+            if !text.len().is_multiple_of(4) {
                 return None;
             }
             for _ in 0..2 {
