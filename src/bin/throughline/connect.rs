@@ -35,7 +35,7 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> Result<(), Error> 
             "--bench: the time must be 0.1 to 60 seconds",
         ));
     }
-    let ticket: Ticket = args.ticket.parse()?;
+    let ticket = peer::ticket(&args.ticket)?;
     let connector = peer::bind(&args.peer, args.warm).await?;
     let result = tokio::select! {
         result = connected(&connector, &ticket, &args, output) => result,
@@ -56,9 +56,13 @@ async fn connected(
     let measured = output.is_json() || args.wait_direct.is_some();
     let first_byte = measured.then(|| spawn_first_byte(connector, ticket, start, output));
     let connection = connector.connect(ticket).await?;
-    let mut paths = PathWatch::start(&connection, start, output);
-    if let Some(time) = args.wait_direct {
-        paths.direct(time.0).await?;
+    let paths = PathWatch::start(&connection, start, output);
+    if let Some(time) = args.wait_direct
+        && let Err(error) = connection.wait_direct(time.0).await
+    {
+        paths.leave_to_error();
+        let message = format!("--wait-direct: {}", error.message());
+        return Err(Error::new(error.kind(), message).with_attempts(error.attempts().to_vec()));
     }
     if let Some(path) = &args.send {
         send(&connection, path, output).await?;
@@ -72,7 +76,7 @@ async fn connected(
         };
         futures::future::try_join(measured, ticks).await?;
     } else if let Some(count) = args.ping {
-        ping::measure(&connection, &paths, count, output).await?;
+        ping::measure(&connection, count, output).await?;
     } else if args.wait_direct.is_none() {
         converse(&connection, output).await?;
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use throughline::{Config, Connector, Error, server::Server};
 
 use crate::{
-    args::DemoArgs,
+    args::{AllowArgs, DemoArgs},
     output::{Output, io_error},
     protocols, serve,
     service::{Chat, Service},
@@ -83,12 +83,13 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         output,
         inbox: Some((inbox, MAX_FILE)),
         chat: Chat::Demo,
+        allow: AllowArgs::default(),
     };
     tokio::spawn(Arc::new(service).run(connector.clone()));
-    stopped.await;
+    let error = stopped.await;
     connector.close().await;
     server.shutdown().await;
-    Ok(())
+    signal::ended(error)
 }
 
 /// Returns how to start this program from here, for the terminal line on the page. It is the path

@@ -22,7 +22,9 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
             .map_err(|error| io_error(format_args!("--recv {}", directory.display()), error))?;
     }
     let (ended, mut chat_ended) = mpsc::channel(1);
-    let chat = match (args.echo || args.recv.is_some(), output.is_json()) {
+    let allows = !args.allow.allow.is_empty() || !args.allow.allow_bind.is_empty();
+    let serves = args.echo || args.recv.is_some() || allows;
+    let chat = match (serves, output.is_json()) {
         (true, _) => Chat::Off,
         (false, true) => Chat::Events,
         (false, false) => Chat::Terminal {
@@ -34,17 +36,29 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
         output,
         inbox: args.recv.map(|directory| (directory, args.max_size)),
         chat,
+        allow: args.allow,
     };
     let connector = peer::bind(&args.peer, true).await?;
     announce(&connector, output);
+    warn_without_relay(&connector, output);
     tokio::spawn(Arc::new(service).run(connector.clone()));
     let result = tokio::select! {
-        _ = stopped => Ok(()),
+        error = stopped => signal::ended(error),
         // `ended` above keeps the channel open if there is no terminal chat.
         Some(result) = chat_ended.recv() => result,
     };
     connector.close().await;
     result
+}
+
+/// Says who can connect if no relay helps. Relays may be configured in a file, so the ticket tells.
+fn warn_without_relay(connector: &Connector, output: Output) {
+    if connector.ticket().relays().is_empty() {
+        let message = "no relay is configured, so only peers that reach an address of this machine \
+                       can connect; --relay names a relay";
+        let fields = json!({ "code": "no_relay", "message": message });
+        output.event("warning", fields, || format!("warning: {message}"));
+    }
 }
 
 /// Prints the ticket. Only the ticket goes to stdout, so that a script without JSON can read it.

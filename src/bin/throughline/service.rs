@@ -15,8 +15,10 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use crate::{
+    args::AllowArgs,
+    forward,
     output::{Output, human_bytes},
-    protocols::{self, bench, chat, file, ticks},
+    protocols::{self, bench, chat, file, ticks, tunnel},
     watch,
 };
 
@@ -26,6 +28,8 @@ pub(crate) struct Service {
     /// The directory for files, and the size of the largest file.
     pub(crate) inbox: Option<(PathBuf, u64)>,
     pub(crate) chat: Chat,
+    /// What peers may reach by `forward`.
+    pub(crate) allow: AllowArgs,
 }
 
 /// The part of the program that answers `chat/1`.
@@ -60,14 +64,17 @@ impl Service {
         while let Some((protocol, stream)) = connection.accept_stream().await {
             let (service, peer) = (Arc::clone(&self), peer.clone());
             let span = tracing::info_span!("connection", %peer);
-            let handled = async move { service.handle(&peer, &protocol, stream).await };
+            let connection = connection.clone();
+            let handled =
+                async move { service.handle(&connection, &peer, &protocol, stream).await };
             tokio::spawn(handled.instrument(span));
         }
         // This ends with the event that says why the connection closed.
         let _ = paths.await;
     }
 
-    async fn handle(&self, peer: &str, protocol: &str, stream: Stream) {
+    async fn handle(&self, connection: &Connection, peer: &str, protocol: &str, stream: Stream) {
+        let admitted = self.allow.admits(&connection.peer_id());
         let served = match protocol {
             protocols::ECHO => {
                 let (mut writer, reader) = stream.split();
@@ -82,6 +89,13 @@ impl Service {
             bench::PROTOCOL => {
                 let (writer, reader) = stream.split();
                 bench::serve(reader, writer).await
+            }
+            tunnel::PROTOCOL if admitted && !self.allow.allow.is_empty() => {
+                forward::offer(stream, &self.allow, self.output).await;
+                Ok(())
+            }
+            tunnel::LISTEN if admitted && !self.allow.allow_bind.is_empty() => {
+                forward::listen(connection, stream, &self.allow, self.output).await
             }
             file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream).await,
             chat::PROTOCOL if !matches!(self.chat, Chat::Off) => self.chat(peer, stream).await,
