@@ -28,7 +28,13 @@ use tokio::sync::watch;
 use self::connections::Source;
 pub(crate) use self::connections::{ACCEPT_PAUSE, Door, client, is_of_one_connection, serve};
 use super::{
-    assets, descriptors::Descriptors, heart::Heart, metrics::Metrics, pool::Pools, turn::Authority,
+    assets,
+    descriptors::Descriptors,
+    embedded::{self, Files},
+    heart::Heart,
+    metrics::Metrics,
+    pool::Pools,
+    turn::Authority,
     usage::Usage,
 };
 
@@ -40,6 +46,9 @@ pub(crate) struct PageConfig {
     pub(crate) stun: Vec<String>,
     pub(crate) turn: Vec<PageTurnServer>,
     pub(crate) demo: Option<DemoPeer>,
+    /// The page that is part of the program.
+    #[serde(skip)]
+    pub(crate) files: Files,
 }
 
 /// A TURN server as `RTCIceServer` has it.
@@ -121,6 +130,11 @@ impl Site {
         ]
         .into_iter()
         .find_map(|(unready, why)| unready.then_some(why))
+    }
+
+    fn files(&self) -> Files {
+        let page = self.page.read().unwrap_or_else(PoisonError::into_inner);
+        page.files
     }
 
     fn page(&self) -> PageConfig {
@@ -247,6 +261,7 @@ async fn config(
 async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
     match &site.www {
         Some(www) => assets::file(www, "", &request).await,
+        None if !site.files().is_empty() => embedded::file(site.files(), "", &request),
         None => (
             [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
             built_in_page(&site.page()),
@@ -258,7 +273,7 @@ async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
 async fn www(State(site): State<Site>, Path(path): Path<String>, request: Parts) -> Response<Body> {
     match &site.www {
         Some(www) => assets::file(www, &path, &request).await,
-        None => assets::status(StatusCode::NOT_FOUND),
+        None => embedded::file(site.files(), &path, &request),
     }
 }
 
@@ -269,6 +284,7 @@ async fn npm(State(site): State<Site>, Path(path): Path<String>, request: Parts)
         .any(|folder| path.starts_with(folder));
     match &site.npm {
         Some(npm) if published => assets::file(npm, &path, &request).await,
+        None => embedded::file(site.files(), &format!("npm/{path}"), &request),
         _ => assets::status(StatusCode::NOT_FOUND),
     }
 }
@@ -311,6 +327,7 @@ mod tests {
                 stun: Vec::new(),
                 turn: Vec::new(),
                 demo: None,
+                files: &[],
             })),
             relays: watch::channel(Vec::new()).1,
             turn: None,

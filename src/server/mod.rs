@@ -26,6 +26,7 @@ mod circuits;
 mod clients;
 mod config;
 mod descriptors;
+mod embedded;
 mod entrance;
 mod heart;
 pub(crate) mod hop;
@@ -271,6 +272,7 @@ impl Server {
             stun: stun.clone(),
             turn: Vec::new(),
             demo: None,
+            files: &[],
         }));
         let port = |bound: Option<io::Result<SocketAddr>>| {
             let bound = bound.and_then(Result::ok);
@@ -485,6 +487,14 @@ impl Server {
             peer_id: ticket.peer_id().to_string(),
             program: program.into(),
         });
+    }
+
+    /// Sets a page that is part of the program. It is served at `/` unless
+    /// [`HttpConfig::www`](crate::server::HttpConfig) names a folder. A file has a name below `/`, such as
+    /// `index.html` or `npm/dist/index.js`, and its content is compressed by gzip.
+    pub fn set_page(&self, files: &'static [(&'static str, &'static [u8])]) {
+        let mut page = self.page.write().unwrap_or_else(PoisonError::into_inner);
+        page.files = files;
     }
 
     /// Reads the files of [`AccessConfig`] again. That also happens by itself when they change. Peers

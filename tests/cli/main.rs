@@ -646,6 +646,41 @@ fn a_ticket_is_found_in_a_link_and_a_scheme_may_be_in_capitals() {
     assert!(status.success(), "{events:#?}");
 }
 
+/// The page is part of the program only where `page/` was there when it was built.
+#[cfg(feature = "demo")]
+#[test]
+fn the_page_is_within_the_program() {
+    if !std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("page/index.html.gz")
+        .exists()
+    {
+        return;
+    }
+    let demo = Program::start(&["demo", "--port", "0"]);
+    let url = demo.event("demo")["url"].as_str().unwrap().to_owned();
+    let at = url
+        .trim_start_matches("http://")
+        .trim_end_matches('/')
+        .to_owned();
+    for name in [
+        "",
+        "main.js",
+        "npm/dist/index.js",
+        "npm/pkg/throughline_bg.wasm",
+    ] {
+        let mut socket = std::net::TcpStream::connect(&at).unwrap();
+        let request = format!("GET /{name} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut socket, &mut answer).unwrap();
+        let text = String::from_utf8_lossy(&answer).to_lowercase();
+        assert!(
+            text.starts_with("http/1.1 200") && text.contains("content-encoding: gzip"),
+            "{name}"
+        );
+    }
+}
+
 #[test]
 fn the_demo_is_one_command() {
     let demo = Program::start(&["demo", "--port", "0"]);

@@ -224,9 +224,13 @@ pub(crate) struct ConnectArgs {
     /// Wait up to this long for a direct path; without one fail with the code `timeout`.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait_direct: Option<Seconds>,
-    /// Send this file.
-    #[arg(long, value_name = "FILE", group = "action")]
-    pub(crate) send: Option<PathBuf>,
+    /// Send these files, and all files of these directories. What was interrupted goes on from what the
+    /// receiver has.
+    #[arg(long, value_name = "PATH", num_args = 1.., group = "action")]
+    pub(crate) send: Vec<PathBuf>,
+    /// With --send: the name that the receiver gets for the one file or directory.
+    #[arg(long = "as", value_name = "NAME", requires = "send")]
+    pub(crate) rename: Option<String>,
     /// Measure throughput to the peer for this long, 0.1 to 60.
     #[arg(long, value_name = "SECONDS", group = "action")]
     pub(crate) bench: Option<Seconds>,

@@ -245,7 +245,7 @@ mod tests {
             .to_string();
         for text in [
             "Network:",
-            "Output:",
+            "Identity and settings:",
             "Examples:\n  throughline connect TICKET",
         ] {
             assert!(connect.contains(text), "{connect}");

@@ -1,6 +1,9 @@
 //! `throughline listen`.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use serde_json::json;
 use throughline::{Connector, Error};
@@ -10,6 +13,7 @@ use crate::{
     args::ListenArgs,
     output::{Output, io_error},
     peer,
+    protocols::file::{Inbox, active::Active, partial},
     service::{Chat, Service},
     signal,
 };
@@ -20,6 +24,7 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
         // An error shows now and not with the first file.
         std::fs::create_dir_all(directory)
             .map_err(|error| io_error(format_args!("--recv {}", directory.display()), error))?;
+        sweep(directory, output);
     }
     let (ended, mut chat_ended) = mpsc::channel(1);
     let allows = !args.allow.allow.is_empty() || !args.allow.allow_bind.is_empty();
@@ -34,7 +39,11 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
     };
     let service = Service {
         output,
-        inbox: args.recv.map(|directory| (directory, args.max_size)),
+        inbox: args.recv.map(|directory| Inbox {
+            directory,
+            max_size: args.max_size,
+            active: Active::default(),
+        }),
         chat,
         allow: args.allow,
     };
@@ -58,6 +67,26 @@ fn warn_without_relay(connector: &Connector, output: Output) {
                        can connect; --relay names a relay";
         let fields = json!({ "code": "no_relay", "message": message });
         output.event("warning", fields, || format!("warning: {message}"));
+    }
+}
+
+/// Removes old parts of files, and says how many there are.
+fn sweep(directory: &Path, output: Output) {
+    let (left, removed) = match partial::sweep(directory) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "the parts of files could not be looked at");
+            return;
+        }
+    };
+    if left + removed > 0 {
+        let fields = json!({ "left": left, "removed": removed });
+        output.event("parts", fields, || {
+            format!(
+                "{left} files have arrived in part, and go on when they are sent again; {removed} \
+                 older ones were removed"
+            )
+        });
     }
 }
 

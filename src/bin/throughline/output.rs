@@ -95,17 +95,9 @@ impl Output {
         self.stderr
     }
 
-    /// Shows the progress of a long action, on a terminal only.
-    pub(crate) fn progress(self, done: u64, size: u64) {
-        if !self.json && io::stderr().is_terminal() {
-            let percent = (done * 100).checked_div(size).unwrap_or(100);
-            let text = format!("\r{percent:3} % of {}\x1b[K", human_bytes(size));
-            if done == size {
-                self.stderr.line(text);
-            } else {
-                self.stderr.glimpse(text);
-            }
-        }
+    /// Returns where the progress of a long action is shown, if stderr is a terminal.
+    pub(crate) fn progress_printer(self) -> Option<&'static Printer> {
+        (!self.json && io::stderr().is_terminal()).then_some(self.stderr)
     }
 
     /// Completes when nobody can read stdout any more, with the reason.

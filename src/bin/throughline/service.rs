@@ -1,11 +1,8 @@
 //! Serves the peers that connect to a listening peer.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use futures::{AsyncWriteExt as _, StreamExt as _};
@@ -18,6 +15,7 @@ use crate::{
     args::AllowArgs,
     forward,
     output::{Output, human_bytes},
+    progress::Progress,
     protocols::{self, bench, chat, file, ticks, tunnel},
     watch,
 };
@@ -25,8 +23,8 @@ use crate::{
 /// The services besides `echo/1`, `bench/1` and the echo of datagrams.
 pub(crate) struct Service {
     pub(crate) output: Output,
-    /// The directory for files, and the size of the largest file.
-    pub(crate) inbox: Option<(PathBuf, u64)>,
+    /// Where files are stored.
+    pub(crate) inbox: Option<file::Inbox>,
     pub(crate) chat: Chat,
     /// What peers may reach by `forward`.
     pub(crate) allow: AllowArgs,
@@ -97,7 +95,8 @@ impl Service {
             tunnel::LISTEN if admitted && !self.allow.allow_bind.is_empty() => {
                 forward::listen(connection, stream, &self.allow, self.output).await
             }
-            file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream).await,
+            file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream, false).await,
+            file::RESUMED if self.inbox.is_some() => self.receive(peer, stream, true).await,
             chat::PROTOCOL if !matches!(self.chat, Chat::Off) => self.chat(peer, stream).await,
             _ => {
                 stream.refuse();
@@ -109,13 +108,19 @@ impl Service {
         }
     }
 
-    async fn receive(&self, peer: &str, stream: Stream) -> Result<(), Error> {
-        let Some((directory, max_size)) = &self.inbox else {
+    async fn receive(&self, peer: &str, stream: Stream, resumes: bool) -> Result<(), Error> {
+        let Some(inbox) = &self.inbox else {
             return Ok(());
         };
         let (writer, reader) = stream.split();
-        let progress = |header: &file::Header, done| self.output.progress(done, header.size);
-        match file::receive(reader, writer, directory, *max_size, progress).await {
+        let mut shown = None;
+        let progress = |header: &file::Header, done| {
+            let start = || Progress::start(self.output, &header.name, header.size);
+            shown.get_or_insert_with(start).at(done);
+        };
+        let received = file::receive(reader, writer, inbox, resumes, progress).await;
+        drop(shown);
+        match received {
             Ok((path, file)) => {
                 let name = path.file_name().map(|name| name.to_string_lossy());
                 let fields = json!({
@@ -123,6 +128,7 @@ impl Service {
                     "name": name,
                     "path": path,
                     "bytes": file.bytes,
+                    "resumed": file.resumed,
                     "sha256": file.sha256,
                 });
                 self.output.event("file", fields, || {
