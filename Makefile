@@ -1,5 +1,5 @@
 # The commands for users and reviewers. Each target first sets up what it needs.
-.PHONY: help demo test lab bench load fuzz mutants check docs options package packages release wasm setup-build setup-check setup-mutants setup-test
+.PHONY: help page demo test lab bench load fuzz mutants check docs options package packages release wasm setup-build setup-check setup-mutants setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -23,6 +23,9 @@ demo: setup-build $(JS) ## start a relay, a native peer and the demo page on thi
 	cargo run --quiet $(ALL) -- demo --www www --npm js
 
 wasm: setup-build $(JS) ## build the npm package into js/
+
+page: wasm ## compress the demo page and the npm package into page/, from where the feature `demo` takes them
+	node js/scripts/page.mjs
 
 test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)
@@ -60,7 +63,7 @@ mutants: setup-mutants ## change decisions of the code one by one and check that
 		$(if $(SAMPLE),--shard 0/$(SAMPLE) --sharding round-robin) $(if $(SHARD),--shard $(SHARD)) $(FILES:%=--file %)
 
 # The features are checked one by one, because code that compiles with all of them may not compile with one.
-FEATURES := server cli libp2p tokio fuzzing
+FEATURES := server cli demo libp2p tokio fuzzing
 
 check: setup-check js/node_modules/.package-lock.json ## check the format, lints on both targets and for each feature, documentation and dependencies
 	cargo fmt --all --check
@@ -78,7 +81,7 @@ check: setup-check js/node_modules/.package-lock.json ## check the format, lints
 options: ## write docs/options.md and js/src/options.ts from the tables of options
 	THROUGHLINE_WRITE_OPTIONS=1 cargo test $(ALL) --lib config::documents
 
-package: setup-build $(JS) ## make the crate and the npm package as for a release
+package: page ## make the crate and the npm package as for a release
 	cargo package --locked --allow-dirty --no-verify
 	folder=$$(mktemp -d) && tar -xf $(TARGET)/package/throughline-*.crate -C $$folder --strip-components 1 && \
 		CARGO_TARGET_DIR=$(TARGET) cargo clippy $(ALL) --manifest-path $$folder/Cargo.toml -- -D warnings; \

@@ -1,15 +1,24 @@
 //! A connection to one peer. It uses the path that is best at the time.
 
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
+use futures::{
+    StreamExt as _,
+    future::{Either, select},
+};
+use futures_timer::Delay;
 use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
+use web_time::Instant;
 
 use crate::{
     backend::trace::{self, Span},
     config::check_protocol,
     datagrams::Queues,
     error::{Error, ErrorKind},
-    event::{Attempt, Datagrams, Path, PathEvent, PathEvents},
+    event::{Attempt, Cause, Datagrams, Outcome, Path, PathEvent, PathEvents, PathKind, Strategy},
     identity::PeerId,
     metrics::Metrics,
     node::{Command, Incoming, closed},
@@ -58,13 +67,24 @@ pub(crate) struct SessionState {
     path: watch::Sender<Option<Path>>,
     /// Each event is behind a pointer, because the channel allocates room for all events at once.
     events: broadcast::Sender<Arc<PathEvent>>,
-    attempts: StdMutex<Vec<Attempt>>,
+    /// When the times of all attempts began.
+    started: Instant,
+    attempts: StdMutex<Attempts>,
     closed: watch::Sender<Option<ErrorKind>>,
     /// The datagrams are behind a pointer of their own, because lanes keep them without the rest of
     /// the state.
     pub(crate) datagrams: Arc<Queues>,
     /// The span of all log lines about this connection.
     pub(crate) span: Span,
+}
+
+/// The attempts of a session.
+#[derive(Default)]
+struct Attempts {
+    /// Those that have ended, in the order of their ends.
+    ended: Vec<Attempt>,
+    /// Those that are under way, with their starts.
+    under_way: Vec<(Strategy, Duration)>,
 }
 
 /// How many events are kept for a slow reader. Older events are reported as `Lagged`.
@@ -78,7 +98,8 @@ impl SessionState {
             datagrams: Arc::new(Queues::new(metrics.dropped.clone())),
             path: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENT_BUFFER),
-            attempts: StdMutex::new(Vec::new()),
+            started: Instant::now(),
+            attempts: StdMutex::default(),
             closed: watch::Sender::new(None),
             span: trace::connection(peer),
         }
@@ -92,12 +113,24 @@ impl SessionState {
         self.path.send_replace(path);
     }
 
+    /// An attempt by this strategy has begun, so long after the session.
+    pub(crate) fn began(&self, strategy: Strategy, at: Duration) {
+        let under_way = &mut self.attempts().under_way;
+        if under_way.len() < MAX_ATTEMPTS {
+            under_way.push((strategy, at));
+        }
+    }
+
     pub(crate) fn emit(&self, event: PathEvent) {
         self.span.in_scope(|| trace::tell(&event));
         if let PathEvent::Attempt(attempt) = &event {
-            let mut attempts = self.attempts();
-            if attempts.len() < MAX_ATTEMPTS {
-                attempts.push(attempt.clone());
+            let Attempts { ended, under_way } = &mut *self.attempts();
+            let same = |(strategy, _): &(Strategy, _)| *strategy == attempt.strategy;
+            if let Some(at) = under_way.iter().position(same) {
+                under_way.remove(at);
+            }
+            if ended.len() < MAX_ATTEMPTS {
+                ended.push(attempt.clone());
             }
         }
         // Without a receiver the send fails, which is fine.
@@ -113,9 +146,34 @@ impl SessionState {
         }
     }
 
-    /// Attempts are only added, so a panic elsewhere leaves the list whole.
-    pub(crate) fn attempts(&self) -> MutexGuard<'_, Vec<Attempt>> {
+    /// Returns the attempts that have ended.
+    pub(crate) fn ended_attempts(&self) -> Vec<Attempt> {
+        self.attempts().ended.clone()
+    }
+
+    /// Each change is one step, so a panic elsewhere leaves the lists whole.
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the attempts that have failed, and as failed those that are still without an answer.
+    fn failures(&self) -> Vec<Attempt> {
+        let now = self.started.elapsed();
+        let Attempts { ended, under_way } = &*self.attempts();
+        let failed = ended.iter().filter(|a| a.outcome == Outcome::Failed);
+        let waiting = under_way.iter().map(|(strategy, started)| {
+            let waited = now.saturating_sub(*started).as_millis();
+            let reason = format!("no answer within {waited} ms");
+            Attempt {
+                strategy: *strategy,
+                outcome: Outcome::Failed,
+                started: *started,
+                ended: now.max(*started),
+                cause: Some(Cause::Timeout),
+                reason: Some(Cause::Timeout.explain(&reason)),
+            }
+        });
+        failed.cloned().chain(waiting).collect()
     }
 }
 
@@ -187,7 +245,52 @@ impl Connection {
     /// Returns the attempts that have ended so far, in the order of their ends. At most the first
     /// 64 are kept.
     pub fn attempts(&self) -> Vec<Attempt> {
-        self.inner.state.attempts().clone()
+        self.inner.state.ended_attempts()
+    }
+
+    /// Waits until the path in use is direct, and returns it.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::Timeout`] if that takes longer than `within`. [`Error::attempts`] says why: it
+    ///   has the attempts that have failed, and those that have had no answer yet.
+    /// - [`ErrorKind::ConnectionClosed`] or [`ErrorKind::ConnectionLost`] if the connection ends.
+    ///
+    /// # Cancel safety
+    /// This is cancel safe: it changes nothing.
+    pub async fn wait_direct(&self, within: Duration) -> Result<Path, Error> {
+        let state = &self.inner.state;
+        let mut paths = state.path.subscribe();
+        let is_direct =
+            |path: &Option<Path>| path.as_ref().is_some_and(|p| p.kind == PathKind::Direct);
+        let direct = async {
+            let path = paths.wait_for(is_direct).await.ok()?;
+            path.clone()
+        };
+        // An event of the end follows each change of path, and ends the wait.
+        let mut events = self.path_events();
+        let ended = async {
+            loop {
+                match events.next().await {
+                    Some(PathEvent::Closed { kind }) => return kind,
+                    Some(_) => {}
+                    None => return ErrorKind::ConnectionClosed,
+                }
+            }
+        };
+        futures::pin_mut!(direct, ended);
+        let first = select(select(direct, ended), Delay::new(within)).await;
+        let why = match first {
+            Either::Left((Either::Left((Some(path), _)), _)) => return Ok(path),
+            Either::Left((Either::Right((kind, _)), _)) => {
+                return Err(Error::new(
+                    kind,
+                    "the connection ended before there was a direct path",
+                ));
+            }
+            Either::Left((Either::Left((None, _)), _)) => return Err(closed()),
+            Either::Right(_) => format!("no direct path within {} s", within.as_secs_f64()),
+        };
+        Err(Error::new(ErrorKind::Timeout, why).with_attempts(state.failures()))
     }
 
     /// Opens a stream for `protocol`, which is a name that both applications agree on.
@@ -360,5 +463,36 @@ impl std::fmt::Debug for Connection {
             .field("peer", &self.inner.peer)
             .field("path", &self.path().map(|p| p.kind))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_without_an_answer_are_failures_until_they_end() {
+        let state = SessionState::new(&libp2p::PeerId::random(), &Metrics::new());
+        let (stun, at) = (Strategy::Stun, Duration::ZERO);
+        state.began(stun, at);
+        state.began(Strategy::Direct, at);
+        let ended = |strategy, outcome| Attempt {
+            strategy,
+            outcome,
+            started: at,
+            ended: at,
+            cause: None,
+            reason: None,
+        };
+        let direct = ended(Strategy::Direct, Outcome::Failed);
+        state.emit(PathEvent::Attempt(direct.clone()));
+        let failures = state.failures();
+        assert_eq!(failures[0], direct);
+        let waits = &failures[1];
+        assert_eq!((waits.strategy, waits.cause), (stun, Some(Cause::Timeout)));
+        let reason = waits.reason.as_deref().unwrap();
+        assert!(reason.starts_with("no answer within "), "{reason}");
+        state.emit(PathEvent::Attempt(ended(stun, Outcome::Cancelled)));
+        assert_eq!(state.failures(), [direct]);
     }
 }

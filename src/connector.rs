@@ -377,22 +377,33 @@ impl Builder {
     /// # Cancel safety
     /// Dropping the future stops the peer.
     pub async fn bind(self) -> Result<Connector, Error> {
-        self.config.validate()?;
-        let identity = self.identity.unwrap_or_else(Identity::generate);
         let wait = self.config.reserve && (LISTENS || !self.config.relays.is_empty());
-        // The loop and its tasks take the span along.
-        let span = trace::peer(&identity.peer_id().0);
-        let (commands, incoming, shared) = span.in_scope(|| node::start(identity, self.config))?;
-        let connector = Connector {
-            commands,
-            incoming: Arc::new(Mutex::new(incoming)),
-            shared,
-        };
+        let connector = self.start()?;
         if wait {
             let (reply, answer) = oneshot::channel();
             connector.command(Command::Online { reply }).await?;
             answer.await.map_err(|_| closed())??;
         }
         Ok(connector)
+    }
+
+    /// Starts the peer as [`bind`](Self::bind) does, but waits for nothing. The ticket has no relay until
+    /// the first of them holds a reservation, and a relay that cannot be reached is no error: it is asked
+    /// again and again. [`Connector::report`] says how it is. Use it for a program that may start without
+    /// a network.
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind) that come before anything is sent, and [`ErrorKind::Io`].
+    pub fn start(self) -> Result<Connector, Error> {
+        self.config.validate()?;
+        let identity = self.identity.unwrap_or_else(Identity::generate);
+        // The loop and its tasks take the span along.
+        let span = trace::peer(&identity.peer_id().0);
+        let (commands, incoming, shared) = span.in_scope(|| node::start(identity, self.config))?;
+        Ok(Connector {
+            commands,
+            incoming: Arc::new(Mutex::new(incoming)),
+            shared,
+        })
     }
 }

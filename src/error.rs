@@ -152,7 +152,8 @@ kinds! {
     Unreachable = "unreachable",
     /// Another peer answered than the one that the ticket names. Nothing was sent to it.
     WrongPeer = "wrong_peer",
-    /// A deadline of the configuration passed. The message names it.
+    /// A deadline passed. The message names it. If it was one for a path, [`Error::attempts`] says why
+    /// there is none.
     Timeout = "timeout",
     /// The peer is a stock libp2p peer, or an old one of this library, and cannot do this.
     Unsupported = "unsupported",
@@ -235,7 +236,8 @@ impl Error {
         &self.message
     }
 
-    /// Returns all attempts, in the order of their starts. It is empty unless a connect failed.
+    /// Returns all attempts, in the order of their starts. It is empty unless a connect
+    /// failed, or [`Connection::wait_direct`](crate::Connection::wait_direct) found no direct path.
     pub fn attempts(&self) -> &[Attempt] {
         &self.attempts
     }

@@ -202,6 +202,14 @@ macro_rules! causes {
                     $(Cause::$name => $advice,)*
                 }
             }
+
+            /// Returns `reason`, and what a person can do about it.
+            pub(crate) fn explain(self, reason: &str) -> String {
+                match self.advice() {
+                    "" => reason.to_owned(),
+                    advice => format!("{reason}; {advice}"),
+                }
+            }
         }
     };
 }

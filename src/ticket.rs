@@ -273,22 +273,21 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// Parses the text of a ticket, and ignores white space around it. A text that is no ticket is
+/// Parses the text of a ticket. What was copied along is ignored: white space and line breaks, the marks
+/// of a quoted mail, quotes, and a link around the ticket. A text that is no ticket is
 /// [`ErrorKind::InvalidTicket`], and the message names the part that is wrong.
 impl FromStr for Ticket {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let text = text.trim();
         if text.len() > MAX_TEXT {
             return Err(invalid(format!(
                 "the ticket is longer than {MAX_TEXT} characters"
             )));
         }
-        let encoded = text
-            .strip_prefix(PREFIX)
-            .ok_or_else(|| invalid(format!("the ticket does not start with `{PREFIX}`")))?;
-        let bytes = Base64Url.decode(encoded).map_err(|_| {
+        let encoded =
+            encoded(text).ok_or_else(|| invalid(format!("there is no `{PREFIX}` of a ticket")))?;
+        let bytes = Base64Url.decode(&encoded).map_err(|_| {
             let is_digit = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             let at = encoded.chars().position(|c| !is_digit(c));
             let at = at.unwrap_or(encoded.len());
@@ -317,14 +316,33 @@ impl FromStr for Ticket {
     }
 }
 
+/// Returns what follows the prefix of the ticket in `text`.
+fn encoded(text: &str) -> Option<String> {
+    // The marks stand at the beginning of a line that a mail quotes.
+    let lines = text
+        .lines()
+        .map(|line| line.trim_start_matches(|c: char| ">|".contains(c) || c.is_whitespace()));
+    let text: String = lines
+        .flat_map(str::chars)
+        .filter(|c| !c.is_whitespace())
+        .collect();
+    let of_a_ticket = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let mut starts = text.rmatch_indices(PREFIX).map(|(at, _)| at);
+    let start = starts.find(|at| !text[..*at].ends_with(of_a_ticket))?;
+    let rest = &text[start + PREFIX.len()..];
+    let end = rest.find(|c| "\"'`’”»<>()[]{}&#?.,;:".contains(c));
+    Some(rest[..end.unwrap_or(rest.len())].to_owned())
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], Error> {
-        let (head, tail) = self
-            .0
-            .split_at_checked(n)
-            .ok_or_else(|| invalid(format!("the ticket ends within the {what}")))?;
+        let (head, tail) = self.0.split_at_checked(n).ok_or_else(|| {
+            invalid(format!(
+                "the ticket ends within the {what}; it was cut, so copy the whole of it"
+            ))
+        })?;
         self.0 = tail;
         Ok(head)
     }
@@ -432,6 +450,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_copied_along_is_ignored() {
+        let ticket = sample();
+        let text = ticket.to_string();
+        let (head, tail) = text.split_at(70);
+        for copied in [
+            format!("  {text}\n"),
+            format!("\"{text}\""),
+            format!("‘{text}’,"),
+            format!("<{text}>."),
+            format!("{head}\n{tail}"),
+            format!("> {head}\r\n> {tail}\r\n"),
+            format!("https://a.example/tl1/?x=tl1#{text}"),
+            format!("http://127.0.0.1:4001/#ticket={text}&y=1"),
+            format!("The ticket is: {text}"),
+        ] {
+            assert_eq!(copied.parse::<Ticket>().as_ref(), Ok(&ticket), "{copied}");
+        }
+        assert!(refusal(&text[..60]).contains("copy the whole"));
+    }
+
+    #[test]
     fn what_a_dialler_may_send_early_is_told() {
         let plain = sample();
         assert!(!plain.is_resumable() && !plain.is_forwarded());
@@ -447,6 +486,7 @@ mod tests {
         let cases = [
             ("xyz", "tl1"),
             ("tl1!!", "base64url"),
+            ("htl1AA", "tl1"),
             ("tl1AAAA", "peer id"),
         ];
         for (text, part) in cases {

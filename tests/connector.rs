@@ -87,6 +87,61 @@ async fn a_stream_opened_on_the_circuit_moves_to_the_direct_path() {
     assert!(metrics.contains("nat_traversal_successes_total{strategy=\"circuit_relay\"} 1"));
 }
 
+/// The offer that a peer refuses goes over the circuit, or sealed through the relay when the link is up.
+#[tokio::test]
+async fn a_peer_that_keeps_to_its_relay_says_so_once() {
+    let relay = relay().await;
+    let mut relayed = config(&[&relay]);
+    relayed.direct = false;
+    let bob = echoing(relayed).await;
+    for warm in [true, false] {
+        let mut dialler = config(&[&relay]);
+        dialler.reserve = warm;
+        dialler.upgrade_backoff = Duration::from_millis(1);
+        let alice = peer(dialler).await;
+        let conn = alice.connect(&bob.ticket()).await.unwrap();
+        let failed = || {
+            let attempts = conn.attempts().into_iter();
+            let failed = attempts.filter(|attempt| attempt.cause == Some(Cause::Refused));
+            failed.collect::<Vec<_>>()
+        };
+        until(|| !failed().is_empty()).await;
+        let within = Duration::from_millis(300);
+        let error = conn.wait_direct(within).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(
+            error.attempts(),
+            failed(),
+            "nothing else was tried, and nothing twice"
+        );
+        let strategies = failed().len();
+        assert!((1..4).contains(&strategies), "{:?}", failed());
+        for attempt in failed() {
+            let reason = attempt.reason.unwrap();
+            assert!(reason.ends_with("the peer keeps to its relay"), "{reason}");
+        }
+        echoed(&conn).await;
+        alice.close().await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_direct_path_gets_it_or_learns_of_the_end() {
+    let relay = relay().await;
+    let bob = echoing(config(&[&relay])).await;
+    let alice = peer(config(&[&relay])).await;
+    let conn = alice.connect(&through_relays(&bob)).await.unwrap();
+    let path = conn.wait_direct(PATIENCE).await.unwrap();
+    assert_eq!(path.kind, PathKind::Direct);
+
+    let mut relayed = config(&[&relay]);
+    relayed.direct = false;
+    let carol = peer(relayed).await;
+    let conn = alice.connect(&carol.ticket()).await.unwrap();
+    let (ended, ()) = join(conn.wait_direct(PATIENCE), conn.close()).await;
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionClosed);
+}
+
 #[tokio::test]
 async fn an_unreachable_peer_is_an_error_that_lists_what_was_tried() {
     let relay = relay().await;

@@ -1,17 +1,21 @@
 // One connection on the page: its path as it changes, the chat, and the files.
+import { bench, serveBench } from "./bench.js";
 import { el, find, ms, shortId, showFault } from "./dom.js";
 import { Files } from "./files.js";
+import { History } from "./history.js";
 import { log } from "./log.js";
+import { pathNames, strategyName } from "./names.js";
 import { chatLine, chatLines, roundTrips, serveEcho } from "./protocols.js";
-import { strategyName, Timeline } from "./timeline.js";
+import { Timeline } from "./timeline.js";
 
-const labels = { direct: "direct", relayed: "relayed", turn: "relayed by TURN" };
-const SPARK_POINTS = 60;
+/** How long a measurement of the throughput takes. */
+const BENCH_MS = 3000;
 
 export class ConnectionView {
   #connection;
   #card = find("#connection-template").content.cloneNode(true).firstElementChild;
   #timeline = new Timeline(this.#part(".timeline"));
+  #history = new History(this.#part(".history"));
   #chat;
   #files;
 
@@ -20,6 +24,10 @@ export class ConnectionView {
     this.#part("h2").textContent = `${title} ${shortId(connection.peerId)}`;
     this.#card.dataset.peer = connection.peerId;
     this.#part(".close").addEventListener("click", () => connection.close());
+    this.#part(".dismiss").addEventListener("click", () => this.#dismiss());
+    for (const button of this.#card.querySelectorAll("[data-direction]")) {
+      button.addEventListener("click", () => this.#bench(button.dataset.direction));
+    }
     this.#files = new Files(this.#part(".files"), () => connection.open("file/1"));
     this.#part(".chat form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -45,28 +53,57 @@ export class ConnectionView {
       log(name, { peer: shortId(this.#connection.peerId), ...detail });
       if (name === "path") this.#showPath(event);
       else if (name === "attempt") this.#timeline.attempt(event);
-      else if (name === "lost") this.#showState("lost", "path lost, waiting", event.ms);
-      else if (name === "closed") this.#showState("closed", "closed");
+      else if (name === "lost") this.#showState("lost", event.ms);
+      else if (name === "closed") this.#showState("closed");
     }
     const { code } = await this.#connection.closed;
-    this.#showState("closed", "closed");
-    for (const control of this.#card.querySelectorAll("button:not(.transfers button), .tools input")) control.disabled = true;
+    this.#showState("closed");
+    for (const control of this.#card.querySelectorAll("button:not(.transfers button, .fault button, .dismiss), .tools input")) control.disabled = true;
+    this.#part(".close").hidden = true;
+    this.#part(".dismiss").hidden = false;
     if (code !== "connection_closed") showFault(this.#part(".fault"), { code, message: "The connection has ended." });
   }
 
-  #showPath({ path, strategy, local, remote, rttMs, ms: at, reason }) {
-    this.#showState(path, labels[path] ?? path);
-    this.#part(".strategy").textContent = `by ${strategyName(strategy)}`;
+  #showPath({ path, strategy, local, remote, rttMs, ms: at }) {
+    this.#showState(path, at);
+    // A strategy of the same name says nothing more.
+    this.#part(".strategy").textContent = path === strategy || path === "relayed" ? "" : `by ${strategyName(strategy)}`;
     if (rttMs) this.#part(".rtt").textContent = ms(rttMs);
     this.#part(".ends").textContent = remote ? `${local ? `${local}  ↔  ` : ""}${remote}` : "";
-    this.#timeline.path(path, at, [labels[path], strategyName(strategy), reason].filter(Boolean).join(", "));
   }
 
-  #showState(kind, label, at) {
+  #showState(kind, at) {
     const badge = this.#part(".badge");
-    badge.dataset.path = kind;
-    badge.textContent = label;
-    if (at !== undefined) this.#timeline.path(kind, at, label);
+    // The same words again would be read aloud again.
+    if (badge.dataset.path !== kind) {
+      badge.dataset.path = kind;
+      badge.textContent = pathNames[kind] ?? kind;
+    }
+    if (at !== undefined) this.#timeline.path(kind, at);
+  }
+
+  #dismiss() {
+    const next = this.#card.nextElementSibling ?? this.#card.previousElementSibling;
+    this.#card.remove();
+    find(".dismiss:not([hidden]), .close:not([hidden])", next ?? document)?.focus();
+  }
+
+  async #bench(direction) {
+    const buttons = this.#card.querySelectorAll("[data-direction]");
+    const result = this.#part(".speed .result");
+    for (const button of buttons) button.disabled = true;
+    result.textContent = "Measuring";
+    try {
+      const rate = await bench(await this.#connection.open("bench/1"), direction, BENCH_MS);
+      const path = this.#connection.path?.path;
+      result.textContent = `${direction === "upload" ? "Sent" : "Received"} ${rate.toFixed(1)} Mbit/s${path ? `, ${pathNames[path]}` : ""}`;
+    } catch (error) {
+      result.textContent = "";
+      showFault(this.#part(".fault"), error);
+    } finally {
+      const closed = this.#part(".badge").dataset.path === "closed";
+      for (const button of buttons) button.disabled = closed;
+    }
   }
 
   async #serve() {
@@ -80,6 +117,8 @@ export class ConnectionView {
     switch (stream.protocol) {
       case "echo/1":
         return serveEcho(stream);
+      case "bench/1":
+        return serveBench(stream);
       case "file/1":
         return this.#files.receive(stream);
       case "chat/1":
@@ -119,15 +158,10 @@ export class ConnectionView {
   }
 
   async #measure() {
-    const recent = [];
     try {
       for await (const rtt of roundTrips(await this.#connection.open("echo/1"))) {
-        recent.push(rtt);
-        if (recent.length > SPARK_POINTS) recent.shift();
-        const most = Math.max(...recent);
         this.#part(".rtt").textContent = ms(rtt);
-        const points = recent.map((value, i) => `${(i * 120) / (SPARK_POINTS - 1)},${23 - (22 * value) / most}`);
-        this.#part(".spark polyline").setAttribute("points", points.join(" "));
+        this.#history.add(rtt, this.#connection.path?.path);
       }
     } catch (error) {
       log("no round trips", { message: error.message }); // the peer need not serve echo/1

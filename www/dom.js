@@ -1,4 +1,5 @@
 // The few functions of a view library that the page needs.
+import { strategyName } from "./names.js";
 
 export const find = (selector, root = document) => root.querySelector(selector);
 
@@ -29,24 +30,38 @@ export function ms(value) {
   return value < 10 ? `${value.toFixed(1)} ms` : value < 10_000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
 }
 
+/** A time for people, from seconds. */
+export function duration(seconds) {
+  const whole = Math.ceil(seconds);
+  return whole < 60 ? `${whole} s` : whole < 3600 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
 export function size(bytes) {
   const units = ["B", "KiB", "MiB", "GiB"];
   const power = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1);
   return `${(bytes / 1024 ** power).toFixed(power && bytes < 100 * 1024 ** power ? 1 : 0)} ${units[power]}`;
 }
 
-/** Shows what went wrong, why each attempt failed, and what to do. */
+/** Shows what went wrong in one sentence, what to do, and in a list that opens why each attempt failed. It gets the focus. */
 export function showFault(element, error) {
-  const attempts = error.attempts ?? [];
+  const attempts = (error.attempts ?? []).filter(({ outcome }) => outcome === "failed");
+  const line = (a) => `${strategyName(a.strategy)}, after ${ms(a.endedMs - a.startedMs)}${a.reason ? `: ${a.reason}` : ""}`;
   element.replaceChildren(
-    el("strong", {}, error.code ? `${error.message}` : String(error)),
-    ...(error.code ? [" ", el("code", {}, error.code)] : []),
+    el("p", {}, el("strong", {}, error.code ? error.message : String(error)), ...(error.code ? [" ", el("code", {}, error.code)] : [])),
     ...(hints[error.code] ? [el("p", {}, hints[error.code])] : []),
     ...(attempts.length
-      ? [el("ul", {}, ...attempts.map((a) => el("li", {}, `${a.strategy} ${a.outcome} after ${ms(a.endedMs - a.startedMs)}${a.reason ? `: ${a.reason}` : ""}`)))]
+      ? [el("details", {}, el("summary", {}, `${attempts.length} failed ${attempts.length === 1 ? "attempt" : "attempts"}`), el("ul", {}, ...attempts.map((a) => el("li", {}, line(a)))))]
       : []),
+    el("button", { type: "button", className: "quiet", onclick: () => hideFault(element) }, "Dismiss"),
   );
   element.hidden = false;
+  element.scrollIntoView({ block: "nearest" });
+  element.focus({ preventScroll: true });
+}
+
+export function hideFault(element) {
+  element.hidden = true;
+  element.replaceChildren();
 }
 
 const hints = {

@@ -1,12 +1,14 @@
 // One row for each file in each direction: its progress, its speed, and whether both ends computed the same
 // SHA-256.
-import { el, find, size } from "./dom.js";
+import { duration, el, find, size } from "./dom.js";
 import { save } from "./log.js";
 import { receiveFile, sendFile } from "./protocols.js";
 
 export class Files {
   #list;
   #open;
+  /** The files that wait for their turn, so that they do not share the path. */
+  #turn = Promise.resolve();
 
   /** `open` opens a `file/1` stream to the peer. */
   constructor(section, open) {
@@ -27,21 +29,24 @@ export class Files {
     }
   }
 
-  async send(file) {
+  send(file) {
     const row = new Row(this.#list, "↑");
     row.begin(file.name, file.size);
-    await row.settle(async () => {
-      const sha256 = await sendFile(await this.#open(), file, (sent) => row.progress(sent));
-      return `SHA-256 equal at both ends: ${sha256}`;
-    });
+    this.#turn = this.#turn.then(() =>
+      row.settle(async (signal) => {
+        row.begin(file.name, file.size);
+        const sha256 = await sendFile(await this.#open(), file, (sent) => row.progress(sent), signal);
+        return `SHA-256 equal at both ends: ${sha256}`;
+      }),
+    );
   }
 
   async receive(stream) {
     const row = new Row(this.#list, "↓");
-    await row.settle(async () => {
+    await row.settle(async (signal) => {
       let file;
       const begin = (header) => row.begin((file = header).name, file.size);
-      const { blob, sha256 } = await receiveFile(stream, begin, (received) => row.progress(received));
+      const { blob, sha256 } = await receiveFile(stream, begin, (received) => row.progress(received), signal);
       row.offer(blob, file.name);
       return `SHA-256 equal at both ends: ${sha256}`;
     });
@@ -57,16 +62,19 @@ class Row {
   #arrow;
   #total = 0;
   #start = performance.now();
+  #cancelling = new AbortController();
+  #cancel = el("button", { type: "button", className: "quiet", onclick: () => this.#cancelling.abort() }, "Cancel");
 
   constructor(list, arrow) {
     this.#arrow = arrow;
     this.#bar.setAttribute("aria-label", "Progress");
-    this.#item = el("li", { data: { state: "running" } }, el("div", { className: "what" }, this.#name, this.#rate), this.#bar, this.#verdict);
-    list.prepend(this.#item);
+    this.#item = el("li", { data: { state: "running" } }, el("div", { className: "what" }, this.#name, this.#rate, this.#cancel), this.#bar, this.#verdict);
+    list.append(this.#item);
   }
 
   begin(name, total) {
     this.#total = total;
+    this.#start = performance.now();
     this.#name.textContent = `${this.#arrow} ${name}`;
     this.progress(0);
   }
@@ -74,8 +82,10 @@ class Row {
   progress(bytes) {
     const seconds = (performance.now() - this.#start) / 1000;
     this.#bar.value = this.#total ? bytes / this.#total : 1;
-    const speed = seconds > 0.05 ? `, ${size(bytes / seconds)}/s` : "";
-    this.#rate.textContent = `${size(bytes)} of ${size(this.#total)}${speed}`;
+    const known = seconds > 0.05 && bytes > 0;
+    const speed = known ? `, ${size(bytes / seconds)}/s` : "";
+    const left = known && bytes < this.#total ? `, ${duration(((this.#total - bytes) * seconds) / bytes)} left` : "";
+    this.#rate.textContent = `${size(bytes)} of ${size(this.#total)}${speed}${left}`;
   }
 
   offer(blob, name) {
@@ -83,12 +93,15 @@ class Row {
   }
 
   async settle(work) {
+    const { signal } = this.#cancelling;
     try {
-      this.#verdict.textContent = await work();
+      signal.throwIfAborted();
+      this.#verdict.textContent = await work(signal);
       this.#item.dataset.state = "done";
     } catch (error) {
-      this.#verdict.textContent = `failed: ${error.message ?? error}`;
+      this.#verdict.textContent = signal.aborted ? "cancelled" : `failed: ${error.message ?? error}`;
       this.#item.dataset.state = "failed";
     }
+    this.#cancel.remove();
   }
 }

@@ -1,8 +1,10 @@
 // The page: one Connector, the peers that connect to it, and the peers that it connects to.
 import { Connector } from "/npm/dist/index.js";
 import { ConnectionView } from "./connection.js";
-import { copyButtons, find, shortId, showFault, size } from "./dom.js";
+import { copyButtons, el, find, hideFault, shortId, showFault, size } from "./dom.js";
 import { log, saveLog } from "./log.js";
+import { invite } from "./qr.js";
+import { plain } from "./report.js";
 import { settings, showSettings } from "./settings.js";
 
 const restart = () => location.reload();
@@ -43,11 +45,12 @@ function showReady(demo) {
   find("#connect-submit").disabled = false;
   find("#connect-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    connect(find("#connect-ticket").value.trim(), "Peer");
+    connect(find("#connect-ticket").value, "Peer", find("#connect-submit"));
   });
   const native = find("#connect-native");
   native.disabled = !demo;
-  native.addEventListener("click", () => connect(demo.ticket, "Native peer"));
+  native.addEventListener("click", () => connect(demo.ticket, "Native peer", native));
+  find("#connect-cancel").addEventListener("click", () => attempt?.abort());
 }
 
 /** Shows whether others can reach this page, and by which ticket. Both change with the network. */
@@ -59,17 +62,31 @@ function showStatus() {
   find("#ticket").textContent = ticket;
   find("#terminal").textContent = `${program} connect ${ticket}`;
   find("#second-tab").href = `#connect=${ticket}`;
+  invite(ticket);
 }
 
-async function connect(ticket, title) {
-  find("#fault").hidden = true;
+let attempt;
+
+/** Connects to the peer of `ticket`. What happens is shown beside `clicked`, which gets the focus back. */
+async function connect(ticket, title, clicked) {
+  attempt?.abort();
+  const aborting = (attempt = new AbortController());
+  hideFault(find("#fault"));
   const start = performance.now();
+  const waiting = setInterval(() => say(`Connecting, ${Math.round((performance.now() - start) / 1000)} s`), 1000);
+  const say = (text) => (find("#connecting span").textContent = text);
+  find("#connecting").hidden = false;
+  say("Connecting");
   try {
-    const connection = await connector.connect(ticket);
+    const connection = await connector.connect(ticket, { signal: aborting.signal });
     log("connected", { peer: shortId(connection.peerId), path: connection.path?.path, ms: Math.round(performance.now() - start) });
     new ConnectionView(connection, title);
   } catch (error) {
-    fail(error);
+    if (aborting.signal.aborted) clicked?.focus();
+    else fail(error);
+  } finally {
+    clearInterval(waiting);
+    if (attempt === aborting) find("#connecting").hidden = true;
   }
 }
 
@@ -82,7 +99,10 @@ async function serve() {
 }
 
 async function report() {
-  if (connector) find("#report").textContent = JSON.stringify(await connector.report(), null, 2);
+  if (!connector) return;
+  const report = await connector.report();
+  find("#report").textContent = JSON.stringify(report, null, 2);
+  find("#plain-report").replaceChildren(...plain(report).map((text) => el("li", {}, text)));
 }
 
 function status(state, text, why = "") {

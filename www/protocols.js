@@ -7,7 +7,7 @@ const MAX_FILE = 2 ** 30; // a received file is kept in memory until it is saved
 const encoder = new TextEncoder();
 
 /** Reads exact numbers of bytes from a byte stream. */
-class Reader {
+export class Reader {
   #reader;
   #buffer = new Uint8Array();
 
@@ -36,6 +36,13 @@ class Reader {
       at += part.length;
     }
     return bytes;
+  }
+
+  /** Reads to the end, and resolves to how many bytes there were. */
+  async count() {
+    let total = 0;
+    for (let part; (part = await this.some(Infinity)); ) total += part.length;
+    return total;
   }
 
   /** Reads a big-endian length and that many bytes of JSON. */
@@ -91,10 +98,12 @@ export async function* chatLines(readable) {
 
 export const chatLine = (text) => encoder.encode(`${text.replaceAll("\n", " ")}\n`);
 
-/** Sends `file` by `file/1`. Resolves to the hash that both ends computed. */
-export async function sendFile({ readable, writable }, file, onProgress) {
+/** Sends `file` by `file/1`, until `signal` ends it. Resolves to the hash that both ends computed. */
+export async function sendFile({ readable, writable }, file, onProgress, signal) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
+  const stop = () => writer.abort(signal.reason).catch(() => {});
+  signal.addEventListener("abort", stop, { once: true });
   // A refusal may come at any time. Then it is reported instead of the write that fails.
   const answer = reader.json();
   answer.catch(() => {});
@@ -103,6 +112,7 @@ export async function sendFile({ readable, writable }, file, onProgress) {
     await writer.write(framed({ name: file.name, size: file.size }));
     let sent = 0;
     for await (const bytes of file.stream()) {
+      signal.throwIfAborted();
       hash.update(bytes);
       await writer.write(bytes);
       onProgress((sent += bytes.length));
@@ -115,7 +125,10 @@ export async function sendFile({ readable, writable }, file, onProgress) {
     await reader.some(1).catch(() => {});
     return same;
   } catch (error) {
+    signal.throwIfAborted();
     return accepted(await Promise.race([answer, Promise.reject(error)]), undefined);
+  } finally {
+    signal.removeEventListener("abort", stop);
   }
 }
 
@@ -125,8 +138,8 @@ function accepted({ ok, sha256, code, message }, ours) {
   return sha256;
 }
 
-/** Receives a file by `file/1`. Resolves to its bytes as a Blob and its hash. */
-export async function receiveFile({ readable, writable }, onHeader, onProgress) {
+/** Receives a file by `file/1`, until `signal` ends it. Resolves to its bytes as a Blob and its hash. */
+export async function receiveFile({ readable, writable }, onHeader, onProgress, signal) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
   const answer = async (value) => {
@@ -151,6 +164,7 @@ export async function receiveFile({ readable, writable }, onHeader, onProgress) 
   const hash = new Sha256();
   const parts = [];
   for (let received = 0; received < size; ) {
+    if (signal.aborted) return refuse("cancelled", "the receiver has cancelled");
     const part = await reader.some(size - received);
     if (!part) throw new Error("the stream ended early");
     hash.update(part);

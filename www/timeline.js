@@ -1,9 +1,6 @@
-// Shows how a connection came about: one bar of paths, and one thin bar for each attempt, on one axis.
+// Shows how a connection came about: one bar of paths, and one row of thin bars for each way, on one axis.
 import { el, ms } from "./dom.js";
-
-const names = { circuit_relay: "relay circuit", stun: "hole punch", upnp: "port mapping", turn: "TURN", birthday: "birthday", direct: "direct" };
-
-export const strategyName = (strategy) => names[strategy] ?? strategy;
+import { strategyName } from "./names.js";
 
 export class Timeline {
   #element;
@@ -15,8 +12,8 @@ export class Timeline {
   }
 
   /** Adds the path from `at` milliseconds on: `direct`, `turn`, `relayed`, `lost` or `closed`. */
-  path(kind, at, title) {
-    this.#paths.push({ kind, at, title });
+  path(kind, at) {
+    this.#paths.push({ kind, at });
     this.#draw();
   }
 
@@ -28,15 +25,16 @@ export class Timeline {
   #draw() {
     const last = Math.max(...this.#paths.map(({ at }) => at), ...this.#attempts.map(({ endedMs }) => endedMs), 1);
     const end = last * 1.25; // the present path goes on
-    const bar = (kind, from, to, title) => {
-      const element = el("span", { className: "bar", title, data: { kind } });
+    const bar = (kind, from, to) => {
+      const element = el("span", { className: "bar", data: { kind } });
       element.style.left = `${(from / end) * 100}%`;
       element.style.right = `${100 - (to / end) * 100}%`;
       return element;
     };
-    const row = (name, when, bars, whole = false) => {
+    const row = (name, when, bars, { whole = false, reason } = {}) => {
       const track = el("span", { className: "track" }, ...bars);
       const item = el("div", { className: whole ? "whole" : "" }, el("span", { className: "name" }, name), track, el("span", { className: "when" }, when));
+      if (reason) item.append(el("span", { className: "reason" }, reason));
       item.setAttribute("role", "listitem");
       return item;
     };
@@ -44,15 +42,17 @@ export class Timeline {
       .filter(({ kind }) => kind !== "closed")
       .map((path) => {
         const next = this.#paths[this.#paths.indexOf(path) + 1]?.at ?? end;
-        return bar(path.kind, path.at, next, path.title);
+        return bar(path.kind, path.at, next);
       });
     const latest = this.#paths.at(-1);
     this.#element.replaceChildren(
-      ...(paths.length ? [row("path", `${latest.kind} at ${ms(latest.at)}`, paths, true)] : []),
-      ...this.#attempts.map((attempt) => {
-        const { strategy, outcome, startedMs, endedMs, reason } = attempt;
-        const title = `${outcome}${reason ? `: ${reason}` : ""}`;
-        return row(strategyName(strategy), `${outcome} ${ms(endedMs)}`, [bar(outcome, startedMs, endedMs, title)]);
+      ...(paths.length ? [row("path", `${latest.kind} at ${ms(latest.at)}`, paths, { whole: true })] : []),
+      // A way that was tried several times has one row.
+      ...[...Map.groupBy(this.#attempts, ({ strategy }) => strategy)].map(([strategy, tries]) => {
+        const { outcome, endedMs } = tries.findLast(({ outcome }) => outcome !== "cancelled") ?? tries.at(-1);
+        const failed = outcome === "failed" ? tries.findLast((attempt) => attempt.outcome === "failed") : undefined;
+        const bars = tries.map((attempt) => bar(attempt.outcome, attempt.startedMs, attempt.endedMs));
+        return row(strategyName(strategy), `${outcome} ${ms(endedMs)}`, bars, { reason: failed?.reason });
       }),
     );
   }

@@ -1,7 +1,7 @@
 // Builds the npm package as ../wasm-pack.toml (the record) says. The wasm and its bindings go into pkg/,
 // and the compiled TypeScript goes into dist/. Then it checks the result against the record's budget.
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -45,6 +45,10 @@ run("wasm-bindgen", [named, ...["--out-dir", join(root, record["out-dir"]), "--o
 run("wasm-opt", [bound, "--output", bound, ...record["wasm-opt"]]);
 rmSync(join(js, "dist"), { recursive: true, force: true });
 run("tsc", [], { cwd: js });
+// The demo page draws a QR code by this library, which has one file.
+mkdirSync(join(root, "www/vendor"), { recursive: true });
+cpSync(join(js, "node_modules/uqr/dist/index.mjs"), join(root, "www/vendor/qr.js"));
+cpSync(join(js, "node_modules/uqr/LICENSE"), join(root, "www/vendor/LICENSE"));
 for (const license of ["LICENSE-MIT", "LICENSE-APACHE"]) cpSync(join(root, license), join(js, license));
 
 const wasm = readFileSync(bound);

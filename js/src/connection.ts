@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { cancellable, type AbortOptions } from "./abort.js";
 import { camelCased } from "./casing.js";
-import { bytes, signalOf, text } from "./check.js";
+import { bytes, count, signalOf, text } from "./check.js";
 import type { Attempt, Path, PathEvent } from "./events.js";
 import { toError, type ErrorCode } from "./errors.js";
 import { iterate } from "./iterate.js";
@@ -43,6 +43,19 @@ export class Connection {
   /** The attempts that have ended so far, in the order of their ends. */
   get attempts(): readonly Attempt[] {
     return camelCased(this.#raw.attempts()) as Attempt[];
+  }
+
+  /**
+   * Waits until the path in use is direct, and resolves to it.
+   *
+   * Rejects with `timeout` if that takes longer than `timeoutMs` (at most twelve days). The error's `attempts`
+   * say why: they are those that have failed, and those that have had no answer yet. Rejects with
+   * `connection_closed` or `connection_lost` if the connection ends.
+   */
+  async waitDirect(timeoutMs: number, options: AbortOptions = {}): Promise<Path> {
+    const valid = count("timeoutMs", timeoutMs);
+    const path = await cancellable(signalOf(options), (signal) => this.#raw.waitDirect(valid, signal));
+    return camelCased(path) as Path;
   }
 
   /**

@@ -21,7 +21,7 @@ export const errorCodes = [
   "unreachable",
   /** Another peer answered than the one that the ticket names. Nothing was sent to it. */
   "wrong_peer",
-  /** A deadline of the configuration passed. The message names it. */
+  /** A deadline passed. The message names it, and after `waitDirect` the `attempts` say why. */
   "timeout",
   /** The peer is a stock libp2p peer, or an old one of this library, and cannot do this. */
   "unsupported",
@@ -99,7 +99,7 @@ export class ThroughlineError extends Error {
   override readonly name = "ThroughlineError";
   /** The kind of error, for use in a `switch`. */
   readonly code: ErrorCode;
-  /** All attempts. It is empty unless a connect failed. */
+  /** All attempts. It is empty unless a connect failed, or `waitDirect` found no direct path. */
   readonly attempts: readonly Attempt[];
   /**
    * With `stream_reset`, the reason that the application at the other end gave. It is 0 if the application

@@ -360,6 +360,7 @@ impl Race {
         slot.again |= again;
         slot.state = match cause {
             Cause::Unsupported | Cause::WrongPeer => State::Spent,
+            Cause::Refused if slot.step.attempt == AttemptId::Ice => State::Spent,
             _ if again => State::At(now + REFUSED),
             _ => State::Failed,
         };
@@ -405,7 +406,8 @@ impl Race {
             return;
         };
         let left = slot.strategies.remove(at);
-        let left = record(left, now, Outcome::Failed, Some(why));
+        let reason = why.0.explain(why.1);
+        let left = record(left, now, Outcome::Failed, Some((why.0, &reason)));
         if self.is_awaited() {
             self.tried.push(left.clone());
         }

@@ -67,12 +67,14 @@ impl FromStr for ServerUrl {
 
     fn from_str(url: &str) -> Result<Self, InvalidUrl> {
         let (scheme, rest) = url.split_once(':').ok_or(InvalidUrl::Scheme)?;
+        // A scheme may be written in capitals (RFC 3986 section 3.1).
+        let scheme = scheme.to_ascii_lowercase();
         let (authority, query) = match rest.split_once('?') {
             Some((authority, query)) => (authority, Some(query)),
             None => (rest, None),
         };
         // RFC 7065 section 3.2, the table of transports.
-        let service = match (scheme, query) {
+        let service = match (scheme.as_str(), query) {
             ("stun", None) => Service::Stun,
             ("stuns", None) => Service::Stuns,
             ("turn", None | Some("transport=udp")) => Service::Turn(ServerTransport::Udp),
@@ -170,6 +172,8 @@ mod tests {
             parse("turns:[::1]:443?transport=tcp"),
             (tls, "::1".into(), 443)
         );
+        assert_eq!(parse("STUN:a"), (Service::Stun, "a".into(), 3478));
+        assert_eq!(parse("Turns:a"), (tls, "a".into(), 5349));
         let dtls = Service::Turn(ServerTransport::Dtls);
         assert_eq!(parse("turns:a?transport=udp"), (dtls, "a".into(), 5349));
     }
@@ -186,7 +190,6 @@ mod tests {
         for (url, why) in [
             ("192.0.2.1", InvalidUrl::Scheme),
             ("http:a", InvalidUrl::Scheme),
-            ("TURN:a", InvalidUrl::Scheme),
             ("stun:", InvalidUrl::Host),
             ("stun://a", InvalidUrl::Host),
             ("stun:::1", InvalidUrl::Host),

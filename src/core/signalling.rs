@@ -59,6 +59,9 @@ pub(crate) enum Message {
     Answer(String),
     /// A candidate of the sender, or `None` when there are no more.
     Candidate(Option<IceCandidate>),
+    /// The sender takes no offer, because it keeps to its relay. Only peers of this library say so, and
+    /// a stock peer fails at it as at a stream that is reset.
+    Refusal,
 }
 
 /// Why a message or its place in the conversation was refused.
@@ -84,6 +87,8 @@ pub enum SignallingError {
     Unexpected(&'static str),
     /// The peer sent more than 128 messages, or more than 64 candidates before its description.
     TooMany,
+    /// The peer takes no offer, because it keeps to its relay.
+    Refused,
 }
 
 impl fmt::Display for SignallingError {
@@ -95,6 +100,7 @@ impl fmt::Display for SignallingError {
             Self::Description(error) => write!(f, "the session description is not valid: {error}"),
             Self::Unexpected(what) => write!(f, "the peer sent an unexpected {what}"),
             Self::TooMany => f.write_str("the peer sent too many messages"),
+            Self::Refused => f.write_str("the peer keeps to its relay"),
         }
     }
 }
@@ -107,6 +113,9 @@ impl std::error::Error for SignallingError {
         }
     }
 }
+
+/// The type of [`Message::Refusal`]. libp2p's types end at 2.
+const REFUSAL: u8 = 16;
 
 const FIELD_TYPE: u64 = 1 << 3;
 const FIELD_DATA: u64 = 2 << 3 | 2;
@@ -121,6 +130,7 @@ impl Message {
             // data.
             Self::Candidate(None) => (2, None),
             Self::Candidate(Some(candidate)) => (2, Some(candidate.to_json())),
+            Self::Refusal => (REFUSAL, None),
         };
         let data = data.unwrap_or_default();
         // The type is written even when it is 0, because the field has explicit presence.
@@ -163,6 +173,7 @@ impl Message {
             (Some(2), data) => Ok(Self::Candidate(IceCandidate::from_json(
                 data.unwrap_or_default(),
             )?)),
+            (Some(kind), _) if kind == u64::from(REFUSAL) => Ok(Self::Refusal),
             (Some(_), _) => Err(Malformed("type")),
         }
     }
@@ -307,8 +318,12 @@ impl Negotiation {
                 self.actions.push_back(Action::AcceptAnswer(sdp));
                 self.release_remote();
             }
+            (Message::Refusal, Role::Offerer) if !self.peer_described => {
+                return Err(SignallingError::Refused);
+            }
             (Message::Offer(_), _) => return Err(SignallingError::Unexpected("offer")),
             (Message::Answer(_), _) => return Err(SignallingError::Unexpected("answer")),
+            (Message::Refusal, _) => return Err(SignallingError::Unexpected("refusal")),
         }
         Ok(())
     }
@@ -457,6 +472,22 @@ mod tests {
             offerer.received(Message::Answer(sdp())),
             Err(SignallingError::Unexpected("answer"))
         ));
+    }
+
+    #[test]
+    fn only_an_offer_is_refused() {
+        assert_eq!(Message::Refusal.encode(), b"\x08\x10");
+        assert_eq!(Message::decode(b"\x08\x10"), Ok(Message::Refusal));
+        let mut offerer = Negotiation::new(Role::Offerer);
+        offerer.local_description("offer".into());
+        let refused = offerer.received(Message::Refusal);
+        assert_eq!(refused, Err(SignallingError::Refused));
+        offerer.received(Message::Answer(sdp())).unwrap();
+        let mut answerer = Negotiation::new(Role::Answerer);
+        for negotiation in [&mut offerer, &mut answerer] {
+            let late = negotiation.received(Message::Refusal);
+            assert_eq!(late, Err(SignallingError::Unexpected("refusal")));
+        }
     }
 
     #[test]

@@ -347,7 +347,7 @@ fn percent_decode(text: &str) -> Option<String> {
     (!text.contains(['\0', '\\'])).then_some(text)
 }
 
-fn content_type(path: &Path) -> &'static str {
+pub(crate) fn content_type(path: &Path) -> &'static str {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("html") => "text/html; charset=utf-8",
         Some("js" | "mjs") => "text/javascript; charset=utf-8",

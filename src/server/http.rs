@@ -27,8 +27,14 @@ use serde::Serialize;
 use self::connections::Source;
 pub(crate) use self::connections::{ACCEPT_PAUSE, Door, client, is_of_one_connection, serve};
 use super::{
-    assets, descriptors::Descriptors, heart::Heart, metrics::Metrics, pool::Pools,
-    profile::Profiles, usage::Usage,
+    assets,
+    descriptors::Descriptors,
+    embedded::{self, Files},
+    heart::Heart,
+    metrics::Metrics,
+    pool::Pools,
+    profile::Profiles,
+    usage::Usage,
 };
 use crate::core::profile::{self, Profile};
 
@@ -54,6 +60,8 @@ pub(crate) struct DemoPeer {
 pub(crate) struct Site {
     pub(crate) profiles: Profiles,
     pub(crate) demo: Arc<RwLock<Option<DemoPeer>>>,
+    /// The page that is part of the program.
+    pub(crate) files: Arc<RwLock<Files>>,
     pub(crate) metrics: Metrics,
     pub(crate) www: Option<Arc<PathBuf>>,
     pub(crate) npm: Option<Arc<PathBuf>>,
@@ -83,6 +91,10 @@ impl Site {
         ]
         .into_iter()
         .find_map(|(unready, why)| unready.then_some(why))
+    }
+
+    fn files(&self) -> Files {
+        *self.files.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -256,6 +268,7 @@ fn json(value: &impl Serialize, caching: &str) -> Response<Body> {
 async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
     match &site.www {
         Some(www) => assets::file(www, "", &request).await,
+        None if !site.files().is_empty() => embedded::file(site.files(), "", &request),
         None => (
             [(header::CONTENT_TYPE, "text/html; charset=utf-8")],
             built_in_page(&site.profiles.public()),
@@ -267,7 +280,7 @@ async fn index(State(site): State<Site>, request: Parts) -> Response<Body> {
 async fn www(State(site): State<Site>, Path(path): Path<String>, request: Parts) -> Response<Body> {
     match &site.www {
         Some(www) => assets::file(www, &path, &request).await,
-        None => assets::status(StatusCode::NOT_FOUND),
+        None => embedded::file(site.files(), &path, &request),
     }
 }
 
@@ -278,6 +291,7 @@ async fn npm(State(site): State<Site>, Path(path): Path<String>, request: Parts)
         .any(|folder| path.starts_with(folder));
     match &site.npm {
         Some(npm) if published => assets::file(npm, &path, &request).await,
+        None => embedded::file(site.files(), &format!("npm/{path}"), &request),
         _ => assets::status(StatusCode::NOT_FOUND),
     }
 }
@@ -328,6 +342,7 @@ mod tests {
                 settings: pools.settings.clone(),
             },
             demo: Arc::default(),
+            files: Arc::default(),
             metrics,
             www: None,
             npm: None,

@@ -26,6 +26,7 @@ mod circuits;
 mod clients;
 mod config;
 mod descriptors;
+mod embedded;
 mod entrance;
 mod fairness;
 mod heart;
@@ -78,6 +79,7 @@ pub use self::config::{
 use self::{
     access::Access,
     descriptors::Descriptors,
+    embedded::Files,
     entrance::Entrance,
     heart::Heart,
     http::{DemoPeer, Door, Operators, Site},
@@ -152,6 +154,8 @@ pub struct Server {
     http: String,
     admin: Option<String>,
     demo: Arc<RwLock<Option<DemoPeer>>>,
+    /// The page that is part of the program.
+    files: Arc<RwLock<Files>>,
     access: Access,
     metrics: Metrics,
     usage: Usage,
@@ -335,9 +339,11 @@ impl Server {
         };
         relay.show(profiles.clone());
         let demo = Arc::<RwLock<Option<DemoPeer>>>::default();
+        let files = Arc::<RwLock<Files>>::default();
         let site = Site {
             profiles,
             demo: demo.clone(),
+            files: files.clone(),
             metrics: metrics.clone(),
             www: config.http.www.clone().map(Arc::new),
             npm: config.http.npm.clone().map(Arc::new),
@@ -455,6 +461,7 @@ impl Server {
             http,
             admin,
             demo,
+            files,
             access,
             metrics,
             usage,
@@ -539,6 +546,13 @@ impl Server {
             program: program.into(),
         };
         *self.demo.write().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+    }
+
+    /// Sets a page that is part of the program. It is served at `/` unless
+    /// [`HttpConfig::www`](crate::server::HttpConfig) names a folder. A file has a name below `/`, such as
+    /// `index.html` or `npm/dist/index.js`, and its content is compressed by gzip.
+    pub fn set_page(&self, files: &'static [(&'static str, &'static [u8])]) {
+        *self.files.write().unwrap_or_else(PoisonError::into_inner) = files;
     }
 
     /// Reads the files of [`AccessConfig`] again. That also happens by itself when they change. Peers

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, io};
 
-use libp2p::swarm::DialError;
+use libp2p::{TransportError, swarm::DialError};
 
 use crate::{
     core::{circuit::CircuitError, dial::Barred},
@@ -19,6 +19,10 @@ pub(crate) fn explain(error: &DialError) -> (Cause, String) {
             let mut reasons: Vec<String> = Vec::new();
             for (address, error) in errors {
                 tracing::debug!(%address, %error, "a dial failed");
+                // An address that this target does not know says nothing about the peer.
+                if matches!(error, TransportError::MultiaddrNotSupported(_)) {
+                    continue;
+                }
                 let (cause, reason) = innermost(error);
                 causes.push(cause);
                 if !reasons.contains(&reason) && reasons.len() < 4 {
@@ -106,6 +110,7 @@ fn recognised(error: &(dyn StdError + 'static)) -> Option<Cause> {
 
 fn of_ice(error: &webrtc::Error) -> Cause {
     match error {
+        error if error.is_refusal() => Cause::Refused,
         webrtc::Error::NoPeer => Cause::NoAddress,
         webrtc::Error::Unsupported => Cause::Unsupported,
         webrtc::Error::Unreachable(_)
@@ -141,5 +146,31 @@ fn by_words(reason: &str) -> Cause {
         Cause::NoAddress
     } else {
         Cause::Transport
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_other_targets_are_left_out() {
+        let foreign = |text: &str| {
+            let address: libp2p::Multiaddr = text.parse().unwrap();
+            (
+                address.clone(),
+                TransportError::MultiaddrNotSupported(address),
+            )
+        };
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let address = "/ip4/192.0.2.1/tcp/1".parse().unwrap();
+        let other = || foreign("/ip4/192.0.2.1/udp/1/webrtc-direct");
+        let errors = vec![other(), (address, TransportError::Other(refused))];
+        let (cause, reason) = explain(&DialError::Transport(errors));
+        assert_eq!(
+            (cause, reason.as_str()),
+            (Cause::Refused, "connection refused")
+        );
+        assert_eq!(explain(&DialError::Transport(vec![other()])), no_address());
     }
 }

@@ -18,7 +18,11 @@ use libp2p::{
 use multiaddr::Multiaddr;
 
 use super::{Net, direct, websocket};
-use crate::{stream::BoxedStream, swarm::muxer::Yamux};
+use crate::{
+    core::{webrtc_direct::DirectServer, websocket_address::WebSocketAddress},
+    stream::BoxedStream,
+    swarm::muxer::Yamux,
+};
 
 /// A transport whose connections are authenticated and multiplexed.
 pub(crate) type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
@@ -54,6 +58,12 @@ pub(crate) fn peer(
 /// Whether a peer listens at addresses of its own. A page does not. It is reached only through
 /// relays and `/webrtc`.
 pub(crate) const LISTENS: bool = false;
+
+/// Whether one of the transports dials addresses of this form. A page has WebSocket and
+/// `/webrtc-direct`.
+pub(crate) fn dials(address: &Multiaddr) -> bool {
+    WebSocketAddress::parse(address).is_some() || DirectServer::from_multiaddr(address).is_some()
+}
 
 /// The most streams of a connection, whatever the configuration says. Each must find a data channel when
 /// the connection becomes direct.

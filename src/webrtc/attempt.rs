@@ -260,7 +260,7 @@ impl<B: Backend> Future for Attempt<B> {
                                 offered,
                             }));
                         }
-                        Poll::Ready(Err(error)) if !silent => error,
+                        Poll::Ready(Err(error)) if !silent || error.is_refusal() => error,
                         Poll::Ready(Err(_)) => {
                             this.patience = None;
                             let other = this.other.take();

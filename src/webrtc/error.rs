@@ -71,6 +71,13 @@ pub enum Error {
     Closed,
 }
 
+impl Error {
+    /// Whether the peer has said that it takes no offer.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Signalling(SignallingError::Refused))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

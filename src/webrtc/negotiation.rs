@@ -4,12 +4,16 @@ use std::{
     collections::VecDeque,
     future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use asynchronous_codec::Framed;
-use futures::{AsyncRead, AsyncWrite, Sink, Stream};
+use futures::{
+    AsyncRead, AsyncWrite, Sink, Stream,
+    future::{poll_fn, select},
+};
 use futures_timer::Delay;
 use libp2p::core::upgrade::NegotiationError;
 use unsigned_varint::codec::UviBytes;
@@ -19,6 +23,9 @@ use super::{
     error::{Error, Phase},
 };
 use crate::core::signalling::{Action, MAX_MESSAGE_LEN, Message, Negotiation, Role};
+
+/// How long a peer may take to read that its offer is refused.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
 
 /// A signalling stream, read and written in messages.
 pub(crate) struct Signalling<S> {
@@ -71,6 +78,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Signalling<S> {
         self.closing = true;
         // A close that fails has the same effect as one that succeeds.
         Pin::new(&mut self.framed).poll_close(cx).map(drop)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Signalling<S> {
+    /// Tells the peer that its offer is refused. Then reads until the peer ends the stream, because
+    /// what is unread would reset the stream before the peer has read the refusal.
+    pub(crate) async fn refuse(mut self) {
+        self.outbox.push_back(Message::Refusal);
+        let told = pin!(async {
+            if poll_fn(|cx| self.poll_send(cx)).await.is_ok() {
+                poll_fn(|cx| self.poll_close(cx)).await;
+                while let Ok(Some(_)) = poll_fn(|cx| self.poll_receive(cx)).await {}
+            }
+        });
+        select(told, Delay::new(REFUSAL_TIME)).await;
     }
 }
 

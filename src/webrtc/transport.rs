@@ -52,7 +52,12 @@ pub struct Transport<B: Backend> {
     circuits: Vec<Multiaddr>,
     events: VecDeque<TransportEvent<Upgrade<B>, Error>>,
     answers: Answers,
+    /// The offers that are being refused.
+    refusals: Vec<BoxFuture<'static, ()>>,
 }
+
+/// How many offers are refused at once. The streams of further ones are reset.
+const MAX_REFUSALS: usize = 16;
 
 #[derive(Debug)]
 struct Listener {
@@ -121,6 +126,7 @@ impl<B: Backend> Transport<B> {
             circuits: Vec::new(),
             events: VecDeque::new(),
             answers,
+            refusals: Vec::new(),
         }
     }
 
@@ -154,11 +160,14 @@ impl<B: Backend> Transport<B> {
         }
     }
 
-    /// Answers an offer that no dial takes. If the offer is refused, it is dropped, which resets
-    /// its stream.
+    /// Answers an offer that no dial takes. If there is no place for it, it is dropped, which resets
+    /// its stream. Without a listener, the peer is told that it need not ask again.
     fn offered(&mut self, peer: PeerId, offered: Offered) {
         let Some(listener) = self.listeners.first() else {
             tracing::debug!(%peer, "an offer was refused: there is no listener");
+            if self.refusals.len() < MAX_REFUSALS {
+                self.refusals.push(offered.signalling.refuse().boxed());
+            }
             return;
         };
         // The peer's own share is checked first, so that nobody gives way to a peer that has used
@@ -319,6 +328,8 @@ impl<B: Backend> transport::Transport for Transport<B> {
                 this.offered(peer, offered);
                 continue;
             }
+            this.refusals
+                .retain_mut(|refusal| refusal.poll_unpin(cx).is_pending());
             return Poll::Pending;
         }
     }

@@ -185,7 +185,7 @@ async fn a_reload_drops_nothing_and_a_faulty_one_changes_nothing() {
         .await
         .unwrap();
     server.signal("-INT");
-    assert!(server.finish().1.success());
+    assert_eq!(server.finish().1.code(), Some(130));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,7 +236,7 @@ async fn a_drain_names_relays_to_those_that_know_no_other() {
     })
     .await;
     first.signal("-INT");
-    assert!(first.finish().1.success());
+    assert_eq!(first.finish().1.code(), Some(130));
 }
 
 /// What a service manager hears.
@@ -333,7 +333,7 @@ fn a_new_program_takes_over_the_sockets_without_a_refused_connection() {
     let ready = old.event("ready");
     assert!(get(&ready, "/health").ends_with("ok\n"));
     old.signal("-INT");
-    assert!(old.finish().1.success());
+    assert_eq!(old.finish().1.code(), Some(130));
     // Nobody serves now.
     let early = std::thread::spawn({
         let ready = ready.clone();
@@ -381,7 +381,7 @@ async fn the_log_can_be_json_and_has_a_line_for_each_connection() {
     server.signal("-HUP");
     server.event("reloaded");
     server.signal("-INT");
-    assert!(server.finish().1.success());
+    assert_eq!(server.finish().1.code(), Some(130));
     let lines = stderr.lines().map(|line| -> Value {
         let line = line.unwrap();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))

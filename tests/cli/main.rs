@@ -12,6 +12,7 @@ use common::program::{Program, throughline};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod forward;
 mod life;
 mod streams;
 mod terminal;
@@ -76,10 +77,17 @@ fn is_millis(value: &Value) {
 #[track_caller]
 fn failure(arguments: &[&str]) -> Value {
     let (events, status) = Program::start(arguments).finish();
-    assert_eq!(status.code(), Some(1), "{arguments:?}: {events:?}");
     let error = events.last().expect("an error event").clone();
     assert_eq!(error["event"], "error");
     has_fields(&error, &["code", "message"]);
+    let expected = match error["code"].as_str().unwrap() {
+        "no_relay" | "unreachable" | "wrong_peer" => 3,
+        "timeout" => 4,
+        "access_denied" | "protocol_refused" => 5,
+        code if code.starts_with("invalid_") => 2,
+        _ => 1,
+    };
+    assert_eq!(status.code(), Some(expected), "{arguments:?}: {events:?}");
     error
 }
 
@@ -123,17 +131,18 @@ fn serve_prints_where_it_is_and_stops_in_good_order() {
         );
         server.signal(signal);
         let (rest, status) = server.finish();
-        assert!(status.success(), "{status}");
         let told: Vec<_> = rest
             .iter()
             .map(|event| event["event"].as_str().unwrap())
             .collect();
-        let expected: &[&str] = if signal == "-TERM" {
-            &["draining"]
-        } else {
-            &[]
+        let expected = match signal {
+            "-TERM" => (["draining"], 0),
+            _ => (["error"], 130),
         };
-        assert_eq!(told, expected);
+        assert_eq!(
+            (&told[..], status.code()),
+            (&expected.0[..], Some(expected.1))
+        );
     }
 }
 
@@ -295,7 +304,7 @@ fn help_is_for_people() {
         assert!(text.contains(option), "{option}");
     }
     let output = throughline(&["connect"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(output.stdout.is_empty(), "errors go to stderr");
 }
 
@@ -445,10 +454,73 @@ fn a_direct_path_is_reported() {
 }
 
 #[test]
-fn no_direct_path_in_time_is_an_error() {
+fn no_direct_path_in_time_is_an_error_that_says_why() {
     let (_server, _listener, ticket) = listening(&["--echo", "--relay-only"]);
-    let arguments = ["connect", &ticket, "--wait-direct", "0.5", "--relay-only"];
+    let arguments = ["connect", &ticket, "--wait-direct", "1"];
     refused(&arguments, "timeout", "--wait-direct");
+    let attempts = &failure(&arguments)["attempts"];
+    let attempts = attempts.as_array().unwrap();
+    assert!(!attempts.is_empty());
+    for attempt in attempts {
+        assert_eq!(attempt["cause"], "refused", "{attempt}");
+        let reason = attempt["reason"].as_str().unwrap();
+        assert!(reason.ends_with("the peer keeps to its relay"), "{reason}");
+    }
+    let output = throughline(&arguments).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let line = "  hole punching (stun, ";
+    let told = text.lines().filter(|told| told.starts_with(line));
+    assert_eq!(told.count(), 1, "{text}");
+}
+
+#[test]
+fn whoever_is_relayed_is_told_why() {
+    let (_server, _listener, ticket) = listening(&["--echo", "--relay-only"]);
+    let output = throughline(&["ping", &ticket, "--count", "2"])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    let told = text
+        .lines()
+        .find(|line| line.starts_with("not directly by hole punching (stun, "));
+    let told = told.unwrap_or_else(|| panic!("{text}"));
+    assert!(told.ends_with("the peer keeps to its relay"), "{told}");
+}
+
+#[test]
+fn ctrl_c_has_its_status() {
+    let (_server, listener, ticket) = listening(&["--echo"]);
+    let connect = Program::start(&["ping", &ticket, "--count", "1000000"]);
+    connect.event("pong");
+    connect.signal("-INT");
+    let (events, status) = connect.finish();
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(events.last().unwrap()["code"], "aborted");
+    listener.signal("-INT");
+    assert_eq!(listener.finish().1.code(), Some(130));
+}
+
+#[test]
+fn completions_and_the_manual_are_printed() {
+    let printed = |arguments: &[&str]| {
+        let output = throughline(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for shell in ["bash", "zsh", "fish", "powershell"] {
+        let text = printed(&["completions", shell]);
+        assert!(
+            text.contains("netcheck") && text.contains("wait-direct"),
+            "{shell}"
+        );
+    }
+    assert!(printed(&["man"]).contains(".TH throughline 1"));
+    let home = tempfile::tempdir().unwrap();
+    let pages = home.path().join("man1");
+    assert_eq!(printed(&["man", "--dir", pages.to_str().unwrap()]), "");
+    let page = std::fs::read_to_string(pages.join("throughline-connect.1")).unwrap();
+    assert!(page.contains("throughline connect TICKET"), "{page}");
 }
 
 #[test]
@@ -496,6 +568,142 @@ fn ping_and_netcheck() {
             .count(),
         2
     );
+}
+
+#[test]
+fn netcheck_reports_everything_although_a_relay_is_dead() {
+    let ((gone, dead), (_server, ready)) = (serve(), serve());
+    let address = relay(&dead, "/tcp/");
+    drop(gone);
+    let line = [
+        "netcheck",
+        "--relay",
+        address,
+        "--relay",
+        relay(&ready, "quic-v1"),
+        "--stun",
+        ready["stun"][0].as_str().unwrap(),
+    ];
+    let (events, status) = Program::start(&line).finish();
+    assert_eq!(status.code(), Some(3));
+    let report = &events[0];
+    assert_eq!(report["event"], "report");
+    has_fields(
+        report,
+        &["verdict", "reachable", "nat", "listening", "turn"],
+    );
+    assert_eq!(report["reachable"], true);
+    let dead: Vec<_> = report["relays"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| &r["dead"])
+        .collect();
+    assert_eq!(dead, [true, false]);
+    assert_eq!(events[1]["code"], "no_relay");
+
+    let output = throughline(&line).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let verdict = text.lines().next().unwrap();
+    assert!(
+        verdict.starts_with("Every peer can reach this machine"),
+        "{text}"
+    );
+    assert!(
+        text.contains("  DEAD relay ") && text.contains("  ok   relay "),
+        "{text}"
+    );
+    assert!(!text.contains('\x1b'), "no colours for a file");
+
+    // Without any relay, nobody comes to an address of loopback.
+    let alone = ["netcheck", "--bind", "/ip4/127.0.0.1/udp/0/quic-v1"];
+    let (events, status) = Program::start(&alone).finish();
+    assert_eq!(status.code(), Some(3));
+    assert_eq!(events[0]["reachable"], false);
+    assert_eq!(events[1]["code"], "unreachable");
+}
+
+#[test]
+fn a_listener_without_a_relay_is_warned() {
+    let listener = Program::start(&["listen", "--bind", "/ip4/127.0.0.1/udp/0/quic-v1"]);
+    listener.event("ready");
+    assert_eq!(listener.event("warning")["code"], "no_relay");
+}
+
+#[test]
+fn what_is_no_ticket_and_no_relay_has_a_hint() {
+    for (arguments, code, hint) in [
+        (
+            ["ping", "/ip4/192.0.2.1/udp/1/quic-v1"],
+            "invalid_ticket",
+            "this is an address",
+        ),
+        (
+            [
+                "ping",
+                "12D3KooWGzBXWNvHpLALvmnF57A3BjNPZb6GcZT7ANHNQRHQdkCs",
+            ],
+            "invalid_ticket",
+            "this is a peer id",
+        ),
+        (
+            ["ping", "https://a.example/"],
+            "invalid_ticket",
+            "no ticket behind its #",
+        ),
+        (
+            ["listen", "--relay=http://127.0.0.1:1"],
+            "invalid_address",
+            "the address of a page",
+        ),
+    ] {
+        refused(&arguments, code, hint);
+    }
+}
+
+#[test]
+fn a_ticket_is_found_in_a_link_and_a_scheme_may_be_in_capitals() {
+    let (_server, _listener, ticket) = listening(&["--echo"]);
+    let (start, end) = ticket.split_at(40);
+    let link = format!("\"http://127.0.0.1:4001/#{start}\n{end}\"");
+    let line = ["ping", &link, "--count", "1", "--stun", "STUN:127.0.0.1:9"];
+    let (events, status) = Program::start(&line).finish();
+    assert!(status.success(), "{events:#?}");
+}
+
+/// The page is part of the program only where `page/` was there when it was built.
+#[cfg(feature = "demo")]
+#[test]
+fn the_page_is_within_the_program() {
+    if !std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("page/index.html.gz")
+        .exists()
+    {
+        return;
+    }
+    let demo = Program::start(&["demo", "--port", "0"]);
+    let url = demo.event("demo")["url"].as_str().unwrap().to_owned();
+    let at = url
+        .trim_start_matches("http://")
+        .trim_end_matches('/')
+        .to_owned();
+    for name in [
+        "",
+        "main.js",
+        "npm/dist/index.js",
+        "npm/pkg/throughline_bg.wasm",
+    ] {
+        let mut socket = std::net::TcpStream::connect(&at).unwrap();
+        let request = format!("GET /{name} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut socket, &mut answer).unwrap();
+        let text = String::from_utf8_lossy(&answer).to_lowercase();
+        assert!(
+            text.starts_with("http/1.1 200") && text.contains("content-encoding: gzip"),
+            "{name}"
+        );
+    }
 }
 
 #[test]

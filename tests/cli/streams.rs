@@ -8,7 +8,7 @@ use std::{
 
 use sha2::Digest as _;
 
-use super::{Program, has_fields, listening, refused, relay, serve, throughline};
+use super::{Program, Value, has_fields, listening, refused, relay, serve, throughline};
 
 #[test]
 fn files_arrive_with_the_same_hash_and_under_safe_names() {
@@ -51,6 +51,95 @@ fn files_arrive_with_the_same_hash_and_under_safe_names() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names, ["data.bin"], "nothing else is left");
+}
+
+#[test]
+fn a_sender_that_was_killed_goes_on_from_what_is_there() {
+    let home = tempfile::tempdir().unwrap();
+    let (inbox, source) = (home.path().join("inbox"), home.path().join("big.bin"));
+    let bytes: Vec<u8> = (0..150_000_000u32)
+        .map(|n| (n.wrapping_mul(n) >> 9) as u8)
+        .collect();
+    std::fs::write(&source, &bytes).unwrap();
+    let (_server, listener, ticket) = listening(&["--recv", inbox.to_str().unwrap()]);
+    let arguments = ["connect", &ticket, "--send", source.to_str().unwrap()];
+    // The path is slow enough for the test to come between.
+    let mut slow = arguments.to_vec();
+    slow.extend(["--relay-only", "--set", "stream_window=65536"]);
+    let killed = Program::start(&slow);
+    let enough =
+        |event: &Value| event["event"] == "progress" && event["done"].as_u64() >= Some(20_000_000);
+    killed.find(enough).expect("a part");
+    // The listener does not know yet that the sender is gone when it comes again.
+    killed.signal("-KILL");
+    drop(killed);
+    let (events, status) = Program::start(&arguments).finish();
+    assert!(status.success(), "{events:#?}");
+    let sent = events
+        .iter()
+        .find(|event| event["event"] == "sent")
+        .unwrap();
+    assert!(sent["resumed"].as_u64().unwrap() > 1_000_000, "{sent}");
+    assert!(std::fs::read(inbox.join("big.bin")).unwrap() == bytes);
+    let file = listener.event("file");
+    assert_eq!(file["resumed"], sent["resumed"]);
+}
+
+#[test]
+fn a_directory_and_several_files_are_sent_by_one_command() {
+    let home = tempfile::tempdir().unwrap();
+    let (inbox, photos) = (home.path().join("inbox"), home.path().join("photos"));
+    std::fs::create_dir_all(photos.join("deep")).unwrap();
+    for name in ["a", "deep/b", ".hidden"] {
+        std::fs::write(photos.join(name), name).unwrap();
+    }
+    let note = home.path().join("c:d.txt");
+    std::fs::write(&note, "note").unwrap();
+    let (_server, _listener, ticket) = listening(&["--recv", inbox.to_str().unwrap()]);
+    let both = [
+        "connect",
+        &ticket,
+        "--send",
+        photos.to_str().unwrap(),
+        note.to_str().unwrap(),
+    ];
+    refused(&both, "invalid_config", "`:`");
+    let line = [
+        "connect",
+        &ticket,
+        "--as",
+        "d.txt",
+        "--send",
+        note.to_str().unwrap(),
+    ];
+    assert!(Program::start(&line).finish().1.success());
+    let (events, status) = Program::start(&both[..4]).finish();
+    assert!(status.success(), "{events:#?}");
+    let skipped = events
+        .iter()
+        .find(|event| event["event"] == "skipped")
+        .unwrap();
+    assert!(
+        skipped["reason"].as_str().unwrap().contains("a dot"),
+        "{skipped}"
+    );
+    for (name, text) in [
+        ("photos/a", "a"),
+        ("photos/deep/b", "deep/b"),
+        ("d.txt", "note"),
+    ] {
+        assert_eq!(std::fs::read_to_string(inbox.join(name)).unwrap(), text);
+    }
+}
+
+#[test]
+fn what_cannot_be_sent_is_told_before_a_connection() {
+    let (server, _listener, ticket) = listening(&["--echo"]);
+    drop(server);
+    for (path, why) in [("/dev/null", "a device"), ("/proc/version", "no size")] {
+        let arguments = ["connect", &ticket, "--send", path];
+        refused(&arguments, "io", why);
+    }
 }
 
 #[test]

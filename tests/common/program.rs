@@ -21,7 +21,9 @@ pub(crate) struct Program {
 pub(crate) fn throughline(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_throughline"));
     command.args(arguments).env_remove("RUST_LOG");
-    let is_peer = |command: &&str| ["listen", "connect", "ping", "netcheck"].contains(command);
+    let is_peer = |command: &&str| {
+        ["listen", "connect", "ping", "netcheck", "forward", "pipe"].contains(command)
+    };
     if arguments.first().is_some_and(is_peer) {
         // Tests ask no router for a mapping.
         command.arg("--no-port-mapping");

@@ -32,7 +32,7 @@ async fn until_attempts(conn: &Connection, count: usize) {
 #[tokio::test]
 async fn every_result_of_ice_is_counted() {
     let relay = relay().await;
-    // This peer does not speak signalling.
+    // This peer keeps to its relay, and says so.
     let bob = peer(relayed(listener(&[&relay]))).await;
     accepting(&bob);
     let mut config = dialler();
@@ -42,7 +42,7 @@ async fn every_result_of_ice_is_counted() {
     let mut events = conn.path_events();
     until_attempts(&conn, 3).await;
     let cause = conn.attempts()[1].cause.unwrap();
-    assert_eq!(cause, Cause::Signalling);
+    assert_eq!(cause, Cause::Refused);
     conn.close().await;
     while let Some(event) = events.next().await {
         assert!(!matches!(event, PathEvent::Lagged { .. }));
@@ -54,8 +54,8 @@ async fn every_result_of_ice_is_counted() {
             "attempts direct 1",
             "attempts stun 1",
             "successes circuit_relay 1",
-            "failures direct signalling 1",
-            "failures stun signalling 1",
+            "failures direct refused 1",
+            "failures stun refused 1",
         ])
     );
 

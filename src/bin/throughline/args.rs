@@ -1,4 +1,7 @@
-//! The command line.
+//! The command line. `help` adds the examples, the groups of commands and the exit statuses.
+
+mod tunnels;
+mod values;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,6 +11,16 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use throughline::{PeerId, server::Day};
 
+pub(crate) use self::{
+    tunnels::{AllowArgs, Allowed, ForwardArgs, PipeArgs, Route, Target},
+    values::{Seconds, Span},
+};
+
+/// The headings of options that many commands have.
+const OUTPUT: &str = "Output";
+const NETWORK: &str = "Network";
+const SETTINGS: &str = "Identity and settings";
+
 /// Connect two peers behind NATs and firewalls.
 #[derive(Debug, Parser)]
 #[command(name = "throughline", version, max_term_width = 100)]
@@ -16,13 +29,13 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
     /// Print one JSON object a line on stdout and nothing else there. Events that are not read in
     /// time are dropped, and the event `dropped` says how many.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = OUTPUT)]
     pub(crate) json: bool,
     /// Log more to stderr: -v what happens, -vv every detail, with addresses. RUST_LOG overrides.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = OUTPUT)]
     pub(crate) verbose: u8,
     /// How the log looks.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", help_heading = OUTPUT)]
     pub(crate) log: LogFormat,
 }
 
@@ -39,13 +52,17 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Run a relay with STUN, TURN, WebSocket, webrtc-direct and HTTP.
     Serve(ServeArgs),
-    /// Wait for peers: echo, receive files, or chat on stdin and stdout.
+    /// Wait for peers: receive files, offer TCP ports, echo, or chat on stdin and stdout.
     Listen(ListenArgs),
     /// Connect to the peer that a ticket names.
     Connect(ConnectArgs),
     /// Measure round trips to the peer that a ticket names.
     Ping(PingArgs),
-    /// Say what this network lets through: relays, STUN, addresses.
+    /// Forward TCP ports through a peer that allows it.
+    Forward(ForwardArgs),
+    /// Join stdin and stdout to a peer.
+    Pipe(PipeArgs),
+    /// Say who can reach this machine and how, and which relays and servers answer.
     Netcheck(PeerArgs),
     /// Say what peers took of a relay on this machine, also while it runs.
     Usage(UsageArgs),
@@ -53,6 +70,10 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Make the tokens by which a relay knows who may use it.
     Token(TokenArgs),
+    /// Print the completions of the commands and options for a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual, as a page for `man`.
+    Man(ManArgs),
 }
 
 /// `throughline serve`.
@@ -134,50 +155,50 @@ pub(crate) struct ServeArgs {
 pub(crate) struct PeerArgs {
     /// Relay to be reached through: its name, as in relay.example.org, its URL, HOST:PORT, or a
     /// multiaddress ending in /p2p/ID; repeatable.
-    #[arg(long, value_name = "RELAY")]
+    #[arg(long, help_heading = NETWORK, value_name = "RELAY")]
     pub(crate) relay: Vec<String>,
     /// STUN server, stun:HOST[:PORT]; repeatable [default: those that the relays name].
-    #[arg(long, value_name = "URL")]
+    #[arg(long, help_heading = NETWORK, value_name = "URL")]
     pub(crate) stun: Vec<String>,
     /// TURN server, turn:HOST[:PORT][?transport=tcp] or turns:HOST[:PORT]; repeatable.
-    #[arg(long, value_name = "URL", requires_all = ["turn_user", "turn_pass"])]
+    #[arg(long, help_heading = NETWORK, value_name = "URL", requires_all = ["turn_user", "turn_pass"])]
     pub(crate) turn: Vec<String>,
     /// PEM file of certificate authorities to trust for relays over TLS, besides the public ones.
     #[arg(long, value_name = "FILE")]
     pub(crate) relay_ca: Option<PathBuf>,
     /// PEM file of certificate authorities to trust for turns:, besides the public ones.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = NETWORK, value_name = "FILE")]
     pub(crate) turn_ca: Option<PathBuf>,
     /// User name at the TURN servers.
-    #[arg(long, value_name = "U", requires = "turn")]
+    #[arg(long, help_heading = NETWORK, value_name = "U", requires = "turn")]
     pub(crate) turn_user: Option<String>,
     /// Password at the TURN servers.
-    #[arg(long, value_name = "P", requires = "turn")]
+    #[arg(long, help_heading = NETWORK, value_name = "P", requires = "turn")]
     pub(crate) turn_pass: Option<String>,
     /// File that holds the token for relays that admit only its holders. It is read again for each
     /// link to a relay.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = NETWORK, value_name = "FILE")]
     pub(crate) relay_token: Option<PathBuf>,
     /// Address to listen on, a multiaddress; repeatable [default: any port, QUIC and TCP].
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, help_heading = NETWORK, value_name = "ADDR")]
     pub(crate) bind: Vec<String>,
     /// Identity file, made on first use [default: a fresh identity].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = SETTINGS, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
     /// Stay on the relay: keeps the addresses of this machine from the other side.
-    #[arg(long)]
+    #[arg(long, help_heading = NETWORK)]
     pub(crate) relay_only: bool,
     /// Do not ask the router to forward a port.
-    #[arg(long)]
+    #[arg(long, help_heading = NETWORK)]
     pub(crate) no_port_mapping: bool,
     /// TOML file with these and all other settings of the connector; the command line adds to it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = SETTINGS, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Any setting of that file, as in `--set strategy_timeout_ms=5000`; repeatable, wins over it.
-    #[arg(long, value_name = "NAME=VALUE")]
+    #[arg(long, help_heading = SETTINGS, value_name = "NAME=VALUE")]
     pub(crate) set: Vec<String>,
     /// Serve this peer's counters over HTTP at /metrics, in the OpenMetrics text format.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, help_heading = SETTINGS, value_name = "IP:PORT")]
     pub(crate) metrics: Option<SocketAddr>,
 }
 
@@ -195,6 +216,8 @@ pub(crate) struct ListenArgs {
     /// Refuse files of more bytes than this.
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 30)]
     pub(crate) max_size: u64,
+    #[command(flatten)]
+    pub(crate) allow: AllowArgs,
 }
 
 /// `throughline connect`.
@@ -211,9 +234,13 @@ pub(crate) struct ConnectArgs {
     /// Wait up to this long for a direct path; without one fail with the code `timeout`.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) wait_direct: Option<Seconds>,
-    /// Send this file.
-    #[arg(long, value_name = "FILE", group = "action")]
-    pub(crate) send: Option<PathBuf>,
+    /// Send these files, and all files of these directories. What was interrupted goes on from what the
+    /// receiver has.
+    #[arg(long, value_name = "PATH", num_args = 1.., group = "action")]
+    pub(crate) send: Vec<PathBuf>,
+    /// With --send: the name that the receiver gets for the one file or directory.
+    #[arg(long = "as", value_name = "NAME", requires = "send")]
+    pub(crate) rename: Option<String>,
     /// Measure throughput to the peer for this long, 0.1 to 60.
     #[arg(long, value_name = "SECONDS", group = "action")]
     pub(crate) bench: Option<Seconds>,
@@ -272,6 +299,22 @@ pub(crate) struct DemoArgs {
     pub(crate) recv: Option<PathBuf>,
 }
 
+/// `throughline completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// `throughline man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Write a page for each command into this directory, made if it is missing, and print none.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
 /// `throughline token`.
 #[derive(Debug, Args)]
 pub(crate) struct TokenArgs {
@@ -317,46 +360,6 @@ pub(crate) struct NewTokenArgs {
     pub(crate) rate: Option<String>,
 }
 
-/// A time on the command line: a whole number of seconds, minutes, hours or days, a second to ten
-/// years.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Span(pub(crate) std::time::Duration);
-
-impl std::str::FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const MOST: u64 = 10 * 365 * 86_400;
-        let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
-        let found = units
-            .iter()
-            .find_map(|(unit, seconds)| Some((text.strip_suffix(*unit)?, seconds)));
-        let (number, unit) = found.ok_or("its unit is none of s, m, h and d")?;
-        let number: u64 = number.parse().map_err(|_| "not a whole number")?;
-        let seconds = number.saturating_mul(*unit);
-        match (1..=MOST).contains(&seconds) {
-            true => Ok(Self(std::time::Duration::from_secs(seconds))),
-            false => Err(String::from("not within a second to ten years")),
-        }
-    }
-}
-
-/// A duration on the command line: seconds with a fraction, 0 to a day.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Seconds(pub(crate) std::time::Duration);
-
-impl std::str::FromStr for Seconds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let seconds: f64 = text.parse().map_err(|_| String::from("not a number"))?;
-        if !(0.0..=86_400.0).contains(&seconds) {
-            return Err(String::from("not within 0 to 86400 seconds"));
-        }
-        Ok(Self(std::time::Duration::from_secs_f64(seconds)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -366,33 +369,6 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn seconds_have_a_range() {
-        assert_eq!("0.5".parse::<Seconds>().unwrap().0.as_millis(), 500);
-        for bad in ["", "x", "-1", "NaN", "inf", "86401"] {
-            assert!(bad.parse::<Seconds>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn spans_have_a_unit_and_a_range() {
-        let seconds = |text: &str| text.parse::<Span>().map(|span| span.0.as_secs());
-        assert_eq!(seconds("30d"), Ok(2_592_000));
-        assert_eq!(seconds("90m"), Ok(5400));
-        for bad in [
-            "",
-            "d",
-            "30",
-            "0s",
-            "-1d",
-            "1.5h",
-            "3651d",
-            "99999999999999999999s",
-        ] {
-            assert!(seconds(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

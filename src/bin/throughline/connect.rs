@@ -1,9 +1,6 @@
 //! `throughline connect`.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use serde_json::json;
@@ -15,10 +12,10 @@ use tokio::{
 
 use crate::{
     args::ConnectArgs,
-    output::{Output, human_bytes, millis},
+    output::{Output, millis},
     peer, ping,
-    protocols::{self, bench, chat, file, ticks},
-    signal,
+    protocols::{self, bench, chat, ticks},
+    sending, signal,
     watch::PathWatch,
 };
 
@@ -35,10 +32,11 @@ pub(crate) async fn run(args: ConnectArgs, output: Output) -> Result<(), Error> 
             "--bench: the time must be 0.1 to 60 seconds",
         ));
     }
-    let ticket: Ticket = args.ticket.parse()?;
+    let ticket = peer::ticket(&args.ticket)?;
+    let files = sending::Files::find(&args.send, args.rename.as_deref(), output)?;
     let connector = peer::bind(&args.peer, args.warm).await?;
     let result = tokio::select! {
-        result = connected(&connector, &ticket, &args, output) => result,
+        result = connected(&connector, &ticket, &args, &files, output) => result,
         error = stopped => Err(error),
     };
     connector.close().await;
@@ -49,6 +47,7 @@ async fn connected(
     connector: &Connector,
     ticket: &Ticket,
     args: &ConnectArgs,
+    files: &sending::Files,
     output: Output,
 ) -> Result<(), Error> {
     let start = Instant::now();
@@ -56,12 +55,16 @@ async fn connected(
     let measured = output.is_json() || args.wait_direct.is_some();
     let first_byte = measured.then(|| spawn_first_byte(connector, ticket, start, output));
     let connection = connector.connect(ticket).await?;
-    let mut paths = PathWatch::start(&connection, start, output);
-    if let Some(time) = args.wait_direct {
-        paths.direct(time.0).await?;
+    let paths = PathWatch::start(&connection, start, output);
+    if let Some(time) = args.wait_direct
+        && let Err(error) = connection.wait_direct(time.0).await
+    {
+        paths.leave_to_error();
+        let message = format!("--wait-direct: {}", error.message());
+        return Err(Error::new(error.kind(), message).with_attempts(error.attempts().to_vec()));
     }
-    if let Some(path) = &args.send {
-        send(&connection, path, output).await?;
+    if !args.send.is_empty() {
+        files.send(&connection, output).await?;
     } else if let Some(time) = args.bench {
         let measured = measure(&connection, time.0, args.download, output);
         let ticks = async {
@@ -72,7 +75,7 @@ async fn connected(
         };
         futures::future::try_join(measured, ticks).await?;
     } else if let Some(count) = args.ping {
-        ping::measure(&connection, &paths, count, output).await?;
+        ping::measure(&connection, count, output).await?;
     } else if args.wait_direct.is_none() {
         converse(&connection, output).await?;
     }
@@ -108,25 +111,6 @@ fn spawn_first_byte(
             tracing::info!(%error, "the peer echoes nothing");
         }
     })
-}
-
-async fn send(connection: &Connection, path: &Path, output: Output) -> Result<(), Error> {
-    let start = Instant::now();
-    let (writer, reader) = connection.open(file::PROTOCOL).await?.split();
-    let progress = |done, size| output.progress(done, size);
-    let sent = file::send(reader, writer, path, progress).await?;
-    let seconds = start.elapsed().as_secs_f64();
-    let fields = json!({
-        "bytes": sent.bytes,
-        "sha256": sent.sha256,
-        "seconds": seconds,
-        "mbit_s": sent.bytes as f64 * 8.0 / 1e6 / seconds,
-    });
-    output.result("sent", fields, || {
-        let size = human_bytes(sent.bytes);
-        format!("sent {size} in {seconds:.2} s, SHA-256 {}", sent.sha256)
-    });
-    Ok(())
 }
 
 async fn measure(

@@ -9,9 +9,14 @@ use serde_json::json;
 use throughline::{Config, Connector, Error, server::Server};
 
 use crate::{
-    args::DemoArgs,
+    args::{AllowArgs, DemoArgs},
     output::{Output, io_error},
-    protocols, serve,
+    page::FILES,
+    protocols::{
+        self,
+        file::{Inbox, active::Active},
+    },
+    serve,
     service::{Chat, Service},
     signal,
 };
@@ -23,12 +28,15 @@ const MAX_FILE: u64 = 2 << 30;
 pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped(output)?;
     let credentials = args.serve.print_turn_credentials;
+    // A host in a file, or the wildcard on the command line, is what the user wants.
+    let named = !args.serve.host.is_empty() || args.serve.config.is_some();
     let mut config = serve::config(args.serve)?;
     let default = throughline::server::ServerConfig::default();
-    if config.hosts == default.hosts {
+    if !named {
         // A page may use WebRTC and the clipboard only from this machine or over https.
         config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
     }
+    let without_page = config.http.www.is_none() && FILES.is_empty();
     let loopback = config.hosts.iter().all(IpAddr::is_loopback);
     // On loopback, all peers are on this machine.
     config.autonat.allow_private |= loopback;
@@ -62,11 +70,18 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         builder = builder.protocol(protocol);
     }
     let connector = builder.bind().await?;
+    server.set_page(FILES);
     server.set_demo_peer(&connector.ticket(), program());
     if output.is_json() {
         serve::announce(&server, credentials, output);
     }
     let url = format!("{}/", server.http_url());
+    let page = if without_page {
+        "There is no page to try: this program was built without it. In a clone, `make demo` has it, and \
+         `make page` puts it into what is built with the feature `demo`.\n"
+    } else {
+        ""
+    };
     let fields = json!({
         "url": url,
         "peer_id": connector.peer_id().to_string(),
@@ -75,20 +90,25 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     });
     output.result("demo", fields, || {
         format!(
-            "Open {url}\nThe demo peer stores the files that you send in {}",
+            "Open {url}\n{page}The demo peer stores the files that you send in {}",
             inbox.display()
         )
     });
     let service = Service {
         output,
-        inbox: Some((inbox, MAX_FILE)),
+        inbox: Some(Inbox {
+            directory: inbox,
+            max_size: MAX_FILE,
+            active: Active::default(),
+        }),
         chat: Chat::Demo,
+        allow: AllowArgs::default(),
     };
     tokio::spawn(Arc::new(service).run(connector.clone()));
-    stopped.await;
+    let error = stopped.await;
     connector.close().await;
     server.shutdown().await;
-    Ok(())
+    signal::ended(error)
 }
 
 /// Returns how to start this program from here, for the terminal line on the page. It is the path

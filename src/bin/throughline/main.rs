@@ -3,17 +3,25 @@
 //! With `--json`, stdout carries one JSON object a line and nothing else. Logs go to stderr.
 
 mod args;
+mod attempts;
 mod check;
 mod connect;
 mod demo;
+mod exit;
+mod forward;
+mod help;
 mod listen;
 mod netcheck;
 mod output;
+mod page;
 mod peer;
 mod ping;
+mod pipe;
 mod printer;
+mod progress;
 mod protocols;
 mod reloads;
+mod sending;
 mod serve;
 mod service;
 mod signal;
@@ -27,23 +35,23 @@ mod watch;
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
-    ffi::OsStr,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
     thread,
 };
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 use throughline::{Error, ErrorKind};
 use tracing_subscriber::EnvFilter;
 
 use self::{
     args::{Cli, Command, LogFormat},
-    output::Output,
+    output::{Output, wants_colours},
 };
 
 fn main() -> ExitCode {
-    match Cli::try_parse() {
+    let parsed = help::command().try_get_matches();
+    match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => printing(cli.json, |output| start(cli, output)),
         Err(error) => misused(&error),
     }
@@ -92,10 +100,17 @@ async fn run(command: Command, output: Output) -> Result<(), Error> {
         Command::Listen(args) => listen::run(args, output).await,
         Command::Connect(args) => connect::run(args, output).await,
         Command::Ping(args) => ping::run(args, output).await,
+        Command::Forward(args) => forward::run(args, output).await,
+        Command::Pipe(args) => pipe::run(args, output).await,
         Command::Netcheck(args) => netcheck::run(args, output).await,
         Command::Usage(args) => usage::run(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
         Command::Token(args) => token::run(args.command, output),
+        Command::Completions(args) => {
+            help::completions(&args, output);
+            Ok(())
+        }
+        Command::Man(args) => help::man(&args, output),
     }
 }
 
@@ -117,7 +132,7 @@ fn misused(error: &clap::Error) -> ExitCode {
         return printing(true, |_| Err(error));
     }
     let _ = error.print();
-    ExitCode::FAILURE
+    ExitCode::from(exit::USAGE)
 }
 
 fn log_to_stderr(verbose: u8, quiet: &str, format: LogFormat, output: Output) {
@@ -130,7 +145,7 @@ fn log_to_stderr(verbose: u8, quiet: &str, format: LogFormat, output: Output) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(is_coloured(
+        .with_ansi(wants_colours(
             io::stderr().is_terminal(),
             std::env::var_os("NO_COLOR").as_deref(),
         ))
@@ -158,23 +173,4 @@ fn print_panics(output: Output) {
             let _ = output.drain();
         }
     }));
-}
-
-/// Whether the log has colours. A log that goes to a file has none, and a terminal has none if the
-/// user says so (<https://no-color.org>).
-fn is_coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
-    terminal && no_color.is_none_or(OsStr::is_empty)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn colours_are_for_terminals_whose_user_wants_them() {
-        assert!(is_coloured(true, None));
-        assert!(is_coloured(true, Some(OsStr::new(""))));
-        assert!(!is_coloured(true, Some(OsStr::new("1"))));
-        assert!(!is_coloured(false, None));
-    }
 }

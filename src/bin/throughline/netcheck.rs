@@ -1,40 +1,77 @@
 //! `throughline netcheck`.
 
+mod verdict;
+
 use std::time::Duration;
 
 use serde_json::json;
 use throughline::{
-    Connector, Error, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
-    Report, TurnReport,
+    Config, Connector, Error, ErrorKind, NatFiltering, NatMapping, NatPorts, NatReport,
+    PortMappingState, RelayReport, Report, TurnReport,
 };
 
+use self::verdict::{Facts, is_dead};
 use crate::{
     args::PeerArgs,
     output::{Output, millis},
-    peer,
+    peer, signal,
 };
 
-/// How long to wait for answers at most. This covers the default timeouts of STUN and of the
-/// router, and the questions about filters that come after them.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait beyond the longest deadline: for the questions about filters, which come after the
+/// others, and for the round trip to a relay.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often the report is read again.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// The most relays with a reservation (`relay_reservations`).
+const MOST_RELAYS: usize = 16;
 
 pub(crate) async fn run(args: PeerArgs, output: Output) -> Result<(), Error> {
-    let config = peer::config(&args)?;
-    let connector = peer::bind(&args, true).await?;
-    let (report, servers) = tokio::join!(settled(&connector), config.check_turn());
+    let stopped = signal::stopped(output)?;
+    let mut config = peer::config(&args)?;
+    // Each relay is asked, whether this peer would need it or not.
+    config.reserve = true;
+    config.relay_reservations = config.relays.len().clamp(1, MOST_RELAYS);
+    tokio::select! {
+        result = check(&args, config, output) => result,
+        error = stopped => Err(error),
+    }
+}
+
+async fn check(args: &PeerArgs, config: Config, output: Output) -> Result<(), Error> {
+    let connector = peer::builder(args, config.clone())?.start()?;
+    let (report, servers) = tokio::join!(settled(&connector, &config), config.check_turn());
     connector.close().await;
     let (report, servers) = (report?, servers?);
+    let verdict = Facts::of(&report, config.direct).verdict();
     let mut fields = json!(report);
     fields["turn"] = json!(servers);
-    output.result("report", fields, || text(&report, &servers));
+    fields["verdict"] = verdict.sentence.as_str().into();
+    fields["reachable"] = verdict.reachable.into();
+    for (at, relay) in report.relays.iter().enumerate() {
+        fields["relays"][at]["dead"] = is_dead(relay).into();
+    }
+    let marks = Marks(output.is_coloured());
+    output.result("report", fields, || {
+        format!("{}\n{}", verdict.sentence, text(&report, &servers, marks))
+    });
+    let dead = report.relays.iter().filter(|relay| is_dead(relay)).count();
+    if dead > 0 {
+        let all = report.relays.len();
+        let message = format!("{dead} of {all} relays cannot be used");
+        return Err(Error::new(ErrorKind::NoRelay, message));
+    }
+    if !verdict.reachable {
+        let message = "nobody outside of this network can reach this machine";
+        return Err(Error::new(ErrorKind::Unreachable, message));
+    }
     Ok(())
 }
 
 /// Returns the report when every question in it has been answered or given up.
-async fn settled(connector: &Connector) -> Result<Report, Error> {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+async fn settled(connector: &Connector, config: &Config) -> Result<Report, Error> {
+    let longest = config.relay_timeout.max(config.stun_timeout);
+    let patience = longest.max(config.port_mapping_timeout) + GRACE;
+    let deadline = tokio::time::Instant::now() + patience;
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
@@ -48,58 +85,84 @@ async fn settled(connector: &Connector) -> Result<Report, Error> {
 }
 
 fn relay_is_settled(relay: &RelayReport) -> bool {
-    (relay.connected && relay.rtt.is_some()) || relay.last_error.is_some()
+    (relay.reserved && relay.rtt.is_some()) || relay.last_error.is_some()
 }
 
-fn text(report: &Report, servers: &[TurnReport]) -> String {
-    let mut lines = vec![format!("peer {}", report.peer_id)];
-    if report.relays.is_empty() {
-        let text =
-            "no relay is configured: only peers that can reach the addresses below can connect";
-        lines.push(text.into());
+/// The marks before what answers and what does not, with or without colours.
+#[derive(Clone, Copy)]
+struct Marks(bool);
+
+impl Marks {
+    fn of(self, answers: bool) -> &'static str {
+        match (answers, self.0) {
+            (true, false) => "ok  ",
+            (true, true) => "\x1b[32mok\x1b[0m  ",
+            (false, false) => "DEAD",
+            (false, true) => "\x1b[1;31mDEAD\x1b[0m",
+        }
     }
-    lines.extend(report.relays.iter().map(relay));
-    lines.extend(servers.iter().map(turn));
-    lines.extend(nat(&report.nat));
-    for address in &report.observed {
-        lines.push(format!("seen by others as {address}"));
+}
+
+fn text(report: &Report, servers: &[TurnReport], marks: Marks) -> String {
+    let mut lines = Vec::new();
+    for relay in &report.relays {
+        let mark = marks.of(!is_dead(relay));
+        lines.push(format!(
+            "  {mark} relay {}: {}",
+            relay.peer_id,
+            of_relay(relay)
+        ));
     }
-    for address in &report.confirmed {
-        lines.push(format!("reached by others at {address}"));
+    for server in &report.nat.stun {
+        let state = match (&server.mapped, &server.error) {
+            (Some(mapped), _) => format!("sees {mapped}{}", round_trip(server.rtt)),
+            (None, Some(error)) => error.clone(),
+            (None, None) => "there is no usable address, or no answer yet".into(),
+        };
+        let mark = marks.of(server.mapped.is_some());
+        lines.push(format!("  {mark} STUN {}: {state}", server.server));
     }
+    for server in servers {
+        let state = match &server.error {
+            Some(error) => error.clone(),
+            None => format!(
+                "gives {}{}",
+                server.relayed.join(" and "),
+                round_trip(server.took)
+            ),
+        };
+        let mark = marks.of(server.error.is_none());
+        lines.push(format!("  {mark} TURN {}: {state}", server.server));
+    }
+    let mut fact = |name: &str, value: String| {
+        if !value.is_empty() {
+            lines.push(format!("  {name:<12} {value}"));
+        }
+    };
+    fact("NAT", of_nat(&report.nat));
+    fact("port mapping", port_mapping(&report.nat));
+    fact("seen as", report.observed.join(", "));
+    fact("reached at", report.confirmed.join(", "));
     // The addresses through relays are above.
     let own = |address: &&String| !address.contains("/p2p-circuit");
-    for address in report.listening.iter().filter(own) {
-        lines.push(format!("listening on {address}"));
-    }
+    let own: Vec<_> = report.listening.iter().filter(own).cloned().collect();
+    fact("listens at", own.join(", "));
     let names: Vec<_> = report.strategies.iter().map(|s| s.as_str()).collect();
-    lines.push(format!("can try: {}", names.join(", ")));
-    lines.push(meaning(&report.nat).into());
+    fact("can try", names.join(", "));
+    fact("peer id", report.peer_id.clone());
     lines.join("\n")
 }
 
-fn relay(relay: &RelayReport) -> String {
+fn of_relay(relay: &RelayReport) -> String {
     let state = match (relay.reserved, relay.connected) {
-        (true, _) => "reachable through it",
-        (false, true) => "connected, no reservation",
+        (true, _) => "holds a reservation",
+        (false, true) => "grants no reservation",
         (false, false) => "not reached",
     };
     let rtt = round_trip(relay.rtt);
-    let reason = relay.last_error.as_deref().unwrap_or_default();
-    format!("relay {}: {state}{rtt} {reason}", relay.peer_id)
-        .trim_end()
-        .to_owned()
-}
-
-fn turn(server: &TurnReport) -> String {
-    let state = match &server.error {
-        Some(error) => error.clone(),
-        None => {
-            let took = server.took.map(millis).unwrap_or_default();
-            format!("gives {} after {took} ms", server.relayed.join(" and "))
-        }
-    };
-    format!("TURN {}: {state}", server.server)
+    let reason = relay.last_error.as_deref().filter(|_| !relay.reserved);
+    let reason = reason.map(|reason| format!(": {reason}"));
+    format!("{state}{rtt}{}", reason.unwrap_or_default())
 }
 
 fn round_trip(rtt: Option<Duration>) -> String {
@@ -107,22 +170,13 @@ fn round_trip(rtt: Option<Duration>) -> String {
         .unwrap_or_default()
 }
 
-fn nat(nat: &NatReport) -> Vec<String> {
-    let mut lines = Vec::new();
-    for server in &nat.stun {
-        let state = match (&server.mapped, &server.error) {
-            (Some(mapped), _) => format!("sees us as {mapped}{}", round_trip(server.rtt)),
-            (None, Some(error)) => error.clone(),
-            (None, None) => "there is no usable address, or no answer yet".into(),
-        };
-        lines.push(format!("STUN {}: {state}", server.server));
-    }
+fn of_nat(nat: &NatReport) -> String {
     let mapping = match nat.mapping {
         NatMapping::None => "none in front of this machine",
         NatMapping::EndpointIndependent => "one address for all peers",
         NatMapping::AddressDependent => "another address for each peer",
         NatMapping::AddressAndPortDependent => "another address for each peer and port (symmetric)",
-        _ => "unknown; configure two STUN servers to know",
+        _ => "unknown; two STUN servers would tell",
     };
     let ports = match nat.ports {
         NatPorts::Preserved => ", ports kept",
@@ -130,16 +184,13 @@ fn nat(nat: &NatReport) -> Vec<String> {
         NatPorts::Random if nat.mapping != NatMapping::None => ", other ports",
         _ => "",
     };
-    lines.push(format!("NAT: {mapping}{ports}"));
     let filtering = match nat.filtering {
         NatFiltering::EndpointIndependent => "everybody",
-        NatFiltering::AddressDependent => "addresses we have sent to",
-        NatFiltering::AddressAndPortDependent => "addresses and ports we have sent to",
-        _ => "unknown; configure a STUN server with RFC 5780 to know",
+        NatFiltering::AddressDependent => "addresses that were sent to",
+        NatFiltering::AddressAndPortDependent => "addresses and ports that were sent to",
+        _ => "unknown; a STUN server with RFC 5780 would tell",
     };
-    lines.push(format!("lets in: {filtering}"));
-    lines.push(format!("port mapping: {}", port_mapping(nat)));
-    lines
+    format!("{mapping}{ports}; lets in: {filtering}")
 }
 
 fn port_mapping(nat: &NatReport) -> String {
@@ -164,27 +215,4 @@ fn port_mapping(nat: &NatReport) -> String {
         _ => "off".into(),
     };
     state + &spoken
-}
-
-/// Says what the NAT means for connections.
-fn meaning(nat: &NatReport) -> &'static str {
-    let answered = nat.stun.iter().any(|server| server.mapped.is_some());
-    if nat.port_mapping == PortMappingState::Mapped {
-        return "=> peers can connect directly if the router forwards as it says";
-    }
-    match (nat.mapping, nat.ports) {
-        (NatMapping::None, _) => "=> peers can connect directly unless a firewall is in the way",
-        (NatMapping::EndpointIndependent, _) => {
-            "=> direct connections to most peers; a relay helps with the rest"
-        }
-        (_, NatPorts::Contiguous) => {
-            "=> direct connections to most peers, by guessing the next port"
-        }
-        (NatMapping::AddressDependent | NatMapping::AddressAndPortDependent, _) => {
-            "=> direct connections to peers behind open NATs or none; a relay or TURN for the others"
-        }
-        _ if nat.stun.is_empty() => "=> configure STUN servers to know more",
-        _ if answered => "=> direct connections are likely; configure a second STUN server to know",
-        _ => "=> no STUN server answers: UDP may be blocked, and connections go through relays",
-    }
 }

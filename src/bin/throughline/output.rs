@@ -1,6 +1,7 @@
 //! Prints the output of the program: JSON lines for scripts, or text for people.
 
 use std::{
+    ffi::OsStr,
     io::{self, IsTerminal as _},
     process::ExitCode,
 };
@@ -8,7 +9,11 @@ use std::{
 use serde_json::{Value, json};
 use throughline::{Error, ErrorKind};
 
-use crate::printer::{OnFailure, Printer};
+use crate::{
+    attempts,
+    exit::{self, Caught},
+    printer::{OnFailure, Printer},
+};
 
 /// Where events, results and the log go. Only what a peer says waits until somebody reads it.
 #[derive(Clone, Copy)]
@@ -39,6 +44,12 @@ impl Output {
     /// Whether stdout belongs to JSON lines.
     pub(crate) fn is_json(self) -> bool {
         self.json
+    }
+
+    /// Whether stdout shows colours: it is a terminal whose user wants them.
+    pub(crate) fn is_coloured(self) -> bool {
+        let no_color = std::env::var_os("NO_COLOR");
+        !self.json && wants_colours(io::stdout().is_terminal(), no_color.as_deref())
     }
 
     /// Prints `event` with its `fields` as a JSON line, or `text` on stderr for people: their
@@ -84,17 +95,9 @@ impl Output {
         self.stderr
     }
 
-    /// Shows the progress of a long action, on a terminal only.
-    pub(crate) fn progress(self, done: u64, size: u64) {
-        if !self.json && io::stderr().is_terminal() {
-            let percent = (done * 100).checked_div(size).unwrap_or(100);
-            let text = format!("\r{percent:3} % of {}\x1b[K", human_bytes(size));
-            if done == size {
-                self.stderr.line(text);
-            } else {
-                self.stderr.glimpse(text);
-            }
-        }
+    /// Returns where the progress of a long action is shown, if stderr is a terminal.
+    pub(crate) fn progress_printer(self) -> Option<&'static Printer> {
+        (!self.json && io::stderr().is_terminal()).then_some(self.stderr)
     }
 
     /// Completes when nobody can read stdout any more, with the reason.
@@ -115,7 +118,7 @@ impl Output {
         }
     }
 
-    /// Prints why the program fails, and gives its exit status.
+    /// Prints why the program fails, and gives its exit status. Whoever has pressed Ctrl-C knows why.
     pub(crate) fn fail(self, error: &Error) -> ExitCode {
         let mut fields = json!({
             "code": error.code(),
@@ -127,11 +130,21 @@ impl Output {
         }
         if self.json {
             self.stdout.keep(line("error", fields));
-        } else {
-            self.stderr.keep(format!("error: {error}"));
+        } else if !Caught::is_cause(error) {
+            let mut text = format!("error: {}: {}", error.code(), error.message());
+            for attempt in attempts::told(error.attempts()) {
+                text += &format!("\n  {attempt}");
+            }
+            self.stderr.keep(text);
         }
-        ExitCode::FAILURE
+        ExitCode::from(exit::status(error))
     }
+}
+
+/// Whether the output has colours. One that goes to a file has none, and a terminal has none if the
+/// user says so (<https://no-color.org>).
+pub(crate) fn wants_colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Returns one JSON object with the event's name first.
@@ -183,6 +196,14 @@ mod tests {
         );
         assert_eq!(line("a", json!({})), r#"{"event":"a"}"#);
         assert_eq!(line("a", Value::Null), r#"{"event":"a"}"#);
+    }
+
+    #[test]
+    fn colours_are_for_terminals_whose_user_wants_them() {
+        assert!(wants_colours(true, None));
+        assert!(wants_colours(true, Some(OsStr::new(""))));
+        assert!(!wants_colours(true, Some(OsStr::new("1"))));
+        assert!(!wants_colours(false, None));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use throughline::{
-    Config, Connector, Error, ErrorKind, Identity, RelayTokens, TurnServer, server, unknown_option,
+    Builder, Config, Connector, Error, ErrorKind, Identity, RelayTokens, Ticket, TurnServer,
+    server, unknown_option,
 };
 use tokio::net::TcpListener;
 
@@ -13,6 +14,15 @@ use crate::{args::PeerArgs, output::io_error, protocols};
 pub(crate) async fn bind(args: &PeerArgs, reserve: bool) -> Result<Connector, Error> {
     let mut config = config(args)?;
     config.reserve &= reserve;
+    let connector = builder(args, config)?.bind().await?;
+    if let Some(addr) = args.metrics {
+        serve_metrics(addr, connector.clone()).await?;
+    }
+    Ok(connector)
+}
+
+/// Returns what starts the peer, with its `config` and the identity of `args`.
+pub(crate) fn builder(args: &PeerArgs, config: Config) -> Result<Builder, Error> {
     let mut builder = Connector::builder().config(config);
     for protocol in protocols::ALL {
         builder = builder.protocol(protocol);
@@ -20,11 +30,41 @@ pub(crate) async fn bind(args: &PeerArgs, reserve: bool) -> Result<Connector, Er
     if let Some(path) = &args.identity {
         builder = builder.identity(Identity::load_or_create(path)?);
     }
-    let connector = builder.bind().await?;
-    if let Some(addr) = args.metrics {
-        serve_metrics(addr, connector.clone()).await?;
+    Ok(builder)
+}
+
+/// Reads the ticket of the command line.
+///
+/// # Errors
+/// The error says what else the text looks like.
+pub(crate) fn ticket(text: &str) -> Result<Ticket, Error> {
+    text.parse::<Ticket>().map_err(|error| {
+        let text = text.trim();
+        let looks = if text.starts_with('/') {
+            "; this is an address: a ticket is what the other peer has printed"
+        } else if text.starts_with("12D3KooW") {
+            "; this is a peer id, which does not say where the peer is: a ticket does"
+        } else if text.contains("://") {
+            "; the link has no ticket behind its #: copy the whole of it"
+        } else {
+            "; a ticket is what `throughline listen` prints, and begins with tl1"
+        };
+        Error::new(error.kind(), format!("{}{looks}", error.message()))
+    })
+}
+
+/// Refuses an address of a web page, which many take for that of a relay.
+fn relay_address(text: &str) -> Result<(), Error> {
+    let scheme = text.split("://").next().unwrap_or_default();
+    if text.contains("://") && scheme.eq_ignore_ascii_case("http") {
+        let message = format!(
+            "relays: `{}` is the address of a page, and a relay has addresses such as \
+             /ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooW…: `throughline serve` prints them",
+            text.escape_debug()
+        );
+        return Err(Error::new(ErrorKind::InvalidAddress, message));
     }
-    Ok(connector)
+    Ok(())
 }
 
 /// Serves the counters over HTTP until the program ends.
@@ -55,6 +95,9 @@ pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     let mut config: Config = settings
         .try_into()
         .map_err(|error| invalid(given, &error))?;
+    args.relay
+        .iter()
+        .try_for_each(|relay| relay_address(relay))?;
     config.relays.extend_from_slice(&args.relay);
     config.stun.extend_from_slice(&args.stun);
     config.listen.extend_from_slice(&args.bind);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _};
 use serde_json::json;
-use throughline::{Connection, Error, Ticket};
+use throughline::{Connection, Error};
 
 use crate::{
     args::PingArgs,
@@ -18,13 +18,13 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(args: PingArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped(output)?;
-    let ticket: Ticket = args.ticket.parse()?;
+    let ticket = peer::ticket(&args.ticket)?;
     let connector = peer::bind(&args.peer, false).await?;
     let pinged = async {
         let start = Instant::now();
         let connection = connector.connect(&ticket).await?;
-        let paths = PathWatch::start(&connection, start, output);
-        measure(&connection, &paths, args.count, output).await
+        let _paths = PathWatch::start(&connection, start, output);
+        measure(&connection, args.count, output).await
     };
     let result = tokio::select! {
         result = pinged => result,
@@ -37,7 +37,6 @@ pub(crate) async fn run(args: PingArgs, output: Output) -> Result<(), Error> {
 /// Measures `count` round trips of eight bytes over one echo stream.
 pub(crate) async fn measure(
     connection: &Connection,
-    paths: &PathWatch,
     count: u32,
     output: Output,
 ) -> Result<(), Error> {
@@ -58,7 +57,7 @@ pub(crate) async fn measure(
         }
         let rtt = start.elapsed();
         times.push(rtt);
-        let (ms, path) = (millis(rtt), paths.kind());
+        let (ms, path) = (millis(rtt), connection.path().map(|path| path.kind));
         output.event(
             "pong",
             json!({ "seq": seq, "rtt_ms": ms, "path": path }),

@@ -38,7 +38,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     announce(&server, credentials, output);
     supervisor.ready();
     let alive = || server.is_alive();
-    let stop = loop {
+    let mut stop = loop {
         tokio::select! {
             stop = stops.next() => break stop,
             () = reloads.wanted() => {
@@ -54,12 +54,12 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
         output.event("draining", json!({}), String::new);
         tokio::select! {
             () = server.drain() => {}
-            _ = stops.next() => {}
+            next = stops.next() => stop = next,
             () = supervisor.watch(alive) => {}
         }
     }
     server.shutdown().await;
-    Ok(())
+    stop.ended()
 }
 
 /// Prints the addresses of this server. The output may end in a log, so it contains credentials

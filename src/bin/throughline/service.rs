@@ -1,11 +1,8 @@
 //! Serves the peers that connect to a listening peer.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use futures::{AsyncWriteExt as _, StreamExt as _};
@@ -18,17 +15,22 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use crate::{
+    args::AllowArgs,
+    forward,
     output::{Output, human_bytes},
-    protocols::{self, bench, chat, file, ticks},
+    progress::Progress,
+    protocols::{self, bench, chat, file, ticks, tunnel},
     watch,
 };
 
 /// The services besides `echo/1`, `bench/1` and the echo of datagrams.
 pub(crate) struct Service {
     pub(crate) output: Output,
-    /// The directory for files, and the size of the largest file.
-    pub(crate) inbox: Option<(PathBuf, u64)>,
+    /// Where files are stored.
+    pub(crate) inbox: Option<file::Inbox>,
     pub(crate) chat: Chat,
+    /// What peers may reach by `forward`.
+    pub(crate) allow: AllowArgs,
 }
 
 /// The part of the program that answers `chat/1`.
@@ -64,14 +66,17 @@ impl Service {
         while let Some((protocol, stream)) = connection.accept_stream().await {
             let (service, peer) = (Arc::clone(&self), peer.clone());
             let span = tracing::info_span!("connection", %peer);
-            let handled = async move { service.handle(&peer, &protocol, stream).await };
+            let connection = connection.clone();
+            let handled =
+                async move { service.handle(&connection, &peer, &protocol, stream).await };
             tokio::spawn(handled.instrument(span));
         }
         // This ends with the event that says why the connection closed.
         let _ = paths.await;
     }
 
-    async fn handle(&self, peer: &str, protocol: &str, stream: Stream) {
+    async fn handle(&self, connection: &Connection, peer: &str, protocol: &str, stream: Stream) {
+        let admitted = self.allow.admits(&connection.peer_id());
         let served = match protocol {
             protocols::ECHO => {
                 let (mut writer, reader) = stream.split();
@@ -87,7 +92,15 @@ impl Service {
                 let (writer, reader) = stream.split();
                 bench::serve(reader, writer).await
             }
-            file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream).await,
+            tunnel::PROTOCOL if admitted && !self.allow.allow.is_empty() => {
+                forward::offer(stream, &self.allow, self.output).await;
+                Ok(())
+            }
+            tunnel::LISTEN if admitted && !self.allow.allow_bind.is_empty() => {
+                forward::listen(connection, stream, &self.allow, self.output).await
+            }
+            file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream, false).await,
+            file::RESUMED if self.inbox.is_some() => self.receive(peer, stream, true).await,
             chat::PROTOCOL if !matches!(self.chat, Chat::Off) => self.chat(peer, stream).await,
             _ => {
                 stream.refuse();
@@ -99,13 +112,19 @@ impl Service {
         }
     }
 
-    async fn receive(&self, peer: &str, stream: Stream) -> Result<(), Error> {
-        let Some((directory, max_size)) = &self.inbox else {
+    async fn receive(&self, peer: &str, stream: Stream, resumes: bool) -> Result<(), Error> {
+        let Some(inbox) = &self.inbox else {
             return Ok(());
         };
         let (writer, reader) = stream.split();
-        let progress = |header: &file::Header, done| self.output.progress(done, header.size);
-        match file::receive(reader, writer, directory, *max_size, progress).await {
+        let mut shown = None;
+        let progress = |header: &file::Header, done| {
+            let start = || Progress::start(self.output, &header.name, header.size);
+            shown.get_or_insert_with(start).at(done);
+        };
+        let received = file::receive(reader, writer, inbox, resumes, progress).await;
+        drop(shown);
+        match received {
             Ok((path, file)) => {
                 let name = path.file_name().map(|name| name.to_string_lossy());
                 let fields = json!({
@@ -113,6 +132,7 @@ impl Service {
                     "name": name,
                     "path": path,
                     "bytes": file.bytes,
+                    "resumed": file.resumed,
                     "sha256": file.sha256,
                 });
                 self.output.event("file", fields, || {

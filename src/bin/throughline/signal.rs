@@ -1,18 +1,31 @@
 //! Ends the program in good order on SIGINT and SIGTERM, and when stdout is closed.
 
-use throughline::{Error, ErrorKind};
+use throughline::Error;
 
-use crate::output::{Output, io_error};
+use crate::{
+    exit::{Caught, INTERRUPT, TERMINATE},
+    output::{Output, io_error},
+};
 
 /// Completes on the first SIGINT or SIGTERM after this call, or when stdout fails. Says which.
 pub(crate) fn stopped(output: Output) -> Result<impl Future<Output = Error>, Error> {
     let signalled = signalled()?;
     Ok(async move {
         tokio::select! {
-            () = signalled => Error::new(ErrorKind::Aborted, "a signal stopped the program"),
+            caught = signalled => caught.error(),
             error = output.failed() => error,
         }
     })
+}
+
+/// Returns how a command ends that runs until somebody ends it. SIGTERM is how that is done, and
+/// nobody need read its output.
+pub(crate) fn ended(error: Error) -> Result<(), Error> {
+    let caught = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
+    match caught {
+        Some(&INTERRUPT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// How the program is to end.
@@ -20,8 +33,20 @@ pub(crate) fn stopped(output: Output) -> Result<impl Future<Output = Error>, Err
 pub(crate) enum Stop {
     /// SIGTERM: what has begun may go on for a while.
     Gently,
-    /// SIGINT, or nobody can read stdout any more.
+    /// SIGINT.
     AtOnce,
+    /// Nobody can read stdout any more.
+    Unread,
+}
+
+impl Stop {
+    /// Returns how the program ends.
+    pub(crate) fn ended(self) -> Result<(), Error> {
+        match self {
+            Self::AtOnce => Err(INTERRUPT.error()),
+            Self::Gently | Self::Unread => Ok(()),
+        }
+    }
 }
 
 /// Whatever ends a server.
@@ -50,12 +75,12 @@ impl Stops {
         tokio::select! {
             _ = self.terminate.recv() => Stop::Gently,
             _ = self.interrupt.recv() => Stop::AtOnce,
-            _ = self.output.failed() => Stop::AtOnce,
+            _ = self.output.failed() => Stop::Unread,
         }
         #[cfg(not(unix))]
         tokio::select! {
             _ = tokio::signal::ctrl_c() => Stop::AtOnce,
-            _ = self.output.failed() => Stop::AtOnce,
+            _ = self.output.failed() => Stop::Unread,
         }
     }
 }
@@ -86,22 +111,23 @@ fn register(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix
 }
 
 #[cfg(unix)]
-fn signalled() -> Result<impl Future<Output = ()>, Error> {
+fn signalled() -> Result<impl Future<Output = Caught>, Error> {
     use tokio::signal::unix::SignalKind;
     let mut interrupt = register(SignalKind::interrupt())?;
     let mut terminate = register(SignalKind::terminate())?;
     Ok(async move {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = interrupt.recv() => INTERRUPT,
+            _ = terminate.recv() => TERMINATE,
         }
     })
 }
 
 /// Completes on Ctrl-C.
 #[cfg(not(unix))]
-fn signalled() -> Result<impl Future<Output = ()>, Error> {
+fn signalled() -> Result<impl Future<Output = Caught>, Error> {
     Ok(async {
         let _ = tokio::signal::ctrl_c().await;
+        INTERRUPT
     })
 }

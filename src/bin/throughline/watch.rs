@@ -1,17 +1,27 @@
 //! Follows the paths of a connection and prints its events.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use throughline::{Connection, Error, ErrorKind, Path, PathEvent, PathKind};
-use tokio::{sync::watch, task::JoinHandle};
+use throughline::{Attempt, Cause, Connection, Outcome, Path, PathEvent, PathKind, Strategy};
+use tokio::task::JoinHandle;
 
-use crate::output::{Output, millis};
+use crate::{
+    attempts,
+    output::{Output, millis},
+};
 
-/// Prints the events of one connection until it is dropped.
+/// How long a path may stay indirect before people are told why. Most direct paths are up by then.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// Prints the events of one connection until it is dropped. People then learn why the path is not
+/// direct, if they do not know yet.
 pub(crate) struct PathWatch {
-    kind: watch::Receiver<Option<PathKind>>,
+    attempts: Arc<Mutex<Attempts>>,
     task: JoinHandle<()>,
 }
 
@@ -37,25 +47,44 @@ impl PathWatch {
             fields["reason"] = "first".into();
             output.event("path", fields, String::new);
         }
-        let (kind, receiver) = watch::channel(path.map(|path| path.kind));
-        let connection = connection.clone();
+        let attempts = Arc::new(Mutex::new(Attempts {
+            connection: connection.clone(),
+            output,
+            printed: 0,
+            silent: false,
+            told: Vec::new(),
+        }));
+        let watched = Arc::clone(&attempts);
         let task = tokio::spawn(async move {
-            let mut printed = print_attempts(&connection, 0, output);
-            while let Some(event) = events.next().await {
+            lock(&watched).print();
+            let hold = tokio::time::sleep(HOLD);
+            tokio::pin!(hold);
+            let mut held = true;
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = &mut hold, if held => {
+                        held = false;
+                        lock(&watched).tell();
+                        continue;
+                    }
+                };
+                let Some(event) = event else { return };
                 match &event {
                     PathEvent::Changed { path, at, .. } => {
                         let text = describe(&path_fields(Some(path)));
                         let ms = millis(*at);
                         output.event("path", json!(event), || format!("{text} after {ms:.0} ms"));
-                        kind.send_replace(Some(path.kind));
                     }
                     PathEvent::Lost { at, .. } => {
                         let ms = millis(*at);
                         output.event("lost", json!(event), || format!("no path after {ms:.0} ms"));
-                        kind.send_replace(None);
                     }
                     PathEvent::Attempt(_) => {
-                        printed = print_attempts(&connection, printed, output);
+                        lock(&watched).print();
+                        if !held {
+                            lock(&watched).tell();
+                        }
                     }
                     PathEvent::Closed { kind, .. } => {
                         output.event("closed", json!(event), || format!("closed ({kind})"));
@@ -64,58 +93,71 @@ impl PathWatch {
                 }
             }
         });
-        Self {
-            kind: receiver,
-            task,
-        }
+        Self { attempts, task }
     }
 
-    /// Waits until the path is direct.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Timeout`] if it is not direct `within` that time, and
-    /// [`ErrorKind::ConnectionClosed`] if the connection ends before.
-    pub(crate) async fn direct(&mut self, within: Duration) -> Result<(), Error> {
-        let direct = self.kind.wait_for(|kind| *kind == Some(PathKind::Direct));
-        match tokio::time::timeout(within, direct).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(Error::new(
-                ErrorKind::ConnectionClosed,
-                "--wait-direct: the connection ended before there was a direct path",
-            )),
-            Err(_) => Err(Error::new(
-                ErrorKind::Timeout,
-                format!(
-                    "--wait-direct: no direct path within {} s",
-                    within.as_secs_f64()
-                ),
-            )),
-        }
-    }
-
-    /// Returns the kind of the present path.
-    pub(crate) fn kind(&self) -> Option<PathKind> {
-        *self.kind.borrow()
+    /// Tells people nothing more, because an error lists the attempts.
+    pub(crate) fn leave_to_error(&self) {
+        lock(&self.attempts).silent = true;
     }
 }
 
 impl Drop for PathWatch {
     fn drop(&mut self) {
         self.task.abort();
+        lock(&self.attempts).tell();
     }
 }
 
-/// Prints the attempts after the first `printed`, and returns how many there are now. It reads them
-/// from the connection and not from the event, so that attempts from before the subscription are
-/// there, too.
-fn print_attempts(connection: &Connection, printed: usize, output: Output) -> usize {
-    let attempts = connection.attempts();
-    for attempt in attempts.iter().skip(printed) {
-        let mut fields = json!(attempt);
-        fields["ms"] = millis(attempt.ended).into();
-        output.event("attempt", fields, String::new);
+/// The attempts of a connection, as far as they are printed.
+struct Attempts {
+    connection: Connection,
+    output: Output,
+    /// How many are events already.
+    printed: usize,
+    silent: bool,
+    /// What people know already.
+    told: Vec<(Strategy, Option<Cause>)>,
+}
+
+/// What is printed is only counted, so a panic elsewhere leaves the state whole.
+fn lock(attempts: &Mutex<Attempts>) -> MutexGuard<'_, Attempts> {
+    attempts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Attempts {
+    /// Prints the attempts that are no events yet. It reads them from the connection and not from
+    /// an event, so that attempts from before the subscription are there, too.
+    fn print(&mut self) {
+        let attempts = self.connection.attempts();
+        for attempt in attempts.iter().skip(self.printed) {
+            let mut fields = json!(attempt);
+            fields["ms"] = millis(attempt.ended).into();
+            self.output.event("attempt", fields, String::new);
+        }
+        self.printed = attempts.len();
     }
-    attempts.len()
+
+    /// Tells people why the path is not direct, once for each reason.
+    fn tell(&mut self) {
+        let path = self.connection.path();
+        let silent = self.silent || self.output.is_json();
+        if silent || path.is_none_or(|path| path.kind == PathKind::Direct) {
+            return;
+        }
+        let attempts = self.connection.attempts();
+        let better =
+            |a: &&Attempt| a.outcome == Outcome::Failed && a.strategy != Strategy::CircuitRelay;
+        for attempt in attempts.iter().filter(better) {
+            let way = attempts::way(attempt);
+            if !self.told.contains(&way) {
+                self.told.push(way);
+                let line = attempts::line(attempt, 1);
+                self.output
+                    .event("attempt", Value::Null, || format!("not directly by {line}"));
+            }
+        }
+    }
 }
 
 /// Returns the fields of `path` as every event has them. `path` is null if there is no path.
@@ -129,6 +171,8 @@ pub(crate) fn path_fields(path: Option<&Path>) -> Value {
 /// Describes a path for people.
 pub(crate) fn describe(fields: &Value) -> String {
     match (fields["path"].as_str(), fields["strategy"].as_str()) {
+        // A strategy of the same name says nothing more.
+        (Some("direct"), Some("direct")) => String::from("directly"),
         (Some("direct"), Some(strategy)) => format!("directly ({strategy})"),
         (Some("turn"), _) => String::from("through a TURN server"),
         (Some(_), _) => String::from("through a relay"),

@@ -65,7 +65,13 @@ impl Slot {
         cause: Cause,
         reason: &str,
     ) -> Vec<Attempt> {
-        let record = |strategy: &_| record(*strategy, now, outcome, Some((cause, reason)));
+        let reason = match (self.step.attempt, cause) {
+            // Whoever refuses ICE does so on purpose, so there is nothing to check.
+            (AttemptId::Ice, Cause::Refused) => reason.to_owned(),
+            _ => cause.explain(reason),
+        };
+        let why = (cause, reason.as_str());
+        let record = |strategy: &_| record(*strategy, now, outcome, Some(why));
         match self.state {
             State::Running(_) | State::Deferred => self.strategies.iter().map(record).collect(),
             _ => Vec::new(),
@@ -96,16 +102,12 @@ pub(super) fn record(
     outcome: Outcome,
     why: Option<(Cause, &str)>,
 ) -> Attempt {
-    let reason = why.map(|(cause, reason)| match cause.advice() {
-        "" => reason.to_owned(),
-        advice => format!("{reason}; {advice}"),
-    });
     Attempt {
         strategy,
         outcome,
         started,
         ended,
         cause: why.map(|(cause, _)| cause),
-        reason,
+        reason: why.map(|(_, reason)| reason.to_owned()),
     }
 }

@@ -509,6 +509,25 @@ fn a_circuit_that_is_refused_is_asked_for_once_more_while_a_call_waits() {
 }
 
 #[test]
+fn a_peer_that_refuses_ice_is_not_asked_again() {
+    let relay = PeerId::random();
+    let mut track = Track::new(&[relay], false);
+    track.connect(MS);
+    track.up(2 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
+    let refused = track.failed(3 * MS, AttemptId::Ice, Cause::Refused);
+    let reasons: Vec<_> = refused
+        .iter()
+        .filter_map(|action| match action {
+            RaceAction::Ended(attempt) => attempt.reason.as_deref(),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reasons, ["so", "so"], "there is nothing to check");
+    assert_eq!(started(&track.tell(3600 * SECOND, RaceEvent::Tick)), []);
+    assert_eq!(track.race.wake(), None);
+}
+
+#[test]
 fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     let relay = PeerId::random();
     let circuit = AttemptId::Circuit(relay);

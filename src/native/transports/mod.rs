@@ -245,6 +245,19 @@ pub(crate) fn join(left: BoxedTransport, right: BoxedTransport) -> BoxedTranspor
 /// Whether a peer listens at addresses of its own.
 pub(crate) const LISTENS: bool = true;
 
+/// Whether one of the transports dials addresses of this form. Only servers have addresses of
+/// `/webrtc-direct`, and only pages dial them.
+pub(crate) fn dials(address: &Multiaddr) -> bool {
+    use libp2p::multiaddr::Protocol;
+    let unknown = |part: Protocol<'_>| {
+        matches!(
+            part,
+            Protocol::WebRTCDirect | Protocol::WebTransport | Protocol::Quic | Protocol::Unix(_)
+        )
+    };
+    !address.iter().any(unknown)
+}
+
 /// The most streams of a connection, whatever the configuration says. The configuration allows no
 /// more anyway.
 pub(crate) const MOST_STREAMS: usize = 65_536;

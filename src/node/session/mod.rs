@@ -52,7 +52,7 @@ use crate::{
     backend::trace::Span,
     connection::{Connection, SessionState, WeakConnection},
     error::{Error, ErrorKind},
-    event::{Attempt, Cause, Outcome, PathEvent},
+    event::{Attempt, Cause, Outcome, PathEvent, Strategy},
     identity::PeerId as PublicPeerId,
     stream::{SessionId, Stream},
 };
@@ -126,6 +126,12 @@ impl Session {
         self.incoming = incoming;
         self.handle = handle.downgrade();
         Ok(handle)
+    }
+
+    /// An attempt has begun. Counts it, and remembers it for whoever asks why there is no path yet.
+    pub(super) fn began(&self, strategy: Strategy, round: &Round<'_>) {
+        round.metrics.attempt_started(strategy);
+        self.state.began(strategy, self.age(round));
     }
 
     /// An attempt has ended. Counts it, and tells whoever watches the connection.

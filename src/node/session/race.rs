@@ -137,7 +137,7 @@ impl Session {
         match action {
             RaceAction::Start(attempt, way) => round.push(Effect::Start(self.id, attempt, way)),
             RaceAction::Cancel(attempt) => self.cancel(attempt, round),
-            RaceAction::Began(strategy) => round.metrics.attempt_started(strategy),
+            RaceAction::Began(strategy) => self.began(strategy, round),
             RaceAction::Ended(attempt) => self.record(attempt, round),
             RaceAction::Accept => self.accept(round),
             RaceAction::GiveUp { connects, attempts } => self.give_up(connects, &attempts, round),
@@ -348,7 +348,7 @@ impl Session {
             refused.unwrap_or(ErrorKind::Unreachable)
         };
         let message = if self.targets.as_ref().is_some_and(Targets::is_empty) {
-            "the ticket holds no relay and no address that the configuration lets us dial"
+            "the ticket holds no relay, and no address that may and can be dialled from here"
         } else {
             "no path to the peer came up"
         };
@@ -407,7 +407,7 @@ impl Session {
     fn punch_began(&mut self, conn: ConnectionId, round: &Round<'_>) {
         let since = self.age(round);
         self.attempts.punches.insert(conn, since);
-        round.metrics.attempt_started(Strategy::Stun);
+        self.began(Strategy::Stun, round);
     }
 
     /// Whether this direct connection came through a punched hole. If so, records an attempt that

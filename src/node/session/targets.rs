@@ -6,6 +6,7 @@ use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 
 use super::Session;
 use crate::{
+    backend::transports,
     core::{
         address::{self, Route},
         offer::Incarnation,
@@ -89,7 +90,8 @@ impl Session {
             }
         }
         for addr in ticket.direct_addrs() {
-            if direct && address::route(addr) == Route::Direct {
+            // Addresses of other targets are not this one's to try, so they are left out in silence.
+            if direct && address::route(addr) == Route::Direct && transports::dials(addr) {
                 keep_newest(&mut targets.direct, addr.clone(), MAX_ADDRESSES);
             }
         }

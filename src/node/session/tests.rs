@@ -453,7 +453,7 @@ fn the_strategy_of_a_path_is_counted_when_it_comes_up() {
     let _answer = scene.connect();
     scene.replan();
     scene.connected(1, Route::Direct, Some(AttemptId::Direct));
-    let attempts = scene.with(|session, _| session.state.attempts().clone());
+    let attempts = scene.with(|session, _| session.state.ended_attempts());
     assert_eq!(attempts.len(), 1);
     assert_eq!(attempts[0].strategy, Strategy::Direct);
     assert_eq!(attempts[0].outcome, Outcome::Succeeded);

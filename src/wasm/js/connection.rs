@@ -1,6 +1,6 @@
 //! [`Connection`] and its events in JavaScript.
 
-use std::{fmt, rc::Rc};
+use std::{fmt, rc::Rc, time::Duration};
 
 use futures::{Stream, StreamExt, lock::Mutex, stream::LocalBoxStream};
 use js_sys::{Array, Promise, Uint8Array};
@@ -9,6 +9,9 @@ use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{abort::until_aborted, convert, stream::RawStream};
 use crate::Connection;
+
+/// The longest time that is waited, in milliseconds. A browser's timers end at 2^31 ms.
+const MOST_WAITED: u64 = 1 << 30;
 
 /// A connection to one peer.
 #[wasm_bindgen]
@@ -41,6 +44,22 @@ impl RawConnection {
     #[wasm_bindgen(unchecked_return_type = "object[]")]
     pub fn attempts(&self) -> Array {
         self.0.attempts().iter().map(convert::to_js).collect()
+    }
+
+    /// Resolves to the path once it is direct.
+    #[wasm_bindgen(js_name = waitDirect, unchecked_return_type = "Promise<object>")]
+    pub fn wait_direct(
+        &self,
+        ms: f64,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        let connection = self.0.clone();
+        convert::promise(async move {
+            let within = Duration::from_millis((ms as u64).min(MOST_WAITED));
+            let path = until_aborted(signal, connection.wait_direct(within)).await;
+            path.map(|path| convert::to_js(&path))
+                .map_err(convert::error)
+        })
     }
 
     /// Reports every change of path and every attempt from now on.

@@ -32,6 +32,12 @@ pub(crate) enum OnFailure {
     Skip,
 }
 
+impl std::fmt::Debug for Printer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Printer").finish_non_exhaustive()
+    }
+}
+
 /// One output of the program. All methods but [`Self::drain`] may be called on tasks.
 pub(crate) struct Printer {
     state: Mutex<State>,

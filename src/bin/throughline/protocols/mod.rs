@@ -7,6 +7,8 @@
 //! | `echo/1` | Every byte comes back. The opener half-closes, and the other side does so after the last byte. A reset comes back with its code. |
 //! | `chat/1` | UTF-8 lines that end with a newline, in both directions, at most 16 KiB each. The stdin and stdout of a terminal speak it. |
 //! | `file/1` | One file from the opener. See [`file`]. |
+//! | `forward/1`, `forward-listen/1` | TCP connections, where the other side allows them. See [`tunnel`]. |
+//! | `pipe/1` | The bytes of stdin, in both directions, until both have ended. |
 //! | `bench/1` | As many bytes as fit into a time, in either direction. See [`bench`]. |
 //!
 //! Every datagram comes back. See [`ticks`].
@@ -15,6 +17,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod file;
 pub(crate) mod ticks;
+pub(crate) mod tunnel;
 
 use std::{io, time::Duration};
 

@@ -1,0 +1,226 @@
+//! Files that are not complete yet. They keep what has arrived, so that a later transfer of the same file
+//! goes on from there.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use data_encoding::HEXLOWER;
+
+use super::names;
+
+/// How many further names are tried if a name is taken.
+const MAX_COPIES: u32 = 1000;
+/// How long a part is kept that nobody goes on with.
+const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// How often a lock is tried, and the pause between two tries.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(25);
+/// A part of fewer bytes is not worth a file that stays.
+const WORTH_KEEPING: u64 = 64 * 1024;
+
+/// A file that is not complete yet. Dropping this value removes it, unless enough has arrived.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    path: PathBuf,
+    file: File,
+    /// Whether a later transfer finds it again.
+    named: bool,
+    published: bool,
+}
+
+impl Partial {
+    /// Opens the part of the file with this `id` in `directory`, or makes a new one. While another
+    /// transfer has it, the new one has a name of its own, and is not found again.
+    pub(crate) fn open(directory: &Path, id: Option<&[u8; 32]>) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        if let Some(id) = id {
+            let path = directory.join(format!(".{}.part", HEXLOWER.encode(&id[..16])));
+            let mut options = File::options();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let file = options.open(&path)?;
+            if is_locked(&file) {
+                return Ok(Self {
+                    path,
+                    file,
+                    named: true,
+                    published: false,
+                });
+            }
+        }
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+        let path = directory.join(format!(".{}.part", HEXLOWER.encode(&nonce)));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
+        Ok(Self {
+            path,
+            file,
+            named: false,
+            published: false,
+        })
+    }
+
+    /// Returns how many bytes have arrived.
+    pub(crate) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Returns a second handle to the file, which shares its position.
+    pub(crate) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Throws away what has arrived.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        self.file.set_len(0)
+    }
+
+    /// Gives the file the name `name` in `directory`, or `name (2)` and so on if the name is taken.
+    pub(crate) fn publish(mut self, directory: &Path, name: &str) -> io::Result<PathBuf> {
+        fs::create_dir_all(directory)?;
+        for copy in 1..=MAX_COPIES {
+            let path = directory.join(names::numbered(name, copy));
+            // The name is taken first, so the rename replaces only our own empty file.
+            match File::create_new(&path) {
+                Ok(_) => {
+                    let renamed = fs::rename(&self.path, &path);
+                    if renamed.is_err() {
+                        let _ = fs::remove_file(&path);
+                    }
+                    self.published = renamed.is_ok();
+                    return renamed.map(|()| path);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let kept = self.named && self.len().is_ok_and(|length| length >= WORTH_KEEPING);
+        if !self.published && !kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Locks a part. A transfer that was just given up may still be writing its last bytes, so this waits a
+/// little.
+fn is_locked(file: &File) -> bool {
+    (0..TRIES).any(|_| {
+        let locked = file.try_lock().is_ok();
+        if !locked {
+            std::thread::sleep(PAUSE);
+        }
+        locked
+    })
+}
+
+/// Removes the parts in `directory` that nobody has gone on with for a week. Returns how many are left,
+/// and how many were removed.
+pub(crate) fn sweep(directory: &Path) -> io::Result<(usize, usize)> {
+    sweep_at(directory, SystemTime::now())
+}
+
+fn sweep_at(directory: &Path, now: SystemTime) -> io::Result<(usize, usize)> {
+    let (mut left, mut removed) = (0, 0);
+    for entry in fs::read_dir(directory)?.flatten() {
+        let name = entry.file_name();
+        let is_part = name.to_str().is_some_and(is_part);
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
+        let Some(metadata) = metadata.filter(|_| is_part) else {
+            continue;
+        };
+        let age = metadata
+            .modified()
+            .ok()
+            .and_then(|at| now.duration_since(at).ok());
+        // A part that another transfer has is not old.
+        match age.is_some_and(|age| age > MAX_AGE) && fs::remove_file(entry.path()).is_ok() {
+            true => removed += 1,
+            false => left += 1,
+        }
+    }
+    Ok((left, removed))
+}
+
+/// Whether a file is one that [`Partial::open`] has made.
+fn is_part(name: &str) -> bool {
+    let id = name
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".part"));
+    id.is_some_and(|id| {
+        [16, 32].contains(&id.len()) && id.bytes().all(|b| b"0123456789abcdef".contains(&b))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn only_what_is_worth_it_stays_and_is_found_again() {
+        let home = tempfile::tempdir().unwrap();
+        let open = || Partial::open(home.path(), Some(&[7; 32])).unwrap();
+        let small = open();
+        small.handle().unwrap().write_all(b"x").unwrap();
+        drop(small);
+        assert_eq!(names(home.path()), [""; 0]);
+        let part = open();
+        part.handle()
+            .unwrap()
+            .write_all(&[1; WORTH_KEEPING as usize])
+            .unwrap();
+        // A second transfer of the same file has a part of its own.
+        let other = open();
+        assert_eq!(other.len().unwrap(), 0);
+        assert_eq!(names(home.path()).len(), 2);
+        drop((part, other));
+        assert_eq!(names(home.path()).len(), 1);
+        let again = open();
+        assert_eq!(again.len().unwrap(), WORTH_KEEPING);
+        assert_eq!(
+            again.publish(home.path(), "a").unwrap(),
+            home.path().join("a")
+        );
+        assert_eq!(names(home.path()), ["a"]);
+    }
+
+    #[test]
+    fn parts_that_nobody_goes_on_with_are_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let part = Partial::open(home.path(), Some(&[7; 32])).unwrap();
+        part.handle()
+            .unwrap()
+            .write_all(&[1; WORTH_KEEPING as usize])
+            .unwrap();
+        drop(part);
+        for other in [".bashrc", ".x.part", ".0123.part", "0123456789abcdef.part"] {
+            fs::write(home.path().join(other), "x").unwrap();
+        }
+        let now = SystemTime::now();
+        assert_eq!(sweep_at(home.path(), now).unwrap(), (1, 0));
+        assert_eq!(sweep_at(home.path(), now + MAX_AGE * 2).unwrap(), (0, 1));
+        assert_eq!(names(home.path()).len(), 4);
+    }
+}
