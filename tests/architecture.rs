@@ -206,7 +206,10 @@ fn nobody_is_dialled_past_the_guard() {
         ("names.over(", &[guard, transports]),
         ("guard.over(", &[transports]),
         ("guard.named(", &[transports]),
-        ("policy.check(", &["src/core/profile.rs", "src/swarm/dials.rs"]),
+        (
+            "policy.check(",
+            &["src/core/profile.rs", "src/swarm/dials.rs"],
+        ),
         // These are candidates that the session allows, a socket for one of them, TURN servers that
         // are configured or at the host of a configured relay, and the servers that they may refer us
         // to, the sites of relays that `core::site` has checked, the hook of a server's operator, and
