@@ -276,16 +276,17 @@ impl Config {
     /// [`ErrorKind::InvalidConfig`] or [`ErrorKind::InvalidAddress`]. The message names the field.
     pub fn validate(&self) -> Result<(), Error> {
         self.check_ranges()?;
-        let (mut relays, mut sites) = (Vec::new(), Vec::new());
+        let (mut relays, mut sites) = (Vec::new(), 0);
         for relay in self.relay_texts()? {
             match relay {
-                RelayText::Address(address) => relays.extend(relay_id(&address)),
-                RelayText::Site(site) => sites.push(site),
+                RelayText::Address(address) => match relay_id(&address) {
+                    Some(peer) if !relays.contains(&peer) => relays.push(peer),
+                    _ => {}
+                },
+                RelayText::Site(_) => sites += 1,
             }
         }
-        relays.sort_unstable();
-        relays.dedup();
-        options::RELAYS.check((relays.len() + sites.len()) as u64)?;
+        options::RELAYS.check((relays.len() + sites) as u64)?;
         self.listen_addrs()?;
         for protocol in &self.protocols {
             check_protocol(protocol)?;

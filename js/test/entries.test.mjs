@@ -142,8 +142,9 @@ test("every option has a type", async () => {
     ...Object.fromEntries(numbers.split(" ").map((name) => [name, whole])),
     ...Object.fromEntries(["reserve", "direct", "dialPrivate", "portMapping"].map((name) => [name, truth])),
   };
-  // Addresses and protocol names are checked one by one in Rust, with codes of their own.
-  const codes = ["invalid_config", "invalid_address", "invalid_protocol"];
+  // Addresses and protocol names are checked one by one in Rust, with codes of their own. A name of a relay
+  // may be one that leads nowhere.
+  const codes = ["invalid_config", "invalid_address", "invalid_protocol", "no_relay"];
   for (const [name, ok] of Object.entries(fits)) {
     for (const value of all) {
       const error = await refused(create({ [name]: value }), undefined, codes, "");

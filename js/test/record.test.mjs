@@ -46,7 +46,7 @@ test("TypeScript's own options are those that Rust has otherwise", () => {
   // The others are written from Rust's table, and a test there compares them (src/config/documents.rs).
   const script = read("js/src/config.ts").match(/\nexport interface Config extends Options \{[^]*?\n\}/)[0];
   const own = [...script.matchAll(/readonly (\w+)\?:/g)].map(([, name]) => name);
-  assert.deepEqual(own, ["iceServers", "identity"]);
+  assert.deepEqual(own, ["relay", "iceServers", "identity"]);
 });
 
 test("TypeScript and Rust have the same strategies, causes and reasons of a change", () => {

@@ -281,7 +281,7 @@ fn bad_input_is_an_error_that_names_the_field() {
             "--wait-direct",
         ),
         (&["ping", "nonsense"], "invalid_ticket", "tl1"),
-        (&["netcheck", "--relay", "x"], "invalid_address", "relays"),
+        (&["netcheck", "--relay", "x y"], "invalid_address", "relays"),
     ] {
         refused(arguments, code, named);
     }

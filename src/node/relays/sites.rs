@@ -300,10 +300,16 @@ impl Relays {
         relay.configured = true;
         relay.is_successor = false;
         relay.rank = relay.rank.min(rank);
-        relay.take_addresses(addresses);
-        let known = &self.known;
-        self.order
-            .sort_by_key(|peer| known.get(peer).map(|relay| relay.rank));
+        if relay.take_addresses(addresses) {
+            // It has moved, so its failures at the old place do not count.
+            relay.backoff.reset();
+            relay.resting &= relay.is_barred();
+        }
+        let rank = relay.rank;
+        self.order.retain(|known| *known != peer);
+        let later = |known: &PeerId| self.known[known].rank > rank;
+        let at = self.order.iter().position(later);
+        self.order.insert(at.unwrap_or(self.order.len()), peer);
         let turn = turn.map(|turn| IceServer {
             urls: turn.urls,
             username: Some(turn.username),
@@ -360,14 +366,16 @@ impl Relays {
 }
 
 impl Relay {
-    /// Replaces the addresses that the relay has told. Those that the user has given stay.
-    fn take_addresses(&mut self, told: Vec<Multiaddr>) {
-        self.addresses = self.given.clone();
+    /// Replaces the addresses that the relay has told. Those that the user has given stay. Returns
+    /// whether this changed any.
+    fn take_addresses(&mut self, told: Vec<Multiaddr>) -> bool {
+        let before = std::mem::replace(&mut self.addresses, self.given.clone());
         for address in told {
             if self.addresses.len() < super::MAX_ADDRESSES && !self.addresses.contains(&address) {
                 self.addresses.push(address);
             }
         }
+        before != self.addresses
     }
 }
 
@@ -428,6 +436,13 @@ mod tests {
         relays.on_site(id, Ok(learnt(peer, 2)), &mut effects);
         let addresses = &relays.get(&peer).unwrap().addresses;
         assert_eq!(*addresses, learnt(peer, 2).addresses, "the old one is gone");
+        relays.on_link_failed(peer, "refused", &mut effects);
+        briefs(&mut effects);
+        relays.on_site(id, Ok(learnt(peer, 2)), &mut effects);
+        let dials = |effects: &mut Effects| briefs(effects).contains(&"dial relay".to_owned());
+        assert!(!dials(&mut effects), "it rests");
+        relays.on_site(id, Ok(learnt(peer, 3)), &mut effects);
+        assert!(dials(&mut effects), "it has moved");
     }
 
     #[test]
