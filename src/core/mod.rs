@@ -15,6 +15,8 @@ pub(crate) mod delays;
 pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
+#[allow(dead_code, reason = "only a server has a directory")]
+pub(crate) mod directory;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
@@ -44,10 +46,13 @@ pub(crate) mod quota;
 pub(crate) mod race;
 #[allow(dead_code, reason = "a browser cannot be dialled")]
 pub(crate) mod reachability;
+pub(crate) mod record;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod renewal;
 pub(crate) mod reservation;
 pub(crate) mod resume;
+#[allow(dead_code, reason = "only a server has a directory")]
+pub(crate) mod room;
 pub(crate) mod scope;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;

@@ -47,6 +47,8 @@ pub(super) enum Effect {
     RelayGone(PeerId),
     /// The number of reservations may have changed.
     Reserved,
+    /// The directory of a relay can be used.
+    Directory(PeerId),
     /// Every configured relay has failed, so waiting for a reservation is in vain.
     NoRelay,
     Dial(DialFor, Box<DialOpts>),
@@ -143,6 +145,7 @@ pub(super) mod tests {
                 Self::RelayChanged(_) => "relay changed".to_owned(),
                 Self::RelayGone(_) => "relay gone".to_owned(),
                 Self::Reserved => "reserved".to_owned(),
+                Self::Directory(_) => "directory".to_owned(),
                 Self::NoRelay => "no relay".to_owned(),
                 Self::Dial(DialFor::Relay(_), _) => "dial relay".to_owned(),
                 Self::Dial(DialFor::Replacement(_), _) => "dial replacement".to_owned(),

@@ -10,6 +10,8 @@
 //! | `relays/` | links, reservations, and spare circuits |
 //! | `network`, `behaviour` | the swarm with its open requests; its protocols |
 //! | `connections`, `inbound` | events of the swarm, handed to relays and sessions |
+//! | `directory` | our records in the directories of relays, and looking peers up there |
+//! | `rooms` | the rooms that we are in |
 //! | `own_addresses`, `online` | our addresses and the ticket; callers that wait for the ticket |
 //! | `farewells` | closing on purpose, and the shutdown |
 //! | `timers` | deadlines of sessions, relays and the loop |
@@ -33,6 +35,7 @@
 mod behaviour;
 mod command;
 mod connections;
+mod directory;
 mod effect;
 mod engine;
 mod farewells;
@@ -42,6 +45,7 @@ mod online;
 mod own_addresses;
 mod perform;
 mod relays;
+mod rooms;
 mod round;
 mod session;
 mod start;

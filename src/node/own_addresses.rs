@@ -117,7 +117,7 @@ impl OwnAddresses {
 }
 
 impl Node {
-    pub(super) fn confirmed_changed(&self) {
+    pub(super) fn confirmed_changed(&mut self) {
         let count = i64::try_from(self.own.confirmed.len()).unwrap_or(i64::MAX);
         self.shared.metrics.confirmed.set(count);
         self.refresh_ticket();
@@ -175,7 +175,7 @@ impl Node {
         }
     }
 
-    pub(super) fn refresh_ticket(&self) {
+    pub(super) fn refresh_ticket(&mut self) {
         let direct = if self.config.direct {
             self.own.direct()
         } else {
@@ -190,7 +190,9 @@ impl Node {
                 let ticket = ticket
                     .with_mapped(self.mapped_addresses())
                     .with_early(forwarded, incarnation);
-                self.shared.set_ticket(ticket);
+                if self.shared.set_ticket(ticket) {
+                    self.ticket_changed();
+                }
             }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }

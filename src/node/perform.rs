@@ -49,6 +49,7 @@ impl Node {
                         session.on_way_back(&mut round);
                         round.effects.replan(id);
                     }
+                    self.look_up(id);
                 }
             }
             Effect::RelayGone(relay) => {
@@ -62,6 +63,7 @@ impl Node {
                 self.shared.metrics.reservations.set(held as i64);
                 self.online.settle();
             }
+            Effect::Directory(relay) => self.on_directory(relay),
             Effect::NoRelay => self.answer_no_relay(),
             Effect::Dial(purpose, opts) => {
                 // The dial runs in a task, which carries the span.
@@ -171,6 +173,8 @@ impl Node {
             let address = address::circuit(&addr, session.peer());
             session.dial(AttemptId::Circuit(*relay), vec![address], &mut round);
         }
+        // The relay may have had to see our token first.
+        self.look_up(id);
     }
 
     fn cancel(&mut self, id: SessionId, peer: PeerId, attempt: AttemptId) {
@@ -304,6 +308,7 @@ impl Node {
             },
             Command::CloseSession { session, reply } => self.close_session(session, Some(reply)),
             Command::Online { reply } => self.wait_online(reply),
+            Command::Join { keys, data, reply } => _ = reply.send(self.join(keys, &data)),
             Command::Report { reply } => _ = reply.send(self.report()),
             Command::Shutdown { reply } => self.begin_shutdown(Some(reply)),
         }
@@ -317,10 +322,33 @@ impl Node {
             let own = "the ticket is this peer's own";
             return Err(Error::new(ErrorKind::InvalidTicket, own));
         }
+        let named = ticket.relay_names().iter();
+        let named = named.flat_map(|name| self.addresses_of(name));
+        let mut relays: Vec<_> = named.filter_map(|address| relay_id(&address)).collect();
+        // A peer that only has a name is looked for at our own relays.
+        if relays.is_empty() && ticket.relay_addrs().is_empty() && ticket.direct_addrs().is_empty()
+        {
+            relays.extend(self.relays.of_user());
+        }
+        let leads = ticket.relay_addrs().len() + ticket.direct_addrs().len() + relays.len();
+        if leads == 0 {
+            let message = "no relay is configured where the peer can be looked up";
+            return Err(Error::new(ErrorKind::NoRelay, message));
+        }
         let id = match self.sessions.with(&peer) {
             Some(id) => id,
             None => self.begin_session(peer)?,
         };
+        self.learn(id, ticket);
+        if let Some((session, _)) = self.session(id) {
+            session.seek_anew(relays);
+        }
+        Ok(id)
+    }
+
+    /// Learns from a ticket of the peer of a session.
+    pub(super) fn learn(&mut self, id: SessionId, ticket: &Ticket) {
+        let local = self.network.local();
         for address in ticket.relay_addrs() {
             if let Some(relay) = relay_id(address).filter(|relay| *relay != local) {
                 self.relays.learn(relay, address, false);
@@ -337,7 +365,6 @@ impl Node {
         if let Some((session, _)) = self.session(id) {
             session.learn(ticket, local, direct);
         }
-        Ok(id)
     }
 
     /// Makes `waiting` wait for a path, and seeks one if there is none.
@@ -350,6 +377,7 @@ impl Node {
         if let Some(relay) = session.link_for_offers(&round) {
             self.relays.dial(relay, &mut self.effects);
         }
+        self.look_up(id);
     }
 
     /// Opens a stream to a peer, and begins a session if there is none. It does not wait for a

@@ -40,6 +40,7 @@ use crate::{
     core::{
         access::{self, Denial},
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
+        directory::{self, Answer},
         offer::OFFER_PROTOCOL,
         quota::{Holder, Refusal},
     },
@@ -68,13 +69,20 @@ pub(crate) enum Carried {
     Offer,
     /// Nothing: the peer shows its token, or asks for what admitted peers get.
     Access,
+    /// Nothing: the peer asks the directory.
+    Directory,
 }
 
 impl Carried {
     /// Returns the protocols by which peers ask a relay.
     pub(crate) fn protocols(gives_access: bool) -> Vec<StreamProtocol> {
         let access = gives_access.then_some(access::PROTOCOL);
-        let all = [HOP_PROTOCOL, EARLY_PROTOCOL, OFFER_PROTOCOL];
+        let all = [
+            HOP_PROTOCOL,
+            EARLY_PROTOCOL,
+            OFFER_PROTOCOL,
+            directory::PROTOCOL,
+        ];
         let all = all.into_iter().chain(access);
         all.map(StreamProtocol::new).collect()
     }
@@ -83,6 +91,7 @@ impl Carried {
         match protocol.as_ref() {
             OFFER_PROTOCOL => Self::Offer,
             access::PROTOCOL => Self::Access,
+            directory::PROTOCOL => Self::Directory,
             _ => Self::Circuit,
         }
     }
@@ -91,7 +100,7 @@ impl Carried {
     pub(crate) fn onward(self) -> StreamProtocol {
         match self {
             Self::Offer => StreamProtocol::new(OFFER_PROTOCOL),
-            Self::Circuit | Self::Access => relay::STOP_PROTOCOL_NAME,
+            Self::Circuit | Self::Access | Self::Directory => relay::STOP_PROTOCOL_NAME,
         }
     }
 
@@ -100,6 +109,7 @@ impl Carried {
         match self {
             Self::Circuit | Self::Offer => MAX_MESSAGE,
             Self::Access => MAX_REQUEST,
+            Self::Directory => directory::MAX_MESSAGE,
         }
     }
 }
@@ -108,12 +118,14 @@ impl Carried {
 pub(crate) enum Wanted {
     Hop(Request),
     Access(messages::Request),
+    Directory(directory::Request),
 }
 
 impl Wanted {
     fn decode(what: Carried, bytes: &[u8]) -> Option<Self> {
         match what {
             Carried::Access => messages::Request::decode(bytes).map(Self::Access),
+            Carried::Directory => directory::Request::decode(bytes).map(Self::Directory),
             _ => Request::decode(bytes).map(Self::Hop),
         }
     }
@@ -141,6 +153,20 @@ impl Asked {
         });
     }
 
+    /// Answers a request to the directory.
+    pub(crate) fn answer(self, message: &Answer) {
+        let (source, message) = (self.source, message.encode());
+        spawn(&source, async move {
+            let _ = answer(self.stream, &message).await;
+            drop(self.place);
+        });
+    }
+
+    /// Returns the stream of the request, which is answered by that.
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
     /// Refuses the request because of the rules of access.
     pub(crate) fn deny(self, denial: Denial) {
         match self.what {
@@ -151,6 +177,10 @@ impl Asked {
                     drop(self.place);
                 });
             }
+            Carried::Directory => self.answer(&Answer::Refused(match denial {
+                Denial::Access => directory::Refusal::Denied,
+                Denial::Quota(_) | Denial::Limit => directory::Refusal::Limit,
+            })),
             Carried::Circuit | Carried::Offer => self.refuse(match denial {
                 Denial::Access => Status::Denied,
                 Denial::Quota(_) => Status::Quota,
@@ -165,6 +195,7 @@ fn refusal(what: Carried, status: Status) -> Option<Vec<u8>> {
     match what {
         Carried::Circuit => Some(hop::hop_status(status as u64)),
         Carried::Access => Some(messages::answer(&Err(Denial::Limit))),
+        Carried::Directory => Some(Answer::Refused(directory::Refusal::Limit).encode()),
         Carried::Offer => None,
     }
 }
@@ -269,7 +300,7 @@ impl Circuits {
         match what {
             Carried::Circuit => self.circuits.take(holder),
             Carried::Offer => self.offers.take(holder),
-            Carried::Access => Err(Refusal::Peer),
+            Carried::Access | Carried::Directory => Err(Refusal::Peer),
         }
     }
 
@@ -325,7 +356,7 @@ impl Circuits {
                     drop(held);
                 });
             }
-            Carried::Circuit | Carried::Access => {
+            Carried::Circuit | Carried::Access | Carried::Directory => {
                 let limits = self.settings.now().relay.clone();
                 let one = Amounts {
                     circuits: 1,
@@ -391,7 +422,7 @@ impl Circuits {
 }
 
 /// Runs `task` in the background. Its lines in the log name the peer that asked for it.
-fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
     trace::connection(source).in_scope(|| runtime::spawn(task));
 }
 

@@ -2,6 +2,7 @@
 
 pub(super) mod addresses;
 mod admission;
+mod directory;
 mod journal;
 mod traffic;
 mod transport;
@@ -11,6 +12,7 @@ use std::{
     error::Error as StdError,
     io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,10 +41,11 @@ use super::{
     clients::{Clients, Reserved},
     config::ServerConfig,
     descriptors::Descriptors,
+    directory::{Directory, Memory},
     heart::Heart,
     hop::{self, Status},
     metrics::Metrics,
-    pool::Pools,
+    pool::{Pool, Pools},
     relay_rates::{Rate, Rates},
     settings::Settings,
     turn::TurnOffer,
@@ -110,6 +113,8 @@ pub(crate) struct Relay {
     turn: Option<TurnOffer>,
     descriptors: Descriptors,
     usage: Usage,
+    /// Where peers are, and who is in which room.
+    directory: Arc<dyn Directory>,
     heart: Heart,
     journal: Journal,
     /// Whether the clients are told that the server is about to end.
@@ -167,6 +172,7 @@ impl Relay {
             announced: watch::Sender::default(),
             descriptors,
             usage,
+            directory: Arc::new(Memory::default()),
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
             drains: false,
@@ -441,7 +447,7 @@ impl Relay {
                 let open = requests.open(to, connection, asked.what.onward());
                 let (proof, probe) = match asked.what {
                     Carried::Circuit => self.watch.ask(connection),
-                    Carried::Offer | Carried::Access => Default::default(),
+                    Carried::Offer | Carried::Access | Carried::Directory => Default::default(),
                 };
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
@@ -477,7 +483,7 @@ impl Relay {
         let connection = connection.ok_or(Status::NoReservation)?;
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
-            Carried::Offer | Carried::Access => Rate::Offers,
+            Carried::Offer | Carried::Access | Carried::Directory => Rate::Offers,
         };
         if !self.allows(rate, source, asked.connection) {
             return Err(Status::Limit);
@@ -485,7 +491,7 @@ impl Relay {
         // An offer costs little, and may lead to a path that costs nothing here.
         let meters = match asked.what {
             Carried::Circuit => self.access.meters_of([source, to]),
-            Carried::Offer | Carried::Access => Ok(Vec::new()),
+            Carried::Offer | Carried::Access | Carried::Directory => Ok(Vec::new()),
         };
         let meters = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
@@ -495,7 +501,7 @@ impl Relay {
         let wide = match asked.what {
             Carried::Circuit => [(source, asked.connection), (to, connection)]
                 .map(|(peer, connection)| self.widen(&peer, connection)),
-            Carried::Offer | Carried::Access => [None, None],
+            Carried::Offer | Carried::Access | Carried::Directory => [None, None],
         };
         Ok((connection, Held(place, uses, wide), meters))
     }
@@ -557,6 +563,8 @@ impl Relay {
     /// Closes the connections that nobody needs.
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
+        self.directory.sweep(Instant::now());
+        self.count_directory();
         self.send_barred_away();
         for connection in self.clients.sweep(Instant::now()) {
             self.swarm.close_connection(connection);
@@ -573,6 +581,11 @@ impl Relay {
 
     fn count_reservations(&self) {
         self.metrics.reservations(self.pools.reservations.taken());
+    }
+
+    fn count_directory(&self) {
+        let [records, members] = [&self.pools.records, &self.pools.members].map(Pool::taken);
+        self.metrics.directory(records, members);
     }
 
     fn count_connections(&self) {

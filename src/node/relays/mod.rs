@@ -1,6 +1,7 @@
 //! The relays that are known, from the configuration or from tickets.
 //!
 //! - `links`: the connections to relays.
+//! - `directory`: what the directories of relays know of us.
 //! - `drains`: relays that are about to end.
 //! - `reservations`: which relays hold a reservation for us.
 //! - `access`: the token for relays that admit only some peers, and what admitted peers get.
@@ -11,6 +12,7 @@
 //! link waits in its relay's list, and gets the answer as an effect.
 
 mod access;
+mod directory;
 mod drains;
 mod links;
 mod reservations;
@@ -21,7 +23,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-use self::access::RelayAccess;
+use self::{access::RelayAccess, directory::RelayDirectory};
 pub(super) use self::{access::Wishes, spares::Spares};
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
@@ -70,6 +72,7 @@ pub(crate) struct Relay {
     /// Why the relay has refused the last reservation, if it did.
     refused: Option<Refusal>,
     access: RelayAccess,
+    directory: RelayDirectory,
     /// Its clones count the circuits that the relay brings and that the transport has not accepted.
     arriving: Arc<()>,
     pub(crate) last_error: Option<String>,
@@ -147,6 +150,7 @@ impl Relay {
             renewal: Alarm::default(),
             refused: None,
             access: RelayAccess::default(),
+            directory: RelayDirectory::default(),
             arriving: Arc::default(),
             last_error: None,
             rtt: None,

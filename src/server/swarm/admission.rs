@@ -6,6 +6,7 @@ use super::Relay;
 use crate::{
     core::{
         access::{Admitted, Denial},
+        directory::Request::Find,
         protobuf::behind_length,
     },
     server::{
@@ -25,6 +26,15 @@ impl Relay {
     /// A peer asks for something. It gets an answer when it is known whether the peer is admitted.
     pub(super) fn on_asked(&mut self, asked: Asked, wanted: Wanted) {
         let (peer, connection) = (asked.source, asked.connection);
+        let wanted = match wanted {
+            // Who looks a peer up is about to dial it. Everything else takes a reservation.
+            Wanted::Directory(request)
+                if !self.access.is_for_dialers() || !matches!(request, Find(_)) =>
+            {
+                return self.on_directory(asked, request);
+            }
+            wanted => wanted,
+        };
         let (what, token) = match &wanted {
             Wanted::Hop(Request::Reserve) if asked.what == Carried::Circuit => {
                 (Some(What::Reservation), None)
@@ -33,10 +43,11 @@ impl Relay {
             Wanted::Hop(Request::Connect(_)) => {
                 let what = match asked.what {
                     Carried::Offer => What::Offer,
-                    Carried::Circuit | Carried::Access => What::Circuit,
+                    Carried::Circuit | Carried::Access | Carried::Directory => What::Circuit,
                 };
                 (Some(what).filter(|_| self.access.is_for_dialers()), None)
             }
+            Wanted::Directory(_) => (Some(What::Circuit), None),
             Wanted::Access(request) => {
                 let what = match request.turn && !request.reserve {
                     true => What::Turn,
@@ -46,7 +57,10 @@ impl Relay {
             }
         };
         // A token is checked, and the hook is asked, no more often than reservations are allowed.
-        let is_renewable = !matches!(wanted, Wanted::Hop(Request::Connect(_)));
+        let is_renewable = !matches!(
+            wanted,
+            Wanted::Hop(Request::Connect(_)) | Wanted::Directory(_)
+        );
         if is_renewable && !self.may_reserve(peer, connection) {
             self.metrics.reservation("denied");
             return asked.deny(Denial::Limit);
@@ -75,7 +89,7 @@ impl Relay {
                     Wanted::Hop(Request::Connect(_)) if asked.what == Carried::Circuit => {
                         self.metrics.circuit("denied");
                     }
-                    Wanted::Hop(Request::Connect(_)) => {}
+                    Wanted::Hop(Request::Connect(_)) | Wanted::Directory(_) => {}
                     Wanted::Hop(Request::Reserve) | Wanted::Access(_) => {
                         self.metrics.reservation("denied");
                     }
@@ -85,6 +99,7 @@ impl Relay {
         };
         match wanted {
             Wanted::Hop(Request::Connect(to)) => self.on_connect(asked, to),
+            Wanted::Directory(request) => self.on_directory(asked, request),
             Wanted::Hop(Request::Reserve) => match self.reserve(peer, connection) {
                 Ok(granted) => self.circuits.grant(asked, behind_length(&granted)),
                 Err(_) => asked.refuse(Status::Limit),

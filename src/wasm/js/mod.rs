@@ -9,6 +9,7 @@ mod abort;
 mod connection;
 mod connector;
 mod convert;
+mod room;
 mod stream;
 
 use wasm_bindgen::prelude::wasm_bindgen;
