@@ -191,6 +191,14 @@ pub struct Config {
     /// others cannot reach.
     #[serde(rename = "autonat_retry_ms", with = "millis")]
     pub autonat_retry: Duration,
+    /// Whether this peer leaves a signed record with its relays of `throughline serve`, so that others find
+    /// it by its id alone, and after it has moved. A record says what [`Connector::ticket`] says. The
+    /// relays show it to whoever may use them and knows the id, so set this to `false` if only those with
+    /// a ticket may learn the addresses, or set `direct` to `false`, because then there are none. Defaults
+    /// to `true`.
+    ///
+    /// [`Connector::ticket`]: crate::Connector::ticket
+    pub directory: bool,
     /// Whether to ask the local network, by multicast DNS (RFC 6762), for the addresses that pages
     /// hide behind `<uuid>.local` names. No other name is asked for. Native only: a browser ignores
     /// this. Defaults to `true`, so that this peer finds a page on the same network that cannot

@@ -7,15 +7,18 @@ use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::{
+    attendance::Attendance,
     backend::{trace, transports::LISTENS},
     config::{Config, RelayTokens, TurnServer, check_protocol},
     connection::Connection,
+    core::room::RoomKeys,
     error::Error,
     event::{ConnectorEvent, ConnectorEvents},
     identity::{Identity, PeerId},
     node::{self, Command, Shared, closed},
     offer::is_sealable,
     report::Report,
+    room::{Room, RoomOptions},
     status::{Status, StatusChanges},
     stream::Stream,
     ticket::Ticket,
@@ -73,6 +76,26 @@ impl Connector {
         self.shared.ticket()
     }
 
+    /// Returns a ticket that is short enough for a business card or a QR code: this peer's id, and up to
+    /// two of the relays that hold a reservation. It leads to this peer for as long as it uses one of
+    /// these relays, and to later runs as well. Whoever has it looks the rest up at the relay, while it
+    /// makes the circuit, so that takes no longer. If the relay is not one of `throughline serve`, or if
+    /// [`Config::directory`] is `false`, the paths are found over the circuit, as with a stock peer.
+    ///
+    /// A relay that the user has configured by name stands by that name. Any other one stands by one of
+    /// its addresses, so whoever cannot dial that address, such as a page that came over https, needs
+    /// [`ticket`](Self::ticket), which has all of them.
+    pub fn short_ticket(&self) -> Ticket {
+        let relays = self.status().relays;
+        let name_of = |peer: &libp2p::PeerId| {
+            let relay = relays
+                .iter()
+                .find(|relay| relay.peer_id == peer.to_string())?;
+            relay.name.clone()
+        };
+        self.shared.ticket().shortened(name_of)
+    }
+
     /// Connects to the peer that `ticket` names and returns on the first authenticated path.
     ///
     /// All ways that the ticket and the configuration allow are tried at once, except that the
@@ -81,7 +104,12 @@ impl Connector {
     /// background, and [`Connection::path_events`] reports it. If there is a connection to the peer
     /// already, that connection is returned.
     ///
+    /// Beside that, the peer is looked up at the relays of the ticket and at those of the configuration. So
+    /// a peer that has moved since is found, and [`Ticket::from`] a peer id is enough for a peer that uses
+    /// one of our relays.
+    ///
     /// # Errors
+    /// - [`ErrorKind::NoRelay`] if the ticket names no relay and no address, and no relay is configured.
     /// - [`ErrorKind::Unreachable`], with every attempt, if no path came up within
     ///   [`Config::connect_timeout`].
     /// - [`ErrorKind::WrongPeer`] if another peer answered.
@@ -176,6 +204,39 @@ impl Connector {
         })
         .await?;
         answer.await.map_err(|_| closed())?
+    }
+
+    /// Enters the room `name`, where peers find each other without tickets. It returns once a relay has let
+    /// this peer in and has shown who is there. The relays are those that hold a reservation, so peers meet
+    /// that share at least one relay of `throughline serve`.
+    ///
+    /// A room has at most 1,024 members, and a peer is in at most 64 rooms. The relay knows a room by a hash
+    /// of application, name and secret. It sees which peers are in it and when, but neither its name nor
+    /// what they show.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::InvalidConfig`] if [`RoomOptions::data`] is too long, or if this machine's clock is
+    ///   wrong by more than five minutes.
+    /// - [`ErrorKind::NoRelay`] if no relay with rooms holds a reservation within
+    ///   [`Config::relay_timeout`].
+    /// - [`ErrorKind::LimitExceeded`] if the room or the relay is full, or beyond 64 rooms.
+    /// - [`ErrorKind::AccessDenied`] if the relay does not admit this peer.
+    /// - [`ErrorKind::ConnectorClosed`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the room.
+    pub async fn join(&self, name: &str, options: RoomOptions) -> Result<Room, Error> {
+        Room::join(self.clone(), name, options).await
+    }
+
+    pub(crate) async fn attend(
+        &self,
+        keys: RoomKeys,
+        data: Vec<u8>,
+    ) -> Result<Arc<Attendance>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Join { keys, data, reply }).await?;
+        answer.await.map_err(|_| closed())
     }
 
     /// Waits for the next connection that another peer makes to this one. Returns `None` once the

@@ -6,7 +6,10 @@
 //! small multiple of its input. Whatever it can decode must be the same after encoding and decoding
 //! it again. A target returns whether it could read all of its input.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use multiaddr::{Multiaddr, PeerId, Protocol};
@@ -21,14 +24,17 @@ use crate::{
         datagram,
         dial::Policy,
         dial_back::Server,
+        directory,
         drain::Drain,
         first_bytes::{self, Sniffed},
         frame::{self, StreamState},
         mdns, notice,
         offer::Prelude,
         proxy::{self, Parsed},
+        record::Record,
         reservation,
         resume::{self, Header, Request, Resume, StreamId},
+        room::Member,
         sdp::Description,
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
@@ -36,6 +42,7 @@ use crate::{
         upnp,
         webrtc_direct::Credentials,
     },
+    envelope,
     native::{
         ice::{stun::message, turn::frame as turn, webrtc::dcep},
         transports::websocket::frame::{self as websocket_frame, Role as WebSocketRole},
@@ -60,6 +67,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("datagrams", datagrams),
     ("dial_request", dial_request),
     ("direct_client", direct_client),
+    ("directory", directory),
     ("drain", drain),
     ("first_bytes", first_bytes),
     ("frame", frame),
@@ -71,6 +79,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("proxy", proxy),
     ("profile", profile),
     ("quic", quic),
+    ("record", record),
     ("relay_request", relay_request),
     ("reservation", reservation),
     ("resume", resume),
@@ -113,6 +122,43 @@ pub fn access(data: &[u8]) -> bool {
         }
     }
     request.is_some() || answer.is_some()
+}
+
+/// A request to the directory of a relay, and its answer.
+pub fn directory(data: &[u8]) -> bool {
+    let request = directory::Request::decode(data);
+    if let Some(request) = &request {
+        let again = request.encode();
+        assert_eq!(
+            directory::Request::decode(unframed(&again)).as_ref(),
+            Some(request)
+        );
+    }
+    let answer = directory::Answer::decode(data);
+    if let Some(answer) = &answer {
+        let again = answer.encode();
+        assert_eq!(
+            directory::Answer::decode(unframed(&again)).as_ref(),
+            Some(answer)
+        );
+    }
+    request.is_some() || answer.is_some()
+}
+
+/// The record of a peer, and that of a member of a room, alone and in an envelope.
+pub fn record(data: &[u8]) -> bool {
+    let record = Record::decode(data);
+    if let Some(record) = &record {
+        let again = record.encode();
+        assert!(again.len() < core::record::MAX_RECORD);
+        assert!(Record::decode(&again).is_some_and(|again| again.peer == record.peer));
+    }
+    let member = Member::decode(data);
+    if let Some(member) = &member {
+        assert_eq!(Member::decode(&member.encode()).as_ref(), Some(member));
+    }
+    let opened = envelope::open(data, Duration::from_secs(1_800_000_000));
+    record.is_some() || member.is_some() || opened.is_some()
 }
 
 /// A message without the length in front of it.

@@ -40,12 +40,13 @@
 //! # Layers
 //! Each module imports only from its own line and from lines below it.
 //!
-//! - `connector`, `rtc`, `server`: the things that a program starts.
+//! - `connector`, `room`, `rtc`, `server`: the things that a program starts.
 //! - `node`, `connection`: the event loop, and the handle that talks to it.
 //! - `native`, `wasm`: the thin backends. A target has one of them, called `backend`.
 //! - `swarm`: our additions to libp2p's swarm on every target.
 //! - `webrtc`: libp2p's `/webrtc` as a transport and a behaviour.
-//! - `offer`: offers and early data, sealed for one peer.
+//! - `attendance`: this peer as a member of a room.
+//! - `offer`, `envelope`: offers and early data, sealed for one peer; what a peer has signed.
 //! - `stream`, `datagrams`: what moves from path to path: byte streams, and datagrams.
 //! - `config`, `ticket`, `identity`, `report`, `status`, `metrics`: values that users give and read.
 //! - `core`: pure policy and codecs without IO.
@@ -62,11 +63,13 @@ compile_error!(
 );
 
 mod arriving;
+mod attendance;
 mod config;
 mod connection;
 mod connector;
 pub(crate) mod core;
 mod datagrams;
+mod envelope;
 mod error;
 mod event;
 #[cfg(all(
@@ -81,6 +84,7 @@ mod metrics;
 mod node;
 mod offer;
 mod report;
+mod room;
 #[cfg(feature = "libp2p")]
 pub mod rtc;
 mod status;
@@ -129,6 +133,7 @@ pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
     Report, StunReport, TurnReport,
 };
+pub use room::{Member, Room, RoomEvent, RoomOptions};
 pub use status::{Reachability, Status, StatusChanges};
 pub use stream::{RecvStream, SendStream, Stream};
 pub use ticket::Ticket;

@@ -1,17 +1,19 @@
 //! Tickets. A peer gives its ticket to another peer, which then can reach it.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-};
+mod short;
+
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use multiaddr::{Multiaddr, Protocol};
 use multibase::Base::Base64Url;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    core::{address, offer::Incarnation},
+    core::{
+        address,
+        offer::Incarnation,
+        record::{Record, socket_addr, socket_bytes},
+    },
     error::{Error, ErrorKind},
     identity::PeerId,
 };
@@ -40,7 +42,9 @@ const FORWARDED: u8 = 4;
 /// A ticket says how to reach a peer. It has the peer's id, the addresses of relays on which the
 /// peer holds a reservation, and the peer's own addresses.
 ///
-/// The text is printable and URL-safe: `tl1` followed by base64url. Every path is authenticated
+/// The text is printable and URL-safe: `tl1` followed by base64url. A short ticket, of
+/// [`Connector::short_ticket`](crate::Connector::short_ticket), is `tl2` followed by base32, and has only
+/// the peer's id and where to look it up. A bare peer id is a ticket as well. Every path is authenticated
 /// against the id in the ticket, so whoever can change a ticket can make a connect fail, but cannot
 /// take the peer's place. `Display` prints the whole ticket. Show it only to those who may reach
 /// the peer.
@@ -53,11 +57,18 @@ const FORWARDED: u8 = 4;
 /// let text = ticket.to_string(); // fits into a URL and a QR code
 /// assert!(text.starts_with("tl1"));
 /// assert_eq!(text.parse::<Ticket>()?, ticket);
+/// let link = format!("https://example.org/#{text}");
+/// assert_eq!(link.parse::<Ticket>()?, ticket);
+/// assert_eq!(peer.to_string().parse::<Ticket>()?, Ticket::from(peer));
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Ticket {
     peer: PeerId,
+    /// Whether it is a short ticket, which names relays at most.
+    short: bool,
+    /// The relays of a short ticket that are not named by an address, as users name them.
+    names: Vec<String>,
     /// Whether the peer speaks this library's stream protocol. If so, a stream opens without
     /// asking.
     resumable: bool,
@@ -79,9 +90,11 @@ impl Ticket {
         self.peer
     }
 
-    /// Returns the addresses of the relays as multiaddress text. Each ends in `/p2p/<relay>`.
+    /// Returns the addresses of the relays as multiaddress text. Each ends in `/p2p/<relay>`. A short
+    /// ticket may have names of relays in their place, such as `relay.example.org`.
     pub fn relays(&self) -> Vec<String> {
-        self.relays.iter().map(ToString::to_string).collect()
+        let addresses = self.relays.iter().map(ToString::to_string);
+        self.names.iter().cloned().chain(addresses).collect()
     }
 
     /// Returns the peer's own addresses as multiaddress text.
@@ -145,13 +158,11 @@ impl Ticket {
             check_address(address).map_err(invalid)?;
         }
         Ok(Self {
-            peer,
             resumable,
-            forwarded: false,
-            incarnation: None,
             relays,
             addresses,
-            mapped: Vec::new(),
+            short: false,
+            ..Self::from(peer)
         })
     }
 
@@ -183,12 +194,43 @@ impl Ticket {
         &self.mapped
     }
 
+    /// Returns what the ticket says as a record of its peer.
+    pub(crate) fn to_record(&self, seq: u64, expires: Duration) -> Record {
+        Record {
+            peer: self.peer.0,
+            seq,
+            expires,
+            relays: self.relays.clone(),
+            addresses: self.addresses.clone(),
+            resumable: self.resumable,
+            forwarded: self.forwarded,
+            incarnation: self.incarnation,
+            mapped: self.mapped.clone(),
+        }
+    }
+
+    /// Returns what a record says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidTicket`] if no ticket may hold one of its addresses.
+    pub(crate) fn from_record(record: Record) -> Result<Self, Error> {
+        let (relays, addresses) = (record.relays, record.addresses);
+        let ticket = Self::checked(PeerId(record.peer), record.resumable, relays, addresses)?;
+        let ticket = ticket.with_mapped(record.mapped);
+        Ok(ticket.with_early(record.forwarded, record.incarnation))
+    }
+
     pub(crate) fn is_resumable(&self) -> bool {
         self.resumable
     }
 
     pub(crate) fn relay_addrs(&self) -> &[Multiaddr] {
         &self.relays
+    }
+
+    /// Returns the relays that are named as users name them.
+    pub(crate) fn relay_names(&self) -> &[String] {
+        &self.names
     }
 
     pub(crate) fn direct_addrs(&self) -> &[Multiaddr] {
@@ -223,12 +265,15 @@ fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidTicket, message)
 }
 
-/// The bytes before base64url are: a byte of flags, the peer id, the incarnation (8 bytes, only
-/// with `EARLY`), the relays, the addresses, and the mapped addresses. A list begins with a byte
-/// that counts its items. An item is a two-byte big-endian length and the item's binary form. The
+/// The bytes before base64url, of a ticket that is not short, are: a byte of flags, the peer id, the
+/// incarnation (8 bytes, only with `EARLY`), the relays, the addresses, and the mapped addresses. A list
+/// begins with a byte that counts its items. An item is a two-byte big-endian length and the item's binary form. The
 /// binary form of a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.short {
+            return f.write_str(&self.encode_short());
+        }
         let mut bytes = Vec::with_capacity(256);
         let flag = |flag: u8, set: bool| if set { flag } else { 0 };
         let early = flag(EARLY, self.incarnation.is_some());
@@ -250,12 +295,7 @@ impl fmt::Display for Ticket {
         }
         bytes.push(self.mapped.len() as u8);
         for address in &self.mapped {
-            let mut part = match address.ip() {
-                IpAddr::V4(ip) => ip.octets().to_vec(),
-                IpAddr::V6(ip) => ip.octets().to_vec(),
-            };
-            part.extend_from_slice(&address.port().to_be_bytes());
-            item(&mut bytes, &part);
+            item(&mut bytes, &socket_bytes(address));
         }
         write!(f, "{PREFIX}{}", Base64Url.encode(&bytes))
     }
@@ -273,8 +313,8 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// Parses the text of a ticket. What was copied along is ignored: white space and line breaks, the marks
-/// of a quoted mail, quotes, and a link around the ticket. A text that is no ticket is
+/// Parses the text of a ticket, or a peer id. What was copied along is ignored: white space and line breaks,
+/// the marks of a quoted mail, quotes, and a link around the ticket. A text that is neither is
 /// [`ErrorKind::InvalidTicket`], and the message names the part that is wrong.
 impl FromStr for Ticket {
     type Err = Error;
@@ -285,8 +325,19 @@ impl FromStr for Ticket {
                 "the ticket is longer than {MAX_TEXT} characters"
             )));
         }
-        let encoded =
-            encoded(text).ok_or_else(|| invalid(format!("there is no `{PREFIX}` of a ticket")))?;
+        let text = joined(text);
+        let Some(encoded) = encoded(&text, PREFIX) else {
+            if let Some(short) = encoded(&text.to_ascii_lowercase(), short::PREFIX) {
+                return Self::decode_short(&short);
+            }
+            let id = text.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+            return id.parse::<PeerId>().map(Self::from).map_err(|_| {
+                let prefixes = format!("`{PREFIX}` or `{}`", short::PREFIX);
+                invalid(format!(
+                    "no peer id, and no ticket with {prefixes} in front"
+                ))
+            });
+        };
         let bytes = Base64Url.decode(&encoded).map_err(|_| {
             let is_digit = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             let at = encoded.chars().position(|c| !is_digit(c));
@@ -316,20 +367,24 @@ impl FromStr for Ticket {
     }
 }
 
-/// Returns what follows the prefix of the ticket in `text`.
-fn encoded(text: &str) -> Option<String> {
-    // The marks stand at the beginning of a line that a mail quotes.
+/// Returns `text` without white space, line breaks, and the marks at the beginning of a line that a mail
+/// quotes.
+fn joined(text: &str) -> String {
     let lines = text
         .lines()
         .map(|line| line.trim_start_matches(|c: char| ">|".contains(c) || c.is_whitespace()));
-    let text: String = lines
+    lines
         .flat_map(str::chars)
         .filter(|c| !c.is_whitespace())
-        .collect();
+        .collect()
+}
+
+/// Returns what follows the `prefix` of the ticket in `text`.
+fn encoded(text: &str, prefix: &str) -> Option<String> {
     let of_a_ticket = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-    let mut starts = text.rmatch_indices(PREFIX).map(|(at, _)| at);
+    let mut starts = text.rmatch_indices(prefix).map(|(at, _)| at);
     let start = starts.find(|at| !text[..*at].ends_with(of_a_ticket))?;
-    let rest = &text[start + PREFIX.len()..];
+    let rest = &text[start + prefix.len()..];
     let end = rest.find(|c| "\"'`’”»<>()[]{}&#?.,;:".contains(c));
     Some(rest[..end.unwrap_or(rest.len())].to_owned())
 }
@@ -390,16 +445,6 @@ impl<'a> Reader<'a> {
             })
             .collect()
     }
-}
-
-/// An IP address and a port, in network byte order.
-fn socket_addr(bytes: &[u8]) -> Option<SocketAddr> {
-    let (ip, port) = bytes.split_last_chunk()?;
-    let ip = match ip.len() {
-        4 => <[u8; 4]>::try_from(ip).ok().map(IpAddr::from),
-        _ => <[u8; 16]>::try_from(ip).ok().map(IpAddr::from),
-    };
-    Some(SocketAddr::new(ip?, u16::from_be_bytes(*port)))
 }
 
 impl Serialize for Ticket {

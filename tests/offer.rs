@@ -20,6 +20,7 @@ fn config(relay: &Server, direct: bool) -> Config {
     let mut config = Config::default();
     config.port_mapping = false;
     config.birthday = false;
+    config.directory = false;
     config.direct = direct;
     config.connect_timeout = Duration::from_secs(5);
     config.relays = relay.addresses().to_vec();

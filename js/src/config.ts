@@ -69,6 +69,7 @@ const options: { readonly [N in keyof CreateOptions]-?: Check } = {
   reserve: truth,
   relayReservations: count,
   direct: truth,
+  directory: truth,
   dialPrivate: truth,
   connectTimeoutMs: count,
   strategyTimeoutMs: count,

@@ -10,6 +10,7 @@ import type { ConnectorEvent, Report, Status } from "./events.js";
 import { iterate } from "./iterate.js";
 import { load, type WasmSource } from "./load.js";
 import { assertSupported } from "./platform.js";
+import { dataOf, Room, type RoomOptions } from "./room.js";
 import { duplex, type DuplexStream } from "./streams.js";
 
 /** The events of a {@link Connector}. */
@@ -103,11 +104,40 @@ export class Connector extends EventTarget {
   }
 
   /**
+   * A ticket that is short enough for a business card, a QR code (in upper case) or a link, as in
+   * `${location.origin}/#${me.shortTicket}`: this peer's id, and up to two of its relays. Whoever has it looks the
+   * rest up at the relay, while it makes the circuit, so that takes no longer. A relay without a name stands by one
+   * of its addresses, so a peer that cannot dial that address needs `ticket`.
+   */
+  get shortTicket(): string {
+    return this.#raw.shortTicket();
+  }
+
+  /**
+   * Enters the room `name`, where peers find each other without tickets. Resolves once a relay has let this peer in
+   * and has shown who is there. Peers meet that share at least one relay of `throughline serve`. The relay knows
+   * the room by a hash of application, name and secret. It sees which peers are in it and when, but neither its
+   * name nor what they show.
+   *
+   * Rejects with `invalid_config` (too much data, or a wrong clock), `no_relay`, `limit_exceeded` (the room has
+   * 1,024 members, or this peer is in 64 rooms), `access_denied` or `connector_closed`.
+   */
+  async join(name: string, options: RoomOptions = {}): Promise<Room> {
+    const validName = text("name", name, "invalid_config");
+    const { application = "", secret = "", data = "" } = members("options", options);
+    const valid = [text("application", application, "invalid_config"), text("secret", secret, "invalid_config")] as const;
+    const shown = dataOf(data);
+    const work = (signal: AbortSignal | undefined) => this.#raw.join(validName, ...valid, shown, signal);
+    return new Room(await cancellable(signalOf(options), work));
+  }
+
+  /**
    * Connects to the peer that `ticket` names, and resolves on the first authenticated path, which usually
    * is a relay circuit. The connector then looks for a better path in the background, and `paths` reports
-   * it.
+   * it. A ticket is also a short ticket, a link with a ticket after its `#`, or the id of a peer that uses one of
+   * this peer's relays. A peer that has moved since is looked up at the relays.
    *
-   * Rejects with `invalid_ticket`, `unreachable` (with every attempt), `wrong_peer`,
+   * Rejects with `invalid_ticket`, `no_relay`, `unreachable` (with every attempt), `wrong_peer`,
    * `limit_exceeded` or `connector_closed`.
    */
   async connect(ticket: string, options: AbortOptions = {}): Promise<Connection> {

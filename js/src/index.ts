@@ -27,4 +27,5 @@ export type {
   StunReport,
 } from "./events.js";
 export { load, type WasmSource } from "./load.js";
+export { Room, type Member, type RoomData, type RoomEvent, type RoomOptions } from "./room.js";
 export type { DuplexStream, IncomingStream } from "./streams.js";

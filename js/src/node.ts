@@ -25,5 +25,9 @@ export class Connection {
   private constructor() {}
 }
 
+export class Room {
+  private constructor() {}
+}
+
 export const generateIdentity = unsupported;
 export const load = unsupported;

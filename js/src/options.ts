@@ -73,6 +73,8 @@ export interface Options {
   readonly streamWindow?: number;
   /** How many circuits this peer has open through relays at a time. 1 to 1,024 circuits; defaults to 16. */
   readonly maxCircuits?: number;
+  /** Whether relays may tell those who know this peer's id where it is. Defaults to `true`. */
+  readonly directory?: boolean;
   /** How many connections are open at a time, in and out. 1 to 65,536 connections; defaults to 1,024. */
   readonly maxConnections?: number;
   /**

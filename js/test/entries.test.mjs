@@ -86,6 +86,20 @@ test("a protocol is a string, and is looked at before anybody is dialled", async
   }
 });
 
+test("a room has a name and texts, and a member shows text or bytes", async () => {
+  for (const value of all.filter((value) => !isString(value))) {
+    assert.ok(await refused((name) => me.join(name), value, ["invalid_config"], "name: expected a string, got "));
+    if (value === undefined) continue;
+    for (const part of ["application", "secret"]) {
+      const join = (text) => me.join("x", { [part]: text });
+      assert.ok(await refused(join, value, ["invalid_config"], `${part}: expected a string, got `));
+    }
+  }
+  for (const value of [null, 5, true, {}, [], new Uint8Array(1025), "é".repeat(513)]) {
+    assert.ok(await refused((data) => me.join("x", { data }), value, ["invalid_config"], "data: "));
+  }
+});
+
 test("a connection is asked for nothing but a string, with nothing but a signal", async () => {
   const entered = [];
   const raw = {
@@ -140,7 +154,7 @@ test("every option has a type", async () => {
     iceServers: (value) => Array.isArray(value) && value.length === 0,
     startDelaysMs: (value) => typeof value === "object" && !Array.isArray(value),
     ...Object.fromEntries(numbers.split(" ").map((name) => [name, whole])),
-    ...Object.fromEntries(["reserve", "direct", "dialPrivate", "portMapping"].map((name) => [name, truth])),
+    ...Object.fromEntries(["reserve", "direct", "directory", "dialPrivate", "portMapping"].map((name) => [name, truth])),
   };
   // Addresses and protocol names are checked one by one in Rust, with codes of their own. A name of a relay
   // may be one that leads nowhere.

@@ -258,6 +258,8 @@ options! {
         "How many circuits this peer has open through relays at a time.";
     autonat_retry "autonat_retry_ms" = AUTONAT_RETRY, 1_000..=3_600_000 "ms", [Native],
         "How long an address of this peer waits for its first test by an AutoNAT server.";
+    directory "directory" = true, [Everywhere],
+        "Whether relays may tell those who know this peer's id where it is.";
     mdns "mdns" = true, [Native],
         "Whether to ask the local network for the addresses that pages hide behind mDNS names.";
     birthday "birthday" = true, [Native],

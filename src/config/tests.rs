@@ -41,6 +41,7 @@ fn defaults_have_the_documented_values() {
         "stream_window": 4_194_304,
         "max_circuits": 16,
         "autonat_retry_ms": 30_000,
+        "directory": true,
         "mdns": true,
         "birthday": true,
         "birthday_sockets": 256,

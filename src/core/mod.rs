@@ -20,6 +20,8 @@ pub(crate) mod dial;
 #[allow(dead_code, reason = "only a server dials back")]
 pub(crate) mod dial_back;
 pub(crate) mod dial_order;
+#[allow(dead_code, reason = "only a server has a directory")]
+pub(crate) mod directory;
 #[allow(dead_code, reason = "only a server drains")]
 pub(crate) mod drain;
 #[allow(dead_code, reason = "only a server divides its rates")]
@@ -59,12 +61,15 @@ pub(crate) mod race;
 pub(crate) mod reachability;
 #[allow(dead_code, reason = "only a server announces addresses")]
 pub(crate) mod reached;
+pub(crate) mod record;
 #[allow(dead_code, reason = "only a server has certificates")]
 pub(crate) mod renewal;
 #[allow(dead_code, reason = "only a server judges strangers")]
 pub(crate) mod reputation;
 pub(crate) mod reservation;
 pub(crate) mod resume;
+#[allow(dead_code, reason = "only a server has a directory")]
+pub(crate) mod room;
 pub(crate) mod scope;
 #[allow(dead_code, reason = "a browser writes its own descriptions")]
 pub(crate) mod sdp;

@@ -115,6 +115,8 @@ pub(crate) struct Known {
     pub(crate) best: Option<PathKind>,
     /// The path in use.
     pub(crate) path: Option<PathKind>,
+    /// Whether it is being asked where relays of the peer are.
+    pub(crate) seeks: bool,
 }
 
 /// The attempts that are worth making, in the order of preference.
@@ -123,6 +125,8 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// The path in use.
     pub(crate) path: Option<PathKind>,
+    /// Whether more attempts may come without any event of these.
+    pub(crate) seeks: bool,
 }
 
 /// One attempt of a plan.
@@ -174,6 +178,7 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     Plan {
         steps,
         path: known.path,
+        seeks: known.seeks,
     }
 }
 
@@ -299,8 +304,9 @@ pub(crate) mod tests {
             circuit(relays[1], RELAY_STAGGER),
             better(AttemptId::Direct, &[Strategy::Direct], Duration::ZERO),
         ];
-        let path = None;
-        assert_eq!(plan(&known(&relays), &rules()), Plan { steps, path });
+        let (path, seeks) = (None, false);
+        let expected = Plan { steps, path, seeks };
+        assert_eq!(plan(&known(&relays), &rules()), expected);
     }
 
     #[test]

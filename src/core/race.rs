@@ -95,6 +95,8 @@ pub(crate) struct Race {
     path: Option<(PathKind, Duration)>,
     /// Whether there was a path, and is none now.
     lost: bool,
+    /// Whether it is being asked where relays of the peer are.
+    seeks: bool,
     /// The deadlines of the calls that wait for a path.
     connects: VecDeque<Duration>,
     /// The attempts that failed while these calls waited.
@@ -110,6 +112,7 @@ impl Race {
             slots: Vec::new(),
             path: None,
             lost: false,
+            seeks: false,
             connects: VecDeque::new(),
             tried: Vec::new(),
         }
@@ -255,6 +258,7 @@ impl Race {
         let found = self.path.is_none() && plan.path.is_some();
         self.lost = plan.path.is_none() && (lost || self.lost);
         let idle = self.circuits() == 0;
+        self.seeks = plan.seeks;
         self.path = plan.path.map(|kind| {
             let since = self.path.map_or(now, |(_, since)| since);
             (kind, since)
@@ -504,7 +508,7 @@ impl Race {
             }
         }
         let hopes = |slot: &Slot| matches!(slot.state, State::At(_) | State::Running(_));
-        let connects = if self.slots.iter().any(hopes) {
+        let connects = if self.seeks || self.slots.iter().any(hopes) {
             over
         } else {
             self.fail_deferred(now, actions);

@@ -89,6 +89,16 @@ impl fmt::Display for Fault {
     }
 }
 
+impl RelayText {
+    /// The site, if the text names one.
+    pub(crate) fn into_site(self) -> Option<Site> {
+        match self {
+            Self::Site(site) => Some(site),
+            Self::Address(_) => None,
+        }
+    }
+}
+
 /// Reads a text.
 ///
 /// # Errors

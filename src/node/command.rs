@@ -1,11 +1,13 @@
 //! The commands that handles send to the event loop, and the state that they read directly.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
+    attendance::Attendance,
     connection::Connection,
+    core::room::RoomKeys,
     error::{Error, ErrorKind},
     event::ConnectorEvent,
     identity::PeerId,
@@ -44,6 +46,12 @@ pub(crate) enum Command {
     /// Waits for the first reservation.
     Online {
         reply: oneshot::Sender<Result<(), Error>>,
+    },
+    /// Begins to attend a room, and shows this data there.
+    Join {
+        keys: RoomKeys,
+        data: Vec<u8>,
+        reply: oneshot::Sender<Arc<Attendance>>,
     },
     Report {
         reply: oneshot::Sender<Report>,
@@ -92,9 +100,13 @@ impl Shared {
             .clone()
     }
 
-    pub(super) fn set_ticket(&self, ticket: Ticket) {
-        *self.ticket.lock().unwrap_or_else(PoisonError::into_inner) = ticket;
+    /// Returns whether the ticket is another one than before.
+    pub(super) fn set_ticket(&self, ticket: Ticket) -> bool {
+        let mut known = self.ticket.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != ticket;
+        *known = ticket;
         tracing::debug!("the ticket is refreshed");
+        is_new
     }
 }
 

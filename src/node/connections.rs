@@ -311,6 +311,8 @@ impl Node {
                 self.ask_relay(relay, id, how, result);
             }
             Some(Purpose::Profile(relay)) => self.read_profile(relay, result),
+            Some(Purpose::Inquire(relay, inquiry)) => self.ask_directory(relay, inquiry, result),
+            Some(Purpose::Attend(room, source)) => self.attend_over(room, source, result.ok()),
             Some(Purpose::Early {
                 session, stream, ..
             }) => {

@@ -51,6 +51,8 @@ pub(super) enum Effect {
     RelayGone(PeerId),
     /// The number of reservations may have changed.
     Reserved,
+    /// The directory of a relay can be used.
+    Directory(PeerId),
     /// Every configured relay has failed, so waiting for a reservation is in vain.
     NoRelay,
     Dial(DialFor, Box<DialOpts>),
@@ -83,8 +85,8 @@ pub(super) enum Effect {
     UseServers(PeerId, Vec<String>, Option<IceServer>),
     /// Asks a site for its relay.
     AskSite(SiteId, Site, By),
-    /// It is known which relay is at a site that this session needs.
-    Found(SessionId, PeerId),
+    /// A site that this session needs was asked, and may have told which relay is there.
+    Found(SessionId, Option<PeerId>),
     /// What the status says may have changed.
     StatusChanged,
     /// ICE with a peer is signalled over this stream.
@@ -168,6 +170,7 @@ pub(super) mod tests {
                 Self::RelayChanged(_) => "relay changed".to_owned(),
                 Self::RelayGone(_) => "relay gone".to_owned(),
                 Self::Reserved => "reserved".to_owned(),
+                Self::Directory(_) => "directory".to_owned(),
                 Self::NoRelay => "no relay".to_owned(),
                 Self::Dial(DialFor::Relay(_), _) => "dial relay".to_owned(),
                 Self::Dial(DialFor::Replacement(_), _) => "dial replacement".to_owned(),

@@ -14,6 +14,7 @@ use futures::{
 };
 use libp2p::{
     PeerId, Stream as Substream,
+    identity::Keypair,
     swarm::{ConnectionId, SwarmEvent},
 };
 use tokio::sync::mpsc;
@@ -22,12 +23,14 @@ use web_time::Instant;
 use super::{
     Command, Shared,
     behaviour::NodeBehaviourEvent,
+    directory::{Inquiry, Records},
     effect::Effects,
     farewells::{Farewells, Shutdown},
     network::Network,
     online::Online,
     own_addresses::OwnAddresses,
     relays::{Relays, ReservationId, SiteId, Spares},
+    rooms::{RoomId, Rooms},
     round::{Outbox, Round, random},
     session::{Session, Sessions},
     status::Told,
@@ -37,9 +40,9 @@ use crate::{
     Config,
     backend::{self, trace},
     core::{
-        access::Admitted, birthday::Guessing, dial::Policy, drain::Drain, liveness::Hint,
-        plan::Rules, profile::Learnt, race, reservation::ReservationError, resume::Header,
-        site::Fault,
+        access::Admitted, birthday::Guessing, dial::Policy, directory::Answer, drain::Drain,
+        liveness::Hint, plan::Rules, profile::Learnt, race, reservation::ReservationError,
+        resume::Header, room::Source, site::Fault,
     },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
@@ -64,6 +67,10 @@ pub(super) struct Node {
     pub(super) sealer: Option<Sealer>,
     /// What others may make us dial.
     pub(super) policy: Arc<Policy>,
+    /// Signs what the directories of relays are told.
+    pub(super) key: Keypair,
+    pub(super) records: Records,
+    pub(super) rooms: Rooms,
     pub(super) own: OwnAddresses,
     pub(super) online: Online,
     pub(super) status: Told,
@@ -111,6 +118,10 @@ pub(super) enum Internal {
         bool,
         Result<Admitted, ReservationError>,
     ),
+    /// The directory of a relay has answered. Without an answer, it was not asked, or too slow.
+    Inquired(PeerId, Inquiry, Option<Answer>),
+    /// The stream over which a room was attended has ended.
+    Attended(RoomId, Source),
     /// A relay has said over this link that it is about to end.
     Drains(PeerId, ConnectionId, Drain),
     /// A site has answered, or has not.
@@ -305,6 +316,8 @@ impl Node {
                 self.relays
                     .on_access(relay, id, access, answer, &mut self.effects);
             }
+            Internal::Inquired(relay, inquiry, answer) => self.on_inquired(relay, inquiry, answer),
+            Internal::Attended(room, source) => self.on_attended(room, source),
             Internal::Drains(relay, link, drain) => {
                 self.relays.on_drain(relay, link, drain, &mut self.effects);
             }
@@ -336,6 +349,14 @@ impl Node {
             Timer::Site(site) => self.relays.on_site_due(site, effects),
             Timer::Leave(relay, link) => self.relays.leave(relay, link, effects),
             Timer::Renew(relay, id) => self.relays.renew(relay, id, effects),
+            Timer::Record(relay) => {
+                if self.relays.is_record_due(&relay) {
+                    self.put_record(relay);
+                }
+            }
+            Timer::JoinDeadline(room) => self.on_join_deadline(room),
+            Timer::Attend(room, relay) => self.attend(room, relay),
+            Timer::Unseen(room, source) => self.on_unseen(room, source),
             Timer::OnlineDeadline => self.on_online_deadline(),
             Timer::ShutdownDeadline => self.shutdown.end(),
         }

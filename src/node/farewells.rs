@@ -1,6 +1,9 @@
 //! Closing on purpose, and the shutdown. The peer is told, so that it does not connect again.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _, future::select};
 use futures_timer::Delay;
@@ -27,7 +30,7 @@ pub(super) const CLOSE_PROTOCOL: &str = "/throughline/close/1";
 /// trips and a retransmission on a slow path.
 const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// How long telling a peer of a close may take.
-const FAREWELL: Duration = Duration::from_millis(500);
+pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Sends the message that the protocol of a new substream stands for. Waits until the peer has got
 /// it, but not longer than [`FAREWELL`].
@@ -43,11 +46,20 @@ pub(super) async fn say(mut substream: Substream) {
 
 /// The peers that are being told of a close, and the callers that wait for that.
 #[derive(Default)]
-pub(super) struct Farewells(HashMap<PeerId, Vec<oneshot::Sender<()>>>);
+pub(super) struct Farewells {
+    peers: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
+    /// The relays whose directories are to forget us.
+    relays: HashSet<PeerId>,
+}
 
 impl Farewells {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.peers.is_empty() && self.relays.is_empty()
+    }
+
+    /// The directory of a relay is to forget us.
+    pub(super) fn leave(&mut self, relay: PeerId) {
+        self.relays.insert(relay);
     }
 }
 
@@ -94,7 +106,7 @@ impl Node {
         };
         let peer = session.peer();
         let farewell = session.farewell(&round);
-        let waiting = self.farewells.0.entry(peer).or_default();
+        let waiting = self.farewells.peers.entry(peer).or_default();
         waiting.extend(reply);
         let kind = ErrorKind::ConnectionClosed;
         match farewell {
@@ -117,7 +129,7 @@ impl Node {
         connection: ConnectionId,
         ending: Vec<PumpHandle<BoxedStream>>,
     ) {
-        self.farewells.0.entry(peer).or_default();
+        self.farewells.peers.entry(peer).or_default();
         self.effects.push(Effect::Open {
             peer,
             connection,
@@ -153,7 +165,7 @@ impl Node {
 
     /// A peer knows that the connection is closed, or its time to hear of it is over.
     pub(super) fn finish_farewell(&mut self, peer: PeerId) {
-        if let Some(waiting) = self.farewells.0.remove(&peer) {
+        if let Some(waiting) = self.farewells.peers.remove(&peer) {
             // The connections stay if a new session with the peer has begun.
             if self.sessions.with(&peer).is_none() {
                 self.network.disconnect(peer);
@@ -166,9 +178,18 @@ impl Node {
         }
     }
 
+    /// The directory of a relay has forgotten us, or does not answer.
+    pub(super) fn finish_leave(&mut self, relay: PeerId) {
+        if self.farewells.relays.remove(&relay) {
+            self.release_relays();
+            self.stop_if_done();
+        }
+    }
+
     pub(super) fn begin_shutdown(&mut self, reply: Option<oneshot::Sender<()>>) {
         self.shutdown.waiting.get_or_insert_default().extend(reply);
         self.inputs.close();
+        self.leave_directories();
         for session in self.sessions.ids() {
             self.effects.push(Effect::CloseSession(session));
         }

@@ -10,6 +10,8 @@
 //! | `relays/` | links, reservations, and spare circuits |
 //! | `network`, `behaviour` | the swarm with its open requests; its protocols |
 //! | `connections`, `inbound` | events of the swarm, handed to relays and sessions |
+//! | `directory` | our records in the directories of relays, and looking peers up there |
+//! | `rooms` | the rooms that we are in |
 //! | `own_addresses`, `online` | our addresses and the ticket; callers that wait for the ticket |
 //! | `status` | whether others can reach us, told when it changes |
 //! | `farewells` | closing on purpose, and the shutdown |
@@ -34,6 +36,7 @@
 mod behaviour;
 mod command;
 mod connections;
+mod directory;
 mod effect;
 mod engine;
 mod farewells;
@@ -43,6 +46,7 @@ mod online;
 mod own_addresses;
 mod perform;
 mod relays;
+mod rooms;
 mod round;
 mod session;
 mod start;

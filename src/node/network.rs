@@ -8,10 +8,10 @@ use libp2p::{
 };
 use tokio::sync::oneshot;
 
-use super::{behaviour::NodeBehaviour, relays::ReservationId};
+use super::{behaviour::NodeBehaviour, directory::Inquiry, relays::ReservationId, rooms::RoomId};
 use crate::{
     backend::behaviours::{self, OnHeap},
-    core::{address, circuit::CircuitError, plan::AttemptId, resume::StreamId},
+    core::{address, circuit::CircuitError, plan::AttemptId, resume::StreamId, room::Source},
     error::Error,
     stream::{BoxedStream, PumpHandle, SessionId, Stream},
     swarm::{
@@ -59,6 +59,10 @@ pub(super) enum Purpose {
     },
     /// The substream asks a relay what it says of itself.
     Profile(PeerId),
+    /// The substream asks the directory of a relay.
+    Inquire(PeerId, Inquiry),
+    /// The substream to a relay attends a room.
+    Attend(RoomId, Source),
     /// The substream to a relay carries a resumable stream, sealed, before there is a path.
     Early {
         session: SessionId,

@@ -191,7 +191,9 @@ impl Node {
                 let ticket = ticket
                     .with_mapped(self.mapped_addresses())
                     .with_early(forwarded, incarnation);
-                self.shared.set_ticket(ticket);
+                if self.shared.set_ticket(ticket) {
+                    self.ticket_changed();
+                }
             }
             Err(error) => tracing::warn!(%error, "the ticket is not refreshed"),
         }

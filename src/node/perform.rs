@@ -11,7 +11,7 @@ use super::{
     effect::{Conns, Effect},
     engine::{Internal, Node},
     network::{DialFor, Purpose},
-    relays::{RelayLink, ReservationId, SiteId},
+    relays::{RelayLink, ReservationId, SiteId, Sought},
     session::{TOO_MANY, Waiting},
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
         plan::AttemptId,
         race,
         reservation::ReservationError,
-        site::{By, Site},
+        site::{By, RelayText, Site},
     },
     error::{Error, ErrorKind},
     event::{Cause, Strategy},
@@ -57,6 +57,7 @@ impl Node {
                         session.on_way_back(&mut round);
                         round.effects.replan(id);
                     }
+                    self.look_up(id);
                 }
             }
             Effect::RelayGone(relay) => {
@@ -70,6 +71,7 @@ impl Node {
                 self.shared.metrics.reservations.set(held as i64);
                 self.online.settle();
             }
+            Effect::Directory(relay) => self.on_directory(relay),
             Effect::NoRelay => self.answer_no_relay(),
             Effect::Dial(purpose, opts) => {
                 // The dial runs in a task, which carries the span.
@@ -188,6 +190,8 @@ impl Node {
             let address = address::circuit(&addr, session.peer());
             session.dial(AttemptId::Circuit(*relay), vec![address], &mut round);
         }
+        // The relay may have had to see our token first.
+        self.look_up(id);
     }
 
     fn cancel(&mut self, id: SessionId, peer: PeerId, attempt: AttemptId) {
@@ -358,6 +362,7 @@ impl Node {
             },
             Command::CloseSession { session, reply } => self.close_session(session, Some(reply)),
             Command::Online { reply } => self.wait_online(reply),
+            Command::Join { keys, data, reply } => _ = reply.send(self.join(keys, &data)),
             Command::Report { reply } => _ = reply.send(self.report()),
             Command::Shutdown { reply } => self.begin_shutdown(Some(reply)),
         }
@@ -371,10 +376,42 @@ impl Node {
             let own = "the ticket is this peer's own";
             return Err(Error::new(ErrorKind::InvalidTicket, own));
         }
+        let named = ticket.relay_names().iter();
+        let named = named.filter_map(|name| name.parse().ok());
+        let sites: Vec<_> = named.filter_map(RelayText::into_site).collect();
+        let mut relays = Vec::new();
+        // A peer that only has a name is looked for at our own relays.
+        if sites.is_empty() && ticket.relay_addrs().is_empty() && ticket.direct_addrs().is_empty() {
+            relays.extend(self.relays.of_user());
+        }
+        let named = sites.len() + relays.len();
+        if named + ticket.relay_addrs().len() + ticket.direct_addrs().len() == 0 {
+            let message = "no relay is configured where the peer can be looked up";
+            return Err(Error::new(ErrorKind::NoRelay, message));
+        }
         let id = match self.sessions.with(&peer) {
             Some(id) => id,
             None => self.begin_session(peer)?,
         };
+        self.learn(id, ticket);
+        let mut awaited = 0;
+        for site in &sites {
+            match self.relays.seek(site, id, &mut self.effects) {
+                Sought::Known(relay) => relays.push(relay),
+                Sought::Asked => awaited += 1,
+                Sought::Nowhere => {}
+            }
+        }
+        if let Some((session, _)) = self.session(id) {
+            session.seek_anew(relays);
+            session.await_sites(awaited);
+        }
+        Ok(id)
+    }
+
+    /// Learns from a ticket of the peer of a session.
+    pub(super) fn learn(&mut self, id: SessionId, ticket: &Ticket) {
+        let local = self.network.local();
         for address in ticket.relay_addrs() {
             if let Some(relay) = relay_id(address).filter(|relay| *relay != local) {
                 self.relays.learn(relay, address, false);
@@ -391,7 +428,6 @@ impl Node {
         if let Some((session, _)) = self.session(id) {
             session.learn(ticket, local, direct);
         }
-        Ok(id)
     }
 
     /// Makes `waiting` wait for a path, and seeks one if there is none.
@@ -404,6 +440,7 @@ impl Node {
         if let Some(relay) = session.link_for_offers(&round) {
             self.relays.dial(relay, &mut self.effects);
         }
+        self.look_up(id);
     }
 
     /// Opens a stream to a peer, and begins a session if there is none. It does not wait for a

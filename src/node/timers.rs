@@ -12,8 +12,14 @@ use futures_timer::Delay;
 use libp2p::{PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-use super::relays::{ReservationId, SiteId};
-use crate::{core::resume::StreamId, stream::SessionId};
+use super::{
+    relays::{ReservationId, SiteId},
+    rooms::RoomId,
+};
+use crate::{
+    core::{resume::StreamId, room::Source},
+    stream::SessionId,
+};
 
 /// The purpose of a deadline.
 pub(super) enum Timer {
@@ -34,6 +40,14 @@ pub(super) enum Timer {
     Site(SiteId),
     /// A reservation is to be renewed.
     Renew(PeerId, ReservationId),
+    /// The directory of a relay is to be told our record again.
+    Record(PeerId),
+    /// A relay has had long enough to let us into a room.
+    JoinDeadline(RoomId),
+    /// A room is to be attended over a relay again.
+    Attend(RoomId, PeerId),
+    /// Whom only this stream has shown in a room is no longer there.
+    Unseen(RoomId, Source),
     OnlineDeadline,
     ShutdownDeadline,
 }

@@ -41,6 +41,7 @@ use crate::{
     core::{
         access::{self, Denial},
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
+        directory::{self, Answer},
         offer::OFFER_PROTOCOL,
         profile,
         quota::{Holder, Refusal},
@@ -73,6 +74,8 @@ pub(crate) enum Carried {
     Access,
     /// Nothing: the peer asks what the relay says of itself.
     Profile,
+    /// Nothing: the peer asks the directory.
+    Directory,
 }
 
 impl Carried {
@@ -84,6 +87,7 @@ impl Carried {
             EARLY_PROTOCOL,
             OFFER_PROTOCOL,
             profile::PROTOCOL,
+            directory::PROTOCOL,
         ];
         let all = all.into_iter().chain(access);
         all.map(StreamProtocol::new).collect()
@@ -94,6 +98,7 @@ impl Carried {
             OFFER_PROTOCOL => Self::Offer,
             access::PROTOCOL => Self::Access,
             profile::PROTOCOL => Self::Profile,
+            directory::PROTOCOL => Self::Directory,
             _ => Self::Circuit,
         }
     }
@@ -113,6 +118,7 @@ impl Carried {
             Self::Access => MAX_REQUEST,
             // It is empty.
             Self::Profile => 0,
+            Self::Directory => directory::MAX_MESSAGE,
         }
     }
 }
@@ -122,6 +128,7 @@ pub(crate) enum Wanted {
     Hop(Request),
     Access(messages::Request),
     Profile,
+    Directory(directory::Request),
 }
 
 impl Wanted {
@@ -129,6 +136,7 @@ impl Wanted {
         match what {
             Carried::Access => messages::Request::decode(bytes).map(Self::Access),
             Carried::Profile => Some(Self::Profile),
+            Carried::Directory => directory::Request::decode(bytes).map(Self::Directory),
             _ => Request::decode(bytes).map(Self::Hop),
         }
     }
@@ -156,6 +164,20 @@ impl Asked {
         });
     }
 
+    /// Answers a request to the directory.
+    pub(crate) fn answer(self, message: &Answer) {
+        let (source, message) = (self.source, message.encode());
+        spawn(&source, async move {
+            let _ = answer(self.stream, &message).await;
+            drop(self.place);
+        });
+    }
+
+    /// Returns the stream of the request, which is answered by that.
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
     /// Refuses the request because of the rules of access.
     pub(crate) fn deny(self, denial: Denial) {
         match self.what {
@@ -166,6 +188,10 @@ impl Asked {
                     drop(self.place);
                 });
             }
+            Carried::Directory => self.answer(&Answer::Refused(match denial {
+                Denial::Access => directory::Refusal::Denied,
+                Denial::Quota(_) | Denial::Limit => directory::Refusal::Limit,
+            })),
             _ => self.refuse(match denial {
                 Denial::Access => Status::Denied,
                 Denial::Quota(_) => Status::Quota,
@@ -180,6 +206,7 @@ fn refusal(what: Carried, status: Status) -> Option<Vec<u8>> {
     match what {
         Carried::Circuit => Some(hop::hop_status(status as u64)),
         Carried::Access => Some(messages::answer(&Err(Denial::Limit))),
+        Carried::Directory => Some(Answer::Refused(directory::Refusal::Limit).encode()),
         Carried::Offer | Carried::Profile => None,
     }
 }
@@ -287,7 +314,7 @@ impl Circuits {
         match what {
             Carried::Circuit => self.circuits.take(holder),
             Carried::Offer => self.offers.take(holder),
-            Carried::Access | Carried::Profile => Err(Refusal::Peer),
+            Carried::Access | Carried::Profile | Carried::Directory => Err(Refusal::Peer),
         }
     }
 
@@ -420,7 +447,7 @@ impl Circuits {
 }
 
 /// Runs `task` in the background. Its lines in the log name the peer that asked for it.
-fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn spawn(source: &PeerId, task: impl Future<Output = ()> + Send + 'static) {
     trace::connection(source).in_scope(|| runtime::spawn(task));
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Metrics {
     registry: Arc<Mutex<Registry>>,
     reservations: Gauge,
     reservation_requests: Family<Outcome, Counter>,
+    records: Gauge,
+    members: Gauge,
     circuits: Gauge,
     circuit_requests: Family<Outcome, Counter>,
     connections: Gauge,
@@ -79,6 +81,8 @@ impl Metrics {
         let metrics = Self {
             reservations: Gauge::default(),
             reservation_requests: Family::default(),
+            records: Gauge::default(),
+            members: Gauge::default(),
             circuits: Gauge::default(),
             circuit_requests: Family::default(),
             connections: Gauge::default(),
@@ -111,6 +115,16 @@ impl Metrics {
             "relay_reservation_requests",
             "Reservation requests by outcome",
             metrics.reservation_requests.clone(),
+        );
+        registry.register(
+            "directory_records",
+            "Peers whose record is known now",
+            metrics.records.clone(),
+        );
+        registry.register(
+            "room_members",
+            "Members of rooms now",
+            metrics.members.clone(),
         );
         registry.register(
             "relay_circuits",
@@ -263,6 +277,11 @@ impl Metrics {
         set(&self.reservations, "reservations", now);
     }
 
+    pub(crate) fn directory(&self, records: usize, members: usize) {
+        set(&self.records, "records", records);
+        set(&self.members, "members", members);
+    }
+
     pub(crate) fn circuit(&self, outcome: &'static str) {
         count(&self.circuit_requests, outcome);
     }
@@ -382,6 +401,7 @@ mod tests {
     fn names_and_values_are_those_that_users_read() {
         let metrics = Metrics::new(&ServerConfig::default());
         metrics.reservations(3);
+        metrics.directory(4, 5);
         metrics.circuit("accepted");
         metrics.circuit("denied");
         metrics.clone().circuit("accepted");
@@ -390,6 +410,8 @@ mod tests {
         for line in [
             "throughline_relay_reservations 3",
             "throughline_relay_circuits 0",
+            "throughline_directory_records 4",
+            "throughline_room_members 5",
             "throughline_relay_circuit_requests_total{outcome=\"accepted\"} 2",
             "throughline_relay_circuit_requests_total{outcome=\"denied\"} 1",
             "throughline_stun_requests_total{outcome=\"answered\"} 1",

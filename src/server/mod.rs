@@ -26,6 +26,7 @@ mod circuits;
 mod clients;
 mod config;
 mod descriptors;
+mod directory;
 mod embedded;
 mod entrance;
 mod fairness;

@@ -12,7 +12,7 @@ use super::{
 };
 pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
-    core::quota::Quota,
+    core::{quota::Quota, room::MAX_ROOMS},
     native::{
         behaviours::{
             forwarded::Forwarded,
@@ -63,6 +63,10 @@ pub(crate) struct Pools {
     pub(crate) circuits: Pool,
     /// Sealed offers that are being carried.
     pub(crate) offers: Pool,
+    /// Records of peers in the directory.
+    pub(crate) records: Pool,
+    /// Members of rooms. Each counts for its peer once for each room.
+    pub(crate) members: Pool,
     /// AutoNAT tests under way.
     pub(crate) dial_backs: Pool,
     /// Questions to the hook that are being asked.
@@ -114,6 +118,8 @@ impl Pools {
             let per_peer = |config: &ServerConfig| config.relay.circuits_per_peer.get();
             until_drain(each(|config| config.relay.circuits.get(), per_peer))
         };
+        // The records of peers that went without a word are kept for some minutes.
+        let kept = |config: &ServerConfig| config.relay.reservations.get().saturating_mul(4);
         let handshakes = places(|config| config.connections.pending as usize);
         let established = each(
             |config| config.connections.established as usize,
@@ -137,6 +143,8 @@ impl Pools {
             ),
             circuits: pool("circuit", circuits()),
             offers: pool("offer", circuits()),
+            records: pool("record", places(kept)),
+            members: pool("member", each(kept, |_| MAX_ROOMS)),
             dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
             hook: pool("hook", each(|_| HOOK, |_| HOOK_PER_PEER)),
             hook_answers: pool(

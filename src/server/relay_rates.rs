@@ -17,6 +17,8 @@ pub(crate) enum Rate {
     Reservations,
     Circuits,
     Offers,
+    Lookups,
+    Records,
 }
 
 impl Rate {
@@ -26,6 +28,8 @@ impl Rate {
             Self::Reservations => "reservation",
             Self::Circuits => "circuit",
             Self::Offers => "offer",
+            Self::Lookups => "lookup",
+            Self::Records => "record",
         }
     }
 }
@@ -37,6 +41,8 @@ pub(crate) struct Rates {
     reservations: Vec<Box<dyn relay::RateLimiter>>,
     circuits: Vec<Box<dyn relay::RateLimiter>>,
     offers: Vec<Box<dyn relay::RateLimiter>>,
+    lookups: Vec<Box<dyn relay::RateLimiter>>,
+    records: Vec<Box<dyn relay::RateLimiter>>,
 }
 
 impl Rates {
@@ -48,6 +54,8 @@ impl Rates {
             reservations: buckets((reservation, 2000), (times(reservation, 2), 1000)),
             circuits: circuits(),
             offers: circuits(),
+            lookups: circuits(),
+            records: circuits(),
         }
     }
 
@@ -64,6 +72,8 @@ impl Rates {
             Rate::Reservations => &mut self.reservations,
             Rate::Circuits => &mut self.circuits,
             Rate::Offers => &mut self.offers,
+            Rate::Lookups => &mut self.lookups,
+            Rate::Records => &mut self.records,
         };
         let from = Multiaddr::from(network(ip));
         buckets

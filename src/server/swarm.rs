@@ -2,6 +2,7 @@
 
 pub(super) mod addresses;
 mod admission;
+mod directory;
 mod journal;
 mod traffic;
 mod transport;
@@ -11,6 +12,7 @@ use std::{
     error::Error as StdError,
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -40,10 +42,11 @@ use super::{
     clients::{Clients, Reserved},
     config::ServerConfig,
     descriptors::Descriptors,
+    directory::{Directory, Memory},
     heart::Heart,
     hop::{self, Status},
     metrics::Metrics,
-    pool::Pools,
+    pool::{Pool, Pools},
     profile::Profiles,
     relay_rates::{Rate, Rates},
     settings::Settings,
@@ -130,6 +133,8 @@ pub(crate) struct Relay {
     profiles: Option<Profiles>,
     descriptors: Descriptors,
     usage: Usage,
+    /// Where peers are, and who is in which room.
+    directory: Arc<dyn Directory>,
     heart: Heart,
     journal: Journal,
     /// At which addresses peers reach this server.
@@ -198,6 +203,7 @@ impl Relay {
             announced: watch::Sender::default(),
             descriptors,
             usage,
+            directory: Arc::new(Memory::default()),
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
             reached: Reached::default(),
@@ -680,6 +686,8 @@ impl Relay {
     /// Closes the connections that nobody needs.
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
+        self.directory.sweep(Instant::now());
+        self.count_directory();
         self.send_barred_away();
         self.tell_quotas();
         self.pools.reputation.show_age();
@@ -698,6 +706,11 @@ impl Relay {
 
     fn count_reservations(&self) {
         self.metrics.reservations(self.pools.reservations.taken());
+    }
+
+    fn count_directory(&self) {
+        let [records, members] = [&self.pools.records, &self.pools.members].map(Pool::taken);
+        self.metrics.directory(records, members);
     }
 
     fn count_connections(&self) {

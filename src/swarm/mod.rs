@@ -6,6 +6,7 @@
 //! - `circuit` dials relay circuits without waiting for the relay's answer, and accepts circuits.
 //! - `reservation` asks relays for reservations, and takes in the circuits that they bring.
 //! - `datagrams` carries datagrams on a substream.
+//! - `directory` asks the directory of a relay.
 //! - `dial_layer` is a transport that changes only how addresses are dialled.
 //! - `dials` can take back single dials, and refuses forbidden addresses.
 //! - `causes` explains why a dial failed.
@@ -18,6 +19,7 @@ pub(crate) mod circuit;
 mod datagrams;
 pub(crate) mod dial_layer;
 pub(crate) mod dials;
+pub(crate) mod directory;
 pub(crate) mod muxer;
 pub(crate) mod ping;
 pub(crate) mod queue;

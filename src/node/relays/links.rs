@@ -18,6 +18,7 @@ use crate::{
     core::{
         access, address,
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
+        directory,
         liveness::{Hint, Liveness, Probing},
         loss::Loss,
         offer::OFFER_PROTOCOL,
@@ -129,6 +130,7 @@ impl Relays {
         relay.access.asked = false;
         relay.access.answered = false;
         relay.access.admitted = false;
+        relay.directory.forget();
         if self.wants(&peer) {
             self.reserve(peer, effects);
         }
@@ -220,6 +222,7 @@ impl Relays {
         relay.lane = None;
         relay.link = RelayLink::Down;
         relay.forget_drain();
+        relay.directory.forget();
         let reason = cause.unwrap_or("the relay closed the link");
         let is_reserved = relay.reservation != Reservation::None;
         self.fail_waiting(peer, reason, effects);
@@ -401,6 +404,7 @@ impl Relays {
             let forwards = [EARLY_PROTOCOL, OFFER_PROTOCOL];
             relay.forwards = forwards.iter().all(|name| protocols.contains(*name));
             relay.access.named = protocols.contains(access::PROTOCOL);
+            relay.directory.named = protocols.contains(directory::PROTOCOL);
             // The first reservation has waited for this, to know where the token goes.
             let is_new = !std::mem::replace(&mut relay.identified, true);
             let waits = is_new && wishes.tokens && relay.is_users();
@@ -412,6 +416,7 @@ impl Relays {
             relay.plan_renewal(peer, random(), effects);
             effects.push(Effect::RelayChanged(peer));
             effects.push(Effect::Settle);
+            self.offer_directory(peer, effects);
             self.seek_access(peer, effects);
             self.call_waiting(peer, effects);
             if is_new {

@@ -1,6 +1,7 @@
 //! The relays that are known, from the configuration or from tickets.
 //!
 //! - `links`: the connections to relays.
+//! - `directory`: what the directories of relays know of us.
 //! - `drains`: relays that are about to end.
 //! - `reservations`: which relays hold a reservation for us.
 //! - `access`: the token for relays that admit only some peers, and what admitted peers get.
@@ -12,6 +13,7 @@
 //! link waits in its relay's list, and gets the answer as an effect.
 
 mod access;
+mod directory;
 mod drains;
 mod links;
 mod reservations;
@@ -25,9 +27,14 @@ use web_time::Instant;
 
 use self::{
     access::RelayAccess,
+    directory::RelayDirectory,
     sites::{KnownSite, Sites},
 };
-pub(super) use self::{access::Wishes, sites::SiteId, spares::Spares};
+pub(super) use self::{
+    access::Wishes,
+    sites::{SiteId, Sought},
+    spares::Spares,
+};
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
     core::{
@@ -83,6 +90,7 @@ pub(crate) struct Relay {
     /// Why the relay has refused the last reservation, if it did.
     refused: Option<Refusal>,
     access: RelayAccess,
+    directory: RelayDirectory,
     /// Its clones count the circuits that the relay brings and that the transport has not accepted.
     arriving: Arc<()>,
     pub(crate) last_error: Option<String>,
@@ -164,6 +172,7 @@ impl Relay {
             renewal: Alarm::default(),
             refused: None,
             access: RelayAccess::default(),
+            directory: RelayDirectory::default(),
             arriving: Arc::default(),
             last_error: None,
             rtt: None,

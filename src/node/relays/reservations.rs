@@ -125,6 +125,7 @@ impl Relays {
                 relay.granted = Some(Instant::now());
                 relay.plan_renewal(peer, random(), effects);
                 effects.push(Effect::Reserved);
+                self.offer_directory(peer, effects);
             }
             // The link says by itself when it is dead. What the relay refuses now, because it has no
             // room for another request, does not end what it has granted.

@@ -33,6 +33,17 @@ const MAX_FOREIGN: usize = 32;
 /// How often strangers may make us ask a site that is not known: a number at once, and a rate.
 const FOREIGN: (u32, u32) = (8, 1);
 
+/// What is known of a site that a ticket names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::node) enum Sought {
+    /// This relay is there.
+    Known(PeerId),
+    /// The site is being asked.
+    Asked,
+    /// It is not known, and it is not asked now.
+    Nowhere,
+}
+
 /// Names a site in effects and timers. Numbers are not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SiteId(u32);
@@ -164,16 +175,15 @@ impl Relays {
         }
     }
 
-    /// Returns the relay at a site that a ticket names, if it is known. Otherwise the session is told
-    /// when it is, by [`Effect::Found`]. Strangers can make us ask few sites, and never one that
+    /// Returns the relay at a site that a ticket names, if it is known. If the site is asked, the session is
+    /// told what came of it, by [`Effect::Found`]. Strangers can make us ask few sites, and never one that
     /// [`Site::check`] refuses.
-    #[allow(dead_code, reason = "no ticket names a site yet")]
     pub(in crate::node) fn seek(
         &mut self,
         site: &Site,
         session: SessionId,
         effects: &mut Effects,
-    ) -> Option<PeerId> {
+    ) -> Sought {
         let of_foreign = |known: &KnownSite| known.by == By::Stranger;
         let at = self
             .sites
@@ -186,7 +196,9 @@ impl Relays {
                 let all = self.sites.known.iter().filter(|known| of_foreign(known));
                 if all.count() >= MAX_FOREIGN {
                     let oldest = |known: &KnownSite| of_foreign(known) && !known.asking;
-                    let oldest = self.sites.known.iter().position(oldest)?;
+                    let Some(oldest) = self.sites.known.iter().position(oldest) else {
+                        return Sought::Nowhere;
+                    };
                     self.sites.known.remove(oldest);
                 }
                 self.sites.add(site.clone(), By::Stranger, usize::MAX)
@@ -206,9 +218,10 @@ impl Relays {
             }
             if peer.is_none() && known.asking {
                 known.waiting.push(session);
+                return Sought::Asked;
             }
         }
-        peer
+        peer.map_or(Sought::Nowhere, Sought::Known)
     }
 
     /// A site has answered, or has not.
@@ -234,6 +247,8 @@ impl Relays {
                 if is_users {
                     known.ask_after(pause, effects);
                 }
+                let told = waiting.into_iter();
+                told.for_each(|session| effects.push(Effect::Found(session, None)));
             }
             Ok(learnt) => {
                 known.fault = None;
@@ -253,7 +268,7 @@ impl Relays {
                     }
                 }
                 for session in waiting {
-                    effects.push(Effect::Found(session, peer));
+                    effects.push(Effect::Found(session, Some(peer)));
                 }
             }
         }
@@ -549,7 +564,11 @@ mod tests {
         let session = SessionId::new(1);
         for port in 1..100 {
             let named = site(&format!("a.example:{port}"));
-            assert_eq!(relays.seek(&named, session, &mut effects), None);
+            let expected = match port <= FOREIGN.0 {
+                true => Sought::Asked,
+                false => Sought::Nowhere,
+            };
+            assert_eq!(relays.seek(&named, session, &mut effects), expected);
         }
         let asked = briefs(&mut effects);
         assert_eq!(asked.len(), FOREIGN.0 as usize, "{asked:?}");
@@ -563,7 +582,10 @@ mod tests {
             !relays.get(&peer).unwrap().configured,
             "no reservation there"
         );
-        assert_eq!(relays.seek(&named, session, &mut effects), Some(peer));
+        assert_eq!(
+            relays.seek(&named, session, &mut effects),
+            Sought::Known(peer)
+        );
         assert!(relays.to_pursue().is_empty());
     }
 }

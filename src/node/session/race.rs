@@ -168,6 +168,7 @@ impl Session {
             known.ours = true;
             known.offer = self.offer_relay(relays).is_some();
             known.addresses = !targets.direct().is_empty();
+            known.seeks = targets.seeks();
             let is_up = |relay: &PeerId| {
                 let link = relays.get(relay).map(|r| &r.link);
                 matches!(link, Some(RelayLink::Up(..)))

@@ -11,6 +11,7 @@ use crate::{
         address::{self, Route},
         offer::Incarnation,
         pace::Pace,
+        record::Record,
     },
     node::{
         relays::{RelayLink, Relays},
@@ -34,6 +35,12 @@ pub(super) struct Targets {
     direct: Vec<Multiaddr>,
     /// The incarnation that sealed offers are for.
     incarnation: Option<Incarnation>,
+    /// The number of the newest record of the peer that was found.
+    seq: u64,
+    /// The links over which the peer was looked up for the last connect.
+    asked: Vec<(PeerId, ConnectionId)>,
+    /// How many sites are being asked for relays of the peer.
+    sites: usize,
     pace: Pace,
 }
 
@@ -43,12 +50,20 @@ impl Default for Targets {
             relays: Vec::new(),
             direct: Vec::new(),
             incarnation: None,
+            seq: 0,
+            asked: Vec::new(),
+            sites: 0,
             pace: Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE),
         }
     }
 }
 
 impl Targets {
+    /// Whether it is being asked where relays of the peer are.
+    pub(super) fn seeks(&self) -> bool {
+        self.sites > 0
+    }
+
     pub(super) fn relays(&self) -> &[PeerId] {
         &self.relays
     }
@@ -97,11 +112,78 @@ impl Session {
         }
     }
 
-    /// It is known that the peer has a relay, which its ticket has named by a site.
-    pub(in crate::node) fn found(&mut self, relay: PeerId, round: &mut Round<'_>) {
+    /// This many sites are asked for relays of the peer, which its ticket has named.
+    pub(in crate::node) fn await_sites(&mut self, sites: usize) {
+        self.targets.get_or_insert_with(Targets::default).sites += sites;
+    }
+
+    /// A site that the peer's ticket has named was asked, and may have told which relay is there.
+    pub(in crate::node) fn found(&mut self, relay: Option<PeerId>, round: &mut Round<'_>) {
         let targets = self.targets.get_or_insert_with(Targets::default);
-        keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
+        targets.sites = targets.sites.saturating_sub(1);
+        if let Some(relay) = relay {
+            keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
+        }
         round.effects.replan(self.id);
+    }
+
+    /// Seeks the peer over these relays as well, and has it looked up again.
+    pub(in crate::node) fn seek_anew(&mut self, relays: Vec<PeerId>) {
+        let targets = self.targets.get_or_insert_with(Targets::default);
+        targets.asked.clear();
+        for relay in relays {
+            keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
+        }
+    }
+
+    /// Returns the relays that are to be asked for the peer now: those of its tickets, and our `own`. A
+    /// session with a path asks nobody.
+    pub(in crate::node) fn relays_to_ask(
+        &mut self,
+        own: Vec<PeerId>,
+        round: &Round<'_>,
+    ) -> Vec<PeerId> {
+        if self.has_path() {
+            return Vec::new();
+        }
+        let Some(targets) = &mut self.targets else {
+            return Vec::new();
+        };
+        let mut relays = targets.relays.clone();
+        relays.extend(own);
+        let asked = &mut targets.asked;
+        relays.retain(|relay| {
+            let link = round.relays.look_up_over(relay);
+            let link = link.map(|link| (*relay, link));
+            let link = link.filter(|link| !asked.contains(link));
+            asked.extend(link);
+            link.is_some()
+        });
+        relays
+    }
+
+    /// Whether a record of the peer may be newer than what is known. Then it counts as known.
+    pub(in crate::node) fn is_news(&mut self, record: &Record) -> bool {
+        let Some(targets) = &mut self.targets else {
+            return false;
+        };
+        let is_news = record.peer == self.peer && record.seq >= targets.seq;
+        if is_news {
+            targets.seq = record.seq;
+            // What was sealed for another run did not arrive.
+            self.attempts.unoffered &= targets.incarnation == record.incarnation;
+        }
+        is_news
+    }
+
+    /// The peer was found, and its record was learnt from. Its relays are tried before those of older
+    /// tickets, and streams that wait may be sent.
+    pub(in crate::node) fn on_found(&mut self, ticket: &Ticket, round: &mut Round<'_>) {
+        let found: Vec<_> = ticket.relay_addrs().iter().filter_map(relay_id).collect();
+        if let Some(targets) = &mut self.targets {
+            targets.relays.sort_by_key(|relay| !found.contains(relay));
+        }
+        self.send_all_early(round);
     }
 
     /// Whether `relay` leads to the peer.

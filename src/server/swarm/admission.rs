@@ -6,6 +6,7 @@ use super::Relay;
 use crate::{
     core::{
         access::{Admitted, Denial},
+        directory::Request::Find,
         protobuf::behind_length,
         reputation::Treatment,
     },
@@ -32,8 +33,19 @@ impl Relay {
             self.pools.refusals.tell("access", "reputation", ip);
             return asked.deny(Denial::Access);
         }
-        let (what, turn, token) = match &wanted {
+        let wanted = match wanted {
             Wanted::Profile => return self.on_curious(asked),
+            // Who looks a peer up is about to dial it. Everything else takes a reservation.
+            Wanted::Directory(request)
+                if !self.access.is_for_dialers() || !matches!(request, Find(_)) =>
+            {
+                return self.on_directory(asked, request);
+            }
+            wanted => wanted,
+        };
+        let (what, turn, token) = match &wanted {
+            // It was answered above.
+            Wanted::Profile => (None, false, None),
             Wanted::Hop(Request::Reserve) if asked.what == Carried::Circuit => {
                 (Some(What::Reservation), false, None)
             }
@@ -46,6 +58,7 @@ impl Relay {
                 let what = Some(what).filter(|_| self.access.is_for_dialers());
                 (what, false, None)
             }
+            Wanted::Directory(_) => (Some(What::Circuit), false, None),
             Wanted::Access(request) => {
                 let what = match request.turn && !request.reserve {
                     true => What::Turn,
@@ -56,7 +69,10 @@ impl Relay {
         };
         // A token is checked, and the hook is asked, no more often than reservations are allowed. A
         // renewal with the same token is free, and one with another token is not.
-        let is_renewable = !matches!(wanted, Wanted::Hop(Request::Connect(_)));
+        let is_renewable = !matches!(
+            wanted,
+            Wanted::Hop(Request::Connect(_)) | Wanted::Directory(_)
+        );
         let may = match self.access.is_verified(&peer, token) {
             true => !is_renewable || self.may_reserve(peer, connection),
             false => self.allows(Rate::Reservations, peer, connection),
@@ -100,7 +116,7 @@ impl Relay {
                     Wanted::Hop(Request::Connect(_)) if asked.what == Carried::Circuit => {
                         self.metrics.circuit("denied");
                     }
-                    Wanted::Hop(Request::Connect(_)) | Wanted::Profile => {}
+                    Wanted::Hop(Request::Connect(_)) | Wanted::Profile | Wanted::Directory(_) => {}
                     Wanted::Hop(Request::Reserve) | Wanted::Access(_) => {
                         self.metrics.reservation("denied");
                     }
@@ -112,6 +128,7 @@ impl Relay {
             // It needs no verdict.
             Wanted::Profile => {}
             Wanted::Hop(Request::Connect(to)) => self.on_connect(asked, to),
+            Wanted::Directory(request) => self.on_directory(asked, request),
             Wanted::Hop(Request::Reserve) => match self.reserve(peer, connection) {
                 Ok(granted) => self.circuits.grant(asked, behind_length(&granted)),
                 Err(_) => asked.refuse(Status::Limit),

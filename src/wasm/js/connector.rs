@@ -10,9 +10,10 @@ use super::{
     abort::until_aborted,
     connection::{RawConnection, RawEvents},
     convert,
+    room::RawRoom,
     stream::RawStream,
 };
-use crate::{Connector, Identity, StatusChanges, Ticket};
+use crate::{Connector, Identity, RoomOptions, StatusChanges, Ticket};
 
 /// Makes a fresh identity in the form that `RawConnector.create` takes. It is a secret.
 #[allow(unreachable_pub, reason = "wasm-bindgen exports public functions only")]
@@ -71,6 +72,35 @@ impl RawConnector {
     /// A ticket, by which others can reach this peer now.
     pub fn ticket(&self) -> String {
         self.0.ticket().to_string()
+    }
+
+    /// A ticket with this peer's id and the names of its relays only.
+    #[wasm_bindgen(js_name = shortTicket)]
+    pub fn short_ticket(&self) -> String {
+        self.0.short_ticket().to_string()
+    }
+
+    /// Enters a room.
+    #[wasm_bindgen(unchecked_return_type = "Promise<RawRoom>")]
+    pub fn join(
+        &self,
+        name: String,
+        application: String,
+        secret: String,
+        data: Vec<u8>,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
+        let connector = self.0.clone();
+        convert::promise(async move {
+            let options = RoomOptions {
+                application,
+                secret,
+                data,
+            };
+            let work = connector.join(&name, options);
+            let room = until_aborted(signal, work).await.map_err(convert::error)?;
+            Ok(RawRoom::new(room).into())
+        })
     }
 
     /// Connects to the peer of a ticket.

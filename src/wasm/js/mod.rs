@@ -9,6 +9,7 @@ mod abort;
 mod connection;
 mod connector;
 mod convert;
+mod room;
 mod stream;
 
 #[cfg(not(panic = "immediate-abort"))]
