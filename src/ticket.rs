@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use data_encoding::BASE64URL_NOPAD;
+use data_encoding::{BASE64URL_NOPAD, DecodeKind};
 use multiaddr::{Multiaddr, Protocol};
 use serde::{Deserialize, Serialize};
 
@@ -287,12 +287,18 @@ impl FromStr for Ticket {
         }
         let encoded =
             encoded(text).ok_or_else(|| invalid(format!("there is no `{PREFIX}` of a ticket")))?;
-        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|e| {
-            invalid(format!(
-                "the ticket is not base64url at character {}",
-                e.position
-            ))
-        })?;
+        let bytes = BASE64URL_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|e| match e.kind {
+                // Every text has a right length, so only a part of one has not.
+                DecodeKind::Length | DecodeKind::Trailing => {
+                    invalid("the ticket is no whole base64url; it was cut, so copy the whole of it")
+                }
+                _ => invalid(format!(
+                    "the ticket is not base64url at character {}",
+                    e.position
+                )),
+            })?;
         let mut reader = Reader(&bytes);
         let flags = reader.take(1, "flags")?[0];
         if flags & !(RESUMABLE | EARLY | FORWARDED) != 0 {
