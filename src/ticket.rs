@@ -340,9 +340,13 @@ impl FromStr for Ticket {
         };
         let bytes = Base64Url.decode(&encoded).map_err(|_| {
             let is_digit = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-            let at = encoded.chars().position(|c| !is_digit(c));
-            let at = at.unwrap_or(encoded.len());
-            invalid(format!("the ticket is not base64url at character {at}"))
+            match encoded.chars().position(|c| !is_digit(c)) {
+                Some(at) => invalid(format!("the ticket is not base64url at character {at}")),
+                // Every text has a right length, so only a part of one has not.
+                None => {
+                    invalid("the ticket is no whole base64url; it was cut, so copy the whole of it")
+                }
+            }
         })?;
         let mut reader = Reader(&bytes);
         let flags = reader.take(1, "flags")?[0];

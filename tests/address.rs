@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, time::Instant};
 
 use futures::StreamExt as _;
 use throughline::{
-    Config, Connector, Error, ErrorKind, Identity, Reachability, Status,
+    Config, Connector, Error, ErrorKind, Identity, Reachability, Status, Ticket,
     server::{Layout, Server, ServerConfig},
 };
 use tokio::{
@@ -190,6 +190,38 @@ async fn the_certificate_proves_the_name_and_the_pin_the_relay() {
     assert!(message.contains("/.well-known/throughline"), "{message}");
     let error = bind(knowing(&[url])).await.unwrap_err();
     assert!(error.message().contains("certificate"), "{error}");
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_ticket_names_its_relay() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = certificate(folder.path());
+    let server = serve(|config| {
+        config.tls.cert = Some(ca.clone());
+        config.tls.key = Some(folder.path().join("key.pem"));
+    });
+    let server = server.await;
+    let url = server.http_url();
+    let config = |relays: &[&str]| {
+        let mut config = knowing(relays);
+        config.relay_ca = Some(ca.clone());
+        config.directory = true;
+        config
+    };
+    let bob = echoing(config(&[url])).await;
+    let text = bob.short_ticket().to_string();
+    assert!(text.len() < 100, "{text}");
+    let ticket: Ticket = text.parse().unwrap();
+    assert!(ticket.relays()[0].contains("localhost"), "{ticket:?}");
+    let alice = bind(config(&[url])).await.unwrap();
+    echoed(&alice.connect(&ticket).await.unwrap()).await;
+    // A stranger's ticket aims nobody at this machine, and a call does not wait for what is not asked.
+    let carol = bind(config(&[])).await.unwrap();
+    let start = Instant::now();
+    let error = carol.connect(&ticket).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(start.elapsed() < Duration::from_secs(2));
     server.shutdown().await;
 }
 

@@ -97,7 +97,7 @@ async fn a_peer_that_keeps_to_its_relay_says_so_once() {
     for warm in [true, false] {
         let mut dialler = config(&[&relay]);
         dialler.reserve = warm;
-        dialler.upgrade_backoff = Duration::from_millis(1);
+        dialler.upgrade_backoff = Duration::from_millis(10);
         let alice = peer(dialler).await;
         let conn = alice.connect(&bob.ticket()).await.unwrap();
         let failed = || {

@@ -83,7 +83,7 @@ fn failure(arguments: &[&str]) -> Value {
     let expected = match error["code"].as_str().unwrap() {
         "no_relay" | "unreachable" | "wrong_peer" => 3,
         "timeout" => 4,
-        "access_denied" | "protocol_refused" => 5,
+        "access_denied" | "protocol_refused" | "limit_exceeded" => 5,
         code if code.starts_with("invalid_") => 2,
         _ => 1,
     };
