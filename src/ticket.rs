@@ -267,8 +267,8 @@ fn invalid(message: impl Into<String>) -> Error {
 
 /// The bytes before base64url, of a ticket that is not short, are: a byte of flags, the peer id, the
 /// incarnation (8 bytes, only with `EARLY`), the relays, the addresses, and the mapped addresses. A list
-/// begins with a byte that counts its items. An item is a two-byte big-endian length and the item's binary form. The
-/// binary form of a mapped address is the IP address and the port.
+/// begins with a byte that counts its items. An item is a two-byte big-endian length and the item's
+/// binary form. The binary form of a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.short {
