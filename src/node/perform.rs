@@ -331,7 +331,7 @@ impl Node {
             relays.extend(self.relays.of_user());
         }
         let leads = ticket.relay_addrs().len() + ticket.direct_addrs().len() + relays.len();
-        if leads == 0 {
+        if leads == 0 && self.sessions.with(&peer).is_none() {
             let message = "no relay is configured where the peer can be looked up";
             return Err(Error::new(ErrorKind::NoRelay, message));
         }
