@@ -165,10 +165,9 @@ impl Attendance {
     /// it shows is sealed.
     fn hear(&self, source: Source, answer: Answer) -> Result<(), Refusal> {
         match answer {
-            Answer::Done => self.change(|state| {
-                state.members.settle(&source.relay, source.number);
-                state.joined.get_or_insert(Ok(()));
-            }),
+            // A relay that was restarted shows members only as they come back to it, so whom it does not
+            // show is kept for as long as a record counts.
+            Answer::Done => self.change(|state| _ = state.joined.get_or_insert(Ok(()))),
             Answer::Record(envelope) => {
                 let opened = envelope::open_member(&envelope, envelope::now());
                 let opened = opened.filter(|(_, member)| member.topic == self.keys.topic);

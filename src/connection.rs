@@ -288,7 +288,7 @@ impl Connection {
                 ));
             }
             Either::Left((Either::Left((None, _)), _)) => return Err(closed()),
-            Either::Right(_) => format!("no direct path within {} s", within.as_secs_f64()),
+            Either::Right(_) => format!("no direct path within {} ms", within.as_millis()),
         };
         Err(Error::new(ErrorKind::Timeout, why).with_attempts(state.failures()))
     }

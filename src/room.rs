@@ -16,6 +16,34 @@ use crate::{
     ticket::Ticket,
 };
 
+/// A room that this peer is in, with the others that are there. It is made by [`Connector::join`].
+///
+/// Clones are the same member of the room.
+///
+/// # Drop
+/// When the last clone is dropped, the peer leaves the room.
+///
+/// ```no_run
+/// use futures::StreamExt as _;
+/// use throughline::{Connector, Error, RoomEvent, RoomOptions};
+///
+/// async fn meet(me: &Connector, options: RoomOptions) -> Result<(), Error> {
+///     let room = me.join("tea party", options).await?;
+///     let mut events = room.events();
+///     while let Some(event) = events.next().await {
+///         if let RoomEvent::Joined(member) = event {
+///             let _connection = room.connect(member.id).await?;
+///         }
+///     }
+///     Ok(())
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Room {
+    connector: Connector,
+    seat: Arc<Seat>,
+}
+
 /// How a room is entered. The peers of one room give the same name, secret and application.
 ///
 /// ```
@@ -88,34 +116,6 @@ pub enum RoomEvent {
     Changed(Member),
     /// A member has left, or has not been heard of for 30 s.
     Left(PeerId),
-}
-
-/// A room that this peer is in, with the others that are there. It is made by [`Connector::join`].
-///
-/// Clones are the same member of the room.
-///
-/// # Drop
-/// When the last clone is dropped, the peer leaves the room.
-///
-/// ```no_run
-/// use futures::StreamExt as _;
-/// use throughline::{Connector, Error, RoomEvent, RoomOptions};
-///
-/// async fn meet(me: &Connector, options: RoomOptions) -> Result<(), Error> {
-///     let room = me.join("tea party", options).await?;
-///     let mut events = room.events();
-///     while let Some(event) = events.next().await {
-///         if let RoomEvent::Joined(member) = event {
-///             let _connection = room.connect(member.id).await?;
-///         }
-///     }
-///     Ok(())
-/// }
-/// ```
-#[derive(Clone)]
-pub struct Room {
-    connector: Connector,
-    seat: Arc<Seat>,
 }
 
 /// Leaves the room when it is dropped.

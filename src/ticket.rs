@@ -267,8 +267,8 @@ fn invalid(message: impl Into<String>) -> Error {
 
 /// The bytes before base64url, of a ticket that is not short, are: a byte of flags, the peer id, the
 /// incarnation (8 bytes, only with `EARLY`), the relays, the addresses, and the mapped addresses. A list
-/// begins with a byte that counts its items. An item is a two-byte big-endian length and the item's binary form. The
-/// binary form of a mapped address is the IP address and the port.
+/// begins with a byte that counts its items. An item is a two-byte big-endian length and the item's
+/// binary form. The binary form of a mapped address is the IP address and the port.
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.short {
@@ -386,8 +386,10 @@ fn joined(text: &str) -> String {
 /// Returns what follows the `prefix` of the ticket in `text`.
 fn encoded(text: &str, prefix: &str) -> Option<String> {
     let of_a_ticket = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
-    let mut starts = text.rmatch_indices(prefix).map(|(at, _)| at);
-    let start = starts.find(|at| !text[..*at].ends_with(of_a_ticket))?;
+    let starts = text.match_indices(prefix).map(|(at, _)| at);
+    let start = starts
+        .filter(|at| !text[..*at].ends_with(of_a_ticket))
+        .last()?;
     let rest = &text[start + prefix.len()..];
     let end = rest.find(|c| "\"'`’”»<>()[]{}&#?.,;:".contains(c));
     Some(rest[..end.unwrap_or(rest.len())].to_owned())

@@ -384,8 +384,9 @@ impl Node {
         if sites.is_empty() && ticket.relay_addrs().is_empty() && ticket.direct_addrs().is_empty() {
             relays.extend(self.relays.of_user());
         }
-        let named = sites.len() + relays.len();
-        if named + ticket.relay_addrs().len() + ticket.direct_addrs().len() == 0 {
+        let addresses = ticket.relay_addrs().len() + ticket.direct_addrs().len();
+        let leads = sites.len() + relays.len() + addresses;
+        if leads == 0 && self.sessions.with(&peer).is_none() {
             let message = "no relay is configured where the peer can be looked up";
             return Err(Error::new(ErrorKind::NoRelay, message));
         }
