@@ -30,8 +30,19 @@ use crate::{
 
 /// The shortest pause between two records that a relay asks for.
 const SOONEST: Duration = Duration::from_secs(5);
+/// How long a relay may take to take a message.
+const TAKES: Duration = Duration::from_secs(10);
 /// How long a relay may take to hear that this member leaves.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The handle on what a member has with its relays. Dropping it leaves the room.
+pub(crate) struct Seat(pub(crate) Arc<Attendance>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
 
 /// One member of a room: this peer.
 pub(crate) struct Attendance {
@@ -49,6 +60,8 @@ struct State {
     version: u64,
     /// Whether a relay has let this member in, or why none has.
     joined: Option<Result<(), Error>>,
+    /// Why a relay has not let this member in, while others still may.
+    refused: Option<Error>,
     over: bool,
     wakers: Vec<Waker>,
 }
@@ -96,9 +109,26 @@ impl Attendance {
         });
     }
 
+    /// No relay that was asked has let this member in. Returns whether that is so.
+    pub(crate) fn settle_refused(&self) -> bool {
+        let refused = self.look(|state| state.refused.take().filter(|_| state.joined.is_none()));
+        refused.is_some_and(|refused| {
+            self.change(|state| {
+                state.joined = Some(Err(refused));
+                state.over = true;
+            });
+            true
+        })
+    }
+
     /// Waits until a relay has let this member in and has shown the others.
     pub(crate) async fn joined(&self) -> Result<(), Error> {
-        self.until(|state| state.joined.clone()).await
+        let closed = || Error::new(ErrorKind::ConnectorClosed, "the connector is closed");
+        self.until(|state| {
+            let joined = state.joined.clone();
+            joined.or_else(|| state.over.then(|| Err(closed())))
+        })
+        .await
     }
 
     /// Waits for the next change. Returns `None` when this member has left.
@@ -188,19 +218,23 @@ impl Attendance {
     fn on_refused(&self, refusal: Refusal) {
         match refusal {
             // The next record has a greater number, and is sent soon.
-            Refusal::Stale(known) => self.look(|state| state.sequence.pass(known)),
-            Refusal::Denied => self.refuse(
+            Refusal::Stale(known) => self.look(|state| state.sequence.pass(known, envelope::now())),
+            Refusal::Denied => self.note_refused(
                 ErrorKind::AccessDenied,
                 "the relay lets only peers with a reservation into rooms",
             ),
             Refusal::Limit => {
-                self.refuse(ErrorKind::LimitExceeded, "the relay or the room is full");
+                self.note_refused(ErrorKind::LimitExceeded, "the relay or the room is full");
             }
-            Refusal::Unsound => self.refuse(
+            Refusal::Unsound => self.note_refused(
                 ErrorKind::InvalidConfig,
                 "the relay refuses our record: is the clock of this machine right?",
             ),
         }
+    }
+
+    fn note_refused(&self, kind: ErrorKind, why: &str) {
+        self.look(|state| _ = state.refused.get_or_insert_with(|| Error::new(kind, why)));
     }
 }
 
@@ -264,8 +298,11 @@ async fn tell(
                 false => stream.flush().await,
             }
         };
-        if sent.await.is_err() || leaves {
-            return leaves;
+        // A relay that reads nothing is left, and asked again later.
+        match select(Box::pin(sent), Delay::new(TAKES)).await {
+            Either::Left((Ok(()), _)) if !leaves => {}
+            Either::Left((_, _)) => return leaves,
+            Either::Right(_) => return false,
         }
         while request.is_none() {
             let known = told;

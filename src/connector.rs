@@ -7,11 +7,11 @@ use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::{
-    attendance::Attendance,
+    attendance::Seat,
     backend::{trace, transports::LISTENS},
     config::{Config, RelayTokens, TurnServer, check_protocol},
     connection::Connection,
-    core::room::RoomKeys,
+    core::{room::RoomKeys, site::RelayText},
     error::Error,
     event::{ConnectorEvent, ConnectorEvents},
     identity::{Identity, PeerId},
@@ -88,10 +88,12 @@ impl Connector {
     pub fn short_ticket(&self) -> Ticket {
         let relays = self.status().relays;
         let name_of = |peer: &libp2p::PeerId| {
-            let relay = relays
-                .iter()
-                .find(|relay| relay.peer_id == peer.to_string())?;
-            relay.name.clone()
+            let mut named = relays.iter();
+            let relay = named.find(|relay| relay.peer_id == peer.to_string())?;
+            // Nobody asks a stranger's site without https, or one on this machine.
+            let name = relay.name.clone()?;
+            let site = name.parse().ok().and_then(RelayText::into_site)?;
+            site.is_for_strangers().then_some(name)
         };
         self.shared.ticket().shortened(name_of)
     }
@@ -229,11 +231,7 @@ impl Connector {
         Room::join(self.clone(), name, options).await
     }
 
-    pub(crate) async fn attend(
-        &self,
-        keys: RoomKeys,
-        data: Vec<u8>,
-    ) -> Result<Arc<Attendance>, Error> {
+    pub(crate) async fn attend(&self, keys: RoomKeys, data: Vec<u8>) -> Result<Seat, Error> {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Join { keys, data, reply }).await?;
         answer.await.map_err(|_| closed())

@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt as _, stream};
 #[cfg(doc)]
 use crate::config::Config;
 use crate::{
-    attendance::Attendance,
+    attendance::Seat,
     connection::Connection,
     connector::Connector,
     core::room::{Change, MAX_DATA, RoomKeys},
@@ -118,15 +118,6 @@ pub enum RoomEvent {
     Left(PeerId),
 }
 
-/// Leaves the room when it is dropped.
-struct Seat(Arc<Attendance>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
 impl Room {
     pub(crate) async fn join(
         connector: Connector,
@@ -135,7 +126,7 @@ impl Room {
     ) -> Result<Self, Error> {
         check_data(&options.data)?;
         let keys = RoomKeys::new(&options.application, name, &options.secret);
-        let seat = Arc::new(Seat(connector.attend(keys, options.data).await?));
+        let seat = Arc::new(connector.attend(keys, options.data).await?);
         seat.0.joined().await?;
         Ok(Self { connector, seat })
     }

@@ -191,7 +191,8 @@ async fn a_token_admits_and_everything_else_does_not() {
     assert_eq!(long.kind(), ErrorKind::InvalidConfig, "{long}");
     let fetched = RelayTokens::from_fn(|| async { Ok("x".repeat(4097)) });
     let error = refusal(with_token(&server, fetched)).await;
-    assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+    assert_eq!(error.kind(), ErrorKind::NoRelay);
+    assert!(error.to_string().contains("1 to 4096 bytes"), "{error}");
 
     let alice = bind(with_token(&server, good.as_str())).await.unwrap();
     let metrics = server.metrics();

@@ -211,7 +211,11 @@ fn nobody_is_dialled_past_the_guard() {
         ("guard.named(", &[transports]),
         (
             "policy.check(",
-            &["src/core/profile.rs", "src/swarm/dials.rs"],
+            &[
+                "src/core/profile.rs",
+                "src/fuzzing.rs",
+                "src/swarm/dials.rs",
+            ],
         ),
         // These are candidates that the session allows, a socket for one of them, TURN servers that
         // are configured or at the host of a configured relay, and the servers that they may refer us

@@ -10,10 +10,14 @@ use multiaddr::{Multiaddr, PeerId, Protocol};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    access::MAX_USERNAME,
     address,
     dial::{self, Policy},
-    server_url::{ServerUrl, Service},
+    server_url::{ServerTransport, ServerUrl, Service},
 };
+
+/// The longest password for TURN, in bytes. That of a server of ours has 28.
+const MAX_CREDENTIAL: usize = 512;
 
 /// Where it is served over HTTP (RFC 8615).
 pub(crate) const PATH: &str = "/.well-known/throughline";
@@ -138,16 +142,17 @@ pub(crate) fn read(json: &[u8], policy: &Policy) -> Result<Learnt, String> {
     if addresses.is_empty() {
         return Err("it has no address that may be dialled".to_owned());
     }
+    // A relay leads its clients to servers at its own hosts only.
+    let hosts: Vec<_> = addresses.iter().filter_map(host).collect();
     let kept = |urls: &[String], is_fit: fn(Service) -> bool| -> Vec<String> {
-        let fit = urls.iter().filter(|url| may_use(url, is_fit, policy));
+        let fit = urls
+            .iter()
+            .filter(|url| may_use(url, is_fit, &hosts, policy));
         fit.take(MAX_SERVERS).cloned().collect()
     };
-    let turn = profile
-        .turn
-        .into_iter()
-        .find(|turn| !turn.username.is_empty());
+    let turn = profile.turn.into_iter().find(has_sound_credentials);
     let turn = turn.map(|turn| Turn {
-        urls: kept(&turn.urls, |service| matches!(service, Service::Turn(_))),
+        urls: kept(&turn.urls, is_turn),
         ..turn
     });
     Ok(Learnt {
@@ -160,12 +165,37 @@ pub(crate) fn read(json: &[u8], policy: &Policy) -> Result<Learnt, String> {
     })
 }
 
+/// The host of an address, as URLs have it.
+fn host(address: &Multiaddr) -> Option<String> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.to_string()),
+        Protocol::Ip6(ip) => Some(ip.to_string()),
+        Protocol::Dns(name) | Protocol::Dns4(name) | Protocol::Dns6(name) => {
+            Some(name.to_ascii_lowercase())
+        }
+        _ => None,
+    }
+}
+
+/// One server that the ICE of some target cannot use would make it refuse all.
+fn is_turn(service: Service) -> bool {
+    matches!(service, Service::Turn(transport) if transport != ServerTransport::Dtls)
+}
+
+fn has_sound_credentials(turn: &Turn) -> bool {
+    (1..=MAX_USERNAME).contains(&turn.username.len())
+        && (1..=MAX_CREDENTIAL).contains(&turn.credential.len())
+}
+
 /// Whether a server may be asked that a relay has named. Where a name leads is checked when it is
 /// resolved, except in a page.
-fn may_use(url: &str, is_fit: fn(Service) -> bool, policy: &Policy) -> bool {
+fn may_use(url: &str, is_fit: fn(Service) -> bool, hosts: &[String], policy: &Policy) -> bool {
     let Ok(url) = url.parse::<ServerUrl>() else {
         return false;
     };
+    if !hosts.contains(&url.host.to_ascii_lowercase()) {
+        return false;
+    }
     let place = match url.host.parse() {
         Ok(ip) => policy.allows(SocketAddr::new(ip, url.port)).is_ok(),
         Err(_) => !dial::is_localhost(&url.host),

@@ -173,9 +173,13 @@ impl Sequence {
         self.0
     }
 
-    /// A relay knows a record with this number, so the next one is greater.
-    pub(crate) fn pass(&mut self, known: u64) {
-        self.0 = self.0.max(known);
+    /// A relay says `now` that it knows a record with this number, so the next one is greater. A number that no
+    /// clock could have made is not believed, because all later ones would have to be greater.
+    pub(crate) fn pass(&mut self, known: u64, now: Duration) {
+        let most = now.saturating_add(MAX_SKEW * 4).as_millis();
+        if u128::from(known) <= most {
+            self.0 = self.0.max(known);
+        }
     }
 }
 
@@ -317,8 +321,10 @@ mod tests {
         assert_eq!(sequence.next(at(100)), 100);
         assert_eq!(sequence.next(at(100)), 101);
         assert_eq!(sequence.next(at(50)), 102);
-        sequence.pass(900);
-        sequence.pass(1);
+        let now = Duration::from_secs(1);
+        sequence.pass(u64::MAX, now);
+        sequence.pass(900, now);
+        sequence.pass(1, now);
         assert_eq!(sequence.next(at(200)), 901);
         assert_eq!(sequence.next(at(2000)), 2000);
     }

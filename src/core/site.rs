@@ -241,6 +241,12 @@ impl Site {
         policy.allows_named(to).map_err(Fault::Barred)
     }
 
+    /// Whether others may be told of the site: it has https, and is not on this machine.
+    pub(crate) fn is_for_strangers(&self) -> bool {
+        let policy = Policy::new(true, Vec::new());
+        self.check(By::Stranger, &policy).is_ok()
+    }
+
     /// Reads the profile that came from the site.
     ///
     /// # Errors

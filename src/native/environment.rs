@@ -86,7 +86,8 @@ impl<T: Clone + Send + 'static> FromFile<T> {
 
     /// Makes the next use read the value again, even if the file is the same.
     pub(crate) fn renew(&self) {
-        self.state().seen = None;
+        let mut state = self.state();
+        (state.seen, state.looked) = (None, None);
     }
 
     /// Returns the value of the file as it is now, or as it was a second ago. Needs a Tokio runtime.

@@ -1,11 +1,11 @@
 //! The commands that handles send to the event loop, and the state that they read directly.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
-    attendance::Attendance,
+    attendance::Seat,
     connection::Connection,
     core::room::RoomKeys,
     error::{Error, ErrorKind},
@@ -51,7 +51,7 @@ pub(crate) enum Command {
     Join {
         keys: RoomKeys,
         data: Vec<u8>,
-        reply: oneshot::Sender<Arc<Attendance>>,
+        reply: oneshot::Sender<Seat>,
     },
     Report {
         reply: oneshot::Sender<Report>,

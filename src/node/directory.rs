@@ -128,7 +128,7 @@ impl Node {
         match inquiry {
             Inquiry::Put(version) => {
                 if let Some(Answer::Refused(Refusal::Stale(known))) = answer {
-                    self.records.sequence.pass(known);
+                    self.records.sequence.pass(known, envelope::now());
                 }
                 let effects = &mut self.effects;
                 self.relays

@@ -24,7 +24,7 @@ use crate::{
     error::ErrorKind,
     event::Cause,
     stream::{BoxedStream, SessionId},
-    webrtc::IceServer,
+    webrtc::{IceServer, backend::SpareTurn},
 };
 
 /// The fate of the libp2p connections of a session that ends.
@@ -79,10 +79,12 @@ pub(super) enum Effect {
     },
     /// A relay has given us access to this TURN server.
     UseTurn(PeerId, IceServer),
-    /// Whether ICE with a peer leaves TURN out from now on.
-    SpareTurn(PeerId, bool),
+    /// Whether ICE with a peer leaves TURN out from now on, and how.
+    SpareTurn(PeerId, Option<SpareTurn>),
     /// A relay has said that these are its STUN servers, and its TURN server if everybody may use it.
     UseServers(PeerId, Vec<String>, Option<IceServer>),
+    /// Another relay is where this one was, so its servers are used no longer.
+    ForgetServers(PeerId),
     /// Asks a site for its relay.
     AskSite(SiteId, Site, By),
     /// A site that this session needs was asked, and may have told which relay is there.
@@ -195,6 +197,7 @@ pub(super) mod tests {
                     let all = stun.iter().cloned().chain(turn);
                     format!("servers {}", all.collect::<Vec<_>>().join(" "))
                 }
+                Self::ForgetServers(..) => "forget servers".to_owned(),
                 Self::AskSite(_, site, _) => format!("ask {site}"),
                 Self::Found(..) => "found".to_owned(),
                 Self::StatusChanged => "status changed".to_owned(),

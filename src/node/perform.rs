@@ -15,6 +15,7 @@ use super::{
     session::{TOO_MANY, Waiting},
 };
 use crate::{
+    attendance::Seat,
     backend,
     connection::Connection,
     core::{
@@ -97,6 +98,7 @@ impl Node {
             Effect::UseTurn(relay, server) => self.use_turn(relay, server),
             Effect::SpareTurn(peer, spare) => self.net.rtc.spare_turn(peer, spare),
             Effect::UseServers(relay, stun, turn) => self.use_servers(relay, stun, turn),
+            Effect::ForgetServers(relay) => self.net.rtc.forget_servers(&relay),
             Effect::AskSite(id, site, by) => self.ask_site(id, site, by),
             Effect::Found(id, relay) => {
                 if let Some((session, mut round)) = self.session(id) {
@@ -362,7 +364,7 @@ impl Node {
             },
             Command::CloseSession { session, reply } => self.close_session(session, Some(reply)),
             Command::Online { reply } => self.wait_online(reply),
-            Command::Join { keys, data, reply } => _ = reply.send(self.join(keys, &data)),
+            Command::Join { keys, data, reply } => _ = reply.send(Seat(self.join(keys, &data))),
             Command::Report { reply } => _ = reply.send(self.report()),
             Command::Shutdown { reply } => self.begin_shutdown(Some(reply)),
         }

@@ -93,7 +93,9 @@ impl Node {
 
     /// The time for a relay to let us into a room is over.
     pub(super) fn on_join_deadline(&mut self, id: RoomId) {
-        if let Some(room) = self.rooms.get(id) {
+        if let Some(room) = self.rooms.get(id)
+            && !room.settle_refused()
+        {
             let why = "no relay that has rooms holds a reservation";
             room.refuse(ErrorKind::NoRelay, why);
         }
@@ -150,6 +152,10 @@ impl Node {
         };
         if joined.streams.get(&source.relay) == Some(&source.number) {
             joined.streams.remove(&source.relay);
+        }
+        // While another relay may let us in, the refusal of one says nothing.
+        if joined.streams.is_empty() {
+            joined.room.settle_refused();
         }
         if joined.room.is_over() {
             if joined.streams.is_empty() {

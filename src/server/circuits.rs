@@ -466,7 +466,7 @@ pub(crate) enum Report {
     /// A circuit has ended, or the other peer did not agree to it.
     Closed {
         source: PeerId,
-        accepted: bool,
+        end: End,
     },
 }
 
@@ -512,6 +512,16 @@ async fn carry_offer(
     try_join(there, back).await.map(drop)
 }
 
+/// How far a circuit has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The other peer has not answered.
+    Lost,
+    /// The other peer has said no.
+    Refused,
+    Accepted,
+}
+
 /// One circuit, with the streams to both peers.
 struct Circuit {
     source: PeerId,
@@ -529,14 +539,14 @@ impl Circuit {
     async fn run(self, held: Held, reports: mpsc::Sender<Report>) {
         let source = self.source;
         let duration = self.limits.circuit_duration();
-        let mut accepted = false;
-        let carried = timeout(duration, self.carry(&reports, &mut accepted)).await;
+        let mut end = End::Lost;
+        let carried = timeout(duration, self.carry(&reports, &mut end)).await;
         tracing::debug!(?carried, "a circuit ended");
         drop(held);
-        let _ = reports.send(Report::Closed { source, accepted }).await;
+        let _ = reports.send(Report::Closed { source, end }).await;
     }
 
-    async fn carry(self, reports: &mpsc::Sender<Report>, accepted: &mut bool) -> io::Result<()> {
+    async fn carry(self, reports: &mpsc::Sender<Report>, end: &mut End) -> io::Result<()> {
         let (mut from_source, mut to_source) = self.from.split();
         let (mut from_peer, mut to_peer) = self.to.split();
         let carried = AtomicU64::new(0);
@@ -565,6 +575,9 @@ impl Circuit {
                 },
                 () = self.proof.missing() => None,
             };
+            if status.is_some_and(|status| status != Status::Ok as u64) {
+                *end = End::Refused;
+            }
             let status = status.unwrap_or(Status::Failed as u64);
             let told = hop::hop_status(status);
             timeout(REQUEST_TIMEOUT, to_source.write_all(&told)).await??;
@@ -572,7 +585,7 @@ impl Circuit {
                 timeout(REQUEST_TIMEOUT, to_source.close()).await??;
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
-            *accepted = true;
+            *end = End::Accepted;
             self.tally.begin(Instant::now());
             let _ = reports.send(Report::Accepted).await;
             pump(&mut from_peer, &mut to_source, bounds).await

@@ -168,7 +168,7 @@ pub enum Layout {
 
 /// The first port of a server for which none is configured.
 pub const DEFAULT_PORT: u16 = 4001;
-/// The highest first port. The server uses five ports from the first one on.
+/// The highest first port. A [layout](Layout) of five ports uses four more.
 pub const MAX_PORT: u16 = u16::MAX - 4;
 
 impl ServerConfig {
@@ -228,6 +228,11 @@ impl ServerConfig {
                 .is_none_or(|ip| scope(ip) != Scope::Forbidden),
             "external_ip",
             "an address that clients can send to",
+        );
+        check(
+            self.port == 0 || self.stun_alternate() != Some(self.port),
+            "stun.alternate_port",
+            "another port than `port`",
         );
         let tls = &self.tls;
         check(

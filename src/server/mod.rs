@@ -490,7 +490,8 @@ impl Server {
         &self.addresses
     }
 
-    /// The URLs of the STUN server (RFC 7064): two ports of each announced IP address.
+    /// The URLs of the STUN server (RFC 7064): each announced IP address, with the first port and the
+    /// [second](StunConfig::alternate_port), if there is one.
     pub fn stun_urls(&self) -> &[String] {
         &self.stun
     }

@@ -67,6 +67,8 @@ pub(crate) struct Pools {
     pub(crate) records: Pool,
     /// Members of rooms. Each counts for its peer once for each room.
     pub(crate) members: Pool,
+    /// Streams over which rooms are attended. A member that comes again may have two for a while.
+    pub(crate) attending: Pool,
     /// AutoNAT tests under way.
     pub(crate) dial_backs: Pool,
     /// Questions to the hook that are being asked.
@@ -145,6 +147,7 @@ impl Pools {
             offers: pool("offer", circuits()),
             records: pool("record", places(kept)),
             members: pool("member", each(kept, |_| MAX_ROOMS)),
+            attending: pool("attending", each(kept, |_| 2 * MAX_ROOMS)),
             dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
             hook: pool("hook", each(|_| HOOK, |_| HOOK_PER_PEER)),
             hook_answers: pool(

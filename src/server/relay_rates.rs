@@ -34,6 +34,13 @@ impl Rate {
     }
 }
 
+/// The bucket that has nothing left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spent {
+    OfPeer,
+    OfAddress,
+}
+
 /// libp2p's token buckets, of each peer and of each IPv4 address or IPv6 /64.
 pub(crate) struct Rates {
     /// The bursts that the buckets were made for.
@@ -67,7 +74,16 @@ impl Rates {
     }
 
     /// Whether `peer`, which comes from `ip`, may ask for another one at `now`.
-    pub(crate) fn allow(&mut self, rate: Rate, peer: PeerId, ip: IpAddr, now: Instant) -> bool {
+    ///
+    /// # Errors
+    /// Says what was used up.
+    pub(crate) fn allow(
+        &mut self,
+        rate: Rate,
+        peer: PeerId,
+        ip: IpAddr,
+        now: Instant,
+    ) -> Result<(), Spent> {
         let buckets = match rate {
             Rate::Reservations => &mut self.reservations,
             Rate::Circuits => &mut self.circuits,
@@ -76,9 +92,14 @@ impl Rates {
             Rate::Records => &mut self.records,
         };
         let from = Multiaddr::from(network(ip));
-        buckets
+        let refused = buckets
             .iter_mut()
-            .all(|bucket| bucket.try_next(peer, &from, now))
+            .position(|bucket| !bucket.try_next(peer, &from, now));
+        match refused {
+            None => Ok(()),
+            Some(0) => Err(Spent::OfPeer),
+            Some(_) => Err(Spent::OfAddress),
+        }
     }
 }
 
@@ -114,8 +135,11 @@ mod tests {
         let mut rates = Rates::new(&limits);
         let now = Instant::now();
         let [a, b, c, d] = [(); 4].map(|()| PeerId::random());
-        let mut allowed =
-            |peer, ip: &str, now| rates.allow(Rate::Reservations, peer, ip.parse().unwrap(), now);
+        let mut allowed = |peer, ip: &str, now| {
+            rates
+                .allow(Rate::Reservations, peer, ip.parse().unwrap(), now)
+                .is_ok()
+        };
         assert!(allowed(a, "2001:db8::1", now) && allowed(a, "2001:db8::2", now));
         assert!(!allowed(a, "2001:db8::3", now), "the peer");
         assert!(allowed(b, "2001:db8::4", now) && allowed(b, "2001:db8::4", now));
@@ -124,7 +148,9 @@ mod tests {
         assert!(allowed(d, "2001:db8::5", now + Duration::from_secs(1)));
         rates.set(&limits);
         let again = |rates: &mut Rates, ip: &str| {
-            rates.allow(Rate::Reservations, a, ip.parse().unwrap(), now)
+            rates
+                .allow(Rate::Reservations, a, ip.parse().unwrap(), now)
+                .is_ok()
         };
         assert!(!again(&mut rates, "2001:db8:0:2::1"), "nothing has changed");
         rates.set(&RelayLimits::default());

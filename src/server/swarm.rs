@@ -38,7 +38,7 @@ use self::{
 use super::{
     access::Access,
     autonat,
-    circuits::{self, Carried, Circuits, Held, Meters},
+    circuits::{self, Carried, Circuits, End, Held, Meters},
     clients::{Clients, Reserved},
     config::ServerConfig,
     descriptors::Descriptors,
@@ -48,7 +48,7 @@ use super::{
     metrics::Metrics,
     pool::{Pool, Pools},
     profile::Profiles,
-    relay_rates::{Rate, Rates},
+    relay_rates::{Rate, Rates, Spent},
     settings::Settings,
     turn::TurnOffer,
     usage::{Amounts, Usage},
@@ -485,9 +485,11 @@ impl Relay {
                 self.metrics.circuit("accepted");
                 self.metrics.circuits(self.circuits.taken());
             }
-            Report::Closed { source, accepted } => {
-                if !accepted {
+            Report::Closed { source, end } => {
+                if end != End::Accepted {
                     self.metrics.circuit("failed");
+                }
+                if end == End::Refused {
                     let reputation = &self.pools.reputation;
                     reputation.note(Some(source), None, Offence::RefusedCircuit);
                 }
@@ -569,6 +571,11 @@ impl Relay {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
+        let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
+            .map(|(peer, connection)| self.treatment(peer, connection));
+        if [of_source, of_peer].contains(&Treatment::Refused) {
+            return Err(Status::Denied);
+        }
         let rate = match asked.what {
             Carried::Circuit => Rate::Circuits,
             _ => Rate::Offers,
@@ -587,8 +594,6 @@ impl Relay {
                 .map(|(peer, connection)| self.widen(&peer, connection)),
             _ => [None, None],
         };
-        let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
-            .map(|(peer, connection)| self.treatment(peer, connection));
         // It is slow if one of both is. The share is that of the peer with the reservation.
         let treatment = match of_source {
             Treatment::Slow => Treatment::Slow,
@@ -615,13 +620,16 @@ impl Relay {
     fn allows(&mut self, rate: Rate, peer: PeerId, connection: ConnectionId) -> bool {
         let ip = self.holder(peer, connection).ip;
         let now = Instant::now();
-        let allowed = ip.is_some_and(|ip| self.rates.allow(rate, peer, ip, now));
-        if !allowed {
-            self.pools.refusals.tell(rate.name(), "rate", ip);
-            // Its address is not to blame: others may be behind it.
+        let allowed = ip.map(|ip| self.rates.allow(rate, peer, ip, now));
+        if allowed == Some(Ok(())) {
+            return true;
+        }
+        self.pools.refusals.tell(rate.name(), "rate", ip);
+        // Its address is not to blame, and it is not to blame for its address: others may be behind it.
+        if allowed == Some(Err(Spent::OfPeer)) {
             self.pools.reputation.note(Some(peer), None, Offence::Flood);
         }
-        allowed
+        false
     }
 
     /// The settings have changed. Whatever asks for them when it needs them needs not be told.

@@ -28,6 +28,18 @@ pub(crate) const LANE_LABEL: &str = "datagrams";
 /// The rest wait where the oldest are dropped.
 pub(crate) const LANE_MARKS: (u32, u32) = (16 * 1024, 8 * 1024);
 
+/// How new connections with a peer leave TURN out, because there is a path over TURN already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpareTurn {
+    /// Whether ports may be guessed. A guess takes hundreds of places in the tables of routers, so one
+    /// for each path over TURN is enough.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        allow(dead_code, reason = "a page guesses nothing")
+    )]
+    pub(crate) may_guess: bool,
+}
+
 /// Makes peer connections. A backend is cheap to clone, and all clones share configuration and
 /// sockets.
 pub trait Backend: Clone + Send + Unpin + 'static {

@@ -327,7 +327,7 @@ fn with_sockets(
 fn a_new_program_takes_over_the_sockets_without_a_refused_connection() {
     let port = common::free_ports();
     let at = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    let listener = std::net::TcpListener::bind(at(port + 2)).unwrap();
+    let listener = std::net::TcpListener::bind(at(port)).unwrap();
     let quic = std::net::UdpSocket::bind(at(port)).unwrap();
     let old = with_sockets(&listener, &quic, port);
     let ready = old.event("ready");

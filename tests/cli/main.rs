@@ -247,7 +247,7 @@ fn bad_input_is_an_error_that_names_the_field() {
         ),
         (&["serve", "--config", "/no/such"], "io", "/no/such"),
         (&["serve", "--nonsense"], "invalid_config", "--nonsense"),
-        (&["listen", "--relay", "x"], "invalid_address", "relays"),
+        (&["listen", "--relay", "x y"], "invalid_address", "relays"),
         (
             &["listen", "--relay", "/ip4/127.0.0.1/tcp/1"],
             "invalid_address",
@@ -643,8 +643,8 @@ fn what_is_no_ticket_and_no_relay_has_a_hint() {
                 "ping",
                 "12D3KooWGzBXWNvHpLALvmnF57A3BjNPZb6GcZT7ANHNQRHQdkCs",
             ],
-            "invalid_ticket",
-            "this is a peer id",
+            "no_relay",
+            "where the peer can be looked up",
         ),
         (
             ["ping", "https://a.example/"],
@@ -652,9 +652,9 @@ fn what_is_no_ticket_and_no_relay_has_a_hint() {
             "no ticket behind its #",
         ),
         (
-            ["listen", "--relay=http://127.0.0.1:1"],
+            ["listen", "--relay=ftp://127.0.0.1:1"],
             "invalid_address",
-            "the address of a page",
+            "relays",
         ),
     ] {
         refused(&arguments, code, hint);

@@ -163,7 +163,7 @@ async fn tick(connection: &Connection, time: Duration, output: Output) -> Result
 async fn converse(connection: &Connection, output: Output) -> Result<(), Error> {
     if !output.is_json() {
         let (writer, reader) = connection.open(chat::PROTOCOL).await?.split();
-        return Ok(chat::pipe(reader, writer, output).await?);
+        return Ok(chat::pipe(reader, writer, chat::Until::BothEnd, output).await?);
     }
     // Stdout carries events here, so the lines of the other side become events, too.
     let mut lines = BufReader::new(tokio::io::stdin()).lines();

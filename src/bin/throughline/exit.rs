@@ -8,7 +8,7 @@ use throughline::{Error, ErrorKind};
 pub(crate) const STATUSES: &[(&str, &str)] = &[
     (
         "0",
-        "it is done; a server or a listener was ended by SIGTERM",
+        "it is done; a server, a listener or a forward was ended by SIGTERM",
     ),
     (
         "1",

@@ -95,6 +95,7 @@ async fn forward(
     };
     let allow = Arc::new(allow);
     while let Some((protocol, stream)) = connection.accept_stream().await {
+        while tasks.try_join_next().is_some() {}
         if protocol == tunnel::PROTOCOL {
             let allow = Arc::clone(&allow);
             tasks.spawn(async move { offer(stream, &allow, output).await });

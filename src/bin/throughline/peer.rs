@@ -42,8 +42,6 @@ pub(crate) fn ticket(text: &str) -> Result<Ticket, Error> {
         let text = text.trim();
         let looks = if text.starts_with('/') {
             "; this is an address: a ticket is what the other peer has printed"
-        } else if text.starts_with("12D3KooW") {
-            "; this is a peer id, which does not say where the peer is: a ticket does"
         } else if text.contains("://") {
             "; the link has no ticket behind its #: copy the whole of it"
         } else {
@@ -51,20 +49,6 @@ pub(crate) fn ticket(text: &str) -> Result<Ticket, Error> {
         };
         Error::new(error.kind(), format!("{}{looks}", error.message()))
     })
-}
-
-/// Refuses an address of a web page, which many take for that of a relay.
-fn relay_address(text: &str) -> Result<(), Error> {
-    let scheme = text.split("://").next().unwrap_or_default();
-    if text.contains("://") && scheme.eq_ignore_ascii_case("http") {
-        let message = format!(
-            "relays: `{}` is the address of a page, and a relay has addresses such as \
-             /ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooW…: `throughline serve` prints them",
-            text.escape_debug()
-        );
-        return Err(Error::new(ErrorKind::InvalidAddress, message));
-    }
-    Ok(())
 }
 
 /// Serves the counters over HTTP until the program ends.
@@ -95,9 +79,6 @@ pub(crate) fn config(args: &PeerArgs) -> Result<Config, Error> {
     let mut config: Config = settings
         .try_into()
         .map_err(|error| invalid(given, &error))?;
-    args.relay
-        .iter()
-        .try_for_each(|relay| relay_address(relay))?;
     config.relays.extend_from_slice(&args.relay);
     config.stun.extend_from_slice(&args.stun);
     config.listen.extend_from_slice(&args.bind);

@@ -7,7 +7,13 @@ use throughline::{Connection, Connector, Error, ErrorKind, Stream};
 use tokio::task::JoinSet;
 
 use crate::{
-    args::PipeArgs, forward, output::Output, peer, protocols::chat, signal, watch::PathWatch,
+    args::PipeArgs,
+    forward,
+    output::Output,
+    peer,
+    protocols::chat::{self, Until},
+    signal,
+    watch::PathWatch,
 };
 
 /// The bytes of stdin, as they are.
@@ -37,7 +43,11 @@ pub(crate) async fn run(args: PipeArgs, output: Output) -> Result<(), Error> {
         };
         let _paths = PathWatch::start(&connection, start, output);
         let (writer, reader) = stream.split();
-        Ok(chat::pipe(reader, writer, output).await?)
+        let until = match args.to {
+            Some(_) => Until::PeerEnds,
+            None => Until::BothEnd,
+        };
+        Ok(chat::pipe(reader, writer, until, output).await?)
     };
     let result = tokio::select! {
         result = piped => result,

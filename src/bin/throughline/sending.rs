@@ -30,7 +30,7 @@ impl Files {
         }
         let (found, skipped) = source::find(paths, rename)?;
         for file::Skipped { path, why } in skipped {
-            let fields = json!({ "path": path, "reason": why });
+            let fields = json!({ "path": path.to_string_lossy(), "reason": why });
             output.event("skipped", fields, || {
                 format!("not sent: {}: {why}", path.display())
             });
@@ -101,7 +101,7 @@ fn report(source: &Source, sent: &Transferred, seconds: f64, output: Output) {
     let moved = bytes - resumed;
     let fields = json!({
         "name": source.name,
-        "path": source.path,
+        "path": source.path.to_string_lossy(),
         "bytes": bytes,
         "resumed": resumed,
         "sha256": sha256,

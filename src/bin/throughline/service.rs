@@ -130,7 +130,7 @@ impl Service {
                 let fields = json!({
                     "peer_id": peer,
                     "name": name,
-                    "path": path,
+                    "path": path.to_string_lossy(),
                     "bytes": file.bytes,
                     "resumed": file.resumed,
                     "sha256": file.sha256,
@@ -170,7 +170,7 @@ impl Service {
             }
             Chat::Terminal { ended, .. } => {
                 let (writer, reader) = stream.split();
-                let result = chat::pipe(reader, writer, self.output)
+                let result = chat::pipe(reader, writer, chat::Until::BothEnd, self.output)
                     .await
                     .map_err(Error::from);
                 // If nobody receives this, the program is ending already.

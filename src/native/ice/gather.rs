@@ -213,6 +213,16 @@ impl Gatherer {
         self.relays.give(relay, servers, policy);
     }
 
+    /// Uses the servers of `relay` no longer.
+    pub(crate) fn forget_servers(&self, relay: &PeerId) {
+        self.relays.forget(relay);
+        self.named.send_if_modified(|named| {
+            let before = named.len();
+            named.retain(|(known, _)| known != relay);
+            named.len() < before
+        });
+    }
+
     /// Uses STUN servers that `relay` has named, as `host:port`, in the place of those before.
     pub(crate) fn use_stun(&self, relay: PeerId, servers: Vec<String>) {
         self.named.send_if_modified(|named| {

@@ -108,6 +108,21 @@ impl Sites {
         &mut self.known[at]
     }
 
+    /// Makes room for a site that a stranger has named. One where no relay is known goes first. Returns
+    /// `None` if all are being asked.
+    fn add_foreign(&mut self, site: &Site) -> Option<&mut KnownSite> {
+        let of_foreign = |known: &KnownSite| known.by == By::Stranger;
+        let all = self.known.iter().filter(|known| of_foreign(known));
+        if all.count() >= MAX_FOREIGN {
+            let free = |known: &KnownSite| of_foreign(known) && !known.asking;
+            let empty = |known: &KnownSite| free(known) && known.peer.is_none();
+            let place = self.known.iter().position(empty);
+            let place = place.or_else(|| self.known.iter().position(free))?;
+            self.known.remove(place);
+        }
+        Some(self.add(site.clone(), By::Stranger, usize::MAX))
+    }
+
     fn get_mut(&mut self, id: SiteId) -> Option<&mut KnownSite> {
         self.known.iter_mut().find(|known| known.id == id)
     }
@@ -184,42 +199,45 @@ impl Relays {
         session: SessionId,
         effects: &mut Effects,
     ) -> Sought {
-        let of_foreign = |known: &KnownSite| known.by == By::Stranger;
         let at = self
             .sites
             .known
             .iter()
             .position(|known| known.site == *site);
-        let known = match at {
-            Some(at) => &mut self.sites.known[at],
-            None => {
-                let all = self.sites.known.iter().filter(|known| of_foreign(known));
-                if all.count() >= MAX_FOREIGN {
-                    let oldest = |known: &KnownSite| of_foreign(known) && !known.asking;
-                    let Some(oldest) = self.sites.known.iter().position(oldest) else {
-                        return Sought::Nowhere;
-                    };
-                    self.sites.known.remove(oldest);
-                }
-                self.sites.add(site.clone(), By::Stranger, usize::MAX)
-            }
+        // The addresses of a relay that no session uses any more are forgotten.
+        let is_there = |peer: &PeerId| self.known.contains_key(peer);
+        let known = at.map(|at| &self.sites.known[at]);
+        let peer = known.and_then(|known| known.peer).filter(is_there);
+        let is_old = |known: &KnownSite| {
+            let age = known.asked.map(|asked| asked.elapsed());
+            age.is_none_or(|age| age >= profile::MAX_AGE)
         };
-        let is_old = known
-            .asked
-            .is_none_or(|asked| asked.elapsed() >= profile::MAX_AGE);
-        let (id, peer) = (known.id, known.peer);
-        // A relay of the user is asked by a clock of its own.
-        let due = known.by == By::Stranger && !known.asking && (peer.is_none() || is_old);
-        let now = self.sites.start.elapsed();
-        let may_ask = due && self.sites.foreign.take(now, 1, Duration::ZERO).is_some();
-        if let Some(known) = self.sites.get_mut(id) {
-            if may_ask {
-                known.ask(effects);
+        // A relay of the user is asked by a clock of its own, but a call that needs it does not wait for
+        // that.
+        let due = known.is_none_or(|known| {
+            let by_clock = known.by == By::User && peer.is_some();
+            !known.asking && !by_clock && (peer.is_none() || is_old(known))
+        });
+        let pays = known.is_none_or(|known| known.by == By::Stranger);
+        if due && pays {
+            let now = self.sites.start.elapsed();
+            if self.sites.foreign.take(now, 1, Duration::ZERO).is_none() {
+                return peer.map_or(Sought::Nowhere, Sought::Known);
             }
-            if peer.is_none() && known.asking {
-                known.waiting.push(session);
-                return Sought::Asked;
-            }
+        }
+        let known = match at {
+            Some(at) => self.sites.known.get_mut(at),
+            None => self.sites.add_foreign(site),
+        };
+        let Some(known) = known else {
+            return Sought::Nowhere;
+        };
+        if due {
+            known.ask(effects);
+        }
+        if peer.is_none() && known.asking {
+            known.waiting.push(session);
+            return Sought::Asked;
         }
         peer.map_or(Sought::Nowhere, Sought::Known)
     }
@@ -254,6 +272,7 @@ impl Relays {
                 known.fault = None;
                 known.backoff.reset();
                 let (peer, rank) = (learnt.peer, known.rank);
+                let is_pinned = known.site.pin == Some(peer);
                 let before = known.peer.replace(peer).filter(|before| *before != peer);
                 if is_users {
                     let pause = learnt.age.mul_f64(0.75 + random / 4.0);
@@ -261,7 +280,10 @@ impl Relays {
                     if let Some(before) = before {
                         self.drop_named(before, effects);
                     }
-                    self.take_named(learnt, rank, effects);
+                    // A site may not speak for a relay that the user has named otherwise.
+                    if is_pinned || !self.is_of_another(id, peer) {
+                        self.take_named(learnt, rank, effects);
+                    }
                 } else {
                     for address in &learnt.addresses {
                         self.learn(peer, address, false);
@@ -302,6 +324,13 @@ impl Relays {
         }
     }
 
+    /// Whether the user has named this relay by a multiaddress, or by another site than this one.
+    fn is_of_another(&self, id: SiteId, peer: PeerId) -> bool {
+        let mut others = self.sites.of_user().filter(|other| other.id != id);
+        others.any(|other| other.site.pin == Some(peer) || other.peer == Some(peer))
+            || self.get(&peer).is_some_and(|relay| !relay.given.is_empty())
+    }
+
     /// A relay that the user has named by a site says where it is, and what its servers are.
     fn take_named(&mut self, learnt: Learnt, rank: usize, effects: &mut Effects) {
         let Learnt {
@@ -335,15 +364,15 @@ impl Relays {
 
     /// Another relay is at the site where this one was.
     fn drop_named(&mut self, peer: PeerId, effects: &mut Effects) {
-        let is_named = self.sites.of_user().any(|known| known.peer == Some(peer));
-        let relay = self
-            .get_mut(&peer)
-            .filter(|relay| !is_named && relay.given.is_empty());
-        if let Some(relay) = relay {
+        if self.sites.of_user().any(|known| known.peer == Some(peer)) {
+            return;
+        }
+        effects.push(Effect::ForgetServers(peer));
+        let relay = self.get_mut(&peer);
+        if let Some(relay) = relay.filter(|relay| relay.given.is_empty()) {
             relay.configured = false;
             relay.rank = usize::MAX;
             relay.forget_reservation(effects);
-            effects.push(Effect::UseServers(peer, Vec::new(), None));
             effects.push(Effect::ReleaseRelays);
         }
     }

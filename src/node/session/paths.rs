@@ -43,7 +43,7 @@ pub(in crate::node) struct Conn {
     dialled: bool,
     /// Whether the streams of a stock peer are data channels on this connection.
     webrtc: bool,
-    since: Instant,
+    pub(super) since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
     /// The lane that carries the path's datagrams, once the connection has one.

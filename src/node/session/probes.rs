@@ -14,6 +14,10 @@ use crate::{
     node::{effect::Effect, network::Purpose, round::Round, timers::Deadline},
 };
 
+/// How old a direct path is before a path over TURN is given up for it. It is longer than a page takes to
+/// report which pair is in use, and than losses take to show.
+const PROVEN: Duration = Duration::from_secs(10);
+
 /// A substream of this protocol says that its opener doubts all other paths.
 pub(in crate::node) const DOUBT_PROTOCOL: &str = "/throughline/doubt/1";
 
@@ -189,7 +193,7 @@ impl Session {
     }
 
     /// Closes suspect connections that have a sound successor, and a path over TURN once a direct one is
-    /// up, because it holds an allocation. A stock peer's streams may still be on it.
+    /// proven, because it holds an allocation. A stock peer's streams may still be on it.
     pub(super) fn close_superseded(&mut self, round: &mut Round<'_>) {
         let kind = |conn: &Conn| conn.path.as_ref().map(|path| path.kind);
         let trusted = self
@@ -198,14 +202,18 @@ impl Session {
             .values()
             .filter(|c| c.liveness.is_trusted());
         let best = trusted.filter_map(kind).min();
+        let proven = self.paths.conns.values().any(|conn| {
+            let is_sound = conn.liveness.is_trusted() && !conn.loss.is_high();
+            kind(conn) == Some(PathKind::Direct) && is_sound && conn.since.elapsed() >= PROVEN
+        });
         let active = self.paths.active();
         let may_move = |id| self.streams.are_resumable() && active != Some(id);
         self.paths.conns.retain(|id, conn| {
             let superseded = kind(conn)
                 .zip(best)
                 .is_some_and(|(kind, best)| best <= kind);
-            let costs = kind(conn) == Some(PathKind::Turn) && best == Some(PathKind::Direct);
-            let closed = superseded && (conn.liveness.is_suspect() || costs && may_move(*id));
+            let costs = kind(conn) == Some(PathKind::Turn) && proven && may_move(*id);
+            let closed = costs || superseded && conn.liveness.is_suspect();
             if closed {
                 round.push(Effect::CloseConnection(*id));
             }

@@ -38,6 +38,7 @@ use crate::{
     offer::Sealed,
     report::Hopeless,
     swarm::substreams::OpenError,
+    webrtc::backend::SpareTurn,
 };
 
 /// The reason of an attempt that fails because tickets named too many addresses.
@@ -70,6 +71,8 @@ pub(super) struct Attempts {
     offering: bool,
     /// A sealed offer did not reach the peer, so ICE waits for a circuit.
     pub(super) unoffered: bool,
+    /// ICE was tried beside the path over TURN.
+    guessed: bool,
     /// The callers and streams that wait for the race's answer, oldest first.
     waiting: VecDeque<Waiting>,
     /// The dials that libp2p makes by itself to punch a hole, and when each began.
@@ -83,6 +86,7 @@ impl Attempts {
             alarm: Alarm::default(),
             offering: false,
             unoffered: false,
+            guessed: false,
             waiting: VecDeque::new(),
             punches: HashMap::new(),
         }
@@ -253,7 +257,9 @@ impl Session {
     pub(in crate::node) fn start_ice(&mut self, way: usize, round: &mut Round<'_>) {
         self.attempts.offering = false;
         let has_turn = self.paths.promised() == Some(PathKind::Turn);
-        round.push(Effect::SpareTurn(self.peer, has_turn));
+        let may_guess = !std::mem::replace(&mut self.attempts.guessed, has_turn);
+        let spare = has_turn.then_some(SpareTurn { may_guess });
+        round.push(Effect::SpareTurn(self.peer, spare));
         if let Some(relay) = self.circuit().cloned() {
             self.dial_ice(way, &relay, round);
         } else if let Some(via) = self.offer_relay(round.relays) {
@@ -386,7 +392,7 @@ impl Session {
     /// The session ends. Takes its attempts back, and gives an error to every caller that waits.
     pub(super) fn end_attempts(&mut self, ended: impl Fn() -> Error, round: &mut Round<'_>) {
         self.tell(RaceEvent::Closed, round);
-        round.push(Effect::SpareTurn(self.peer, false));
+        round.push(Effect::SpareTurn(self.peer, None));
         for punch in self.attempts.punches.keys().copied().collect::<Vec<_>>() {
             let reason = "the connection is closed".to_owned();
             self.punch_ended(punch, Some((Cause::Cancelled, reason)), round);

@@ -167,7 +167,7 @@ impl Session {
         let Some(targets) = &mut self.targets else {
             return false;
         };
-        let is_news = record.peer == self.peer && record.seq >= targets.seq;
+        let is_news = record.peer == self.peer && record.seq > targets.seq;
         if is_news {
             targets.seq = record.seq;
             // What was sealed for another run did not arrive.

@@ -21,6 +21,7 @@ use crate::{
         pace::Pace,
         quota, room,
     },
+    server::pool::Place,
 };
 
 /// How often a member is asked for a new record. Two may be lost before its record is over.
@@ -34,6 +35,9 @@ const BATCH: usize = 16;
 /// this pace.
 const AT_ONCE: u32 = 16;
 const PER_SECOND: u32 = 2;
+/// How many changes a member is told at once, which is a whole room, and how many per second after that.
+const TOLD_AT_ONCE: u32 = room::MAX_MEMBERS as u32;
+const TOLD_PER_SECOND: u32 = 64;
 
 /// Tells a member of a room what changes there, and takes its records, until its stream ends. If it says
 /// that it leaves, the others see that at once. Otherwise its record counts until it is over.
@@ -41,7 +45,7 @@ pub(in crate::server) async fn attend(
     stream: impl AsyncRead + AsyncWrite + Send,
     directory: Arc<dyn Directory>,
     topic: Topic,
-    peer: PeerId,
+    (peer, place): (PeerId, Place),
 ) {
     let (read, write) = stream.split();
     let told = Box::pin(tell(write, &*directory, &topic));
@@ -49,6 +53,7 @@ pub(in crate::server) async fn attend(
     if let Either::Right((Ok(()), _)) = select(told, heard).await {
         directory.leave(&topic, &peer, Instant::now());
     }
+    drop(place);
 }
 
 /// Takes a member's records. Returns `Ok` when it leaves.
@@ -60,7 +65,8 @@ async fn hear(
 ) -> io::Result<()> {
     let (began, mut pace) = (Instant::now(), Pace::new(PER_SECOND, AT_ONCE));
     loop {
-        let message = read_message(&mut stream, MAX_MESSAGE).await?;
+        // A member is asked for a new record in time, so whoever sends none only looks on.
+        let message = timeout(room::LIFETIME, read_message(&mut stream, MAX_MESSAGE)).await??;
         match Request::decode(&message) {
             Some(Request::Put(envelope)) => {
                 let entry = Entry::member(peer, &topic, envelope);
@@ -88,6 +94,7 @@ async fn tell(
 ) -> io::Result<()> {
     let mut watch = directory.watch(topic);
     let mut last = 0;
+    let (began, mut pace) = (Instant::now(), Pace::new(TOLD_PER_SECOND, TOLD_AT_ONCE));
     let mut due = Instant::now();
     loop {
         watch.mark_unchanged();
@@ -100,6 +107,10 @@ async fn tell(
             write(&mut stream, &answer).await?;
             last = *number;
         }
+        // Of a member that changes meanwhile, only the newest record is told.
+        let told = u32::try_from(changes.len()).unwrap_or(u32::MAX);
+        let wait = pace.take(began.elapsed(), told, Duration::MAX);
+        sleep(wait.unwrap_or_default()).await;
         if !changes.is_empty() {
             continue;
         }

@@ -255,10 +255,12 @@ fn forwarded(
     place: &Mutex<Option<Place>>,
 ) -> (IpAddr, bool) {
     let values = request.headers().get_all(FORWARDED_FOR).iter();
+    // A client may have written any bytes before what the proxy has appended.
     let values: Vec<_> = values
-        .map(|value| value.to_str().unwrap_or_default())
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
         .collect();
-    let client = prefix::client(ip, &door.trusted, values.into_iter());
+    let values = values.iter().map(AsRef::as_ref);
+    let client = prefix::client(ip, &door.trusted, values);
     let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
     // The old one first, so that a connection never has two.
     *place = None;

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::{
     core::reputation::MOST_SCORE,
     error::{Error, ErrorKind},
+    identity::PeerId as PublicPeerId,
     server::{
         config::ReputationConfig,
         web::{Answer, Question, Web},
@@ -42,18 +43,18 @@ const SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 pub struct Scores {
     /// What the source wants to be told when it is asked again.
     pub version: Option<String>,
-    pub(super) peers: HashMap<libp2p::PeerId, i32>,
-    pub(super) relays: HashMap<libp2p::PeerId, i32>,
+    pub(super) peers: HashMap<multiaddr::PeerId, i32>,
+    pub(super) relays: HashMap<multiaddr::PeerId, i32>,
 }
 
 impl Scores {
     /// Sets the score of a peer. Scores outside of -100 to 100 count as the nearest one.
-    pub fn set_peer(&mut self, peer: &crate::PeerId, score: i32) {
+    pub fn set_peer(&mut self, peer: &PublicPeerId, score: i32) {
         self.peers.insert(peer.0, bounded(score));
     }
 
     /// Sets the score of a relay, by which clients of a server that ends are sent to others.
-    pub fn set_relay(&mut self, relay: &crate::PeerId, score: i32) {
+    pub fn set_relay(&mut self, relay: &PublicPeerId, score: i32) {
         self.relays.insert(relay.0, bounded(score));
     }
 }
@@ -224,7 +225,7 @@ mod tests {
     use axum::body::Bytes;
     use ed25519_dalek::{Signer as _, SigningKey};
     use hyper::HeaderMap;
-    use libp2p::PeerId;
+    use multiaddr::PeerId;
 
     use super::*;
 
@@ -263,11 +264,7 @@ mod tests {
         assert_eq!(source.read(same).unwrap(), None);
         let mut gone = answer("{}", None);
         gone.status = StatusCode::NOT_FOUND;
-        for wrong in [
-            gone,
-            answer("[]", None),
-            answer(r#"{"peers":{"a":"b"}}"#, None),
-        ] {
+        for wrong in [gone, answer("[]", None), answer(r#"{"peers":7}"#, None)] {
             assert!(source.read(wrong).is_err());
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     server::{
         circuits::{self, Asked},
         directory::{Entry, attend},
+        pool::Place,
         relay_rates::Rate,
     },
 };
@@ -55,9 +56,9 @@ impl Relay {
                 asked.answer(&Answer::Done);
             }
             Request::Join(topic, envelope) => match self.join(holder, &topic, envelope) {
-                Ok(()) => {
+                Ok(place) => {
                     let directory = self.directory.clone();
-                    let attended = attend(asked.into_stream(), directory, topic, peer);
+                    let attended = attend(asked.into_stream(), directory, topic, (peer, place));
                     circuits::spawn(&peer, attended);
                 }
                 Err(refusal) => asked.answer(&Answer::Refused(refusal)),
@@ -72,11 +73,16 @@ impl Relay {
         self.directory.put(entry, Instant::now(), &place)
     }
 
-    fn join(&self, holder: Holder, topic: &Topic, envelope: Vec<u8>) -> Result<(), Refusal> {
+    /// Returns the place of the stream over which the room is attended.
+    fn join(&self, holder: Holder, topic: &Topic, envelope: Vec<u8>) -> Result<Place, Refusal> {
         let peer = holder.peer.ok_or(Refusal::Denied)?;
         let (entry, shown) = Entry::member(peer, topic, envelope)?;
+        let attends = self.pools.attending.take(holder);
+        let attends = attends.map_err(|_| Refusal::Limit)?;
         let place = || self.pools.members.take(holder);
         let now = Instant::now();
-        self.directory.join(topic, entry, shown, now, &place)
+        self.directory
+            .join(topic, entry, shown, now, &place)
+            .map(|()| attends)
     }
 }

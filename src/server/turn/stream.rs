@@ -192,7 +192,7 @@ impl Assembler {
         };
         let stream = joined.as_deref().unwrap_or(bytes);
         let (mut rest, mut frames) = (stream, 0);
-        while let Some(frame) = frame::first(rest)? {
+        while let Some(frame) = frame::first_of_client(rest)? {
             each(rest.get(..frame.len).unwrap_or_default());
             rest = rest.get(frame.end..).unwrap_or_default();
             frames += 1;

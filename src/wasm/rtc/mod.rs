@@ -22,7 +22,7 @@ use crate::{
     report::NatReport,
     webrtc::{
         self, IceServer,
-        backend::{Backend, BackendError},
+        backend::{Backend, BackendError, SpareTurn},
     },
 };
 
@@ -58,15 +58,20 @@ impl Rtc {
     }
 
     /// Sets whether new connections with `peer` leave TURN out.
-    pub(crate) fn spare_turn(&self, peer: PeerId, spare: bool) {
+    pub(crate) fn spare_turn(&self, peer: PeerId, spare: Option<SpareTurn>) {
         let spared = &mut self.servers().spared;
         spared.retain(|other| *other != peer);
-        spared.extend(spare.then_some(peer));
+        spared.extend(spare.map(|_| peer));
     }
 
     /// Uses a TURN server to which `relay` gives access, in the place of the one before.
     pub(crate) fn use_turn(&self, relay: PeerId, server: IceServer) {
         self.replace(relay, true, server);
+    }
+
+    /// Uses the servers of `relay` no longer.
+    pub(crate) fn forget_servers(&self, relay: &PeerId) {
+        self.servers().named.retain(|(known, ..)| known != relay);
     }
 
     /// Uses STUN servers that `relay` has named, in the place of those before.

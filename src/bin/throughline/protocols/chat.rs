@@ -4,6 +4,7 @@ use std::io;
 
 use futures::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+    future::{Either, select},
     io::BufReader,
 };
 use tokio::io::AsyncReadExt as _;
@@ -16,10 +17,20 @@ pub(crate) const PROTOCOL: &str = "chat/1";
 /// The longest line that is read, without its newline.
 const MAX_LINE: usize = 16 * 1024;
 
-/// Joins stdin and stdout to the stream until both directions have ended.
+/// When a pipe is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// Both directions have ended.
+    BothEnd,
+    /// The peer has ended its direction. A server that ends first does not wait for stdin.
+    PeerEnds,
+}
+
+/// Joins stdin and stdout to the stream.
 pub(crate) async fn pipe(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
+    until: Until,
     output: Output,
 ) -> io::Result<()> {
     let upload = async {
@@ -43,9 +54,13 @@ pub(crate) async fn pipe(
             output.payload(&buffer[..length]).await?;
         }
     };
-    // Either side may go on to write after the other has ended.
-    futures::future::try_join(upload, download).await?;
-    Ok(())
+    futures::pin_mut!(upload, download);
+    match (until, select(upload, download).await) {
+        (_, Either::Left((sent, download))) => sent.and(download.await),
+        (Until::PeerEnds, Either::Right((got, _))) => got,
+        // Either side may go on to write after the other has ended.
+        (Until::BothEnd, Either::Right((got, upload))) => got.and(upload.await),
+    }
 }
 
 /// The lines of a peer.

@@ -18,8 +18,20 @@ pub(crate) struct TurnFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotTurn;
 
-/// Finds the first frame of `data`. Returns `None` while the frame is incomplete.
+/// Finds the first frame of `data`, which a server has sent. Returns `None` while the frame is incomplete.
+/// The numbers of our channels end at 0x4fff (RFC 8656 section 12).
 pub(crate) fn first(data: &[u8]) -> Result<Option<TurnFrame>, NotTurn> {
+    first_up_to(data, 0x4f)
+}
+
+/// Finds the first frame of `data`, which a client has sent. Clients of RFC 5766 take channel numbers up to
+/// 0x7fff.
+#[cfg(feature = "server")]
+pub(crate) fn first_of_client(data: &[u8]) -> Result<Option<TurnFrame>, NotTurn> {
+    first_up_to(data, 0x7f)
+}
+
+fn first_up_to(data: &[u8], last_channel: u8) -> Result<Option<TurnFrame>, NotTurn> {
     let &[first, _, high, low, ..] = data else {
         return Ok(None);
     };
@@ -36,8 +48,7 @@ pub(crate) fn first(data: &[u8]) -> Result<Option<TurnFrame>, NotTurn> {
             let len = STUN_HEADER + len;
             TurnFrame { len, end: len }
         }
-        // Channel numbers go up to 0x7fff, as in RFC 5766 section 11.
-        0x40..=0x7f => TurnFrame {
+        channel if (0x40..=last_channel).contains(&channel) => TurnFrame {
             len: 4 + len,
             end: (4 + len).next_multiple_of(4),
         },
@@ -86,7 +97,11 @@ mod tests {
     #[test]
     fn bytes_that_are_not_turn_are_refused() {
         assert_eq!(first(b"SSH-2.0-OpenSSH_9.2"), Err(NotTurn));
-        assert_eq!(first(&[0x80, 0, 0, 0]), Err(NotTurn));
+        assert_eq!(first(&[0x50, 0, 0, 0]), Err(NotTurn));
+        assert_eq!(
+            first_up_to(&[0x7f, 0, 0, 0], 0x7f).map(|frame| frame.is_some()),
+            Ok(true)
+        );
         let mut message = stun(8);
         message[4] = 0;
         assert_eq!(first(&message), Err(NotTurn));

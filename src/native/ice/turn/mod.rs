@@ -259,6 +259,18 @@ impl TurnRelays {
         }
     }
 
+    /// Uses the servers of `relay` no longer. Allocations there end with their task.
+    pub(super) fn forget(&self, relay: &PeerId) {
+        lock(&self.given).retain(|known| {
+            let kept = known.relay != *relay;
+            if !kept {
+                known.task.abort();
+                self.failures.set(known.place, None);
+            }
+            kept
+        });
+    }
+
     fn run(
         &self,
         place: usize,

@@ -13,7 +13,7 @@ mod identity;
 mod session;
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -48,7 +48,7 @@ use crate::{
     report::NatReport,
     webrtc::{
         Config, Effort, IceServer,
-        backend::{self, BackendError},
+        backend::{self, BackendError, SpareTurn},
     },
 };
 
@@ -76,7 +76,7 @@ struct Inner {
     /// QUIC, for connections with peers of this library.
     quic: Option<Quic>,
     /// The peers with which TURN is left out, because there is a path over TURN already.
-    spared: Mutex<HashSet<PeerId>>,
+    spared: Mutex<HashMap<PeerId, SpareTurn>>,
 }
 
 impl fmt::Debug for Backend {
@@ -150,6 +150,11 @@ impl Backend {
         }
     }
 
+    /// Uses the servers of `relay` no longer.
+    pub(crate) fn forget_servers(&self, relay: &PeerId) {
+        self.0.gatherer.forget_servers(relay);
+    }
+
     /// Uses STUN servers that `relay` has named, in the place of those that it has named before.
     pub(crate) fn use_stun(&self, relay: PeerId, urls: Vec<String>) {
         let server = IceServer {
@@ -180,15 +185,15 @@ impl Backend {
     }
 
     /// Sets whether new connections with `peer` leave TURN out.
-    pub(crate) fn spare_turn(&self, peer: PeerId, spare: bool) {
+    pub(crate) fn spare_turn(&self, peer: PeerId, spare: Option<SpareTurn>) {
         let mut spared = self.spared();
         match spare {
-            true => _ = spared.insert(peer),
-            false => _ = spared.remove(&peer),
+            Some(spare) => _ = spared.insert(peer, spare),
+            None => _ = spared.remove(&peer),
         }
     }
 
-    fn spared(&self) -> MutexGuard<'_, HashSet<PeerId>> {
+    fn spared(&self) -> MutexGuard<'_, HashMap<PeerId, SpareTurn>> {
         self.0.spared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -228,14 +233,17 @@ impl backend::Backend for Backend {
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = IceSession::new(self.0.identity.clone(), link, Instant::now());
         session.keep_to(self.0.policy.clone());
-        session.may_guess(self.0.birthday, Gate::of_process());
-        if self.spared().contains(&peer) {
+        let spared = self.spared().get(&peer).copied();
+        let may_guess = spared.is_none_or(|spare| spare.may_guess);
+        let effort = self.0.birthday.filter(|_| may_guess);
+        session.may_guess(effort, Gate::of_process());
+        if spared.is_some() {
             session.leave_turn_out();
         }
         let network = Network {
             candidates: self.0.gatherer.watch(),
             nat: self.0.gatherer.nat(),
-            relays: Some(self.0.gatherer.relays()),
+            relays: spared.is_none().then(|| self.0.gatherer.relays()),
             mdns: self.0.mdns,
         };
         let told = self.0.guesses.clone().map(|guesses| (peer, guesses));

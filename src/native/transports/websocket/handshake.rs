@@ -3,7 +3,7 @@
 //! A head may be 8 KiB long, and is kept as it comes. Redirections are not followed, because a
 //! server could use them to make its client attack others.
 
-use std::{fmt, io};
+use std::{borrow::Cow, fmt, io};
 
 use data_encoding::BASE64;
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -126,7 +126,9 @@ where
             );
             stream.write_all(response.as_bytes()).await?;
             stream.flush().await?;
-            let noted = note(&forwarded(&head));
+            let values = forwarded(&head);
+            let values: Vec<&str> = values.iter().map(AsRef::as_ref).collect();
+            let noted = note(&values);
             Ok(WebSocketStream::new(stream, Role::Server, rest)?.keep(noted))
         }
         Err(error) => {
@@ -203,7 +205,7 @@ fn check_request(head: &[u8]) -> Result<Vec<u8>, HandshakeError> {
 }
 
 /// Returns the values of `X-Forwarded-For` in a request that was accepted.
-fn forwarded(head: &[u8]) -> Vec<&str> {
+fn forwarded(head: &[u8]) -> Vec<Cow<'_, str>> {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = RequestHead::new(&mut headers);
     if request.parse(head).is_err() {
@@ -211,8 +213,9 @@ fn forwarded(head: &[u8]) -> Vec<&str> {
     }
     let headers = request.headers.iter();
     let named = headers.filter(|header| header.name.eq_ignore_ascii_case("X-Forwarded-For"));
+    // A client may have written any bytes before what the proxy has appended.
     named
-        .map(|header| std::str::from_utf8(header.value).unwrap_or_default())
+        .map(|header| String::from_utf8_lossy(header.value))
         .collect()
 }
 

@@ -39,10 +39,10 @@ impl Partial {
         fs::create_dir_all(directory)?;
         if let Some(id) = id {
             let path = directory.join(format!(".{}.part", HEXLOWER.encode(&id[..16])));
-            let mut options = File::options();
-            let options = options.read(true).write(true).create(true).truncate(false);
-            let file = options.open(&path)?;
-            if is_locked(&file) {
+            // Whoever can write here may have put a link or a pipe in this place.
+            if let Ok(file) = open_plain(&path)
+                && is_locked(&file)
+            {
                 return Ok(Self {
                     path,
                     file,
@@ -111,6 +111,23 @@ impl Drop for Partial {
         if !self.published && !kept {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Opens a file that is no link, or makes it.
+fn open_plain(path: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    // It may have come a moment ago.
+    #[cfg(target_os = "linux")]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW);
+    let file = options.open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::ErrorKind::InvalidInput.into()),
     }
 }
 

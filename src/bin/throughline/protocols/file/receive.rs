@@ -112,6 +112,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Transfer<'_, R, W> {
             .folders
             .iter()
             .fold(root, |path, name| path.join(name));
+        let (root, folders) = (self.inbox.directory.clone(), header.folders.clone());
+        if blocking(move || Ok(leads_elsewhere(root, &folders)))
+            .await
+            .map_err(disk)?
+        {
+            return Err(refuse("bad_name", "a folder of this name is a link here"));
+        }
         let Some(id) = id else {
             return self.fill(&header, directory, None, progress).await;
         };
@@ -313,6 +320,14 @@ fn stored(
         have = 0;
     }
     Ok(Stored::Part(partial, have))
+}
+
+/// Whether one of the folders is a link, so that a file in it would be outside of the directory.
+fn leads_elsewhere(mut path: PathBuf, folders: &[String]) -> bool {
+    folders.iter().any(|folder| {
+        path.push(folder);
+        std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink())
+    })
 }
 
 fn same(path: &Path, size: u64, id: &[u8; 32]) -> Option<File> {
