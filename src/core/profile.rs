@@ -279,15 +279,15 @@ mod tests {
         let expected = ["/ip4/10.0.0.1/tcp/1", "/dns4/localhost/tcp/1/ws"];
         assert!(texts.eq(expected.map(|address| format!("{address}/p2p/{PEER}"))));
 
-        let mut aimed = document();
         aimed["stun"] = json!([
             "stun:169.254.169.254",
             "stun:10.0.0.1",
-            "stun:localhost",
+            "stun:192.0.2.9",
+            "stun:localhost:1",
             "turn:a",
             "x"
         ]);
-        aimed["turn"][0]["urls"] = json!(["turn:[fe80::1]:1", "stun:a.example"]);
+        aimed["turn"][0]["urls"] = json!(["turn:[fe80::1]:1", "turn:192.0.2.9", "stun:10.0.0.1"]);
         let learnt = read_all(&aimed, false).unwrap();
         assert!(learnt.stun.is_empty() && learnt.turn.is_none());
         assert_eq!(read_all(&aimed, true).unwrap().stun, ["stun:10.0.0.1"]);
@@ -298,7 +298,9 @@ mod tests {
         let mut long = document();
         let addresses = (1..99).map(|port| format!("/ip4/192.0.2.1/tcp/{port}"));
         long["addresses"] = addresses.collect();
-        long["stun"] = (1..99).map(|port| format!("stun:a:{port}")).collect();
+        long["stun"] = (1..99)
+            .map(|port| format!("stun:192.0.2.1:{port}"))
+            .collect();
         long["max_age"] = json!(u64::MAX);
         let learnt = read_all(&long, false).unwrap();
         assert_eq!(learnt.addresses.len(), MAX_ADDRESSES);

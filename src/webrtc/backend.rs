@@ -33,10 +33,7 @@ pub(crate) const LANE_MARKS: (u32, u32) = (16 * 1024, 8 * 1024);
 pub(crate) struct SpareTurn {
     /// Whether ports may be guessed. A guess takes hundreds of places in the tables of routers, so one
     /// for each path over TURN is enough.
-    #[cfg_attr(
-        target_arch = "wasm32",
-        allow(dead_code, reason = "a page guesses nothing")
-    )]
+    #[allow(dead_code, reason = "a page guesses nothing")]
     pub(crate) may_guess: bool,
 }
 

@@ -5,7 +5,10 @@ use std::{
     net::{SocketAddr, TcpStream},
 };
 
-use throughline::{Identity, server::AccessMode};
+use throughline::{
+    Identity,
+    server::{AccessMode, Layout},
+};
 
 use super::{PATIENCE, config, start};
 
@@ -223,6 +226,7 @@ async fn the_operators_part_can_have_its_own_address() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_port_tells_the_operators_part_to_this_machine_only() {
     let mut config = config();
+    config.layout = Layout::Five;
     config.http.trusted_proxies = vec!["127.0.0.1".into()];
     let server = start(config).await;
     let first = format!("http://{}", super::secured::port(&server));

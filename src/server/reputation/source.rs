@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(source.read(same).unwrap(), None);
         let mut gone = answer("{}", None);
         gone.status = StatusCode::NOT_FOUND;
-        for wrong in [gone, answer("[]", None), answer(r#"{"peers":7}"#, None)] {
+        for wrong in [gone, answer("7", None), answer(r#"{"peers":7}"#, None)] {
             assert!(source.read(wrong).is_err());
         }
     }
