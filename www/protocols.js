@@ -99,7 +99,7 @@ export async function* chatLines(readable) {
 export const chatLine = (text) => encoder.encode(`${text.replaceAll("\n", " ")}\n`);
 
 /** Sends `file` by `file/1`, until `signal` ends it. Resolves to the hash that both ends computed. */
-export async function sendFile({ readable, writable }, file, onProgress, signal) {
+export async function sendFile({ readable, writable }, file, onProgress, signal = new AbortController().signal) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
   const stop = () => writer.abort(signal.reason).catch(() => {});
@@ -139,7 +139,7 @@ function accepted({ ok, sha256, code, message }, ours) {
 }
 
 /** Receives a file by `file/1`, until `signal` ends it. Resolves to its bytes as a Blob and its hash. */
-export async function receiveFile({ readable, writable }, onHeader, onProgress, signal) {
+export async function receiveFile({ readable, writable }, onHeader, onProgress, signal = new AbortController().signal) {
   const reader = new Reader(readable);
   const writer = writable.getWriter();
   const answer = async (value) => {

@@ -107,7 +107,7 @@ test("reset codes go from a page to a native peer and back", limit, async (t) =>
   const failing = await connect(t, relay, ticket, "--send", file);
   const error = await failing.event("error");
   assert.deepEqual([error.code, error.reset_code], ["stream_reset", 7]);
-  assert.equal(await failing.exited, 1);
+  assert.equal(await failing.exited, 6);
 });
 
 test("datagrams go from a page to a native program and back, over the relay and over a data channel", limit, async (t) => {

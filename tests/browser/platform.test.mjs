@@ -35,7 +35,7 @@ test("wrong input is a ThroughlineError that names the field", limit, async (t) 
   const page = await open(t, await launch(t), `${relay.http}/peer.html`);
   const create = (options) => page.evaluate((options) => peer.outcome(() => peer.start(options)), options);
   for (const [options, code, named] of [
-    [{ relay: "x" }, "invalid_config", /relay/],
+    [{ relayss: "x" }, "invalid_config", /relay/],
     [{ relays: [relay.relay], connectTimeoutMs: 1 }, "invalid_config", /connect_?timeout/i],
     [{ relays: ["not an address"] }, "invalid_address", /relays/],
     [{ identity: "%%" }, "invalid_identity", /identity/],
