@@ -56,12 +56,13 @@ async fn connected(
     let first_byte = measured.then(|| spawn_first_byte(connector, ticket, start, output));
     let connection = connector.connect(ticket).await?;
     let paths = PathWatch::start(&connection, start, output);
-    if let Some(time) = args.wait_direct
-        && let Err(error) = connection.wait_direct(time.0).await
-    {
-        paths.leave_to_error();
-        let message = format!("--wait-direct: {}", error.message());
-        return Err(Error::new(error.kind(), message).with_attempts(error.attempts().to_vec()));
+    if let Some(time) = args.wait_direct {
+        if let Err(error) = connection.wait_direct(time.0).await {
+            paths.leave_to_error();
+            let message = format!("--wait-direct: {}", error.message());
+            return Err(Error::new(error.kind(), message).with_attempts(error.attempts().to_vec()));
+        }
+        paths.direct().await;
     }
     if !args.send.is_empty() {
         files.send(&connection, output).await?;

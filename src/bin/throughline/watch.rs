@@ -8,7 +8,7 @@ use std::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use throughline::{Attempt, Cause, Connection, Outcome, Path, PathEvent, PathKind, Strategy};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
     attempts,
@@ -17,11 +17,15 @@ use crate::{
 
 /// How long a path may stay indirect before people are told why. Most direct paths are up by then.
 const HOLD: Duration = Duration::from_secs(1);
+/// How long the event of a path that is there may take.
+const PRINTED: Duration = Duration::from_secs(1);
 
 /// Prints the events of one connection until it is dropped. People then learn why the path is not
 /// direct, if they do not know yet.
 pub(crate) struct PathWatch {
     attempts: Arc<Mutex<Attempts>>,
+    /// Whether a direct path has been printed.
+    direct: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
@@ -54,6 +58,8 @@ impl PathWatch {
             silent: false,
             told: Vec::new(),
         }));
+        let is_direct = |path: &Path| path.kind == PathKind::Direct;
+        let (printed, direct) = watch::channel(path.as_ref().is_some_and(is_direct));
         let watched = Arc::clone(&attempts);
         let task = tokio::spawn(async move {
             lock(&watched).print();
@@ -75,6 +81,11 @@ impl PathWatch {
                         let text = describe(&path_fields(Some(path)));
                         let ms = millis(*at);
                         output.event("path", json!(event), || format!("{text} after {ms:.0} ms"));
+                        printed.send_if_modified(|printed| {
+                            let is_first = !*printed && is_direct(path);
+                            *printed |= is_first;
+                            is_first
+                        });
                     }
                     PathEvent::Lost { at, .. } => {
                         let ms = millis(*at);
@@ -93,7 +104,18 @@ impl PathWatch {
                 }
             }
         });
-        Self { attempts, task }
+        Self {
+            attempts,
+            direct,
+            task,
+        }
+    }
+
+    /// Waits until the direct path that is there has been printed.
+    pub(crate) async fn direct(&self) {
+        let mut direct = self.direct.clone();
+        // The path may be gone before its event.
+        let _ = timeout(PRINTED, direct.wait_for(|printed| *printed)).await;
     }
 
     /// Tells people nothing more, because an error lists the attempts.
