@@ -81,11 +81,9 @@ impl PathWatch {
                         let text = describe(&path_fields(Some(path)));
                         let ms = millis(*at);
                         output.event("path", json!(event), || format!("{text} after {ms:.0} ms"));
-                        printed.send_if_modified(|printed| {
-                            let is_first = !*printed && is_direct(path);
-                            *printed |= is_first;
-                            is_first
-                        });
+                        if is_direct(path) {
+                            printed.send_replace(true);
+                        }
                     }
                     PathEvent::Lost { at, .. } => {
                         let ms = millis(*at);
