@@ -177,7 +177,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         rules: rules(&config, net.rtc.nat().is_some()),
         relays: Relays::new(&relay_addrs, wanted, config.relay_timeout, random).wishing(Wishes {
             tokens: config.relay_tokens.is_some(),
-            turn: config.direct,
+            turn: config.direct && config.relay_tokens.is_some(),
         }),
         network: Network::new(swarm, recorder, arrivals, raw),
         sealer,

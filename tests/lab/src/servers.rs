@@ -263,6 +263,10 @@ impl Serve {
             .args(["serve", "--json", "--print-turn-credentials", "--port"])
             .arg(SERVE_PORT.to_string());
         command.arg("--data").arg(lab.directory().join("serve"));
+        // The networks of the lab tell protocols apart by their ports.
+        let settings = lab.directory().join("serve.toml");
+        std::fs::write(&settings, "layout = \"five\"\n")?;
+        command.arg("--config").arg(settings);
         command.arg("--host").arg(RELAY[0].to_string());
         if lab.spec().sites.iter().any(|site| site.ipv6) {
             command.arg("--host").arg(RELAY6[0].to_string());
