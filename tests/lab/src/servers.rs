@@ -265,7 +265,10 @@ impl Serve {
         command.arg("--data").arg(lab.directory().join("serve"));
         // The networks of the lab tell protocols apart by their ports.
         let settings = lab.directory().join("serve.toml");
-        std::fs::write(&settings, "layout = \"five\"\n")?;
+        std::fs::write(&settings, "layout = \"five\"\n").map_err(|source| LabError::Io {
+            what: "writing the settings of `throughline serve`".to_owned(),
+            source,
+        })?;
         command.arg("--config").arg(settings);
         command.arg("--host").arg(RELAY[0].to_string());
         if lab.spec().sites.iter().any(|site| site.ipv6) {
