@@ -157,22 +157,23 @@ async fn a_relay_that_is_known_by_one_transport_tells_the_others_over_its_link()
     server.shutdown().await;
 }
 
-fn certificate(folder: &Path) -> std::path::PathBuf {
+/// Starts a server with a certificate for `localhost`. Returns the certificate as well.
+async fn secured(folder: &Path) -> (Server, std::path::PathBuf) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-    folder.join("cert.pem")
+    let ca = folder.join("cert.pem");
+    let server = serve(|config| {
+        config.tls.cert = Some(ca.clone());
+        config.tls.key = Some(folder.join("key.pem"));
+    });
+    (server.await, ca)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_certificate_proves_the_name_and_the_pin_the_relay() {
     let folder = tempfile::tempdir().unwrap();
-    let ca = certificate(folder.path());
-    let server = serve(|config| {
-        config.tls.cert = Some(ca.clone());
-        config.tls.key = Some(folder.path().join("key.pem"));
-    });
-    let server = server.await;
+    let (server, ca) = secured(folder.path()).await;
     let url = server.http_url();
     assert!(url.starts_with("https://localhost"), "{url}");
     let trusting = |relay: &str| {
@@ -197,12 +198,7 @@ async fn the_certificate_proves_the_name_and_the_pin_the_relay() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_ticket_names_its_relay() {
     let folder = tempfile::tempdir().unwrap();
-    let ca = certificate(folder.path());
-    let server = serve(|config| {
-        config.tls.cert = Some(ca.clone());
-        config.tls.key = Some(folder.path().join("key.pem"));
-    });
-    let server = server.await;
+    let (server, ca) = secured(folder.path()).await;
     let url = server.http_url();
     let config = |relays: &[&str]| {
         let mut config = knowing(relays);

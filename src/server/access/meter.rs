@@ -222,7 +222,7 @@ impl Meters {
         }
     }
 
-    /// Returns who has to be told what is left, each once.
+    /// Returns each payer that is to be told what is left of its quota, and what that is.
     pub(super) fn due(&self, time: SystemTime) -> Vec<(Payer, Left)> {
         if !self.due.swap(false, Ordering::Relaxed) {
             return Vec::new();
