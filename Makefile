@@ -27,10 +27,15 @@ wasm: setup-build $(JS) ## build the npm package into js/
 page: wasm ## compress the demo page and the npm package into page/, from where the feature `demo` takes them
 	node js/scripts/page.mjs
 
+# The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
+FIREFOX := access address direct loading native platform protocols tabs
+
 test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)
 	node --test js/test/*.test.mjs
 	node --test --test-concurrency=1 tests/browser/*.test.mjs
+	BROWSER=firefox node --test --test-concurrency=1 $(FIREFOX:%=tests/browser/%.test.mjs)
+	BROWSER=both node --test tests/browser/tabs.test.mjs
 	node --test --test-concurrency=1 tests/interop/*.test.mjs
 	cargo test --locked -p throughline-lab
 
@@ -75,6 +80,8 @@ check: setup-check js/node_modules/.package-lock.json ## check the format, lints
 	@# The first error says that a page has no server. The second is cargo's own, which says that there was an error.
 	test "$$($(WASM) cargo clippy --locked --target wasm32-unknown-unknown --features cli 2>&1 | grep -c '^error')" = 2
 	RUSTDOCFLAGS="-D warnings" cargo doc $(ALL) --no-deps
+	@# cargo-deny reads the crates of every target, also of those that nothing here compiles for.
+	cargo fetch --locked
 	$(WASM) cargo-deny --offline --locked check --allow duplicate bans licenses sources
 	@scripts/msrv
 
