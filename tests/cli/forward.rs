@@ -357,13 +357,17 @@ fn a_pipe_carries_stdin_both_ways() {
     let bytes: Vec<u8> = (0..2_000_000u32).map(|n| (n / 3) as u8).collect();
     let (mut there, mut back) = (dialled.stdin(), waiting.stdin());
     let sent = bytes.clone();
-    let sender = thread::spawn(move || there.write_all(&sent).unwrap());
+    let sender = thread::spawn(move || {
+        there.write_all(&sent).unwrap();
+        there
+    });
     back.write_all(b"welcome").unwrap();
     drop(back);
     let mut all = Vec::new();
+    // The end comes while the other direction is open.
     answered.read_to_end(&mut all).unwrap();
     assert_eq!(all, b"welcome");
-    sender.join().unwrap();
+    drop(sender.join().unwrap());
     all.clear();
     heard.read_to_end(&mut all).unwrap();
     assert!(all == bytes);

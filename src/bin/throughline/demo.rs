@@ -12,6 +12,7 @@ use crate::{
     args::{AllowArgs, DemoArgs},
     output::{Output, io_error},
     page::FILES,
+    places::AllPlaces,
     protocols::{
         self,
         file::{Inbox, active::Active},
@@ -103,6 +104,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         }),
         chat: Chat::Demo,
         allow: AllowArgs::default(),
+        places: AllPlaces::default(),
     };
     tokio::spawn(Arc::new(service).run(connector.clone()));
     let error = stopped.await;

@@ -14,14 +14,11 @@ use crate::{
     args::{AllowArgs, Allowed, ForwardArgs, Route, Target},
     output::{Output, io_error},
     peer,
+    places::{AllPlaces, Share, TUNNELS},
     protocols::tunnel::{self, Answer, Carried, ListenRequest, Refusal, Request},
     signal,
     watch::PathWatch,
 };
-
-/// How many connections one listener carries at once. Further ones wait. A connection to a peer has 1,024
-/// streams by default.
-const MAX_TUNNELS: usize = 480;
 
 /// The pause after the system had no socket for a connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -94,11 +91,12 @@ async fn forward(
         ..AllowArgs::default()
     };
     let allow = Arc::new(allow);
+    let places = AllPlaces::default().of_connection().tunnels;
     while let Some((protocol, stream)) = connection.accept_stream().await {
         while tasks.try_join_next().is_some() {}
         if protocol == tunnel::PROTOCOL {
-            let allow = Arc::clone(&allow);
-            tasks.spawn(async move { offer(stream, &allow, output).await });
+            let (allow, places) = (Arc::clone(&allow), places.clone());
+            tasks.spawn(async move { offer(stream, &allow, &places, output).await });
         } else {
             stream.refuse();
         }
@@ -122,7 +120,8 @@ pub(crate) async fn serve(
     to: &str,
     output: Output,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_TUNNELS));
+    // Further connections wait.
+    let places = Arc::new(Semaphore::new(TUNNELS));
     let mut tunnels = JoinSet::new();
     loop {
         // The semaphore is never closed.
@@ -151,9 +150,10 @@ pub(crate) async fn serve(
 }
 
 /// Answers a peer that asks for a connection.
-pub(crate) async fn offer(stream: Stream, allow: &AllowArgs, output: Output) {
+pub(crate) async fn offer(stream: Stream, allow: &AllowArgs, places: &Share, output: Output) {
     let (mut writer, mut reader) = stream.split();
     let asked = async {
+        let place = places.take().ok_or_else(Refusal::busy)?;
         let Request { to } = tunnel::request(&mut reader).await?;
         let target: Target = to
             .parse()
@@ -162,10 +162,10 @@ pub(crate) async fn offer(stream: Stream, allow: &AllowArgs, output: Output) {
             return Err(Refusal::not_allowed(&target.to_string()));
         }
         let socket = tunnel::dial(&target).await?;
-        Ok((socket, target))
+        Ok((socket, target, place))
     };
     match asked.await {
-        Ok((socket, target)) => {
+        Ok((socket, target, _place)) => {
             let carried = tunnel::accept(socket, writer, reader).await;
             report(&target.to_string(), carried, output);
         }
@@ -183,19 +183,21 @@ pub(crate) async fn listen(
     connection: &Connection,
     stream: Stream,
     allow: &AllowArgs,
+    places: &Share,
     output: Output,
 ) -> Result<(), Error> {
     let (mut writer, mut reader) = stream.split();
     let asked = async {
+        let place = places.take().ok_or_else(Refusal::busy)?;
         let ListenRequest { bind, to } = tunnel::request(&mut reader).await?;
         if !allow.allows_bind(bind) {
             return Err(Refusal::not_allowed(&format!("to listen at {bind}")));
         }
         let listener = TcpListener::bind(bind).await;
         let listener = listener.map_err(|error| Refusal::new("failed", format!("{bind}: {error}")));
-        Ok((listener?, to))
+        Ok((listener?, to, place))
     };
-    let (listener, to) = match asked.await {
+    let (listener, to, _place) = match asked.await {
         Ok(asked) => asked,
         Err(refusal) => {
             tunnel::answer(&mut writer, &Answer::from(&refusal)).await?;

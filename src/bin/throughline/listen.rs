@@ -14,6 +14,7 @@ use crate::{
     args::ListenArgs,
     output::{Output, io_error},
     peer,
+    places::AllPlaces,
     protocols::file::{Inbox, active::Active, partial},
     service::{Chat, Service},
     signal,
@@ -47,6 +48,7 @@ pub(crate) async fn run(args: ListenArgs, output: Output) -> Result<(), Error> {
         }),
         chat,
         allow: args.allow,
+        places: AllPlaces::default(),
     };
     let connector = peer::bind(&args.peer, true).await?;
     announce(&connector, output);

@@ -17,6 +17,7 @@ mod page;
 mod peer;
 mod ping;
 mod pipe;
+mod places;
 mod printer;
 mod progress;
 mod protocols;

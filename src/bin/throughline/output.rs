@@ -90,6 +90,15 @@ impl Output {
         self.stdout.payload(bytes.to_vec()).await
     }
 
+    /// Ends stdout after the last bytes of a peer. A terminal stays open.
+    pub(crate) fn end_payload(self) -> io::Result<()> {
+        #[cfg(unix)]
+        if !io::stdout().is_terminal() {
+            rustix::stdio::dup2_stdout(std::fs::File::create("/dev/null")?)?;
+        }
+        Ok(())
+    }
+
     /// Returns where the log goes.
     pub(crate) fn log(self) -> &'static Printer {
         self.stderr

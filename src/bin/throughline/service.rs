@@ -18,6 +18,7 @@ use crate::{
     args::AllowArgs,
     forward,
     output::{Output, human_bytes},
+    places::{AllPlaces, Place, Shares},
     progress::Progress,
     protocols::{self, bench, chat, file, ticks, tunnel},
     watch,
@@ -31,6 +32,7 @@ pub(crate) struct Service {
     pub(crate) chat: Chat,
     /// What peers may reach by `forward`.
     pub(crate) allow: AllowArgs,
+    pub(crate) places: AllPlaces,
 }
 
 /// The part of the program that answers `chat/1`.
@@ -63,19 +65,31 @@ impl Service {
         let path = connection.path();
         let paths = tokio::spawn(report_paths(self.output, peer.clone(), path, events));
         tokio::spawn(ticks::echo(connection.clone()));
+        let shares = Arc::new(self.places.of_connection());
         while let Some((protocol, stream)) = connection.accept_stream().await {
             let (service, peer) = (Arc::clone(&self), peer.clone());
             let span = tracing::info_span!("connection", %peer);
-            let connection = connection.clone();
-            let handled =
-                async move { service.handle(&connection, &peer, &protocol, stream).await };
+            let (connection, shares) = (connection.clone(), Arc::clone(&shares));
+            let handled = async move {
+                let (peer, protocol) = (peer.as_str(), protocol.as_str());
+                service
+                    .handle(&connection, &shares, peer, protocol, stream)
+                    .await;
+            };
             tokio::spawn(handled.instrument(span));
         }
         // This ends with the event that says why the connection closed.
         let _ = paths.await;
     }
 
-    async fn handle(&self, connection: &Connection, peer: &str, protocol: &str, stream: Stream) {
+    async fn handle(
+        &self,
+        connection: &Connection,
+        shares: &Shares,
+        peer: &str,
+        protocol: &str,
+        stream: Stream,
+    ) {
         let admitted = self.allow.admits(&connection.peer_id());
         let served = match protocol {
             protocols::ECHO => {
@@ -93,14 +107,18 @@ impl Service {
                 bench::serve(reader, writer).await
             }
             tunnel::PROTOCOL if admitted && !self.allow.allow.is_empty() => {
-                forward::offer(stream, &self.allow, self.output).await;
+                forward::offer(stream, &self.allow, &shares.tunnels, self.output).await;
                 Ok(())
             }
             tunnel::LISTEN if admitted && !self.allow.allow_bind.is_empty() => {
-                forward::listen(connection, stream, &self.allow, self.output).await
+                let (allow, places) = (&self.allow, &shares.listeners);
+                forward::listen(connection, stream, allow, places, self.output).await
             }
-            file::PROTOCOL if self.inbox.is_some() => self.receive(peer, stream, false).await,
-            file::RESUMED if self.inbox.is_some() => self.receive(peer, stream, true).await,
+            file::PROTOCOL | file::RESUMED if self.inbox.is_some() => {
+                let resumes = protocol == file::RESUMED;
+                self.receive(peer, shares.files.take(), stream, resumes)
+                    .await
+            }
             chat::PROTOCOL if !matches!(self.chat, Chat::Off) => self.chat(peer, stream).await,
             _ => {
                 stream.refuse();
@@ -112,7 +130,13 @@ impl Service {
         }
     }
 
-    async fn receive(&self, peer: &str, stream: Stream, resumes: bool) -> Result<(), Error> {
+    async fn receive(
+        &self,
+        peer: &str,
+        place: Option<Place>,
+        stream: Stream,
+        resumes: bool,
+    ) -> Result<(), Error> {
         let Some(inbox) = &self.inbox else {
             return Ok(());
         };
@@ -122,7 +146,10 @@ impl Service {
             let start = || Progress::start(self.output, &header.name, header.size);
             shown.get_or_insert_with(start).at(done);
         };
-        let received = file::receive(reader, writer, inbox, resumes, progress).await;
+        let received = match place {
+            Some(_) => file::receive(reader, writer, inbox, resumes, progress).await,
+            None => Err(file::turn_away(writer).await),
+        };
         drop(shown);
         match received {
             Ok((path, file)) => {

@@ -49,7 +49,8 @@ pub(crate) async fn pipe(
         loop {
             let length = reader.read(&mut buffer).await?;
             if length == 0 {
-                return Ok(());
+                // What reads stdout sees the end, even if stdin goes on.
+                return output.end_payload();
             }
             output.payload(&buffer[..length]).await?;
         }

@@ -35,11 +35,13 @@ use sha2::{Digest as _, Sha256};
 use throughline::{Error, ErrorKind};
 
 pub(crate) use self::{
-    receive::{Inbox, receive},
+    receive::{Inbox, receive, turn_away},
     send::{Version, send},
     source::{Skipped, Source},
 };
-use super::{CHUNK, read_json, unless_stalled, violation, write_json};
+use super::{
+    CHUNK, printable, read_json, read_json_in_time, unless_stalled, violation, write_json,
+};
 
 pub(crate) const PROTOCOL: &str = "file/1";
 pub(crate) const RESUMED: &str = "file/2";
@@ -105,12 +107,22 @@ const CHANGED: &str = "changed";
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal.code {
-            "too_large" => ErrorKind::LimitExceeded,
+            "too_large" | "busy" => ErrorKind::LimitExceeded,
             "disk" => ErrorKind::Io,
             "cancelled" => ErrorKind::StreamReset,
             _ => ErrorKind::ProtocolViolation,
         };
         Self::new(kind, format!("{}: {}", refusal.code, refusal.message))
+    }
+}
+
+impl From<&Refusal> for Reply {
+    fn from(refusal: &Refusal) -> Self {
+        Self {
+            code: Some(refusal.code.to_owned()),
+            message: Some(refusal.message.clone()),
+            ..Self::default()
+        }
     }
 }
 

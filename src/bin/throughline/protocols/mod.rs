@@ -34,6 +34,8 @@ pub(crate) const CHUNK: usize = 64 * 1024;
 /// How long a stream may stand still in the middle of a transfer. It is longer than a connection may
 /// be without a path (`resume_timeout_ms`).
 pub(crate) const STALL: Duration = Duration::from_secs(180);
+/// How many characters of a peer's reason are shown.
+const MAX_PRINTED: usize = 200;
 /// The longest JSON object of a protocol.
 const MAX_JSON: usize = 4096;
 
@@ -88,6 +90,23 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     serde_json::from_slice(&json).map_err(|error| violation(format!("{what}: {error}")))
+}
+
+/// Reads a message of [`write_json`] that must come within [`STALL`].
+pub(crate) async fn read_json_in_time<T: DeserializeOwned>(
+    reader: &mut (impl AsyncRead + Unpin),
+    what: &str,
+) -> Result<T, Error> {
+    let read = async { read_json(reader, what).await.map_err(io::Error::from) };
+    Ok(unless_stalled(read).await?)
+}
+
+/// Returns the part of a peer's `text` that a person may read: printable characters, 200 at most.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_PRINTED)
+        .collect()
 }
 
 /// Makes the error for a peer that broke a protocol.

@@ -3,7 +3,7 @@
 //! `forward/1` carries one TCP connection. The opener sends a header as JSON after its length (four
 //! bytes, network order, at most 4096): `{"to":"localhost:80"}`. Its bytes may follow at once. The other
 //! side connects and answers in the same form, with `{"ok":true}` or
-//! `{"ok":false,"code":"..","message":".."}`. The codes are `not_allowed`, `bad_request`, `refused`,
+//! `{"ok":false,"code":"..","message":".."}`. The codes are `not_allowed`, `bad_request`, `busy`, `refused`,
 //! `unreachable`, `timeout` and `failed`. From then on, both directions carry the bytes of the
 //! connection. The end of a direction is that of the TCP connection, and so is a reset.
 //!
@@ -23,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{read_json, write_json};
+use super::{printable, read_json, write_json};
 use crate::{args::Target, output::io_error};
 
 pub(crate) const PROTOCOL: &str = "forward/1";
@@ -79,6 +79,11 @@ impl Refusal {
         Self { code, message }
     }
 
+    /// The answer when others have all places.
+    pub(crate) fn busy() -> Self {
+        Self::new("busy", "the peer serves as many as it can: try again later")
+    }
+
     /// The answer to whoever asks for what nobody has allowed.
     pub(crate) fn not_allowed(what: &str) -> Self {
         Self::new("not_allowed", format!("{what} is not on the peer's list"))
@@ -125,18 +130,15 @@ impl Answer {
         if self.ok {
             return Ok(self);
         }
-        // A person reads this text, so only printable characters stay.
-        let clean = |text: Option<String>| -> String {
-            let text = text.unwrap_or_default();
-            text.chars().filter(|c| !c.is_control()).take(200).collect()
-        };
-        Err(refused(&clean(self.code), &clean(self.message)))
+        let said = |text: Option<String>| printable(&text.unwrap_or_default());
+        Err(refused(&said(self.code), &said(self.message)))
     }
 }
 
 fn refused(code: &str, message: &str) -> Error {
     let kind = match code {
         "not_allowed" | "bad_request" => ErrorKind::AccessDenied,
+        "busy" => ErrorKind::LimitExceeded,
         "timeout" => ErrorKind::Timeout,
         "refused" | "unreachable" => ErrorKind::Unreachable,
         _ => ErrorKind::Io,

@@ -16,6 +16,8 @@ use super::names;
 const MAX_COPIES: u32 = 1000;
 /// How long a part is kept that nobody goes on with.
 const MAX_AGE: Duration = Duration::from_secs(7 * 86_400);
+/// How many parts a directory has. For a further one, the oldest goes.
+const MAX_PARTS: usize = 256;
 /// How often a lock is tried, and the pause between two tries.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(25);
@@ -39,6 +41,9 @@ impl Partial {
         fs::create_dir_all(directory)?;
         if let Some(id) = id {
             let path = directory.join(format!(".{}.part", HEXLOWER.encode(&id[..16])));
+            if !path.exists() {
+                make_room(directory, MAX_PARTS - 1)?;
+            }
             // Whoever can write here may have put a link or a pipe in this place.
             if let Ok(file) = open_plain(&path)
                 && is_locked(&file)
@@ -59,6 +64,8 @@ impl Partial {
             .write(true)
             .create_new(true)
             .open(&path)?;
+        // The lock keeps [`make_room`] away. A file system without locks has nobody who looks.
+        let _ = file.try_lock();
         Ok(Self {
             path,
             file,
@@ -151,24 +158,38 @@ pub(crate) fn sweep(directory: &Path) -> io::Result<(usize, usize)> {
 
 fn sweep_at(directory: &Path, now: SystemTime) -> io::Result<(usize, usize)> {
     let (mut left, mut removed) = (0, 0);
-    for entry in fs::read_dir(directory)?.flatten() {
-        let name = entry.file_name();
-        let is_part = name.to_str().is_some_and(is_part);
-        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file);
-        let Some(metadata) = metadata.filter(|_| is_part) else {
-            continue;
-        };
-        let age = metadata
-            .modified()
-            .ok()
-            .and_then(|at| now.duration_since(at).ok());
+    for (modified, path) in parts(directory)? {
+        let age = now.duration_since(modified).unwrap_or_default();
         // A part that another transfer has is not old.
-        match age.is_some_and(|age| age > MAX_AGE) && fs::remove_file(entry.path()).is_ok() {
+        match age > MAX_AGE && fs::remove_file(path).is_ok() {
             true => removed += 1,
             false => left += 1,
         }
     }
     Ok((left, removed))
+}
+
+/// Removes the oldest parts that no transfer has, until `most` are left.
+fn make_room(directory: &Path, most: usize) -> io::Result<()> {
+    let mut parts = parts(directory)?;
+    let surplus = parts.len().saturating_sub(most);
+    parts.sort();
+    let free = parts
+        .into_iter()
+        .filter(|(_, path)| open_plain(path).is_ok_and(|file| file.try_lock().is_ok()));
+    free.take(surplus)
+        .try_for_each(|(_, path)| fs::remove_file(path))
+}
+
+/// Returns the parts in `directory`, and when each has changed.
+fn parts(directory: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+    let entries = fs::read_dir(directory)?.flatten();
+    let parts = entries.filter_map(|entry| {
+        let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        is_part(entry.file_name().to_str()?).then_some(())?;
+        Some((metadata.modified().ok()?, entry.path()))
+    });
+    Ok(parts.collect())
 }
 
 /// Whether a file is one that [`Partial::open`] has made.
@@ -221,6 +242,31 @@ mod tests {
             home.path().join("a")
         );
         assert_eq!(names(home.path()), ["a"]);
+    }
+
+    #[test]
+    fn the_oldest_part_that_nobody_has_makes_room() {
+        let home = tempfile::tempdir().unwrap();
+        let stored = |id: u8, age: u64| {
+            let part = Partial::open(home.path(), Some(&[id; 32])).unwrap();
+            let mut file = part.handle().unwrap();
+            file.write_all(&[1; WORTH_KEEPING as usize]).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(100 - age))
+                .unwrap();
+            part
+        };
+        let oldest = stored(1, 3);
+        let (older, newer) = (stored(2, 2), stored(3, 1));
+        let kept = [oldest.path.clone(), newer.path.clone()];
+        drop((older, newer));
+        make_room(home.path(), 2).unwrap();
+        let mut left: Vec<_> = names(home.path());
+        left.sort();
+        let mut kept = kept.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+        kept.sort();
+        assert_eq!(left, kept, "a part in use stays");
+        make_room(home.path(), 0).unwrap();
+        assert_eq!(names(home.path()).len(), 1);
     }
 
     #[test]

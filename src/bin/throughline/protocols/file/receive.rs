@@ -18,7 +18,7 @@ use super::{
     blocking, hex,
     names::{self, MAX_FOLDERS},
     partial::Partial,
-    read_json, source, unless_stalled, write_json,
+    read_json_in_time, source, unless_stalled, write_json,
 };
 
 /// Where files are stored, and the size of the largest one.
@@ -51,22 +51,29 @@ pub(crate) async fn receive(
             sha256: Some(transferred.sha256.clone()),
             ..Reply::default()
         },
-        Err(refusal) => Reply {
-            code: Some(refusal.code.to_owned()),
-            message: Some(refusal.message.clone()),
-            ..Reply::default()
-        },
+        Err(refusal) => refusal.into(),
     };
-    // The sender may be gone. The result for the file matters more.
+    answer(writer, &reply).await;
+    result.map_err(Into::into)
+}
+
+/// Refuses a file because others have all places, and returns the error that says so.
+pub(crate) async fn turn_away(writer: impl AsyncWrite + Unpin) -> Error {
+    let why = "the receiver takes as many files as it can: try again later";
+    let refusal = refuse("busy", why);
+    answer(writer, &(&refusal).into()).await;
+    refusal.into()
+}
+
+/// Answers a sender. It may be gone, and the result for the file matters more.
+async fn answer(mut writer: impl AsyncWrite + Unpin, reply: &Reply) {
     let answered = async {
-        write_json(&mut writer, &reply).await?;
+        write_json(&mut writer, reply).await?;
         unless_stalled(writer.close()).await
-    }
-    .await;
-    if let Err(error) = answered {
+    };
+    if let Err(error) = answered.await {
         tracing::debug!(%error, "file reply");
     }
-    result.map_err(Into::into)
 }
 
 fn refuse(code: &'static str, message: impl Into<String>) -> Refusal {
@@ -103,7 +110,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Transfer<'_, R, W> {
         &mut self,
         progress: &mut impl FnMut(&Header, u64),
     ) -> Result<(PathBuf, Transferred), Refusal> {
-        let header: Header = read_json(self.reader, "file header")
+        let header: Header = read_json_in_time(self.reader, "file header")
             .await
             .map_err(|error| refuse("bad_header", error.message()))?;
         let id = checked(&header, self.inbox.max_size, self.resumes)?;
@@ -222,7 +229,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Transfer<'_, R, W> {
         write_json(self.writer, &offer).await.map_err(cut)?;
         let hashed = blocking(move || source::hashed(&mut file, have));
         // The sender hashes the same bytes meanwhile, so both take about as long.
-        let start = read_json::<Start>(self.reader, "file start");
+        let start = read_json_in_time::<Start>(self.reader, "file start");
         let (hashed, start) = futures::join!(hashed, start);
         let start = start.map_err(|error| refuse("bad_header", error.message()))?;
         let hash = hashed.map_err(disk)?.unwrap_or_default();

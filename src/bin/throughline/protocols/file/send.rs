@@ -12,8 +12,8 @@ use throughline::{Error, ErrorKind};
 use tokio::io::AsyncReadExt as _;
 
 use super::{
-    CHANGED, CHUNK, Header, Offer, Reply, Source, Start, Transferred, blocking, hex, read_json,
-    source, unless_stalled, violation, write_json,
+    CHANGED, CHUNK, Header, Offer, Reply, Source, Start, Transferred, blocking, hex, printable,
+    read_json, read_json_in_time, source, unless_stalled, violation, write_json,
 };
 use crate::output::io_error;
 
@@ -62,8 +62,7 @@ pub(crate) async fn send(
     write_json(&mut writer, &header).await?;
     let (mut hash, mut sent) = (Sha256::new(), 0);
     if resumes {
-        let offer = unless_stalled(async { Ok(read_json::<Offer>(&mut reader, "file").await) });
-        let have = match offer.await?? {
+        let have = match read_json_in_time(&mut reader, "file").await? {
             Offer::Have { .. } if fresh => 0,
             Offer::Have { have } if have <= source.size => have,
             Offer::Have { .. } => return Err(violation("file: the receiver has too many bytes")),
@@ -145,14 +144,13 @@ fn accepted(reply: Reply) -> Result<(), Error> {
     if reply.ok {
         return Ok(());
     }
-    // A person reads this text, so only printable characters stay.
-    let clean = |text: Option<String>| -> String {
-        let text = text.unwrap_or_default();
-        text.chars().filter(|c| !c.is_control()).take(200).collect()
-    };
-    let (code, message) = (clean(reply.code), clean(reply.message));
+    let said = |text: Option<String>| printable(&text.unwrap_or_default());
+    let (code, message) = (said(reply.code), said(reply.message));
+    // What the receiver does not want is refused, and what it cannot do has failed.
     let kind = match code.as_str() {
-        "too_large" => ErrorKind::LimitExceeded,
+        "too_large" | "busy" => ErrorKind::LimitExceeded,
+        "bad_name" => ErrorKind::AccessDenied,
+        "disk" => ErrorKind::Io,
         _ => ErrorKind::StreamReset,
     };
     Err(Error::new(

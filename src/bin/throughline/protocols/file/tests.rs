@@ -211,3 +211,22 @@ async fn folders_are_made_and_lead_nowhere_else() {
     let message = sent.unwrap_err().message().to_owned();
     assert!(message.contains("bad_name"), "{message}");
 }
+
+#[tokio::test]
+async fn a_sender_learns_that_others_have_all_places() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("a");
+    std::fs::write(&path, "x").unwrap();
+    for version in [Version::Whole, Version::Resumed] {
+        let ((reader, writer), (_their_reader, their_writer)) = pair();
+        let source = source(&path);
+        let (sent, turned_away) = tokio::join!(
+            send(reader, writer, &source, version, false, |_| {}),
+            turn_away(their_writer),
+        );
+        let error = sent.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::LimitExceeded, "{error}");
+        assert!(error.message().contains("busy"), "{error}");
+        assert_eq!(turned_away.kind(), ErrorKind::LimitExceeded);
+    }
+}
