@@ -176,29 +176,48 @@ async fn this_machine_hears_nothing_that_a_ticket_has_chosen() {
     }
 }
 
-/// The system's resolver leads the names in /etc/hosts to this machine.
+/// This machine's names in /etc/hosts while [`a_name_that_leads_to_this_machine_is_not_said_there`]
+/// runs.
+const HOSTS: [(&str, &str); 2] = [("127.0.0.1", "first.test"), ("127.0.0.9", "second.test")];
+/// The variable that makes a test the child with these names.
+const NAMED: &str = "HOSTILE_NAMED";
+
+/// The test runs once more in a mount namespace, where it has a hosts file of its own. So what it
+/// tests does not depend on the names that this machine has.
 #[tokio::test]
 async fn a_name_that_leads_to_this_machine_is_not_said_there() {
-    let Ok(hosts) = std::fs::read_to_string("/etc/hosts") else {
-        return;
-    };
-    let lines = hosts
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or(""));
-    let local = lines.filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let ip: IpAddr = words.next()?.parse().ok()?;
-        let name = words.find(|name| !name.contains("localhost"))?;
-        (ip.is_ipv4() && ip.is_loopback()).then(|| (ip, name.to_owned()))
-    });
+    if std::env::var_os(NAMED).is_none() {
+        return in_a_namespace_with_names(
+            "tickets::a_name_that_leads_to_this_machine_is_not_said_there",
+        );
+    }
     let me = dialler(true).await;
-    for (ip, name) in local {
-        let canary = Canary::at(&ip.to_string()).await;
+    for (ip, name) in HOSTS {
+        let canary = Canary::at(ip).await;
         let port = canary.at.port();
         let error = led(&me, &[format!("/dns4/{name}/tcp/{port}/ws")]).await;
         assert!(is_forbidden(&error), "{error:?}");
         assert_eq!(canary.heard(), Vec::<Vec<u8>>::new());
     }
+}
+
+fn in_a_namespace_with_names(test: &str) {
+    let home = tempfile::tempdir().unwrap();
+    let hosts = home.path().join("hosts");
+    let lines = HOSTS.map(|(ip, name)| format!("{ip} {name}\n"));
+    std::fs::write(&hosts, lines.concat()).unwrap();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-ec"]);
+    command.arg("mount --bind \"$0\" /etc/hosts; exec \"$@\"");
+    command.arg(&hosts).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    let output = command.env(NAMED, "").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[tokio::test]
