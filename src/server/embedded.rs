@@ -4,6 +4,8 @@ use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, Response, StatusCode, header, request::Parts},
 };
+use data_encoding::HEXLOWER;
+use headers::{ETag, HeaderMapExt as _, IfNoneMatch};
 
 use super::assets::{self, content_type};
 
@@ -19,10 +21,10 @@ pub(crate) fn file(files: Files, name: &str, request: &Parts) -> Response<Body> 
     let Some((_, content)) = files.iter().find(|(known, _)| *known == name) else {
         return assets::status(StatusCode::NOT_FOUND);
     };
-    // The program's version and the length tell the file from one of another program.
-    let tag = format!("\"{}-{:x}\"", env!("CARGO_PKG_VERSION"), content.len());
-    let known = request.headers.get(header::IF_NONE_MATCH);
-    let mut response = match known.is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+    let tag = tag(content);
+    let asked: Option<IfNoneMatch> = request.headers.typed_get();
+    let known = asked.zip(tag.as_ref());
+    let mut response = match known.is_some_and(|(asked, tag)| !asked.precondition_passes(tag)) {
         true => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -31,7 +33,7 @@ pub(crate) fn file(files: Files, name: &str, request: &Parts) -> Response<Body> 
         false => Response::new(Body::from(Bytes::from_static(content))),
     };
     let headers = response.headers_mut();
-    headers.extend(HeaderValue::try_from(tag).map(|tag| (header::ETAG, tag)));
+    tag.into_iter().for_each(|tag| headers.typed_insert(tag));
     for (name, value) in [
         (
             header::CONTENT_TYPE,
@@ -45,13 +47,23 @@ pub(crate) fn file(files: Files, name: &str, request: &Parts) -> Response<Body> 
     response
 }
 
+/// Tells the file from any other. A gzip file ends with the CRC-32 and the length of what is in it
+/// (RFC 1952 section 2.3.1).
+fn tag(content: &[u8]) -> Option<ETag> {
+    let end: &[u8; 8] = content.last_chunk()?;
+    format!("\"{}\"", HEXLOWER.encode(end)).parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use axum::http::Request;
 
     use super::*;
 
-    const FILES: Files = &[("index.html", b"a"), ("npm/x.wasm", b"bc")];
+    const FILES: Files = &[
+        ("index.html", b"gzip of a 00000001"),
+        ("npm/x.wasm", b"gzip of b 00000002"),
+    ];
 
     fn answer(name: &str, tag: Option<&str>) -> Response<Body> {
         let mut request = Request::builder();
