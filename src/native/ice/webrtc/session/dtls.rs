@@ -14,7 +14,7 @@ impl IceSession {
         let dtls = self.identity.crypto.dtls_provider.new_dtls(
             &self.identity.certificate,
             self.now,
-            DtlsVersion::Dtls12,
+            DtlsVersion::Auto,
             Some(MTU),
         );
         match dtls {
