@@ -173,6 +173,13 @@ pub struct Config {
     /// How long a connection without streams and handles stays open. 0 to 1 h. Defaults to 30 s.
     #[serde(rename = "idle_timeout_ms", with = "millis")]
     pub idle_timeout: Duration,
+    /// How long a direct path may carry nothing until this peer closes the circuit beside it. 1 s to 24 h.
+    /// Defaults to 1 min. The circuit comes back when the path carries something again, or leaves a probe
+    /// unanswered. An idle circuit costs the relay memory, and 180 kB of probes in an hour. Without one,
+    /// streams move off a dead path some round trips later. A connection with a page keeps its circuit,
+    /// because a page that is closed can say goodbye there only.
+    #[serde(rename = "circuit_idle_timeout_ms", with = "millis")]
+    pub circuit_idle_timeout: Duration,
     /// How many bytes may be in flight on one stream in one direction. It bounds the throughput of
     /// the stream (window divided by round-trip time) and its memory. 64 KiB to 64 MiB. Defaults to
     /// 4 MiB.

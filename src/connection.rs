@@ -28,8 +28,9 @@ use crate::{
 /// A connection to one peer.
 ///
 /// It outlives its paths: the first often is a relay circuit, then comes a direct path, and perhaps
-/// the circuit again. Streams between peers of this library move along. A clone is cheap, and
-/// clones share the queue of incoming streams.
+/// the circuit again. Streams between peers of this library move along. If a direct path carries nothing
+/// for [`Config::circuit_idle_timeout`](crate::Config::circuit_idle_timeout), its circuit is closed unless
+/// the peer is a page. It comes back when it is needed. A clone is cheap, and clones share the queue of incoming streams.
 ///
 /// # Drop
 /// Streams go on after the last clone is dropped. A connection without clones and streams is closed

@@ -4,6 +4,7 @@ import { ThroughlineError } from "./errors.js";
 import type { Strategy } from "./events.js";
 import type { WasmSource } from "./load.js";
 import type { Options } from "./options.js";
+import { mostStreams } from "./platform.js";
 
 /** A STUN or TURN server, as `RTCPeerConnection` takes it. */
 export interface IceServer {
@@ -85,6 +86,7 @@ const options: { readonly [N in keyof CreateOptions]-?: Check } = {
   probeIntervalMs: count,
   probeTimeoutMs: count,
   idleTimeoutMs: count,
+  circuitIdleTimeoutMs: count,
   streamWindow: count,
   maxCircuits: count,
   maxConnections: count,
@@ -155,5 +157,9 @@ export function toRawConfig(options: CreateOptions): object {
       }
     }
   }
-  return { ...(snakeCased(rest) as object), relays, stun, turn };
+  const most = mostStreams();
+  // Rust refuses what is above its range.
+  const { maxStreams = most } = rest;
+  const fits = most && maxStreams && maxStreams <= 65_536 ? { maxStreams: Math.min(maxStreams, most) } : {};
+  return { ...(snakeCased({ ...rest, ...fits }) as object), relays, stun, turn };
 }

@@ -25,6 +25,7 @@ export interface ConnectorEventMap {
  */
 export class Connector extends EventTarget {
   readonly #raw: RawConnector;
+  readonly #closed = new AbortController();
   /** The id of this peer. */
   readonly peerId: string;
 
@@ -33,6 +34,11 @@ export class Connector extends EventTarget {
     this.#raw = raw;
     this.peerId = raw.peerId();
     void this.#tellStatus();
+    const leave = (event: Event) => {
+      // A page that the browser keeps comes back with its connections.
+      if (!(event as PageTransitionEvent).persisted) void this.close();
+    };
+    globalThis.addEventListener?.("pagehide", leave, { signal: this.#closed.signal });
   }
 
   /**
@@ -203,8 +209,12 @@ export class Connector extends EventTarget {
     return this.#raw.metrics();
   }
 
-  /** Closes every connection, tells the peers, and stops. A second call has no effect. */
+  /**
+   * Closes every connection, tells the peers, and stops. A second call has no effect. A page that its user leaves
+   * does the same, unless the browser keeps it in its back/forward cache.
+   */
   async close(): Promise<void> {
+    this.#closed.abort();
     await this.#raw.close();
   }
 

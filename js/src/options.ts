@@ -69,6 +69,11 @@ export interface Options {
   readonly probeTimeoutMs?: number;
   /** How long a connection without streams and handles stays open. 0 to 3,600,000 ms; defaults to 30,000. */
   readonly idleTimeoutMs?: number;
+  /**
+   * How long a direct path may carry nothing until the circuit beside it is closed. 1,000 to 86,400,000 ms;
+   * defaults to 60,000.
+   */
+  readonly circuitIdleTimeoutMs?: number;
   /** How many bytes may be in flight on one stream in one direction. 64 KiB to 64 MiB; defaults to 4 MiB. */
   readonly streamWindow?: number;
   /** How many circuits this peer has open through relays at a time. 1 to 1,024 circuits; defaults to 16. */

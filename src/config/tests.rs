@@ -38,6 +38,7 @@ fn defaults_have_the_documented_values() {
         "probe_interval_ms": 5_000,
         "probe_timeout_ms": 1_000,
         "idle_timeout_ms": 30_000,
+        "circuit_idle_timeout_ms": 60_000,
         "stream_window": 4_194_304,
         "max_circuits": 16,
         "autonat_retry_ms": 30_000,

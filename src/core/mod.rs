@@ -67,6 +67,7 @@ pub(crate) mod renewal;
 #[allow(dead_code, reason = "only a server judges strangers")]
 pub(crate) mod reputation;
 pub(crate) mod reservation;
+pub(crate) mod rest;
 pub(crate) mod resume;
 #[allow(dead_code, reason = "only a server has a directory")]
 pub(crate) mod room;

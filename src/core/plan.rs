@@ -104,6 +104,8 @@ pub(crate) struct Known {
     pub(crate) addresses: bool,
     /// Whether a circuit to the peer is up.
     pub(crate) circuit: bool,
+    /// Whether the session rests on a direct path, and so needs no circuit.
+    pub(crate) rests: bool,
     /// Whether an offer can be sealed for the peer, which needs no circuit.
     pub(crate) offer: bool,
     /// How many spare circuits wait before this one, or `None` if it need not wait. It waits if
@@ -149,13 +151,13 @@ pub(crate) struct Step {
     pub(crate) backoff: Backoff,
 }
 
-/// Plans everything that is not up yet and is better than what is up. A circuit is always planned,
-/// because it is the fallback and carries signalling. The peer's own addresses and ICE are planned
+/// Plans everything that is not up yet and is better than what is up. A circuit is planned unless the
+/// session rests, because it is the fallback and carries signalling. The peer's own addresses and ICE are planned
 /// unless a path is direct. With a path over TURN, ICE is planned without TURN.
 pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     let mut steps = Vec::new();
     if known.ours {
-        if !known.circuit {
+        if !known.circuit && !known.rests {
             steps.extend(circuits(known, rules));
         }
         let is_direct = known.best == Some(PathKind::Direct);

@@ -20,11 +20,18 @@ impl Session {
         &mut self,
         round: &Round<'_>,
     ) -> Option<(ConnectionId, Vec<PumpHandle<BoxedStream>>)> {
-        let connection = self
+        let active = self
             .paths
             .active()
             .filter(|_| self.streams.are_resumable())?;
         let ending = self.streams.take_ending();
+        // A page that is being closed can still send over its WebSocket, but no new data channel opens
+        // there. Streams that end in good order must not be overtaken.
+        let circuit = self.paths.sound_circuit();
+        let connection = match circuit {
+            Some((circuit, _)) if cfg!(target_arch = "wasm32") && ending.is_empty() => circuit,
+            _ => active,
+        };
         round.metrics.streams.dec_by(ending.len() as i64);
         Some((connection, ending))
     }

@@ -51,6 +51,7 @@ use super::{
 use crate::{
     backend::trace::Span,
     connection::{Connection, SessionState, WeakConnection},
+    core::rest::Rest,
     error::{Error, ErrorKind},
     event::{Attempt, Cause, Outcome, PathEvent, Strategy},
     identity::PeerId as PublicPeerId,
@@ -78,6 +79,7 @@ pub(super) struct Session {
     targets: Option<Targets>,
     attempts: Attempts,
     paths: Paths,
+    rest: Rest,
     streams: Streams,
 }
 
@@ -99,6 +101,7 @@ impl Session {
             targets: None,
             attempts: Attempts::new(round.config.acceptance_delay),
             paths: Paths::default(),
+            rest: Rest::new(round.now),
             streams: Streams::default(),
         })
     }

@@ -42,7 +42,7 @@ pub(in crate::node) struct Conn {
     /// Whether we dialled the connection. Otherwise the peer did.
     dialled: bool,
     /// Whether the streams of a stock peer are data channels on this connection.
-    webrtc: bool,
+    pub(super) webrtc: bool,
     pub(super) since: Instant,
     /// The relay's address, if this is a circuit.
     relay: Option<Multiaddr>,
@@ -103,6 +103,11 @@ impl Conn {
             Some(path) => Some(path.kind),
             None => self.attempt.is_none().then_some(PathKind::Direct),
         }
+    }
+
+    pub(super) fn is_direct(&self) -> bool {
+        let path = self.path.as_ref();
+        path.is_some_and(|path| path.kind == PathKind::Direct)
     }
 
     /// The relay, if this is a circuit.
@@ -171,10 +176,15 @@ impl Paths {
         self.conns.values().filter_map(Conn::promise).min()
     }
 
+    /// Returns a circuit that is not suspect, with the address of its relay.
+    pub(super) fn sound_circuit(&self) -> Option<(ConnectionId, &Multiaddr)> {
+        let mut sound = self.conns.iter().filter(|(_, c)| !c.liveness.is_suspect());
+        sound.find_map(|(id, conn)| Some((*id, conn.relay.as_ref()?)))
+    }
+
     /// Whether a direct path is up.
     pub(super) fn is_direct(&self) -> bool {
-        let mut paths = self.conns.values().filter_map(|conn| conn.path.as_ref());
-        paths.any(|path| path.kind == PathKind::Direct)
+        self.conns.values().any(Conn::is_direct)
     }
 
     /// Returns the connections that were dialled for `attempt` and whose path is not known yet.
@@ -248,8 +258,7 @@ impl Paths {
 impl Session {
     /// Returns the address of the relay whose circuit ICE is signalled over.
     pub(super) fn circuit(&self) -> Option<&Multiaddr> {
-        let mut sound = self.paths.conns.values();
-        sound.find_map(|c| c.relay.as_ref().filter(|_| !c.liveness.is_suspect()))
+        Some(self.paths.sound_circuit()?.1)
     }
 
     /// Returns how many circuits count against our own limit: those that we dialled or are
@@ -311,6 +320,9 @@ impl Session {
         let strategy = conn.path.as_ref().map(|path| path.strategy);
         let attempt = conn.attempt;
         let way_back = conn.relay.is_some() && self.paths.is_lost();
+        if conn.relay.is_some() {
+            self.rest.on_circuit(round.now);
+        }
         self.paths.add(id, conn);
         self.watch(id, round);
         if let (Some(attempt), Some(strategy)) = (attempt, strategy) {

@@ -44,12 +44,31 @@ impl Session {
         if let Some(path) = &mut conn.path {
             path.rtt = Some(rtt);
         }
-        if let Some(counts) = conn.lane.as_ref().and_then(|lane| lane.counts()) {
+        let counts = conn.lane.as_ref().and_then(|lane| lane.counts());
+        if let Some(counts) = counts {
             conn.loss.count(round.now, counts);
         }
         let verdict = conn.liveness.answered(round.now, rtt);
+        let is_trusted = is_active && conn.liveness.is_trusted();
+        // A page can say goodbye over a circuit only, and a page has data channels, which count nothing.
+        if is_trusted && conn.is_direct() && (!conn.webrtc || counts.is_some()) {
+            self.on_sound(round);
+        }
         self.judge(id, verdict, round);
         self.choose_path(round);
+    }
+
+    /// The direct path in use is sound. After a while without traffic, the session gives its circuits
+    /// back. A stock peer would lose the streams on them.
+    fn on_sound(&mut self, round: &mut Round<'_>) {
+        if cfg!(target_arch = "wasm32") || !self.streams.are_resumable() {
+            return;
+        }
+        let heard = self.streams.activity.heard();
+        let pause = round.config.circuit_idle_timeout;
+        if self.rest.sound(round.now, heard, pause) && self.rest.is_resting() {
+            while self.spare_circuit(round) {}
+        }
     }
 
     /// A deadline of a connection's [`Liveness`] has come.
@@ -89,6 +108,9 @@ impl Session {
 
     /// The session's streams send bytes over a connection.
     pub(super) fn on_busy(&mut self, id: ConnectionId, round: &mut Round<'_>) {
+        if self.rest.end(round.now) {
+            round.effects.replan(self.id);
+        }
         if let Some(conn) = self.paths.conns.get_mut(&id) {
             conn.liveness.busy(round.now);
             if let Some(relay) = conn.relay() {
@@ -107,6 +129,8 @@ impl Session {
             }
         }
         if hint == Hint::Network {
+            self.rest.end(round.now);
+            round.effects.replan(self.id);
             self.tell(RaceEvent::Anew, round);
         }
     }

@@ -151,7 +151,9 @@ impl Session {
     /// Gives the race a new plan, made from what is known now.
     pub(in crate::node) fn replan(&mut self, round: &mut Round<'_>) {
         let mut known = self.known(round.relays);
-        let can_wait = round.rules.spares_circuits() && self.expects_offer(round.relays);
+        let can_wait = round.rules.spares_circuits()
+            && !self.rest.hurries()
+            && self.expects_offer(round.relays);
         if can_wait && !known.circuit && !self.attempts.race.seeks_circuit() {
             known.spared = round.spares.enter(self.id, round.now);
         }
@@ -164,6 +166,7 @@ impl Session {
         let mut known = Known {
             circuit: self.circuit().is_some(),
             ice: self.attempts.race.is_running(AttemptId::Ice),
+            rests: self.rest.is_resting() && self.paths.promised() == Some(PathKind::Direct),
             best: self.paths.promised(),
             path: self.paths.sound_path().map(|path| path.kind),
             ..Known::default()

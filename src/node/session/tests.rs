@@ -133,12 +133,20 @@ impl Scene {
 
     /// Connects to the peer, whose ticket has one direct address.
     fn connect(&mut self) -> oneshot::Receiver<Result<Connection, Error>> {
+        self.connect_over(vec![])
+    }
+
+    /// Connects to the peer, whose ticket has one direct address and these relays.
+    fn connect_over(
+        &mut self,
+        relays: Vec<Multiaddr>,
+    ) -> oneshot::Receiver<Result<Connection, Error>> {
         let (reply, answer) = oneshot::channel();
         let local = self.local;
         self.with(|session, round| {
             let peer = PublicPeerId(session.peer());
             let direct = vec![DIRECT.parse().unwrap()];
-            let ticket = Ticket::checked(peer, true, vec![], direct).unwrap();
+            let ticket = Ticket::checked(peer, true, relays, direct).unwrap();
             session.learn(&ticket, local, true);
             session.pursue(Waiting::Connect(reply), round);
         });
@@ -420,6 +428,37 @@ fn bytes_on_a_path_bring_probes_soon() {
     scene.drain();
     scene.pass(scene.config.probe_timeout / 4, 1);
     assert_eq!(scene.drain(), ["probe 1"]);
+}
+
+#[test]
+fn a_session_at_rest_has_no_circuit_until_its_path_is_suspect_or_busy() {
+    for busy in [false, true] {
+        let mut scene = Scene::new();
+        let relay = PeerId::random();
+        let address = format!("/ip4/192.0.2.1/tcp/1/p2p/{relay}").parse().unwrap();
+        let _answer = scene.connect_over(vec![address]);
+        let starts = |effects: Vec<String>| effects.iter().any(|e| e.starts_with("start Circuit"));
+        assert!(starts(scene.replan()));
+        scene.connected(1, circuit(), Some(AttemptId::Circuit(relay)));
+        scene.connected(2, Route::Direct, Some(AttemptId::Direct));
+        scene.with(|session, _| session.streams.is_resumable(true));
+        scene.pass(Duration::ZERO, 2);
+        scene.answer(2);
+        scene.drain();
+        scene.pass(scene.config.circuit_idle_timeout, 2);
+        scene.answer(2);
+        assert_eq!(scene.drain(), ["probe 2", "close 1"]);
+        assert!(!starts(scene.replan()));
+        match busy {
+            true => scene.with(|session, round| session.on_busy(conn(2), round)),
+            false => {
+                scene.pass(scene.config.probe_interval, 2);
+                scene.pass(scene.config.probe_timeout, 2);
+            }
+        }
+        scene.drain();
+        assert!(starts(scene.replan()));
+    }
 }
 
 #[test]
