@@ -1,6 +1,6 @@
 //! The part of the crate multibase that addresses use: `/certhash`, `/p2p`, `/onion`, `/garlic64` and
 //! `/garlic32`. The npm build compiles it in the place of the crate (wasm-pack.toml), whose tables for two
-//! dozen alphabets would take a thirtieth of the wasm. `tests/multibase.rs` compares the two.
+//! dozen alphabets would take a thirtieth of the wasm. `tests/instead.rs` compares the two.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Compares the file that the npm build compiles in the place of multibase with that crate.
+//! Compares the files that the npm build compiles in the place of crates with these crates.
 
 use proptest::prelude::*;
 
@@ -6,10 +6,28 @@ use proptest::prelude::*;
 #[path = "../js/crate/multibase.rs"]
 mod ours;
 
+#[allow(
+    clippy::pedantic,
+    clippy::new_without_default,
+    reason = "it has the interface of the crate"
+)]
+#[path = "../js/crate/dtoa.rs"]
+mod our_dtoa;
+
 /// The bases that occur in addresses, by their codes.
 const CODES: [char; 7] = ['f', 'b', 'z', 'm', 'M', 'u', 'U'];
 
 proptest! {
+    /// A number with more decimals is rounded.
+    #[test]
+    fn numbers_with_six_decimals_are_written_the_same(micros in -1_000_000_000_000_i64..1_000_000_000_000) {
+        let number = micros as f64 / 1e6;
+        let (mut ours, mut theirs) = (our_dtoa::Buffer::new(), dtoa::Buffer::new());
+        // The crate writes small numbers with an exponent.
+        prop_assume!(number == 0.0 || number.abs() >= 1e-5);
+        prop_assert_eq!(ours.format(number), theirs.format(number));
+    }
+
     #[test]
     fn bytes_are_written_the_same(bytes: Vec<u8>) {
         for code in CODES {
@@ -37,5 +55,21 @@ fn what_is_no_base_is_the_same_error() {
             multibase::decode(text).unwrap_err(),
         );
         assert_eq!(ours.to_string(), theirs.to_string());
+    }
+}
+
+#[test]
+fn every_number_has_a_text() {
+    let mut buffer = our_dtoa::Buffer::new();
+    for (number, text) in [
+        (0.0, "0.0"),
+        (0.000_001, "0.000001"),
+        (0.123_456_7, "0.123457"),
+        (-2.5, "-2.5"),
+        (f64::MIN, "-18446744073709.551615"),
+        (f64::INFINITY, "18446744073709.551615"),
+        (f64::NAN, "0.0"),
+    ] {
+        assert_eq!(buffer.format(number), text);
     }
 }
