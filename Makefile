@@ -28,15 +28,17 @@ page: wasm ## compress the demo page and the npm package into page/, from where 
 	node js/scripts/page.mjs
 
 # The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
-FIREFOX := access address direct loading native platform protocols tabs
+FIREFOX := access address loading native platform protocols tabs
 
 test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)
 	node --test js/test/*.test.mjs
 	node --test --test-concurrency=1 tests/browser/*.test.mjs
 	BROWSER=firefox node --test --test-concurrency=1 $(FIREFOX:%=tests/browser/%.test.mjs)
+	BROWSER=firefox tests/browser/namespace node --test --test-concurrency=1 tests/browser/direct.test.mjs
 	BROWSER=both node --test tests/browser/tabs.test.mjs
 	node --test --test-concurrency=1 tests/interop/*.test.mjs
+	BROWSER=firefox tests/browser/namespace node --test tests/interop/direct.test.mjs
 	cargo test --locked -p throughline-lab
 
 # The lab makes the matrix, or measures what changes of the network cost.

@@ -15,3 +15,12 @@ export function assertSupported(scope: typeof globalThis = globalThis): void {
     unsupported("there is no RTCPeerConnection here: throughline on npm is for web pages; elsewhere use the Rust crate");
   }
 }
+
+/**
+ * How many streams the data channels of this browser carry at a time, if they are fewer than in Chromium. Firefox
+ * begins SCTP with 256 streams, of which half belong to each end, and some to protocols below. It asks for more by
+ * RFC 6525, which native peers do not grant.
+ */
+export function mostStreams(agent: string | undefined = globalThis.navigator?.userAgent): number | undefined {
+  return agent && /\bFirefox\//.test(agent) ? 120 : undefined;
+}

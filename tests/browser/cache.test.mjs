@@ -1,7 +1,7 @@
-// Tests a page that its user leaves and comes back to.
+// Tests a page that its user leaves, for good or to come back to.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { launchWithout, listen, open, serve } from "./harness.mjs";
+import { launch, launchWithout, listen, open, serve } from "./harness.mjs";
 
 const limit = { timeout: 120_000 };
 
@@ -40,3 +40,23 @@ test("a page with a direct path is not kept, and the browser says why", limit, a
   const reasons = new Set(navigation.notRestoredReasons.reasons.map(({ reason }) => reason));
   assert.deepEqual([...reasons], ["rtc"]);
 });
+
+for (const direct of [true, false]) {
+  const path = direct ? "a direct path" : "a circuit";
+  test(`a page that its user leaves for good says goodbye over ${path}`, limit, async (t) => {
+    const relay = await serve(t);
+    const native = await listen(t, relay, "--echo");
+    const page = await open(t, await launch(t), `${relay.http}/peer.html`);
+    await page.evaluate((options) => peer.start(options), { relays: [relay.relay], iceServers: relay.iceServers, direct });
+    await page.evaluate((ticket) => peer.connect(ticket), native.ticket);
+    if (direct) await page.evaluate(() => peer.path("direct"));
+    const start = Date.now();
+    await page.goto(`${relay.http}/health`);
+    const { code } = await native.event("disconnected");
+    assert.equal(code, "connection_closed");
+    const took = Date.now() - start;
+    t.diagnostic(`the peer knew after ${took} ms`);
+    // Without the goodbye, the peer notices after its timeouts only, of 10 s and more.
+    assert.ok(took < 3000, `${took} ms`);
+  });
+}

@@ -1,7 +1,7 @@
 // Pages on a relay that they reach by `/webrtc-direct` alone, without a name and a certificate.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { launch, listen, open, serve } from "./harness.mjs";
+import { chromiumTest, launch, listen, open, serve } from "./harness.mjs";
 
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
@@ -63,7 +63,7 @@ test("streams end in order there, are reset, and come one after another", limit,
   assert.equal(results.filter(Boolean).length, 500);
 });
 
-test("a page that must not choose its ICE credentials dials version 2", limit, async (t) => {
+chromiumTest("a page that must not choose its ICE credentials dials version 2", limit, async (t) => {
   const { native, pages: [{ page }] } = await stage(t, 1, "--force-fieldtrials=WebRTC-NoSdpMangleUfrag/Enabled/");
   const munged = await page.evaluate(async () => {
     const connection = new RTCPeerConnection();

@@ -1,11 +1,13 @@
-// Code that the browser and interop tests share: the program, Chromium, and pages.
+// Code that the browser and interop tests share: the program, browsers, and pages.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { test } from "node:test";
 import { fileURLToPath } from "node:url";
+import bidi from "playwright-bidi";
 import { chromium } from "playwright-core";
 
 /** How many short streams a test makes. `STREAMS=100000` takes minutes. */
@@ -14,11 +16,25 @@ export const STREAMS = Number(process.env.STREAMS ?? 2000);
 export const root = fileURLToPath(new URL("../..", import.meta.url));
 const program =
   process.env.THROUGHLINE ?? `${process.env.CARGO_TARGET_DIR ?? `${root}target`}/debug/throughline`;
-const browser = process.env.CHROMIUM ?? "/usr/bin/chromium";
+
+/**
+ * The browsers of the pages, as BROWSER names them: `chromium`, `firefox`, or `both`. With `both`, every second page
+ * of a test that calls `launchTwo` is in Firefox.
+ */
+export const BROWSER = process.env.BROWSER ?? "chromium";
+const paths = {
+  chromium: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  firefox: process.env.FIREFOX ?? "/usr/bin/firefox-esr",
+};
+const names = { chromium: ["chromium"], firefox: ["firefox"], both: ["chromium", "firefox"] }[BROWSER];
+if (!names) throw new Error(`BROWSER=${BROWSER} is none of chromium, firefox and both`);
+
+/** A test of what only Chromium has. With another browser it does not exist. */
+export const chromiumTest = BROWSER === "chromium" ? test : () => {};
 
 for (const [path, remedy] of [
   [program, "cargo build --all-features"],
-  [browser, "scripts/setup test"],
+  ...names.map((name) => [paths[name], "scripts/setup test"]),
   [`${root}js/dist/index.js`, "make wasm"],
 ]) {
   // These tests are not skipped, because they matter most, and one command makes each missing part.
@@ -73,13 +89,16 @@ export function temporary(t) {
 
 /** Starts a relay on loopback that serves `www` and the npm package. `more` are further arguments. */
 export async function serve(t, www = `${root}tests/browser/site`, ...more) {
+  // Firefox does no ICE with a loopback address. `tests/browser/namespace` gives the machine another one.
+  const { RELAY_IP } = process.env;
+  if (RELAY_IP) more.push("--host", RELAY_IP);
   const data = temporary(t);
   const args = ["serve", "--host", "127.0.0.1", "--port", "0", "--data", data, "--www", www, "--npm", `${root}js`, ...more];
   const server = new Program(...args);
   t.after(() => server.stop());
   const { addresses, http, stun, peer_id } = await server.event("ready");
   const relay = addresses.find((address) => address.includes("/ws"));
-  const webrtcDirect = addresses.find((address) => address.includes("/webrtc-direct"));
+  const webrtcDirect = addresses.find((address) => address.includes("/webrtc-direct") && address.includes(RELAY_IP ?? ""));
   return { http, relay, webrtcDirect, peerId: peer_id, iceServers: stun.map((urls) => ({ urls })), stun: stun[0], stop: () => server.stop() };
 }
 
@@ -105,13 +124,27 @@ export async function connect(t, { relay, stun }, ticket, ...more) {
   return { event: (...args) => peer.event(...args), exited: peer.exited };
 }
 
-/** Starts a fresh Chromium. `args` are added to the flags that it needs without a display, a GPU and a user. */
-export const launch = (t, ...args) => launchWithout(t, [], ...args);
+/** Starts a fresh browser. Chromium gets `args` besides the flags that it needs without a display, a GPU and a user. */
+export const launch = (t, ...args) => (names[0] === "firefox" ? launchFirefox(t) : launchWithout(t, [], ...args));
+
+/** Starts a browser for each of two pages. It is the same one, unless both browsers are chosen. */
+export async function launchTwo(t) {
+  const first = launch(t);
+  return Promise.all([first, names[1] ? launchFirefox(t) : first]);
+}
 
 /** Starts Chromium as `launch` does, but without the given ones of Playwright's flags. */
 export async function launchWithout(t, ignoreDefaultArgs, ...args) {
   const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
-  const instance = await chromium.launch({ executablePath: browser, ignoreDefaultArgs, args: [...flags, ...args] });
+  const instance = await chromium.launch({ executablePath: paths.chromium, ignoreDefaultArgs, args: [...flags, ...args] });
+  t.after(() => instance.close());
+  return instance;
+}
+
+/** Firefox on a machine without a network has candidates of its loopback interface only with this setting. */
+async function launchFirefox(t) {
+  const firefoxUserPrefs = { "media.peerconnection.ice.loopback": true };
+  const instance = await bidi._bidiFirefox.launch({ executablePath: paths.firefox, firefoxUserPrefs });
   t.after(() => instance.close());
   return instance;
 }

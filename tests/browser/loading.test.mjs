@@ -5,7 +5,7 @@ import { once } from "node:events";
 import { existsSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { test } from "node:test";
-import { launch, root } from "./harness.mjs";
+import { chromiumTest, launch, root } from "./harness.mjs";
 
 const limit = { timeout: 60_000 };
 const types = { js: "text/javascript", wasm: "application/wasm" };
@@ -58,7 +58,9 @@ const cases = [
   ["a policy against WebAssembly", { policy: "script-src 'self'" }, { reason: "content_security_policy", status: 200, contentType: "application/wasm" }, /wasm-unsafe-eval/],
 ];
 for (const [name, served, expected, message] of cases) {
-  test(`a WebAssembly that does not load: ${name}`, limit, async (t) => {
+  // The driver of Firefox calls `eval`, which a policy against scripts forbids.
+  const ours = served.policy?.includes("script-src") ? chromiumTest : test;
+  ours(`a WebAssembly that does not load: ${name}`, limit, async (t) => {
     const url = await site(t, served);
     const error = await outcome(t, url);
     assert.deepEqual([error.name, error.code], ["ThroughlineError", "io"], JSON.stringify(error));
@@ -77,7 +79,7 @@ test("a later try may succeed, also with a type that is not that of WebAssembly"
   assert.equal(asked, 2);
 });
 
-test("the inline file fetches nothing, and a strict policy lets it run", limit, async (t) => {
+chromiumTest("the inline file fetches nothing, and a strict policy lets it run", limit, async (t) => {
   let asked = 0;
   const policy = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'";
   const url = await site(t, { policy, wasm: (response) => (asked++, response.writeHead(404).end()) });

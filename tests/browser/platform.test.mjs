@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { test } from "node:test";
-import { launch, open, serve } from "./harness.mjs";
+import { chromiumTest, launch, open, serve } from "./harness.mjs";
 
 const limit = { timeout: 60_000 };
 
@@ -20,7 +20,7 @@ test("a worker is told to leave it to the page", limit, async (t) => {
   assert.match(error.message, /worker/);
 });
 
-test("an insecure page is told to use https", limit, async (t) => {
+chromiumTest("an insecure page is told to use https", limit, async (t) => {
   const relay = await serve(t);
   const { port } = new URL(relay.http);
   const browser = await launch(t, "--host-resolver-rules=MAP insecure.test 127.0.0.1");

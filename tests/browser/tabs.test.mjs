@@ -1,15 +1,15 @@
 // Two pages, each in its own browser context.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { launch, open, serve } from "./harness.mjs";
+import { launchTwo, open, serve } from "./harness.mjs";
 
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
 
 async function pair(t, options = {}) {
   const relay = await serve(t);
-  const browser = await launch(t);
-  const pages = await Promise.all([0, 1].map(() => open(t, browser, `${relay.http}/peer.html`)));
+  const browsers = await launchTwo(t);
+  const pages = await Promise.all(browsers.map((browser) => open(t, browser, `${relay.http}/peer.html`)));
   const config = { relays: [relay.relay], iceServers: relay.iceServers, ...options };
   const [a, b] = await Promise.all(pages.map((page) => page.evaluate((config) => peer.start(config), config)));
   return { relay, pages, a, b };
