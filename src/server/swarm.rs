@@ -38,7 +38,8 @@ use self::{
 use super::{
     access::Access,
     autonat,
-    circuits::{self, Carried, Circuits, End, Held, Meters},
+    bill::Party,
+    circuits::{self, Carried, Circuits, End, Held, Parties},
     clients::{Clients, Reserved},
     config::ServerConfig,
     descriptors::Descriptors,
@@ -543,9 +544,7 @@ impl Relay {
                 if probe {
                     self.swarm.behaviour_mut().ping.probe(to, connection);
                 }
-                // The peer with the reservation is the one whom the relay serves.
-                let account = self.access.account(&to);
-                self.circuits.opening(open, account, asked, held, proof);
+                self.circuits.opening(open, asked, held, proof);
             }
             Err(status) => {
                 if asked.what == Carried::Circuit {
@@ -562,12 +561,12 @@ impl Relay {
     }
 
     /// Returns the connection over which the other peer is told, what the circuit or offer holds,
-    /// and what counts its bytes.
+    /// and who pays for it.
     fn admit(
         &mut self,
         asked: &circuits::Asked,
         to: PeerId,
-    ) -> Result<(ConnectionId, (Held, Meters, Treatment)), Status> {
+    ) -> Result<(ConnectionId, (Held, Parties, Treatment)), Status> {
         let (source, now) = (asked.source, Instant::now());
         let connection = self.clients.reserved(&to, now);
         let connection = connection.ok_or(Status::NoReservation)?;
@@ -584,7 +583,7 @@ impl Relay {
             return Err(Status::Limit);
         }
         let meters = self.access.meters_of(source, to);
-        let meters = meters.map_err(|_| Status::Quota)?;
+        let [of_dialler, of_callee] = meters.map_err(|_| Status::Quota)?;
         let holder = self.holder(source, asked.connection);
         let place = self.circuits.place(asked.what, holder);
         let place = place.map_err(|_| Status::Limit)?;
@@ -594,12 +593,21 @@ impl Relay {
                 .map(|(peer, connection)| self.widen(&peer, connection)),
             _ => [None, None],
         };
-        // It is slow if one of both is. The share is that of the peer with the reservation.
+        // It is slow if one of both is.
         let treatment = match of_source {
             Treatment::Slow => Treatment::Slow,
             _ => of_peer,
         };
-        Ok((connection, (Held(place, uses, wide), meters, treatment)))
+        let party = |peer, meters, treatment: Treatment| Party {
+            account: self.access.account(peer),
+            meters,
+            weight: treatment.weight(),
+        };
+        let parties = (
+            party(&source, of_dialler, of_source),
+            party(&to, of_callee, treatment),
+        );
+        Ok((connection, (Held(place, uses, wide), parties, treatment)))
     }
 
     /// How a peer is treated, by what is thought of it.

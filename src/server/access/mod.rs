@@ -48,7 +48,7 @@ use super::{
     config::{AccessConfig, AccessMode},
     pool::{Pools, Refusals},
     settings::Settings,
-    usage::Account,
+    usage::{Account, Calendar},
 };
 use crate::{
     core::{access::Denial, allowance::Left},
@@ -152,11 +152,17 @@ enum Rule {
 }
 
 impl Access {
-    /// Reads the files that `config` names. `relay` is the server's own id.
+    /// Reads the files that `config` names. `relay` is the server's own id, and quotas count by the
+    /// days of `calendar`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] if a file, a key or a URL cannot be used.
-    pub(crate) fn new(config: &AccessConfig, pools: &Pools, relay: PeerId) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &AccessConfig,
+        pools: &Pools,
+        calendar: Calendar,
+        relay: PeerId,
+    ) -> Result<Self, Error> {
         let rule = match config.mode() {
             AccessMode::Open => Rule::Open,
             AccessMode::List => {
@@ -181,7 +187,7 @@ impl Access {
             refusals: pools.refusals.clone(),
             settings: pools.settings.clone(),
             granted: Mutex::default(),
-            meters: Mutex::default(),
+            meters: Mutex::new(Meters::new(calendar)),
             digests: Default::default(),
         })))
     }
@@ -412,7 +418,7 @@ impl Access {
         if limits == Limits::default() {
             return Ok(None);
         }
-        let meter = lock(&self.0.meters).of(payer, limits, now)?;
+        let meter = lock(&self.0.meters).of(payer, limits, (now, Instant::now()))?;
         meter.check(now)?;
         Ok(Some(meter))
     }
@@ -424,27 +430,35 @@ impl Access {
         self.meter(Payer::Peer(peer.to_owned()), limits, now)
     }
 
-    /// Returns what counts the bytes that `to`, which has the reservation, exchanges with `source`.
+    /// Returns what counts the bytes that the dialler `source` pays for, and those that `to` pays for,
+    /// which has the reservation.
     ///
     /// # Errors
     /// [`Denial::Quota`] if nothing is left of a quota.
-    pub(crate) fn meters_of(&self, source: PeerId, to: PeerId) -> Result<Vec<Arc<Meter>>, Denial> {
+    pub(crate) fn meters_of(
+        &self,
+        source: PeerId,
+        to: PeerId,
+    ) -> Result<[Vec<Arc<Meter>>; 2], Denial> {
         let now = SystemTime::now();
-        let mut meters: Vec<_> = {
+        let [of_source, of_peer] = {
             let granted = self.granted();
-            let granted = [source, to].map(|peer| granted.get(&peer)?.meter.clone());
-            granted.into_iter().flatten().collect()
+            [source, to].map(|peer| granted.get(&peer)?.meter.clone())
         };
         // Two holders of one token pay once.
-        meters.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        meters.iter().try_for_each(|meter| meter.check(now))?;
-        meters.extend(self.peer_meter(&to.to_string(), now)?);
-        Ok(meters)
+        let is_shared =
+            |meter: &Arc<Meter>| of_source.as_ref().is_some_and(|of| Arc::ptr_eq(of, meter));
+        let of_peer = of_peer.filter(|meter| !is_shared(meter));
+        let granted = of_source.iter().chain(&of_peer);
+        granted.into_iter().try_for_each(|meter| meter.check(now))?;
+        let of_each = self.peer_meter(&to.to_string(), now)?;
+        let of_peer = of_peer.into_iter().chain(of_each).collect();
+        Ok([of_source.into_iter().collect(), of_peer])
     }
 
     /// Takes over what was carried before the server started.
     pub(crate) fn follow(&self, before: Before) {
-        lock(&self.0.meters).follow(before, SystemTime::now());
+        lock(&self.0.meters).follow(before);
     }
 
     /// Returns the connected peers that have to be told what is left of their quota.

@@ -6,8 +6,10 @@ use crate::server::access::{Limits, quota};
 
 /// How much the server carries by circuits and the TURN server together, and for whom.
 ///
-/// Everything counts for the peer with the reservation, as in the record of usage: for the peer that
-/// is dialled, and for the client of the TURN server. A dialler's token counts as well.
+/// Both directions count for the peer with the reservation, as in the record of usage: for the peer
+/// that is dialled, and for the client of the TURN server. The peer that is dialled pays once it has
+/// agreed to the circuit or the offer, and then also for what came before. Until then, 64 KiB pass at
+/// most, and they wait for the share of the dialler. A dialler's token counts from the first byte.
 ///
 /// ```
 /// use throughline::server::ServerConfig;
