@@ -24,7 +24,10 @@ use throughline::{
 };
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 
-use common::{PATIENCE, config, echoed, echoing, exchange, peer, server_config, until, until_some};
+use common::{
+    PATIENCE, config, echoed, echoing, exchange, peer, server_config, until, until_polled,
+    until_some,
+};
 
 mod common;
 
@@ -597,6 +600,35 @@ async fn scores_decide_and_the_last_ones_count_while_there_are_none() {
         age.parse::<f64>().ok()
     });
     assert!(age.is_some_and(|age| age > 0.0), "{metrics}");
+}
+
+#[tokio::test]
+async fn scores_count_over_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let alice = Identity::generate();
+    let scores = serde_json::json!({ "peers": { alice.peer_id().to_string(): -60 } });
+    let (url, task) = oracle(scores.to_string()).await;
+    let data = home.path().join("data");
+    let serve = || {
+        start(|config| {
+            config.data = Some(data.clone());
+            config.reputation.url = Some(url.clone());
+        })
+    };
+    let synced = |server: &Server, outcome: &str| {
+        let line = format!("throughline_reputation_syncs_total{{outcome=\"{outcome}\"}}");
+        server.metrics().contains(&line)
+    };
+    let server = serve().await;
+    until(|| synced(&server, "new")).await;
+    until_polled(|| data.join("scores.json").exists()).await;
+    server.shutdown().await;
+    task.abort();
+    let server = serve().await;
+    until(|| synced(&server, "failed")).await;
+    let builder = Connector::builder().config(relayed(&server));
+    let denied = builder.identity(alice).bind().await.unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::AccessDenied, "{denied}");
 }
 
 /// The scores of a program.
