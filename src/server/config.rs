@@ -30,6 +30,7 @@ use crate::{
     core::{
         prefix::Prefix,
         scope::{Scope, scope},
+        site,
     },
     error::{Error, ErrorKind},
     ticket::relay_id,
@@ -168,6 +169,8 @@ pub enum Layout {
 
 /// The first port of a server for which none is configured.
 pub const DEFAULT_PORT: u16 = 4001;
+/// The port of HTTPS, where an authority checks who is there, and where browsers look for a page.
+pub const HTTPS_PORT: u16 = site::HTTPS_PORT;
 /// The highest first port. A [layout](Layout) of five ports uses four more.
 pub const MAX_PORT: u16 = u16::MAX - 4;
 

@@ -21,6 +21,7 @@
 pub(crate) mod access;
 mod assets;
 mod autonat;
+mod bill;
 mod certificate;
 mod circuits;
 mod clients;
@@ -74,8 +75,8 @@ pub use self::access::{NewToken, TokenKey};
 pub(crate) use self::config::options;
 pub use self::config::{
     AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
-    HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ReputationConfig, ServerConfig,
-    StunConfig, TlsConfig, TrafficConfig, TurnConfig, UsageConfig,
+    HTTPS_PORT, HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ReputationConfig,
+    ServerConfig, StunConfig, TlsConfig, TrafficConfig, TurnConfig, UsageConfig,
 };
 use self::{
     access::Access,
@@ -276,7 +277,7 @@ impl Server {
             forwarded: pools.limits.forwarded.clone(),
         };
         let peer_id = identity.peer_id();
-        let access = Access::new(&config.access, &pools, peer_id.0)?;
+        let access = Access::new(&config.access, &pools, usage.calendar(), peer_id.0)?;
         count_what_was_carried(&access, &usage).await;
         let parts = RelayParts {
             metrics: metrics.clone(),
@@ -352,6 +353,7 @@ impl Server {
             descriptors: descriptors.clone(),
             usage: usage.clone(),
             heart: relay.heart(),
+            tls: tls.clone(),
         };
         let heart = relay.heart();
         let mut services = vec![span.in_scope(|| runtime::task(access.clone().keep()))];
