@@ -1,4 +1,6 @@
-use super::*;
+use std::fs;
+
+use super::{turn::TURN_ID, *};
 use crate::server::{ServerConfig, config::HookConfig, metrics::Metrics, settings::Settings};
 
 fn rules(edit: impl FnOnce(&mut AccessConfig)) -> Result<Access, Error> {
