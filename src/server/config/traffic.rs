@@ -40,9 +40,9 @@ pub struct TrafficConfig {
     pub per_allocation: u64,
     /// How much may be carried for one peer, such as `10GB/day`, `100GB/month`, or
     /// `10GB/day, 100GB/month`. Days and months are those of UTC. Default none: no quota. Peers are
-    /// told at 80 and at 95 percent. What counts is the [record of usage](super::UsageConfig), so it
-    /// outlasts a restart only where there is one, and a month needs its 31 days. Tokens have quotas
-    /// of their own.
+    /// told at 80 and at 95 percent. A clock that is set back gives no quota twice. What counts is the
+    /// [record of usage](super::UsageConfig), so it outlasts a restart only where there is one, and a
+    /// month needs its 31 days. Tokens have quotas of their own.
     pub peer_quota: Option<String>,
 }
 
