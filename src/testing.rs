@@ -3,17 +3,23 @@
 #![allow(dead_code, reason = "each taker uses its part")]
 
 use std::{
+    collections::VecDeque,
+    fmt::Debug,
     future::{Future, ready},
     net::{Ipv4Addr, TcpListener, UdpSocket},
     sync::{
-        LazyLock,
+        LazyLock, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{sync::watch, time::timeout};
-use tracing::{Event, Metadata, Subscriber, span};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
 
 /// The deadline of a test. It is long enough for a loaded machine, because tests wait for events.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,7 +99,29 @@ static LINES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| {
     watch::Sender::new(0)
 });
 
-/// Counts the library's log lines of every level.
+/// The last warnings and errors of the log.
+static WARNINGS: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+/// The most of them that are kept.
+const MAX_WARNINGS: usize = 256;
+
+/// Whether the log has warned of this lately, after a call of [`until`].
+pub(crate) fn warned(text: &str) -> bool {
+    let warnings = WARNINGS.lock().expect("no holder panics");
+    warnings.iter().any(|warning| warning.contains(text))
+}
+
+/// The message of a log line.
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// Counts the library's log lines of every level, and keeps the warnings.
 struct Lines;
 
 impl Subscriber for Lines {
@@ -101,7 +129,14 @@ impl Subscriber for Lines {
         metadata.is_event() && metadata.target().starts_with("throughline")
     }
 
-    fn event(&self, _: &Event<'_>) {
+    fn event(&self, event: &Event<'_>) {
+        if *event.metadata().level() <= Level::WARN {
+            let mut message = Message(String::new());
+            event.record(&mut message);
+            let mut warnings = WARNINGS.lock().expect("no holder panics");
+            warnings.truncate(MAX_WARNINGS - 1);
+            warnings.push_front(message.0);
+        }
         LINES.send_modify(|lines| *lines += 1);
     }
 

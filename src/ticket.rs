@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     core::{
-        address,
+        address::{self, MAX_ADDRESS_BYTES},
         offer::Incarnation,
-        record::{Record, socket_addr, socket_bytes},
+        record::{MAX_ADDRESSES, MAX_MAPPED, Record, socket_addr, socket_bytes},
     },
     error::{Error, ErrorKind},
     identity::PeerId,
@@ -20,15 +20,6 @@ use crate::{
 
 /// The prefix makes a ticket easy to recognise, and allows for other forms later.
 const PREFIX: &str = "tl1";
-/// The most addresses in a ticket. This is enough for two relays with every transport and for some
-/// hosts. It bounds how many addresses a ticket makes us dial.
-pub(crate) const MAX_ADDRESSES: usize = 32;
-/// The most mapped addresses in a ticket: one for each address family and each NAT that a peer may
-/// be behind. It also bounds how many unrequested datagrams a ticket makes us send.
-const MAX_MAPPED: usize = 4;
-/// The longest address that is accepted, in bytes. The longest in use (`/webrtc-direct` with
-/// certificate hash and name) has about 200.
-const MAX_ADDRESS_BYTES: usize = 512;
 /// The longest text that is parsed. 32 addresses of ordinary length take less than 4 KiB.
 const MAX_TEXT: usize = 8192;
 

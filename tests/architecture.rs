@@ -48,8 +48,8 @@ fn breaches(under: &str, forbidden: &[&str], allowed: impl Fn(&str, &str) -> boo
 }
 
 /// The wall clock jumps, so only code that handles dates may read it: tokens, quotas, credentials for
-/// TURN, reservations, sealed offers, signed records and the record of usage. If the clocks of two peers differ, a sealed
-/// offer fails and the circuit takes over.
+/// TURN, reservations, sealed offers, signed records, scores and the record of usage. If the clocks of two
+/// peers differ, a sealed offer fails and the circuit takes over.
 #[test]
 fn time_is_measured_by_a_clock_that_does_not_jump() {
     let allowed = [
@@ -67,12 +67,13 @@ fn time_is_measured_by_a_clock_that_does_not_jump() {
         "src/server/hop.rs",
         // Until when a certificate is valid.
         "src/server/metrics.rs",
-        "src/server/mod.rs",
         "src/server/profile.rs",
+        "src/server/start.rs",
         "src/server/tls/acme.rs",
     ];
     let dated = [
         "src/server/access/",
+        "src/server/reputation/",
         "src/server/turn/",
         "src/server/usage/",
     ];

@@ -3,6 +3,11 @@
 use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use libp2p::{
+    Multiaddr, PeerId, StreamProtocol, SwarmBuilder, noise,
+    swarm::{SwarmEvent, dial_opts::DialOpts},
+    tcp, yamux,
+};
 use throughline::{
     Config, Connection, Connector, ConnectorEvent, ConnectorEvents, ErrorKind, QuotaPeriod,
     server::{AccessMode, NewToken, Server, ServerConfig, TokenKey, UsageBy, usage},
@@ -215,4 +220,120 @@ async fn offers_count_for_the_quota() {
     })
     .await;
     drop(connection);
+}
+
+const HOP: StreamProtocol = StreamProtocol::new("/libp2p/circuit/relay/0.2.0/hop");
+const STOP: StreamProtocol = StreamProtocol::new("/libp2p/circuit/relay/0.2.0/stop");
+const EARLY: StreamProtocol = StreamProtocol::new("/throughline/circuit/1");
+const OFFER: StreamProtocol = StreamProtocol::new("/throughline/offer/1");
+
+/// A libp2p node that is connected to the server, and does as it likes.
+async fn node(server: &Server) -> (PeerId, libp2p_stream::Control) {
+    let mut swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default(),
+            noise::Config::new,
+            yamux::Config::default,
+        )
+        .unwrap()
+        .with_quic()
+        .with_behaviour(|_| libp2p_stream::Behaviour::new())
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build();
+    let quic = server.addresses().iter().find(|text| text.contains("quic"));
+    let address: Multiaddr = quic.unwrap().parse().unwrap();
+    let relay: PeerId = server.peer_id().to_string().parse().unwrap();
+    swarm
+        .dial(DialOpts::peer_id(relay).addresses(vec![address]).build())
+        .unwrap();
+    let (id, control) = (*swarm.local_peer_id(), swarm.behaviour().new_control());
+    let connected = async {
+        while !matches!(
+            swarm.select_next_some().await,
+            SwarmEvent::ConnectionEstablished { .. }
+        ) {}
+    };
+    timeout(PATIENCE, connected).await.expect("a connection");
+    tokio::spawn(async move {
+        loop {
+            swarm.next().await;
+        }
+    });
+    (id, control)
+}
+
+/// Sends a request to the relay, and returns everything that it answers.
+async fn asked(
+    control: &libp2p_stream::Control,
+    (server, protocol): (&Server, StreamProtocol),
+    request: &[u8],
+) -> Vec<u8> {
+    let relay = server.peer_id().to_string().parse().unwrap();
+    let mut control = control.clone();
+    let stream = control.open_stream(relay, protocol).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    // A refusal may come before the request has left, and a stream that is reset is an end, too.
+    let ask = async {
+        let _ = to.write_all(request).await;
+        let _ = to.flush().await;
+    };
+    let read = async {
+        let mut answer = Vec::new();
+        let _ = from.read_to_end(&mut answer).await;
+        answer
+    };
+    let both = timeout(PATIENCE, async { futures::join!(ask, read) }).await;
+    both.expect("an end").1
+}
+
+#[tokio::test]
+async fn nobody_pays_for_circuits_and_offers_that_it_refuses() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let server = start(|config| {
+        config.data = Some(data.clone());
+        config.traffic.peer_quota = Some("60kB/day".into());
+    });
+    let server = server.await;
+    let (id, peer) = node(&server).await;
+    let reserve = || asked(&peer, (&server, HOP), &[2, 8, 0]);
+    let is_granted = |answer: Vec<u8>| answer.ends_with(&[0x28, 100]);
+    assert!(is_granted(reserve().await));
+    // It says PERMISSION_DENIED to circuits, and hangs up on offers.
+    let mut circuits = peer.clone().accept(STOP).unwrap();
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = circuits.next().await {
+            stream.read_exact(&mut [0; 64]).await.unwrap();
+            let _ = stream.write_all(&[5, 8, 1, 0x20, 0xca, 1]).await;
+            let _ = stream.flush().await;
+        }
+    });
+    let mut offers = peer.clone().accept(OFFER).unwrap();
+    tokio::spawn(async move {
+        while let Some((_, mut stream)) = offers.next().await {
+            stream.read_exact(&mut [0; 64]).await.unwrap();
+            stream.close().await.unwrap();
+        }
+    });
+    let (_, stranger) = node(&server).await;
+    let id_bytes = id.to_bytes();
+    let length = id_bytes.len() as u8;
+    let head = [length + 6, 8, 1, 0x12, length + 2, 0x0a, length];
+    let request = [&head[..], &id_bytes, &[7; 40_000]].concat();
+    for _ in 0..3 {
+        let refused = asked(&stranger, (&server, EARLY), &request).await;
+        assert_eq!(refused, [5, 8, 2, 0x28, 0xca, 1]);
+        assert!(
+            asked(&stranger, (&server, OFFER), &request)
+                .await
+                .is_empty()
+        );
+    }
+    assert!(is_granted(reserve().await), "its quota is untouched");
+    server.shutdown().await;
+    let rows = usage(&data, None, UsageBy::Peer).unwrap();
+    let row = rows.iter().find(|row| row.name == id.to_string());
+    assert_eq!(row.map(|row| (row.bytes, row.circuits)), Some((0, 0)));
 }

@@ -288,9 +288,14 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
     let source = concat!(
         include_str!("../server/config.rs"),
         include_str!("../server/config/access.rs"),
+        include_str!("../server/config/connections.rs"),
+        include_str!("../server/config/drain.rs"),
+        include_str!("../server/config/relay.rs"),
         include_str!("../server/config/reputation.rs"),
+        include_str!("../server/config/stun.rs"),
         include_str!("../server/config/tls.rs"),
         include_str!("../server/config/traffic.rs"),
+        include_str!("../server/config/turn.rs"),
         include_str!("../server/config/usage.rs"),
     );
     let defaults = serde_json::to_value(ServerConfig::default()).unwrap();

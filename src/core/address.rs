@@ -5,6 +5,10 @@ use multiaddr::{Multiaddr, PeerId, Protocol};
 
 use super::scope::{Scope, scope};
 
+/// The longest address that is accepted from others, in bytes. The longest in use (`/webrtc-direct` with
+/// certificate hash and name) has about 200.
+pub(crate) const MAX_ADDRESS_BYTES: usize = 512;
+
 /// The kind of route that an address of a peer describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-const DAY: u64 = 24 * 60 * 60;
+/// The seconds of a day.
+pub(crate) const DAY: u64 = 24 * 60 * 60;
 
 /// The percents of a quota at which its holders are told. The first leaves time to do something.
 const TOLD_AT: [u8; 3] = [80, 95, 100];
@@ -129,11 +130,15 @@ impl Spent {
         Ok(self.is_due(quota))
     }
 
-    /// Counts what was carried before, in a day and in a month.
-    pub(crate) fn seed(&mut self, [day, month]: [u64; 2], now: Duration) {
-        self.turn(now);
-        for (carried, bytes) in self.0.iter_mut().zip([day, month]) {
-            carried.bytes = carried.bytes.saturating_add(bytes);
+    /// Counts what was carried before, in the day and in the month in which `then` lies. What is over
+    /// does not count.
+    pub(crate) fn seed(&mut self, [day, month]: [u64; 2], then: Duration) {
+        self.turn(then);
+        let seeds = self.0.iter_mut().zip(Period::ALL).zip([day, month]);
+        for ((carried, period), bytes) in seeds {
+            if carried.period == period.at(then).0 {
+                carried.bytes = carried.bytes.saturating_add(bytes);
+            }
         }
     }
 
@@ -170,10 +175,11 @@ impl Spent {
         present.map(|(_, carried)| carried.bytes).max().unwrap_or(0)
     }
 
+    /// Begins the periods in which `now` lies. A period that is over never begins again.
     fn turn(&mut self, now: Duration) {
         for (carried, period) in self.0.iter_mut().zip(Period::ALL) {
             let number = period.at(now).0;
-            if carried.period != number {
+            if carried.period < number {
                 *carried = Carried {
                     period: number,
                     ..Carried::default()
@@ -259,6 +265,14 @@ mod tests {
         assert_eq!(spent.spend(BOTH, 1, at(31 * DAY)), Ok(false));
         assert_eq!(spent.bytes(at(31 * DAY)), 1);
         assert_eq!(spent.bytes(at(62 * DAY)), 0);
+        let early = spent.spend(BOTH, 0, at(30 * DAY));
+        assert_eq!(
+            (early, spent.bytes(at(31 * DAY))),
+            (Ok(false), 1),
+            "it does not go back"
+        );
+        spent.seed([900, 900], at(30 * DAY));
+        assert_eq!(spent.bytes(at(31 * DAY)), 1, "that is over");
         let both = spent.spend(BOTH, 200, at(31 * DAY));
         assert_eq!(both, Ok(true));
         let longest = spent.spend(BOTH, 1, at(31 * DAY));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     access::MAX_USERNAME,
-    address,
+    address::{self, MAX_ADDRESS_BYTES},
     dial::{self, Policy},
     server_url::{ServerTransport, ServerUrl, Service},
 };
@@ -36,8 +36,6 @@ const VERSION: u64 = 1;
 /// The most addresses that are told and kept. One for each transport and address family makes 8, with a name
 /// besides.
 pub(crate) const MAX_ADDRESSES: usize = 16;
-/// The longest address, as in tickets.
-const MAX_ADDRESS_BYTES: usize = 512;
 /// The most servers of one kind that are kept. Browsers slow down with more.
 const MAX_SERVERS: usize = 4;
 /// The bounds of the time that what was read counts.

@@ -35,9 +35,12 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(300);
 /// peer learns that its clock is wrong.
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(300);
 
-/// The most addresses, with those of relays, and the most mapped addresses that are read.
-const MAX_ADDRESSES: usize = 32;
-const MAX_MAPPED: usize = 4;
+/// The most addresses of a peer, with those of its relays. This is enough for two relays with every
+/// transport and for some hosts. It bounds how many addresses a ticket or a record makes us dial.
+pub(crate) const MAX_ADDRESSES: usize = 32;
+/// The most mapped addresses of a peer: one for each address family and each NAT that it may be behind.
+/// It also bounds how many unrequested datagrams a ticket or a record makes us send.
+pub(crate) const MAX_MAPPED: usize = 4;
 
 // PeerRecord { peer_id = 1, seq = 2, addresses = 3 }, AddressInfo { multiaddr = 1 }; ours are
 // expires = 101, capabilities = 102, incarnation = 103, mapped = 104.

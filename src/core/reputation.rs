@@ -3,7 +3,11 @@
 //! A score of another is from -100 to 100. What the server sees costs points, and half of them are
 //! forgiven in [`HALF_LIFE`].
 
-use std::{collections::HashMap, hash::Hash, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    time::Duration,
+};
 
 /// The scores are from minus this to this.
 pub(crate) const MOST_SCORE: i32 = 100;
@@ -11,7 +15,7 @@ pub(crate) const MOST_SCORE: i32 = 100;
 /// In what time half of the points are forgiven.
 const HALF_LIFE: Duration = Duration::from_secs(10 * 60);
 
-/// The most peers or networks of which points are kept. Each takes about 150 bytes.
+/// The most peers or networks of which points are kept. Each takes about 250 bytes.
 const MOST: usize = 16_384;
 
 /// Points below this are forgotten.
@@ -43,42 +47,71 @@ impl Offence {
 }
 
 /// The points of those who have some.
+///
+/// All points are forgiven at the same speed, so time does not change who has the fewest. The order is
+/// that of `rank`, and to make room takes no look at the others.
 #[derive(Debug)]
-pub(crate) struct Points<K>(HashMap<K, (f64, Duration)>);
+pub(crate) struct Points<K> {
+    held: HashMap<K, (f64, Duration)>,
+    /// Who has the fewest first.
+    order: BTreeSet<(Rank, K)>,
+}
+
+/// A number that is not negative, in an order. Such numbers have the order of their bits.
+type Rank = u64;
 
 impl<K> Default for Points<K> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self {
+            held: HashMap::new(),
+            order: BTreeSet::new(),
+        }
     }
 }
 
-impl<K: Clone + Eq + Hash> Points<K> {
+impl<K: Clone + Eq + Hash + Ord> Points<K> {
     /// Notes an offence at `now`.
     pub(crate) fn note(&mut self, who: &K, offence: Offence, now: Duration) {
-        if !self.0.contains_key(who) && self.0.len() >= MOST {
+        let before = self.of(who, now);
+        self.forget(who);
+        if self.held.len() >= MOST {
             self.make_room(now);
         }
-        let before = self.of(who, now);
         let points = (before + offence.points()).min(MOST_POINTS);
-        self.0.insert(who.clone(), (points, now));
+        self.held.insert(who.clone(), (points, now));
+        self.order.insert((rank((points, now)), who.clone()));
     }
 
     /// Returns the points of `who` at `now`.
     pub(crate) fn of(&self, who: &K, now: Duration) -> f64 {
-        self.0.get(who).map_or(0.0, |held| left(*held, now))
+        self.held.get(who).map_or(0.0, |held| left(*held, now))
     }
 
-    /// Forgets those who have next to no points, or whoever has the fewest.
+    fn forget(&mut self, who: &K) {
+        if let Some(held) = self.held.remove(who) {
+            self.order.remove(&(rank(held), who.clone()));
+        }
+    }
+
+    /// Forgets whoever has the fewest points, and those who have next to none.
     fn make_room(&mut self, now: Duration) {
-        self.0.retain(|_, held| left(*held, now) >= LEAST);
-        if self.0.len() >= MOST {
-            let all = self.0.iter();
-            let least = all.min_by(|(_, a), (_, b)| left(**a, now).total_cmp(&left(**b, now)));
-            if let Some(who) = least.map(|(who, _)| who.clone()) {
-                self.0.remove(&who);
+        while let Some((_, who)) = self.order.pop_first() {
+            self.held.remove(&who);
+            let next = self.order.first().and_then(|(_, who)| self.held.get(who));
+            if next.is_none_or(|held| left(*held, now) >= LEAST) {
+                return;
             }
         }
     }
+}
+
+/// Whoever has a larger rank has more points left, whenever one looks.
+fn rank((points, at): (f64, Duration)) -> Rank {
+    // The logarithm of what is left, without what time takes from all. Nobody has fewer points than
+    // an offence costs, so the sum is not negative.
+    const LOWEST: f64 = 2.0;
+    let halves = at.as_secs_f64() / HALF_LIFE.as_secs_f64();
+    (halves + points.log2() + LOWEST).max(0.0).to_bits()
 }
 
 fn left((points, at): (f64, Duration), now: Duration) -> f64 {
@@ -197,13 +230,29 @@ mod tests {
             points.note(&who, Offence::Flood, at(0));
         }
         points.note(&MOST, Offence::FailedHandshake, at(0));
-        assert_eq!(points.0.len(), MOST);
+        assert_eq!((points.held.len(), points.order.len()), (MOST, MOST));
         assert_eq!(points.of(&0, at(0)), 0.0);
         points.note(&0, Offence::Flood, at(1500));
         assert_eq!(points.of(&MOST, at(1500)), 0.0);
         let later = at(600 * 3);
         points.note(&usize::MAX, Offence::Flood, later);
-        assert!(points.0.len() <= 2, "all others are forgiven");
+        assert!(points.held.len() <= 2, "all others are forgiven");
+        assert_eq!(points.held.len(), points.order.len());
+    }
+
+    /// A flood of newcomers costs about as much as the same number of acquaintances. To look at all for
+    /// each would take ten thousand times as long.
+    #[test]
+    fn room_for_a_newcomer_costs_no_look_at_all_the_others() {
+        let mut points = Points::default();
+        let offend = |points: &mut Points<usize>, who: usize| {
+            points.note(&who, Offence::Flood, at(0));
+        };
+        (0..MOST).for_each(|who| offend(&mut points, who));
+        let begun = std::time::Instant::now();
+        (0..4 * MOST).for_each(|who| offend(&mut points, who));
+        let took = begun.elapsed();
+        assert!(took < at(10), "{took:?}");
     }
 
     #[test]
@@ -245,6 +294,19 @@ mod tests {
     }
 
     proptest! {
+        /// The order is that of the points that are left, whenever one looks.
+        #[test]
+        fn ranks_have_the_order_of_what_is_left(
+            a in (0.25f64..400.0, 0u64..100_000), b in (0.25f64..400.0, 0u64..100_000), later in 0u64..9999,
+        ) {
+            let [a, b] = [a, b].map(|(points, seconds)| (points, at(seconds)));
+            let now = a.1.max(b.1) + at(later);
+            let (ranks, lefts) = ((rank(a), rank(b)), (left(a, now), left(b, now)));
+            // Numbers that are nearly the same may have either order.
+            prop_assume!((lefts.0 / lefts.1 - 1.0).abs() > 1e-6);
+            prop_assert_eq!(ranks.0 < ranks.1, lefts.0 < lefts.1);
+        }
+
         /// Points never make a peer better, and time never makes it worse.
         #[test]
         fn more_points_are_never_better(score in -200i32..200, a in 0.0f64..400.0, b in 0.0f64..400.0) {

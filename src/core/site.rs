@@ -9,6 +9,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
+    time::Duration,
 };
 
 use multiaddr::{Multiaddr, PeerId};
@@ -147,7 +148,10 @@ impl FromStr for RelayText {
 }
 
 /// The port of https, which texts leave out.
-const HTTPS_PORT: u16 = 443;
+pub(crate) const HTTPS_PORT: u16 = 443;
+
+/// The longest time for an answer. A relay that needs longer is no help to anybody.
+pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     const HOST: &str = "has no host: a name, an IPv4 address, or an IPv6 address";

@@ -18,15 +18,13 @@ use super::{roots::Roots, transports::names::Names};
 use crate::core::{
     dial::{Policy, is_localhost},
     profile::{self, Learnt},
-    site::{By, Fault, Site},
+    site::{By, Fault, LONGEST, Site},
 };
 
 /// The most addresses of a name that are tried.
 const MAX_DIALS: usize = 4;
 /// The pause between dials of them (RFC 8305 section 5).
 const STEP: Duration = Duration::from_millis(250);
-/// The longest time for an answer. A relay that needs longer is no help to anybody.
-const LONGEST: Duration = Duration::from_secs(10);
 
 /// What is needed to ask. Clones share it.
 #[derive(Clone)]

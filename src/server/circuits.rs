@@ -10,13 +10,14 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, atomic::AtomicU64},
+    sync::atomic::AtomicU64,
     time::{Duration, Instant},
 };
 
 use futures::{
-    AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _,
     future::{BoxFuture, try_join},
+    io::BufReader,
 };
 use libp2p::{PeerId, Stream, StreamProtocol, relay, swarm::ConnectionId};
 use tokio::{sync::mpsc, time::timeout};
@@ -26,14 +27,15 @@ use super::{
         Meter, Verdict,
         messages::{self, MAX_REQUEST},
     },
+    bill::{Bill, Party},
     clients::Use,
     config::RelayLimits,
-    fairness::{Fairness, Flow},
+    fairness::Fairness,
     hop::{self, MAX_MESSAGE, Request, Status},
     pool::{Place, Pool, Pools},
     pump::{Bounds, pump},
     settings::Settings,
-    usage::{Account, Amounts, Tally, Usage},
+    usage::{Amounts, Usage},
     watch::Proof,
 };
 use crate::{
@@ -222,17 +224,15 @@ pub(crate) struct Held(
 
 /// A request for which a stream to the other peer is being opened.
 struct Opening {
-    /// Whom the circuit is put down to.
-    account: Account,
     asked: Asked,
     held: Held,
-    meters: Meters,
+    parties: Parties,
     treatment: Treatment,
     proof: Proof,
 }
 
-/// What counts the bytes of a circuit, for both of its peers.
-pub(crate) type Meters = Vec<Arc<Meter>>;
+/// The dialler, and the peer with the reservation.
+pub(crate) type Parties = (Party, Party);
 
 /// The circuits and offers under way.
 pub(crate) struct Circuits {
@@ -319,20 +319,18 @@ impl Circuits {
     }
 
     /// Records that a stream to the other peer is being opened. `proof` tells whether that peer is
-    /// still there. The circuit is put down to `account`.
+    /// still there.
     pub(crate) fn opening(
         &mut self,
         id: OpenId,
-        account: Account,
         asked: Asked,
-        (held, meters, treatment): (Held, Meters, Treatment),
+        (held, parties, treatment): (Held, Parties, Treatment),
         proof: Proof,
     ) {
         let opening = Opening {
-            account,
             asked,
             held,
-            meters,
+            parties,
             treatment,
             proof,
         };
@@ -346,10 +344,9 @@ impl Circuits {
             return false;
         };
         let Opening {
-            account,
             asked,
             held,
-            mut meters,
+            mut parties,
             treatment,
             proof,
         } = opening;
@@ -364,37 +361,35 @@ impl Circuits {
             stream: from,
             ..
         } = asked;
-        let flow = self.fairness.flow(&account, treatment.weight());
-        let one = Amounts {
-            circuits: u64::from(what == Carried::Circuit),
-            ..Amounts::default()
-        };
-        let tally = self.usage.tally(account, one);
+        let (fairness, usage) = (&self.fairness, &self.usage);
         match what {
             Carried::Offer => {
+                let bill = Bill::new(parties, fairness, usage, Amounts::default());
                 spawn(&source, async move {
-                    let carried = carry_offer(from, to, (&meters, &flow, &tally));
-                    let carried = timeout(OFFER_DURATION, carried).await;
+                    let carried = timeout(OFFER_DURATION, carry_offer(from, to, &bill)).await;
                     tracing::debug!(?carried, "an offer has passed");
                     drop(held);
                 });
             }
             _ => {
                 let now = self.settings.now();
-                let limits = now.relay.clone();
+                // The dialler chooses when the circuit begins, so these rates count from then on.
+                let meters = &mut parties.0.meters;
                 meters.extend(Meter::of_rate(now.traffic.per_circuit));
                 if treatment == Treatment::Slow {
                     meters.extend(Meter::of_rate(now.reputation.slow_rate));
                 }
+                let one = Amounts {
+                    circuits: 1,
+                    ..Amounts::default()
+                };
                 let circuit = Circuit {
                     source,
                     from,
                     to,
-                    limits,
-                    meters,
-                    flow,
+                    limits: now.relay.clone(),
+                    bill: Bill::new(parties, fairness, usage, one),
                     proof,
-                    tally,
                 };
                 spawn(&source, circuit.run(held, self.reports.0.clone()));
             }
@@ -491,24 +486,24 @@ async fn answer_to(stream: &mut Stream, message: &[u8]) -> io::Result<()> {
     stream.close().await
 }
 
-/// Carries an offer and the messages that follow it.
-async fn carry_offer(
-    from: Stream,
-    to: Stream,
-    (meters, flow, tally): (&[Arc<Meter>], &Flow, &Tally),
-) -> io::Result<()> {
+/// Carries an offer and the messages that follow it. The peer agrees to the offer by its first bytes.
+async fn carry_offer(from: Stream, to: Stream, bill: &Bill) -> io::Result<()> {
     let (mut from_source, mut to_source) = from.split();
-    let (mut from_peer, mut to_peer) = to.split();
+    let (from_peer, mut to_peer) = to.split();
+    let mut from_peer = BufReader::new(from_peer);
     let carried = AtomicU64::new(0);
     let bounds = Bounds {
         carried: &carried,
         most: OFFER_BYTES,
-        meters,
-        flow,
-        tally,
+        bill,
     };
     let there = pump(&mut from_source, &mut to_peer, bounds);
-    let back = pump(&mut from_peer, &mut to_source, bounds);
+    let back = async {
+        if !from_peer.fill_buf().await?.is_empty() {
+            bill.agree()?;
+        }
+        pump(&mut from_peer, &mut to_source, bounds).await
+    };
     try_join(there, back).await.map(drop)
 }
 
@@ -528,10 +523,8 @@ struct Circuit {
     from: Stream,
     to: Stream,
     limits: RelayLimits,
-    meters: Meters,
-    flow: Flow,
+    bill: Bill,
     proof: Proof,
-    tally: Tally,
 }
 
 impl Circuit {
@@ -556,9 +549,7 @@ impl Circuit {
                 0 => u64::MAX,
                 most => most,
             },
-            meters: &self.meters,
-            flow: &self.flow,
-            tally: &self.tally,
+            bill: &self.bill,
         };
         let there = async {
             to_peer
@@ -586,7 +577,8 @@ impl Circuit {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             *end = End::Accepted;
-            self.tally.begin(Instant::now());
+            self.bill.tally().begin(Instant::now());
+            self.bill.agree()?;
             let _ = reports.send(Report::Accepted).await;
             pump(&mut from_peer, &mut to_source, bounds).await
         };

@@ -34,6 +34,7 @@ use super::{
     metrics::Metrics,
     pool::Pools,
     profile::Profiles,
+    tls::Tls,
     usage::Usage,
 };
 use crate::core::profile::{self, Profile};
@@ -69,6 +70,7 @@ pub(crate) struct Site {
     pub(crate) descriptors: Descriptors,
     pub(crate) usage: Usage,
     pub(crate) heart: Heart,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Site {
@@ -164,12 +166,18 @@ fn finish(metrics: &Metrics, mut response: Response<Body>) -> Response<Body> {
 
 /// How often the relay's loop comes round says whether the server works.
 async fn health(State(site): State<Site>) -> (StatusCode, &'static str) {
-    match site.heart.beats(Instant::now()) {
-        true if site.usage.fault().is_none() => (StatusCode::OK, "ok\n"),
-        // The server goes on without the record.
-        true => (StatusCode::OK, "ok, but usage is not written\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "hangs\n"),
+    if !site.heart.beats(Instant::now()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "hangs\n");
     }
+    // The server goes on without the record, and with the old certificate.
+    let is_stale = site.tls.is_some_and(|tls| tls.is_stale());
+    let fault = match (site.usage.fault().is_some(), is_stale) {
+        (false, false) => "ok\n",
+        (true, false) => "ok, but usage is not written\n",
+        (false, true) => "ok, but the certificate is not renewed\n",
+        (true, true) => "ok, but usage is not written, and the certificate is not renewed\n",
+    };
+    (StatusCode::OK, fault)
 }
 
 async fn ready(State(site): State<Site>) -> (StatusCode, String) {
@@ -350,6 +358,7 @@ mod tests {
             descriptors: Descriptors::unlimited(),
             usage: Usage::default(),
             heart: Heart::new(Instant::now()),
+            tls: None,
         };
         let told = async |site: &Site| {
             (

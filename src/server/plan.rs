@@ -8,11 +8,12 @@ use std::{
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use super::{
-    CERTIFICATE_FILE, IDENTITY_FILE, Layout, ServerConfig, certificate, check_folders,
+    CERTIFICATE_FILE, IDENTITY_FILE, Layout, ServerConfig, certificate,
     metrics::Metrics,
-    secured,
+    start::check_folders,
     swarm::addresses::{Announcements, listen_addresses, preference},
     tls::Tls,
+    urls::secured,
 };
 use crate::{
     error::{Error, ErrorKind},

@@ -2,17 +2,14 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
 use tokio::time::{sleep, timeout};
 
-use super::{access::Meter, fairness::Flow, usage::Tally};
+use super::bill::Bill;
 
 /// The most bytes that are moved at a time.
 const CHUNK: usize = 16 * 1024;
@@ -27,11 +24,7 @@ const STALL: Duration = Duration::from_secs(30);
 pub(crate) struct Bounds<'a> {
     pub(crate) carried: &'a AtomicU64,
     pub(crate) most: u64,
-    pub(crate) meters: &'a [Arc<Meter>],
-    /// The share of the holder in the rate of all.
-    pub(crate) flow: &'a Flow,
-    /// Counts what is carried for the record of usage.
-    pub(crate) tally: &'a Tally,
+    pub(crate) bill: &'a Bill,
 }
 
 impl Bounds<'_> {
@@ -41,13 +34,7 @@ impl Bounds<'_> {
         if before.saturating_add(bytes) > self.most {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let mut wait = self.flow.carry(bytes);
-        for meter in self.meters {
-            let cost = meter.carry(bytes);
-            let cost = cost.map_err(|_| io::Error::from(io::ErrorKind::QuotaExceeded))?;
-            wait = wait.max(cost);
-        }
-        self.tally.carried(bytes);
+        let wait = self.bill.carry(bytes).await?;
         if !wait.is_zero() {
             sleep(wait).await;
         }
@@ -88,7 +75,11 @@ mod tests {
     use tokio::time;
 
     use super::*;
-    use crate::server::{fairness::Fairness, usage::Account};
+    use crate::server::{
+        bill::Party,
+        fairness::Fairness,
+        usage::{Account, Amounts, Usage},
+    };
 
     /// A writer that accepts nothing.
     struct Stalled;
@@ -118,12 +109,22 @@ mod tests {
         carried: &AtomicU64,
         (most, rate): (u64, u64),
     ) -> io::Result<()> {
+        let party = |peer| Party {
+            account: Account::of(peer),
+            meters: Vec::new(),
+            weight: 4,
+        };
+        let bill = Bill::new(
+            (party("dialler"), party("peer")),
+            &Fairness::new(rate),
+            &Usage::default(),
+            Amounts::default(),
+        );
+        bill.agree().unwrap();
         let bounds = Bounds {
             carried,
             most,
-            meters: &[],
-            flow: &Fairness::new(rate).flow(&Account::of("a"), 4),
-            tally: &Tally::default(),
+            bill: &bill,
         };
         pump(&mut from, to, bounds).await
     }

@@ -19,6 +19,8 @@ pub(crate) enum Rate {
     Offers,
     Lookups,
     Records,
+    /// Questions to the operator's program.
+    Questions,
 }
 
 impl Rate {
@@ -30,6 +32,7 @@ impl Rate {
             Self::Offers => "offer",
             Self::Lookups => "lookup",
             Self::Records => "record",
+            Self::Questions => "question",
         }
     }
 }
@@ -50,6 +53,7 @@ pub(crate) struct Rates {
     offers: Vec<Box<dyn relay::RateLimiter>>,
     lookups: Vec<Box<dyn relay::RateLimiter>>,
     records: Vec<Box<dyn relay::RateLimiter>>,
+    questions: Vec<Box<dyn relay::RateLimiter>>,
 }
 
 impl Rates {
@@ -63,6 +67,7 @@ impl Rates {
             offers: circuits(),
             lookups: circuits(),
             records: circuits(),
+            questions: circuits(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Rates {
             Rate::Offers => &mut self.offers,
             Rate::Lookups => &mut self.lookups,
             Rate::Records => &mut self.records,
+            Rate::Questions => &mut self.questions,
         };
         let from = Multiaddr::from(network(ip));
         let refused = buckets

@@ -1,26 +1,37 @@
 //! The libp2p side of the server: its behaviours and the task that drives them.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `start`, `transport` | how a relay starts: its listeners and transports |
+//! | `admission` | who gets what they ask for |
+//! | `hops` | reservations, circuits and offers of those that are admitted |
+//! | `directory` | what peers ask the directory |
+//! | `telling` | what clients are told without having asked |
+//! | `addresses` | which addresses are announced |
+//! | `journal`, `traffic` | the line in the log about each connection, and its bytes |
 
 pub(super) mod addresses;
 mod admission;
 mod directory;
+mod hops;
 mod journal;
+mod start;
+mod telling;
 mod traffic;
 mod transport;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    error::Error as StdError,
-    io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use futures::StreamExt as _;
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm,
-    core::{transport::ListenerId, upgrade::Version},
-    identify, identity,
+    Multiaddr, PeerId, Swarm,
+    core::transport::ListenerId,
+    identify,
     multiaddr::Protocol,
     swarm::{self, ConnectionId, NetworkBehaviour, SwarmEvent},
 };
@@ -30,50 +41,34 @@ use tokio::{
 };
 
 use self::{
-    addresses::{Announcements, listen_addresses, preference},
+    addresses::{Announcements, preference},
     journal::Journal,
-    traffic::Traffic,
-    transport::transport,
 };
 use super::{
     access::Access,
     autonat,
-    circuits::{self, Carried, Circuits, End, Held, Meters},
-    clients::{Clients, Reserved},
-    config::ServerConfig,
+    circuits::{self, Carried, Circuits, End},
+    clients::Clients,
     descriptors::Descriptors,
-    directory::{Directory, Memory},
+    directory::Directory,
     heart::Heart,
-    hop::{self, Status},
     metrics::Metrics,
     pool::{Pool, Pools},
     profile::Profiles,
-    relay_rates::{Rate, Rates, Spent},
+    relay_rates::Rates,
     settings::Settings,
     turn::TurnOffer,
-    usage::{Amounts, Usage},
+    usage::Usage,
     watch::Watch,
 };
 pub(crate) use crate::native::behaviours::limits::ip_of;
 use crate::{
-    core::{
-        drain, notice,
-        quota::{Holder, Refusal},
-        reached::Reached,
-        reputation::{Offence, Treatment},
-    },
-    error::{Error, ErrorKind},
-    native::{
-        behaviours::limits,
-        runtime,
-        transports::{handed::Arrivals, windows::Wide},
-        udp::Sockets,
-    },
+    core::{quota::Holder, reached::Reached, reputation::Offence},
+    native::{behaviours::limits, transports::handed::Arrivals, udp::Sockets},
     swarm::{
         ping::Ping,
         substreams::{OpenId, SubstreamEvent, Substreams},
     },
-    ticket::relay_id,
 };
 
 /// The longest wait for peers to learn of a shutdown.
@@ -147,110 +142,6 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// Opens every listener that the settings ask for, and waits until their addresses are known.
-    /// `own` are the addresses of the other services, which nobody may aim the relay at.
-    pub(crate) async fn start(
-        keypair: &identity::Keypair,
-        bound: Bound,
-        mut own: Vec<SocketAddr>,
-        parts: RelayParts,
-    ) -> Result<Self, Error> {
-        let RelayParts {
-            metrics,
-            pools,
-            access,
-            descriptors,
-            usage,
-        } = parts;
-        let settings = pools.settings.clone();
-        let config = &*settings.now();
-        let announced = config.announced()?;
-        own.extend(announced.iter().filter_map(autonat::socket));
-        let external = [config.external_ip, config.turn.external_ip];
-        own.extend(
-            external
-                .into_iter()
-                .flatten()
-                .map(|ip| SocketAddr::new(ip, 0)),
-        );
-        let autonat = autonat::AutonatServer::new(own, &pools, metrics.clone());
-        let gives_access = !access.is_open() || config.turn.secret.is_some();
-        let protocols = Carried::protocols(gives_access);
-        let behaviour = behaviour(keypair, &pools, autonat, protocols);
-        let traffic = Traffic::default();
-        let transport = transport(config, bound, keypair, &metrics, &pools, &traffic)?;
-        // `Clients` decides which connections nobody needs, because it knows more about them than
-        // libp2p.
-        let swarm_config =
-            swarm::Config::with_executor(|task: BoxFuture<'static, ()>| runtime::spawn(task))
-                .with_substream_upgrade_protocol_override(Version::V1Lazy);
-        let peer = keypair.public().to_peer_id();
-        let mut relay = Self {
-            listeners: Vec::new(),
-            swarm: Swarm::new(transport, behaviour, peer, swarm_config),
-            announce: Announcements::new(announced, config.external_ip),
-            metrics,
-            rates: Rates::new(&config.relay),
-            clients: Clients::new(&pools),
-            watch: Watch::default(),
-            circuits: Circuits::new(&pools, usage.clone()),
-            access,
-            gives_access,
-            turn: None,
-            profiles: None,
-            pools,
-            settings: settings.clone(),
-            announced: watch::Sender::default(),
-            descriptors,
-            usage,
-            directory: Arc::new(Memory::default()),
-            heart: Heart::new(Instant::now()),
-            journal: Journal::new(traffic, settings.clone()),
-            reached: Reached::default(),
-            drains: false,
-            telling: HashMap::new(),
-        };
-        relay.listen(config).await?;
-        Ok(relay)
-    }
-
-    /// Opens the listeners. Returns once each of them has an address.
-    async fn listen(&mut self, config: &ServerConfig) -> Result<(), Error> {
-        let mut pending = HashMap::new();
-        for address in listen_addresses(&config.hosts, config.port, config.layout) {
-            let listener = self
-                .swarm
-                .listen_on(address.clone())
-                .map_err(|error| listen_error(&address, io::Error::other(error)))?;
-            pending.insert(listener, address);
-            self.listeners.push(listener);
-        }
-        while !pending.is_empty() {
-            let event = self.swarm.select_next_some().await;
-            match &event {
-                SwarmEvent::NewListenAddr { listener_id, .. } => {
-                    pending.remove(listener_id);
-                }
-                SwarmEvent::ListenerClosed {
-                    listener_id,
-                    reason,
-                    ..
-                } => fail(&pending, listener_id, reason.as_ref().err())?,
-                SwarmEvent::ListenerError { listener_id, error } => {
-                    fail(&pending, listener_id, Some(error))?;
-                }
-                _ => {}
-            }
-            self.on_event(event);
-        }
-        // A wildcard listener reports its interfaces one after the other. This takes all reports
-        // that are ready.
-        while let Some(Some(event)) = self.swarm.next().now_or_never() {
-            self.on_event(event);
-        }
-        Ok(())
-    }
-
     /// Returns the announced addresses. Each ends in the peer id.
     pub(crate) fn addresses(&self) -> Vec<Multiaddr> {
         let peer = *self.swarm.local_peer_id();
@@ -498,140 +389,6 @@ impl Relay {
         }
     }
 
-    /// Whether a peer may ask for a reservation. The rate does not apply to renewals, so requests of
-    /// neighbours cannot cost a peer its reservation.
-    fn may_reserve(&mut self, peer: PeerId, connection: ConnectionId) -> bool {
-        self.clients.is_reserved(&peer, connection, Instant::now())
-            || self.allows(Rate::Reservations, peer, connection)
-    }
-
-    /// Gives a peer a reservation, or renews it. Returns the encoded answer.
-    ///
-    /// # Errors
-    /// The limit that refuses it.
-    fn reserve(&mut self, peer: PeerId, connection: ConnectionId) -> Result<Vec<u8>, Refusal> {
-        let reserved = self.clients.reserve(peer, connection, Instant::now());
-        let reserved = reserved.inspect_err(|_| self.metrics.reservation("denied"))?;
-        match reserved {
-            Reserved::New => {
-                self.metrics.reservation("accepted");
-                self.watch.superseded(&peer, connection);
-                if let Some(left) = self.access.left(&peer) {
-                    self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
-                }
-                let one = Amounts {
-                    reservations: 1,
-                    ..Amounts::default()
-                };
-                self.usage.add(&self.access.account(&peer), one);
-            }
-            Reserved::Renewed => self.metrics.reservation("renewed"),
-        }
-        self.count_reservations();
-        Ok(hop::granted(&self.addresses(), &self.settings.now().relay))
-    }
-
-    fn on_connect(&mut self, asked: circuits::Asked, to: PeerId) {
-        match self.admit(&asked, to) {
-            Ok((connection, held)) => {
-                let requests = &mut self.swarm.behaviour_mut().requests;
-                let open = requests.open(to, connection, asked.what.onward());
-                let (proof, probe) = match asked.what {
-                    Carried::Circuit => self.watch.ask(connection),
-                    _ => Default::default(),
-                };
-                if probe {
-                    self.swarm.behaviour_mut().ping.probe(to, connection);
-                }
-                // The peer with the reservation is the one whom the relay serves.
-                let account = self.access.account(&to);
-                self.circuits.opening(open, account, asked, held, proof);
-            }
-            Err(status) => {
-                if asked.what == Carried::Circuit {
-                    self.metrics.circuit(match status {
-                        Status::Limit => "limit",
-                        Status::Quota => "quota",
-                        Status::NoReservation => "no_reservation",
-                        _ => "denied",
-                    });
-                }
-                asked.refuse(status);
-            }
-        }
-    }
-
-    /// Returns the connection over which the other peer is told, what the circuit or offer holds,
-    /// and what counts its bytes.
-    fn admit(
-        &mut self,
-        asked: &circuits::Asked,
-        to: PeerId,
-    ) -> Result<(ConnectionId, (Held, Meters, Treatment)), Status> {
-        let (source, now) = (asked.source, Instant::now());
-        let connection = self.clients.reserved(&to, now);
-        let connection = connection.ok_or(Status::NoReservation)?;
-        let [of_source, of_peer] = [(source, asked.connection), (to, connection)]
-            .map(|(peer, connection)| self.treatment(peer, connection));
-        if [of_source, of_peer].contains(&Treatment::Refused) {
-            return Err(Status::Denied);
-        }
-        let rate = match asked.what {
-            Carried::Circuit => Rate::Circuits,
-            _ => Rate::Offers,
-        };
-        if !self.allows(rate, source, asked.connection) {
-            return Err(Status::Limit);
-        }
-        let meters = self.access.meters_of(source, to);
-        let meters = meters.map_err(|_| Status::Quota)?;
-        let holder = self.holder(source, asked.connection);
-        let place = self.circuits.place(asked.what, holder);
-        let place = place.map_err(|_| Status::Limit)?;
-        let uses = [source, to].map(|peer| self.clients.use_by(&peer, now));
-        let wide = match asked.what {
-            Carried::Circuit => [(source, asked.connection), (to, connection)]
-                .map(|(peer, connection)| self.widen(&peer, connection)),
-            _ => [None, None],
-        };
-        // It is slow if one of both is. The share is that of the peer with the reservation.
-        let treatment = match of_source {
-            Treatment::Slow => Treatment::Slow,
-            _ => of_peer,
-        };
-        Ok((connection, (Held(place, uses, wide), meters, treatment)))
-    }
-
-    /// How a peer is treated, by what is thought of it.
-    fn treatment(&self, peer: PeerId, connection: ConnectionId) -> Treatment {
-        let ip = self.holder(peer, connection).ip;
-        self.pools.reputation.treat(&peer, ip)
-    }
-
-    /// Widens the window of this connection for a circuit. It is narrowed again when the [`Wide`]
-    /// is dropped.
-    fn widen(&self, peer: &PeerId, connection: ConnectionId) -> Option<Wide> {
-        let from = self.clients.address(peer, connection)?;
-        self.pools.windows.widen(from)
-    }
-
-    /// Returns whether the rate limit allows the request of this peer. A refusal is counted and
-    /// logged.
-    fn allows(&mut self, rate: Rate, peer: PeerId, connection: ConnectionId) -> bool {
-        let ip = self.holder(peer, connection).ip;
-        let now = Instant::now();
-        let allowed = ip.map(|ip| self.rates.allow(rate, peer, ip, now));
-        if allowed == Some(Ok(())) {
-            return true;
-        }
-        self.pools.refusals.tell(rate.name(), "rate", ip);
-        // Its address is not to blame, and it is not to blame for its address: others may be behind it.
-        if allowed == Some(Err(Spent::OfPeer)) {
-            self.pools.reputation.note(Some(peer), None, Offence::Flood);
-        }
-        false
-    }
-
     /// The settings have changed. Whatever asks for them when it needs them needs not be told.
     fn on_settings(&mut self) {
         let config = self.settings.now();
@@ -645,50 +402,6 @@ impl Relay {
         let sockets = self.announce.configured.iter().filter_map(autonat::socket);
         self.swarm.behaviour_mut().autonat.announced(sockets);
         self.announce();
-    }
-
-    /// Tells a client something, by a message of `protocol`.
-    fn tell(
-        &mut self,
-        peer: PeerId,
-        connection: ConnectionId,
-        protocol: &'static str,
-        message: Vec<u8>,
-    ) {
-        let requests = &mut self.swarm.behaviour_mut().requests;
-        let id = requests.open(peer, connection, StreamProtocol::new(protocol));
-        self.telling.insert(id, (peer, message));
-    }
-
-    /// Tells every client to move to another relay.
-    fn tell_all(&mut self) {
-        let farewell = self.farewell();
-        for (peer, connection) in self.clients.all_reserved(Instant::now()) {
-            self.tell(peer, connection, drain::PROTOCOL, farewell.clone());
-        }
-    }
-
-    /// Tells those whose quota is nearly used up.
-    fn tell_quotas(&mut self) {
-        for (peer, left) in self.access.due() {
-            if let Some(connection) = self.clients.newest(&peer, Instant::now()) {
-                self.tell(peer, connection, notice::PROTOCOL, notice::encode(&left));
-            }
-        }
-    }
-
-    /// What the clients are told.
-    fn farewell(&self) -> Vec<u8> {
-        let config = self.settings.now();
-        let drain = drain::Drain {
-            time: Duration::from_secs(config.drain.seconds),
-            // Validation of the configuration has already refused texts that are no addresses.
-            relays: self
-                .pools
-                .reputation
-                .order(config.successors().unwrap_or_default(), relay_id),
-        };
-        drain.encode()
     }
 
     /// Closes the connections that nobody needs.
@@ -741,63 +454,6 @@ impl Relay {
         let texts = self.addresses().iter().map(Multiaddr::to_string).collect();
         self.announced.send_replace(texts);
     }
-}
-
-fn behaviour(
-    keypair: &identity::Keypair,
-    pools: &Pools,
-    autonat: autonat::AutonatServer,
-    protocols: Vec<StreamProtocol>,
-) -> ServerBehaviour {
-    let agent = concat!("throughline/", env!("CARGO_PKG_VERSION"));
-    ServerBehaviour {
-        limits: limits::LimitsBehaviour::new(pools.limits.clone()),
-        identify: identify::Behaviour::new(
-            identify::Config::new(String::from("ipfs/0.1.0"), keypair.public())
-                .with_agent_version(agent.to_owned())
-                // The addresses of a server's interfaces are private. Only its announced addresses
-                // are public.
-                .with_hide_listen_addrs(true),
-        ),
-        ping: Ping::default(),
-        autonat,
-        requests: Substreams::new(protocols, true),
-    }
-}
-
-/// Fails if `listener` is one of those that must open.
-fn fail(
-    pending: &HashMap<ListenerId, Multiaddr>,
-    listener: &ListenerId,
-    reason: Option<&io::Error>,
-) -> Result<(), Error> {
-    let Some(address) = pending.get(listener) else {
-        return Ok(());
-    };
-    let source = reason.map_or_else(
-        || io::Error::other("the listener closed"),
-        |error| io::Error::new(error.kind(), root(error).to_string()),
-    );
-    Err(listen_error(address, source))
-}
-
-fn listen_error(address: &Multiaddr, error: io::Error) -> Error {
-    let reason = io::Error::new(error.kind(), root(&error).to_string());
-    io_error(&format!("cannot listen on {address}"), reason)
-}
-
-/// Returns the innermost source of `error`, which is the system's message. The messages of the
-/// transports around it add nothing.
-fn root<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root
-}
-
-fn io_error(what: &str, error: io::Error) -> Error {
-    Error::new(ErrorKind::Io, format!("{what}: {error}")).with_source(error)
 }
 
 #[cfg(test)]

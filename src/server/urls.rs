@@ -9,13 +9,10 @@ use super::{
     stun, swarm,
 };
 use crate::{
-    core::subject::Subject,
+    core::{site::HTTPS_PORT, subject::Subject},
     error::Error,
     native::{transports::handed::Way, udp::Sockets},
 };
-
-/// The port of https, which URLs leave out.
-const HTTPS_PORT: u16 = 443;
 
 /// Returns the addresses that UDP sockets are bound to.
 pub(super) fn udp_addresses(sockets: &[Sockets]) -> Vec<SocketAddr> {

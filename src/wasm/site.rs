@@ -12,11 +12,9 @@ use super::value;
 use crate::core::{
     dial::Policy,
     profile::{self, Learnt},
-    site::{By, Fault, Site},
+    site::{By, Fault, LONGEST, Site},
 };
 
-/// The longest time for an answer. A relay that needs longer is no help to anybody.
-const LONGEST: Duration = Duration::from_secs(10);
 /// Nothing of the page goes along. A redirection is not followed, because a server could use it to make
 /// its client attack others. An answer of the past says nothing of the present.
 const OPTIONS: &str = r#"{"redirect":"manual","credentials":"omit","cache":"no-cache","referrerPolicy":"no-referrer"}"#;

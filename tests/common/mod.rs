@@ -12,7 +12,7 @@ pub(crate) mod program;
 #[path = "../../src/testing.rs"]
 mod testing;
 
-pub(crate) use testing::{PATIENCE, free_ports, until, until_polled, until_some};
+pub(crate) use testing::{PATIENCE, free_ports, until, until_polled, until_some, warned};
 
 /// Returns the configuration of a server on loopback, at ports that the system chooses.
 #[cfg(feature = "server")]

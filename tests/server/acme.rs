@@ -9,13 +9,18 @@ use std::{
     time::Duration,
 };
 
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use throughline::server::{Layout, Server, ServerConfig};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use super::{
     PATIENCE,
-    common::{free_ports, until, until_polled},
+    common::{free_ports, until, until_polled, warned},
     config,
     secured::{connect, get, made, meet, port, put},
     start,
@@ -24,9 +29,14 @@ use super::{
 /// Pebble resolves it to loopback, by its own DNS server.
 const NAME: &str = "relay.example.com";
 
+/// What `/health` says while there is no new certificate.
+const NOT_RENEWED: &str = "ok, but the certificate is not renewed\n";
+
 /// A running pebble with a DNS server of its own. Dropping it ends both.
 struct Pebble {
     children: [Child; 2],
+    /// The port where the names that its DNS server knows are changed.
+    names: u16,
     home: tempfile::TempDir,
     directory: u16,
     management: SocketAddr,
@@ -93,6 +103,7 @@ impl Pebble {
         }
         Self {
             children: [pebble, names],
+            names: manages_dns,
             directory: listens,
             management: (Ipv4Addr::LOCALHOST, manages).into(),
             ca: own.cert,
@@ -106,6 +117,22 @@ impl Pebble {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Has the names lead to another address from now on.
+    async fn move_names(&self, to: Ipv4Addr) {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.names));
+        let mut stream = stream.await.unwrap();
+        let body = json!({ "ip": to }).to_string();
+        let head = format!(
+            "POST /set-default-ipv4 HTTP/1.1\r\nHost: x\r\nContent-Length: {}",
+            body.len()
+        );
+        let request = format!("{head}\r\nConnection: close\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     /// The certificate of the authority, in PEM.
@@ -253,8 +280,83 @@ async fn an_authority_that_refuses_or_is_gone_leaves_the_server_as_it_is() {
         orders(&server, "failed", 1).await;
         let plain = TcpStream::connect(port(&server)).await;
         let health = get(&mut plain.unwrap(), "/health").await.unwrap();
-        assert!(health.ends_with("ok\n"), "{health}");
+        assert!(health.ends_with(NOT_RENEWED), "{health}");
         let root = pebble.root().await;
         assert!(connect(port(&server), &root, NAME, &[]).await.is_err());
     }
+}
+
+fn served(stream: &tokio_rustls::client::TlsStream<TcpStream>) -> &CertificateDer<'_> {
+    &stream.get_ref().1.peer_certificates().unwrap()[0]
+}
+
+/// Checks that clients are still served with this certificate, and that the operator hears why.
+async fn served_on(server: &Server, root: &str, old: &CertificateDer<'_>) {
+    orders(server, "failed", 1).await;
+    let mut stream = connect(port(server), root, NAME, &[]).await.unwrap();
+    assert_eq!(served(&stream), old);
+    let health = get(&mut stream, "/health").await.unwrap();
+    assert!(health.ends_with(NOT_RENEWED), "{health}");
+    assert!(warned("no certificate was issued"));
+    // It is not asked again before minutes have passed.
+    let failed = "certificate_orders_total{outcome=\"failed\"} 1\n";
+    assert!(server.metrics().contains(failed), "{}", server.metrics());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_hangs_leaves_the_old_certificate() {
+    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
+    let pebble = Pebble::start(Behaviour {
+        checks: first,
+        rejects: 0,
+        seconds: 6 * 24 * 60 * 60,
+    })
+    .await;
+    let mut config = at(first, data.path());
+    pebble.serve(&mut config, &[NAME]);
+    let server = start(config.clone()).await;
+    orders(&server, "issued", 1).await;
+    let root = pebble.root().await;
+    let stream = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    let old = served(&stream).clone().into_owned();
+    server.shutdown().await;
+
+    // The next authority takes connections and never says a word, so its first certificate is due.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    config.tls.directory = format!("https://localhost:{silent_port}/dir");
+    config.port = free_ports();
+    let server = start(config).await;
+    let accepted = timeout(PATIENCE, silent.accept()).await;
+    let (mut asking, _) = accepted.expect("it is asked").unwrap();
+    let mut stream = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    assert_eq!(*served(&stream), old);
+    let health = get(&mut stream, "/health").await.unwrap();
+    assert!(health.ends_with("ok\n"), "it may still answer: {health}");
+    let mut heard = Vec::new();
+    // The server waits as long as a test does for anything else.
+    let given_up = timeout(2 * PATIENCE, asking.read_to_end(&mut heard)).await;
+    _ = given_up.expect("the server gives it up");
+    served_on(&server, &root, &old).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_refuses_a_renewal_leaves_the_old_certificate() {
+    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
+    let pebble = Pebble::start(Behaviour {
+        checks: first,
+        rejects: 0,
+        seconds: 27,
+    })
+    .await;
+    let mut config = at(first, data.path());
+    pebble.serve(&mut config, &[NAME]);
+    let server = start(config).await;
+    orders(&server, "issued", 1).await;
+    let root = pebble.root().await;
+    let stream = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    let old = served(&stream).clone().into_owned();
+    // The name leads to somebody else now, so the authority finds no proof.
+    pebble.move_names(Ipv4Addr::new(127, 9, 9, 9)).await;
+    served_on(&server, &root, &old).await;
 }

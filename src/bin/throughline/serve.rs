@@ -6,7 +6,9 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use throughline::{
     Error,
-    server::{DEFAULT_PORT, Layout, Server, ServerConfig, inherit_sockets, turn_secret},
+    server::{
+        DEFAULT_PORT, HTTPS_PORT, Layout, Server, ServerConfig, inherit_sockets, turn_secret,
+    },
 };
 
 use crate::{
@@ -18,9 +20,6 @@ use crate::{
     signal::{Stop, Stops},
     supervisor::Supervisor,
 };
-
-/// Where an authority checks who is there, and where browsers look for a page.
-const HTTPS_PORT: u16 = 443;
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), Error> {
     if args.check {

@@ -38,7 +38,8 @@ pub(super) use self::{
 use super::{session::keep_newest, timers::Alarm};
 use crate::{
     core::{
-        backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace, reservation::Refusal,
+        backoff::Backoff, liveness::Liveness, loss::Loss, offer, pace::Pace,
+        profile::MAX_ADDRESSES, reservation::Refusal,
     },
     datagrams::Lane,
     error::ErrorKind,
@@ -67,8 +68,6 @@ const EAGER_MOST: Duration = Duration::from_millis(1600);
 const NOTICES: u32 = 4;
 /// The most sites that a user names.
 const MAX_SITES: usize = 16;
-/// How many addresses of one relay are kept. One for each transport and address family makes 8.
-const MAX_ADDRESSES: usize = 16;
 
 /// Everything that we have with one relay.
 pub(crate) struct Relay {

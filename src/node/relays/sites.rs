@@ -14,7 +14,7 @@ use crate::{
     core::{
         backoff::Backoff,
         pace::Pace,
-        profile::{self, Learnt},
+        profile::{self, Learnt, MAX_ADDRESSES},
         site::{By, Fault, Site},
     },
     node::{
@@ -415,7 +415,7 @@ impl Relay {
     fn take_addresses(&mut self, told: Vec<Multiaddr>) -> bool {
         let before = std::mem::replace(&mut self.addresses, self.given.clone());
         for address in told {
-            if self.addresses.len() < super::MAX_ADDRESSES && !self.addresses.contains(&address) {
+            if self.addresses.len() < MAX_ADDRESSES && !self.addresses.contains(&address) {
                 self.addresses.push(address);
             }
         }

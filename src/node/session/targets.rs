@@ -11,14 +11,14 @@ use crate::{
         address::{self, Route},
         offer::Incarnation,
         pace::Pace,
-        record::Record,
+        record::{MAX_ADDRESSES, Record},
     },
     node::{
         relays::{RelayLink, Relays},
         round::Round,
     },
     offer::is_sealable,
-    ticket::{MAX_ADDRESSES, Ticket, relay_id},
+    ticket::{Ticket, relay_id},
 };
 
 /// How many addresses of one peer its tickets may make us dial at once. This is enough for a full

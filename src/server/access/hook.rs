@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,7 +26,10 @@ use crate::{
     error::{Error, ErrorKind},
     server::{
         config::HookConfig,
-        pool::{Place, Pool, Pools},
+        pool::{Place, Pool, Pools, Refusals},
+        rate_limiter::Bucket,
+        relay_rates::{Rate, Rates},
+        settings::Settings,
         web::{self, Web},
     },
 };
@@ -45,8 +49,20 @@ pub(crate) struct Hook {
     timeout: Duration,
     /// The questions that are being asked.
     asking: Pool,
+    pace: Mutex<Pace>,
+    settings: Settings,
+    refusals: Refusals,
     answers: Mutex<Answers>,
     warnings: Mutex<Warnings>,
+}
+
+/// How often the hook is asked, whatever a peer wants.
+struct Pace {
+    /// Of each peer, and of each address.
+    each: Rates,
+    all: Bucket,
+    /// Of all together, in questions per second.
+    rate: f64,
 }
 
 /// The pause between two lines in the log that say that the hook does not answer.
@@ -89,6 +105,9 @@ impl Hook {
             web,
             timeout: Duration::from_millis(config.timeout_ms),
             asking: pools.hook.clone(),
+            pace: Mutex::new(Pace::new(config, &pools.settings, Instant::now())),
+            settings: pools.settings.clone(),
+            refusals: pools.refusals.clone(),
             answers: Mutex::new(Answers::new(
                 pools.hook_answers.clone(),
                 seconds(config.fresh_seconds),
@@ -96,6 +115,18 @@ impl Hook {
             )),
             warnings: Mutex::default(),
         })
+    }
+
+    /// Whether the hook may be asked now.
+    fn may_ask(&self, question: &Question, now: Instant) -> bool {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.each.set(&self.settings.now().relay);
+        let allowed = pace.allows(question, now);
+        if !allowed {
+            let what = Rate::Questions.name();
+            self.refusals.tell(what, "rate", question.address);
+        }
+        allowed
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
@@ -109,11 +140,15 @@ impl Hook {
     /// Gets the answer to a question. If the hook cannot be asked, the last answer counts, and
     /// without one there is no room for the peer.
     pub(crate) fn ask(self: &Arc<Self>, question: Question) -> Asked {
-        let known = self.answers().known(&question, Instant::now());
+        let now = Instant::now();
+        let known = self.answers().known(&question, now);
         let otherwise = match known {
             Some(Known::Fresh(answer)) => return Asked::Known(answer),
             other => other.map_or(Answer::Deny(Denial::Limit), Known::answer),
         };
+        if !self.may_ask(&question, now) {
+            return Asked::Known(otherwise);
+        }
         let holder = Holder {
             ip: question.address,
             peer: Some(question.peer),
@@ -171,6 +206,27 @@ impl Hook {
     }
 }
 
+impl Pace {
+    fn new(config: &HookConfig, settings: &Settings, now: Instant) -> Self {
+        let rate = config.questions_per_second.get().into();
+        Self {
+            each: Rates::new(&settings.now().relay),
+            all: Bucket::new(rate, now),
+            rate,
+        }
+    }
+
+    fn allows(&mut self, question: &Question, now: Instant) -> bool {
+        // Peers whose address is not known share one.
+        let address = question.address;
+        let address = address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let each = self
+            .each
+            .allow(Rate::Questions, question.peer, address, now);
+        each.is_ok() && self.all.take(self.rate, 1.0, now)
+    }
+}
+
 fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "its answer is malformed")
 }
@@ -215,7 +271,10 @@ impl Reply {
 
 #[cfg(test)]
 mod tests {
+    use libp2p::PeerId;
+
     use super::*;
+    use crate::server::{ServerConfig, access::What, config::RelayLimits, metrics::Metrics};
 
     fn read(json: &str) -> Option<(Answer, Option<Duration>)> {
         serde_json::from_str::<Reply>(json).ok()?.read()
@@ -261,6 +320,64 @@ mod tests {
         ] {
             assert_eq!(read(malformed), None, "{malformed}");
         }
+    }
+
+    /// Whether the hook is asked each time, for peers whose answers are not kept.
+    fn asks(config: &HookConfig, questions: impl IntoIterator<Item = Question>) -> Vec<bool> {
+        let mut server = ServerConfig::default();
+        server.access.hook = config.clone();
+        let metrics = Metrics::new(&server);
+        let pools = Pools::new(&Settings::fixed(server), &metrics);
+        let hook = Arc::new(Hook::new(config, &pools).unwrap());
+        let is_asked = |question| matches!(hook.ask(question), Asked::Under(_));
+        questions.into_iter().map(is_asked).collect()
+    }
+
+    fn config() -> HookConfig {
+        HookConfig {
+            url: Some("http://127.0.0.1:1/".into()),
+            ..HookConfig::default()
+        }
+    }
+
+    fn question(peer: PeerId, address: [u8; 4], what: What) -> Question {
+        Question {
+            peer,
+            address: Some(address.into()),
+            token: None,
+            what,
+            turn: false,
+        }
+    }
+
+    #[test]
+    fn whatever_a_peer_wants_it_is_asked_about_at_a_rate() {
+        let burst = RelayLimits::default().circuit_burst.get() as usize;
+        for what in [What::Reservation, What::Circuit, What::Offer, What::Turn] {
+            let peer = PeerId::random();
+            let same = (0..burst + 9).map(|_| question(peer, [192, 0, 2, 1], what));
+            let asked = asks(&config(), same);
+            assert!(asked[..burst].iter().all(|asked| *asked), "{what:?}");
+            assert!(!asked[burst + 8], "{what:?}");
+            // Neither other tokens nor other peers of that address make it more.
+            let crowd = (0..9 * burst).map(|at| Question {
+                token: Some(at.to_string().into()),
+                ..question(PeerId::random(), [192, 0, 2, 1], what)
+            });
+            let asked = asks(&config(), crowd);
+            assert!(!asked[9 * burst - 1], "{what:?}");
+        }
+    }
+
+    #[test]
+    fn all_peers_together_are_asked_about_at_a_rate() {
+        let mut config = config();
+        config.questions_per_second = 8.try_into().unwrap();
+        let crowd = (0..40).map(|at| question(PeerId::random(), [192, 0, 2, at], What::Circuit));
+        let asked = asks(&config, crowd);
+        let count = asked.iter().filter(|asked| **asked).count();
+        // What comes back during the test is on top.
+        assert!((16..25).contains(&count), "{count}");
     }
 
     #[test]

@@ -7,16 +7,23 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
-use crate::core::{
-    access::Denial,
-    allowance::{Left, Quota, Spent},
+use crate::{
+    core::{
+        access::Denial,
+        allowance::{Left, Quota, Spent},
+    },
+    server::usage::Calendar,
 };
 
 /// The most meters that are kept. Each is smaller than 400 bytes.
 const MOST: usize = 65_536;
+/// How many of them are found at a time that may be forgotten.
+const SPARE: usize = MOST / 8;
+/// The pause between two looks at all meters. While nothing may be forgotten, newcomers have no room.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How much of its rate a meter saves up while nothing is carried.
 const BURST: Duration = Duration::from_millis(250);
 
@@ -53,8 +60,15 @@ impl Payer {
 #[derive(Debug)]
 pub(crate) struct Meter {
     state: Mutex<State>,
+    common: Arc<Common>,
+}
+
+/// What all meters have in common.
+#[derive(Debug, Default)]
+struct Common {
+    calendar: Calendar,
     /// Is set if somebody has to be told what is left.
-    due: Arc<AtomicBool>,
+    due: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -66,7 +80,7 @@ struct State {
 }
 
 impl Meter {
-    fn new(limits: Limits, due: Arc<AtomicBool>) -> Self {
+    fn new(limits: Limits, common: Arc<Common>) -> Self {
         let state = State {
             limits,
             spent: Spent::default(),
@@ -74,7 +88,7 @@ impl Meter {
         };
         Self {
             state: Mutex::new(state),
-            due,
+            common,
         }
     }
 
@@ -85,6 +99,12 @@ impl Meter {
             rate: Some(rate),
         };
         (rate > 0).then(|| Arc::new(Self::new(limits, Arc::default())))
+    }
+
+    /// A meter of nobody in particular.
+    #[cfg(test)]
+    pub(crate) fn limited(limits: Limits) -> Arc<Self> {
+        Arc::new(Self::new(limits, Arc::default()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,16 +148,13 @@ impl Meter {
         let Some(quota) = state.limits.quota else {
             return Ok(());
         };
-        let spent = state.spent.spend(quota, bytes, since_1970(time));
-        if spent.map_err(Denial::Quota)? {
-            self.due.store(true, Ordering::Relaxed);
+        let moment = self.common.calendar.at(time);
+        let spent = state.spent.spend(quota, bytes, moment.now);
+        if spent.map_err(|ends| Denial::Quota(ends + moment.behind))? {
+            self.common.due.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
-}
-
-fn since_1970(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl State {
@@ -154,20 +171,41 @@ impl State {
     }
 }
 
-/// What was carried before the server started, in the present day and month, by what
-/// [`Payer::recorded`] returns.
-pub(crate) type Before = HashMap<(bool, String), [u64; 2]>;
+/// What was carried before the server started.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// The sums of a day and of its month, by what [`Payer::recorded`] returns.
+    pub(crate) sums: HashMap<(bool, String), [u64; 2]>,
+    /// A time of that day, since 1970.
+    pub(crate) then: Duration,
+}
 
 /// The meters by their payers.
 #[derive(Debug, Default)]
 pub(crate) struct Meters {
     all: HashMap<Payer, Arc<Meter>>,
-    /// What was carried before, for payers that have not come yet, and when that was read.
-    before: Option<(Before, Duration)>,
-    due: Arc<AtomicBool>,
+    /// What was carried before, for payers that have not come yet.
+    before: Before,
+    common: Arc<Common>,
+    /// Those that were needed least when all were looked at, the least at the end.
+    spare: Vec<Payer>,
+    /// When all were looked at.
+    looked: Option<Instant>,
 }
 
 impl Meters {
+    /// The meters of a server with this calendar.
+    pub(super) fn new(calendar: Calendar) -> Self {
+        let common = Common {
+            calendar,
+            ..Common::default()
+        };
+        Self {
+            common: Arc::new(common),
+            ..Self::default()
+        }
+    }
+
     /// Returns the meter of `payer`, with these limits from now on.
     ///
     /// # Errors
@@ -176,87 +214,131 @@ impl Meters {
         &mut self,
         payer: Payer,
         limits: Limits,
-        time: SystemTime,
+        (time, now): (SystemTime, Instant),
     ) -> Result<Arc<Meter>, Denial> {
         if let Some(meter) = self.all.get(&payer) {
             meter.state().limits = limits;
             return Ok(meter.clone());
         }
         if self.all.len() >= MOST {
-            self.all.retain(|_, meter| is_needed(meter, time));
+            self.make_room(time, now)?;
         }
-        if self.all.len() >= MOST {
-            // Strangers that are granted a little each must not keep everybody else out.
-            let unused = self.all.iter();
-            let unused = unused.filter(|(_, meter)| Arc::strong_count(meter) == 1);
-            let now = since_1970(time);
-            let least = unused.min_by_key(|(_, meter)| meter.state().spent.bytes(now));
-            let least = least.map(|(payer, _)| payer.clone());
-            self.all.remove(&least.ok_or(Denial::Limit)?);
-        }
-        let meter = Arc::new(Meter::new(limits, self.due.clone()));
+        let meter = Arc::new(Meter::new(limits, self.common.clone()));
         self.seed(&payer, &meter);
         self.all.insert(payer, meter.clone());
         Ok(meter)
     }
 
+    /// Forgets the meter of which the least was used, so that strangers that are granted a little each
+    /// do not keep everybody else out. All are looked at once for many that come, and no more often than
+    /// once a second.
+    fn make_room(&mut self, time: SystemTime, now: Instant) -> Result<(), Denial> {
+        loop {
+            while let Some(payer) = self.spare.pop() {
+                // It may be used by now, or be gone.
+                if self.all.get(&payer).is_some_and(is_unused) {
+                    self.all.remove(&payer);
+                    return Ok(());
+                }
+            }
+            let is_early = |looked| now.saturating_duration_since(looked) < LOOK_EVERY;
+            if self.looked.is_some_and(is_early) {
+                return Err(Denial::Limit);
+            }
+            self.looked = Some(now);
+            self.look(time);
+            if self.all.len() < MOST {
+                return Ok(());
+            }
+            if self.spare.is_empty() {
+                return Err(Denial::Limit);
+            }
+        }
+    }
+
+    /// Forgets the meters that nobody needs, and notes those of which the least was used.
+    fn look(&mut self, time: SystemTime) {
+        let now = self.common.calendar.at(time).now;
+        let used = |meter: &Arc<Meter>| {
+            let state = meter.state();
+            match state.limits.quota {
+                Some(_) => state.spent.bytes(now),
+                None => 0,
+            }
+        };
+        self.all
+            .retain(|_, meter| !is_unused(meter) || used(meter) > 0);
+        if self.all.len() < MOST {
+            return;
+        }
+        let unused = self.all.iter().filter(|(_, meter)| is_unused(meter));
+        let mut unused: Vec<_> = unused.map(|(payer, meter)| (used(meter), payer)).collect();
+        unused.sort_unstable_by_key(|(bytes, _)| *bytes);
+        unused.truncate(SPARE);
+        let spare = unused.into_iter().rev().map(|(_, payer)| payer.clone());
+        self.spare = spare.collect();
+    }
+
     /// Takes over what was carried before the server started.
-    pub(super) fn follow(&mut self, before: Before, time: SystemTime) {
-        self.before = Some((before, since_1970(time)));
+    pub(super) fn follow(&mut self, before: Before) {
+        self.before = before;
         for (payer, meter) in &self.all {
             self.seed(payer, meter);
         }
     }
 
     fn seed(&self, payer: &Payer, meter: &Meter) {
-        let Some((before, read)) = &self.before else {
-            return;
-        };
+        let Before { sums, then } = &self.before;
         let (has_name, id) = payer.recorded();
-        if let Some(carried) = before.get(&(has_name, id.to_owned())) {
+        if let Some(carried) = sums.get(&(has_name, id.to_owned())) {
             let mut state = meter.state();
-            state.spent.seed(*carried, *read);
+            state.spent.seed(*carried, *then);
             if state.limits.quota.is_some() {
-                self.due.store(true, Ordering::Relaxed);
+                self.common.due.store(true, Ordering::Relaxed);
             }
         }
     }
 
     /// Returns each payer that is to be told what is left of its quota, and what that is.
     pub(super) fn due(&self, time: SystemTime) -> Vec<(Payer, Left)> {
-        if !self.due.swap(false, Ordering::Relaxed) {
+        if !self.common.due.swap(false, Ordering::Relaxed) {
             return Vec::new();
         }
+        let moment = self.common.calendar.at(time);
         let told = |(payer, meter): (&Payer, &Arc<Meter>)| {
             let mut state = meter.state();
             let quota = state.limits.quota?;
-            Some((payer.clone(), state.spent.tell(quota, since_1970(time))?))
+            let mut left = state.spent.tell(quota, moment.now)?;
+            left.ends += moment.behind;
+            Some((payer.clone(), left))
         };
         self.all.iter().filter_map(told).collect()
     }
 
     /// Returns what is left, if the holders that were there have been told.
     pub(super) fn known(&self, payers: &HashSet<Payer>, time: SystemTime) -> Option<Left> {
+        let moment = self.common.calendar.at(time);
         let known = payers.iter().filter_map(|payer| {
             let state = self.all.get(payer)?.state();
-            state.spent.known(state.limits.quota?, since_1970(time))
+            let mut left = state.spent.known(state.limits.quota?, moment.now)?;
+            left.ends += moment.behind;
+            Some(left)
         });
         known.min_by_key(|left| left.left)
     }
 }
 
-/// Whether somebody uses the meter, or has used something in the present period.
-fn is_needed(meter: &Arc<Meter>, time: SystemTime) -> bool {
-    let state = meter.state();
-    let counts = state.limits.quota.is_some() && state.spent.bytes(since_1970(time)) > 0;
-    Arc::strong_count(meter) > 1 || counts
+/// Whether nobody holds the meter at the moment.
+fn is_unused(meter: &Arc<Meter>) -> bool {
+    Arc::strong_count(meter) == 1
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::UNIX_EPOCH;
 
-    const DAY: u64 = 24 * 60 * 60;
+    use super::*;
+    use crate::core::allowance::DAY;
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -277,6 +359,15 @@ mod tests {
         Meter::new(limits, Arc::default())
     }
 
+    fn of(
+        meters: &mut Meters,
+        payer: Payer,
+        limits: Limits,
+        time: SystemTime,
+    ) -> Result<Arc<Meter>, Denial> {
+        meters.of(payer, limits, (time, Instant::now()))
+    }
+
     fn name(name: impl ToString) -> Payer {
         Payer::Name(name.to_string())
     }
@@ -293,6 +384,30 @@ mod tests {
         assert_eq!(meter.carry_at(1, at(6), now), Err(over));
         assert!(!meter.allows_at(at(6), now));
         assert_eq!(meter.check(at(DAY)), Ok(()));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gives_no_quota_twice() {
+        let mut meters = Meters::default();
+        let meter = of(&mut meters, name("a"), daily(100), at(DAY)).unwrap();
+        let now = Instant::now();
+        meter.carry_at(100, at(DAY + 5), now).unwrap();
+        let left = |seconds| Err(Denial::Quota(Duration::from_secs(seconds)));
+        assert_eq!(meter.check(at(DAY - 10)), left(DAY + 10));
+        assert_eq!(meter.check(at(DAY + 6)), left(DAY - 6));
+        assert_eq!(meter.check(at(2 * DAY)), Ok(()), "the next day");
+        meter.carry_at(100, at(9 * DAY), now).unwrap();
+        for day in 1..10 {
+            assert!(meter.check(at(day * DAY)).is_err(), "{day}");
+        }
+        // Somebody who comes then is on the same day.
+        let other = of(&mut meters, name("b"), daily(100), at(DAY)).unwrap();
+        other.carry_at(100, at(DAY), now).unwrap();
+        assert!(other.check(at(9 * DAY)).is_err());
+        let told = meters.due(at(DAY));
+        assert_eq!(told.len(), 2);
+        let ends = told.iter().map(|(_, left)| left.ends.as_secs());
+        assert!(ends.into_iter().all(|ends| ends == 9 * DAY));
     }
 
     #[test]
@@ -315,44 +430,75 @@ mod tests {
     #[test]
     fn payers_have_their_own_meters_and_unused_ones_make_room() {
         let mut meters = Meters::default();
-        let used = meters.of(name("a"), daily(1), at(0)).unwrap();
+        let used = of(&mut meters, name("a"), daily(1), at(0)).unwrap();
         used.carry_at(1, at(0), Instant::now()).unwrap();
         drop(used);
         for number in 1..MOST {
-            meters.of(name(number), daily(1), at(0)).unwrap();
+            of(&mut meters, name(number), daily(1), at(0)).unwrap();
         }
-        let held = meters.of(name("one more"), daily(1), at(0)).unwrap();
+        let held = of(&mut meters, name("one more"), daily(1), at(0)).unwrap();
         assert_eq!(meters.all.len(), 2, "the used one and the new one");
         assert!(held.check(at(0)).is_ok());
-        let used = meters.of(name("a"), daily(2), at(0)).unwrap();
+        let used = of(&mut meters, name("a"), daily(2), at(0)).unwrap();
         assert_eq!(used.check(at(0)), Ok(()), "the quota has grown");
-        let other = meters.of(Payer::Peer("a".into()), daily(1), at(0)).unwrap();
+        let other = of(&mut meters, Payer::Peer("a".into()), daily(1), at(0)).unwrap();
         assert!(other.check(at(0)).is_ok(), "a peer is no name");
+    }
+
+    /// Each has used a little, so the first look finds none that is not needed.
+    #[test]
+    fn many_newcomers_make_all_meters_be_looked_at_once() {
+        let (mut meters, now) = (Meters::default(), Instant::now());
+        let come = |meters: &mut Meters, number: usize, now| {
+            let meter = meters.of(name(number), daily(1000), (at(0), now))?;
+            meter.carry_at(1 + number as u64 % 900, at(0), now)?;
+            Ok::<_, Denial>(meter)
+        };
+        for number in 0..MOST {
+            come(&mut meters, number, now).unwrap();
+        }
+        let (mut looks, mut looked) = (0, None);
+        for number in MOST..MOST + SPARE {
+            come(&mut meters, number, now).unwrap();
+            looks += usize::from(looked != meters.looked);
+            looked = meters.looked;
+        }
+        assert_eq!(looks, 1);
+        assert_eq!(meters.all.len(), MOST);
+        assert!(!meters.all.contains_key(&name(0)), "it used the least");
+        assert!(meters.all.contains_key(&name(899)), "it used the most");
+        let denied = come(&mut meters, MOST + SPARE, now).unwrap_err();
+        assert_eq!(denied, Denial::Limit);
+        come(&mut meters, MOST + SPARE, now + LOOK_EVERY).unwrap();
+        assert_eq!(meters.spare.len(), SPARE - 1);
     }
 
     #[test]
     fn what_was_carried_before_a_restart_counts() {
         let mut meters = Meters::default();
-        let early = meters.of(name("a"), daily(100), at(0)).unwrap();
+        let early = of(&mut meters, name("a"), daily(100), at(0)).unwrap();
         early.carry_at(10, at(0), Instant::now()).unwrap();
-        let before = [
+        let sums = [
             ((true, "a".into()), [85, 85]),
             ((false, "b".into()), [100, 100]),
         ];
-        meters.follow(before.into(), at(0));
+        meters.follow(Before {
+            sums: sums.into(),
+            then: Duration::ZERO,
+        });
         let told = meters.due(at(0));
         assert_eq!(told.len(), 1);
         assert_eq!((&told[0].0, told[0].1.left), (&name("a"), 5));
         assert!(meters.due(at(0)).is_empty(), "it was told");
-        let of = HashSet::from([name("a")]);
-        let known = meters.known(&of, at(0));
+        let payers = HashSet::from([name("a")]);
+        let known = meters.known(&payers, at(0));
         assert_eq!(known.map(|left| left.left), Some(5));
-        let late = meters.of(Payer::Peer("b".into()), daily(100), at(1));
+        let late = of(&mut meters, Payer::Peer("b".into()), daily(100), at(1));
         assert!(late.unwrap().check(at(1)).is_err());
-        let other = meters.of(name("b"), daily(100), at(1)).unwrap();
+        let other = of(&mut meters, name("b"), daily(100), at(1)).unwrap();
         assert!(other.check(at(1)).is_ok(), "a name is no peer");
         let admitted = Payer::Admitted("b".into());
-        let next_day = meters.of(admitted, daily(100), at(DAY)).unwrap();
+        let next_day = of(&mut meters, admitted, daily(100), at(DAY)).unwrap();
         assert!(next_day.check(at(DAY)).is_ok(), "that was yesterday");
     }
 }

@@ -4,28 +4,28 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `messages` | the relay's end of `/throughline/access/1` |
+//! | `names` | files of peers that are admitted, and of tokens that are revoked |
 //! | `token` | tokens: how they are made and checked |
 //! | `hook`, `answers` | questions to the operator's program, and its answers |
+//! | `quotas` | whose quota counts what |
 //! | `meter`, `amount` | quotas and rates |
+//! | `turn` | users of the TURN server |
 
 mod amount;
 mod answers;
 mod hook;
 pub(crate) mod messages;
 mod meter;
+mod names;
+mod quotas;
 mod token;
+mod turn;
 
 use std::{
-    collections::{HashMap, HashSet},
-    fs,
-    hash::{BuildHasher as _, Hash, RandomState},
-    io::{self, Read as _},
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
-    path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -42,26 +42,22 @@ use self::{
     answers::{Answer, Question},
     hook::{Asked, Hook},
     meter::{Meters, Payer},
+    names::Names,
     token::Verifier,
 };
 use super::{
     config::{AccessConfig, AccessMode},
     pool::{Pools, Refusals},
     settings::Settings,
-    usage::Account,
+    usage::{Account, Calendar},
 };
 use crate::{
-    core::{access::Denial, allowance::Left},
+    core::access::Denial,
     error::{Error, ErrorKind},
-    native::environment::FromFile,
 };
 
 /// How often files are looked at, and how often what has ended is removed.
 const SWEEP: Duration = Duration::from_secs(1);
-/// The longest file of names. It has room for a million peer ids.
-const MAX_FILE: u64 = 64 * 1024 * 1024;
-/// The separator of a peer id and a token's id in the user names of TURN.
-const TURN_ID: char = '/';
 
 /// What a peer asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,11 +148,17 @@ enum Rule {
 }
 
 impl Access {
-    /// Reads the files that `config` names. `relay` is the server's own id.
+    /// Reads the files that `config` names. `relay` is the server's own id, and quotas count by the
+    /// days of `calendar`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidConfig`] if a file, a key or a URL cannot be used.
-    pub(crate) fn new(config: &AccessConfig, pools: &Pools, relay: PeerId) -> Result<Self, Error> {
+    pub(crate) fn new(
+        config: &AccessConfig,
+        pools: &Pools,
+        calendar: Calendar,
+        relay: PeerId,
+    ) -> Result<Self, Error> {
         let rule = match config.mode() {
             AccessMode::Open => Rule::Open,
             AccessMode::List => {
@@ -181,7 +183,7 @@ impl Access {
             refusals: pools.refusals.clone(),
             settings: pools.settings.clone(),
             granted: Mutex::default(),
-            meters: Mutex::default(),
+            meters: Mutex::new(Meters::new(calendar)),
             digests: Default::default(),
         })))
     }
@@ -399,83 +401,6 @@ impl Access {
         }
     }
 
-    /// Returns the meter of somebody whose use is limited.
-    ///
-    /// # Errors
-    /// [`Denial::Quota`] if nothing is left of the quota.
-    fn meter(
-        &self,
-        payer: Payer,
-        limits: Limits,
-        now: SystemTime,
-    ) -> Result<Option<Arc<Meter>>, Denial> {
-        if limits == Limits::default() {
-            return Ok(None);
-        }
-        let meter = lock(&self.0.meters).of(payer, limits, now)?;
-        meter.check(now)?;
-        Ok(Some(meter))
-    }
-
-    /// Returns the meter of a peer, or of another user of the TURN server, if the settings limit what
-    /// each may take.
-    fn peer_meter(&self, peer: &str, now: SystemTime) -> Result<Option<Arc<Meter>>, Denial> {
-        let limits = self.0.settings.now().traffic.limits_of_a_peer();
-        self.meter(Payer::Peer(peer.to_owned()), limits, now)
-    }
-
-    /// Returns what counts the bytes that `to`, which has the reservation, exchanges with `source`.
-    ///
-    /// # Errors
-    /// [`Denial::Quota`] if nothing is left of a quota.
-    pub(crate) fn meters_of(&self, source: PeerId, to: PeerId) -> Result<Vec<Arc<Meter>>, Denial> {
-        let now = SystemTime::now();
-        let mut meters: Vec<_> = {
-            let granted = self.granted();
-            let granted = [source, to].map(|peer| granted.get(&peer)?.meter.clone());
-            granted.into_iter().flatten().collect()
-        };
-        // Two holders of one token pay once.
-        meters.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        meters.iter().try_for_each(|meter| meter.check(now))?;
-        meters.extend(self.peer_meter(&to.to_string(), now)?);
-        Ok(meters)
-    }
-
-    /// Takes over what was carried before the server started.
-    pub(crate) fn follow(&self, before: Before) {
-        lock(&self.0.meters).follow(before, SystemTime::now());
-    }
-
-    /// Returns the connected peers that have to be told what is left of their quota.
-    pub(crate) fn due(&self) -> Vec<(PeerId, Left)> {
-        let mut due = Vec::new();
-        let payers = lock(&self.0.meters).due(SystemTime::now());
-        for (payer, left) in payers {
-            match payer {
-                Payer::Name(name) => {
-                    let granted = self.granted();
-                    let of_name = granted.iter().filter(|(_, grant)| grant.name == name);
-                    due.extend(of_name.map(|(peer, _)| (*peer, left)));
-                }
-                Payer::Admitted(peer) | Payer::Peer(peer) => {
-                    due.extend(peer.parse().ok().map(|peer| (peer, left)));
-                }
-            }
-        }
-        due
-    }
-
-    /// Returns what is left for a peer that has just come, if the others of its quota were told.
-    pub(crate) fn left(&self, peer: &PeerId) -> Option<Left> {
-        let id = peer.to_string();
-        let mut payers = HashSet::from([Payer::Admitted(id.clone()), Payer::Peer(id)]);
-        if let Some(grant) = self.granted().get(peer) {
-            payers.insert(Payer::Name(grant.name.clone()));
-        }
-        lock(&self.0.meters).known(&payers, SystemTime::now())
-    }
-
     /// Returns the account of `peer` in the record of usage, with the name in its token.
     pub(crate) fn account(&self, peer: &PeerId) -> Account {
         let granted = self.granted();
@@ -483,19 +408,6 @@ impl Access {
         Account {
             token: name.unwrap_or_default(),
             peer: peer.to_string(),
-        }
-    }
-
-    /// Returns the account of the user with this name at the TURN server. Credentials that the operator
-    /// has made may name no peer.
-    pub(crate) fn turn_account(&self, username: &str) -> Account {
-        let (user, _) = turn_holder(username);
-        match user.parse() {
-            Ok(peer) => self.account(&peer),
-            Err(_) => Account {
-                token: String::new(),
-                peer: format!("turn:{user}"),
-            },
         }
     }
 
@@ -530,52 +442,6 @@ impl Access {
         }
     }
 
-    /// Returns the name of `peer` in the user names of TURN. It tells what the peer was admitted by.
-    pub(crate) fn turn_id(&self, peer: &PeerId, grant: &Grant) -> String {
-        match &grant.id {
-            Some(id) => format!("{peer}{TURN_ID}{id}"),
-            None => peer.to_string(),
-        }
-    }
-
-    /// Whether the user with this name at the TURN server, whose credentials are valid, was barred
-    /// after it got them.
-    pub(crate) fn bars_turn(&self, username: &str) -> bool {
-        let (peer, token) = turn_holder(username);
-        match &self.0.rule {
-            Rule::Open | Rule::Hook(_) => false,
-            // Other names are those of credentials that the operator has made.
-            Rule::List(names) => peer.parse().is_ok_and(|peer| !names.hold(&peer)),
-            Rule::Token(_, revoked) => is_revoked(revoked.as_ref(), token),
-        }
-    }
-
-    /// Returns what the user with this name at the TURN server was granted, and what counts the bytes
-    /// that are relayed for it.
-    ///
-    /// # Errors
-    /// What a token or the hook grants counts for peers whose link is up. So others get no new address,
-    /// and none escapes its quota.
-    pub(crate) fn turn_grant(&self, username: &str) -> Result<(Grant, Vec<Arc<Meter>>), Denial> {
-        let grant = self.turn_holder_grant(username)?;
-        let of_peer = self.peer_meter(&self.turn_account(username).peer, SystemTime::now())?;
-        let meters = grant.meter.iter().cloned().chain(of_peer).collect();
-        Ok((grant, meters))
-    }
-
-    fn turn_holder_grant(&self, username: &str) -> Result<Grant, Denial> {
-        let (peer, token) = turn_holder(username);
-        match (&self.0.rule, peer.parse::<PeerId>()) {
-            (Rule::Token(..) | Rule::Hook(_), Ok(peer)) => {
-                let grant = self.granted().get(&peer).cloned();
-                let grant = grant.filter(|grant| grant.id.as_deref() == token && grant.has_turn());
-                grant.ok_or(Denial::Access)
-            }
-            // Other names are those of credentials that the operator has made.
-            _ => Ok(Grant::default()),
-        }
-    }
-
     /// Has the files read anew, although they may look the same. They are read within a second.
     pub(crate) fn reload(&self) {
         match &self.0.rule {
@@ -601,15 +467,6 @@ impl Access {
     }
 }
 
-/// Returns the peer and the id of its token in the user name of TURN, if they stand there.
-fn turn_holder(username: &str) -> (&str, Option<&str>) {
-    let (_, id) = username.split_once(':').unwrap_or_default();
-    match id.split_once(TURN_ID) {
-        Some((peer, token)) => (peer, Some(token)),
-        None => (id, None),
-    }
-}
-
 fn is_revoked(revoked: Option<&Names<String>>, id: Option<&str>) -> bool {
     match (revoked, id) {
         (Some(revoked), Some(id)) => revoked.hold(&id.to_owned()),
@@ -625,99 +482,6 @@ fn missing(field: &str, what: &str) -> Error {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What it holds is consistent after every call.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The names in a file, one a line. Lines that begin with `#` are comments.
-struct Names<T> {
-    file: Arc<FromFile<Arc<HashSet<T>>>>,
-    /// The names as of the last look at the file.
-    now: RwLock<Arc<HashSet<T>>>,
-}
-
-impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
-    /// # Errors
-    /// [`ErrorKind::InvalidConfig`] if the file cannot be read. A line that is no name is left out,
-    /// and the log says so.
-    fn load(
-        field: &'static str,
-        path: &Path,
-        name: impl Fn(&str) -> Option<T> + Send + Sync + 'static,
-    ) -> Result<Self, Error> {
-        let had_names = AtomicBool::new(false);
-        let read = move |path: &Path| {
-            let names = read_names(field, path, &name)?;
-            // Half of a file would bar whoever stands in the other half. A comment tells a list of
-            // nobody from a file that is only begun.
-            let is_cut = names.ends_in_half || names.all.is_empty() && !names.has_comment;
-            if is_cut && had_names.load(Ordering::Relaxed) {
-                return Err(io::Error::other("it is not written to its end"));
-            }
-            had_names.store(!names.all.is_empty(), Ordering::Relaxed);
-            Ok(Arc::new(names.all))
-        };
-        let invalid = |error| {
-            let message = format!("{field}: {}: {error}", path.display());
-            Error::new(ErrorKind::InvalidConfig, message)
-        };
-        let now = RwLock::new(read(path).map_err(invalid)?);
-        let file = FromFile::load(path, read).map_err(invalid)?;
-        Ok(Self { file, now })
-    }
-
-    fn hold(&self, name: &T) -> bool {
-        let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
-        now.contains(name)
-    }
-
-    async fn follow(&self) {
-        let current = self.file.current().await;
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = current;
-    }
-}
-
-/// What a file of names says.
-struct Listed<T> {
-    all: HashSet<T>,
-    has_comment: bool,
-    /// Whether its last line is no name and has no end.
-    ends_in_half: bool,
-}
-
-fn read_names<T: Eq + Hash>(
-    field: &str,
-    path: &Path,
-    name: impl Fn(&str) -> Option<T>,
-) -> io::Result<Listed<T>> {
-    let mut text = String::new();
-    let read = fs::File::open(path)?
-        .take(MAX_FILE + 1)
-        .read_to_string(&mut text)?;
-    if read as u64 > MAX_FILE {
-        return Err(io::Error::other(format!(
-            "it is longer than {MAX_FILE} bytes"
-        )));
-    }
-    let mut names = HashSet::new();
-    let (mut has_comment, mut ends_in_half) = (false, false);
-    // The last line may be half of one, if it has no end.
-    let whole = text.lines().count() - usize::from(!text.is_empty() && !text.ends_with('\n'));
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        has_comment |= line.starts_with('#');
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        match name(line) {
-            Some(name) => _ = names.insert(name),
-            None if number >= whole => ends_in_half = true,
-            None => tracing::warn!(line = number + 1, "{field}: this line is left out"),
-        }
-    }
-    Ok(Listed {
-        all: names,
-        has_comment,
-        ends_in_half,
-    })
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
-use super::*;
+use std::fs;
+
+use super::{turn::TURN_ID, *};
 use crate::server::{ServerConfig, config::HookConfig, metrics::Metrics, settings::Settings};
 
 fn rules(edit: impl FnOnce(&mut AccessConfig)) -> Result<Access, Error> {
     let mut config = ServerConfig::default();
     edit(&mut config.access);
     let pools = Pools::new(&Settings::fixed(config.clone()), &Metrics::new(&config));
-    Access::new(&config.access, &pools, relay())
+    Access::new(&config.access, &pools, Calendar::default(), relay())
 }
 
 fn relay() -> PeerId {
@@ -168,9 +170,9 @@ fn a_token_whose_quota_is_used_up_admits_nobody() {
     let token = key.sign(&new).unwrap();
     let now = SystemTime::now();
     assert!(judged(&access, peer, Some(&token), now).is_ok());
-    let meters = access.meters_of(peer, other).unwrap();
-    assert_eq!(meters.len(), 1);
-    meters[0].carry(11).unwrap();
+    let [of_dialler, of_peer] = access.meters_of(peer, other).unwrap();
+    assert_eq!((of_dialler.len(), of_peer.len()), (1, 0));
+    of_dialler[0].carry(11).unwrap();
     assert!(matches!(
         access.meters_of(other, peer),
         Err(Denial::Quota(_))

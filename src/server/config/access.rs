@@ -1,10 +1,14 @@
 //! Who may use the server.
 
-use std::{fmt, num::NonZeroUsize, path::PathBuf};
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::nonzero_usize;
+use super::{nonzero_u32, nonzero_usize};
 use crate::server::web::shown;
 
 /// Who may use the server.
@@ -117,6 +121,11 @@ pub struct HookConfig {
     pub fresh_seconds: u64,
     /// Seconds for which an answer counts if the hook cannot be asked, 0 to 2592000. Default 3600.
     pub max_age_seconds: u64,
+    /// Questions per second about all peers together, 1 to 1000000. Default 200. In a burst, the program
+    /// is asked twice as many. One peer, and one IPv4 address or IPv6 /64, is asked about as often as
+    /// [`circuit_burst`](super::RelayLimits::circuit_burst) lets it dial. When the program cannot be
+    /// asked because of that, the last answer counts.
+    pub questions_per_second: NonZeroU32,
     /// Answers that are kept. If one more comes, the oldest goes. One address holds at most its
     /// [share](super::ConnectionLimits::share_per_address). Default 16384, about 8 MiB.
     pub answers: NonZeroUsize,
@@ -131,6 +140,7 @@ impl fmt::Debug for HookConfig {
             .field("timeout_ms", &self.timeout_ms)
             .field("fresh_seconds", &self.fresh_seconds)
             .field("max_age_seconds", &self.max_age_seconds)
+            .field("questions_per_second", &self.questions_per_second)
             .field("answers", &self.answers)
             .finish()
     }
@@ -144,6 +154,7 @@ impl Default for HookConfig {
             timeout_ms: 2000,
             fresh_seconds: 60,
             max_age_seconds: 60 * 60,
+            questions_per_second: nonzero_u32(200),
             answers: nonzero_usize(16_384),
         }
     }

@@ -255,6 +255,8 @@ options! {
         "How long an answer counts without asking again." until restart;
     access.hook.max_age_seconds, in 0..=2_592_000 "s",
         "How long an answer counts if the hook cannot be asked." until restart;
+    access.hook.questions_per_second, in 1..=1_000_000 "questions/s",
+        "How often the program is asked about all peers together." until restart;
     access.hook.answers, in 1..=4_294_967_295 "answers",
         "How many answers are kept." until restart;
 
@@ -266,6 +268,8 @@ options! {
         "The public key that signs the scores; without one, TLS proves where they come from." until restart;
     reputation.interval_seconds, in 1..=86_400 "s",
         "How often the scores are asked for.";
+    reputation.max_age_seconds, in 60..=31_536_000 "s",
+        "How long scores count, from when they were issued if they are signed.";
     reputation.observe,
         "Whether floods, refused circuits and failed handshakes lower a score for a while.";
     reputation.refuse_below,

@@ -1,6 +1,6 @@
 //! What is thought of peers, and what that means for them.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,10 @@ use crate::{core::reputation::Thresholds, server::web::shown};
 /// 304 if its ETag is the one that the server names. `peers` and `relays` hold scores by peer id, and
 /// `issued` is when that was written, in seconds since 1970. With a [`key`](Self::key), the header
 /// `x-signature` has the Ed25519 signature of the body in base64url. A signed answer that was issued
-/// before the last one does not count. While there is no answer, the last one counts.
+/// before the last one does not count, and its age counts from when it was issued, also if the URL says
+/// later that nothing has changed. So whoever signs does it again before
+/// [`max_age_seconds`](Self::max_age_seconds) are over. While there is no answer, the last one counts for
+/// so long. It is kept in the [data directory](super::ServerConfig::data), and counts over a restart.
 ///
 /// ```
 /// use throughline::server::ServerConfig;
@@ -41,6 +44,9 @@ pub struct ReputationConfig {
     /// Seconds between two questions, 1 to 86400. Default 300. Servers that start together ask at
     /// different times, and after failures the time is up to eight times as long.
     pub interval_seconds: u64,
+    /// Seconds for which scores count, 60 to 31536000, from when they were issued if they are signed,
+    /// and else from when the source said last that they are true. Default 86400, which is a day.
+    pub max_age_seconds: u64,
     /// Whether what the server sees counts: floods of requests, circuits that peers refuse, and
     /// handshakes over TCP that fail, by peer and by IPv4 address or IPv6 /64. Half of it is forgiven
     /// in ten minutes. Default `false`, because neighbours share an address.
@@ -66,6 +72,7 @@ impl fmt::Debug for ReputationConfig {
             .field("ca", &self.ca)
             .field("key", &self.key)
             .field("interval_seconds", &self.interval_seconds)
+            .field("max_age_seconds", &self.max_age_seconds)
             .field("observe", &self.observe)
             .field("refuse_below", &self.refuse_below)
             .field("slow_below", &self.slow_below)
@@ -82,6 +89,7 @@ impl Default for ReputationConfig {
             ca: None,
             key: None,
             interval_seconds: 300,
+            max_age_seconds: 24 * 60 * 60,
             observe: false,
             refuse_below: -50,
             slow_below: -10,
@@ -98,6 +106,11 @@ impl ReputationConfig {
             slow: self.slow_below,
             prefer: self.prefer_from,
         }
+    }
+
+    /// Returns the age from which on scores do not count.
+    pub(crate) fn max_age(&self) -> Duration {
+        Duration::from_secs(self.max_age_seconds)
     }
 
     /// Whether each threshold is in its range.

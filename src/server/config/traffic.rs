@@ -6,8 +6,10 @@ use crate::server::access::{Limits, quota};
 
 /// How much the server carries by circuits and the TURN server together, and for whom.
 ///
-/// Everything counts for the peer with the reservation, as in the record of usage: for the peer that
-/// is dialled, and for the client of the TURN server. A dialler's token counts as well.
+/// Both directions count for the peer with the reservation, as in the record of usage: for the peer
+/// that is dialled, and for the client of the TURN server. The peer that is dialled pays once it has
+/// agreed to the circuit or the offer, and then also for what came before. Until then, 64 KiB pass at
+/// most, and they wait for the share of the dialler. A dialler's token counts from the first byte.
 ///
 /// ```
 /// use throughline::server::ServerConfig;
@@ -38,9 +40,9 @@ pub struct TrafficConfig {
     pub per_allocation: u64,
     /// How much may be carried for one peer, such as `10GB/day`, `100GB/month`, or
     /// `10GB/day, 100GB/month`. Days and months are those of UTC. Default none: no quota. Peers are
-    /// told at 80 and at 95 percent. What counts is the [record of usage](super::UsageConfig), so it
-    /// outlasts a restart only where there is one, and a month needs its 31 days. Tokens have quotas
-    /// of their own.
+    /// told at 80 and at 95 percent. A clock that is set back gives no quota twice. What counts is the
+    /// [record of usage](super::UsageConfig), so it outlasts a restart only where there is one, and a
+    /// month needs its 31 days. Tokens have quotas of their own.
     pub peer_quota: Option<String>,
 }
 

@@ -3,21 +3,27 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `source` | where scores come from: a trait, and a URL |
+//! | `known` | the last scores, and how old they are |
+//! | `kept` | the last scores in the data directory |
 
+mod kept;
+mod known;
 mod source;
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libp2p::PeerId;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task,
+    time::{sleep, timeout},
+};
 
-use self::source::HttpSource;
 pub use self::source::{ScoreSource, Scores};
+use self::{kept::Kept, known::Known, source::HttpSource};
 use super::{config::ServerConfig, metrics::Metrics, settings::Settings};
 use crate::{
     core::{
@@ -38,17 +44,8 @@ struct Inner {
     settings: Settings,
     metrics: Metrics,
     begun: Instant,
-    scores: RwLock<Known>,
+    known: RwLock<Known>,
     seen: Mutex<Seen>,
-}
-
-/// The last scores.
-#[derive(Default)]
-struct Known {
-    peers: HashMap<PeerId, i32>,
-    relays: HashMap<PeerId, i32>,
-    /// When the source has confirmed them, or when the server started to ask.
-    at: Option<Instant>,
 }
 
 /// What the server has seen.
@@ -64,7 +61,7 @@ impl Reputation {
             settings: settings.clone(),
             metrics: metrics.clone(),
             begun: Instant::now(),
-            scores: RwLock::default(),
+            known: RwLock::default(),
             seen: Mutex::default(),
         }))
     }
@@ -91,13 +88,12 @@ impl Reputation {
     /// Decides how `peer` is treated, which comes from `from` if that is known.
     pub(crate) fn treat(&self, peer: &PeerId, from: Option<IpAddr>) -> Treatment {
         let config = &self.0.settings.now().reputation;
-        let scores = self.0.scores.read();
-        let scores = scores.unwrap_or_else(PoisonError::into_inner);
-        if !config.observe && scores.at.is_none() {
+        let known = self.known();
+        if !config.observe && known.since.is_none() {
             return Treatment::Usual;
         }
-        let score = scores.peers.get(peer).copied();
-        drop(scores);
+        let score = known.peer(peer, Instant::now(), config.max_age());
+        drop(known);
         let points = if config.observe {
             let seen = self.seen();
             let now = self.0.begun.elapsed();
@@ -116,12 +112,12 @@ impl Reputation {
     /// Puts relays in the order of their scores, the best first. Relays that a peer would be refused
     /// for are left out, unless all are.
     pub(crate) fn order<T>(&self, relays: Vec<T>, id: impl Fn(&T) -> Option<PeerId>) -> Vec<T> {
-        let scores = self.0.scores.read();
-        let scores = scores.unwrap_or_else(PoisonError::into_inner);
-        let score = |relay: &T| id(relay).and_then(|id| scores.relays.get(&id).copied());
+        let config = &self.0.settings.now().reputation;
+        let (known, now) = (self.known(), Instant::now());
+        let score = |relay: &T| known.relay(&id(relay)?, now, config.max_age());
         let mut scored: Vec<_> = relays.into_iter().map(|one| (score(&one), one)).collect();
         scored.sort_by_key(|(score, _)| std::cmp::Reverse(score.unwrap_or(0)));
-        let thresholds = self.0.settings.now().reputation.thresholds();
+        let thresholds = config.thresholds();
         let good = |score: &Option<i32>| thresholds.treat(*score, 0.0) != Treatment::Refused;
         if scored.iter().any(|(score, _)| good(score)) {
             scored.retain(|(score, _)| good(score));
@@ -129,39 +125,64 @@ impl Reputation {
         scored.into_iter().map(|(_, relay)| relay).collect()
     }
 
-    /// Shows how old the scores are, if there is a source.
+    /// Shows how old the scores are, or how long the source has given none.
     pub(crate) fn show_age(&self) {
-        let scores = self.0.scores.read();
-        if let Some(at) = scores.unwrap_or_else(PoisonError::into_inner).at {
-            self.0.metrics.reputation_age(at.elapsed());
+        let (now, max_age) = (Instant::now(), self.0.settings.now().reputation.max_age());
+        let known = self.known();
+        let (age, told) = (known.age(now), known.is_told_old);
+        let (counts, since) = (known.counts(now, max_age), known.since);
+        drop(known);
+        if let Some(shown) = age.or(since.map(|since| since.elapsed())) {
+            self.0.metrics.reputation_age(shown);
+            if age.is_some() && counts == told {
+                self.known_mut().is_told_old = !counts;
+                match counts {
+                    true => tracing::warn!("the reputations are recent again"),
+                    false => tracing::warn!("the reputations are too old, so they do not count"),
+                }
+            }
         }
     }
 
-    /// Keeps the scores up to date. It never returns.
+    /// Keeps the scores up to date, and in the data directory if there is one. It never returns.
     pub(crate) async fn keep(self, source: Arc<dyn ScoreSource>) {
-        let mut version = None::<String>;
+        self.known_mut().since = Some(Instant::now());
+        let kept = {
+            let config = self.0.settings.now();
+            let data = config.data.as_deref();
+            data.map(|data| Kept::new(data, &config.reputation))
+        };
+        if let Some(kept) = kept.clone()
+            && let Ok(Some(dated)) = task::spawn_blocking(move || kept.read()).await
+        {
+            let age = SystemTime::now().duration_since(dated.at);
+            let age = age.unwrap_or_default();
+            self.known_mut().restore(dated, age, Instant::now());
+        }
         let mut failures = 0;
-        self.known().at = Some(Instant::now());
         loop {
+            let max_age = self.0.settings.now().reputation.max_age();
+            let version = self.known().version(Instant::now(), max_age);
             let asked = timeout(PATIENCE, source.scores(version.as_deref())).await;
-            match asked.map_err(|_| "it took longer than 30 s".to_owned()) {
-                Ok(Ok(scores)) => {
+            let asked = match asked {
+                Ok(asked) => asked.map_err(|error| error.message().to_owned()),
+                Err(_) => Err("it took longer than 30 s".to_owned()),
+            };
+            let (now, time) = (Instant::now(), SystemTime::now());
+            let taken = asked.and_then(|scores| {
+                let outcome = if scores.is_some() { "new" } else { "same" };
+                self.known_mut().take(scores, (now, time), max_age)?;
+                Ok(outcome)
+            });
+            match taken {
+                Ok(outcome) => {
                     if failures > 0 {
                         tracing::warn!("the source of reputations answers again");
                     }
                     failures = 0;
-                    self.0.metrics.reputation_sync(match scores {
-                        Some(_) => "new",
-                        None => "same",
-                    });
-                    let mut known = self.known();
-                    known.at = Some(Instant::now());
-                    if let Some(scores) = scores {
-                        version = scores.version;
-                        (known.peers, known.relays) = (scores.peers, scores.relays);
-                    }
+                    self.0.metrics.reputation_sync(outcome);
+                    self.store(kept.as_ref(), time).await;
                 }
-                Ok(Err(error)) => self.failed(&mut failures, error.message()),
                 Err(error) => self.failed(&mut failures, &error),
             }
             let seconds = self.0.settings.now().reputation.interval_seconds;
@@ -170,9 +191,28 @@ impl Reputation {
         }
     }
 
-    fn known(&self) -> std::sync::RwLockWriteGuard<'_, Known> {
-        let scores = self.0.scores.write();
-        scores.unwrap_or_else(PoisonError::into_inner)
+    /// Writes the scores to the data directory, if what is there is another one or older by much.
+    async fn store(&self, kept: Option<&Kept>, time: SystemTime) {
+        let Some(kept) = kept.cloned() else {
+            return;
+        };
+        let Some(dated) = self.known_mut().to_store(time) else {
+            return;
+        };
+        let written = task::spawn_blocking(move || kept.write(&dated)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, "the reputations are not kept for the next start");
+        }
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        let known = self.0.known.read();
+        known.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_mut(&self) -> RwLockWriteGuard<'_, Known> {
+        let known = self.0.known.write();
+        known.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The log says so once until the source answers again.
@@ -199,7 +239,10 @@ pub(super) fn source(config: &ServerConfig) -> Result<Option<Arc<dyn ScoreSource
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::server::config::ReputationConfig;
 
     fn reputation(edit: impl FnOnce(&mut ServerConfig)) -> Reputation {
         let mut config = ServerConfig::default();
@@ -237,6 +280,17 @@ mod tests {
         }
     }
 
+    fn know(reputation: &Reputation, relays: HashMap<PeerId, i32>) {
+        let scores = Scores {
+            relays,
+            ..Scores::default()
+        };
+        let now = (Instant::now(), SystemTime::now());
+        let max_age = ReputationConfig::default().max_age();
+        let taken = reputation.known_mut().take(Some(scores), now, max_age);
+        taken.unwrap();
+    }
+
     #[test]
     fn relays_have_the_order_of_their_scores() {
         let reputation = reputation(|_| {});
@@ -246,9 +300,10 @@ mod tests {
             ordered.iter().map(ToString::to_string).collect::<String>()
         };
         assert_eq!(order(&reputation), "0123");
-        reputation.known().relays = [(ids[0], -60), (ids[1], -1), (ids[3], 9)].into();
+        let relays = [(ids[0], -60), (ids[1], -1), (ids[3], 9)];
+        know(&reputation, relays.into());
         assert_eq!(order(&reputation), "321");
-        reputation.known().relays = ids.iter().map(|id| (*id, -60)).collect();
+        know(&reputation, ids.iter().map(|id| (*id, -60)).collect());
         assert_eq!(order(&reputation), "0123", "better than none");
     }
 }

@@ -1,10 +1,6 @@
 //! Where scores come from.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -14,7 +10,9 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use serde::Deserialize;
+use tokio::task;
 
+use super::kept::time;
 use crate::{
     core::reputation::MOST_SCORE,
     error::{Error, ErrorKind},
@@ -26,7 +24,7 @@ use crate::{
 };
 
 /// The longest answer. It has room for some 200,000 peers.
-const MAX_ANSWER: usize = 16 * 1024 * 1024;
+pub(super) const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// The longest ETag that is sent back.
 const MAX_VERSION: usize = 256;
 const SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -43,6 +41,10 @@ const SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 pub struct Scores {
     /// What the source wants to be told when it is asked again.
     pub version: Option<String>,
+    /// When they were made, if that is known. Their age counts from then, whatever the source says
+    /// later, and scores that are older than the last ones do not count. Without it, their age counts
+    /// from the last answer.
+    pub issued: Option<SystemTime>,
     pub(super) peers: HashMap<multiaddr::PeerId, i32>,
     pub(super) relays: HashMap<multiaddr::PeerId, i32>,
 }
@@ -59,7 +61,7 @@ impl Scores {
     }
 }
 
-fn bounded(score: i32) -> i32 {
+pub(super) fn bounded(score: i32) -> i32 {
     score.clamp(-MOST_SCORE, MOST_SCORE)
 }
 
@@ -67,6 +69,7 @@ impl fmt::Debug for Scores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scores")
             .field("version", &self.version)
+            .field("issued", &self.issued)
             .field("peers", &self.peers.len())
             .field("relays", &self.relays.len())
             .finish()
@@ -93,7 +96,8 @@ impl fmt::Debug for Scores {
 pub trait ScoreSource: Send + Sync + 'static {
     /// Returns all scores, or `None` if they are still those of `version`, which is what the last
     /// answer had. It is asked in the background and has 30 seconds, after which its future is
-    /// dropped. While it gives an error, the last scores count.
+    /// dropped. While it gives an error, the last scores count, for
+    /// [`max_age_seconds`](crate::server::ReputationConfig::max_age_seconds) at most.
     fn scores<'a>(
         &'a self,
         version: Option<&'a str>,
@@ -103,9 +107,7 @@ pub trait ScoreSource: Send + Sync + 'static {
 /// A URL of JSON.
 pub(super) struct HttpSource {
     web: Web,
-    key: Option<VerifyingKey>,
-    /// When the last signed answer was issued.
-    issued: AtomicU64,
+    key: Arc<Option<VerifyingKey>>,
 }
 
 /// The answer as it stands in JSON.
@@ -136,11 +138,8 @@ impl HttpSource {
         if key.is_none() && !web.is_secure() {
             return Err(invalid("url", "must be an https URL, or have a key"));
         }
-        Ok(Self {
-            web,
-            key,
-            issued: AtomicU64::new(0),
-        })
+        let key = Arc::new(key);
+        Ok(Self { web, key })
     }
 
     async fn ask(&self, version: Option<&str>) -> Result<Option<Scores>, Error> {
@@ -155,45 +154,51 @@ impl HttpSource {
         };
         // Neither the URL nor the answer belongs in the log.
         let answer = self.web.ask(question, MAX_ANSWER).await;
-        self.read(answer.map_err(|error| failed(&error.to_string()))?)
-    }
-
-    fn read(&self, answer: Answer) -> Result<Option<Scores>, Error> {
+        let answer = answer.map_err(|error| failed(&error.to_string()))?;
         match answer.status {
             StatusCode::NOT_MODIFIED => return Ok(None),
             StatusCode::OK => {}
             other => return Err(failed(&format!("its status is {}", other.as_u16()))),
         }
-        if let Some(key) = &self.key {
-            let signature = answer.headers.get(SIGNATURE);
-            let signature = signature.and_then(|text| signed(text.as_bytes()));
-            let signature = signature.ok_or_else(|| failed("it is not signed"))?;
-            let verified = key.verify_strict(&answer.body, &signature);
-            verified.map_err(|_| failed("its signature is wrong"))?;
-        }
-        let written: Written = serde_json::from_slice(&answer.body)
-            // The message of the error could repeat the answer.
-            .map_err(|_| failed("its answer is malformed"))?;
-        if self.key.is_some()
-            && self.issued.fetch_max(written.issued, Ordering::Relaxed) > written.issued
-        {
-            return Err(failed("its answer is older than the last one"));
-        }
-        let version = answer.headers.get(header::ETAG);
-        let version = version.and_then(|text| text.to_str().ok());
-        let read = |scores: HashMap<String, i32>| {
-            let scores = scores.into_iter();
-            let scores = scores.filter_map(|(id, score)| Some((id.parse().ok()?, bounded(score))));
-            scores.collect()
-        };
-        Ok(Some(Scores {
-            version: version
-                .filter(|text| text.len() <= MAX_VERSION)
-                .map(str::to_owned),
-            peers: read(written.peers),
-            relays: read(written.relays),
-        }))
+        read_aside(answer, self.key.clone()).await.map(Some)
     }
+}
+
+/// Reads an answer beside the tasks of the runtime, because a long one takes seconds.
+async fn read_aside(answer: Answer, key: Arc<Option<VerifyingKey>>) -> Result<Scores, Error> {
+    let read = task::spawn_blocking(move || read(&answer, key.as_ref().as_ref()));
+    read.await.map_err(|error| failed(&error.to_string()))?
+}
+
+/// Reads an answer, which has to be signed if there is a key. What is signed has a date.
+fn read(answer: &Answer, key: Option<&VerifyingKey>) -> Result<Scores, Error> {
+    if let Some(key) = key {
+        let signature = answer.headers.get(SIGNATURE);
+        let signature = signature.and_then(|text| signed(text.as_bytes()));
+        let signature = signature.ok_or_else(|| failed("it is not signed"))?;
+        let verified = key.verify_strict(&answer.body, &signature);
+        verified.map_err(|_| failed("its signature is wrong"))?;
+    }
+    let written: Written = serde_json::from_slice(&answer.body)
+        // The message of the error could repeat the answer.
+        .map_err(|_| failed("its answer is malformed"))?;
+    let version = answer.headers.get(header::ETAG);
+    let version = version.and_then(|text| text.to_str().ok());
+    let read = |scores: HashMap<String, i32>| {
+        let scores = scores.into_iter();
+        let scores = scores.filter_map(|(id, score)| Some((id.parse().ok()?, bounded(score))));
+        scores.collect()
+    };
+    // Nobody vouches for the date of an answer that is not signed, and TLS says that it is new.
+    let issued = key.map(|_| time(written.issued).ok_or_else(|| failed("it has no date")));
+    Ok(Scores {
+        version: version
+            .filter(|text| text.len() <= MAX_VERSION)
+            .map(str::to_owned),
+        issued: issued.transpose()?,
+        peers: read(written.peers),
+        relays: read(written.relays),
+    })
 }
 
 impl ScoreSource for HttpSource {
@@ -222,6 +227,8 @@ fn signed(text: &[u8]) -> Option<Signature> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use axum::body::Bytes;
     use ed25519_dalek::{Signer as _, SigningKey};
     use hyper::HeaderMap;
@@ -252,25 +259,20 @@ mod tests {
 
     #[test]
     fn scores_are_read_and_bounded() {
-        let source = HttpSource::new(&config("https://a.example")).unwrap();
         let (peer, relay) = (PeerId::random(), PeerId::random());
         let body = format!(r#"{{"peers":{{"{peer}":-500,"nobody":1}},"relays":{{"{relay}":7}}}}"#);
-        let scores = source.read(answer(&body, None)).unwrap().unwrap();
+        let scores = read(&answer(&body, None), None).unwrap();
         assert_eq!(scores.version.as_deref(), Some("\"1\""));
+        assert_eq!(scores.issued, None);
         assert_eq!(scores.peers, HashMap::from([(peer, -100)]));
         assert_eq!(scores.relays, HashMap::from([(relay, 7)]));
-        let mut same = answer("", None);
-        same.status = StatusCode::NOT_MODIFIED;
-        assert_eq!(source.read(same).unwrap(), None);
-        let mut gone = answer("{}", None);
-        gone.status = StatusCode::NOT_FOUND;
-        for wrong in [gone, answer("7", None), answer(r#"{"peers":7}"#, None)] {
-            assert!(source.read(wrong).is_err());
+        for wrong in ["7", r#"{"peers":7}"#] {
+            assert!(read(&answer(wrong, None), None).is_err());
         }
     }
 
     #[test]
-    fn a_key_wants_a_signature_and_nothing_older() {
+    fn a_key_wants_a_signature_and_gives_a_date() {
         let signer = SigningKey::from_bytes(&[7; 32]);
         let other = SigningKey::from_bytes(&[8; 32]);
         let mut config = config("http://a.example");
@@ -279,12 +281,33 @@ mod tests {
         let source = HttpSource::new(&config).unwrap();
         let read = |issued: u64, signer: Option<&SigningKey>| {
             let body = format!(r#"{{"issued":{issued}}}"#);
-            source.read(answer(&body, signer)).is_ok()
+            let scores = read(&answer(&body, signer), source.key.as_ref().as_ref());
+            scores.map(|scores| scores.issued)
         };
-        assert!(!read(10, None) && !read(10, Some(&other)));
-        assert!(read(10, Some(&signer)) && read(10, Some(&signer)));
-        assert!(read(11, Some(&signer)) && !read(10, Some(&signer)));
+        assert!(read(10, None).is_err() && read(10, Some(&other)).is_err());
+        assert_eq!(read(10, Some(&signer)).unwrap(), time(10));
+        assert!(read(u64::MAX, Some(&signer)).is_err());
         config.key = Some("short".into());
         assert!(HttpSource::new(&config).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_keeps_no_other_task_waiting() {
+        let peers = (0..50_000).map(|_| format!(r#""{}":1"#, PeerId::random()));
+        let body = format!(r#"{{"peers":{{{}}}}}"#, peers.collect::<Vec<_>>().join(","));
+        let begun = Instant::now();
+        read(&answer(&body, None), None).unwrap();
+        let takes = begun.elapsed();
+        let key = Arc::default();
+        let read = tokio::spawn(read_aside(answer(&body, None), key));
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        while !read.is_finished() {
+            task::yield_now().await;
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        let scores = read.await.unwrap().unwrap();
+        assert_eq!(scores.peers.len(), 50_000);
+        assert!(longest < takes / 2, "{longest:?} of {takes:?}");
     }
 }

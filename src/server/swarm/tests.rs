@@ -1,9 +1,10 @@
 use std::net::IpAddr;
 
-use libp2p::multiaddr::Protocol;
+use libp2p::identity;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::server::config::ServerConfig;
 
 #[tokio::test]
 async fn a_server_dials_nobody_by_itself() {

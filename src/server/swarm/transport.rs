@@ -7,7 +7,7 @@ use libp2p::{
 };
 use libp2p_metrics::BandwidthTransport;
 
-use super::{Bound, io_error, traffic::Traffic};
+use super::{Bound, start::io_error, traffic::Traffic};
 use crate::{
     error::Error,
     native::{

@@ -131,6 +131,7 @@ impl Acme {
                 Err(error) => {
                     renewal.failed(now(), rand::random());
                     let seconds = renewal.wait(now()).as_secs();
+                    served.fail();
                     served.metrics.certificate_order("failed");
                     tracing::warn!(%error, again_in = seconds, "no certificate was issued");
                 }

@@ -11,7 +11,10 @@ mod files;
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustls::{
@@ -90,6 +93,7 @@ impl Tls {
         };
         let served = Arc::new(Served {
             current: RwLock::default(),
+            is_stale: AtomicBool::new(false),
             metrics: metrics.clone(),
         });
         let challenges = Arc::<Challenges>::default();
@@ -139,9 +143,15 @@ impl Tls {
         let files = files.clone();
         let read = tokio::task::spawn_blocking(move || files.read()).await;
         let read = read.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-        self.0.served.set(read?);
+        let read = read.inspect_err(|_| self.0.served.fail())?;
+        self.0.served.set(read);
         tracing::info!("the certificate was read again");
         Ok(())
+    }
+
+    /// Whether the last try to get another certificate has failed.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.0.served.is_stale.load(Ordering::Relaxed)
     }
 
     /// Keeps the certificate as its files are, or valid by the authority, until the future is dropped.
@@ -176,6 +186,8 @@ fn server_config(
 /// The certificate that is served now, if there is one.
 struct Served {
     current: RwLock<Option<Arc<CertifiedKey>>>,
+    /// Whether the last try to get another one has failed.
+    is_stale: AtomicBool,
     metrics: Metrics,
 }
 
@@ -184,6 +196,12 @@ impl Served {
         self.metrics.certificate(certificate.validity.until);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = Some(certificate.key);
+        self.is_stale.store(false, Ordering::Relaxed);
+    }
+
+    /// Notes that another certificate was due, and there is none. The old one is served on.
+    fn fail(&self) {
+        self.is_stale.store(true, Ordering::Relaxed);
     }
 }
 

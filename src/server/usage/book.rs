@@ -88,13 +88,6 @@ impl Book {
     pub(super) fn take(&mut self) -> Vec<(Account, Amounts)> {
         std::mem::take(&mut self.0).into_iter().collect()
     }
-
-    /// Puts amounts back that could not be written.
-    pub(super) fn put_back(&mut self, rows: Vec<(Account, Amounts)>) {
-        for (account, amounts) in rows {
-            self.add(&account, amounts);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -116,9 +109,6 @@ mod tests {
         book.add(&b, bytes(u64::MAX));
         book.add(&b, bytes(2));
         book.add(&Account::of("c"), bytes(0));
-        let rows = book.take();
-        assert_eq!(rows.len(), 2);
-        book.put_back(rows);
         book.add(&a, bytes(2));
         let rows: HashMap<_, _> = book.take().into_iter().collect();
         assert_eq!(rows[&a], bytes(3));

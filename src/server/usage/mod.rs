@@ -3,9 +3,15 @@
 //! Circuits and allocations count into a [`Tally`], which costs one atomic addition for each piece of
 //! data. A thread sums the tallies up every two seconds, and writes the amounts to a file in the data
 //! directory (`store`). Until then, they are in a book (`book`). Nothing waits for the thread: if the
-//! disk is full, the amounts stay in the book, and the thread tries again.
+//! disk is full, the thread tries again with the same batch, and what comes later stays in the book.
+//!
+//! Each amount is written once. The file has the number of its last batch, which is written together
+//! with the batch. So if the disk fails at the end of a batch, the thread sees in the file whether the
+//! batch is there. What was carried before the start is read before anything is written, so that quotas
+//! count nothing twice. The days are those of the `calendar`, which never goes back.
 
 mod book;
+mod calendar;
 mod day;
 mod store;
 
@@ -19,14 +25,20 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::book::{Account, Amounts};
 pub use self::day::{Day, DayError};
-use self::{book::Book, store::Store};
+use self::{
+    book::Book,
+    store::{Batch, Store},
+};
+pub(crate) use self::{
+    book::{Account, Amounts},
+    calendar::Calendar,
+};
 use super::{access::Before, config::UsageConfig, metrics::Metrics};
 use crate::error::{Error, ErrorKind};
 
@@ -149,6 +161,7 @@ struct Running {
 
 struct Shared {
     state: Mutex<State>,
+    calendar: Calendar,
     metrics: Metrics,
 }
 
@@ -186,6 +199,7 @@ impl Usage {
         let store = Store::new(data.join(FILE), config.days.get(), most);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
+            calendar: Calendar::default(),
             metrics,
         });
         let (stop, stopped) = mpsc::channel();
@@ -199,6 +213,12 @@ impl Usage {
             thread: Mutex::new(Some((stop, thread))),
             before: Mutex::new(Some(before)),
         }))))
+    }
+
+    /// Returns the calendar by whose days the record counts.
+    pub(crate) fn calendar(&self) -> Calendar {
+        let running = self.0.as_ref();
+        running.map_or_else(Calendar::default, |running| running.shared.calendar.clone())
     }
 
     /// Counts what `account` took at once.
@@ -277,46 +297,85 @@ impl Shared {
         before: oneshot::Sender<Before>,
         stopped: &mpsc::Receiver<()>,
     ) {
+        let mut before = Some(before);
+        let mut batch = None;
+        let mut pause = PERIOD;
         // The operator hears at once if the file cannot be used.
-        let mut pause = match self.batch(&mut store, Vec::new()) {
-            true => PERIOD,
-            false => PERIOD * 2,
-        };
-        match store.carried(SystemTime::now()) {
-            Ok(carried) => _ = before.send(carried),
-            Err(error) => tracing::error!(%error, "quotas begin anew: the record cannot be read"),
-        }
         loop {
-            let next = stopped.recv_timeout(pause);
-            let rows = self.take(Instant::now());
-            pause = match rows.is_empty() || self.batch(&mut store, rows) {
+            pause = match self.flush(&mut store, &mut before, &mut batch) {
                 true => PERIOD,
                 false => (pause * 2).min(MOST_PAUSE),
             };
+            let next = stopped.recv_timeout(pause);
             if next != Err(mpsc::RecvTimeoutError::Timeout) {
-                return;
+                break;
             }
         }
+        self.flush(&mut store, &mut before, &mut batch);
     }
 
-    /// Writes `rows`, and returns whether that worked.
-    fn batch(&self, store: &mut Store, rows: Vec<(Account, Amounts)>) -> bool {
-        let written = store.write(Day::of(SystemTime::now()), &rows);
-        let fault = written.err().map(|error| error.to_string());
-        let works = fault.is_none();
-        let mut state = self.state();
-        let before = std::mem::replace(&mut state.fault, fault.clone());
-        if !works {
-            state.book.put_back(rows);
+    /// Writes the batch that could not be written before, if there is one, and then what came since.
+    /// Returns whether that worked.
+    fn flush(
+        &self,
+        store: &mut Store,
+        before: &mut Option<oneshot::Sender<Before>>,
+        batch: &mut Option<Batch>,
+    ) -> bool {
+        let had_batch = batch.is_some();
+        self.read(store, before)
+            && self.batch(store, batch)
+            && (!had_batch || self.batch(store, batch))
+    }
+
+    /// Reads what was carried before the start, if that is not done. Returns whether it is done.
+    fn read(&self, store: &mut Store, before: &mut Option<oneshot::Sender<Before>>) -> bool {
+        if before.is_none() {
+            return true;
         }
-        drop(state);
-        self.metrics.usage(if works { "written" } else { "failed" });
+        let carried = store.carried(&self.calendar, SystemTime::now());
+        self.tell(carried.map(|carried| {
+            // An error says that nobody waits for it.
+            _ = before.take().map(|before| before.send(carried));
+        }))
+    }
+
+    /// Writes `batch`, or what was counted since the last one. Returns whether that worked. Otherwise
+    /// the batch is left there.
+    fn batch(&self, store: &mut Store, batch: &mut Option<Batch>) -> bool {
+        let mut next = match batch.take() {
+            Some(batch) => batch,
+            None => {
+                let rows = self.take(Instant::now());
+                if rows.is_empty() {
+                    return true;
+                }
+                let now = self.calendar.at(SystemTime::now()).now;
+                Batch::new(Day::of(UNIX_EPOCH + now), rows)
+            }
+        };
+        let works = self.tell(store.write(&mut next));
+        match works {
+            true => self.metrics.usage("written"),
+            false => *batch = Some(next),
+        }
+        works
+    }
+
+    /// Notes whether the file can be used, and tells the operator when that changes.
+    fn tell(&self, outcome: Result<(), redb::Error>) -> bool {
+        let fault = outcome.err().map(|error| error.to_string());
+        let works = fault.is_none();
+        let before = std::mem::replace(&mut self.state().fault, fault.clone());
         match (before, fault) {
             (None, Some(error)) => {
                 tracing::error!(%error, "what peers take is not written; it is kept in memory");
             }
             (Some(_), None) => tracing::warn!("what peers take is written again"),
             _ => {}
+        }
+        if !works {
+            self.metrics.usage("failed");
         }
         works
     }

@@ -3,21 +3,22 @@
 //! The server is the only one who writes it. Others may read it meanwhile, and see what was written.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use redb::{
     Builder, ConcurrencyMode, Database, DatabaseError, ReadableDatabase, ReadableTable,
-    TableDefinition, TableError, backends::FileBackend,
+    StorageBackend, TableDefinition, TableError, backends::FileBackend,
 };
 
 use super::{
     UsageBy, UsageRow,
     book::{Account, Amounts, OTHERS},
+    calendar::Calendar,
     day::Day,
 };
 use crate::{core::allowance::Period, server::access::Before};
@@ -28,6 +29,8 @@ type Key = (u32, &'static str, &'static str);
 type Value = (u64, u64, u64, u64, u64);
 
 const TABLE: TableDefinition<Key, Value> = TableDefinition::new("usage");
+/// The number of the last batch. It is written together with the batch.
+const LAST: TableDefinition<(), u64> = TableDefinition::new("last");
 
 /// How many sums are kept for quotas at a start. They take about 20 MiB.
 const MOST_CARRIED: usize = 1 << 17;
@@ -73,13 +76,32 @@ fn open_file(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
+/// Amounts that are written together.
+pub(super) struct Batch {
+    day: u32,
+    rows: Vec<(Account, Amounts)>,
+    /// Its number, if the disk has failed while it was written. Then it may be in the file, or not.
+    number: Option<u64>,
+}
+
+impl Batch {
+    pub(super) fn new(day: Day, rows: Vec<(Account, Amounts)>) -> Self {
+        Self {
+            day: day.number(),
+            rows,
+            number: None,
+        }
+    }
+}
+
 /// The file, opened for writing.
-pub(super) struct Store {
+pub(super) struct Store<B = FileBackend> {
     path: PathBuf,
     /// How many days are kept, this one included.
     days: u32,
     /// The most peers of a day that have a row of their own.
     most: u64,
+    backend: fn(File) -> Result<B, DatabaseError>,
     /// The file is opened again after a failure, because only that finds out what it holds.
     database: Option<Database>,
     /// The day of the last batch, and how many rows it has.
@@ -89,10 +111,21 @@ pub(super) struct Store {
 impl Store {
     /// Makes a store that opens the file for the first batch.
     pub(super) fn new(path: PathBuf, days: u32, most: u64) -> Self {
+        Self::with(path, (days, most), FileBackend::new)
+    }
+}
+
+impl<B: StorageBackend> Store<B> {
+    fn with(
+        path: PathBuf,
+        (days, most): (u32, u64),
+        backend: fn(File) -> Result<B, DatabaseError>,
+    ) -> Self {
         Self {
             path,
             days,
             most,
+            backend,
             database: None,
             day: None,
         }
@@ -103,7 +136,7 @@ impl Store {
         let database = match self.database.take() {
             Some(database) => database,
             None => {
-                let file = FileBackend::new(open_file(&self.path)?)?;
+                let file = (self.backend)(open_file(&self.path)?)?;
                 builder().create_with_backend(file)?
             }
         };
@@ -111,16 +144,42 @@ impl Store {
     }
 
     /// Sums up the bytes of the present day and of the present month, by name of the token and by peer.
-    /// It stops at [`MOST_CARRIED`] of them.
-    pub(super) fn carried(&mut self, now: SystemTime) -> Result<Before, redb::Error> {
-        let since = Period::Month.begun(now.duration_since(UNIX_EPOCH).unwrap_or_default());
-        let (first, today) = (Day::of(UNIX_EPOCH + since).number(), Day::of(now).number());
-        let mut carried = Before::new();
+    /// It stops at [`MOST_CARRIED`] of them. The present day is no earlier than the last one in the
+    /// file, and the calendar learns of that one.
+    pub(super) fn carried(
+        &mut self,
+        calendar: &Calendar,
+        time: SystemTime,
+    ) -> Result<Before, redb::Error> {
+        let carried = self.sum_of_present(calendar, time);
+        if carried.is_err() {
+            self.database = None;
+        }
+        carried
+    }
+
+    fn sum_of_present(
+        &mut self,
+        calendar: &Calendar,
+        time: SystemTime,
+    ) -> Result<Before, redb::Error> {
         let batch = self.database()?.begin_read()?;
         let table = match batch.open_table(TABLE) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(carried),
-            table => table?,
+            Err(TableError::TableDoesNotExist(_)) => None,
+            table => Some(table?),
         };
+        let last = table.as_ref().map(ReadableTable::last).transpose()?;
+        if let Some((key, _)) = last.flatten() {
+            let since = key.value().0.saturating_sub(Day::of(UNIX_EPOCH).number());
+            calendar.see(since.into());
+        }
+        let then = calendar.at(time).now;
+        let mut sums = HashMap::new();
+        let Some(table) = table else {
+            return Ok(Before { sums, then });
+        };
+        let number = |since: Duration| Day::of(UNIX_EPOCH + since).number();
+        let (first, today) = (number(Period::Month.begun(then)), number(then));
         for row in table.range((first, "", "")..)? {
             let (key, value) = row?;
             let (day, token, peer) = key.value();
@@ -130,30 +189,25 @@ impl Store {
                 if bytes == 0 || id.is_empty() || id == OTHERS {
                     continue;
                 }
-                if carried.len() >= MOST_CARRIED && !carried.contains_key(&key) {
+                if sums.len() >= MOST_CARRIED && !sums.contains_key(&key) {
                     continue;
                 }
-                let sums = carried.entry(key).or_default();
+                let of_key: &mut [u64; 2] = sums.entry(key).or_default();
                 let of_today = if day == today { bytes } else { 0 };
-                for (sum, more) in sums.iter_mut().zip([of_today, bytes]) {
+                for (sum, more) in of_key.iter_mut().zip([of_today, bytes]) {
                     *sum = sum.saturating_add(more);
                 }
             }
         }
-        Ok(carried)
+        Ok(Before { sums, then })
     }
 
-    /// Adds the amounts of a batch to the rows of `day`. After a failure, the file holds none of
-    /// them.
-    pub(super) fn write(
-        &mut self,
-        day: Day,
-        rows: &[(Account, Amounts)],
-    ) -> Result<(), redb::Error> {
-        let day = day.number();
-        let written = self.batch(day, rows);
+    /// Adds the amounts of a batch to the rows of its day, once. After a failure, it is not known
+    /// whether the file holds them, so the same batch has to be written again.
+    pub(super) fn write(&mut self, batch: &mut Batch) -> Result<(), redb::Error> {
+        let written = self.add(batch);
         match &written {
-            Ok(count) => self.day = Some((day, *count)),
+            Ok(count) => self.day = Some((batch.day, *count)),
             Err(_) => {
                 self.database = None;
                 self.day = None;
@@ -162,12 +216,16 @@ impl Store {
         written.map(drop)
     }
 
-    /// Returns how many rows `day` has afterwards.
-    fn batch(&mut self, day: u32, rows: &[(Account, Amounts)]) -> Result<u64, redb::Error> {
+    /// Returns how many rows the day of the batch has afterwards.
+    fn add(&mut self, batch: &mut Batch) -> Result<u64, redb::Error> {
+        let day = batch.day;
         let (most, kept) = (self.most, day.saturating_sub(self.days - 1));
         let known = self.day.filter(|(of, _)| *of == day);
-        let batch = self.database()?.begin_write()?;
-        let mut table = batch.open_table(TABLE)?;
+        let transaction = self.database()?.begin_write()?;
+        let mut table = transaction.open_table(TABLE)?;
+        let mut last = transaction.open_table(LAST)?;
+        let number = last.get(())?.map_or(0, |number| number.value());
+        let is_there = batch.number == Some(number);
         let mut count = match known {
             Some((_, count)) => count,
             None => {
@@ -181,7 +239,7 @@ impl Store {
                 count
             }
         };
-        for (account, more) in rows {
+        for (account, more) in batch.rows.iter().filter(|_| !is_there) {
             let mut account = account.clone();
             let mut held = row_of(&table, day, &account)?;
             if held.is_none() && count >= most {
@@ -193,8 +251,13 @@ impl Store {
             sum += *more;
             table.insert((day, &*account.token, &*account.peer), value(sum))?;
         }
-        drop(table);
-        batch.commit()?;
+        if !is_there {
+            last.insert((), number + 1)?;
+            batch.number = Some(number + 1);
+        }
+        drop((table, last));
+        // The disk may fail after the batch has arrived there.
+        transaction.commit()?;
         Ok(count)
     }
 }
