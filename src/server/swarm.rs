@@ -12,7 +12,7 @@ use std::{
     error::Error as StdError,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -36,7 +36,7 @@ use self::{
     transport::transport,
 };
 use super::{
-    access::Access,
+    access::{Access, Meter},
     autonat,
     circuits::{self, Carried, Circuits, End, Held, Meters},
     clients::{Clients, Reserved},
@@ -135,6 +135,8 @@ pub(crate) struct Relay {
     usage: Usage,
     /// Where peers are, and who is in which room.
     directory: Arc<dyn Directory>,
+    /// What each peer may exchange in all its rooms.
+    room_rates: HashMap<PeerId, Weak<Meter>>,
     heart: Heart,
     journal: Journal,
     /// At which addresses peers reach this server.
@@ -185,6 +187,7 @@ impl Relay {
             swarm::Config::with_executor(|task: BoxFuture<'static, ()>| runtime::spawn(task))
                 .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
+        let rooms = pools.rooms();
         let mut relay = Self {
             listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
@@ -203,7 +206,8 @@ impl Relay {
             announced: watch::Sender::default(),
             descriptors,
             usage,
-            directory: Arc::new(Memory::default()),
+            directory: Arc::new(Memory::new(rooms)),
+            room_rates: HashMap::new(),
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
             reached: Reached::default(),
@@ -695,6 +699,7 @@ impl Relay {
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
         self.directory.sweep(Instant::now());
+        self.room_rates.retain(|_, rate| rate.strong_count() > 0);
         self.count_directory();
         self.send_barred_away();
         self.tell_quotas();

@@ -7,7 +7,8 @@ use crate::server::access::{Limits, quota};
 /// How much the server carries by circuits and the TURN server together, and for whom.
 ///
 /// Everything counts for the peer with the reservation, as in the record of usage: for the peer that
-/// is dialled, and for the client of the TURN server. A dialler's token counts as well.
+/// is dialled, and for the client of the TURN server. A dialler's token counts as well. What a peer asks
+/// of the directory, and what it says and hears in rooms, counts for that peer.
 ///
 /// ```
 /// use throughline::server::ServerConfig;
