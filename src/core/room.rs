@@ -7,7 +7,7 @@
 //! the secret: the relay can neither read it nor put itself into the room.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use snow::{
 use super::{
     directory::Topic,
     protobuf::{skip_field, take_bytes, take_varint},
-    record::{field, number},
+    record::{Number, Seen, field, number},
 };
 
 /// What the signature of a member's record is for, and the kind of its payload.
@@ -34,7 +34,7 @@ pub(crate) const MAX_DATA: usize = 1024;
 pub(crate) const MAX_MEMBER: usize = 1536;
 /// How long a member counts that says nothing.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(30);
-/// The most members of a room.
+/// The most members of a room, and so the most that one relay can show.
 pub(crate) const MAX_MEMBERS: usize = 1024;
 /// The most rooms that one peer may be in on one relay.
 pub(crate) const MAX_ROOMS: usize = 64;
@@ -179,7 +179,7 @@ pub(crate) struct Source {
 }
 
 struct Present {
-    seq: u64,
+    number: Number,
     data: Vec<u8>,
     /// How often the data has changed.
     version: u64,
@@ -196,27 +196,44 @@ pub(crate) struct Members {
     told: HashMap<PeerId, u64>,
     /// The members of whom there may be something to tell.
     news: VecDeque<PeerId>,
+    /// The last records of those that have gone. A relay that has kept an older one does not bring them
+    /// back.
+    gone: Seen,
 }
 
 impl Members {
-    /// A relay shows a member with this data. A record that is older than one that is known says only
-    /// that the member is there.
-    pub(crate) fn show(&mut self, source: Source, peer: PeerId, seq: u64, data: Vec<u8>) {
-        let room = self.present.len() < MAX_MEMBERS;
-        let known = match self.present.get_mut(&peer) {
-            Some(known) => known,
-            None if room => self.present.entry(peer).or_insert(Present {
-                seq,
+    /// A relay shows a member with this data, `now`. A record that is older than one that is known says
+    /// only that the member is there. What one relay shows never takes the place of what another shows.
+    pub(crate) fn show(
+        &mut self,
+        source: Source,
+        peer: PeerId,
+        number: Number,
+        data: Vec<u8>,
+        now: Duration,
+    ) {
+        let shows = |known: &Present| known.seen.iter().any(|seen| seen.relay == source.relay);
+        if !self.present.get(&peer).is_some_and(shows) {
+            let shown = self.present.values().filter(|known| shows(known));
+            if shown.count() >= MAX_MEMBERS {
+                return;
+            }
+        }
+        let told = &self.told;
+        let known = match self.present.entry(peer) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if !self.gone.admits(&peer, number, now) => return,
+            Entry::Vacant(free) => free.insert(Present {
+                number,
                 data: data.clone(),
-                version: self.told.get(&peer).map_or(0, |told| told + 1),
+                version: told.get(&peer).map_or(0, |told| told + 1),
                 seen: Vec::new(),
             }),
-            None => return,
         };
         known.seen.retain(|seen| seen.relay != source.relay);
         known.seen.push(source);
-        if seq > known.seq {
-            known.seq = seq;
+        if number > known.number {
+            known.number = number;
             if known.data != data {
                 known.data = data;
                 known.version += 1;
@@ -247,11 +264,9 @@ impl Members {
     }
 
     fn settle_one(&mut self, peer: &PeerId) {
-        if self
-            .present
-            .get(peer)
-            .is_some_and(|known| known.seen.is_empty())
-        {
+        let is_gone = |known: &Present| known.seen.is_empty();
+        if let Some(known) = self.present.get(peer).filter(|known| is_gone(known)) {
+            self.gone.note(peer, known.number);
             self.present.remove(peer);
             match self.told.contains_key(peer) {
                 true => self.note(*peer),
@@ -386,6 +401,14 @@ mod tests {
         Source { relay, number }
     }
 
+    const NOW: Duration = Duration::from_secs(1000);
+
+    /// Shows a member whose record has this number.
+    fn show(members: &mut Members, source: Source, peer: PeerId, seq: u64, data: &[u8]) {
+        let number = (seq, NOW + LIFETIME);
+        members.show(source, peer, number, data.to_vec(), NOW);
+    }
+
     fn all(members: &mut Members) -> Vec<Change> {
         std::iter::from_fn(|| members.next()).collect()
     }
@@ -395,33 +418,48 @@ mod tests {
         let (relay, peer) = (PeerId::random(), PeerId::random());
         let mut members = Members::default();
         let at = source(relay, 1);
-        members.show(at, peer, 1, b"a".to_vec());
+        show(&mut members, at, peer, 1, b"a");
         assert_eq!(all(&mut members), [Change::Joined(peer, b"a".to_vec())]);
-        members.show(at, peer, 2, b"a".to_vec());
+        show(&mut members, at, peer, 2, b"a");
         assert_eq!(all(&mut members), [], "it was renewed");
-        members.show(at, peer, 3, b"b".to_vec());
-        members.show(at, peer, 4, b"c".to_vec());
-        members.show(at, peer, 3, b"old".to_vec());
+        show(&mut members, at, peer, 3, b"b");
+        show(&mut members, at, peer, 4, b"c");
+        show(&mut members, at, peer, 3, b"old");
         assert_eq!(all(&mut members), [Change::Changed(peer, b"c".to_vec())]);
         members.hide(&relay, &peer);
         assert_eq!(all(&mut members), [Change::Left(peer)]);
-        members.show(at, peer, 5, Vec::new());
+        show(&mut members, at, peer, 5, b"");
         members.hide(&relay, &peer);
         assert_eq!(all(&mut members), [], "nobody has seen it come");
-        members.show(at, peer, 6, b"d".to_vec());
+        show(&mut members, at, peer, 6, b"d");
         all(&mut members);
         members.hide(&relay, &peer);
-        members.show(at, peer, 1, b"e".to_vec());
+        show(&mut members, at, peer, 7, b"e");
         assert_eq!(all(&mut members), [Change::Changed(peer, b"e".to_vec())]);
         assert_eq!(members.list(), [(peer, b"e".to_vec())]);
+    }
+
+    #[test]
+    fn an_old_record_does_not_bring_back_who_has_gone() {
+        let [a, b, peer] = [(); 3].map(|()| PeerId::random());
+        let mut members = Members::default();
+        show(&mut members, source(a, 1), peer, 7, b"new");
+        members.hide(&a, &peer);
+        for relay in [a, b] {
+            show(&mut members, source(relay, 2), peer, 6, b"old");
+        }
+        assert!(members.list().is_empty());
+        let later = NOW + LIFETIME + super::super::record::MAX_SKEW * 2;
+        members.show(source(b, 2), peer, (6, later), b"c".to_vec(), later);
+        assert_eq!(members.list().len(), 1, "its clock has gone back");
     }
 
     #[test]
     fn a_member_is_there_as_long_as_one_relay_shows_it() {
         let (a, b, peer) = (PeerId::random(), PeerId::random(), PeerId::random());
         let mut members = Members::default();
-        members.show(source(a, 1), peer, 1, Vec::new());
-        members.show(source(b, 2), peer, 1, Vec::new());
+        show(&mut members, source(a, 1), peer, 1, b"");
+        show(&mut members, source(b, 2), peer, 1, b"");
         all(&mut members);
         members.hide(&a, &peer);
         assert_eq!(all(&mut members), []);
@@ -437,28 +475,37 @@ mod tests {
         let [stays, goes] = [PeerId::random(), PeerId::random()];
         let mut members = Members::default();
         for peer in [stays, goes] {
-            members.show(source(relay, 1), peer, 1, Vec::new());
+            show(&mut members, source(relay, 1), peer, 1, b"");
         }
         all(&mut members);
-        members.show(source(relay, 2), stays, 1, Vec::new());
+        show(&mut members, source(relay, 2), stays, 1, b"");
         members.settle(&relay, 2);
         assert_eq!(all(&mut members), [Change::Left(goes)]);
     }
 
     #[test]
-    fn a_relay_that_floods_fills_one_room() {
-        let relay = PeerId::random();
+    fn a_relay_that_floods_takes_no_room_from_another() {
+        let [relay, honest] = [(); 2].map(|()| PeerId::random());
         let mut members = Members::default();
+        let known = PeerId::random();
+        show(&mut members, source(honest, 1), known, 1, b"");
         for _ in 0..MAX_MEMBERS + 10 {
-            members.show(source(relay, 1), PeerId::random(), 1, Vec::new());
+            show(&mut members, source(relay, 2), PeerId::random(), 1, b"");
         }
-        assert_eq!(members.list().len(), MAX_MEMBERS);
+        assert_eq!(members.list().len(), MAX_MEMBERS + 1);
+        show(&mut members, source(relay, 2), known, 2, b"from the flood");
+        let late = PeerId::random();
+        show(&mut members, source(honest, 1), late, 1, b"");
+        let list = members.list();
+        assert!(list.contains(&(late, Vec::new())) && list.contains(&(known, Vec::new())));
+        members.settle(&relay, 3);
+        assert_eq!(members.list().len(), 2);
         let (mut gone, flood) = (Members::default(), PeerId::random());
         for _ in 0..10 {
-            gone.show(source(relay, 1), flood, 1, Vec::new());
+            show(&mut gone, source(relay, 1), flood, 1, b"");
             gone.hide(&relay, &flood);
         }
-        assert!(members.news.len() <= MAX_MEMBERS && gone.news.is_empty());
+        assert!(members.news.len() <= MAX_MEMBERS + 2 && gone.news.is_empty());
     }
 
     proptest! {
