@@ -581,7 +581,8 @@ async fn a_peer_enters_no_room_when_its_quota_is_used_up() {
     let alice = peer(config(&[&relay])).await;
     let mut rooms = Vec::new();
     let refused = loop {
-        let joined = alice.join(&rooms.len().to_string(), room("", &[7; 1024]));
+        let name = rooms.len().to_string();
+        let joined = alice.join(&name, room("", &[7; 1024]));
         match timeout(PATIENCE, joined).await.expect("in time") {
             Ok(room) => rooms.push(room),
             Err(error) => break error,

@@ -198,24 +198,15 @@ impl Seen {
     /// Whether no newer record of `peer` was seen than this one, at `now`. Then this one was seen.
     pub(crate) fn admits(&mut self, peer: &PeerId, number: Number, now: Duration) -> bool {
         self.0
-            .retain(|(_, (_, expires))| now <= expires.saturating_add(MAX_SKEW));
-        self.note(peer, number)
-    }
-
-    /// Notes that a record was seen. Returns whether no newer one was.
-    pub(crate) fn note(&mut self, peer: &PeerId, number: Number) -> bool {
+            .retain(|(_, (_, expires))| is_fresh(*expires, Duration::MAX, now));
         if let Some((_, newest)) = self.0.iter_mut().find(|(known, _)| known == peer) {
             let is_newest = number >= *newest;
             *newest = number.max(*newest);
             return is_newest;
         }
         if self.0.len() >= MAX_SEEN {
-            // The one that is over first is of the least use.
-            let ends = self.0.iter().enumerate();
-            let first = ends.min_by_key(|(_, (_, (_, expires)))| *expires);
-            if let Some((first, _)) = first {
-                self.0.swap_remove(first);
-            }
+            // The one that was seen first is over first, as a rule.
+            self.0.remove(0);
         }
         self.0.push((*peer, number));
         true
@@ -388,14 +379,16 @@ mod tests {
 
     #[test]
     fn what_is_remembered_of_records_is_bounded() {
-        let (at, mut seen) = (Duration::from_secs, Seen::default());
-        let first = PeerId::random();
-        assert!(seen.note(&first, (9, at(2000))));
-        for n in 0..2 * MAX_SEEN as u64 {
-            seen.note(&PeerId::random(), (n, at(1000 + n % 7)));
+        let (now, number) = (Duration::from_secs(700), (9, Duration::from_secs(1000)));
+        let mut seen = Seen::default();
+        let peers: Vec<_> = (0..=MAX_SEEN).map(|_| PeerId::random()).collect();
+        for peer in &peers {
+            assert!(seen.admits(peer, number, now));
         }
         assert_eq!(seen.0.len(), MAX_SEEN);
-        assert!(!seen.note(&first, (8, at(2000))), "it lasts the longest");
+        let older = (8, number.1);
+        assert!(!seen.admits(&peers[1], older, now));
+        assert!(seen.admits(&peers[0], older, now), "it was forgotten");
     }
 
     proptest! {

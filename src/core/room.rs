@@ -7,7 +7,7 @@
 //! the secret: the relay can neither read it nor put itself into the room.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use snow::{
 use super::{
     directory::Topic,
     protobuf::{skip_field, take_bytes, take_varint},
-    record::{Number, Seen, field, number},
+    record::{Number, field, is_fresh, number},
 };
 
 /// What the signature of a member's record is for, and the kind of its payload.
@@ -178,32 +178,43 @@ pub(crate) struct Source {
     pub(crate) number: u64,
 }
 
-struct Present {
+/// What is known of one member.
+#[derive(Default)]
+struct Known {
     number: Number,
     data: Vec<u8>,
     /// How often the data has changed.
     version: u64,
-    /// The newest streams that have shown the member, one for each relay.
+    /// The version that was told, unless the member is not known to be there.
+    told: Option<u64>,
+    /// The newest streams that have shown the member, one for each relay. Without any, it has gone.
     seen: Vec<Source>,
+}
+
+impl Known {
+    fn is_shown_by(&self, relay: &PeerId) -> bool {
+        self.seen.iter().any(|seen| seen.relay == *relay)
+    }
+
+    /// Whether it has gone, and is only remembered so that an older record does not bring it back.
+    fn is_memory(&self) -> bool {
+        self.seen.is_empty() && self.told.is_none()
+    }
 }
 
 /// The members of a room, as one of them sees them through its relays. What nobody has asked for yet
 /// is kept as the difference to what was told last, so it cannot grow beyond the members.
 #[derive(Default)]
 pub(crate) struct Members {
-    present: HashMap<PeerId, Present>,
-    /// What was told of each member: the version of its data.
-    told: HashMap<PeerId, u64>,
+    known: HashMap<PeerId, Known>,
     /// The members of whom there may be something to tell.
     news: VecDeque<PeerId>,
-    /// The last records of those that have gone. A relay that has kept an older one does not bring them
-    /// back.
-    gone: Seen,
 }
 
 impl Members {
     /// A relay shows a member with this data, `now`. A record that is older than one that is known says
-    /// only that the member is there. What one relay shows never takes the place of what another shows.
+    /// only that the member is there, and if that has gone, it says nothing until the newer one would be
+    /// over. What one relay shows never takes the place of what another shows.
     pub(crate) fn show(
         &mut self,
         source: Source,
@@ -212,29 +223,28 @@ impl Members {
         data: Vec<u8>,
         now: Duration,
     ) {
-        let shows = |known: &Present| known.seen.iter().any(|seen| seen.relay == source.relay);
-        if !self.present.get(&peer).is_some_and(shows) {
-            let shown = self.present.values().filter(|known| shows(known));
-            if shown.count() >= MAX_MEMBERS {
+        let shown = self.known.get(&peer);
+        if !shown.is_some_and(|known| known.is_shown_by(&source.relay)) {
+            let all = self.known.values();
+            let by_relay = all.filter(|known| known.is_shown_by(&source.relay));
+            if by_relay.count() >= MAX_MEMBERS {
                 return;
             }
         }
-        let told = &self.told;
-        let known = match self.present.entry(peer) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if !self.gone.admits(&peer, number, now) => return,
-            Entry::Vacant(free) => free.insert(Present {
-                number,
-                data: data.clone(),
-                version: told.get(&peer).map_or(0, |told| told + 1),
-                seen: Vec::new(),
-            }),
-        };
+        if shown.is_none() {
+            self.forget_one();
+        }
+        let known = self.known.entry(peer).or_default();
+        let comes = known.seen.is_empty();
+        let newest = known.number.max(number);
+        if comes && number < newest && is_fresh(newest.1, Duration::MAX, now) {
+            return;
+        }
         known.seen.retain(|seen| seen.relay != source.relay);
         known.seen.push(source);
-        if number > known.number {
+        if comes || number > known.number {
             known.number = number;
-            if known.data != data {
+            if comes || known.data != data {
                 known.data = data;
                 known.version += 1;
             }
@@ -242,36 +252,44 @@ impl Members {
         self.note(peer);
     }
 
+    /// Makes room in the memory of those that have gone.
+    fn forget_one(&mut self) {
+        let gone = || self.known.iter().filter(|(_, known)| known.is_memory());
+        if gone().count() >= MAX_MEMBERS {
+            // The one whose record is over first is of the least use.
+            let first = gone().min_by_key(|(_, known)| known.number.1);
+            if let Some(first) = first.map(|(peer, _)| *peer) {
+                self.known.remove(&first);
+            }
+        }
+    }
+
     /// A relay says that a member has left.
     pub(crate) fn hide(&mut self, relay: &PeerId, peer: &PeerId) {
-        if let Some(known) = self.present.get_mut(peer) {
-            known.seen.retain(|seen| seen.relay != *relay);
-            self.settle_one(peer);
-        }
+        self.drop_seen(peer, |seen| seen.relay == *relay);
     }
 
     /// Forgets what streams to a relay before the one with this number have shown: a newer stream has
     /// shown everybody, or none has come for too long.
     pub(crate) fn settle(&mut self, relay: &PeerId, number: u64) {
-        let peers: Vec<_> = self.present.keys().copied().collect();
+        let peers: Vec<_> = self.known.keys().copied().collect();
         for peer in peers {
-            if let Some(known) = self.present.get_mut(&peer) {
-                let is_old = |seen: &Source| seen.relay == *relay && seen.number < number;
-                known.seen.retain(|seen| !is_old(seen));
-            }
-            self.settle_one(&peer);
+            let is_old = |seen: &Source| seen.relay == *relay && seen.number < number;
+            self.drop_seen(&peer, is_old);
         }
     }
 
-    fn settle_one(&mut self, peer: &PeerId) {
-        let is_gone = |known: &Present| known.seen.is_empty();
-        if let Some(known) = self.present.get(peer).filter(|known| is_gone(known)) {
-            self.gone.note(peer, known.number);
-            self.present.remove(peer);
-            match self.told.contains_key(peer) {
-                true => self.note(*peer),
+    fn drop_seen(&mut self, peer: &PeerId, is_dropped: impl Fn(&Source) -> bool) {
+        let Some(known) = self.known.get_mut(peer) else {
+            return;
+        };
+        known.seen.retain(|seen| !is_dropped(seen));
+        if known.seen.is_empty() {
+            known.data = Vec::new();
+            match known.told {
+                Some(_) => self.note(*peer),
                 // Nobody has seen it come.
-                false => self.news.retain(|news| news != peer),
+                None => self.news.retain(|news| news != peer),
             }
         }
     }
@@ -285,23 +303,17 @@ impl Members {
     /// Returns the next change that was not told yet.
     pub(crate) fn next(&mut self) -> Option<Change> {
         while let Some(peer) = self.news.pop_front() {
-            let told = self.told.get(&peer).copied();
-            match self.present.get(&peer) {
-                Some(known) => {
-                    self.told.insert(peer, known.version);
-                    match told {
-                        None => return Some(Change::Joined(peer, known.data.clone())),
-                        Some(told) if told != known.version => {
-                            return Some(Change::Changed(peer, known.data.clone()));
-                        }
-                        Some(_) => {}
-                    }
-                }
-                None if told.is_some() => {
-                    self.told.remove(&peer);
-                    return Some(Change::Left(peer));
-                }
-                None => {}
+            let Some(known) = self.known.get_mut(&peer) else {
+                continue;
+            };
+            let now = (!known.seen.is_empty()).then_some(known.version);
+            let before = std::mem::replace(&mut known.told, now);
+            if now != before {
+                return Some(match (before, now) {
+                    (_, None) => Change::Left(peer),
+                    (None, _) => Change::Joined(peer, known.data.clone()),
+                    _ => Change::Changed(peer, known.data.clone()),
+                });
             }
         }
         None
@@ -309,8 +321,10 @@ impl Members {
 
     /// Returns who is there, with their data.
     pub(crate) fn list(&self) -> Vec<(PeerId, Vec<u8>)> {
-        let all = self.present.iter();
-        all.map(|(peer, known)| (*peer, known.data.clone()))
+        let all = self.known.iter();
+        let there = all.filter(|(_, known)| !known.seen.is_empty());
+        there
+            .map(|(peer, known)| (*peer, known.data.clone()))
             .collect()
     }
 }
@@ -448,7 +462,7 @@ mod tests {
         for relay in [a, b] {
             show(&mut members, source(relay, 2), peer, 6, b"old");
         }
-        assert!(members.list().is_empty());
+        assert!(members.list().is_empty() && all(&mut members).is_empty());
         let later = NOW + LIFETIME + super::super::record::MAX_SKEW * 2;
         members.show(source(b, 2), peer, (6, later), b"c".to_vec(), later);
         assert_eq!(members.list().len(), 1, "its clock has gone back");
@@ -501,11 +515,13 @@ mod tests {
         members.settle(&relay, 3);
         assert_eq!(members.list().len(), 2);
         let (mut gone, flood) = (Members::default(), PeerId::random());
-        for _ in 0..10 {
-            show(&mut gone, source(relay, 1), flood, 1, b"");
-            gone.hide(&relay, &flood);
+        for n in 0..3 * MAX_MEMBERS {
+            let peer = if n < 10 { flood } else { PeerId::random() };
+            show(&mut gone, source(relay, 1), peer, 1, b"data");
+            gone.hide(&relay, &peer);
         }
         assert!(members.news.len() <= MAX_MEMBERS + 2 && gone.news.is_empty());
+        assert_eq!(gone.known.len(), MAX_MEMBERS, "so many are remembered");
     }
 
     proptest! {
