@@ -142,6 +142,8 @@ impl Task {
             let next = self.seeks.iter().map(|seek| seek.due.min(seek.until)).min();
             let next = next.map(|next| next.max(self.rested));
             tokio::select! {
+                // A flood of packets delays no question.
+                biased;
                 changed = self.shown.changed() => {
                     if changed.is_err() {
                         return;
@@ -150,6 +152,9 @@ impl Task {
                     if now != hosts {
                         self.ears = multicast::open(&Vec::from_iter(now.iter().copied()));
                         hosts = now;
+                        // The other networks are asked as well, at once.
+                        let due = Instant::now();
+                        self.seeks.iter_mut().for_each(|seek| seek.due = due);
                     }
                 }
                 request = requests.recv(), if self.seeks.len() < MAX_SOUGHT => {
@@ -159,11 +164,11 @@ impl Task {
                     let due = Instant::now();
                     self.seeks.push(Seek { peer, reply, until: due + PATIENCE, due });
                 }
-                (length, from) = multicast::heard(&self.ears, &mut buffer) => {
-                    self.hear(&buffer[..length], from).await;
-                }
                 () = time::sleep_until(next.unwrap_or(self.began)), if next.is_some() => {
                     self.ask().await;
+                }
+                (length, from) = multicast::heard(&self.ears, &mut buffer) => {
+                    self.hear(&buffer[..length], from).await;
                 }
             }
         }
@@ -175,7 +180,10 @@ impl Task {
         self.seeks
             .retain(|seek| now < seek.until && !seek.reply.is_closed());
         let mut asks = false;
-        for seek in self.seeks.iter_mut().filter(|seek| seek.due <= now) {
+        // A peer that does not listen yet asks as soon as it does.
+        let is_open = !self.ears.is_empty();
+        let due = |seek: &&mut Seek| is_open && seek.due <= now;
+        for seek in self.seeks.iter_mut().filter(due) {
             seek.due = now + PAUSE;
             asks = true;
         }
