@@ -21,8 +21,9 @@ use crate::{
     arriving::read_message,
     core::{
         directory::{Answer, MAX_MESSAGE, Refusal, Request},
+        pace::Pace,
         record::Sequence,
-        room::{Change, LIFETIME, Member, Members, RoomKeys, SALT, Source},
+        room::{Change, LIFETIME, MAX_MEMBERS, Member, Members, RoomKeys, SALT, Source},
     },
     envelope,
     error::{Error, ErrorKind},
@@ -30,6 +31,10 @@ use crate::{
 
 /// The shortest pause between two records that a relay asks for.
 const SOONEST: Duration = Duration::from_secs(5);
+/// How many members a relay shows at once, which is a whole room, and how many per second after that,
+/// which is twice as many as a relay of this library does. Each costs the check of a signature.
+const SHOWN_AT_ONCE: u32 = MAX_MEMBERS as u32;
+const SHOWN_PER_SECOND: u32 = 128;
 /// How long a relay may take to take a message.
 const TAKES: Duration = Duration::from_secs(10);
 /// How long a relay may take to hear that this member leaves.
@@ -199,13 +204,15 @@ impl Attendance {
             // show is kept for as long as a record counts.
             Answer::Done => self.change(|state| _ = state.joined.get_or_insert(Ok(()))),
             Answer::Record(envelope) => {
-                let opened = envelope::open_member(&envelope, envelope::now());
+                let now = envelope::now();
+                let opened = envelope::open_member(&envelope, now);
                 let opened = opened.filter(|(_, member)| member.topic == self.keys.topic);
                 if let Some((peer, member)) = opened
                     && peer != self.key.public().to_peer_id()
                     && let Some(data) = self.keys.open(&peer, &member.sealed)
                 {
-                    self.change(|state| state.members.show(source, peer, member.seq, data));
+                    let number = (member.seq, member.expires);
+                    self.change(|state| state.members.show(source, peer, number, data, now));
                 }
             }
             Answer::Left(peer) => self.change(|state| state.members.hide(&source.relay, &peer)),
@@ -265,8 +272,13 @@ async fn hear(
     source: Source,
     mut due: mpsc::Sender<()>,
 ) -> Option<Refusal> {
+    let (began, mut pace) = (Instant::now(), Pace::new(SHOWN_PER_SECOND, SHOWN_AT_ONCE));
     loop {
         let message = read_message(stream, MAX_MESSAGE).await.ok()?;
+        let wait = pace.take(began.elapsed(), 1, Duration::MAX)?;
+        if !wait.is_zero() {
+            Delay::new(wait).await;
+        }
         let answer = Answer::decode(&message)?;
         if answer == Answer::Done {
             // If it is asked already, it need not be asked again.

@@ -211,6 +211,12 @@ pub struct Config {
     /// this. Defaults to `true`, so that this peer finds a page on the same network that cannot
     /// reach it first.
     pub mdns: bool,
+    /// Whether peers in the local network find this peer by its id, and this peer finds them, without any
+    /// relay: by libp2p's discovery over multicast DNS (RFC 6762). Then everybody in the networks where
+    /// this peer listens can read its id and its addresses. Native only: a browser ignores this. Defaults to
+    /// `false`, because an id is a lasting name, by which somebody in a café could know a machine again.
+    /// With [`direct`](Self::direct) set to `false`, nobody is asked or answered.
+    pub lan_discovery: bool,
     /// Whether the birthday method may probe many ports of symmetric NATs when nothing else works.
     /// It costs a NAT entry for each socket and each probe. Native only: a browser ignores this.
     /// Defaults to `true`.

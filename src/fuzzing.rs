@@ -28,7 +28,7 @@ use crate::{
         drain::Drain,
         first_bytes::{self, Sniffed},
         frame::{self, StreamState},
-        mdns, notice,
+        lan, mdns, notice,
         offer::Prelude,
         proxy::{self, Parsed},
         record::Record,
@@ -71,6 +71,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("drain", drain),
     ("first_bytes", first_bytes),
     ("frame", frame),
+    ("lan", lan),
     ("lane", lane),
     ("mdns", mdns),
     ("notice", notice),
@@ -391,6 +392,18 @@ pub fn lane(data: &[u8]) -> bool {
     let wire: Vec<u8> = pieces(data).flatten().copied().collect();
     assert!(wire.starts_with(&again));
     wire == again
+}
+
+/// A question for the peers of the local network, or the answer of a peer.
+pub fn lan(data: &[u8]) -> bool {
+    let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+    let peer = peer.parse().unwrap();
+    let found = lan::answers(data, &peer, SOURCE.ip());
+    assert!(found.len() <= 8);
+    let again = lan::answer("fuzz", peer, &found);
+    let read = lan::answers(&again, &peer, SOURCE.ip());
+    assert!(read.iter().all(|address| found.contains(address)));
+    lan::asks(data).is_some() || !found.is_empty()
 }
 
 /// An answer to the multicast DNS question for a page's name.

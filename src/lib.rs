@@ -40,7 +40,7 @@
 //! # Layers
 //! Each module imports only from its own line and from lines below it.
 //!
-//! - `connector`, `room`, `rtc`, `server`: the things that a program starts.
+//! - `connector`, `room`, `mesh`, `rtc`, `server`: the things that a program starts.
 //! - `node`, `connection`: the event loop, and the handle that talks to it.
 //! - `native`, `wasm`: the thin backends. A target has one of them, called `backend`.
 //! - `swarm`: our additions to libp2p's swarm on every target.
@@ -80,6 +80,7 @@ mod event;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;
+mod mesh;
 mod metrics;
 mod node;
 mod offer;
@@ -129,6 +130,7 @@ pub use event::{
     PathEvent, PathEvents, PathKind, QuotaPeriod, Strategy,
 };
 pub use identity::{Identity, PeerId};
+pub use mesh::{Mesh, MeshEvent};
 pub use report::{
     MappingProtocols, NatFiltering, NatMapping, NatPorts, NatReport, PortMappingState, RelayReport,
     Report, StunReport, TurnReport,
@@ -147,6 +149,8 @@ mod documents {
     struct Start;
     #[doc = include_str!("../docs/guides/game.md")]
     struct Game;
+    #[doc = include_str!("../docs/guides/rooms.md")]
+    struct Rooms;
     #[doc = include_str!("../docs/guides/service.md")]
     struct Service;
 }

@@ -13,12 +13,13 @@ use libp2p::{
 };
 use throughline::{
     Config, Connector, ErrorKind, Identity, PathKind, Room, RoomEvent, RoomOptions, Ticket,
-    server::Server,
+    server::{Server, UsageBy, usage},
 };
 use tokio::{sync::watch, time::timeout};
 
 use common::{
     PATIENCE, echoed, echoing, free_ports, peer, server_config, until, until_path, until_polled,
+    until_some,
 };
 
 mod common;
@@ -116,6 +117,33 @@ async fn without_any_relay_a_bare_id_leads_nowhere() {
 }
 
 #[tokio::test]
+async fn peers_of_one_network_are_found_by_their_ids_without_any_relay() {
+    let mut near = config(&[]);
+    near.lan_discovery = true;
+    let bob = echoing(near.clone()).await;
+    let alice = peer(near.clone()).await;
+    let began = Instant::now();
+    let connection = connect(&alice, &Ticket::from(bob.peer_id())).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(connection.path().unwrap().kind, PathKind::Direct);
+    echoed(&connection).await;
+    // Nobody answers for whoever does not want to be found, or is not there.
+    let hidden = peer(config(&[])).await;
+    near.connect_timeout = PATIENCE;
+    let alice = peer(near).await;
+    for absent in [hidden.peer_id(), Identity::generate().peer_id()] {
+        let began = Instant::now();
+        let error = alice.connect(&Ticket::from(absent)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert!(began.elapsed() < Duration::from_secs(10), "it is given up");
+    }
+}
+
+#[tokio::test]
 async fn an_old_ticket_finds_a_peer_that_has_moved_to_another_relay_and_address() {
     let (old, new) = (relay().await, relay().await);
     let identity = Identity::generate();
@@ -152,7 +180,7 @@ async fn a_peer_that_says_goodbye_is_forgotten_and_one_that_wants_it_is_never_kn
     echoed(&connection).await;
 }
 
-/// A relay whose directory shows another peer's record, for whomever it is asked.
+/// A relay whose directory does not show what it was told.
 #[derive(NetworkBehaviour)]
 struct Liar {
     relay: relay::Behaviour,
@@ -160,9 +188,30 @@ struct Liar {
     streams: libp2p_stream::Behaviour,
 }
 
-/// Starts a relay that lies, and returns its address and how often it has lied. If it is `mute`, it never
-/// answers look-ups.
-async fn liar(mute: bool) -> (String, watch::Receiver<u32>) {
+/// What a relay that lies does when it is asked for a peer.
+#[derive(Clone, Copy, PartialEq)]
+enum Lie {
+    /// It never answers.
+    Mute,
+    /// It shows another peer's record.
+    Another,
+    /// It shows the first record that the peer has left.
+    Oldest,
+    /// It does not lie.
+    Newest,
+}
+
+/// A relay that lies.
+struct Lying {
+    address: String,
+    lie: watch::Sender<Lie>,
+    /// How many look-ups there were.
+    asked: watch::Receiver<u32>,
+    /// How many records were left.
+    left: watch::Receiver<usize>,
+}
+
+async fn liar(lie: Lie) -> Lying {
     let swarm = SwarmBuilder::with_new_identity()
         .with_tokio()
         .with_tcp(
@@ -195,26 +244,38 @@ async fn liar(mute: bool) -> (String, watch::Receiver<u32>) {
     };
     swarm.add_external_address(address.clone());
     tokio::spawn(async move { while swarm.next().await.is_some() {} });
-    let (lied, lies) = watch::channel(0);
+    let (look_up, looked_up) = watch::channel(0);
+    let (leave, left) = watch::channel(0);
+    let (lie, lies) = watch::channel(lie);
     tokio::spawn(async move {
-        let (mut records, mut waiting) = (HashMap::new(), Vec::new());
+        let (mut records, mut waiting) = (HashMap::<_, Vec<Vec<u8>>>::new(), Vec::new());
         while let Some((peer, mut stream)) = asked.next().await {
             let request = read_message(&mut stream).await;
             let answer = match request.split_first() {
                 // The record is the whole field of a request to keep it.
                 Some((0x0a, record)) => {
-                    records.insert(peer, [&[0x12], record].concat());
+                    let of_peer = records.entry(peer).or_default();
+                    of_peer.push([&[0x12], record].concat());
+                    leave.send_modify(|left| *left += 1);
                     Vec::new()
                 }
                 Some((0x12, sought)) => {
-                    lied.send_modify(|lies| *lies += 1);
-                    if mute {
-                        waiting.push(stream);
-                        continue;
-                    }
+                    look_up.send_modify(|asked| *asked += 1);
                     let sought = PeerId::from_bytes(&sought[1..]).unwrap();
-                    let other = records.iter().find(|(peer, _)| **peer != sought);
-                    other.map(|(_, record)| record.clone()).unwrap_or_default()
+                    let of_peer = records.get(&sought);
+                    let shown = match *lies.borrow() {
+                        Lie::Mute => {
+                            waiting.push(stream);
+                            continue;
+                        }
+                        Lie::Another => {
+                            let other = records.iter().find(|(peer, _)| **peer != sought);
+                            other.and_then(|(_, records)| records.last())
+                        }
+                        Lie::Oldest => of_peer.and_then(|records| records.first()),
+                        Lie::Newest => of_peer.and_then(|records| records.last()),
+                    };
+                    shown.cloned().unwrap_or_default()
                 }
                 _ => Vec::new(),
             };
@@ -225,7 +286,12 @@ async fn liar(mute: bool) -> (String, watch::Receiver<u32>) {
             let _ = stream.close().await;
         }
     });
-    (format!("{address}/p2p/{peer}"), lies)
+    Lying {
+        address: format!("{address}/p2p/{peer}"),
+        lie,
+        asked: looked_up,
+        left,
+    }
 }
 
 async fn read_message(stream: &mut libp2p::Stream) -> Vec<u8> {
@@ -243,9 +309,9 @@ async fn read_message(stream: &mut libp2p::Stream) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_relay_that_shows_another_peer_or_an_old_record_is_not_believed() {
-    let (relay, lies) = liar(false).await;
+    let relay = liar(Lie::Another).await;
     let mut through = config(&[]);
-    through.relays = vec![relay];
+    through.relays = vec![relay.address];
     let bob = echoing(through.clone()).await;
     let carol = echoing(through.clone()).await;
     let mut dialler = through.clone();
@@ -254,21 +320,71 @@ async fn a_relay_that_shows_another_peer_or_an_old_record_is_not_believed() {
     let connection = connect(&alice, &Ticket::from(bob.peer_id())).await;
     assert_eq!(connection.peer_id(), bob.peer_id());
     echoed(&connection).await;
-    assert!(*lies.borrow() > 0, "it was asked");
+    assert!(*relay.asked.borrow() > 0, "it was asked");
     assert_eq!(carol.report().await.unwrap().connections, 0);
 }
 
 #[tokio::test]
-async fn a_connect_does_not_wait_for_the_look_up() {
-    let (relay, lies) = liar(true).await;
+async fn an_old_record_does_not_count_after_a_newer_one_whatever_has_ended_since() {
+    let mut relay = liar(Lie::Newest).await;
+    let identity = Identity::generate();
     let mut through = config(&[]);
-    through.relays = vec![relay];
+    through.relays = vec![relay.address];
+    let run = || {
+        let builder = Connector::builder().identity(identity.clone());
+        builder.config(through.clone()).bind()
+    };
+    let first = run().await.unwrap();
+    let listening = first.report().await.unwrap().listening;
+    let port = |address: &String| address.strip_prefix("/ip4/127.0.0.1/tcp/")?.parse().ok();
+    let old: u16 = listening.iter().find_map(port).unwrap();
+    timeout(PATIENCE, relay.left.wait_for(|left| *left > 0))
+        .await
+        .unwrap()
+        .unwrap();
+    first.close().await;
+    let of_first = *relay.left.borrow();
+    let second = run().await.unwrap();
+    timeout(PATIENCE, relay.left.wait_for(|left| *left > of_first))
+        .await
+        .unwrap()
+        .unwrap();
+    let mut dialler = through.clone();
+    dialler.reserve = false;
+    dialler.start_delays.circuit_relay = PATIENCE;
+    dialler.connect_timeout = Duration::from_secs(2);
+    let alice = peer(dialler).await;
+    let ticket = Ticket::from(identity.peer_id());
+    let (connection, accepted) = tokio::join!(connect(&alice, &ticket), second.accept());
+    accepted.unwrap();
+    connection.close().await;
+    let is_idle = || async { (alice.report().await.unwrap().connections == 0).then_some(()) };
+    until_some(is_idle).await;
+    second.close().await;
+    relay.lie.send_replace(Lie::Oldest);
+    // Whoever is at the old address now is not dialled.
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", old))
+        .await
+        .unwrap();
+    let asked = *relay.asked.borrow();
+    tokio::select! {
+        connected = alice.connect(&ticket) => assert!(connected.is_err()),
+        _ = listener.accept() => panic!("the old record has counted"),
+    }
+    assert!(*relay.asked.borrow() > asked, "it was asked");
+}
+
+#[tokio::test]
+async fn a_connect_does_not_wait_for_the_look_up() {
+    let relay = liar(Lie::Mute).await;
+    let mut through = config(&[]);
+    through.relays = vec![relay.address];
     let bob = echoing(through.clone()).await;
     let alice = peer(through).await;
     let began = Instant::now();
     let connection = connect(&alice, &Ticket::from(bob.peer_id())).await;
     assert!(began.elapsed() < Duration::from_secs(5), "it has waited");
-    assert!(*lies.borrow() > 0, "it was asked");
+    assert!(*relay.asked.borrow() > 0, "it was asked");
     echoed(&connection).await;
 }
 
@@ -430,4 +546,48 @@ async fn a_room_outlives_its_relay() {
     let changed = next(&inside).await;
     assert_eq!(data_of(&changed), (bob.peer_id(), &b"Bob, back"[..]));
     assert!(matches!(changed, RoomEvent::Changed(_)), "nobody has left");
+}
+
+#[tokio::test]
+async fn what_a_room_costs_is_on_the_record_of_its_members() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = server_config();
+    server.data = Some(home.path().to_owned());
+    let relay = Server::start(server).await.unwrap();
+    let (alice, bob) = (peer(config(&[&relay])).await, peer(config(&[&relay])).await);
+    let inside = enter(&alice, room("secret", b"Alice")).await;
+    let other = enter(&bob, room("secret", b"Bob")).await;
+    assert!(matches!(next(&inside).await, RoomEvent::Joined(_)));
+    const CHANGES: u8 = 8;
+    for n in 0..CHANGES {
+        other.show(&[n; 1024]).unwrap();
+        assert_eq!(data_of(&next(&inside).await).1, [n; 1024]);
+    }
+    let (reads, writes) = (alice.peer_id(), bob.peer_id());
+    relay.shutdown().await;
+    let rows = usage(home.path(), None, UsageBy::Peer).unwrap();
+    for peer in [reads, writes] {
+        let row = rows.iter().find(|row| row.name == peer.to_string());
+        let bytes = row.expect("a line of its own").bytes;
+        assert!(bytes >= u64::from(CHANGES) * 1024, "{bytes}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_enters_no_room_when_its_quota_is_used_up() {
+    let mut server = server_config();
+    server.traffic.peer_quota = Some("20kB/day".to_owned());
+    let relay = Server::start(server).await.unwrap();
+    let alice = peer(config(&[&relay])).await;
+    let mut rooms = Vec::new();
+    let refused = loop {
+        let name = rooms.len().to_string();
+        let joined = alice.join(&name, room("", &[7; 1024]));
+        match timeout(PATIENCE, joined).await.expect("in time") {
+            Ok(room) => rooms.push(room),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    assert!((2..20).contains(&rooms.len()), "{}", rooms.len());
 }

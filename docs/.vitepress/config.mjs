@@ -48,6 +48,7 @@ export default defineConfig({
           page("A Rust service", "/docs/guides/service"),
           page("A game with datagrams", "/docs/guides/game"),
           page("A file drop", "/docs/guides/files"),
+          page("Rooms", "/docs/guides/rooms"),
           page("Am I relayed, and why?", "/docs/guides/relayed"),
           page("Coming from another library", "/docs/guides/coming-from"),
         ],

@@ -266,6 +266,8 @@ options! {
         "Whether relays may tell those who know this peer's id where it is.";
     mdns "mdns" = true, [Native],
         "Whether to ask the local network for the addresses that pages hide behind mDNS names.";
+    lan_discovery "lan_discovery" = false, [Native],
+        "Whether peers in the local network find this peer by its id, and it them, without any relay.";
     birthday "birthday" = true, [Native],
         "Whether the birthday method probes many ports of symmetric NATs when nothing else works.";
     birthday_sockets "birthday_sockets" = BIRTHDAY_SOCKETS, 1..=1_024 "sockets", [Native],

@@ -44,6 +44,7 @@ fn defaults_have_the_documented_values() {
         "autonat_retry_ms": 30_000,
         "directory": true,
         "mdns": true,
+        "lan_discovery": false,
         "birthday": true,
         "birthday_sockets": 256,
         "birthday_probes": 1024,

@@ -1,7 +1,7 @@
 //! Multicast DNS (RFC 6762) for the names that browsers give instead of their addresses
 //! (draft-ietf-mmusic-mdns-ice-candidates): the question, and the addresses in an answer.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// The most records that are read from one answer. An answer has one for each address, and a few
 /// that nobody asked for.
@@ -13,11 +13,11 @@ const MAX_NAME: usize = 253;
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
-const CLASS_IN: u16 = 1;
+pub(super) const CLASS_IN: u16 = 1;
 
 /// In a question, this bit asks for an answer to us alone (RFC 6762 section 5.4). In an answer, it
 /// says that older records are void (section 10.2).
-const TOP_BIT: u16 = 1 << 15;
+pub(super) const TOP_BIT: u16 = 1 << 15;
 
 /// A name of the form `<uuid>.local`. Other names are not asked for, because a peer must not
 /// explore our network.
@@ -57,54 +57,61 @@ impl Name {
     }
 
     /// Returns the addresses that `packet` gives for the name. There are none if the packet is not
-    /// an answer.
+    /// an answer. Addresses that were read before an error count.
     pub(crate) fn answers(&self, packet: &[u8]) -> Vec<IpAddr> {
-        let mut found = Vec::new();
-        // Addresses that were read before an error count.
-        let _ = self.read(packet, &mut found);
-        found
+        let own = records(packet).filter(|(owner, ..)| owner == self.0.as_bytes());
+        let found = own.filter_map(|(_, kind, data)| match kind {
+            TYPE_A => <[u8; 4]>::try_from(data).map(IpAddr::from).ok(),
+            TYPE_AAAA => <[u8; 16]>::try_from(data).map(IpAddr::from).ok(),
+            _ => None,
+        });
+        found.collect()
     }
+}
 
-    fn read(&self, packet: &[u8], found: &mut Vec<IpAddr>) -> Option<()> {
-        let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
-        if word(2)? & TOP_BIT == 0 {
-            return None;
-        }
-        let mut at = 12;
-        for _ in 0..word(4)? {
-            (_, at) = name(packet, at)?;
-            at += 4;
-        }
-        let records = usize::from(word(6)?) + usize::from(word(8)?) + usize::from(word(10)?);
-        for _ in 0..records.min(MAX_RECORDS) {
+/// Returns the records of an answer, each with its owner, its type and its data, at most 64. There are none
+/// if the packet is not an answer.
+pub(super) fn records(packet: &[u8]) -> impl Iterator<Item = (Vec<u8>, u16, &[u8])> {
+    let first = first_record(packet);
+    let (mut at, mut left) = first.unwrap_or_default();
+    std::iter::from_fn(move || {
+        while left > 0 {
+            left -= 1;
             let (owner, end) = name(packet, at)?;
-            let (kind, class) = (word(end)?, word(end + 2)? & !TOP_BIT);
+            let (kind, class) = (word(packet, end)?, word(packet, end + 2)? & !TOP_BIT);
             at = end + 10;
-            let data = packet.get(at..at + usize::from(word(end + 8)?))?;
+            let data = packet.get(at..at + usize::from(word(packet, end + 8)?))?;
             at += data.len();
-            if owner != self.0.as_bytes() || class != CLASS_IN {
-                continue;
+            if class == CLASS_IN {
+                return Some((owner, kind, data));
             }
-            found.extend(match kind {
-                TYPE_A => <[u8; 4]>::try_from(data)
-                    .map(Ipv4Addr::from)
-                    .map(IpAddr::V4)
-                    .ok(),
-                TYPE_AAAA => <[u8; 16]>::try_from(data)
-                    .map(Ipv6Addr::from)
-                    .map(IpAddr::V6)
-                    .ok(),
-                _ => None,
-            });
         }
-        Some(())
+        None
+    })
+}
+
+/// Returns where the records of an answer begin, and how many there are.
+fn first_record(packet: &[u8]) -> Option<(usize, usize)> {
+    if word(packet, 2)? & TOP_BIT == 0 {
+        return None;
     }
+    let mut at = 12;
+    for _ in 0..word(packet, 4)? {
+        at = name(packet, at)?.1 + 4;
+    }
+    let counts = [6, 8, 10].map(|at| word(packet, at).map_or(0, usize::from));
+    Some((at, counts.iter().sum::<usize>().min(MAX_RECORDS)))
+}
+
+pub(super) fn word(packet: &[u8], at: usize) -> Option<u16> {
+    let bytes = packet.get(at..)?.first_chunk()?;
+    Some(u16::from_be_bytes(*bytes))
 }
 
 /// Reads the name at `at` (RFC 1035 section 4.1.4). Returns the name in lower case, and where it
 /// ends. A pointer has to go backwards, and each round through pointers makes the name longer, so
 /// reading always ends.
-fn name(packet: &[u8], mut at: usize) -> Option<(Vec<u8>, usize)> {
+pub(super) fn name(packet: &[u8], mut at: usize) -> Option<(Vec<u8>, usize)> {
     let mut name = Vec::new();
     let mut end = None;
     loop {

@@ -29,6 +29,8 @@ pub(crate) mod fair;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
 pub(crate) mod first_bytes;
 pub(crate) mod frame;
+#[allow(dead_code, reason = "a page asks nobody in its local network")]
+pub(crate) mod lan;
 pub(crate) mod liveness;
 pub(crate) mod loss;
 #[allow(dead_code, reason = "a browser resolves mDNS names itself")]

@@ -35,6 +35,9 @@ pub(crate) const LIFETIME: Duration = Duration::from_secs(300);
 /// peer learns that its clock is wrong.
 pub(crate) const MAX_SKEW: Duration = Duration::from_secs(300);
 
+/// The most peers of which it is remembered which record was the newest.
+const MAX_SEEN: usize = 1024;
+
 /// The most addresses of a peer, with those of its relays. This is enough for two relays with every
 /// transport and for some hosts. It bounds how many addresses a ticket or a record makes us dial.
 pub(crate) const MAX_ADDRESSES: usize = 32;
@@ -186,6 +189,33 @@ impl Sequence {
     }
 }
 
+/// What orders the records of one peer: the sequence number, and then until when the record counts.
+pub(crate) type Number = (u64, Duration);
+
+/// Remembers the newest records that were seen, so that nobody can bring an older one in their place that
+/// still counts. Each is remembered until it is over.
+#[derive(Default)]
+pub(crate) struct Seen(Vec<(PeerId, Number)>);
+
+impl Seen {
+    /// Whether no newer record of `peer` was seen than this one, at `now`. Then this one was seen.
+    pub(crate) fn admits(&mut self, peer: &PeerId, number: Number, now: Duration) -> bool {
+        self.0
+            .retain(|(_, (_, expires))| is_fresh(*expires, Duration::MAX, now));
+        if let Some((_, newest)) = self.0.iter_mut().find(|(known, _)| known == peer) {
+            let is_newest = number >= *newest;
+            *newest = number.max(*newest);
+            return is_newest;
+        }
+        if self.0.len() >= MAX_SEEN {
+            // The one that was seen first is over first, as a rule.
+            self.0.remove(0);
+        }
+        self.0.push((*peer, number));
+        true
+    }
+}
+
 fn ends_in_peer(address: &Multiaddr) -> bool {
     matches!(address.iter().last(), Some(Protocol::P2p(_)))
 }
@@ -330,6 +360,38 @@ mod tests {
         sequence.pass(1, now);
         assert_eq!(sequence.next(at(200)), 901);
         assert_eq!(sequence.next(at(2000)), 2000);
+    }
+
+    #[test]
+    fn an_older_record_does_not_count_until_the_newer_one_is_over() {
+        let [peer, other] = [(); 2].map(|()| PeerId::random());
+        let (at, mut seen) = (Duration::from_secs, Seen::default());
+        let newest = (5, at(1000));
+        assert!(seen.admits(&peer, newest, at(700)));
+        assert!(seen.admits(&peer, newest, at(701)), "it is shown again");
+        assert!(!seen.admits(&peer, (4, at(1000)), at(702)));
+        assert!(!seen.admits(&peer, (4, at(2000)), at(702)), "the number");
+        assert!(!seen.admits(&peer, (5, at(999)), at(702)), "the end");
+        assert!(seen.admits(&other, (1, at(1000)), at(702)));
+        assert!(
+            !seen.admits(&peer, (4, at(1000)), at(1300)),
+            "by the clocks"
+        );
+        assert!(seen.admits(&peer, (4, at(1000)), at(1301)), "it is over");
+    }
+
+    #[test]
+    fn what_is_remembered_of_records_is_bounded() {
+        let (now, number) = (Duration::from_secs(700), (9, Duration::from_secs(1000)));
+        let mut seen = Seen::default();
+        let peers: Vec<_> = (0..=MAX_SEEN).map(|_| PeerId::random()).collect();
+        for peer in &peers {
+            assert!(seen.admits(peer, number, now));
+        }
+        assert_eq!(seen.0.len(), MAX_SEEN);
+        let older = (8, number.1);
+        assert!(!seen.admits(&peers[1], older, now));
+        assert!(seen.admits(&peers[0], older, now), "it was forgotten");
     }
 
     proptest! {

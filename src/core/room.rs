@@ -20,7 +20,7 @@ use snow::{
 use super::{
     directory::Topic,
     protobuf::{skip_field, take_bytes, take_varint},
-    record::{field, number},
+    record::{Number, field, is_fresh, number},
 };
 
 /// What the signature of a member's record is for, and the kind of its payload.
@@ -34,7 +34,7 @@ pub(crate) const MAX_DATA: usize = 1024;
 pub(crate) const MAX_MEMBER: usize = 1536;
 /// How long a member counts that says nothing.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(30);
-/// The most members of a room.
+/// The most members of a room, and so the most that one relay can show.
 pub(crate) const MAX_MEMBERS: usize = 1024;
 /// The most rooms that one peer may be in on one relay.
 pub(crate) const MAX_ROOMS: usize = 64;
@@ -178,46 +178,73 @@ pub(crate) struct Source {
     pub(crate) number: u64,
 }
 
-struct Present {
-    seq: u64,
+/// What is known of one member.
+#[derive(Default)]
+struct Known {
+    number: Number,
     data: Vec<u8>,
     /// How often the data has changed.
     version: u64,
-    /// The newest streams that have shown the member, one for each relay.
+    /// The version that was told, unless the member is not known to be there.
+    told: Option<u64>,
+    /// The newest streams that have shown the member, one for each relay. Without any, it has gone.
     seen: Vec<Source>,
+}
+
+impl Known {
+    fn is_shown_by(&self, relay: &PeerId) -> bool {
+        self.seen.iter().any(|seen| seen.relay == *relay)
+    }
+
+    /// Whether it has gone, and is only remembered so that an older record does not bring it back.
+    fn is_memory(&self) -> bool {
+        self.seen.is_empty() && self.told.is_none()
+    }
 }
 
 /// The members of a room, as one of them sees them through its relays. What nobody has asked for yet
 /// is kept as the difference to what was told last, so it cannot grow beyond the members.
 #[derive(Default)]
 pub(crate) struct Members {
-    present: HashMap<PeerId, Present>,
-    /// What was told of each member: the version of its data.
-    told: HashMap<PeerId, u64>,
+    known: HashMap<PeerId, Known>,
     /// The members of whom there may be something to tell.
     news: VecDeque<PeerId>,
 }
 
 impl Members {
-    /// A relay shows a member with this data. A record that is older than one that is known says only
-    /// that the member is there.
-    pub(crate) fn show(&mut self, source: Source, peer: PeerId, seq: u64, data: Vec<u8>) {
-        let room = self.present.len() < MAX_MEMBERS;
-        let known = match self.present.get_mut(&peer) {
-            Some(known) => known,
-            None if room => self.present.entry(peer).or_insert(Present {
-                seq,
-                data: data.clone(),
-                version: self.told.get(&peer).map_or(0, |told| told + 1),
-                seen: Vec::new(),
-            }),
-            None => return,
-        };
+    /// A relay shows a member with this data, `now`. A record that is older than one that is known says
+    /// only that the member is there, and if that has gone, it says nothing until the newer one would be
+    /// over. What one relay shows never takes the place of what another shows.
+    pub(crate) fn show(
+        &mut self,
+        source: Source,
+        peer: PeerId,
+        number: Number,
+        data: Vec<u8>,
+        now: Duration,
+    ) {
+        let shown = self.known.get(&peer);
+        if !shown.is_some_and(|known| known.is_shown_by(&source.relay)) {
+            let all = self.known.values();
+            let by_relay = all.filter(|known| known.is_shown_by(&source.relay));
+            if by_relay.count() >= MAX_MEMBERS {
+                return;
+            }
+        }
+        if shown.is_none() {
+            self.forget_one();
+        }
+        let known = self.known.entry(peer).or_default();
+        let comes = known.seen.is_empty();
+        let newest = known.number.max(number);
+        if comes && number < newest && is_fresh(newest.1, Duration::MAX, now) {
+            return;
+        }
         known.seen.retain(|seen| seen.relay != source.relay);
         known.seen.push(source);
-        if seq > known.seq {
-            known.seq = seq;
-            if known.data != data {
+        if comes || number > known.number {
+            known.number = number;
+            if comes || known.data != data {
                 known.data = data;
                 known.version += 1;
             }
@@ -225,38 +252,44 @@ impl Members {
         self.note(peer);
     }
 
+    /// Makes room in the memory of those that have gone.
+    fn forget_one(&mut self) {
+        let gone = || self.known.iter().filter(|(_, known)| known.is_memory());
+        if gone().count() >= MAX_MEMBERS {
+            // The one whose record is over first is of the least use.
+            let first = gone().min_by_key(|(_, known)| known.number.1);
+            if let Some(first) = first.map(|(peer, _)| *peer) {
+                self.known.remove(&first);
+            }
+        }
+    }
+
     /// A relay says that a member has left.
     pub(crate) fn hide(&mut self, relay: &PeerId, peer: &PeerId) {
-        if let Some(known) = self.present.get_mut(peer) {
-            known.seen.retain(|seen| seen.relay != *relay);
-            self.settle_one(peer);
-        }
+        self.drop_seen(peer, |seen| seen.relay == *relay);
     }
 
     /// Forgets what streams to a relay before the one with this number have shown: a newer stream has
     /// shown everybody, or none has come for too long.
     pub(crate) fn settle(&mut self, relay: &PeerId, number: u64) {
-        let peers: Vec<_> = self.present.keys().copied().collect();
+        let peers: Vec<_> = self.known.keys().copied().collect();
         for peer in peers {
-            if let Some(known) = self.present.get_mut(&peer) {
-                let is_old = |seen: &Source| seen.relay == *relay && seen.number < number;
-                known.seen.retain(|seen| !is_old(seen));
-            }
-            self.settle_one(&peer);
+            let is_old = |seen: &Source| seen.relay == *relay && seen.number < number;
+            self.drop_seen(&peer, is_old);
         }
     }
 
-    fn settle_one(&mut self, peer: &PeerId) {
-        if self
-            .present
-            .get(peer)
-            .is_some_and(|known| known.seen.is_empty())
-        {
-            self.present.remove(peer);
-            match self.told.contains_key(peer) {
-                true => self.note(*peer),
+    fn drop_seen(&mut self, peer: &PeerId, is_dropped: impl Fn(&Source) -> bool) {
+        let Some(known) = self.known.get_mut(peer) else {
+            return;
+        };
+        known.seen.retain(|seen| !is_dropped(seen));
+        if known.seen.is_empty() {
+            known.data = Vec::new();
+            match known.told {
+                Some(_) => self.note(*peer),
                 // Nobody has seen it come.
-                false => self.news.retain(|news| news != peer),
+                None => self.news.retain(|news| news != peer),
             }
         }
     }
@@ -270,23 +303,17 @@ impl Members {
     /// Returns the next change that was not told yet.
     pub(crate) fn next(&mut self) -> Option<Change> {
         while let Some(peer) = self.news.pop_front() {
-            let told = self.told.get(&peer).copied();
-            match self.present.get(&peer) {
-                Some(known) => {
-                    self.told.insert(peer, known.version);
-                    match told {
-                        None => return Some(Change::Joined(peer, known.data.clone())),
-                        Some(told) if told != known.version => {
-                            return Some(Change::Changed(peer, known.data.clone()));
-                        }
-                        Some(_) => {}
-                    }
-                }
-                None if told.is_some() => {
-                    self.told.remove(&peer);
-                    return Some(Change::Left(peer));
-                }
-                None => {}
+            let Some(known) = self.known.get_mut(&peer) else {
+                continue;
+            };
+            let now = (!known.seen.is_empty()).then_some(known.version);
+            let before = std::mem::replace(&mut known.told, now);
+            if now != before {
+                return Some(match (before, now) {
+                    (_, None) => Change::Left(peer),
+                    (None, _) => Change::Joined(peer, known.data.clone()),
+                    _ => Change::Changed(peer, known.data.clone()),
+                });
             }
         }
         None
@@ -294,8 +321,10 @@ impl Members {
 
     /// Returns who is there, with their data.
     pub(crate) fn list(&self) -> Vec<(PeerId, Vec<u8>)> {
-        let all = self.present.iter();
-        all.map(|(peer, known)| (*peer, known.data.clone()))
+        let all = self.known.iter();
+        let there = all.filter(|(_, known)| !known.seen.is_empty());
+        there
+            .map(|(peer, known)| (*peer, known.data.clone()))
             .collect()
     }
 }
@@ -386,6 +415,14 @@ mod tests {
         Source { relay, number }
     }
 
+    const NOW: Duration = Duration::from_secs(1000);
+
+    /// Shows a member whose record has this number.
+    fn show(members: &mut Members, source: Source, peer: PeerId, seq: u64, data: &[u8]) {
+        let number = (seq, NOW + LIFETIME);
+        members.show(source, peer, number, data.to_vec(), NOW);
+    }
+
     fn all(members: &mut Members) -> Vec<Change> {
         std::iter::from_fn(|| members.next()).collect()
     }
@@ -395,33 +432,48 @@ mod tests {
         let (relay, peer) = (PeerId::random(), PeerId::random());
         let mut members = Members::default();
         let at = source(relay, 1);
-        members.show(at, peer, 1, b"a".to_vec());
+        show(&mut members, at, peer, 1, b"a");
         assert_eq!(all(&mut members), [Change::Joined(peer, b"a".to_vec())]);
-        members.show(at, peer, 2, b"a".to_vec());
+        show(&mut members, at, peer, 2, b"a");
         assert_eq!(all(&mut members), [], "it was renewed");
-        members.show(at, peer, 3, b"b".to_vec());
-        members.show(at, peer, 4, b"c".to_vec());
-        members.show(at, peer, 3, b"old".to_vec());
+        show(&mut members, at, peer, 3, b"b");
+        show(&mut members, at, peer, 4, b"c");
+        show(&mut members, at, peer, 3, b"old");
         assert_eq!(all(&mut members), [Change::Changed(peer, b"c".to_vec())]);
         members.hide(&relay, &peer);
         assert_eq!(all(&mut members), [Change::Left(peer)]);
-        members.show(at, peer, 5, Vec::new());
+        show(&mut members, at, peer, 5, b"");
         members.hide(&relay, &peer);
         assert_eq!(all(&mut members), [], "nobody has seen it come");
-        members.show(at, peer, 6, b"d".to_vec());
+        show(&mut members, at, peer, 6, b"d");
         all(&mut members);
         members.hide(&relay, &peer);
-        members.show(at, peer, 1, b"e".to_vec());
+        show(&mut members, at, peer, 7, b"e");
         assert_eq!(all(&mut members), [Change::Changed(peer, b"e".to_vec())]);
         assert_eq!(members.list(), [(peer, b"e".to_vec())]);
+    }
+
+    #[test]
+    fn an_old_record_does_not_bring_back_who_has_gone() {
+        let [a, b, peer] = [(); 3].map(|()| PeerId::random());
+        let mut members = Members::default();
+        show(&mut members, source(a, 1), peer, 7, b"new");
+        members.hide(&a, &peer);
+        for relay in [a, b] {
+            show(&mut members, source(relay, 2), peer, 6, b"old");
+        }
+        assert!(members.list().is_empty() && all(&mut members).is_empty());
+        let later = NOW + LIFETIME + super::super::record::MAX_SKEW * 2;
+        members.show(source(b, 2), peer, (6, later), b"c".to_vec(), later);
+        assert_eq!(members.list().len(), 1, "its clock has gone back");
     }
 
     #[test]
     fn a_member_is_there_as_long_as_one_relay_shows_it() {
         let (a, b, peer) = (PeerId::random(), PeerId::random(), PeerId::random());
         let mut members = Members::default();
-        members.show(source(a, 1), peer, 1, Vec::new());
-        members.show(source(b, 2), peer, 1, Vec::new());
+        show(&mut members, source(a, 1), peer, 1, b"");
+        show(&mut members, source(b, 2), peer, 1, b"");
         all(&mut members);
         members.hide(&a, &peer);
         assert_eq!(all(&mut members), []);
@@ -437,28 +489,39 @@ mod tests {
         let [stays, goes] = [PeerId::random(), PeerId::random()];
         let mut members = Members::default();
         for peer in [stays, goes] {
-            members.show(source(relay, 1), peer, 1, Vec::new());
+            show(&mut members, source(relay, 1), peer, 1, b"");
         }
         all(&mut members);
-        members.show(source(relay, 2), stays, 1, Vec::new());
+        show(&mut members, source(relay, 2), stays, 1, b"");
         members.settle(&relay, 2);
         assert_eq!(all(&mut members), [Change::Left(goes)]);
     }
 
     #[test]
-    fn a_relay_that_floods_fills_one_room() {
-        let relay = PeerId::random();
+    fn a_relay_that_floods_takes_no_room_from_another() {
+        let [relay, honest] = [(); 2].map(|()| PeerId::random());
         let mut members = Members::default();
+        let known = PeerId::random();
+        show(&mut members, source(honest, 1), known, 1, b"");
         for _ in 0..MAX_MEMBERS + 10 {
-            members.show(source(relay, 1), PeerId::random(), 1, Vec::new());
+            show(&mut members, source(relay, 2), PeerId::random(), 1, b"");
         }
-        assert_eq!(members.list().len(), MAX_MEMBERS);
+        assert_eq!(members.list().len(), MAX_MEMBERS + 1);
+        show(&mut members, source(relay, 2), known, 2, b"from the flood");
+        let late = PeerId::random();
+        show(&mut members, source(honest, 1), late, 1, b"");
+        let list = members.list();
+        assert!(list.contains(&(late, Vec::new())) && list.contains(&(known, Vec::new())));
+        members.settle(&relay, 3);
+        assert_eq!(members.list().len(), 2);
         let (mut gone, flood) = (Members::default(), PeerId::random());
-        for _ in 0..10 {
-            gone.show(source(relay, 1), flood, 1, Vec::new());
-            gone.hide(&relay, &flood);
+        for n in 0..3 * MAX_MEMBERS {
+            let peer = if n < 10 { flood } else { PeerId::random() };
+            show(&mut gone, source(relay, 1), peer, 1, b"data");
+            gone.hide(&relay, &peer);
         }
-        assert!(members.news.len() <= MAX_MEMBERS && gone.news.is_empty());
+        assert!(members.news.len() <= MAX_MEMBERS + 2 && gone.news.is_empty());
+        assert_eq!(gone.known.len(), MAX_MEMBERS, "so many are remembered");
     }
 
     proptest! {

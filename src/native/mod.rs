@@ -7,6 +7,7 @@
 //! - `signals`: what the system tells of this machine's network.
 //! - `environment`, `interfaces`: files and interfaces, which are read again when they change.
 //! - `roots`: the certificate authorities that TLS trusts.
+//! - `lan`, `multicast`: peers on the local network, and the sockets of multicast DNS.
 //! - `site`: asking relays what they say of themselves.
 //! - `runtime`, `trace`: tasks, and the spans that they carry in the log.
 
@@ -17,6 +18,8 @@ pub(crate) mod identity;
 #[cfg(feature = "server")]
 pub(crate) mod inherited;
 pub(crate) mod interfaces;
+mod lan;
+mod multicast;
 pub(crate) mod quic;
 pub(crate) mod roots;
 pub(crate) mod runtime;
@@ -34,6 +37,7 @@ use libp2p::identity::Keypair;
 pub(crate) use self::signals::Signals;
 use self::{
     ice::webrtc,
+    lan::Lan,
     quic::Quic,
     roots::Roots,
     site::Asker,
@@ -62,6 +66,7 @@ pub(crate) struct Net {
     /// Whom TLS to relays trusts.
     pub(crate) roots: Roots,
     pub(crate) sites: Asker,
+    pub(crate) lan: Lan,
 }
 
 impl Net {
@@ -96,6 +101,11 @@ impl Net {
             },
             names,
             roots,
+            // A peer that stays on the relay gives its addresses to nobody.
+            lan: match config.lan_discovery && config.direct {
+                true => Lan::new(keypair.public().to_peer_id()),
+                false => Lan::off(),
+            },
         })
     }
 

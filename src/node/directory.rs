@@ -10,11 +10,12 @@ use super::{
     engine::{Internal, Node},
     farewells::FAREWELL,
     network::Purpose,
+    session::Session,
 };
 use crate::{
     core::{
         directory::{Answer, PROTOCOL, Refusal, Request},
-        record::{LIFETIME, Record, Sequence},
+        record::{LIFETIME, Record, Seen, Sequence},
     },
     envelope,
     stream::SessionId,
@@ -36,12 +37,13 @@ pub(super) enum Inquiry {
     Forget,
 }
 
-/// What the directories are told of this peer.
+/// What the directories are told of this peer, and what they have told of others.
 #[derive(Default)]
 pub(super) struct Records {
     pub(super) sequence: Sequence,
     /// How often it has changed.
     version: u64,
+    seen: Seen,
 }
 
 impl Node {
@@ -81,6 +83,22 @@ impl Node {
         for relay in session.relays_to_ask(own, &round) {
             self.inquire(relay, Inquiry::Find(id));
         }
+    }
+
+    /// Asks the local network for the peer of a session without a path, if the configuration says so.
+    pub(super) fn look_around(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(id).filter(|s| !s.has_path()) else {
+            return;
+        };
+        let Some(found) = self.net.lan.find(session.peer()) else {
+            return;
+        };
+        session.await_places(1);
+        let report = self.outbox.internal.clone();
+        let ask = async move {
+            let _ = report.send(Internal::Nearby(id, found.await)).await;
+        };
+        self.effects.push(Effect::Spawn(ask.boxed()));
     }
 
     fn inquire(&mut self, relay: PeerId, inquiry: Inquiry) {
@@ -148,13 +166,20 @@ impl Node {
     }
 
     /// A directory shows the record of a session's peer. The relay is not trusted: a record counts if
-    /// the peer has signed it, it is not over, and no newer one is known.
+    /// the peer has signed it, it is not over, and no newer one was seen, in whatever session.
     fn on_found(&mut self, id: SessionId, envelope: &[u8]) {
-        let record = envelope::open(envelope, envelope::now());
-        let Some((record, (session, _))) = record.zip(self.session(id)) else {
+        let now = envelope::now();
+        let peer = self.sessions.get(id).map(Session::peer);
+        let record = envelope::open(envelope, now).filter(|record| Some(record.peer) == peer);
+        let Some(record) = record else {
             return;
         };
-        if !session.is_news(&record) {
+        let number = (record.seq, record.expires);
+        if !self.records.seen.admits(&record.peer, number, now) {
+            return;
+        }
+        let session = self.sessions.get_mut(id);
+        if !session.is_some_and(|session| session.is_news(&record)) {
             return;
         }
         let Ok(ticket) = Ticket::from_record(record) else {

@@ -13,7 +13,7 @@ use futures::{
     future::{BoxFuture, pending},
 };
 use libp2p::{
-    PeerId, Stream as Substream,
+    Multiaddr, PeerId, Stream as Substream,
     identity::Keypair,
     swarm::{ConnectionId, SwarmEvent},
 };
@@ -120,6 +120,8 @@ pub(super) enum Internal {
     ),
     /// The directory of a relay has answered. Without an answer, it was not asked, or too slow.
     Inquired(PeerId, Inquiry, Option<Answer>),
+    /// The local network was asked for the peer of this session, which is at these addresses.
+    Nearby(SessionId, Vec<Multiaddr>),
     /// The stream over which a room was attended has ended.
     Attended(RoomId, Source),
     /// A relay has said over this link that it is about to end.
@@ -317,6 +319,11 @@ impl Node {
                     .on_access(relay, id, access, answer, &mut self.effects);
             }
             Internal::Inquired(relay, inquiry, answer) => self.on_inquired(relay, inquiry, answer),
+            Internal::Nearby(id, addresses) => {
+                if let Some((session, mut round)) = self.session(id) {
+                    session.on_nearby(addresses, &mut round);
+                }
+            }
             Internal::Attended(room, source) => self.on_attended(room, source),
             Internal::Drains(relay, link, drain) => {
                 self.relays.on_drain(relay, link, drain, &mut self.effects);

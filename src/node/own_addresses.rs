@@ -182,6 +182,7 @@ impl Node {
         } else {
             Vec::new()
         };
+        self.net.lan.show(&direct);
         let (mut relays, forwarded) = self.relays.for_ticket();
         relays.truncate(TICKET_RELAYED);
         match Ticket::checked(self.shared.peer_id, true, relays, direct) {

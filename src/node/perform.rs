@@ -388,7 +388,8 @@ impl Node {
         }
         let addresses = ticket.relay_addrs().len() + ticket.direct_addrs().len();
         let leads = sites.len() + relays.len() + addresses;
-        if leads == 0 && self.sessions.with(&peer).is_none() {
+        let is_led = leads > 0 || self.net.lan.is_on();
+        if !is_led && self.sessions.with(&peer).is_none() {
             let message = "no relay is configured where the peer can be looked up";
             return Err(Error::new(ErrorKind::NoRelay, message));
         }
@@ -407,7 +408,7 @@ impl Node {
         }
         if let Some((session, _)) = self.session(id) {
             session.seek_anew(relays);
-            session.await_sites(awaited);
+            session.await_places(awaited);
         }
         Ok(id)
     }
@@ -416,7 +417,7 @@ impl Node {
     pub(super) fn learn(&mut self, id: SessionId, ticket: &Ticket) {
         let local = self.network.local();
         for address in ticket.relay_addrs() {
-            if let Some(relay) = relay_id(address).filter(|relay| *relay != local) {
+            if let Some(relay) = relay_id(address) {
                 self.relays.learn(relay, address, false);
                 if ticket.is_forwarded() {
                     self.relays.trust(&relay);
@@ -444,6 +445,7 @@ impl Node {
             self.relays.dial(relay, &mut self.effects);
         }
         self.look_up(id);
+        self.look_around(id);
     }
 
     /// Opens a stream to a peer, and begins a session if there is none. It does not wait for a

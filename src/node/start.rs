@@ -175,10 +175,12 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     };
     let mut node = Node {
         rules: rules(&config, net.rtc.nat().is_some()),
-        relays: Relays::new(&relay_addrs, wanted, config.relay_timeout, random).wishing(Wishes {
-            tokens: config.relay_tokens.is_some(),
-            turn: config.direct && config.relay_tokens.is_some(),
-        }),
+        relays: Relays::new(local, &relay_addrs, wanted, config.relay_timeout, random).wishing(
+            Wishes {
+                tokens: config.relay_tokens.is_some(),
+                turn: config.direct && config.relay_tokens.is_some(),
+            },
+        ),
         network: Network::new(swarm, recorder, arrivals, raw),
         sealer,
         policy: shared_policy,

@@ -12,7 +12,10 @@ use super::{
 };
 pub(crate) use crate::native::behaviours::pool::{Place, Pool};
 use crate::{
-    core::{quota::Quota, room::MAX_ROOMS},
+    core::{
+        quota::Quota,
+        room::{MAX_MEMBERS, MAX_ROOMS},
+    },
     native::{
         behaviours::{
             forwarded::Forwarded,
@@ -67,6 +70,8 @@ pub(crate) struct Pools {
     pub(crate) records: Pool,
     /// Members of rooms. Each counts for its peer once for each room.
     pub(crate) members: Pool,
+    /// How many members a room has. Each room has a pool of its own.
+    pub(crate) seats: Quotas,
     /// Streams over which rooms are attended. A member that comes again may have two for a while.
     pub(crate) attending: Pool,
     /// AutoNAT tests under way.
@@ -147,6 +152,7 @@ impl Pools {
             offers: pool("offer", circuits()),
             records: pool("record", places(kept)),
             members: pool("member", each(kept, |_| MAX_ROOMS)),
+            seats: each(|_| MAX_MEMBERS, |_| 1),
             attending: pool("attending", each(kept, |_| 2 * MAX_ROOMS)),
             dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
             hook: pool("hook", each(|_| HOOK, |_| HOOK_PER_PEER)),
@@ -173,6 +179,14 @@ impl Pools {
             }),
             settings: settings.clone(),
         }
+    }
+}
+
+impl Pools {
+    /// Returns what makes the places of one room.
+    pub(crate) fn rooms(&self) -> impl Fn() -> Pool + Send + Sync + use<> {
+        let (seats, refusals) = (self.seats.clone(), self.refusals.clone());
+        move || Pool::new("room", seats.clone(), &refusals)
     }
 }
 

@@ -29,7 +29,10 @@ pub(crate) struct Bounds<'a> {
 
 impl Bounds<'_> {
     /// Counts bytes that are about to be carried, and waits as long as their rate says.
-    async fn carry(self, bytes: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::QuotaExceeded`] if a quota or the bound of the circuit is used up.
+    pub(crate) async fn carry(self, bytes: u64) -> io::Result<()> {
         let before = self.carried.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.most {
             return Err(io::ErrorKind::QuotaExceeded.into());

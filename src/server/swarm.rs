@@ -23,7 +23,7 @@ mod transport;
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,7 @@ use self::{
     journal::Journal,
 };
 use super::{
-    access::Access,
+    access::{Access, Meter},
     autonat,
     circuits::{self, Carried, Circuits, End},
     clients::Clients,
@@ -130,6 +130,8 @@ pub(crate) struct Relay {
     usage: Usage,
     /// Where peers are, and who is in which room.
     directory: Arc<dyn Directory>,
+    /// What each peer may exchange in all its rooms.
+    room_rates: HashMap<PeerId, Weak<Meter>>,
     heart: Heart,
     journal: Journal,
     /// At which addresses peers reach this server.
@@ -408,6 +410,7 @@ impl Relay {
     fn sweep(&mut self) {
         self.heart.beat(Instant::now());
         self.directory.sweep(Instant::now());
+        self.room_rates.retain(|_, rate| rate.strong_count() > 0);
         self.count_directory();
         self.send_barred_away();
         self.tell_quotas();

@@ -17,9 +17,9 @@ pub(crate) mod transports;
 mod value;
 mod websocket;
 
-use std::sync::Arc;
+use std::{future::Ready, sync::Arc};
 
-use libp2p::{PeerId, identity::Keypair};
+use libp2p::{Multiaddr, PeerId, identity::Keypair};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -34,6 +34,22 @@ pub(crate) use self::{rtc::Rtc, signals::Signals};
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
     pub(crate) sites: site::Asker,
+    pub(crate) lan: Lan,
+}
+
+/// The local network, which a page cannot ask.
+pub(crate) struct Lan;
+
+impl Lan {
+    pub(crate) fn is_on(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn show(&self, _: &[Multiaddr]) {}
+
+    pub(crate) fn find(&self, _: PeerId) -> Option<Ready<Vec<Multiaddr>>> {
+        None
+    }
 }
 
 impl Net {
@@ -47,7 +63,11 @@ impl Net {
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
         let sites = site::Asker(Arc::new(policy.clone()));
-        Ok(Self { rtc, sites })
+        Ok(Self {
+            rtc,
+            sites,
+            lan: Lan,
+        })
     }
 
     /// The browser learns of another network by itself.

@@ -76,6 +76,7 @@ impl Relays {
         for address in successors {
             let is_sound = check_address(address).is_ok()
                 && !address.iter().any(|part| part == Protocol::P2pCircuit);
+            let is_sound = is_sound && relay_id(address) != Some(self.local);
             let Some(peer) = relay_id(address).filter(|_| is_sound) else {
                 continue;
             };

@@ -213,6 +213,8 @@ impl Relay {
 
 /// All relays that are known, in the user's order.
 pub(crate) struct Relays {
+    /// This peer, which is no relay of its own.
+    local: PeerId,
     order: Vec<PeerId>,
     known: HashMap<PeerId, Relay>,
     sites: Sites,
@@ -229,15 +231,17 @@ pub(crate) struct Relays {
 }
 
 impl Relays {
-    /// Each address in `configured` ends in `/p2p/<relay>`. Up to `wanted` relays are to hold a
-    /// reservation at a time, and each has `patience` to grant it.
+    /// Makes the relays of the peer `local`. Each address in `configured` ends in `/p2p/<relay>`. Up to
+    /// `wanted` relays are to hold a reservation at a time, and each has `patience` to grant it.
     pub(crate) fn new(
+        local: PeerId,
         configured: &[Multiaddr],
         wanted: usize,
         patience: Duration,
         random: fn() -> f64,
     ) -> Self {
         let mut relays = Self {
+            local,
             order: Vec::new(),
             known: HashMap::new(),
             sites: Sites::default(),
@@ -273,6 +277,9 @@ impl Relays {
     /// no address to it. For any other relay, the newest addresses are kept, so that an older
     /// ticket does not hide them.
     pub(crate) fn learn(&mut self, peer: PeerId, address: &Multiaddr, configured: bool) {
+        if peer == self.local && !configured {
+            return;
+        }
         let relay = self.entry(peer, configured);
         if relay.configured == configured {
             keep_newest(&mut relay.addresses, address.clone(), MAX_ADDRESSES);
@@ -437,7 +444,13 @@ pub(super) mod tests {
             .iter()
             .map(|p| format!("/ip4/192.0.2.1/tcp/1/p2p/{p}").parse().unwrap())
             .collect();
-        Relays::new(&addresses, wanted, Duration::from_secs(10), || 0.5)
+        Relays::new(
+            PeerId::random(),
+            &addresses,
+            wanted,
+            Duration::from_secs(10),
+            || 0.5,
+        )
     }
 
     #[test]

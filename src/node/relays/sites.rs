@@ -249,7 +249,12 @@ impl Relays {
         answer: Result<Learnt, Fault>,
         effects: &mut Effects,
     ) {
-        let random = (self.random)();
+        let (random, local) = ((self.random)(), self.local);
+        // Whoever says that it is this peer has not proved it.
+        let answer = answer.and_then(|learnt| match learnt.peer == local {
+            true => Err(Fault::WrongPeer(local)),
+            false => Ok(learnt),
+        });
         let Some(known) = self.sites.get_mut(id) else {
             return;
         };
@@ -487,6 +492,20 @@ mod tests {
         assert!(!dials(&mut effects), "it rests");
         relays.on_site(id, Ok(learnt(peer, 3)), &mut effects);
         assert!(dials(&mut effects), "it has moved");
+    }
+
+    #[test]
+    fn a_site_that_says_it_is_this_peer_is_not_believed() {
+        let (mut relays, id, mut effects) = named(&[]);
+        let own = relays.local;
+        relays.on_site(id, Ok(learnt(own, 1)), &mut effects);
+        assert!(relays.get(&own).is_none() && relays.to_pursue().is_empty());
+        assert!(relays.all_failed());
+        let errors = relays.errors().join(" ");
+        assert!(errors.contains("another relay is there"), "{errors}");
+        // Nor is a ticket that names its reader as the relay.
+        relays.learn(own, &learnt(own, 1).addresses[0], false);
+        assert!(relays.get(&own).is_none());
     }
 
     #[test]

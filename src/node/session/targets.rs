@@ -39,8 +39,8 @@ pub(super) struct Targets {
     seq: u64,
     /// The links over which the peer was looked up for the last connect.
     asked: Vec<(PeerId, ConnectionId)>,
-    /// How many sites are being asked for relays of the peer.
-    sites: usize,
+    /// How many places are being asked where the peer is: sites, and the local network.
+    asking: usize,
     pace: Pace,
 }
 
@@ -52,16 +52,16 @@ impl Default for Targets {
             incarnation: None,
             seq: 0,
             asked: Vec::new(),
-            sites: 0,
+            asking: 0,
             pace: Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE),
         }
     }
 }
 
 impl Targets {
-    /// Whether it is being asked where relays of the peer are.
+    /// Whether it is being asked where the peer is.
     pub(super) fn seeks(&self) -> bool {
-        self.sites > 0
+        self.asking > 0
     }
 
     pub(super) fn relays(&self) -> &[PeerId] {
@@ -112,19 +112,29 @@ impl Session {
         }
     }
 
-    /// This many sites are asked for relays of the peer, which its ticket has named.
-    pub(in crate::node) fn await_sites(&mut self, sites: usize) {
-        self.targets.get_or_insert_with(Targets::default).sites += sites;
+    /// This many places are asked where the peer is: sites that its ticket has named, or the local network.
+    pub(in crate::node) fn await_places(&mut self, places: usize) {
+        self.targets.get_or_insert_with(Targets::default).asking += places;
     }
 
     /// A site that the peer's ticket has named was asked, and may have told which relay is there.
     pub(in crate::node) fn found(&mut self, relay: Option<PeerId>, round: &mut Round<'_>) {
         let targets = self.targets.get_or_insert_with(Targets::default);
-        targets.sites = targets.sites.saturating_sub(1);
+        targets.asking = targets.asking.saturating_sub(1);
         if let Some(relay) = relay {
             keep_newest(&mut targets.relays, relay, MAX_ADDRESSES);
         }
         round.effects.replan(self.id);
+    }
+
+    /// The local network was asked, and has told where the peer may be. Whoever answers there has to prove
+    /// that it is the peer.
+    pub(in crate::node) fn on_nearby(&mut self, addresses: Vec<Multiaddr>, round: &mut Round<'_>) {
+        let targets = self.targets.get_or_insert_with(Targets::default);
+        for address in addresses.into_iter().filter(transports::dials) {
+            keep_newest(&mut targets.direct, address, MAX_ADDRESSES);
+        }
+        self.found(None, round);
     }
 
     /// Seeks the peer over these relays as well, and has it looked up again.
@@ -162,12 +172,12 @@ impl Session {
         relays
     }
 
-    /// Whether a record of the peer may be newer than what is known. Then it counts as known.
+    /// Whether a record of the peer is newer than what the session knows. Then it counts as known.
     pub(in crate::node) fn is_news(&mut self, record: &Record) -> bool {
         let Some(targets) = &mut self.targets else {
             return false;
         };
-        let is_news = record.peer == self.peer && record.seq > targets.seq;
+        let is_news = record.seq > targets.seq;
         if is_news {
             targets.seq = record.seq;
             // What was sealed for another run did not arrive.

@@ -54,6 +54,7 @@ fn conn(id: usize) -> ConnectionId {
 
 impl Scene {
     fn new() -> Self {
+        let local = PeerId::random();
         let (commands, _) = mpsc::channel(8);
         let (internal, internal_rx) = mpsc::channel(8);
         let (pumps, pumps_rx) = futures_mpsc::channel(8);
@@ -75,13 +76,13 @@ impl Scene {
                 internal,
                 events: tokio::sync::broadcast::Sender::new(1),
             },
-            relays: Relays::new(&[], 0, config.relay_timeout, || 0.5),
+            relays: Relays::new(local, &[], 0, config.relay_timeout, || 0.5),
             spares: Spares::default(),
             effects: Effects::default(),
             now: Instant::now(),
             sessions: Sessions::default(),
             id: SessionId::new(0),
-            local: PeerId::random(),
+            local,
             config,
             _held: (commands, internal_rx, pumps_rx),
         };

@@ -49,11 +49,11 @@ pub struct ConnectionLimits {
     /// HTTP connections that are held at once. Further ones are closed at once. Default 256.
     pub http: NonZeroUsize,
     /// The share of every pool that one IPv4 address or one IPv6 /64 may hold, in percent, 1 to
-    /// 100. The pools are those of connections, handshakes, reservations, circuits, allocations,
-    /// and so on. An IPv6 /48 may hold twice that share. Default 10: nine addresses together leave
-    /// a tenth of the places free, and an office behind one address has 400 reservations. A small
-    /// pool gives everybody 8 places, or three quarters of its places. 100 lets one address hold
-    /// everything.
+    /// 100. The pools are those of connections, handshakes, reservations, circuits, allocations, the
+    /// members of each room, and so on. An IPv6 /48 may hold twice that share. Default 10: nine
+    /// addresses together leave a tenth of the places free, and an office behind one address has 400
+    /// reservations. A small pool gives everybody 8 places, or three quarters of its places. 100 lets
+    /// one address hold everything.
     pub share_per_address: u8,
 }
 

@@ -10,6 +10,7 @@ use crate::server::access::{Limits, quota};
 /// that is dialled, and for the client of the TURN server. The peer that is dialled pays once it has
 /// agreed to the circuit or the offer, and then also for what came before. Until then, 64 KiB pass at
 /// most, and they wait for the share of the dialler. A dialler's token counts from the first byte.
+/// What a peer asks of the directory, and what it says and hears in rooms, counts for that peer.
 ///
 /// ```
 /// use throughline::server::ServerConfig;

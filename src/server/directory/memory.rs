@@ -10,7 +10,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::PeerId;
 use tokio::sync::watch;
 
-use super::{Change, Directory, Entry, Envelope, Place, Take};
+use super::{Change, Directory, Entry, Envelope, Place, Pool, Seat, Take};
 use crate::core::{
     directory::{Refusal, Topic},
     record,
@@ -23,8 +23,11 @@ const PARTED: Duration = Duration::from_secs(60);
 const MOST_PARTED: usize = MAX_MEMBERS;
 
 /// The directory. All that it holds has a place in a pool.
-#[derive(Default)]
-pub(in crate::server) struct Memory(Mutex<State>);
+pub(in crate::server) struct Memory {
+    state: Mutex<State>,
+    /// Makes the places of one room.
+    seats: Box<dyn Fn() -> Pool + Send + Sync>,
+}
 
 #[derive(Default)]
 struct State {
@@ -32,30 +35,52 @@ struct State {
     rooms: HashMap<Topic, Room>,
 }
 
-struct Kept {
+struct Kept<P = Place> {
     entry: Entry,
     until: Instant,
     #[expect(dead_code, reason = "it is held by being there")]
-    place: Place,
+    place: P,
 }
 
-#[derive(Default)]
 struct Room {
+    /// No address has more than its share of them, so that others can always join.
+    seats: Pool,
     members: HashMap<PeerId, Member>,
-    /// When those have left that are no longer members.
-    parted: HashMap<PeerId, Instant>,
+    /// Those that are no longer members.
+    parted: HashMap<PeerId, Parted>,
     /// The number of the newest change of each peer, and the peers by that.
     numbers: HashMap<PeerId, u64>,
     changes: BTreeMap<u64, PeerId>,
     last: watch::Sender<u64>,
+    /// The number of the last change of those of which it is forgotten that they have left.
+    forgotten: u64,
+}
+
+/// Who has left, when, and with which record. An older one does not bring it back, because others may
+/// know the newer one.
+struct Parted {
+    at: Instant,
+    seq: u64,
 }
 
 struct Member {
-    kept: Kept,
+    kept: Kept<[Place; 2]>,
     shown: Vec<u8>,
 }
 
 impl Room {
+    fn new(seats: Pool) -> Self {
+        Self {
+            seats,
+            members: HashMap::new(),
+            parted: HashMap::new(),
+            numbers: HashMap::new(),
+            changes: BTreeMap::new(),
+            last: watch::Sender::default(),
+            forgotten: 0,
+        }
+    }
+
     /// Notes that something has changed about `peer`.
     fn note(&mut self, peer: PeerId) {
         let number = *self.last.borrow() + 1;
@@ -67,9 +92,9 @@ impl Room {
     }
 
     fn part(&mut self, peer: &PeerId, now: Instant) {
-        if self.members.remove(peer).is_none() {
+        let Some(member) = self.members.remove(peer) else {
             return;
-        }
+        };
         if self.parted.len() >= MOST_PARTED {
             let parted = &self.parted;
             let oldest = self.changes.values().find(|peer| parted.contains_key(peer));
@@ -77,7 +102,8 @@ impl Room {
                 self.forget(&oldest);
             }
         }
-        self.parted.insert(*peer, now);
+        let seq = member.kept.entry.seq;
+        self.parted.insert(*peer, Parted { at: now, seq });
         self.note(*peer);
     }
 
@@ -86,6 +112,7 @@ impl Room {
         self.parted.remove(peer);
         if let Some(number) = self.numbers.remove(peer) {
             self.changes.remove(&number);
+            self.forgotten = self.forgotten.max(number);
         }
     }
 
@@ -95,7 +122,8 @@ impl Room {
         for peer in gone.map(|(peer, _)| *peer).collect::<Vec<_>>() {
             self.part(&peer, now);
         }
-        let old = self.parted.iter().filter(|(_, at)| now >= **at + PARTED);
+        let is_old = |parted: &Parted| now >= parted.at + PARTED;
+        let old = self.parted.iter().filter(|(_, parted)| is_old(parted));
         for peer in old.map(|(peer, _)| *peer).collect::<Vec<_>>() {
             self.forget(&peer);
         }
@@ -108,9 +136,22 @@ impl Room {
 }
 
 impl Memory {
+    /// Makes a directory in which each room has the places that `seats` makes.
+    pub(in crate::server) fn new(seats: impl Fn() -> Pool + Send + Sync + 'static) -> Self {
+        Self {
+            state: Mutex::default(),
+            seats: Box::new(seats),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // The maps are consistent after every call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room<'a>(&self, state: &'a mut State, topic: &Topic) -> &'a mut Room {
+        let room = state.rooms.entry(*topic);
+        room.or_insert_with(|| Room::new((self.seats)()))
     }
 }
 
@@ -157,12 +198,12 @@ impl Directory for Memory {
         entry: Entry,
         shown: Vec<u8>,
         now: Instant,
-        place: Take<'_>,
+        seat: Seat<'_>,
     ) -> Result<(), Refusal> {
         let mut state = self.lock();
         let until = now + room::LIFETIME;
         let peer = entry.peer;
-        let room = state.rooms.entry(*topic).or_default();
+        let room = self.room(&mut state, topic);
         if let Some(member) = room.members.get_mut(&peer) {
             member.kept.replace(entry, until)?;
             if std::mem::replace(&mut member.shown, shown) != member.shown {
@@ -170,11 +211,10 @@ impl Directory for Memory {
             }
             return Ok(());
         }
-        let place = match room.members.len() < MAX_MEMBERS {
-            true => place().map_err(|_| Refusal::Limit),
-            false => Err(Refusal::Limit),
-        };
-        match place {
+        if let Some(parted) = room.parted.get(&peer).filter(|p| entry.seq <= p.seq) {
+            return Err(Refusal::Stale(parted.seq));
+        }
+        match seat(&room.seats) {
             Ok(place) => {
                 room.parted.remove(&peer);
                 let kept = Kept {
@@ -186,11 +226,11 @@ impl Directory for Memory {
                 room.note(peer);
                 Ok(())
             }
-            Err(refusal) => {
+            Err(_) => {
                 if room.is_over() {
                     state.rooms.remove(topic);
                 }
-                Err(refusal)
+                Err(Refusal::Limit)
             }
         }
     }
@@ -202,15 +242,22 @@ impl Directory for Memory {
     }
 
     fn watch(&self, topic: &Topic) -> watch::Receiver<u64> {
-        let mut state = self.lock();
-        state.rooms.entry(*topic).or_default().last.subscribe()
+        self.room(&mut self.lock(), topic).last.subscribe()
     }
 
-    fn changes(&self, topic: &Topic, after: u64, most: usize) -> Vec<(u64, Change)> {
+    fn size(&self, topic: &Topic) -> usize {
+        let state = self.lock();
+        state.rooms.get(topic).map_or(0, |room| room.members.len())
+    }
+
+    fn changes(&self, topic: &Topic, after: u64, most: usize) -> Option<Vec<(u64, Change)>> {
         let state = self.lock();
         let Some(room) = state.rooms.get(topic) else {
-            return Vec::new();
+            return Some(Vec::new());
         };
+        if after > 0 && after < room.forgotten {
+            return None;
+        }
         let changes = room.changes.range(after.saturating_add(1)..);
         let changes = changes.filter_map(|(number, peer)| match room.members.get(peer) {
             Some(member) => {
@@ -220,7 +267,7 @@ impl Directory for Memory {
             None if after == 0 => None,
             None => Some((*number, Change::Left(*peer))),
         });
-        changes.take(most).collect()
+        Some(changes.take(most).collect())
     }
 
     fn sweep(&self, now: Instant) {
@@ -233,7 +280,7 @@ impl Directory for Memory {
     }
 }
 
-impl Kept {
+impl<P> Kept<P> {
     fn replace(&mut self, entry: Entry, until: Instant) -> Result<(), Refusal> {
         if entry.seq <= self.entry.seq {
             return Err(Refusal::Stale(self.entry.seq));
@@ -249,7 +296,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        core::quota::Quota,
+        core::quota::{self, Quota},
         native::behaviours::pool::{Debug, Pool},
     };
 
@@ -271,8 +318,14 @@ mod tests {
 
     impl Scene {
         fn new(places: usize) -> Self {
+            Self::sharing(places, 100)
+        }
+
+        /// A scene in which one address has this share of a room, in percent.
+        fn sharing(places: usize, percent: u8) -> Self {
+            let seats = Quota::shared(MAX_MEMBERS, percent);
             Self {
-                memory: Memory::default(),
+                memory: Memory::new(move || Pool::new("seat", seats, &Debug)),
                 pool: Pool::new("test", Quota::shared(places, 100), &Debug),
                 now: Instant::now(),
             }
@@ -288,14 +341,20 @@ mod tests {
         }
 
         fn join(&self, peer: PeerId, seq: u64, shown: &[u8]) -> Result<(), Refusal> {
-            let take = || self.pool.take(std::net::IpAddr::from([192, 0, 2, 1]));
-            let entry = entry(peer, seq);
+            self.join_from("192.0.2.1", entry(peer, seq), shown)
+        }
+
+        fn join_from(&self, ip: &str, entry: Entry, shown: &[u8]) -> Result<(), Refusal> {
+            let ip: std::net::IpAddr = ip.parse().unwrap();
+            let seat = |room: &Pool| -> Result<_, quota::Refusal> {
+                Ok([room.take(ip)?, self.pool.take(ip)?])
+            };
             self.memory
-                .join(&TOPIC, entry, shown.to_vec(), self.now, &take)
+                .join(&TOPIC, entry, shown.to_vec(), self.now, &seat)
         }
 
         fn changes(&self, after: u64) -> Vec<(u64, Change)> {
-            self.memory.changes(&TOPIC, after, 100)
+            self.memory.changes(&TOPIC, after, 100).unwrap()
         }
     }
 
@@ -344,9 +403,14 @@ mod tests {
             [present(2, 1)],
             "who comes sees who is there"
         );
-        scene.join(a, 1, b"again").unwrap();
-        assert_eq!(scene.changes(4), [present(5, 1)]);
-        assert_eq!(scene.memory.changes(&TOPIC, 0, 1).len(), 1);
+        assert_eq!(
+            scene.join(a, 3, b"again"),
+            Err(Refusal::Stale(3)),
+            "replayed"
+        );
+        scene.join(a, 4, b"again").unwrap();
+        assert_eq!(scene.changes(4), [present(5, 4)]);
+        assert_eq!(scene.memory.changes(&TOPIC, 0, 1).unwrap().len(), 1);
         scene.now += room::LIFETIME;
         scene.memory.sweep(scene.now);
         assert_eq!(scene.changes(5).len(), 2, "both are over");
@@ -377,6 +441,48 @@ mod tests {
         let room = &state.rooms[&TOPIC];
         assert_eq!((room.members.len(), room.parted.len()), (1, MOST_PARTED));
         assert_eq!(room.changes.len(), MOST_PARTED + 1);
+    }
+
+    #[test]
+    fn no_address_and_no_prefix_fills_a_room() {
+        let scene = Scene::sharing(MAX_MEMBERS * 2, 10);
+        let crowd = |ip: &dyn Fn(usize) -> String| {
+            let joins = (0..MAX_MEMBERS).filter(|n| {
+                let entry = entry(PeerId::random(), 1);
+                scene.join_from(&ip(*n), entry, b"").is_ok()
+            });
+            joins.count()
+        };
+        let share = MAX_MEMBERS / 10;
+        assert_eq!(crowd(&|_| "192.0.2.1".into()), share, "an IPv4 address");
+        assert_eq!(crowd(&|n| format!("2001:db8::{n:x}")), share, "a /64");
+        let of_site = MAX_MEMBERS * 20 / 100 - share;
+        let of_48 = crowd(&|n| format!("2001:db8:0:{:x}::1", n + 1));
+        assert_eq!(of_48, of_site, "the rest of its /48");
+        let honest = scene.join_from("198.51.100.7", entry(PeerId::random(), 1), b"");
+        assert_eq!(honest, Ok(()));
+        assert_eq!(scene.memory.size(&TOPIC), share + share + of_site + 1);
+    }
+
+    #[test]
+    fn whoever_is_too_far_behind_to_hear_who_has_left_begins_anew() {
+        let mut scene = Scene::new(9);
+        let [a, b, c] = [(); 3].map(|()| PeerId::random());
+        let _watch = scene.memory.watch(&TOPIC);
+        for peer in [a, b] {
+            scene.join(peer, 1, b"").unwrap();
+        }
+        scene.memory.leave(&TOPIC, &a, scene.now);
+        assert_eq!(scene.changes(2), [(3, Change::Left(a))]);
+        scene.now += PARTED;
+        scene.join(c, 1, b"").unwrap();
+        scene.memory.sweep(scene.now);
+        assert_eq!(scene.memory.changes(&TOPIC, 2, 100), None);
+        assert!(
+            scene.memory.changes(&TOPIC, 3, 100).is_some(),
+            "it has heard"
+        );
+        assert!(scene.memory.changes(&TOPIC, 0, 100).is_some(), "it begins");
     }
 
     #[test]

@@ -13,8 +13,11 @@ use futures::future::BoxFuture;
 use libp2p::PeerId;
 use tokio::sync::watch;
 
-pub(super) use self::{attendance::attend, memory::Memory};
-use super::pool::Place;
+pub(super) use self::{
+    attendance::{Paid, attend},
+    memory::Memory,
+};
+use super::pool::{Place, Pool};
 use crate::{
     core::{
         directory::{Refusal, Topic},
@@ -28,6 +31,9 @@ pub(super) type Envelope = Arc<[u8]>;
 
 /// Takes the place of something new. What replaces something keeps its place.
 pub(super) type Take<'a> = &'a dyn Fn() -> Result<Place, quota::Refusal>;
+
+/// Takes the places of a new member: one among those of its room, and one among all members.
+pub(super) type Seat<'a> = &'a dyn Fn(&Pool) -> Result<[Place; 2], quota::Refusal>;
 
 /// A record that is sound, and that is its peer's own.
 #[derive(Clone, Debug)]
@@ -104,7 +110,7 @@ pub(super) trait Directory: Send + Sync {
         entry: Entry,
         shown: Vec<u8>,
         now: Instant,
-        place: Take<'_>,
+        seat: Seat<'_>,
     ) -> Result<(), Refusal>;
 
     /// Takes a peer out of a room.
@@ -113,9 +119,13 @@ pub(super) trait Directory: Send + Sync {
     /// Returns what tells of changes in a room. Its value is the number of the last change.
     fn watch(&self, topic: &Topic) -> watch::Receiver<u64>;
 
+    /// Returns how many members are in a room.
+    fn size(&self, topic: &Topic) -> usize;
+
     /// Returns the first changes in a room after the one with the number `after`, with their numbers, at
     /// most `most`. Each member has one change at a time, its newest. After 0, there are the members.
-    fn changes(&self, topic: &Topic, after: u64, most: usize) -> Vec<(u64, Change)>;
+    /// Returns `None` if it is no longer known who has left since.
+    fn changes(&self, topic: &Topic, after: u64, most: usize) -> Option<Vec<(u64, Change)>>;
 
     /// Forgets what is over at `now`.
     fn sweep(&self, now: Instant);

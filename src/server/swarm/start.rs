@@ -77,6 +77,7 @@ impl Relay {
             swarm::Config::with_executor(|task: BoxFuture<'static, ()>| runtime::spawn(task))
                 .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
+        let rooms = pools.rooms();
         let mut relay = Self {
             listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
@@ -95,7 +96,8 @@ impl Relay {
             announced: watch::Sender::default(),
             descriptors,
             usage,
-            directory: Arc::new(Memory::default()),
+            directory: Arc::new(Memory::new(rooms)),
+            room_rates: HashMap::new(),
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
             reached: Reached::default(),

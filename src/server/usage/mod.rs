@@ -87,7 +87,8 @@ pub enum UsageBy {
 pub struct UsageRow {
     /// The day, the peer or the token.
     pub name: String,
-    /// Bytes that circuits and the TURN server carried, in both directions together.
+    /// Bytes that circuits and the TURN server carried, and that went to the directory and to rooms, in both
+    /// directions together.
     pub bytes: u64,
     /// Circuits to the peer that were accepted.
     pub circuits: u64,

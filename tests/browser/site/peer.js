@@ -29,6 +29,25 @@ async function start(options) {
   return { peerId: held.me.peerId, ticket: held.me.ticket };
 }
 
+/** Keeps what happens in a room or a mesh in `held.seen`, as plain data with bytes as text. */
+async function watch(happens) {
+  held.seen = [];
+  for await (const { type, id, from, data } of happens) {
+    held.seen.push({ type, id: id ?? from, text: data && new TextDecoder().decode(data) });
+  }
+}
+
+async function enter(name, options) {
+  held.room = await held.me.join(name, options);
+  watch(held.room);
+}
+
+async function mesh(name, options) {
+  const { Mesh } = await import("/npm/dist/mesh.js");
+  held.mesh = await Mesh.join(held.me, name, options);
+  watch(held.mesh);
+}
+
 /** Serves `echo/1` on every incoming connection, and keeps the last connection. */
 async function serveEcho() {
   for await (const connection of held.me.incoming()) {
@@ -205,4 +224,4 @@ async function outcome(work) {
   }
 }
 
-window.peer = { held, lanes, start, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, hold, short, drain, outcome, Connector };
+window.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, hold, short, drain, outcome, Connector };

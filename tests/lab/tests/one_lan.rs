@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use throughline_lab::{Nat, NatKind, Pairing, Peer, Run, Site, Spec, Stage};
+use throughline_lab::{Lab, Nat, NatKind, Pairing, Peer, Program, Run, Site, Spec, Stage};
 
 mod common;
 
@@ -73,4 +73,39 @@ fn without_mdns_there_is_no_direct_path() {
         return;
     };
     assert_eq!(run.path.as_deref(), Some("relayed"), "{run:#?}");
+}
+
+/// How long finding a peer by its id may take, with the connection.
+const FOUND_WITHIN: f64 = 1000.0;
+
+#[test]
+fn programs_find_each_other_by_their_ids_without_any_relay() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::default().site(Site::new("a", NatKind::PortRestricted).hosts(2));
+    let lab = Lab::up(spec).unwrap();
+    let start = |host: &str, arguments: &[&str], setting: &str| {
+        let mut command = lab.host(host).unwrap().command(&parts.program);
+        command
+            .args(arguments)
+            .args(["--json", "--no-port-mapping", "--set", setting]);
+        Program::start(format!("throughline on {host}"), command).unwrap()
+    };
+    let listener = start("a", &["listen", "--echo"], "lan_discovery=true");
+    let ready = listener.wait("ready", WITHIN).unwrap();
+    let id = ready["peer_id"].as_str().unwrap();
+    let dial = ["connect", id, "--ping", "1"];
+    let dialler = start("a2", &dial, "lan_discovery=true");
+    let connected = dialler.wait("connected", WITHIN).unwrap();
+    println!("connected after {} ms", connected["ms"]);
+    assert_eq!(connected["path"], "direct", "{connected}");
+    assert!(
+        connected["ms"].as_f64().unwrap() < FOUND_WITHIN,
+        "{connected}"
+    );
+
+    let without = start("a2", &dial, "lan_discovery=false");
+    let refused = without.wait("connected", WITHIN).unwrap_err().to_string();
+    assert!(refused.contains("no_relay"), "{refused}");
 }
