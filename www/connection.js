@@ -59,7 +59,7 @@ export class ConnectionView {
   }
 
   /** Says whether the peer has left the room. Its connection may go on, or wait for a path in vain. */
-  set hasLeft(left) {
+  showLeft(left) {
     this.#part(".left").hidden = !left;
   }
 

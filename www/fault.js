@@ -3,8 +3,8 @@ import { el, ms } from "./dom.js";
 import { strategyName } from "./names.js";
 
 /**
- * Shows `error` in `element`, which gets the focus, and gives it back. `hint` says what to do, and takes the place of the usual words.
- * `again` does once more what has failed.
+ * Shows `error` in `element`, which gets the focus, and gives it back. `hint` says what to do, in the place of the
+ * usual words. `again` does once more what has failed.
  */
 export function showFault(element, error, { hint = hints[error.code], again } = {}) {
   const ways = failedWays(error.attempts ?? []);

@@ -39,9 +39,8 @@ export class MemberCard {
     paint(this.#part(".face"), this.#id, name);
     this.#part(".connect").ariaLabel = `Connect to ${name}`;
     this.#part(".reveal").ariaLabel = `Show the connection to ${name}`;
-    const connection = connectionTo(this.#id);
-    connection?.rename(name);
-    if (connection) connection.hasLeft = false;
+    connectionTo(this.#id)?.rename(name);
+    connectionTo(this.#id)?.showLeft(false);
   }
 
   /** Shows how the member is connected now. */

@@ -88,8 +88,7 @@ export class RoomView {
   #left(id) {
     const card = this.#cards.get(id);
     announce(`${card.name} has left.`);
-    const connection = connectionTo(id);
-    if (connection) connection.hasLeft = true;
+    connectionTo(id)?.showLeft(true);
     card.remove();
     this.#cards.delete(id);
   }
