@@ -1,10 +1,12 @@
 // One connection on the page: its path as it changes, the chat, and the files.
 import { bench, serveBench } from "./bench.js";
-import { el, find, ms, shortId, showFault } from "./dom.js";
+import { el, find, ms, shortId } from "./dom.js";
+import { showFault } from "./fault.js";
 import { Files } from "./files.js";
 import { History } from "./history.js";
 import { log } from "./log.js";
 import { pathNames, strategyName } from "./names.js";
+import { paint } from "./person.js";
 import { chatLine, chatLines, roundTrips, serveEcho } from "./protocols.js";
 import { Timeline } from "./timeline.js";
 
@@ -18,10 +20,13 @@ export class ConnectionView {
   #history = new History(this.#part(".history"));
   #chat;
   #files;
+  #tell;
 
-  constructor(connection, title) {
+  /** `tell` is called when the path is another one. */
+  constructor(connection, title, tell) {
     this.#connection = connection;
-    this.#part("h2").textContent = `${title} ${shortId(connection.peerId)}`;
+    this.#tell = tell;
+    this.rename(title);
     this.#card.dataset.peer = connection.peerId;
     this.#part(".close").addEventListener("click", () => connection.close());
     this.#part(".dismiss").addEventListener("click", () => this.#dismiss());
@@ -41,6 +46,27 @@ export class ConnectionView {
 
   #part(selector) {
     return find(selector, this.#card);
+  }
+
+  /** The kind of the path now, `lost` or `closed`. */
+  get path() {
+    return this.#part(".badge").dataset.path;
+  }
+
+  rename(title) {
+    this.#part("h2").textContent = title;
+    paint(this.#part(".face"), this.#connection.peerId, title);
+  }
+
+  /** Says whether the peer has left the room. Its connection may go on, or wait for a path in vain. */
+  showLeft(left) {
+    this.#part(".left").hidden = !left;
+  }
+
+  /** Brings the card before the eyes and the keyboard of the visitor. */
+  reveal() {
+    this.#card.scrollIntoView({ block: "start" });
+    this.#part("h2").focus({ preventScroll: true });
   }
 
   async #watchPaths() {
@@ -74,10 +100,10 @@ export class ConnectionView {
 
   #showState(kind, at) {
     const badge = this.#part(".badge");
-    // The same words again would be read aloud again.
     if (badge.dataset.path !== kind) {
       badge.dataset.path = kind;
-      badge.textContent = pathNames[kind] ?? kind;
+      badge.textContent = pathNames[kind];
+      this.#tell();
     }
     if (at !== undefined) this.#timeline.path(kind, at);
   }
@@ -85,7 +111,7 @@ export class ConnectionView {
   #dismiss() {
     const next = this.#card.nextElementSibling ?? this.#card.previousElementSibling;
     this.#card.remove();
-    find(".dismiss:not([hidden]), .close:not([hidden])", next ?? document)?.focus();
+    (next ? find("h2", next) : find("#people-title")).focus();
   }
 
   async #bench(direction) {
@@ -101,8 +127,10 @@ export class ConnectionView {
       result.textContent = "";
       showFault(this.#part(".fault"), error);
     } finally {
-      const closed = this.#part(".badge").dataset.path === "closed";
+      const closed = this.path === "closed";
       for (const button of buttons) button.disabled = closed;
+      // The button has lost the focus, and who cannot see the result hears it so.
+      if (document.activeElement === document.body) result.focus();
     }
   }
 

@@ -1,6 +1,4 @@
 // The few functions of a view library that the page needs.
-import { strategyName } from "./names.js";
-
 export const find = (selector, root = document) => root.querySelector(selector);
 
 /** Makes an element with properties (`data-*` under `data`) and children. */
@@ -14,10 +12,14 @@ export function el(tag, properties = {}, ...children) {
 
 export function copyButtons(root) {
   for (const button of root.querySelectorAll("[data-copy]")) {
+    const label = button.textContent;
     button.addEventListener("click", async () => {
-      const label = button.textContent;
-      await navigator.clipboard.writeText(find(`#${button.dataset.copy}`).textContent);
-      button.textContent = "Copied";
+      try {
+        await navigator.clipboard.writeText(find(`#${button.dataset.copy}`).textContent);
+        button.textContent = "Copied";
+      } catch {
+        button.textContent = "Not allowed"; // by the browser
+      }
       setTimeout(() => (button.textContent = label), 1200);
     });
   }
@@ -41,34 +43,3 @@ export function size(bytes) {
   const power = Math.min(Math.floor(Math.log2(Math.max(bytes, 1)) / 10), units.length - 1);
   return `${(bytes / 1024 ** power).toFixed(power && bytes < 100 * 1024 ** power ? 1 : 0)} ${units[power]}`;
 }
-
-/** Shows what went wrong in one sentence, what to do, and in a list that opens why each attempt failed. It gets the focus. */
-export function showFault(element, error) {
-  const attempts = (error.attempts ?? []).filter(({ outcome }) => outcome === "failed");
-  const line = (a) => `${strategyName(a.strategy)}, after ${ms(a.endedMs - a.startedMs)}${a.reason ? `: ${a.reason}` : ""}`;
-  element.replaceChildren(
-    el("p", {}, el("strong", {}, error.code ? error.message : String(error)), ...(error.code ? [" ", el("code", {}, error.code)] : [])),
-    ...(hints[error.code] ? [el("p", {}, hints[error.code])] : []),
-    ...(attempts.length
-      ? [el("details", {}, el("summary", {}, `${attempts.length} failed ${attempts.length === 1 ? "attempt" : "attempts"}`), el("ul", {}, ...attempts.map((a) => el("li", {}, line(a)))))]
-      : []),
-    el("button", { type: "button", className: "quiet", onclick: () => hideFault(element) }, "Dismiss"),
-  );
-  element.hidden = false;
-  element.scrollIntoView({ block: "nearest" });
-  element.focus({ preventScroll: true });
-}
-
-export function hideFault(element) {
-  element.hidden = true;
-  element.replaceChildren();
-}
-
-const hints = {
-  invalid_ticket: "Ask the peer for a fresh ticket and paste all of it.",
-  no_relay: "Check that the relay runs, and its address under “Relays and ICE servers”.",
-  unreachable: "The peer or its relay may be gone. Ask the peer for a fresh ticket.",
-  connection_lost: "Every path was lost, and none came back in time. Connect again.",
-  connection_closed: "The peer or this page closed the connection.",
-  unsupported_platform: "Open this page in a current browser, over https or from localhost.",
-};

@@ -1,37 +1,54 @@
-// The page: one Connector, the peers that connect to it, and the peers that it connects to.
+// The page: one Connector, the room that it is in, the peers that connect to it, and those that it connects to.
 import { Connector } from "/npm/dist/index.js";
-import { ConnectionView } from "./connection.js";
-import { copyButtons, el, find, hideFault, shortId, showFault, size } from "./dom.js";
+import { Attempt } from "./attempt.js";
+import { show } from "./connections.js";
+import { copyButtons, el, find, shortId, size } from "./dom.js";
+import { keepRoom, newRoom, readFragment, roomLink, ticketLink } from "./link.js";
 import { log, saveLog } from "./log.js";
 import { invite } from "./qr.js";
 import { plain } from "./report.js";
+import { announce, RoomView } from "./room.js";
 import { settings, showSettings } from "./settings.js";
 
 const restart = () => location.reload();
+const given = readFragment();
+const here = given.room ?? newRoom();
+const room = new RoomView(here);
+const attempt = new Attempt(find("#connect-attempt"));
 let connector;
 let program = "throughline";
 
 async function main() {
+  keepRoom(here);
+  invite(roomLink(here));
+  find("#room-cut").hidden = !given.cut;
   copyButtons(document);
   find("#log-save").addEventListener("click", saveLog);
   find("#hide-addresses").addEventListener("change", ({ target }) => document.body.classList.toggle("hide-addresses", target.checked));
   find("#diagnosis").addEventListener("toggle", report);
   find("#report-refresh").addEventListener("click", report);
-
-  const { demo } = await (await fetch("/config.json")).json();
   showSettings(restart);
+
   const start = performance.now();
-  connector = await Connector.create(settings());
+  const [created, demo] = await Promise.all([Connector.create(settings()), demoPeer()]);
+  connector = created;
   log("ready", { peer: connector.peerId, ms: Math.round(performance.now() - start) });
   showReady(demo);
   connector.addEventListener("status", showStatus);
   serve();
+  // A page that the browser brings back from its history has lost its connections.
   addEventListener("pagehide", () => connector.close());
+  addEventListener("pageshow", ({ persisted }) => persisted && restart());
+  room.enter(connector);
+  if (given.ticket) connect(given.ticket, "Peer");
+}
 
-  const invited = new URLSearchParams(location.hash.slice(1)).get("connect");
-  if (invited) {
-    history.replaceState(null, "", location.pathname);
-    await connect(invited, "Tab");
+/** The native peer of `throughline demo`, if this is the page of one. */
+async function demoPeer() {
+  try {
+    return (await (await fetch("/config.json")).json()).demo;
+  } catch {
+    return undefined;
   }
 }
 
@@ -50,7 +67,6 @@ function showReady(demo) {
   const native = find("#connect-native");
   native.disabled = !demo;
   native.addEventListener("click", () => connect(demo.ticket, "Native peer", native));
-  find("#connect-cancel").addEventListener("click", () => attempt?.abort());
 }
 
 /** Shows whether others can reach this page, and by which ticket. Both change with the network. */
@@ -58,42 +74,29 @@ function showStatus() {
   const { state, reason, ticket } = connector.status;
   const [pill, label] = { reachable: ["ready", "Reachable"], connecting: ["wait", "Connecting"] }[state] ?? ["bad", "Not reachable"];
   status(pill, label, reason);
+  room.reachable = state === "reachable";
   log("status", { state, reason, characters: ticket.length });
   find("#ticket").textContent = ticket;
   find("#terminal").textContent = `${program} connect ${ticket}`;
-  find("#second-tab").href = `#connect=${ticket}`;
-  invite(ticket);
+  find("#invite").textContent = find("#second-tab").href = ticketLink(ticket);
 }
 
-let attempt;
+/** A member of the room has its own name, and every other peer one of these with its id. */
+const titled = ({ peerId }, kind) => room.nameOf(peerId) ?? `${kind} ${shortId(peerId)}`;
 
-/** Connects to the peer of `ticket`. What happens is shown beside `clicked`, which gets the focus back. */
-async function connect(ticket, title, clicked) {
-  attempt?.abort();
-  const aborting = (attempt = new AbortController());
-  hideFault(find("#fault"));
-  const start = performance.now();
-  const waiting = setInterval(() => say(`Connecting, ${Math.round((performance.now() - start) / 1000)} s`), 1000);
-  const say = (text) => (find("#connecting span").textContent = text);
-  find("#connecting").hidden = false;
-  say("Connecting");
-  try {
-    const connection = await connector.connect(ticket, { signal: aborting.signal });
-    log("connected", { peer: shortId(connection.peerId), path: connection.path?.path, ms: Math.round(performance.now() - start) });
-    new ConnectionView(connection, title);
-  } catch (error) {
-    if (aborting.signal.aborted) clicked?.focus();
-    else fail(error);
-  } finally {
-    clearInterval(waiting);
-    if (attempt === aborting) find("#connecting").hidden = true;
-  }
+/** Connects to the peer of `ticket`. What happens is shown beside `clicked`. */
+async function connect(ticket, kind, clicked) {
+  const connection = await attempt.run(clicked, (signal) => connector.connect(ticket, { signal }));
+  if (!connection) return;
+  log("connected", { peer: shortId(connection.peerId), path: connection.path?.path });
+  show(connection, titled(connection, kind)).reveal();
 }
 
 async function serve() {
   for await (const connection of connector.incoming()) {
     log("incoming", { peer: shortId(connection.peerId) });
-    new ConnectionView(connection, "From");
+    show(connection, titled(connection, "From"));
+    announce(`${titled(connection, "Peer")} has connected to you.`);
   }
   status("bad", "Stopped");
 }
@@ -112,12 +115,7 @@ function status(state, text, why = "") {
   pill.textContent = text;
 }
 
-function fail(error) {
-  log("error", { code: error.code, message: error.message, attempts: error.attempts });
-  showFault(find("#fault"), error);
-}
-
 main().catch((error) => {
   status("bad", "Not started");
-  fail(error);
+  room.fail(error, { again: restart });
 });

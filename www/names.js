@@ -11,4 +11,4 @@ const names = {
 
 export const strategyName = (strategy) => names[strategy] ?? strategy;
 
-export const pathNames = { direct: "direct", relayed: "relayed", turn: "relayed by TURN", lost: "path lost, waiting", closed: "closed" };
+export const pathNames = { none: "connecting", direct: "direct", relayed: "relayed", turn: "relayed by TURN", lost: "path lost, waiting", closed: "closed" };

@@ -1,10 +1,16 @@
-// The invitation: a link that leads to this page's peer, as text and as a QR code.
+// The invitation into the room: its link as text, as a new tab, and as a QR code.
 import { find } from "./dom.js";
 
 /** Shows the link, and draws its code if the library is there (`node js/scripts/build.mjs` puts it into vendor/). */
-export async function invite(ticket) {
-  const link = `${location.origin}${location.pathname}#connect=${ticket}`;
-  find("#invite").textContent = link;
+export async function invite(link) {
+  find("#room-link").textContent = link;
+  find("#room-tab").href = link;
+  // Another device cannot open an address of this one.
+  const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  find("#qr-local").hidden = !local;
+  if (local) find("#room-where").textContent = "in a new tab";
+  find("#room-copy").classList.toggle("plain", local);
+  find("#room-tab").classList.toggle("plain", !local);
   const holder = find("#qr");
   try {
     const { renderSVG } = await import("./vendor/qr.js");
@@ -12,11 +18,8 @@ export async function invite(ticket) {
     holder.innerHTML = renderSVG(link, { ecc: "L", border: 2, whiteColor: "#fff", blackColor: "#000" });
     const svg = find("svg", holder);
     svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", "QR code of the invite link");
+    svg.setAttribute("aria-label", "QR code of the link of this room");
   } catch {
-    find("#qr-details").hidden = true;
+    holder.hidden = true;
   }
-  // A camera of another device cannot open an address of this one.
-  find("#qr-local").hidden = !["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
-  return link;
 }

@@ -729,3 +729,22 @@ fn the_demo_is_one_command() {
     demo.signal("-TERM");
     assert!(demo.finish().1.success());
 }
+
+/// Browsers of other devices take the page over https only. So with a certificate, it is for them, too.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_demo_is_for_other_devices_where_it_has_a_certificate() {
+    let home = tempfile::tempdir().unwrap();
+    let [cert, key] = ["cert.pem", "key.pem"].map(|name| home.path().join(name));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let [cert, key] = [cert.to_str().unwrap(), key.to_str().unwrap()];
+    let line = ["demo", "--port", "0", "--tls-cert", cert, "--tls-key", key];
+    let demo = Program::start(&line);
+    let ready = demo.event("demo");
+    let url = ready["url"].as_str().unwrap().trim_end_matches('/');
+    let port = url.strip_prefix("https://localhost:").unwrap();
+    // Whoever listens at 127.0.0.1 only does not listen there.
+    std::net::TcpStream::connect(("127.0.0.2", port.parse().unwrap())).unwrap();
+}

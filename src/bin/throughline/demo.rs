@@ -29,8 +29,10 @@ const MAX_FILE: u64 = 2 << 30;
 pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped(output)?;
     let credentials = args.serve.print_turn_credentials;
-    // A host in a file, or the wildcard on the command line, is what the user wants.
-    let named = !args.serve.host.is_empty() || args.serve.config.is_some();
+    // A host in a file, or the wildcard on the command line, is what the user wants. With https, the
+    // page is for others, too.
+    let https = !args.serve.domain.is_empty() || args.serve.tls_cert.is_some();
+    let named = https || !args.serve.host.is_empty() || args.serve.config.is_some();
     let mut config = serve::config(args.serve)?;
     let default = throughline::server::ServerConfig::default();
     if !named {
@@ -77,6 +79,11 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
         serve::announce(&server, credentials, output);
     }
     let url = format!("{}/", server.http_url());
+    let elsewhere = if url.starts_with("https:") {
+        ""
+    } else {
+        "Browsers of other devices need it over https: see --domain and --tls-cert.\n"
+    };
     let page = if without_page {
         "There is no page to try: this program was built without it. In a clone, `make demo` has it, and \
          `make page` puts it into what is built with the feature `demo`.\n"
@@ -91,7 +98,7 @@ pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     });
     output.result("demo", fields, || {
         format!(
-            "Open {url}\n{page}The demo peer stores the files that you send in {}",
+            "Open {url}\n{page}{elsewhere}The demo peer stores the files that you send in {}",
             inbox.display()
         )
     });
