@@ -291,6 +291,11 @@ impl Config {
         }
     }
 
+    /// Whether relays are asked for TURN credentials. Servers that the user names win.
+    pub(crate) fn asks_for_turn(&self) -> bool {
+        self.direct && self.turn.is_empty()
+    }
+
     /// Checks every value against its documented range.
     ///
     /// # Errors

@@ -39,9 +39,9 @@ use libp2p::PeerId;
 
 pub use crate::webrtc::{
     BackendError, Behaviour, CandidateKind, CandidatePair, Config, DEFAULT_MAX_INBOUND,
-    DEFAULT_PORT_MAPPING_TIMEOUT, DEFAULT_STUN_TIMEOUT, DEFAULT_TIMEOUT, Effort, Endpoint, Error,
-    Event, FIN_ACK_TIMEOUT, IceServer, MAX_MESSAGE_LEN, Muxer, Phase, SdpError, SignallingError,
-    Stream,
+    DEFAULT_PORT_MAPPING_TIMEOUT, DEFAULT_STUN_TIMEOUT, DEFAULT_TIMEOUT, DEFAULT_TURN_DELAY,
+    Effort, Endpoint, Error, Event, FIN_ACK_TIMEOUT, IceServer, MAX_MESSAGE_LEN, Muxer, Phase,
+    SdpError, SignallingError, Stream,
 };
 
 /// The transport for this platform. [`new`] makes it.

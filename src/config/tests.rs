@@ -27,7 +27,7 @@ fn defaults_have_the_documented_values() {
         "connect_timeout_ms": 10_000,
         "strategy_timeout_ms": 10_000,
         "start_delays_ms": {
-            "direct": 0, "stun": 0, "upnp": 0, "circuit_relay": 0, "turn": 0, "birthday": 1_000,
+            "direct": 0, "stun": 0, "upnp": 0, "circuit_relay": 0, "turn": 1_000, "birthday": 1_000,
         },
         "acceptance_delay_ms": 0,
         "relay_timeout_ms": 10_000,

@@ -8,7 +8,6 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::nat::NatMapping;
-use crate::event::Cause;
 
 /// The ports that a NAT may use: all but the well-known ones. RFC 4787 REQ-3 lets a NAT keep 0 to
 /// 1023 apart.
@@ -49,16 +48,6 @@ impl Side {
             .into_iter()
             .find(|side| side.as_str() == text)
     }
-}
-
-/// An event of the guessing of ports. There is no event for success, because the nominated pair
-/// shows that a port was met.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Guessing {
-    /// The guessing begins.
-    Began,
-    /// The guessing ends without a port that was met, or it does not begin.
-    Failed(Cause, String),
 }
 
 /// How much effort goes into guessing a port. This is native only. Each socket and each probe takes

@@ -10,23 +10,28 @@ use crate::event::Strategy;
 /// cannot succeed.
 pub(crate) const BIRTHDAY_START: Duration = Duration::from_secs(1);
 
+/// By then, ordinary checks that can succeed have succeeded. A relayed address costs its server.
+pub(crate) const TURN_START: Duration = Duration::from_secs(1);
+
 /// How long each strategy waits before it starts.
 ///
 /// The delays of `direct` and `circuit_relay` begin with the call to connect. The others begin when
 /// the strategy can be signalled, over a circuit or by a sealed offer. In TOML, JSON and JavaScript
 /// this is an object of whole milliseconds, and a delay that is left out keeps its default.
 ///
-/// `stun`, `upnp` and `turn` share one negotiation, which begins after the shortest of their
-/// delays.
+/// `stun` and `upnp` share one negotiation, which begins after the shorter of their delays. `turn` and
+/// `birthday` join it after their own, which begin when the peer has answered, and only if it has not
+/// succeeded by then. TURN also waits until no ports are guessed any more. A browser asks TURN servers only
+/// at the beginning of a negotiation, so a page begins another one for them, two seconds later.
 ///
 /// ```
 /// use std::time::Duration;
 /// use throughline::{Config, Strategy};
 ///
 /// let mut config = Config::default();
-/// // TURN costs its operator, so the other strategies get half a second first.
-/// config.start_delays.turn = Duration::from_millis(500);
-/// assert_eq!(config.start_delays.of(Strategy::Turn).as_millis(), 500);
+/// // TURN costs its operator, so the other strategies get three seconds first.
+/// config.start_delays.turn = Duration::from_secs(3);
+/// assert_eq!(config.start_delays.of(Strategy::Turn).as_millis(), 3_000);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,7 +52,8 @@ pub struct StartDelays {
     /// 7.4 s at most while there is no other path.
     #[serde(with = "millis")]
     pub circuit_relay: Duration,
-    /// TURN servers. Defaults to 0.
+    /// TURN servers. Defaults to 1 s, so that servers are asked only when no direct path came up. A
+    /// circuit carries the traffic meanwhile.
     #[serde(with = "millis")]
     pub turn: Duration,
     /// Many ports against symmetric NATs. Defaults to 1 s, so that ordinary hole punching comes
@@ -63,7 +69,7 @@ impl Default for StartDelays {
             stun: Duration::ZERO,
             upnp: Duration::ZERO,
             circuit_relay: Duration::ZERO,
-            turn: Duration::ZERO,
+            turn: TURN_START,
             birthday: BIRTHDAY_START,
         }
     }

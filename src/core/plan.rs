@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use multiaddr::{Multiaddr, PeerId};
+use multiaddr::PeerId;
 
-use super::{address, backoff::Backoff, delays::StartDelays};
+use super::{backoff::Backoff, delays::StartDelays};
 use crate::event::{PathKind, Strategy};
 
 /// How much later a circuit through a further relay starts than the one before it. The delay keeps
@@ -42,36 +42,20 @@ pub(crate) enum AttemptId {
     Circuit(PeerId),
     /// The peer's own addresses.
     Direct,
-    /// ICE, signalled over a circuit or by a sealed offer. It combines several strategies, by one
-    /// of [`UPGRADES`].
+    /// ICE, by libp2p's `/webrtc`, signalled over a circuit or by a sealed offer. It combines several
+    /// strategies.
     Ice,
-}
-
-/// A protocol that brings up a better path over a circuit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Upgrade {
-    /// libp2p `/webrtc`.
-    WebRtc,
-}
-
-/// The upgrades in the order of preference. The next one is for a peer that does not speak the one
-/// before it.
-pub(crate) const UPGRADES: &[Upgrade] = &[Upgrade::WebRtc];
-
-impl Upgrade {
-    /// Returns the address to dial for this upgrade to `peer`, over the circuit through `relay`.
-    pub(crate) fn address(self, relay: &Multiaddr, peer: PeerId) -> Multiaddr {
-        match self {
-            Self::WebRtc => address::webrtc(relay, peer),
-        }
-    }
 }
 
 /// The rules that follow from the configuration and this target.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rules {
-    /// The strategies of ICE on this target. It is empty if only the relay may be used.
+    /// The strategies with which ICE begins on this target. It is empty if only the relay may be used.
     pub(crate) ice: Vec<Strategy>,
+    /// Whether there are TURN servers. TURN joins ICE when the other strategies have had their time.
+    pub(crate) turn: bool,
+    /// How long the others have where ICE has to be made anew for TURN. `None` where TURN joins by itself.
+    pub(crate) anew: Option<Duration>,
     /// How long each strategy waits before it starts.
     pub(crate) start: StartDelays,
     /// How long one attempt may take.
@@ -90,6 +74,15 @@ impl Rules {
     /// make the circuit unnecessary, and if the user has configured no start delay for circuits.
     pub(crate) fn spares_circuits(&self) -> bool {
         !self.ice.is_empty() && self.start.of(Strategy::CircuitRelay).is_zero()
+    }
+
+    /// Whether `strategy` may be tried.
+    pub(crate) fn allows(&self, strategy: Strategy) -> bool {
+        match strategy {
+            Strategy::CircuitRelay => true,
+            Strategy::Turn if self.turn => true,
+            _ => self.ice.contains(&strategy),
+        }
     }
 }
 
@@ -142,8 +135,8 @@ pub(crate) struct Step {
     pub(crate) spared: bool,
     /// How long the attempt may take.
     pub(crate) timeout: Duration,
-    /// How many ways there are to make the attempt, for a peer that does not speak the first one.
-    pub(crate) ways: usize,
+    /// After how long without a path the attempt is made anew, with TURN.
+    pub(crate) anew: Option<Duration>,
     /// How often the attempt is repeated in the background until it is only repeated once a minute.
     /// With 0 it is never repeated.
     pub(crate) retries: u32,
@@ -162,16 +155,18 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
         }
         let is_direct = known.best == Some(PathKind::Direct);
         if known.addresses && !is_direct {
-            steps.push(better(AttemptId::Direct, &[Strategy::Direct], 1, rules));
+            steps.push(better(AttemptId::Direct, &[Strategy::Direct], rules));
         }
         if (known.circuit || known.offer || known.ice) && !is_direct {
             let best = known.best.unwrap_or(PathKind::Relayed);
             let may_beat = |strategy: &&Strategy| strategy.kind() < best;
             let strategies: Vec<_> = rules.ice.iter().filter(may_beat).copied().collect();
             if !strategies.is_empty() {
-                let mut ice = better(AttemptId::Ice, &strategies, UPGRADES.len(), rules);
+                let mut ice = better(AttemptId::Ice, &strategies, rules);
                 if best == PathKind::Turn {
                     ice.after = ice.after.max(PAST_TURN);
+                } else if rules.turn {
+                    ice.anew = rules.anew;
                 }
                 steps.push(ice);
             }
@@ -195,18 +190,16 @@ fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step
         after: first + RELAY_STAGGER * nth,
         spared: known.spared.is_some(),
         timeout: rules.timeout,
-        ways: 1,
+        anew: None,
         retries: u32::MAX,
         backoff: Backoff::new(rules.backoff / CIRCUIT_HASTE, CIRCUIT_REST),
     })
 }
 
-fn better(attempt: AttemptId, strategies: &[Strategy], ways: usize, rules: &Rules) -> Step {
+fn better(attempt: AttemptId, strategies: &[Strategy], rules: &Rules) -> Step {
     // The strategies of ICE share one negotiation, which starts as soon as the first of them may.
-    // Its host candidates need no start of their own, and the birthday method waits by itself.
-    let starts = |s: &&Strategy| {
-        attempt != AttemptId::Ice || !matches!(s, Strategy::Direct | Strategy::Birthday)
-    };
+    // Its host candidates need no start of their own. TURN and the birthday method join by themselves.
+    let starts = |s: &&Strategy| attempt != AttemptId::Ice || **s != Strategy::Direct;
     let delays = strategies.iter().filter(starts);
     Step {
         attempt,
@@ -217,7 +210,7 @@ fn better(attempt: AttemptId, strategies: &[Strategy], ways: usize, rules: &Rule
             AttemptId::Ice => rules.timeout + rules.guessing,
             _ => rules.timeout,
         },
-        ways,
+        anew: None,
         retries: rules.retries,
         backoff: Backoff::new(rules.backoff, rules.backoff * 64),
     }
@@ -232,6 +225,8 @@ pub(crate) mod tests {
     pub(crate) fn rules() -> Rules {
         Rules {
             ice: vec![Strategy::Direct, Strategy::Stun],
+            turn: false,
+            anew: None,
             start: StartDelays::default(),
             timeout: 10 * SECOND,
             guessing: Duration::ZERO,
@@ -268,7 +263,7 @@ pub(crate) mod tests {
             after,
             spared: false,
             timeout: 10 * SECOND,
-            ways: 1,
+            anew: None,
             retries: u32::MAX,
             backoff: Backoff::new(SECOND / 2, 30 * SECOND),
         }
@@ -281,7 +276,7 @@ pub(crate) mod tests {
             after,
             spared: false,
             timeout: 10 * SECOND,
-            ways: 1,
+            anew: None,
             retries: 3,
             backoff: Backoff::new(2 * SECOND, 128 * SECOND),
         }
@@ -318,13 +313,13 @@ pub(crate) mod tests {
         rules.start.direct = SECOND;
         rules.start.circuit_relay = 2 * SECOND;
         rules.start.stun = 3 * SECOND;
-        rules.start.turn = 4 * SECOND;
         let steps = plan(&known(&[relay]), &rules).steps;
         let starts: Vec<_> = steps.iter().map(|s| s.after).collect();
         assert_eq!(starts, [2 * SECOND, SECOND]);
         let mut up = known(&[relay]);
         up.circuit = true;
-        rules.ice.push(Strategy::Turn);
+        rules.ice.push(Strategy::Upnp);
+        rules.start.upnp = 4 * SECOND;
         assert_eq!(plan(&up, &rules).steps[1].after, 3 * SECOND);
         rules.start.stun = 5 * SECOND;
         assert_eq!(plan(&up, &rules).steps[1].after, 4 * SECOND);
@@ -348,22 +343,28 @@ pub(crate) mod tests {
     fn paths_that_are_up_are_not_planned() {
         let relay = PeerId::random();
         let direct = better(AttemptId::Direct, &[Strategy::Direct], Duration::ZERO);
-        let with_turn = [ICE[0], ICE[1], Strategy::Turn];
-        let ice = better(AttemptId::Ice, &with_turn, Duration::ZERO);
+        let ice = better(AttemptId::Ice, &ICE, Duration::ZERO);
         let past_turn = better(AttemptId::Ice, &ICE, PAST_TURN);
-        let steps = |circuit, best| {
+        let anew = Step {
+            anew: Some(3 * SECOND),
+            ..ice.clone()
+        };
+        let steps = |circuit, best, turn| {
             let mut known = known(&[relay]);
             (known.circuit, known.best) = (circuit, best);
-            let ice = with_turn.to_vec();
-            plan(&known, &Rules { ice, ..rules() }).steps
+            let mut rules = rules();
+            (rules.turn, rules.anew) = (turn, Some(3 * SECOND));
+            plan(&known, &rules).steps
         };
         let relayed = Some(PathKind::Relayed);
-        assert_eq!(steps(true, relayed), [direct.clone(), ice]);
-        assert_eq!(steps(true, Some(PathKind::Turn)), [direct, past_turn]);
-        assert_eq!(steps(true, Some(PathKind::Direct)), []);
+        assert_eq!(steps(true, relayed, false), [direct.clone(), ice]);
+        assert_eq!(steps(true, relayed, true), [direct.clone(), anew]);
+        let turn = Some(PathKind::Turn);
+        assert_eq!(steps(true, turn, true), [direct, past_turn]);
+        assert_eq!(steps(true, Some(PathKind::Direct), true), []);
         // The fallback is brought back under a direct path.
         let fallback = circuit(relay, Duration::ZERO);
-        assert_eq!(steps(false, Some(PathKind::Direct)), [fallback]);
+        assert_eq!(steps(false, Some(PathKind::Direct), true), [fallback]);
     }
 
     #[test]

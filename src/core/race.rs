@@ -65,11 +65,22 @@ pub(crate) enum RaceEvent {
     Closed,
 }
 
+/// What ICE tells of a strategy that joins it by itself: the birthday method, or TURN. The nominated
+/// pair tells of a success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "in a page, no strategy joins by itself")]
+pub(crate) enum Late {
+    /// The strategy begins.
+    Began(Strategy),
+    /// The strategy ends without a pair, or cannot begin.
+    Failed(Strategy, Cause, String),
+}
+
 /// A step that the race wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceAction {
-    /// Make this attempt in the way with this number, counted from 0.
-    Start(AttemptId, usize),
+    /// Make this attempt. The flag says whether it was made without TURN before, and needs it now.
+    Start(AttemptId, bool),
     /// Take this attempt back.
     Cancel(AttemptId),
     /// Count this strategy as begun.
@@ -145,7 +156,7 @@ impl Race {
     pub(crate) fn wake(&self) -> Option<Duration> {
         let steps = self.slots.iter().filter_map(|slot| match slot.state {
             State::At(at) => Some(at),
-            State::Running(since) => Some(since + slot.step.timeout),
+            State::Running(since) => Some(since + slot.patience()),
             State::Spared | State::Deferred | State::Failed | State::Spent => None,
         });
         let connects = self.connects.front().map(|deadline| match self.path {
@@ -285,13 +296,13 @@ impl Race {
                         _ => State::At(now + step.after),
                     },
                     step,
-                    way: 0,
+                    turn: false,
                     strategies: Vec::new(),
                     again: false,
                 }),
                 Some(slot) if slot.state == State::Deferred => {
                     slot.state = State::Running(now);
-                    actions.push(RaceAction::Start(step.attempt, slot.way));
+                    actions.push(RaceAction::Start(step.attempt, slot.with_turn()));
                 }
                 // An attempt that failed while there was a path may succeed now.
                 Some(slot) if lost && !slot.is_running() => {
@@ -301,9 +312,12 @@ impl Race {
                 Some(slot) if found && idle && slot.step.spared && slot.is_standby() => {
                     slot.state = State::Spared;
                 }
-                Some(slot) if slot.is_running() => {}
+                // There may be a TURN server now.
+                Some(slot) if slot.is_running() => slot.step.anew = step.anew,
                 // Another path may leave an attempt fewer strategies that are better.
-                Some(slot) => slot.step.strategies = step.strategies,
+                Some(slot) => {
+                    (slot.step.strategies, slot.step.anew) = (step.strategies, step.anew);
+                }
             }
         }
     }
@@ -349,10 +363,8 @@ impl Race {
         if !slot.is_running() {
             return;
         }
-        if cause == Cause::Unsupported && slot.way + 1 < slot.step.ways {
-            slot.way += 1;
-            actions.push(RaceAction::Start(slot.step.attempt, slot.way));
-            return;
+        if cause == Cause::NoPair && slot.anew().is_some() {
+            return self.make_anew(now, at, actions);
         }
         let outcome = match cause {
             Cause::Cancelled => Outcome::Cancelled,
@@ -447,10 +459,25 @@ impl Race {
     fn expire(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
-            if matches!(slot.state, State::Running(since) if now >= since + slot.step.timeout) {
+            let is_over =
+                matches!(slot.state, State::Running(since) if now >= since + slot.patience());
+            if is_over && slot.anew().is_some() {
+                actions.push(RaceAction::Cancel(slot.step.attempt));
+                self.make_anew(now, at, actions);
+            } else if is_over {
                 self.time_out(now, at, actions);
             }
         }
+    }
+
+    /// Makes an attempt that is under way anew, with TURN.
+    fn make_anew(&mut self, now: Duration, at: usize, actions: &mut Vec<RaceAction>) {
+        let slot = &mut self.slots[at];
+        let attempt = slot.step.attempt;
+        (slot.turn, slot.state) = (true, State::Running(now));
+        self.join(now, attempt, Strategy::Turn, actions);
+        actions.push(RaceAction::Start(attempt, true));
+        self.hasten_circuit(now, attempt);
     }
 
     fn time_out(&mut self, now: Duration, at: usize, actions: &mut Vec<RaceAction>) {
@@ -473,9 +500,12 @@ impl Race {
         for slot in &mut self.slots {
             if matches!(slot.state, State::At(at) if at <= now) {
                 slot.state = State::Running(now);
-                slot.strategies = slot.step.strategies.iter().map(|s| (*s, now)).collect();
-                actions.extend(slot.step.strategies.iter().map(|s| RaceAction::Began(*s)));
-                actions.push(RaceAction::Start(slot.step.attempt, slot.way));
+                let turn = slot.with_turn();
+                let all = slot.step.strategies.iter().copied();
+                let all = all.chain(turn.then_some(Strategy::Turn));
+                slot.strategies = all.map(|s| (s, now)).collect();
+                actions.extend(slot.strategies.iter().map(|(s, _)| RaceAction::Began(*s)));
+                actions.push(RaceAction::Start(slot.step.attempt, turn));
             }
         }
     }

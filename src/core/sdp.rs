@@ -24,9 +24,12 @@ const QUIC: &str = "x-throughline-quic";
 /// This attribute says how the writer's NAT maps, for the birthday method.
 const NAT: &str = "x-throughline-nat";
 
-/// This attribute says that the writer wants no relayed candidates, neither its own nor the peer's. It has
-/// a path over TURN already.
+/// This attribute says that the writer wants no relayed candidates, neither its own nor the peer's. With
+/// [`LATE`], it asks a TURN server itself if the peers need one, so the answerer need not.
 const NO_TURN: &str = "x-throughline-no-turn";
+
+/// See [`NO_TURN`].
+const LATE: &str = "late";
 
 /// The message size that a peer accepts when it names none (RFC 8841 section 6.1).
 pub(crate) const DEFAULT_MAX_MESSAGE_SIZE: u32 = 64 * 1024;
@@ -98,6 +101,8 @@ pub(crate) struct Description {
     pub side: Option<Side>,
     /// Whether the peers leave TURN out.
     pub no_turn: bool,
+    /// Whether the writer asks a TURN server when the peers turn out to need one.
+    pub late_turn: bool,
     /// The candidates that were known when the description was written. Unreadable ones are left
     /// out.
     pub candidates: Vec<Candidate>,
@@ -211,6 +216,7 @@ impl Description {
 
         let ufrag = found.ufrag.ok_or(Missing("ice-ufrag"))?;
         let pwd = found.pwd.ok_or(Missing("ice-pwd"))?;
+        let no_turn = found.no_turn.and_then(|value| own(value, ufrag));
         Ok(Self {
             ufrag: ice_chars(ufrag, 4).ok_or(Invalid("ice-ufrag"))?,
             pwd: ice_chars(pwd, 22).ok_or(Invalid("ice-pwd"))?,
@@ -239,7 +245,8 @@ impl Description {
                 .nat
                 .and_then(|value| own(value, ufrag))
                 .and_then(Side::parse),
-            no_turn: found.no_turn.and_then(|value| own(value, ufrag)) == Some(""),
+            no_turn: no_turn == Some(""),
+            late_turn: no_turn == Some(LATE),
             candidates: found
                 .candidates
                 .into_iter()
@@ -287,6 +294,8 @@ impl Description {
         }
         if self.no_turn {
             sdp.push_str(&no_turn(ufrag));
+        } else if self.late_turn {
+            let _ = write!(sdp, "a={NO_TURN}:{ufrag} {LATE}\r\n");
         }
         for candidate in &self.candidates {
             let _ = write!(sdp, "a={candidate}\r\n");
@@ -454,6 +463,12 @@ pub(crate) mod tests {
         assert_eq!(echoed.lines().count(), 3);
         let answer = with_lines(&echoed).unwrap();
         assert!(!answer.quic && answer.side.is_none() && !answer.no_turn);
+        let late = Description {
+            no_turn: false,
+            late_turn: true,
+            ..Description::parse(&offer).unwrap()
+        };
+        assert_eq!(Description::parse(&late.to_sdp(1)), Ok(late));
         // The answerer's own attributes count, wherever the echo stands.
         let own = "a=x-throughline-quic:EsAw\r\na=x-throughline-nat:EsAw easy\r\n";
         let answer = with_lines(&format!("{echoed}{own}")).unwrap();

@@ -70,7 +70,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// Binds the sockets. The results of guessing ports go to `guesses`. Only addresses that
+    /// Binds the sockets. What strategies report that join ICE by themselves goes to `late`. Only addresses that
     /// `policy` allows are dialled.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Net {
         config: &Config,
         rtc_config: &RtcConfig,
         keypair: &Keypair,
-        guesses: webrtc::Guesses,
+        late: webrtc::LateSender,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
@@ -91,7 +91,7 @@ impl Net {
         let roots = Roots::load(config.relay_ca.as_deref())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         Ok(Self {
-            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(guesses))?,
+            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(late))?,
             quic,
             guard: Guard::new(policy.clone()),
             sites: Asker {

@@ -43,7 +43,7 @@ use crate::{
 impl Node {
     pub(super) fn on_swarm(&mut self, event: SwarmEvent<NodeBehaviourEvent>) {
         // Reports of the birthday method come first, because the event may end their attempt.
-        self.take_guesses();
+        self.take_late();
         let effects = &mut self.effects;
         match event {
             SwarmEvent::ConnectionEstablished {
@@ -305,7 +305,7 @@ impl Node {
                     true => Ask::Access {
                         tokens: self.config.relay_tokens.clone(),
                         reserve: id.is_some(),
-                        turn: self.config.direct,
+                        turn: self.config.asks_for_turn(),
                     },
                 };
                 self.ask_relay(relay, id, how, result);
@@ -320,14 +320,9 @@ impl Node {
                     session.on_early_stream(stream, result, &round);
                 }
             }
-            Some(Purpose::Offer {
-                session,
-                way,
-                relay,
-                ..
-            }) => {
+            Some(Purpose::Offer { session, relay, .. }) => {
                 if let Some((session, mut round)) = self.session(session) {
-                    session.on_offer_stream(way, &relay, result, &mut round);
+                    session.on_offer_stream(&relay, result, &mut round);
                 }
             }
             Some(Purpose::Doubt) => {

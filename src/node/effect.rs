@@ -36,8 +36,8 @@ pub(super) enum Conns {
 }
 
 pub(super) enum Effect {
-    /// The race of a session starts an attempt, by the way with this number.
-    Start(SessionId, AttemptId, usize),
+    /// The race of a session starts an attempt. The flag says whether ICE needs TURN now.
+    Start(SessionId, AttemptId, bool),
     /// The race of the session with a peer takes an attempt back.
     Cancel(SessionId, PeerId, AttemptId),
     /// An attempt of a session has failed.
@@ -165,7 +165,7 @@ pub(super) mod tests {
         /// Returns the effect as a line that tests compare.
         pub(in crate::node) fn brief(&self) -> String {
             match self {
-                Self::Start(_, attempt, way) => format!("start {attempt:?} {way}"),
+                Self::Start(_, attempt, _) => format!("start {attempt:?}"),
                 Self::Cancel(_, _, attempt) => format!("cancel {attempt:?}"),
                 Self::Failed(_, attempt, cause, _) => format!("failed {attempt:?} {cause:?}"),
                 Self::DialOver(..) => "dial over".to_owned(),

@@ -40,9 +40,18 @@ use crate::{
     Config,
     backend::{self, trace},
     core::{
-        access::Admitted, birthday::Guessing, dial::Policy, directory::Answer, drain::Drain,
-        liveness::Hint, plan::Rules, profile::Learnt, race, reservation::ReservationError,
-        resume::Header, room::Source, site::Fault,
+        access::Admitted,
+        dial::Policy,
+        directory::Answer,
+        drain::Drain,
+        liveness::Hint,
+        plan::Rules,
+        profile::Learnt,
+        race::{self, Late},
+        reservation::ReservationError,
+        resume::Header,
+        room::Source,
+        site::Fault,
     },
     offer::Sealer,
     stream::{BoxedStream, PumpEvent, SessionId, Via},
@@ -86,7 +95,7 @@ pub(super) struct Inputs {
     pub(super) pumps: futures_mpsc::Receiver<PumpEvent>,
     pub(super) internal: mpsc::Receiver<Internal>,
     pub(super) circuits: futures_mpsc::Receiver<circuit::CircuitRequest<Substream>>,
-    pub(super) guesses: mpsc::Receiver<(PeerId, Guessing)>,
+    pub(super) late: mpsc::Receiver<(PeerId, Late)>,
     pub(super) signals: backend::Signals,
 }
 
@@ -142,7 +151,7 @@ enum Input {
     Pump(PumpEvent),
     Internal(Internal),
     Circuit(circuit::CircuitRequest<Substream>),
-    Guessing(PeerId, Guessing),
+    Late(PeerId, Late),
     Timer(Timer),
     Command(Command),
     NatChanged,
@@ -199,8 +208,8 @@ impl Node {
         if let Poll::Ready(Some(request)) = inputs.circuits.poll_next_unpin(cx) {
             return Poll::Ready(Input::Circuit(request));
         }
-        if let Poll::Ready(Some((peer, guessing))) = inputs.guesses.poll_recv(cx) {
-            return Poll::Ready(Input::Guessing(peer, guessing));
+        if let Poll::Ready(Some((peer, late))) = inputs.late.poll_recv(cx) {
+            return Poll::Ready(Input::Late(peer, late));
         }
         if inputs.nat_changed.poll_unpin(cx).is_ready() {
             return Poll::Ready(Input::NatChanged);
@@ -231,7 +240,7 @@ impl Node {
             }
             Input::Internal(event) => self.on_internal(event),
             Input::Circuit(request) => self.on_circuit_request(request),
-            Input::Guessing(peer, guessing) => self.on_guessing(&peer, guessing),
+            Input::Late(peer, late) => self.on_late(&peer, late),
             Input::Timer(timer) => {
                 if self.timers.have_stood_still() {
                     self.probe_all(Hint::Network);
@@ -369,19 +378,19 @@ impl Node {
         }
     }
 
-    /// Takes what the birthday method has reported so far.
-    pub(super) fn take_guesses(&mut self) {
-        while let Ok((peer, guessing)) = self.inputs.guesses.try_recv() {
-            self.on_guessing(&peer, guessing);
+    /// Takes what strategies that join ICE by themselves have reported so far.
+    pub(super) fn take_late(&mut self) {
+        while let Ok((peer, late)) = self.inputs.late.try_recv() {
+            self.on_late(&peer, late);
         }
     }
 
-    fn on_guessing(&mut self, peer: &PeerId, guessing: Guessing) {
-        // A page guesses no ports.
+    fn on_late(&mut self, peer: &PeerId, late: Late) {
+        // In a page, no strategy joins by itself.
         if self.net.rtc.nat().is_some()
             && let Some((session, mut round)) = self.session_with(peer)
         {
-            session.on_guessing(guessing, &mut round);
+            session.on_late(late, &mut round);
         }
     }
 }

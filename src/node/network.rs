@@ -72,7 +72,6 @@ pub(super) enum Purpose {
     /// address of the relay.
     Offer {
         session: SessionId,
-        way: usize,
         relay: Multiaddr,
     },
     /// The substream says that we doubt all other paths.

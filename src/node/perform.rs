@@ -43,7 +43,7 @@ impl Node {
         }
         let effects = &mut self.effects;
         match effect {
-            Effect::Start(id, attempt, way) => self.start_attempt(id, attempt, way),
+            Effect::Start(id, attempt, turn) => self.start_attempt(id, attempt, turn),
             Effect::Cancel(id, peer, attempt) => self.cancel(id, peer, attempt),
             Effect::Failed(id, attempt, cause, reason) => {
                 if let Some((session, mut round)) = self.session(id) {
@@ -118,7 +118,7 @@ impl Node {
         }
     }
 
-    fn start_attempt(&mut self, id: SessionId, attempt: AttemptId, way: usize) {
+    fn start_attempt(&mut self, id: SessionId, attempt: AttemptId, turn: bool) {
         match attempt {
             AttemptId::Circuit(relay) => self.start_circuit(id, relay),
             AttemptId::Direct => {
@@ -128,7 +128,7 @@ impl Node {
             }
             AttemptId::Ice => {
                 if let Some((session, mut round)) = self.session(id) {
-                    session.start_ice(way, &mut round);
+                    session.start_ice(turn, &mut round);
                 }
                 self.end_hopeless(id);
             }
@@ -261,7 +261,7 @@ impl Node {
         if self.config.direct && self.config.stun.is_empty() {
             self.net.rtc.use_stun(relay, stun);
         }
-        if let Some(turn) = turn.filter(|_| self.config.direct && self.config.turn.is_empty()) {
+        if let Some(turn) = turn.filter(|_| self.config.asks_for_turn()) {
             self.use_turn(relay, turn);
         }
     }
@@ -269,9 +269,7 @@ impl Node {
     /// A relay has given us access to a TURN server. The next connections use it.
     fn use_turn(&mut self, relay: PeerId, server: IceServer) {
         self.net.rtc.use_turn(relay, server);
-        if !self.rules.ice.contains(&Strategy::Turn) {
-            self.rules.ice.push(Strategy::Turn);
-        }
+        self.rules.turn = true;
     }
 
     /// Starts spare circuits whose turn has come.
@@ -469,7 +467,6 @@ impl Node {
         let nat = self.net.rtc.nat();
         let nat = nat.map_or_else(NatReport::default, |nat| nat.borrow().clone());
         let strategies = Strategy::ALL.iter().copied();
-        let usable = |s: &Strategy| *s == Strategy::CircuitRelay || self.rules.ice.contains(s);
         Report {
             peer_id: self.shared.peer_id.to_string(),
             relays: self.relays.report(),
@@ -478,7 +475,7 @@ impl Node {
             nat,
             confirmed: self.own.confirmed().iter().map(text).collect(),
             connections: self.sessions.len(),
-            strategies: strategies.filter(usable).collect(),
+            strategies: strategies.filter(|s| self.rules.allows(*s)).collect(),
         }
     }
 }

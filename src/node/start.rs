@@ -62,6 +62,10 @@ const EVENTS: usize = 16;
 /// How long after the last guess of a port a connection may still come up.
 const GUESS_GRACE: Duration = Duration::from_secs(5);
 
+/// How much longer a page waits until it uses TURN. A browser asks all servers at the beginning of ICE, so
+/// ICE has to begin anew, and what was about to succeed is lost.
+const REMAKING: Duration = Duration::from_secs(2);
+
 type Started = (
     mpsc::Sender<Command>,
     mpsc::Receiver<Connection>,
@@ -78,9 +82,9 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
     let rtc_config = rtc_config(&config);
-    let (guesses_tx, guesses) = mpsc::channel(REPORTS);
+    let (late_tx, late) = mpsc::channel(REPORTS);
     let policy = Policy::new(config.dial_private, relay_addrs.clone());
-    let net = backend::Net::open(&config, &rtc_config, keypair, guesses_tx, &policy);
+    let net = backend::Net::open(&config, &rtc_config, keypair, late_tx, &policy);
     let net = net.map_err(|e| match e {
         webrtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
         other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
@@ -158,7 +162,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         pumps: pump_rx,
         internal: internal_rx,
         circuits: circuit_requests,
-        guesses,
+        late,
         signals: backend::Signals::new(&net),
     };
     let outbox = Outbox {
@@ -178,7 +182,7 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         relays: Relays::new(local, &relay_addrs, wanted, config.relay_timeout, random).wishing(
             Wishes {
                 tokens: config.relay_tokens.is_some(),
-                turn: config.direct && config.relay_tokens.is_some(),
+                turn: config.asks_for_turn(),
             },
         ),
         network: Network::new(swarm, recorder, arrivals, raw),
@@ -246,12 +250,11 @@ fn rules(config: &Config, native: bool) -> Rules {
         if config.port_mapping && native {
             ice.push(Strategy::Upnp);
         }
-        if !config.turn.is_empty() {
-            ice.push(Strategy::Turn);
-        }
     }
     Rules {
         ice,
+        turn: config.direct && !config.turn.is_empty(),
+        anew: (!native).then_some(config.start_delays.turn + REMAKING),
         start: config.start_delays.clone(),
         timeout: config.strategy_timeout,
         guessing: match effort(config).filter(|_| native) {
@@ -294,6 +297,7 @@ fn rtc_config(config: &Config) -> webrtc::Config {
         turn_ca: config.turn_ca.clone(),
         mdns: config.mdns,
         birthday: effort(config),
+        turn_delay: config.start_delays.turn,
         dial_private: config.dial_private,
         ..webrtc::Config::default()
     }

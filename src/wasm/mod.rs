@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Config, Error,
-    core::{birthday::Guessing, dial::Policy},
+    core::{dial::Policy, race::Late},
     webrtc::{BackendError, Config as RtcConfig},
 };
 
@@ -58,7 +58,7 @@ impl Net {
         _: &Config,
         rtc_config: &RtcConfig,
         _: &Keypair,
-        _: mpsc::Sender<(PeerId, Guessing)>,
+        _: mpsc::Sender<(PeerId, Late)>,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;

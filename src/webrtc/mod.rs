@@ -60,6 +60,9 @@ pub const DEFAULT_STUN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default of [`Config::port_mapping_timeout`]. Nothing waits for this answer either.
 pub const DEFAULT_PORT_MAPPING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The default of [`Config::turn_delay`]. By then, checks that can succeed have succeeded.
+pub const DEFAULT_TURN_DELAY: Duration = crate::core::delays::TURN_START;
+
 /// The default of [`Config::max_inbound`]. Each answer costs sockets, timers and a DTLS handshake,
 /// and a peer that floods must not leave the others without.
 pub const DEFAULT_MAX_INBOUND: usize = 32;
@@ -111,6 +114,10 @@ pub struct Config {
     /// checks candidates (not in a browser). Link-local, multicast, reserved and metadata addresses
     /// are never checked. Default: `true`.
     pub dial_private: bool,
+    /// How long the other candidates have, from the peer's description on, before TURN servers are asked
+    /// for relayed addresses. A server is not asked if the peers are connected by then, and not while
+    /// ports are guessed. A browser asks all servers at once. Default: [`DEFAULT_TURN_DELAY`].
+    pub turn_delay: Duration,
     /// A PEM file of certificate authorities to trust for `turns:` in addition to the public ones,
     /// if this library connects to the server (not in a browser). Default: none.
     pub turn_ca: Option<PathBuf>,
@@ -131,6 +138,7 @@ impl Default for Config {
             mdns: true,
             birthday: Some(Effort::default()),
             dial_private: true,
+            turn_delay: DEFAULT_TURN_DELAY,
             turn_ca: None,
             max_inbound: DEFAULT_MAX_INBOUND,
         }

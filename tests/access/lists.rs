@@ -112,8 +112,8 @@ async fn whoever_is_admitted_gets_turn_credentials_and_nobody_else() {
         let bind = |identity: Identity| {
             let mut config = relayed(&server);
             config.direct = true;
-            // Only peers that show a token ask for credentials. A list does not look at it.
-            config.relay_tokens = Some("token".to_owned().into());
+            // These peers are direct before a server would be asked.
+            config.start_delays.turn = Duration::ZERO;
             Connector::builder()
                 .config(config)
                 .identity(identity)

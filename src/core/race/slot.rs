@@ -12,7 +12,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) step: Step,
-    pub(super) way: usize,
+    /// Whether the attempt gave no path without TURN.
+    pub(super) turn: bool,
     pub(super) state: State,
     /// The strategies of the attempt and their starts, while it is under way.
     pub(super) strategies: Vec<(Strategy, Duration)>,
@@ -48,6 +49,21 @@ impl Slot {
             && matches!(self.state, State::At(_) | State::Spared)
             && self.step.backoff.failures() == 0
             && !self.again
+    }
+
+    /// Returns how long the attempt may go on as it is made.
+    pub(super) fn patience(&self) -> Duration {
+        self.anew().unwrap_or(self.step.timeout)
+    }
+
+    /// Returns after how long the attempt is made anew, with TURN, if it will be.
+    pub(super) fn anew(&self) -> Option<Duration> {
+        self.step.anew.filter(|_| !self.turn)
+    }
+
+    /// Whether the attempt is made with TURN, after it was made without.
+    pub(super) fn with_turn(&self) -> bool {
+        self.turn && self.step.anew.is_some()
     }
 
     /// Whether this attempt may still give a path better than `kind` at its first try.

@@ -97,9 +97,9 @@ fn the_first_path_is_accepted_and_worse_attempts_are_cancelled() {
         track.connect(Duration::ZERO),
         [
             RaceAction::Began(Strategy::CircuitRelay),
-            RaceAction::Start(AttemptId::Circuit(relay), 0),
+            RaceAction::Start(AttemptId::Circuit(relay), false),
             RaceAction::Began(Strategy::Direct),
-            RaceAction::Start(AttemptId::Direct, 0),
+            RaceAction::Start(AttemptId::Direct, false),
         ]
     );
     let circuit = track.up(5 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
@@ -116,7 +116,7 @@ fn the_first_path_is_accepted_and_worse_attempts_are_cancelled() {
             RaceAction::Ended(won),
             RaceAction::Began(Strategy::Direct),
             RaceAction::Began(Strategy::Stun),
-            RaceAction::Start(AttemptId::Ice, 0),
+            RaceAction::Start(AttemptId::Ice, false),
             RaceAction::Accept,
         ]
     );
@@ -359,15 +359,40 @@ fn a_connect_starts_pausing_attempts_at_once() {
 }
 
 #[test]
-fn the_next_way_is_tried_when_the_peer_does_not_speak_one() {
-    let mut track = Track::new(&[], true);
-    let mut plan = plan::plan(&track.known, &track.rules);
-    plan.steps[0].ways = 2;
-    track.tell(Duration::ZERO, RaceEvent::Plan(plan));
-    let next = track.failed(MS, AttemptId::Direct, Cause::Unsupported);
-    assert_eq!(next, [RaceAction::Start(AttemptId::Direct, 1)]);
-    let last = track.failed(2 * MS, AttemptId::Direct, Cause::Unsupported);
-    assert!(matches!(last[..], [RaceAction::Ended(_)]));
+fn ice_is_made_anew_with_turn_when_it_gives_no_path_in_time() {
+    let relay = PeerId::random();
+    let begun = || {
+        let mut track = Track::new(&[relay], false);
+        (track.rules.turn, track.rules.anew) = (true, Some(3 * SECOND));
+        track.connect(Duration::ZERO);
+        let circuit = AttemptId::Circuit(relay);
+        track.up(Duration::ZERO, circuit, Strategy::CircuitRelay);
+        assert_eq!(track.race.wake(), Some(3 * SECOND));
+        track
+    };
+    let anew = [
+        RaceAction::Began(Strategy::Turn),
+        RaceAction::Start(AttemptId::Ice, true),
+    ];
+    let mut track = begun();
+    let late = track.tell(3 * SECOND, RaceEvent::Tick);
+    assert_eq!(late[0], RaceAction::Cancel(AttemptId::Ice));
+    assert_eq!(late[1..], anew);
+    let all = Some(13 * SECOND);
+    assert_eq!(track.race.wake(), all, "it has its whole time again");
+    let failed = track.failed(4 * SECOND, AttemptId::Ice, Cause::NoPair);
+    let is_record = |action: &&RaceAction| matches!(action, RaceAction::Ended(_));
+    assert_eq!(failed.iter().filter(is_record).count(), 3);
+    let again = track.tell(6 * SECOND, RaceEvent::Tick);
+    let start = again.last();
+    assert_eq!(start, Some(&RaceAction::Start(AttemptId::Ice, true)));
+    // It need not wait once it has failed.
+    let mut track = begun();
+    let failed = track.failed(SECOND, AttemptId::Ice, Cause::NoPair);
+    assert_eq!(failed, anew);
+    // A peer that does not speak the protocol does not speak it with TURN either.
+    let mut track = begun();
+    track.failed(SECOND, AttemptId::Ice, Cause::Unsupported);
     assert_eq!(track.race.wake(), None);
 }
 

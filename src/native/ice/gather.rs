@@ -201,11 +201,10 @@ impl Gatherer {
         }
     }
 
-    /// Asks for relayed candidates, which cost a server resources, for as long as the result says
-    /// that they are needed. A connection needs them while it has no path, or one that begins at a
-    /// relayed address.
+    /// Returns a demand for relayed candidates, which cost a server resources. There are some for as long
+    /// as it says that they are needed.
     pub(crate) fn relays(&self) -> Hold {
-        self.relays.hold()
+        self.relays.demand()
     }
 
     /// Uses TURN servers to which `relay` gives access, as far as `policy` lets it.

@@ -20,10 +20,10 @@ use crate::{
     backend::behaviours::PUNCHES,
     connection::Connection,
     core::{
-        birthday::Guessing,
+        address,
         offer::{Content, OFFER_PROTOCOL},
-        plan::{self, AttemptId, Known, UPGRADES},
-        race::{Race, RaceAction, RaceEvent},
+        plan::{self, AttemptId, Known},
+        race::{Late, Race, RaceAction, RaceEvent},
         resume::StreamId,
     },
     error::{Error, ErrorKind},
@@ -139,7 +139,7 @@ impl Session {
 
     fn act(&mut self, action: RaceAction, round: &mut Round<'_>) {
         match action {
-            RaceAction::Start(attempt, way) => round.push(Effect::Start(self.id, attempt, way)),
+            RaceAction::Start(attempt, turn) => round.push(Effect::Start(self.id, attempt, turn)),
             RaceAction::Cancel(attempt) => self.cancel(attempt, round),
             RaceAction::Began(strategy) => self.began(strategy, round),
             RaceAction::Ended(attempt) => self.record(attempt, round),
@@ -209,12 +209,12 @@ impl Session {
         }
     }
 
-    /// The birthday method has reported something.
-    pub(in crate::node) fn on_guessing(&mut self, guessing: Guessing, round: &mut Round<'_>) {
-        let (attempt, strategy) = (AttemptId::Ice, Strategy::Birthday);
-        let event = match guessing {
-            Guessing::Began => RaceEvent::Joined(attempt, strategy),
-            Guessing::Failed(cause, reason) => RaceEvent::Left(attempt, strategy, cause, reason),
+    /// A strategy that joins ICE by itself has reported something.
+    pub(in crate::node) fn on_late(&mut self, late: Late, round: &mut Round<'_>) {
+        let attempt = AttemptId::Ice;
+        let event = match late {
+            Late::Began(strategy) => RaceEvent::Joined(attempt, strategy),
+            Late::Failed(strategy, cause, why) => RaceEvent::Left(attempt, strategy, cause, why),
         };
         self.tell(event, round);
     }
@@ -255,21 +255,21 @@ impl Session {
         }
     }
 
-    /// Starts ICE by the way with this number. It is signalled over the circuit or with a sealed
+    /// Starts ICE, in a page with `turn` or without it. It is signalled over the circuit or with a sealed
     /// offer.
-    pub(in crate::node) fn start_ice(&mut self, way: usize, round: &mut Round<'_>) {
+    pub(in crate::node) fn start_ice(&mut self, turn: bool, round: &mut Round<'_>) {
         self.attempts.offering = false;
         let has_turn = self.paths.promised() == Some(PathKind::Turn);
         let may_guess = !std::mem::replace(&mut self.attempts.guessed, has_turn);
-        let spare = has_turn.then_some(SpareTurn { may_guess });
+        let spare = has_turn || !turn && round.rules.turn && round.rules.anew.is_some();
+        let spare = spare.then_some(SpareTurn { may_guess });
         round.push(Effect::SpareTurn(self.peer, spare));
         if let Some(relay) = self.circuit().cloned() {
-            self.dial_ice(way, &relay, round);
+            self.dial_ice(&relay, round);
         } else if let Some(via) = self.offer_relay(round.relays) {
             self.attempts.offering = true;
             let purpose = Purpose::Offer {
                 session: self.id,
-                way,
                 relay: via.address,
             };
             round.push(Effect::Open {
@@ -284,17 +284,14 @@ impl Session {
         }
     }
 
-    fn dial_ice(&self, way: usize, relay: &Multiaddr, round: &mut Round<'_>) {
-        if let Some(upgrade) = UPGRADES.get(way) {
-            let address = upgrade.address(relay, self.peer);
-            self.dial(AttemptId::Ice, vec![address], round);
-        }
+    fn dial_ice(&self, relay: &Multiaddr, round: &mut Round<'_>) {
+        let address = address::webrtc(relay, self.peer);
+        self.dial(AttemptId::Ice, vec![address], round);
     }
 
     /// The request for the substream to the relay, which is to signal ICE, has been answered.
     pub(in crate::node) fn on_offer_stream(
         &mut self,
-        way: usize,
         relay: &Multiaddr,
         result: Result<Substream, OpenError>,
         round: &mut Round<'_>,
@@ -305,7 +302,7 @@ impl Session {
         match self.seal(Content::Signalling, result, round) {
             Some(sealed) => {
                 round.push(Effect::SignalOver(self.peer, Box::pin(sealed)));
-                self.dial_ice(way, relay, round);
+                self.dial_ice(relay, round);
             }
             None => {
                 let reason = "the relay did not take the offer".to_owned();

@@ -62,6 +62,8 @@ impl Scene {
         let mut scene = Self {
             rules: Rules {
                 ice: Vec::new(),
+                turn: false,
+                anew: None,
                 start: config.start_delays.clone(),
                 timeout: config.strategy_timeout,
                 guessing: Duration::ZERO,
@@ -174,7 +176,7 @@ fn a_connect_dials_and_is_answered_by_the_path() {
     let mut scene = Scene::new();
     let mut answer = scene.connect();
     assert!(scene.drain().is_empty(), "nothing starts before the plan");
-    assert_eq!(scene.replan(), ["start Direct 0"]);
+    assert_eq!(scene.replan(), ["start Direct"]);
     scene.with(|session, round| session.start_direct(round));
     assert_eq!(scene.drain(), ["dial Direct"]);
     scene.connected(1, Route::Direct, Some(AttemptId::Direct));
@@ -244,15 +246,15 @@ fn attempts_begin_anew_when_a_lost_session_has_a_circuit_again() {
     scene.replan();
     scene.with(|session, _| session.streams.is_resumable(true));
     scene.with(|session, round| session.on_connection_closed(conn(1), round));
-    assert_eq!(scene.replan(), ["start Direct 0"]);
+    assert_eq!(scene.replan(), ["start Direct"]);
     // The addresses were dialled while nothing could pass.
     scene.now += Duration::from_secs(1);
     scene.connected(2, circuit(), None);
-    assert!(scene.drain().contains(&"start Direct 0".to_owned()));
+    assert!(scene.drain().contains(&"start Direct".to_owned()));
     scene.now += Duration::from_secs(1);
     scene.connected(3, Route::Direct, None);
     scene.connected(4, circuit(), None);
-    assert!(!scene.drain().contains(&"start Direct 0".to_owned()));
+    assert!(!scene.drain().contains(&"start Direct".to_owned()));
 }
 
 #[test]

@@ -461,8 +461,10 @@ impl PeerConnectionTrait for PeerConnection {
         let inner = &mut *self.0;
         let connection = inner.connection.clone();
         let shared = inner.shared.clone();
-        if Description::parse(sdp).is_ok_and(|offer| offer.no_turn) {
-            inner.no_turn = true;
+        if let Ok(offer) = Description::parse(sdp)
+            && (offer.no_turn || offer.late_turn)
+        {
+            inner.no_turn = offer.no_turn;
             set_configuration(&connection, &inner.without_turn);
         }
         let accepted = connection.set_remote_description(&description(RtcSdpType::Offer, sdp));

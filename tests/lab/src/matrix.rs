@@ -37,6 +37,8 @@ pub struct Plan {
     pub jobs: usize,
     /// Whether native diallers have their link to the relay before they connect.
     pub warm: bool,
+    /// Whether our server is no TURN server.
+    pub no_turn: bool,
     /// If set, only cells whose two names contain this text are tried.
     pub only: Option<String>,
 }
@@ -49,6 +51,7 @@ impl Default for Plan {
             repeat: 1,
             jobs: 3,
             warm: false,
+            no_turn: false,
             only: None,
         }
     }
@@ -155,6 +158,9 @@ pub fn matrix(plan: &Plan, parts: &Parts, progress: impl Fn(&Cell) + Sync) -> Re
         } else {
             Scenario::short(pairing)
         };
+        for scenario in &mut scenarios {
+            scenario.spec.no_turn = plan.no_turn;
+        }
         if let Some(text) = &plan.only {
             scenarios.retain(|scenario| {
                 format!("{} {}", scenario.a, scenario.b).contains(text.as_str())
@@ -279,9 +285,10 @@ fn try_once(
             let spec = match scenario.kinds {
                 // The NATs are friendly at first, because the page must load before a firewall
                 // forbids that.
-                Some(_) => {
-                    Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted).figure_delays()
-                }
+                Some(_) => Spec {
+                    no_turn: scenario.spec.no_turn,
+                    ..Spec::pair(NatKind::PortRestricted, NatKind::PortRestricted).figure_delays()
+                },
                 None => scenario.spec.clone(),
             };
             none.insert(Stage::up(spec, parts)?)

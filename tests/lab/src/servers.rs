@@ -9,6 +9,10 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::{
     available,
@@ -214,7 +218,7 @@ async fn wait_for_stun(server: SocketAddr) -> bool {
 async fn wait_for_tcp(server: SocketAddr) -> bool {
     let deadline = Instant::now() + READY_WITHIN;
     while Instant::now() < deadline {
-        if tokio::net::TcpStream::connect(server).await.is_ok() {
+        if TcpStream::connect(server).await.is_ok() {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -237,9 +241,10 @@ impl fmt::Debug for Coturn {
     }
 }
 
-/// The first port of our server in the lab. Its WebSocket listener is on 443 then, which strict
-/// firewalls let out.
-const SERVE_PORT: u16 = 442;
+/// The port of our server in the lab, which strict firewalls let out over TCP.
+const SERVE_PORT: u16 = 443;
+/// The address at which it serves its counters, on its own loopback.
+const SERVE_ADMIN: &str = "127.0.0.1:9464";
 
 /// Our own server, `throughline serve`, on the `relay` host. Dropping it ends it.
 #[derive(Debug)]
@@ -260,16 +265,10 @@ impl Serve {
     pub fn start(lab: &Lab, path: &Path, npm: &Path) -> Result<Self> {
         let mut command = lab.host("relay")?.command(path);
         command
-            .args(["serve", "--json", "--print-turn-credentials", "--port"])
-            .arg(SERVE_PORT.to_string());
+            .args(["serve", "--json"])
+            .args(["--port", &SERVE_PORT.to_string(), "--admin", SERVE_ADMIN])
+            .args(lab.spec().no_turn.then_some("--no-turn"));
         command.arg("--data").arg(lab.directory().join("serve"));
-        // The networks of the lab tell protocols apart by their ports.
-        let settings = lab.directory().join("serve.toml");
-        std::fs::write(&settings, "layout = \"five\"\n").map_err(|source| LabError::Io {
-            what: "writing the settings of `throughline serve`".to_owned(),
-            source,
-        })?;
-        command.arg("--config").arg(settings);
         command.arg("--host").arg(RELAY[0].to_string());
         if lab.spec().sites.iter().any(|site| site.ipv6) {
             command.arg("--host").arg(RELAY6[0].to_string());
@@ -292,14 +291,23 @@ impl Serve {
         strings(&self.ready["stun"])
     }
 
-    /// Returns the URLs of its TURN server, the user name and the password.
-    pub fn turn(&self) -> (Vec<String>, String, String) {
-        let text = |name: &str| self.ready[name].as_str().unwrap_or_default().to_owned();
-        (
-            strings(&self.ready["turn"]),
-            text("turn_user"),
-            text("turn_pass"),
-        )
+    /// Returns one of its counters or gauges, by its name and labels. One that has counted nothing is 0.
+    ///
+    /// # Errors
+    /// [`LabError::Io`] if it cannot be asked.
+    pub fn metric(&self, lab: &Lab, name: &str) -> Result<f64> {
+        let text = lab.host("relay")?.run(async || {
+            let mut stream = TcpStream::connect(SERVE_ADMIN).await?;
+            let request = b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            std::io::Result::Ok(text)
+        })?;
+        let text = text.context("ask the server for its counters")?;
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Ok(value.unwrap_or_default())
     }
 
     /// The root URL of its HTTP service, with its IPv6 address if `ipv6`.

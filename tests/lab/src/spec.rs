@@ -29,6 +29,9 @@ pub struct Spec {
     /// The links of the two servers. Defaults to links as fast as the kernel.
     #[serde(default)]
     pub server_link: Option<Link>,
+    /// Whether our server is no TURN server. Defaults to `false`.
+    #[serde(default)]
+    pub no_turn: bool,
 }
 
 /// One user's network: hosts on a LAN behind a router.
@@ -216,6 +219,14 @@ impl Spec {
             nat: nat.into(),
         });
         self
+    }
+
+    /// Keeps our server from being a TURN server.
+    pub fn without_turn(self) -> Self {
+        Self {
+            no_turn: true,
+            ..self
+        }
     }
 
     /// Sets the delays for figures: [`RELAY_ROUND_TRIP`] from each peer to the relay, and

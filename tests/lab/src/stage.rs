@@ -97,7 +97,6 @@ pub struct Stage {
     /// If set, native peers get only the addresses of the relay that make such a link.
     pub(crate) link_over: Option<RelayLink>,
     arguments: Vec<String>,
-    ice_servers: Vec<Value>,
     /// Our server.
     pub serve: Serve,
     /// The lab. Its NATs and links may be changed between cases.
@@ -120,7 +119,6 @@ impl Stage {
             stock_pages: false,
             link_over: None,
             arguments: Vec::new(),
-            ice_servers: Vec::new(),
             serve,
             lab,
         })
@@ -144,11 +142,6 @@ impl Stage {
     /// Gives native peers further arguments from now on.
     pub fn add_arguments(&mut self, more: impl IntoIterator<Item = String>) {
         self.arguments.extend(more);
-    }
-
-    /// Gives pages one more `RTCIceServer` from now on.
-    pub fn add_ice_server(&mut self, server: Value) {
-        self.ice_servers.push(server);
     }
 
     /// Launches Chromium on those of `hosts` that have none yet. The page comes from the server, so
@@ -382,8 +375,7 @@ impl Stage {
             .into_iter()
             .filter(|a| a.contains("/ws/p2p/"))
             .collect();
-        let mut servers = vec![json!({ "urls": self.serve.stun() })];
-        servers.extend(self.ice_servers.iter().cloned());
+        let servers = [json!({ "urls": self.serve.stun() })];
         let mut options = json!({ "relays": relays, "iceServers": servers });
         if self.stock_pages {
             options["stock"] = true.into();

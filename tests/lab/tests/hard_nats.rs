@@ -66,7 +66,7 @@ fn a_lying_router_delays_nothing() {
     let honest = meet(symmetric_pair, &parts, wait);
     let lying = meet(symmetric(PortMapping::LYING), &parts, wait);
     for run in [&honest, &lying] {
-        assert!(is(run, "relayed", "circuit_relay"), "{run:#?}");
+        assert!(is(run, "turn", "turn"), "{run:#?}");
     }
     let first_byte = |run: &Run| run.first_byte_ms.unwrap();
     println!("{} ms, {} ms", first_byte(&honest), first_byte(&lying));
@@ -114,20 +114,49 @@ fn a_random_port_is_guessed_from_either_side_and_counted_as_birthday() {
     }
 }
 
+/// Settings with which no guess meets a port.
+const IN_VAIN: [&str; 4] = [
+    "port_mapping=false",
+    "birthday_sockets=1",
+    "birthday_probes=1",
+    "upgrade_tries=0",
+];
+
+#[test]
+fn turn_servers_are_asked_once_guesses_have_failed() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::PortRestricted);
+    let event = json!({ "event": "path", "path": "turn", "strategy": "turn" });
+    let books = books(spec, &parts, &IN_VAIN, &event);
+    // The peer's own addresses are still being dialled.
+    let expected = [
+        "attempts birthday 1",
+        "attempts circuit_relay 1",
+        "attempts direct 2",
+        "attempts stun 1",
+        "attempts turn 1",
+        "connect_seconds_count circuit_relay 1",
+        "connect_seconds_count turn 1",
+        "current_method turn 1",
+        "failures birthday no_pair 1",
+        "failures direct cancelled 1",
+        "failures stun cancelled 1",
+        "successes circuit_relay 1",
+        "successes turn 1",
+    ];
+    assert_eq!(books, common::entries(&expected));
+}
+
 #[test]
 fn failed_guesses_are_counted_as_a_failure_of_birthday() {
     let Some(parts) = common::parts_or_skip(false) else {
         return;
     };
-    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::PortRestricted);
-    let settings = [
-        "port_mapping=false",
-        "birthday_sockets=1",
-        "birthday_probes=1",
-        "upgrade_tries=0",
-    ];
+    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::PortRestricted).without_turn();
     let event = json!({ "event": "attempt", "strategy": "stun", "outcome": "failed" });
-    let books = books(spec, &parts, &settings, &event);
+    let books = books(spec, &parts, &IN_VAIN, &event);
     // The peer's own addresses are still being dialled.
     let expected = [
         "attempts birthday 1",
@@ -189,7 +218,8 @@ fn without_a_gateway_upnp_fails_and_a_punched_hole_is_counted_as_stun() {
     ];
     assert_eq!(counted, common::entries(&punched));
 
-    let spec = Spec::pair(NatKind::SymmetricRandom, NatKind::SymmetricRandom);
+    let hard = NatKind::SymmetricRandom;
+    let spec = Spec::pair(hard, hard).without_turn();
     let event = json!({ "event": "attempt", "strategy": "upnp" });
     let settings = ["port_mapping_timeout_ms=1000", "upgrade_tries=0"];
     let counted = books(spec, &parts, &settings, &event);

@@ -17,6 +17,8 @@ pub(super) struct Demand {
     pub(super) holds: usize,
     /// Counts the holds that have begun.
     pub(super) begun: u64,
+    /// How many servers there are to ask.
+    pub(super) servers: usize,
     pub(super) closed: bool,
 }
 
@@ -27,14 +29,17 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Says to `demand` that relayed addresses are needed.
+    /// Will say to `demand` whether relayed addresses are needed. None are needed at first.
     pub(super) fn new(demand: &Arc<watch::Sender<Demand>>) -> Self {
-        let mut hold = Self {
+        Self {
             demand: demand.clone(),
             held: false,
-        };
-        hold.set(true);
-        hold
+        }
+    }
+
+    /// Whether there is a server to ask.
+    pub(crate) fn has_servers(&self) -> bool {
+        self.demand.borrow().servers > 0
     }
 
     /// Says whether relayed addresses are needed now.

@@ -242,6 +242,7 @@ impl TurnRelays {
             let place = match oldest.map(|oldest| given.remove(oldest)) {
                 Some(oldest) => {
                     oldest.task.abort();
+                    self.demand.send_modify(|demand| demand.servers -= 1);
                     self.failures.set(oldest.place, None);
                     oldest.place
                 }
@@ -265,6 +266,7 @@ impl TurnRelays {
             let kept = known.relay != *relay;
             if !kept {
                 known.task.abort();
+                self.demand.send_modify(|demand| demand.servers -= 1);
                 self.failures.set(known.place, None);
             }
             kept
@@ -292,12 +294,21 @@ impl TurnRelays {
             demand: self.demand.subscribe(),
             live: self.live.clone(),
         };
+        self.demand.send_modify(|demand| demand.servers += 1);
         runtime::task(task.run()).abort_handle()
     }
 
-    /// Asks for relayed addresses. They arrive through the watch of the candidates.
-    pub(super) fn hold(&self) -> Hold {
+    /// Returns a demand for relayed addresses, which is none at first. They arrive through the watch of
+    /// the candidates.
+    pub(super) fn demand(&self) -> Hold {
         Hold::new(&self.demand)
+    }
+
+    /// Asks for relayed addresses.
+    pub(super) fn hold(&self) -> Hold {
+        let mut hold = self.demand();
+        hold.set(true);
+        hold
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Guesses,
+    LateSender,
     association::{Association, ChannelId},
     burst,
     session::{IceSession, Outgoing, SessionEvent},
@@ -27,9 +27,10 @@ use super::{
 use crate::core::sdp::Fingerprint;
 use crate::{
     core::{
-        birthday::{Guessing, Side},
+        birthday::Side,
         candidate::{Candidate, CandidateAddr},
         mdns::Name,
+        race::Late,
         signalling::IceCandidate,
     },
     native::{
@@ -54,8 +55,9 @@ pub(super) struct Shared {
     session: Mutex<IceSession>,
     /// The sockets that the birthday method has won.
     adopted: Mutex<Vec<Adopted>>,
-    /// The receiver of the results of guessing ports, and the peer that they are reported for.
-    told: Option<(PeerId, Guesses)>,
+    /// The receiver of what strategies report that join ICE by themselves, and the peer that they
+    /// report for.
+    told: Option<(PeerId, LateSender)>,
     /// The connection that the QUIC handshake gave.
     quic: Mutex<Option<QuicConnection>>,
     /// Wakes the driver.
@@ -88,12 +90,12 @@ impl Shared {
         adopted.push(socket);
     }
 
-    fn tell(&self, guessing: Guessing) {
-        if let Some((peer, guesses)) = &self.told
-            && let Err(error) = guesses.try_send((*peer, guessing))
+    fn tell(&self, what: Late) {
+        if let Some((peer, late)) = &self.told
+            && let Err(error) = late.try_send((*peer, what))
         {
-            // The report is lost. Guessing then ends with the attempt that it belongs to.
-            tracing::debug!(%error, "the result of guessing ports cannot be reported");
+            // The report is lost. The strategy then ends with the attempt that it belongs to.
+            tracing::debug!(%error, "the progress of a strategy cannot be reported");
         }
     }
 
@@ -186,14 +188,14 @@ impl fmt::Debug for PeerConnection {
 }
 
 impl PeerConnection {
-    /// Starts the driver of a session. The session may use QUIC through `quic`. The results of
-    /// guessing ports go to `told`. Needs a Tokio runtime.
+    /// Starts the driver of a session. The session may use QUIC through `quic`. What
+    /// strategies report that join by themselves goes to `told`. Needs a Tokio runtime.
     pub(super) fn start(
         session: IceSession,
         sockets: Sockets,
         network: Network,
         quic: Option<Handshake>,
-        told: Option<(PeerId, Guesses)>,
+        told: Option<(PeerId, LateSender)>,
     ) -> Self {
         let shared = Arc::new(Shared {
             session: Mutex::new(session),
@@ -288,7 +290,7 @@ impl backend::PeerConnection for PeerConnection {
                 SessionEvent::Channel(id) => PeerEvent::Channel(self.channel(id)),
                 SessionEvent::Lane(id) => PeerEvent::Lane(self.channel(id)),
                 SessionEvent::MoreTime(time) => PeerEvent::MoreTime(time),
-                SessionEvent::Guessing(what) => {
+                SessionEvent::Late(what) => {
                     self.0.tell(what);
                     continue;
                 }
@@ -479,15 +481,19 @@ async fn drive(
     let sleep = time::sleep(IDLE);
     tokio::pin!(sleep);
     let mut gathered = true;
+    let mut offered = false;
     // These tasks end with this function.
     let mut tasks = Vec::new();
     loop {
         let now = Instant::now();
         let (sources, timeout, closed, begin, burst, named) = {
             let mut session = shared.session();
+            session.know_turn(relays.as_ref().is_some_and(Hold::has_servers));
             if session.poll_timeout().is_some_and(|timeout| timeout <= now) {
                 session.handle_timeout(now);
             }
+            let offers = session.offers_relayed();
+            gathered |= std::mem::replace(&mut offered, offers) != offers;
             if gathered || session.wants_candidates() {
                 let known = candidates.borrow_and_update();
                 session.set_side(Side::of(nat.borrow().mapping));
@@ -498,7 +504,7 @@ async fn drive(
             }
             session.poll_transmit(now, |datagram| batch.push(datagram));
             if let Some(relays) = &mut relays {
-                relays.set(session.needs_relay());
+                relays.set(session.needs_relayed());
             }
             let timeout = session.poll_timeout();
             let begin = session.take_handshake();

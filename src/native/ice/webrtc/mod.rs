@@ -17,7 +17,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use libp2p::PeerId;
@@ -36,8 +36,8 @@ use super::{
 };
 use crate::{
     core::{
-        birthday::Guessing,
         dial::Policy,
+        race::Late,
         server_url::{ServerTransport, ServerUrl, Service},
     },
     native::{
@@ -54,8 +54,8 @@ use crate::{
 
 use self::connection::PeerConnection;
 
-/// Takes the progress and the result of guessing ports, for each peer.
-pub(crate) type Guesses = mpsc::Sender<(PeerId, Guessing)>;
+/// Takes what strategies report that join ICE by themselves, for each peer.
+pub(crate) type LateSender = mpsc::Sender<(PeerId, Late)>;
 
 /// Makes peer connections on one pair of UDP sockets. It is public because it is a parameter of a
 /// public type, but no user can name it.
@@ -69,10 +69,12 @@ struct Inner {
     /// The addresses to which peers may have datagrams sent.
     policy: Policy,
     birthday: Option<Effort>,
+    /// How long a connection waits before it asks TURN servers.
+    turn_delay: Duration,
     /// Whether names are asked for in the local network.
     mdns: bool,
-    /// Takes the progress and the result of guessing ports.
-    guesses: Option<Guesses>,
+    /// Takes what strategies report that join ICE by themselves.
+    late: Option<LateSender>,
     /// QUIC, for connections with peers of this library.
     quic: Option<Quic>,
     /// The peers with which TURN is left out, because there is a path over TURN already.
@@ -97,7 +99,7 @@ impl Backend {
     }
 
     /// Makes a backend over `sockets`. It uses QUIC if `quic` is given and the peer supports it.
-    /// The progress and the result of guessing ports go to `guesses`.
+    /// What strategies report that join ICE by themselves goes to `late`.
     ///
     /// # Errors
     /// Fails with [`BackendError::Io`] when the URL of a server is invalid.
@@ -105,7 +107,7 @@ impl Backend {
         config: &Config,
         sockets: Sockets,
         quic: Option<Quic>,
-        guesses: Option<Guesses>,
+        late: Option<LateSender>,
     ) -> Result<Self, BackendError> {
         let (stun, turn) = servers(&config.ice_servers)?;
         let roots = Roots::load(config.turn_ca.as_deref())
@@ -124,8 +126,9 @@ impl Backend {
             identity: Arc::new(Identity::generate()?),
             policy: Policy::new(config.dial_private, Vec::new()),
             birthday: config.birthday,
+            turn_delay: config.turn_delay,
             mdns: config.mdns,
-            guesses,
+            late,
             quic,
             spared: Mutex::default(),
         })))
@@ -237,8 +240,9 @@ impl backend::Backend for Backend {
         let may_guess = spared.is_none_or(|spare| spare.may_guess);
         let effort = self.0.birthday.filter(|_| may_guess);
         session.may_guess(effort, Gate::of_process());
-        if spared.is_some() {
-            session.leave_turn_out();
+        match spared {
+            Some(_) => session.leave_turn_out(),
+            None => session.ask_turn_after(self.0.turn_delay),
         }
         let network = Network {
             candidates: self.0.gatherer.watch(),
@@ -246,7 +250,7 @@ impl backend::Backend for Backend {
             relays: spared.is_none().then(|| self.0.gatherer.relays()),
             mdns: self.0.mdns,
         };
-        let told = self.0.guesses.clone().map(|guesses| (peer, guesses));
+        let told = self.0.late.clone().map(|late| (peer, late));
         let start = || PeerConnection::start(session, sockets, network, handshake, told);
         Ok(trace::ice(&peer).in_scope(start))
     }

@@ -8,6 +8,7 @@ mod direct;
 mod dtls;
 mod guess;
 mod quic;
+mod relayed;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,7 +25,7 @@ use str0m::{
     net::Protocol,
 };
 
-use self::{direct::Direct, guess::Guess};
+use self::{direct::Direct, guess::Guess, relayed::Relayed};
 use super::{
     agent::{self, Triggered},
     association::{Association, Change, ChannelId},
@@ -33,9 +34,10 @@ use super::{
 };
 use crate::{
     core::{
-        birthday::{Effort, Guessing, Side},
+        birthday::{Effort, Side},
         candidate::Candidate,
         dial::Policy,
+        race::Late,
         scope::{Scope, scope},
         sdp::{Description, Setup},
         signalling::IceCandidate,
@@ -74,7 +76,7 @@ pub(super) enum SessionEvent {
     Lane(ChannelId),
     /// Connecting may take this long from now.
     MoreTime(Duration),
-    Guessing(Guessing),
+    Late(Late),
     Failed(BackendError),
 }
 
@@ -127,6 +129,8 @@ pub(super) struct IceSession {
     no_turn: bool,
     /// The relayed addresses of the peer that are left out.
     left_out: HashSet<SocketAddr>,
+    /// When TURN servers are asked.
+    relayed: Relayed,
     /// How many ports may be guessed.
     effort: Option<Effort>,
     /// The state of this side as the server of a `/webrtc-direct` client, if it is one.
@@ -193,6 +197,7 @@ impl IceSession {
             policy: Policy::new(true, Vec::new()),
             no_turn: false,
             left_out: HashSet::new(),
+            relayed: Relayed::default(),
             effort: None,
             direct: None,
             side: None,
@@ -299,6 +304,7 @@ impl IceSession {
         self.ice.handle_timeout(now);
         self.ice_events();
         self.guess_timeout();
+        self.relayed_timeout();
         // The ICE agent does not know the guessed pairs yet.
         if !self.is_guessing()
             && self
@@ -336,6 +342,7 @@ impl IceSession {
         [
             self.ice.poll_timeout(),
             self.guess.as_ref().and_then(Guess::next_at),
+            self.relayed_at(),
             disconnected,
             self.dtls_timeout,
             sctp,

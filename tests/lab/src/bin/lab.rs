@@ -115,6 +115,9 @@ struct MatrixArguments {
     /// a while.
     #[arg(long)]
     warm: bool,
+    /// Let the relay be no TURN server.
+    #[arg(long)]
+    no_turn: bool,
     /// Pairings, dialler first: native/native, browser/native, native/browser, browser/browser. The
     /// default is all four, or only the native one if no browser can be driven.
     #[arg(long, value_name = "PAIRING", value_delimiter = ',')]
@@ -312,6 +315,7 @@ fn print_matrix(arguments: MatrixArguments) -> Result<ExitCode> {
         repeat: arguments.repeat,
         jobs: arguments.jobs,
         warm: arguments.warm,
+        no_turn: arguments.no_turn,
         only: arguments.only,
     };
     let colours = stdout().is_terminal();

@@ -21,13 +21,14 @@ const LINGER: Duration = Duration::from_secs(1);
 
 struct End {
     connection: PeerConnection,
+    host: LocalCandidate,
     current: Arc<watch::Sender<Gathered>>,
     _relays: TurnRelays,
     _nat: Arc<watch::Sender<NatReport>>,
 }
 
 impl End {
-    /// Starts one end, which has the address of loopback, and later those of its TURN servers.
+    /// Starts one end, which has no address until its TURN servers give some.
     fn start(servers: Vec<Server>) -> Self {
         let sockets = Sockets::bind(Addresses::default()).unwrap();
         let current = Arc::new(watch::Sender::new(Gathered::default()));
@@ -36,32 +37,35 @@ impl End {
         let relays = TurnRelays::start(&sockets, servers, &roots, LINGER, (&current, &nat));
         let ip = Ipv4Addr::LOCALHOST.into();
         let addr = SocketAddr::new(ip, sockets.port(ip).unwrap());
-        let origin = Origin::Interface;
-        current.send_modify(|now| {
-            now.ready = true;
-            now.replace(
-                origin,
-                &[LocalCandidate {
-                    origin,
-                    addr,
-                    base: addr,
-                }],
-            );
-        });
+        let host = LocalCandidate {
+            origin: Origin::Interface,
+            addr,
+            base: addr,
+        };
+        current.send_modify(|now| now.ready = true);
         let identity = Arc::new(Identity::generate().unwrap());
         let network = Network {
             candidates: current.subscribe(),
             nat: nat.subscribe(),
-            relays: Some(relays.hold()),
+            relays: Some(relays.demand()),
             mdns: false,
         };
         let session = IceSession::new(identity, None, Instant::now());
         Self {
             connection: PeerConnection::start(session, sockets, network, None, None),
+            host,
             current,
             _relays: relays,
             _nat: nat,
         }
+    }
+
+    /// Gives the end the address of loopback, or takes it away.
+    fn plug(&self, is_in: bool) {
+        let hosts = is_in.then_some(self.host);
+        self.current.send_modify(|now| {
+            now.replace(Origin::Interface, hosts.as_slice());
+        });
     }
 
     async fn next(&mut self) -> PeerEvent<Channel> {
@@ -93,27 +97,41 @@ async fn until(ends: &mut [End; 2], done: impl Fn(&PeerEvent<Channel>) -> bool) 
     time::timeout(PATIENCE, signalling).await.unwrap();
 }
 
+fn begins_at(kind: CandidateKind) -> impl Fn(&PeerEvent<Channel>) -> bool {
+    move |event| matches!(event, PeerEvent::Path(pair) if pair.local.kind == kind)
+}
+
 /// The pair that is chosen first is seldom the pair that stays in use.
 #[tokio::test]
 async fn a_relayed_address_is_kept_while_it_carries_the_connection() {
     let turn = Turn::start().await;
     let mut ends = [End::start(vec![turn.server(false)]), End::start(Vec::new())];
-    let mut gathered = ends[0].current.subscribe();
-    let both = gathered.wait_for(|now| now.candidates.len() == 2);
-    time::timeout(PATIENCE, both).await.unwrap().unwrap();
+    ends[1].plug(true);
     ends[0].connection.create_offer();
     until(&mut ends, |event| matches!(event, PeerEvent::Connected)).await;
+    ends[0].plug(true);
+    until(&mut ends, begins_at(CandidateKind::Host)).await;
     // No relayed address is needed now. Then the direct path disappears.
-    ends[0].current.send_modify(|now| {
-        now.replace(Origin::Interface, &[]);
-    });
-    until(
-        &mut ends,
-        |event| matches!(event, PeerEvent::Path(pair) if pair.local.kind == CandidateKind::Relayed),
-    )
-    .await;
+    ends[0].plug(false);
+    until(&mut ends, begins_at(CandidateKind::Relayed)).await;
     let gone = time::timeout(2 * LINGER, turn.wait_for_allocations(0));
     assert!(gone.await.is_err(), "the address was given back");
     drop(ends);
     turn.wait_for_allocations(0).await;
+}
+
+/// A server is asked for nothing that is not needed.
+#[tokio::test]
+async fn peers_that_are_direct_ask_no_turn_server() {
+    let turn = Turn::start().await;
+    let mut ends = [(); 2].map(|()| End::start(vec![turn.server(false)]));
+    for end in &ends {
+        end.plug(true);
+        // The checks have more time than the test.
+        end.connection
+            .act(|session| session.ask_turn_after(PATIENCE));
+    }
+    ends[0].connection.create_offer();
+    until(&mut ends, |event| matches!(event, PeerEvent::Connected)).await;
+    assert_eq!((turn.granted(), turn.allocations()), (0, 0));
 }

@@ -38,11 +38,6 @@ impl IceSession {
         self.policy = policy;
     }
 
-    /// Leaves TURN out, on both sides. It is called before the description is made.
-    pub(in crate::native::ice::webrtc) fn leave_turn_out(&mut self) {
-        self.no_turn = true;
-    }
-
     /// Whether datagrams may be sent to `candidate`. A name has no address yet, so it is allowed.
     pub(super) fn allows(&mut self, candidate: &Candidate) -> bool {
         let to = candidate.socket_addr();
@@ -123,7 +118,8 @@ impl IceSession {
         if self.phase == Phase::New {
             return;
         }
-        let allowed = |c: &&LocalCandidate| !self.no_turn || c.kind() != CandidateKind::Relayed;
+        let allowed =
+            |c: &&LocalCandidate| c.kind() != CandidateKind::Relayed || self.offers_relayed();
         let candidates: Vec<_> = candidates.iter().filter(allowed).copied().collect();
         let gone = |old: &&LocalCandidate| !candidates.contains(old);
         let gone: Vec<_> = self.local.iter().filter(gone).copied().collect();
@@ -174,17 +170,5 @@ impl IceSession {
     /// Whether a description waits for local candidates.
     pub(in crate::native::ice::webrtc) fn wants_candidates(&self) -> bool {
         matches!(self.phase, Phase::Offering | Phase::Answering)
-    }
-
-    /// Whether a relayed address of this side carries the connection, or may still do so.
-    pub(in crate::native::ice::webrtc) fn needs_relay(&self) -> bool {
-        match self.nominated {
-            _ if self.no_turn => false,
-            Some((source, _)) if self.connected => self
-                .local
-                .iter()
-                .any(|local| local.kind() == CandidateKind::Relayed && local.base == source),
-            _ => true,
-        }
     }
 }

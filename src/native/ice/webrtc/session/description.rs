@@ -88,6 +88,7 @@ impl IceSession {
         }
         self.remote = Some(remote);
         self.plan_guess();
+        self.plan_relayed();
         if self.secure == Secure::Dtls {
             self.make_dtls();
         }
@@ -109,6 +110,7 @@ impl IceSession {
             quic: self.secure != Secure::Dtls,
             side: self.side.filter(|_| self.effort.is_some()),
             no_turn: self.no_turn,
+            late_turn: self.may_ask_turn(),
             candidates,
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())

@@ -10,10 +10,11 @@ use str0m::ice::{StunMessage, TransId};
 use super::{IceSession, MTU, Outgoing, SessionEvent};
 use crate::{
     core::{
-        birthday::{Effort, Guessing, Prober, Side},
+        birthday::{Effort, Prober, Side},
         candidate::{Candidate, CandidateKind},
+        race::Late,
     },
-    event::Cause,
+    event::{Cause, Strategy},
     native::ice::{
         gather::{LocalCandidate, Origin},
         webrtc::{
@@ -119,21 +120,18 @@ impl IceSession {
                     _ => "none of the probed ports belongs to the peer".to_owned(),
                 };
                 self.guess = Some(Guess::Over);
-                self.guessing(Guessing::Failed(Cause::NoPair, reason));
+                self.tell(Late::Failed(Strategy::Birthday, Cause::NoPair, reason));
+                self.leave_time_for_relayed();
             }
             _ => {}
         }
     }
 
-    fn guessing(&mut self, what: Guessing) {
-        self.event(SessionEvent::Guessing(what));
-    }
-
     fn begin_guess(&mut self, side: Side) {
         tracing::debug!(?side, "guessing ports");
-        self.guessing(Guessing::Began);
+        self.tell(Late::Began(Strategy::Birthday));
         let guess = self.try_guess(side).unwrap_or_else(|(cause, reason)| {
-            self.guessing(Guessing::Failed(cause, reason.to_owned()));
+            self.tell(Late::Failed(Strategy::Birthday, cause, reason.to_owned()));
             Guess::Over
         });
         self.guess = Some(guess);
@@ -384,10 +382,10 @@ mod tests {
             }
         }
 
-        fn guessings(&self, end: usize) -> Vec<&Guessing> {
+        fn guessings(&self, end: usize) -> Vec<&Late> {
             let events = self.seen[end].iter();
             let guessings = events.filter_map(|event| match event {
-                SessionEvent::Guessing(what) => Some(what),
+                SessionEvent::Late(what) => Some(what),
                 _ => None,
             });
             guessings.collect()
@@ -404,7 +402,7 @@ mod tests {
         };
         assert_eq!(pair.burst, Some(burst));
         for end in 0..2 {
-            assert_eq!(pair.guessings(end), [&Guessing::Began]);
+            assert_eq!(pair.guessings(end), [&Late::Began(Strategy::Birthday)]);
             let guessed = |event: &SessionEvent| match event {
                 SessionEvent::Path(path) => path.guessed,
                 _ => false,
@@ -420,8 +418,10 @@ mod tests {
         pair.met = Some(0);
         pair.run(EFFORT.delay + EFFORT.duration() + GUESS_GRACE);
         for end in 0..2 {
-            let [Guessing::Began, Guessing::Failed(Cause::NoPair, reason)] =
-                pair.guessings(end)[..]
+            let [
+                Late::Began(Strategy::Birthday),
+                Late::Failed(Strategy::Birthday, Cause::NoPair, reason),
+            ] = pair.guessings(end)[..]
             else {
                 panic!("{:?}", pair.seen[end]);
             };
@@ -429,6 +429,25 @@ mod tests {
             let side = pair.ends[end].side;
             pair.ends[end].set_side(side);
             assert!(!pair.ends[end].is_guessing());
+        }
+    }
+
+    #[test]
+    fn turn_servers_are_asked_once_a_guess_has_failed() {
+        let mut pair = Pair::new(Default::default());
+        pair.met = Some(0);
+        pair.ends
+            .iter_mut()
+            .for_each(|session| session.know_turn(true));
+        pair.run(EFFORT.delay + EFFORT.duration() + GUESS_GRACE / 2);
+        assert!(pair.ends.iter().all(|end| !end.offers_relayed()));
+        pair.run(GUESS_GRACE);
+        for end in 0..2 {
+            assert!(pair.ends[end].offers_relayed() && pair.ends[end].needs_relayed());
+            let told = pair.guessings(end);
+            assert_eq!(told.last(), Some(&&Late::Began(Strategy::Turn)));
+            let more = |event: &&SessionEvent| matches!(event, SessionEvent::MoreTime(_));
+            assert_eq!(pair.seen[end].iter().filter(more).count(), 2);
         }
     }
 
@@ -443,17 +462,17 @@ mod tests {
         pair.run(begun);
         let told = pair.guessings(0);
         let refused = [
-            &Guessing::Began,
-            &Guessing::Failed(Cause::Limit, BUSY.to_owned()),
+            &Late::Began(Strategy::Birthday),
+            &Late::Failed(Strategy::Birthday, Cause::Limit, BUSY.to_owned()),
         ];
         assert_eq!(told, refused);
-        assert_eq!(pair.guessings(1), [&Guessing::Began]);
+        assert_eq!(pair.guessings(1), [&Late::Began(Strategy::Birthday)]);
         // The next guess may begin once the first has ended.
         drop(pass);
         let mut pair = Pair::new([gates[0].clone(), Gate::default()]);
         pair.met = Some(0);
         pair.run(begun);
-        assert_eq!(pair.guessings(0), [&Guessing::Began]);
+        assert_eq!(pair.guessings(0), [&Late::Began(Strategy::Birthday)]);
         assert!(gates[0].enter(gateway).is_none());
         pair.ends[0].close();
         assert!(gates[0].enter(gateway).is_some());
