@@ -119,7 +119,10 @@ impl Bill {
 }
 
 /// Counts bytes at each meter. Returns the longest wait.
-fn pay(meters: &[Arc<Meter>], bytes: u64) -> io::Result<Duration> {
+///
+/// # Errors
+/// [`io::ErrorKind::QuotaExceeded`] if nothing is left of a quota.
+pub(crate) fn pay(meters: &[Arc<Meter>], bytes: u64) -> io::Result<Duration> {
     let waits = meters.iter().map(|meter| meter.carry(bytes));
     let longest = waits.reduce(|a, b| Ok(a?.max(b?)));
     let longest = longest.unwrap_or(Ok(Duration::ZERO));

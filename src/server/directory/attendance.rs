@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use crate::{
         pace::Pace,
         quota, room,
     },
-    server::{circuits::Meters, fairness::Flow, pool::Place, pump::Bounds, usage::Tally},
+    server::{access::Meter, bill::pay, fairness::Flow, pool::Place, usage::Tally},
 };
 
 /// How often a member is asked for a new record. Two may be lost before its record is over.
@@ -45,7 +45,7 @@ const CROWD: usize = 64;
 /// What counts the bytes that a peer exchanges with the directory.
 pub(in crate::server) struct Paid {
     /// Its quotas and rates.
-    pub(in crate::server) meters: Meters,
+    pub(in crate::server) meters: Vec<Arc<Meter>>,
     /// Its share in the rate of all.
     pub(in crate::server) flow: Flow,
     /// Its part of the record of usage.
@@ -58,14 +58,14 @@ impl Paid {
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] if a quota is used up.
     pub(in crate::server) async fn carry(&self, bytes: usize) -> io::Result<()> {
-        let bounds = Bounds {
-            carried: &AtomicU64::new(0),
-            most: u64::MAX,
-            meters: &self.meters,
-            flow: &self.flow,
-            tally: &self.tally,
-        };
-        bounds.carry(bytes as u64).await
+        let bytes = bytes as u64;
+        let wait = pay(&self.meters, bytes)?;
+        self.tally.carried(bytes);
+        let wait = wait.max(self.flow.carry(bytes));
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+        Ok(())
     }
 }
 

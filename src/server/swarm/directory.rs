@@ -17,7 +17,7 @@ use crate::{
     },
     server::{
         access::Meter,
-        circuits::{self, Asked, Meters},
+        circuits::{self, Asked},
         directory::{Entry, Paid, attend},
         pool::{Place, Pool},
         relay_rates::Rate,
@@ -56,7 +56,8 @@ impl Relay {
         if meters.is_err() && request != Request::Forget {
             return asked.answer(&Answer::Refused(Refusal::Limit));
         }
-        let paid = self.paid(&asked, meters.unwrap_or_default(), now);
+        let meters = meters.unwrap_or_default().concat();
+        let paid = self.paid(&asked, meters, now);
         match request {
             Request::Find(sought) => {
                 let found = self.directory.find(&sought, now);
@@ -122,7 +123,7 @@ impl Relay {
 
     /// Returns what counts the bytes that a peer exchanges with the directory. A peer without a reservation
     /// has no line in the record of usage, because anybody can make such peers.
-    fn paid(&self, asked: &Asked, meters: Meters, now: Instant) -> Paid {
+    fn paid(&self, asked: &Asked, meters: Vec<Arc<Meter>>, now: Instant) -> Paid {
         let (peer, connection) = (asked.source, asked.connection);
         let account = self.access.account(&peer);
         let weight = self.treatment(peer, connection).weight();
