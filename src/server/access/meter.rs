@@ -457,19 +457,17 @@ mod tests {
         for number in 0..MOST {
             come(&mut meters, number, now).unwrap();
         }
-        let (mut looks, mut looked) = (0, None);
+        let arrival = |number: usize| now + Duration::from_micros(number as u64);
         for number in MOST..MOST + SPARE {
-            come(&mut meters, number, now).unwrap();
-            looks += usize::from(looked != meters.looked);
-            looked = meters.looked;
+            come(&mut meters, number, arrival(number)).unwrap();
+            assert_eq!(meters.looked, Some(arrival(MOST)));
         }
-        assert_eq!(looks, 1);
         assert_eq!(meters.all.len(), MOST);
         assert!(!meters.all.contains_key(&name(0)), "it used the least");
         assert!(meters.all.contains_key(&name(899)), "it used the most");
-        let denied = come(&mut meters, MOST + SPARE, now).unwrap_err();
+        let denied = come(&mut meters, MOST + SPARE, now + LOOK_EVERY).unwrap_err();
         assert_eq!(denied, Denial::Limit);
-        come(&mut meters, MOST + SPARE, now + LOOK_EVERY).unwrap();
+        come(&mut meters, MOST + SPARE, now + 2 * LOOK_EVERY).unwrap();
         assert_eq!(meters.spare.len(), SPARE - 1);
     }
 

@@ -100,7 +100,7 @@ impl Known {
     }
 
     /// Returns the scores if they have to be written now.
-    pub(super) fn to_store(&mut self, time: SystemTime) -> Option<Dated> {
+    pub(super) fn due_to_store(&mut self, time: SystemTime) -> Option<Dated> {
         let at = self.scores.issued.unwrap_or(time);
         let is_old = |stored: SystemTime| at.duration_since(stored).is_ok_and(|age| age >= RENEW);
         if !self.has_changed && !self.stored.is_none_or(is_old) {
@@ -179,22 +179,22 @@ mod tests {
         let (mut known, peer, now) = (Known::default(), PeerId::random(), Instant::now());
         let take = |known: &mut Known, scores| known.take(scores, (now, at(0)), DAY).unwrap();
         take(&mut known, Some(scores(peer, None)));
-        assert_eq!(known.to_store(at(1)).map(|dated| dated.at), Some(at(1)));
+        assert_eq!(known.due_to_store(at(1)).map(|dated| dated.at), Some(at(1)));
         take(&mut known, None);
-        assert_eq!(known.to_store(at(1)), None);
+        assert_eq!(known.due_to_store(at(1)), None);
         let half_later = at(1) + HOUR / 2;
-        assert_eq!(known.to_store(half_later), None);
-        let renewed = known.to_store(at(2)).unwrap();
+        assert_eq!(known.due_to_store(half_later), None);
+        let renewed = known.due_to_store(at(2)).unwrap();
         assert_eq!(renewed.at, at(2));
         let mut next = Known::default();
         next.restore(renewed, 2 * HOUR, now);
         assert_eq!(next.age(now), Some(2 * HOUR));
         assert_eq!(next.peer(&peer, now, DAY), Some(-80));
         assert_eq!(next.peer(&peer, now, HOUR), None);
-        assert_eq!(next.to_store(at(2)), None);
+        assert_eq!(next.due_to_store(at(2)), None);
         let mut other = scores(peer, None);
         other.version = Some("2".into());
         take(&mut next, Some(other));
-        assert!(next.to_store(at(2)).is_some());
+        assert!(next.due_to_store(at(2)).is_some());
     }
 }

@@ -196,7 +196,7 @@ impl Reputation {
         let Some(kept) = kept.cloned() else {
             return;
         };
-        let Some(dated) = self.known_mut().to_store(time) else {
+        let Some(dated) = self.known_mut().due_to_store(time) else {
             return;
         };
         let written = task::spawn_blocking(move || kept.write(&dated)).await;
