@@ -30,7 +30,7 @@ async function look(page, name) {
   await page.setViewportSize({ width: 1280, height: 900 });
 }
 
-/** Starts the demo and a browser. `visit` opens a link as another visitor, whose page first runs `before`. */
+/** Starts the demo and a browser. `visit` opens a link as another visitor, whose page first runs `before`, and is `without` one of its files. */
 async function start(t) {
   const demo = new Program("demo", "--port", "0", "--data", temporary(t), "--www", `${root}www`, "--npm", `${root}js`);
   t.after(() => demo.stop());
@@ -38,8 +38,9 @@ async function start(t) {
   const browser = await launch(t);
   const faults = [];
   const watch = (page) => page.on("pageerror", (error) => faults.push(error.message));
-  const visit = async (link = url, before = () => {}) => {
+  const visit = async (link = url, { before = () => {}, without } = {}) => {
     const context = await browser.newContext();
+    if (without) await context.route(without, (route) => route.abort());
     const page = watch(await context.newPage());
     await page.addInitScript(before);
     await page.goto(link);
@@ -133,17 +134,31 @@ test("visitors of one room see each other, and connect by a click", { timeout: 3
   });
 
   await t.test("what keeps a visitor out is said beside the room", async () => {
-    const late = await visit(url, () => {
+    const fast = () => {
       const now = Date.now;
       Date.now = () => now() + 3_600_000;
-    });
+    };
+    const late = await visit(url, { before: fast });
     await late.locator("#room-fault", { hasText: "Set the clock of this device" }).waitFor();
     await look(late, "clock");
-    const lost = await visit(url, () => localStorage.setItem("throughline.settings", JSON.stringify({ relays: ["http://127.0.0.1:9"] })));
+    const noRelay = () => localStorage.setItem("throughline.settings", JSON.stringify({ relays: ["http://127.0.0.1:9"] }));
+    const lost = await visit(url, { before: noRelay });
     await lost.locator("#room-fault", { hasText: "no_relay" }).waitFor({ timeout: 60_000 });
     await look(lost, "no-relay");
     await lost.getByRole("button", { name: "Try again" }).click();
     await lost.locator("#room-fault", { hasText: "no_relay" }).waitFor({ timeout: 60_000 });
+    const broken = await visit(url, { without: "**/words.js" });
+    await broken.getByText("This page has not loaded. Reload it.").waitFor();
+    await Promise.all([late, lost, broken].map((page) => page.context().close()));
+  });
+
+  await t.test("visitors from one address come at once", async () => {
+    const there = await link(ada);
+    const others = await Promise.all(Array.from({ length: 5 }, () => visit(there)));
+    await Promise.all([ada, ...others].map((page) => page.getByText("you and 5 others").waitFor()));
+    await look(ada, "many");
+    await Promise.all(others.map((page) => page.context().close()));
+    await ada.getByText("only you").waitFor({ timeout: 40_000 });
   });
 
   const secret = new URL(await link(ada)).hash.split(".").at(-1);

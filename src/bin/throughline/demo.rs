@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -26,18 +27,29 @@ use crate::{
 /// directory.
 const MAX_FILE: u64 = 2 << 30;
 
+/// Requests per second from one address: ten visitors come at once.
+const REQUESTS: NonZeroU32 = NonZeroU32::new(500).unwrap();
+/// The percentage of the server's places that one address may hold.
+const SHARE: u8 = 50;
+
 pub(crate) async fn run(args: DemoArgs, output: Output) -> Result<(), Error> {
     let stopped = signal::stopped(output)?;
     let credentials = args.serve.print_turn_credentials;
     // A host in a file, or the wildcard on the command line, is what the user wants. With https, the
     // page is for others, too.
     let https = !args.serve.domain.is_empty() || args.serve.tls_cert.is_some();
-    let named = https || !args.serve.host.is_empty() || args.serve.config.is_some();
+    let configured = args.serve.config.is_some();
+    let named = https || configured || !args.serve.host.is_empty();
     let mut config = serve::config(args.serve)?;
     let default = throughline::server::ServerConfig::default();
     if !named {
         // A page may use WebRTC and the clipboard only from this machine or over https.
         config.hosts = vec![Ipv4Addr::LOCALHOST.into()];
+    }
+    if !configured {
+        // The visitors of a room often share an address, and each asks for fifty files at once.
+        config.http.requests_per_source = REQUESTS;
+        config.connections.share_per_address = SHARE;
     }
     let without_page = config.http.www.is_none() && FILES.is_empty();
     let loopback = config.hosts.iter().all(IpAddr::is_loopback);
