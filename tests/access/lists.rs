@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    time::Duration,
 };
 
 use throughline::{Connector, ErrorKind, Identity, Strategy, server::AccessMode};
