@@ -248,6 +248,14 @@ impl Stage {
         self.listen_native(host, &["--recv", &directory])
     }
 
+    /// Starts a native peer on a host that hears lines of text.
+    ///
+    /// # Errors
+    /// The errors of [`listen`](Self::listen).
+    pub fn chat(&self, host: &str) -> Result<Listener> {
+        self.listen_native(host, &[])
+    }
+
     /// Sends a file of `bytes` bytes from the page on a host. The reply has both ends' hashes and
     /// paths.
     ///

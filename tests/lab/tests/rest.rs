@@ -1,0 +1,66 @@
+//! A connection that carries nothing gives its circuit back, and leaves a dead path all the same.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use throughline_lab::{NatKind, Spec, Stage};
+
+mod common;
+
+/// How long anything but the test's own figures may take.
+const WITHIN: Duration = Duration::from_secs(30);
+/// How long a line may take over the circuit that is made for it: the path is found dead within a second,
+/// and a circuit in a lab without delays takes a fraction of one.
+const STALL: Duration = Duration::from_secs(3);
+
+fn circuits(stage: &Stage) -> f64 {
+    let gauge = "throughline_circuits ";
+    stage.serve.metric(&stage.lab, gauge).unwrap()
+}
+
+#[test]
+fn a_connection_at_rest_has_no_circuit_and_leaves_a_dead_path() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let nat = NatKind::PortRestricted;
+    let mut stage = Stage::up(Spec::pair(nat, nat), &parts).unwrap();
+    let rest = [
+        "--set",
+        "circuit_idle_timeout_ms=1000",
+        "--set",
+        "probe_interval_ms=500",
+    ];
+    stage.add_arguments(rest.map(str::to_owned));
+    let listener = stage.chat("b").unwrap();
+    let heard = listener.program.as_ref().unwrap();
+    let mut dialler = stage.dial("a", &listener.ticket, &[]).unwrap();
+    let say = |dialler: &mut throughline_lab::Program, word: &str| {
+        let begun = Instant::now();
+        dialler.send(&json!(word)).unwrap();
+        heard.wait("message", WITHIN).unwrap();
+        begun.elapsed()
+    };
+    dialler
+        .wait_for(WITHIN, "a direct path", |event| event["path"] == "direct")
+        .unwrap();
+    say(&mut dialler, "over the direct path");
+    let deadline = Instant::now() + WITHIN;
+    while circuits(&stage) > 0.0 {
+        // Only the server's metrics show it.
+        assert!(Instant::now() < deadline, "the circuit stays");
+    }
+
+    let other = stage.lab.host("b-router").unwrap().ip().unwrap();
+    let block = format!(
+        "nft add table ip block\n\
+         nft add chain ip block forward '{{ type filter hook forward priority -10; }}'\n\
+         nft add rule ip block forward ip daddr {other} drop\n\
+         nft add rule ip block forward ip saddr {other} drop\n"
+    );
+    let mut router = stage.lab.host("a-router").unwrap().command("sh");
+    assert!(router.args(["-ec", &block]).status().unwrap().success());
+    let took = say(&mut dialler, "over the circuit");
+    println!("a line took {took:?} when the path was dead");
+    assert!(took < STALL, "{took:?}");
+}
