@@ -30,7 +30,10 @@ async function look(page, name) {
   await page.setViewportSize({ width: 1280, height: 900 });
 }
 
-/** Starts the demo and a browser. `visit` opens a link as another visitor, whose page first runs `before`, and is `without` one of its files. */
+/**
+ * Starts the demo and a browser. `visit` opens a link as another visitor, whose page first runs `before`, and is
+ * `without` one of its files.
+ */
 async function start(t) {
   const demo = new Program("demo", "--port", "0", "--data", temporary(t), "--www", `${root}www`, "--npm", `${root}js`);
   t.after(() => demo.stop());
