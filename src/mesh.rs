@@ -492,7 +492,9 @@ impl Task {
             Done::Reached(peer, None) => self.seek_again(peer),
             Done::Reached(_, Some((connection, Some(stream)))) => self.link(connection, stream),
             Done::Reached(peer, Some((connection, None))) => {
-                if self.members.contains_key(&peer) && !self.greeted.contains_key(&peer) {
+                let is_linked = self.links.lock().contains_key(&peer);
+                let is_awaited = is_linked || self.greeted.contains_key(&peer);
+                if self.members.contains_key(&peer) && !is_awaited {
                     self.greet(connection);
                 }
             }

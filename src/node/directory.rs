@@ -178,13 +178,12 @@ impl Node {
         if !self.records.seen.admits(&record.peer, number, now) {
             return;
         }
-        let session = self.sessions.get_mut(id);
-        if !session.is_some_and(|session| session.is_news(&record)) {
-            return;
-        }
         let Ok(ticket) = Ticket::from_record(record) else {
             return;
         };
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.expect_run(ticket.incarnation());
+        }
         self.learn(id, &ticket);
         if let Some((session, mut round)) = self.session(id) {
             session.on_found(&ticket, &mut round);

@@ -329,7 +329,10 @@ impl Node {
             }
             Internal::Inquired(relay, inquiry, answer) => self.on_inquired(relay, inquiry, answer),
             Internal::Nearby(id, addresses) => {
-                if let Some((session, mut round)) = self.session(id) {
+                // A page asks nobody, and the code for it is left out there.
+                if self.net.lan.is_on()
+                    && let Some((session, mut round)) = self.session(id)
+                {
                     session.on_nearby(addresses, &mut round);
                 }
             }

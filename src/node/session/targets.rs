@@ -11,7 +11,7 @@ use crate::{
         address::{self, Route},
         offer::Incarnation,
         pace::Pace,
-        record::{MAX_ADDRESSES, Record},
+        record::MAX_ADDRESSES,
     },
     node::{
         relays::{RelayLink, Relays},
@@ -35,8 +35,6 @@ pub(super) struct Targets {
     direct: Vec<Multiaddr>,
     /// The incarnation that sealed offers are for.
     incarnation: Option<Incarnation>,
-    /// The number of the newest record of the peer that was found.
-    seq: u64,
     /// The links over which the peer was looked up for the last connect.
     asked: Vec<(PeerId, ConnectionId)>,
     /// How many places are being asked where the peer is: sites, and the local network.
@@ -50,7 +48,6 @@ impl Default for Targets {
             relays: Vec::new(),
             direct: Vec::new(),
             incarnation: None,
-            seq: 0,
             asked: Vec::new(),
             asking: 0,
             pace: Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE),
@@ -172,18 +169,9 @@ impl Session {
         relays
     }
 
-    /// Whether a record of the peer is newer than what the session knows. Then it counts as known.
-    pub(in crate::node) fn is_news(&mut self, record: &Record) -> bool {
-        let Some(targets) = &mut self.targets else {
-            return false;
-        };
-        let is_news = record.seq > targets.seq;
-        if is_news {
-            targets.seq = record.seq;
-            // What was sealed for another run did not arrive.
-            self.attempts.unoffered &= targets.incarnation == record.incarnation;
-        }
-        is_news
+    /// The peer was found, in this run. What was sealed for another run did not arrive.
+    pub(in crate::node) fn expect_run(&mut self, incarnation: Option<Incarnation>) {
+        self.attempts.unoffered &= self.incarnation() == incarnation;
     }
 
     /// The peer was found, and its record was learnt from. Its relays are tried before those of older
