@@ -29,7 +29,7 @@ export interface Options {
   readonly strategyTimeoutMs?: number;
   /**
    * How long each strategy waits before it starts, by the strategy's name. 0 to 60,000 ms; defaults to 0, and
-   * 1,000 for `birthday`.
+   * 1,000 for `birthday`, and 1,000 for `turn`.
    */
   readonly startDelaysMs?: StartDelays;
   /**

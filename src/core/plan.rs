@@ -10,7 +10,7 @@ use std::time::Duration;
 use multiaddr::PeerId;
 
 use super::{backoff::Backoff, delays::StartDelays};
-use crate::event::{PathKind, Strategy};
+use crate::event::{Cause, PathKind, Strategy};
 
 /// How much later a circuit through a further relay starts than the one before it. The delay keeps
 /// a second circuit from being built while the first relay does its work. It is twice the delay of
@@ -45,6 +45,17 @@ pub(crate) enum AttemptId {
     /// ICE, by libp2p's `/webrtc`, signalled over a circuit or by a sealed offer. It combines several
     /// strategies.
     Ice,
+}
+
+/// What ICE tells of a strategy that joins it by itself: the birthday method, or TURN. The nominated
+/// pair tells of a success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "in a page, no strategy joins by itself")]
+pub(crate) enum Late {
+    /// The strategy begins.
+    Began(Strategy),
+    /// The strategy ends without a pair, or cannot begin.
+    Failed(Strategy, Cause, String),
 }
 
 /// The rules that follow from the configuration and this target.

@@ -65,17 +65,6 @@ pub(crate) enum RaceEvent {
     Closed,
 }
 
-/// What ICE tells of a strategy that joins it by itself: the birthday method, or TURN. The nominated
-/// pair tells of a success.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "in a page, no strategy joins by itself")]
-pub(crate) enum Late {
-    /// The strategy begins.
-    Began(Strategy),
-    /// The strategy ends without a pair, or cannot begin.
-    Failed(Strategy, Cause, String),
-}
-
 /// A step that the race wants done.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RaceAction {
@@ -363,9 +352,6 @@ impl Race {
         if !slot.is_running() {
             return;
         }
-        if cause == Cause::NoPair && slot.anew().is_some() {
-            return self.make_anew(now, at, actions);
-        }
         let outcome = match cause {
             Cause::Cancelled => Outcome::Cancelled,
             _ => Outcome::Failed,
@@ -378,6 +364,7 @@ impl Race {
             Cause::Unsupported | Cause::WrongPeer => State::Spent,
             Cause::Refused if slot.step.attempt == AttemptId::Ice => State::Spent,
             _ if again => State::At(now + REFUSED),
+            Cause::NoPair if slot.anew().is_some() => slot.make_anew(now),
             _ => State::Failed,
         };
         if awaited {
@@ -458,26 +445,16 @@ impl Race {
     /// Ends attempts that have taken too long.
     fn expire(&mut self, now: Duration, actions: &mut Vec<RaceAction>) {
         for at in 0..self.slots.len() {
-            let slot = &self.slots[at];
+            let slot = &mut self.slots[at];
             let is_over =
                 matches!(slot.state, State::Running(since) if now >= since + slot.patience());
             if is_over && slot.anew().is_some() {
-                actions.push(RaceAction::Cancel(slot.step.attempt));
-                self.make_anew(now, at, actions);
+                slot.cancel(now, "ICE begins anew, with TURN", actions);
+                slot.state = slot.make_anew(now);
             } else if is_over {
                 self.time_out(now, at, actions);
             }
         }
-    }
-
-    /// Makes an attempt that is under way anew, with TURN.
-    fn make_anew(&mut self, now: Duration, at: usize, actions: &mut Vec<RaceAction>) {
-        let slot = &mut self.slots[at];
-        let attempt = slot.step.attempt;
-        (slot.turn, slot.state) = (true, State::Running(now));
-        self.join(now, attempt, Strategy::Turn, actions);
-        actions.push(RaceAction::Start(attempt, true));
-        self.hasten_circuit(now, attempt);
     }
 
     fn time_out(&mut self, now: Duration, at: usize, actions: &mut Vec<RaceAction>) {

@@ -30,9 +30,14 @@ pub(crate) mod trace;
 pub(crate) mod transports;
 pub(crate) mod udp;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
-use libp2p::identity::Keypair;
+use libp2p::{PeerId, identity::Keypair};
+use tokio::sync::mpsc;
 
 pub(crate) use self::signals::Signals;
 use self::{
@@ -49,10 +54,14 @@ use crate::{
     config::server_url,
     core::{
         dial::Policy,
+        plan::Late,
         server_url::{ServerTransport, Service},
     },
     webrtc::{BackendError, Config as RtcConfig},
 };
+
+/// How many reports wait for the loop. It takes them at once, and one that is lost only ends with its attempt.
+const REPORTS: usize = 256;
 
 /// The backend that makes WebRTC connections on this target.
 pub(crate) type Rtc = webrtc::Backend;
@@ -60,6 +69,8 @@ pub(crate) type Rtc = webrtc::Backend;
 /// The parts that the transports of one peer share: the UDP sockets and the protocols over them.
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,
+    /// What strategies report that join ICE by themselves.
+    late: mpsc::Receiver<(PeerId, Late)>,
     pub(crate) quic: Quic,
     pub(crate) guard: Guard,
     pub(crate) names: Names,
@@ -70,8 +81,20 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// Binds the sockets. What strategies report that join ICE by themselves goes to `late`. Only addresses that
-    /// `policy` allows are dialled.
+    /// Returns the next report of a strategy that joins ICE by itself, and the peer that it is about.
+    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<(PeerId, Late)> {
+        match ready!(self.late.poll_recv(cx)) {
+            Some(report) => Poll::Ready(report),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Returns the next report if there is one already.
+    pub(crate) fn take_late(&mut self) -> Option<(PeerId, Late)> {
+        self.late.try_recv().ok()
+    }
+
+    /// Binds the sockets. Only addresses that `policy` allows are dialled.
     ///
     /// # Errors
     /// Fails with [`BackendError::Unavailable`] outside a Tokio runtime, and with
@@ -80,7 +103,6 @@ impl Net {
         config: &Config,
         rtc_config: &RtcConfig,
         keypair: &Keypair,
-        late: webrtc::LateSender,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let addresses = addresses(config).map_err(|error| BackendError::Io(error.to_string()))?;
@@ -90,8 +112,10 @@ impl Net {
         let names = Names::of_system();
         let roots = Roots::load(config.relay_ca.as_deref())
             .map_err(|error| BackendError::Io(error.to_string()))?;
+        let (told, late) = mpsc::channel(REPORTS);
         Ok(Self {
-            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(late))?,
+            rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(told))?,
+            late,
             quic,
             guard: Guard::new(policy.clone()),
             sites: Asker {

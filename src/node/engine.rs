@@ -45,9 +45,9 @@ use crate::{
         directory::Answer,
         drain::Drain,
         liveness::Hint,
-        plan::Rules,
+        plan::{Late, Rules},
         profile::Learnt,
-        race::{self, Late},
+        race,
         reservation::ReservationError,
         resume::Header,
         room::Source,
@@ -95,7 +95,6 @@ pub(super) struct Inputs {
     pub(super) pumps: futures_mpsc::Receiver<PumpEvent>,
     pub(super) internal: mpsc::Receiver<Internal>,
     pub(super) circuits: futures_mpsc::Receiver<circuit::CircuitRequest<Substream>>,
-    pub(super) late: mpsc::Receiver<(PeerId, Late)>,
     pub(super) signals: backend::Signals,
 }
 
@@ -208,7 +207,7 @@ impl Node {
         if let Poll::Ready(Some(request)) = inputs.circuits.poll_next_unpin(cx) {
             return Poll::Ready(Input::Circuit(request));
         }
-        if let Poll::Ready(Some((peer, late))) = inputs.late.poll_recv(cx) {
+        if let Poll::Ready((peer, late)) = self.net.poll_late(cx) {
             return Poll::Ready(Input::Late(peer, late));
         }
         if inputs.nat_changed.poll_unpin(cx).is_ready() {
@@ -383,16 +382,13 @@ impl Node {
 
     /// Takes what strategies that join ICE by themselves have reported so far.
     pub(super) fn take_late(&mut self) {
-        while let Ok((peer, late)) = self.inputs.late.try_recv() {
+        while let Some((peer, late)) = self.net.take_late() {
             self.on_late(&peer, late);
         }
     }
 
     fn on_late(&mut self, peer: &PeerId, late: Late) {
-        // In a page, no strategy joins by itself.
-        if self.net.rtc.nat().is_some()
-            && let Some((session, mut round)) = self.session_with(peer)
-        {
+        if let Some((session, mut round)) = self.session_with(peer) {
             session.on_late(late, &mut round);
         }
     }

@@ -82,9 +82,8 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
     let io = |e: std::io::Error| Error::new(ErrorKind::Io, e.to_string()).with_source(e);
 
     let rtc_config = rtc_config(&config);
-    let (late_tx, late) = mpsc::channel(REPORTS);
     let policy = Policy::new(config.dial_private, relay_addrs.clone());
-    let net = backend::Net::open(&config, &rtc_config, keypair, late_tx, &policy);
+    let net = backend::Net::open(&config, &rtc_config, keypair, &policy);
     let net = net.map_err(|e| match e {
         webrtc::BackendError::Unavailable(why) => Error::new(ErrorKind::UnsupportedPlatform, why),
         other => Error::new(ErrorKind::Io, other.to_string()).with_source(other),
@@ -162,7 +161,6 @@ pub(crate) fn start(identity: Identity, mut config: Config) -> Result<Started, E
         pumps: pump_rx,
         internal: internal_rx,
         circuits: circuit_requests,
-        late,
         signals: backend::Signals::new(&net),
     };
     let outbox = Outbox {

@@ -17,14 +17,17 @@ pub(crate) mod transports;
 mod value;
 mod websocket;
 
-use std::{future::Ready, sync::Arc};
+use std::{
+    future::Ready,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
-use tokio::sync::mpsc;
 
 use crate::{
     Config, Error,
-    core::{dial::Policy, race::Late},
+    core::{dial::Policy, plan::Late},
     webrtc::{BackendError, Config as RtcConfig},
 };
 
@@ -58,7 +61,6 @@ impl Net {
         _: &Config,
         rtc_config: &RtcConfig,
         _: &Keypair,
-        _: mpsc::Sender<(PeerId, Late)>,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
@@ -68,6 +70,16 @@ impl Net {
             sites,
             lan: Lan,
         })
+    }
+
+    /// Never ready, because in a page no strategy joins ICE by itself.
+    pub(crate) fn poll_late(&mut self, _: &mut Context<'_>) -> Poll<(PeerId, Late)> {
+        Poll::Pending
+    }
+
+    /// Always `None`.
+    pub(crate) fn take_late(&mut self) -> Option<(PeerId, Late)> {
+        None
     }
 
     /// The browser learns of another network by itself.

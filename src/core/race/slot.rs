@@ -61,6 +61,12 @@ impl Slot {
         self.step.anew.filter(|_| !self.turn)
     }
 
+    /// Says that the attempt is made with TURN from now on. Returns its state.
+    pub(super) fn make_anew(&mut self, now: Duration) -> State {
+        self.turn = true;
+        State::At(now)
+    }
+
     /// Whether the attempt is made with TURN, after it was made without.
     pub(super) fn with_turn(&self) -> bool {
         self.turn && self.step.anew.is_some()

@@ -22,8 +22,8 @@ use crate::{
     core::{
         address,
         offer::{Content, OFFER_PROTOCOL},
-        plan::{self, AttemptId, Known},
-        race::{Late, Race, RaceAction, RaceEvent},
+        plan::{self, AttemptId, Known, Late},
+        race::{Race, RaceAction, RaceEvent},
         resume::StreamId,
     },
     error::{Error, ErrorKind},

@@ -72,7 +72,7 @@ fn without_mdns_there_is_no_direct_path() {
     let Some(run) = meet(TO_PAGE, "mdns=false") else {
         return;
     };
-    assert_eq!(run.path.as_deref(), Some("relayed"), "{run:#?}");
+    assert_eq!(run.path.as_deref(), Some("turn"), "{run:#?}");
 }
 
 /// How long finding a peer by its id may take, with the connection.

@@ -4,6 +4,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     task::Poll,
@@ -54,25 +55,27 @@ pub(super) async fn run(burst: Burst, shared: Arc<Shared>, sockets: Sockets) {
     while Instant::now() < end && met < MAX_MET {
         tokio::select! {
             _ = tick.tick() => {
+                let Some(check) = shared.guess_check() else {
+                    return;
+                };
                 // The sockets are opened one after the other, and then used again in the same
                 // order.
                 if open.len() < burst.effort.sockets as usize {
-                    match connected(burst.target).await {
-                        Ok(socket) => open.push(socket),
+                    match opened(burst.target, &check) {
+                        Ok(socket) => {
+                            open.push(socket);
+                            continue;
+                        }
                         // The limit of descriptors is reached, so the open sockets have to suffice.
                         Err(error) => tracing::debug!(%error, "no further socket can be opened"),
                     }
-                    next = open.len().saturating_sub(1);
                 }
-                let check = match shared.guess_check() {
-                    Some(check) => check,
-                    None => return,
-                };
+                next %= open.len().max(1);
                 if let Some(socket) = open.get(next) {
                     // A check may be lost, as any datagram.
                     let _ = socket.try_send(&check);
                 }
-                next = (next + 1) % open.len().max(1);
+                next += 1;
             }
             (index, len) = received(&open, &mut buffer) => {
                 let data = &buffer[..len];
@@ -97,11 +100,17 @@ pub(super) async fn run(burst: Burst, shared: Arc<Shared>, sockets: Sockets) {
     }
 }
 
-/// Makes a socket that receives from `target` alone.
-async fn connected(target: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
-    socket.connect(target).await?;
-    Ok(socket)
+/// Makes a socket that receives from `target` alone, and sends it a check.
+///
+/// Tokio sends nothing until the system has told it that the socket may send. That is later, and without
+/// the first check the NAT has no port for the socket until its second turn.
+fn opened(target: SocketAddr, check: &[u8]) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(target)?;
+    // A check may be lost, as any datagram.
+    let _ = socket.send(check);
+    UdpSocket::from_std(socket)
 }
 
 /// Waits for a datagram. Returns the index of its socket and its length.
@@ -116,4 +125,21 @@ async fn received(open: &[UdpSocket], buffer: &mut [u8]) -> (usize, usize) {
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::PATIENCE;
+
+    #[tokio::test]
+    async fn a_socket_opens_the_nat_as_soon_as_it_is_made() {
+        let peer = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = opened(peer.local_addr().unwrap(), b"check").unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"check");
+        assert_eq!(from.port(), socket.local_addr().unwrap().port());
+    }
 }

@@ -30,7 +30,7 @@ use crate::{
         birthday::Side,
         candidate::{Candidate, CandidateAddr},
         mdns::Name,
-        race::Late,
+        plan::Late,
         signalling::IceCandidate,
     },
     native::{

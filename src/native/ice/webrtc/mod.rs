@@ -37,7 +37,7 @@ use super::{
 use crate::{
     core::{
         dial::Policy,
-        race::Late,
+        plan::Late,
         server_url::{ServerTransport, ServerUrl, Service},
     },
     native::{

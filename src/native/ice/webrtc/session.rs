@@ -37,7 +37,7 @@ use crate::{
         birthday::{Effort, Side},
         candidate::Candidate,
         dial::Policy,
-        race::Late,
+        plan::Late,
         scope::{Scope, scope},
         sdp::{Description, Setup},
         signalling::IceCandidate,

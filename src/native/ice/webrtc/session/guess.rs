@@ -12,7 +12,7 @@ use crate::{
     core::{
         birthday::{Effort, Prober, Side},
         candidate::{Candidate, CandidateKind},
-        race::Late,
+        plan::Late,
     },
     event::{Cause, Strategy},
     native::ice::{

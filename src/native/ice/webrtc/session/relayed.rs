@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{IceSession, SessionEvent};
 use crate::{
-    core::{candidate::CandidateKind, race::Late},
+    core::{candidate::CandidateKind, plan::Late},
     event::Strategy,
     native::ice::gather::LocalCandidate,
 };
