@@ -238,6 +238,8 @@ fn nobody_is_dialled_past_the_guard() {
                 "src/native/ice/port_mapping.rs",
                 turn,
                 "src/native/ice/webrtc/burst.rs",
+                // It answers a question from the local network (`core::lan`).
+                "src/native/multicast.rs",
             ],
         ),
         // This is a router in the local network that has answered from there (`core::upnp`).

@@ -63,6 +63,9 @@ use crate::{
 /// How many reports wait for the loop. It takes them at once, and one that is lost only ends with its attempt.
 const REPORTS: usize = 256;
 
+/// Whether this peer is in a page.
+pub(crate) const IS_PAGE: bool = false;
+
 /// The backend that makes WebRTC connections on this target.
 pub(crate) type Rtc = webrtc::Backend;
 

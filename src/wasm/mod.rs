@@ -33,6 +33,10 @@ use crate::{
 
 pub(crate) use self::{rtc::Rtc, signals::Signals};
 
+/// Whether this peer is in a page. Its user may close it at any time. No new data channel opens then, but
+/// what is written to a WebSocket is still sent.
+pub(crate) const IS_PAGE: bool = true;
+
 /// The parts that the transports of one peer share.
 pub(crate) struct Net {
     pub(crate) rtc: Rtc,

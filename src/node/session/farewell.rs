@@ -4,6 +4,7 @@ use libp2p::swarm::ConnectionId;
 
 use super::Session;
 use crate::{
+    backend::IS_PAGE,
     error::{Error, ErrorKind},
     node::{
         effect::{Conns, Effect},
@@ -29,7 +30,7 @@ impl Session {
         // there. Streams that end in good order must not be overtaken.
         let circuit = self.paths.sound_circuit();
         let connection = match circuit {
-            Some((circuit, _)) if cfg!(target_arch = "wasm32") && ending.is_empty() => circuit,
+            Some((circuit, _)) if IS_PAGE && ending.is_empty() => circuit,
             _ => active,
         };
         round.metrics.streams.dec_by(ending.len() as i64);

@@ -6,6 +6,7 @@ use libp2p::{PeerId, StreamProtocol, swarm::ConnectionId};
 
 use super::{Session, paths::Conn};
 use crate::{
+    backend::IS_PAGE,
     core::{
         liveness::{Hint, Verdict},
         race::RaceEvent,
@@ -61,7 +62,7 @@ impl Session {
     /// The direct path in use is sound. After a while without traffic, the session gives its circuits
     /// back. A stock peer would lose the streams on them.
     fn on_sound(&mut self, round: &mut Round<'_>) {
-        if cfg!(target_arch = "wasm32") || !self.streams.are_resumable() {
+        if IS_PAGE || !self.streams.are_resumable() {
             return;
         }
         let heard = self.streams.activity.heard();
