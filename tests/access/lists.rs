@@ -113,8 +113,9 @@ async fn whoever_is_admitted_gets_turn_credentials_and_nobody_else() {
         let bind = |identity: Identity| {
             let mut config = relayed(&server);
             config.direct = true;
-            // These peers are direct before a server would be asked.
+            // These peers are direct before a server would be asked, and need no ICE.
             config.start_delays.turn = Duration::ZERO;
+            config.start_delays.direct = Duration::from_secs(60);
             Connector::builder()
                 .config(config)
                 .identity(identity)
