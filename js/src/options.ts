@@ -83,8 +83,8 @@ export interface Options {
   /** How many connections are open at a time, in and out. 1 to 65,536 connections; defaults to 1,024. */
   readonly maxConnections?: number;
   /**
-   * How many streams are open at a time on one connection. A page has 480 at most. 1 to 65,536 streams; defaults
-   * to 1,024.
+   * How many streams are open at a time on one connection. A page has 480 at most, and 120 in Firefox. 1 to
+   * 65,536 streams; defaults to 1,024.
    */
   readonly maxStreams?: number;
 }

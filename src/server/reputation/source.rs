@@ -227,8 +227,6 @@ fn signed(text: &[u8]) -> Option<Signature> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use axum::body::Bytes;
     use ed25519_dalek::{Signer as _, SigningKey};
     use hyper::HeaderMap;
@@ -295,19 +293,15 @@ mod tests {
     async fn a_long_answer_keeps_no_other_task_waiting() {
         let peers = (0..50_000).map(|_| format!(r#""{}":1"#, PeerId::random()));
         let body = format!(r#"{{"peers":{{{}}}}}"#, peers.collect::<Vec<_>>().join(","));
-        let begun = Instant::now();
-        read(&answer(&body, None), None).unwrap();
-        let takes = begun.elapsed();
-        let key = Arc::default();
-        let read = tokio::spawn(read_aside(answer(&body, None), key));
-        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+        let read = tokio::spawn(read_aside(answer(&body, None), Arc::default()));
+        // The runtime has one thread. If it did the reading, this task would have a turn before and after.
+        let mut turns = 0;
         while !read.is_finished() {
             task::yield_now().await;
-            longest = longest.max(last.elapsed());
-            last = Instant::now();
+            turns += 1;
         }
         let scores = read.await.unwrap().unwrap();
         assert_eq!(scores.peers.len(), 50_000);
-        assert!(longest < takes / 2, "{longest:?} of {takes:?}");
+        assert!(turns > 100, "{turns}");
     }
 }
