@@ -4,7 +4,7 @@ import { randomFillSync, createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { BROWSER, STREAMS, connect, launch, listen, open, serve, temporary } from "./harness.mjs";
+import { BROWSER, chromiumTest, STREAMS, connect, launch, listen, open, serve, temporary } from "./harness.mjs";
 
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
@@ -134,7 +134,8 @@ test("datagrams go from a page to a native program and back, over the relay and 
   }
 });
 
-test("datagrams of a native program come back from a page, beside a stream that fills the path", limit, async (t) => {
+// Firefox loses up to an eighth of them on a busy machine, because its stream leaves them no room.
+chromiumTest("datagrams of a native program come back from a page, beside a stream that fills the path", limit, async (t) => {
   const relay = await serve(t);
   const browser = await launch(t);
   const page = await open(t, browser, `${relay.http}/peer.html`);
