@@ -168,7 +168,12 @@ export class Connector extends EventTarget {
     ticket: string,
     protocol: string,
     options: AbortOptions = {},
-  ): Promise<{ connection: Connection; stream: DuplexStream }> {
+  ): Promise<{
+    /** The connection, which may have no path yet. */
+    connection: Connection;
+    /** The stream, which takes bytes at once. */
+    stream: DuplexStream;
+  }> {
     const validTicket = text("ticket", ticket, "invalid_ticket");
     const validProtocol = text("protocol", protocol, "invalid_protocol");
     const [connection, stream] = await cancellable(signalOf(options), (signal) =>

@@ -71,35 +71,67 @@ export interface Attempt {
  */
 export type PathEvent =
   /** Traffic moved to this path, and open streams moved along. */
-  | ({ readonly event: "path"; readonly ms: number; readonly reason: ChangeReason } & Path)
+  | ({
+      readonly event: "path";
+      /** When it happened. */
+      readonly ms: number;
+      /** Why traffic moved. */
+      readonly reason: ChangeReason;
+    } & Path)
   /** Every path is gone. Streams wait for a new path, at most for `resumeTimeoutMs`. */
-  | { readonly event: "lost"; readonly ms: number }
+  | {
+      readonly event: "lost";
+      /** When it happened. */
+      readonly ms: number;
+    }
   /** The path in use carries datagrams of another size than before. */
-  | { readonly event: "datagram_size"; readonly ms: number; readonly maxDatagramSize?: number }
+  | {
+      readonly event: "datagram_size";
+      /** When it happened. */
+      readonly ms: number;
+      /** The most bytes of a datagram from now on, or `undefined` if the peer takes none. */
+      readonly maxDatagramSize?: number;
+    }
   /** An attempt ended. */
   | ({ readonly event: "attempt" } & Attempt)
   /** The reader was too slow and missed this many events. */
-  | { readonly event: "lagged"; readonly missed: number }
-  /** The connection is closed. `code` is the reason. No event follows. */
-  | { readonly event: "closed"; readonly code: ErrorCode };
+  | {
+      readonly event: "lagged";
+      /** How many events are missing. */
+      readonly missed: number;
+    }
+  /** The connection is closed. No event follows. */
+  | {
+      readonly event: "closed";
+      /** Why it is closed. */
+      readonly code: ErrorCode;
+    };
 
 /** An event of a connector. */
 export type ConnectorEvent =
   /**
-   * A relay says that this peer's quota there is nearly used up, or is: it carries `left` more bytes of `total`
-   * until the quota begins anew after `endsMs`. Then it ends circuits to this peer, and refuses new ones with
-   * `quota_exceeded`.
+   * A relay says that this peer's quota there is nearly used up, or is. When nothing is left of it, the relay ends
+   * circuits to this peer, and refuses new ones with `quota_exceeded`, until the quota begins anew.
    */
   | {
       readonly event: "quota";
+      /** The id of the relay. */
       readonly relay: string;
+      /** How many more bytes the relay carries. */
       readonly left: number;
+      /** How many bytes the quota has in all. */
       readonly total: number;
+      /** For how long the quota is given. */
       readonly period: "day" | "month";
+      /** In how many milliseconds the quota begins anew. */
       readonly endsMs: number;
     }
   /** The reader was too slow and missed this many events. */
-  | { readonly event: "lagged"; readonly missed: number };
+  | {
+      readonly event: "lagged";
+      /** How many events are missing. */
+      readonly missed: number;
+    };
 
 /** One relay in a {@link Report} or a {@link Status}. */
 export interface RelayReport {
@@ -107,6 +139,7 @@ export interface RelayReport {
   readonly peerId: string;
   /** The name or URL by which the relay is configured, if it is not by a multiaddress. */
   readonly name?: string;
+  /** Whether this connector is connected to the relay. */
   readonly connected: boolean;
   /** Whether the relay holds a reservation of this connector. */
   readonly reserved: boolean;
@@ -149,7 +182,14 @@ export interface NatReport {
   /** The address that the router maps. Personal data. */
   readonly mapped?: string;
   /** The protocols by which the router maps ports. */
-  readonly protocols: { readonly upnp: boolean; readonly natPmp: boolean; readonly pcp: boolean };
+  readonly protocols: {
+    /** UPnP Internet Gateway Device. */
+    readonly upnp: boolean;
+    /** NAT-PMP, RFC 6886. */
+    readonly natPmp: boolean;
+    /** The Port Control Protocol, RFC 6887. */
+    readonly pcp: boolean;
+  };
 }
 
 /** The report of what a connector knows about its own network position now. */
@@ -183,8 +223,12 @@ export interface Status {
   readonly reason?: string;
   /** The ticket as it is now. */
   readonly ticket: string;
+  /** The relays of this connector. */
   readonly relays: readonly RelayReport[];
+  /** The NAT in front of this connector. */
   readonly nat: NatReport;
+  /** The addresses at which this connector listens. It is always empty in a page. Personal data. */
   readonly listening: readonly string[];
+  /** The addresses of this connector that others are known to reach. It is always empty in a page. Personal data. */
   readonly confirmed: readonly string[];
 }

@@ -35,13 +35,35 @@ export type MeshEvent =
   /** A member that is connected shows something else in the room. */
   | ({ readonly type: "changed" } & Member)
   /** A member has left the room, or is no longer connected. If it is still there, it is connected again. */
-  | { readonly type: "left"; readonly id: string }
+  | {
+      readonly type: "left";
+      /** The id of the member. */
+      readonly id: string;
+    }
   /** A member has sent a message. The messages of one member come whole, once and in order. */
-  | { readonly type: "message"; readonly from: string; readonly data: Uint8Array }
+  | {
+      readonly type: "message";
+      /** The id of the member. */
+      readonly from: string;
+      /** The message. */
+      readonly data: Uint8Array;
+    }
   /** A member has sent a datagram. */
-  | { readonly type: "datagram"; readonly from: string; readonly data: Uint8Array }
+  | {
+      readonly type: "datagram";
+      /** The id of the member. */
+      readonly from: string;
+      /** The datagram. */
+      readonly data: Uint8Array;
+    }
   /** A peer has connected, and the first stream that it has opened is not for the mesh. */
-  | { readonly type: "stranger"; readonly connection: Connection; readonly stream: IncomingStream };
+  | {
+      readonly type: "stranger";
+      /** The connection that the peer has made. */
+      readonly connection: Connection;
+      /** The first stream that the peer has opened. */
+      readonly stream: IncomingStream;
+    };
 
 /**
  * A room in which each member is connected to every other, up to 32 of them. It sends a message to all with one call.
@@ -137,6 +159,7 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     this.#end();
   }
 
+  /** What happens in the mesh. */
   [Symbol.asyncIterator](): AsyncIterableIterator<MeshEvent> {
     return iterate(async () => {
       while (!this.#events.length && !this.#over) await this.#changed;
@@ -146,6 +169,7 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     });
   }
 
+  /** Leaves the room. */
   [Symbol.dispose](): void {
     this.leave();
   }

@@ -36,7 +36,11 @@ export type RoomEvent =
   /** A member shows something else. */
   | ({ readonly type: "changed" } & Member)
   /** A member has left, or has not been heard of for 30 s. */
-  | { readonly type: "left"; readonly id: string };
+  | {
+      readonly type: "left";
+      /** The id of the member. */
+      readonly id: string;
+    };
 
 /**
  * A room that this peer is in. Iterate over it for what changes: `for await (const event of room)`. The first
@@ -80,6 +84,7 @@ export class Room implements AsyncIterable<RoomEvent> {
     this.#raw.leave();
   }
 
+  /** What changes in the room. */
   [Symbol.asyncIterator](): AsyncIterableIterator<RoomEvent> {
     return iterate(async () => {
       const event = await this.#raw.next();
@@ -89,6 +94,7 @@ export class Room implements AsyncIterable<RoomEvent> {
     });
   }
 
+  /** Leaves the room. */
   [Symbol.dispose](): void {
     this.leave();
   }
