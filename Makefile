@@ -28,7 +28,7 @@ page: wasm ## compress the demo page and the npm package into page/, from where 
 	node js/scripts/page.mjs
 
 # The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
-FIREFOX := access address loading native platform protocols tabs
+FIREFOX := access address loading native platform protocols tabs worker
 
 test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)

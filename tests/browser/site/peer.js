@@ -1,4 +1,4 @@
-// A page with one peer, which the tests drive through `window.peer`. Handles that tests keep between
+// A page or a worker with one peer, which the tests drive through `peer`. Handles that tests keep between
 // calls are in `held`, because only plain data leaves the page.
 import { Connector } from "/npm/dist/index.js";
 
@@ -167,6 +167,24 @@ async function echoed(protocol, size, connection = held.connection) {
   return { bytes: back.length, sent: await sha256(bytes), received: await sha256(back) };
 }
 
+/** Sends `mbit` megabits a second to an echo for `ms`. Returns how many a second have come back, and how many bytes are missing. */
+async function load(protocol, mbit, ms, connection = held.connection) {
+  const { readable, writable } = await connection.open(protocol);
+  const writer = writable.getWriter();
+  const coming = drain(readable);
+  const part = new Uint8Array(32_768);
+  const start = performance.now();
+  const elapsed = () => performance.now() - start;
+  let sent = 0;
+  while (elapsed() < ms) {
+    for (const due = elapsed() * mbit * 125; sent < due; sent += part.length) await writer.write(part);
+    await new Promise((resolve) => setTimeout(resolve, 4));
+  }
+  await writer.close();
+  const back = await coming;
+  return { rate: (back * 8) / 1000 / elapsed(), missing: sent - back };
+}
+
 /** Opens a stream, and waits until a byte has come back. */
 async function byte(protocol, connection = held.connection) {
   const { readable, writable } = await connection.open(protocol);
@@ -224,4 +242,4 @@ async function outcome(work) {
   }
 }
 
-window.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, hold, short, drain, outcome, Connector };
+globalThis.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, load, resetWith, stopWith, hold, short, drain, outcome, Connector };
