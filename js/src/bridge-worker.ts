@@ -107,6 +107,7 @@ class Link {
   readonly #connections = new Map<number, Connection>();
   readonly #gone: () => void;
   #next = 0;
+  #over = false;
   /** Whether the user sees the page. */
   visible = true;
 
@@ -123,7 +124,7 @@ class Link {
 
   /** Begins to make connections, because the page has answered. */
   #begin(): void {
-    if (links.includes(this)) return;
+    if (links.includes(this) || this.#over) return;
     links.push(this);
     install();
     for (const done of waiting) done();
@@ -132,6 +133,7 @@ class Link {
 
   /** The page is gone, or has closed the bridge. */
   #end(): void {
+    this.#over = true;
     const at = links.indexOf(this);
     if (at >= 0) links.splice(at, 1);
     this.#port.close();
@@ -142,6 +144,7 @@ class Link {
   }
 
   #hear(news: News | Signal): void {
+    if (this.#over) return;
     if (news.op === "signal") {
       this.visible = news.visible;
       this.#begin();

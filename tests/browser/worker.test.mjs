@@ -88,7 +88,8 @@ for (const kind of kinds) {
   test(`a data channel between two connections of a ${kind} worker: order, back-pressure and bounds`, limit, async (t) => {
     const { page } = await stage(t, kind);
     const found = await run(page, async () => {
-      const happens = (target, type) => new Promise((resolve) => target.addEventListener(type, resolve, { once: true }));
+      const within = (what, wait) => Promise.race([wait, new Promise((_, reject) => setTimeout(() => reject(new Error(`no ${what}`)), 20_000))]);
+      const happens = (target, type) => within(type, new Promise((resolve) => target.addEventListener(type, resolve, { once: true })));
       const [a, b] = [new RTCPeerConnection(), new RTCPeerConnection()];
       for (const [from, to] of [[a, b], [b, a]]) {
         from.addEventListener("icecandidate", ({ candidate }) => candidate && to.addIceCandidate(candidate));
@@ -117,7 +118,7 @@ for (const kind of kinds) {
         channel.send(new Uint8Array(part.buffer));
         most = Math.max(most, channel.bufferedAmount);
       }
-      await arrived;
+      await within(`more than ${numbers.length} messages`, arrived);
       const states = [a.connectionState, b.connectionState, a.localDescription.type];
       const kinds = new Set([...(await a.getStats()).values()].map(({ type }) => type));
       const refused = await a.setRemoteDescription({ type: "answer", sdp: "v=1" }).catch((error) => error);
@@ -127,9 +128,9 @@ for (const kind of kinds) {
       idle.close();
       const late = await peer.outcome(async () => idle.createDataChannel(""));
       // A writer that does not wait loses the channel, and not the page.
-      const closed = happens(channel, "close");
       const flooded = await peer.outcome(async () => {
-        for (let sent = 0; sent < 64; sent++) channel.send(new Uint8Array(262_144));
+        const closed = happens(channel, "close");
+        for (let sent = 0; sent < 256; sent++) channel.send(new Uint8Array(262_144));
         await closed;
       });
       const after = channel.readyState;
@@ -166,7 +167,7 @@ test("a bridge that the page closes ends its connections as ICE does, and anothe
   assert.equal(over.received, over.sent);
   await page.evaluate(() => host.again());
   await run(page, () => peer.path("direct"));
-  const { sent, received } = await run(page, () => peer.echoed("echo/1", MIB));
+  const { sent, received } = await run(page, (size) => peer.echoed("echo/1", size), MIB);
   assert.equal(received, sent);
 });
 

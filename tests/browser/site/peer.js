@@ -114,7 +114,8 @@ async function path(kind) {
   const events = held.connection.paths();
   if (held.connection.path?.path === kind) return held.connection.path;
   for await (const event of events) if (event.event === "path" && event.path === kind) return event;
-  throw new Error(`the connection closed before it was ${kind}`);
+  const { code } = await held.connection.closed;
+  throw new Error(`the connection closed before it was ${kind}: ${code}`);
 }
 
 /** Takes an upload of `throughline connect --bench`: answers with the number of bytes after the first one. */
