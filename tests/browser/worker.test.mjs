@@ -130,7 +130,10 @@ for (const kind of kinds) {
       // A writer that does not wait loses the channel, and not the page.
       const flooded = await peer.outcome(async () => {
         const closed = happens(channel, "close");
-        for (let sent = 0; sent < 256; sent++) channel.send(new Uint8Array(262_144));
+        for (let sent = 0; sent < 1024 && channel.readyState === "open"; sent++) {
+          channel.send(new Uint8Array(262_144));
+          if (sent % 64 === 63) await new Promise((resolve) => setTimeout(resolve));
+        }
         await closed;
       });
       const after = channel.readyState;
@@ -227,11 +230,11 @@ test("a page says what is missing, and a worker does", limit, async (t) => {
   assert.deepEqual(codes, ["unsupported_platform", "invalid_config", "AbortError"]);
 });
 
-test("the page draws its frames during 50 Mbit/s in the worker", limit, async (t) => {
+test("the page draws its frames during 50 Mbit/s in the worker, half of them in each direction", limit, async (t) => {
   const { native, page, options } = await stage(t, "dedicated");
   await direct(page, native);
-  const [ms, mbit] = [8_000, 50];
-  const idle = await page.evaluate((ms) => host.frames(ms), 2_000);
+  const [ms, mbit] = [8_000, 25];
+  const idle = await page.evaluate((ms) => host.frames(ms), ms);
   const measured = async (load) => {
     const [frames, { rate, missing }] = await Promise.all([page.evaluate((ms) => host.frames(ms), ms), load]);
     assert.equal(missing, 0);
@@ -250,4 +253,7 @@ test("the page draws its frames during 50 Mbit/s in the worker", limit, async (t
     const load = mbit ? `${mbit.toFixed(1)} Mbit/s each way, ` : "";
     t.diagnostic(`${where}: ${load}${rate.toFixed(1)} frames a second, ${late} over 33 ms, the longest ${Math.round(longest)} ms`);
   }
+  // How many frames are late without any load depends on the machine.
+  const share = ({ late, rate }) => (late * 1000) / (rate * ms);
+  assert.ok(share(inWorker) <= share(idle) + 0.05, `${inWorker.late} frames were late, and ${idle.late} without a load`);
 });
