@@ -269,9 +269,11 @@ class Connection extends EventTarget {
   fail(error: Failure): void {
     if (this.connectionState === "closed") return;
     this.#link.remove(this.#id);
-    this.#over(error);
+    this.#error = error;
+    // The connection first: a channel that ends before it looks as if the peer had closed it.
     this.connectionState = this.iceConnectionState = "failed";
     this.dispatchEvent(new Event("connectionstatechange"));
+    this.#over(error);
   }
 
   #over(error: Failure): void {
