@@ -295,7 +295,7 @@ mod tests {
         for _ in 0..50 {
             let home = tempfile::tempdir().unwrap();
             for number in 0..8 {
-                fs::write(home.path().join(format!(".{number:064x}.part")), "x").unwrap();
+                fs::write(home.path().join(format!(".{number:032x}.part")), "x").unwrap();
             }
             std::thread::scope(|scope| {
                 let made = [(); 4].map(|()| scope.spawn(|| make_room(home.path(), 4)));
