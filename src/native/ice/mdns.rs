@@ -69,6 +69,7 @@ mod tests {
         let ours = Ear {
             socket: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
             group: Some(responder.local_addr().unwrap()),
+            only_for_all: false,
         };
         let name = Name::parse(NAME).unwrap();
         let other = Name::parse(&NAME.replace('0', "1")).unwrap();
