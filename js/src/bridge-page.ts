@@ -75,18 +75,17 @@ class Server implements Bridge {
     const { signal } = this.#over;
     this.attached = new Promise((resolve) => (this.#attach = resolve));
     this.closed = new Promise((resolve) => signal.addEventListener("abort", () => resolve()));
+    // Whoever gets the offer waits for the lock, and would have it at once if this page had not.
+    const offer = () => this.#presence.held.then(() => this.#offer(endpoint)).catch(() => this.close());
     // A worker that attaches late has missed the first offer, and asks. One that attached early has asked in vain.
     const heard = (event: MessageEvent) => {
       if ((event.data as Meeting | null)?.throughline !== ASK) return;
       event.stopImmediatePropagation();
-      this.#offer(endpoint);
+      offer();
     };
     endpoint.addEventListener("message", heard, { signal });
     endpoint.start?.();
-    this.#presence.held.then(
-      () => this.#offer(endpoint),
-      () => this.close(),
-    );
+    offer();
   }
 
   close(): void {
