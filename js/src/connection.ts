@@ -81,8 +81,8 @@ export class Connection {
 
   /** Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue. */
   incomingStreams(): AsyncIterableIterator<IncomingStream> {
-    return iterate(async () => {
-      const raw = await this.#raw.acceptStream();
+    return iterate(async (signal) => {
+      const raw = await this.#raw.acceptStream(signal);
       return raw && { protocol: raw.protocol(), early: raw.isEarly(), refuse: () => raw.refuse(), ...duplex(raw) };
     });
   }
@@ -122,7 +122,7 @@ export class Connection {
    * queue of 256 datagrams. When it is full, each new one takes the place of the oldest.
    */
   datagrams(): AsyncIterableIterator<Uint8Array> {
-    return iterate(() => this.#raw.receiveDatagram());
+    return iterate((signal) => this.#raw.receiveDatagram(signal));
   }
 
   /**

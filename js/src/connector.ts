@@ -184,8 +184,8 @@ export class Connector extends EventTarget {
 
   /** Iterates over the connections that other peers make, until the connector is closed. Iterators share one queue. */
   incoming(): AsyncIterableIterator<Connection> {
-    return iterate(async () => {
-      const raw = await this.#raw.accept();
+    return iterate(async (signal) => {
+      const raw = await this.#raw.accept(signal);
       return raw && new Connection(raw);
     });
   }
