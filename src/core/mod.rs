@@ -35,7 +35,6 @@ pub(crate) mod liveness;
 pub(crate) mod loss;
 #[allow(dead_code, reason = "a browser resolves mDNS names itself")]
 pub(crate) mod mdns;
-#[allow(dead_code, reason = "a page's mesh is JavaScript")]
 pub(crate) mod mesh;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;

@@ -387,8 +387,10 @@ async fn tell(
 }
 
 async fn is_sent(stream: &mut SendStream, bytes: &[u8], within: Duration) -> bool {
-    let sent = select(stream.write_all(bytes), Delay::new(within)).await;
-    let is_sent = matches!(sent, Either::Left((Ok(()), _)));
+    let is_sent = matches!(
+        select(stream.write_all(bytes), Delay::new(within)).await,
+        Either::Left((Ok(()), _))
+    );
     if !is_sent {
         // A part of a message is of no use.
         stream.reset(0);
