@@ -8,6 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/throughline
 WASM := node js/scripts/toolchain.mjs
 # This is the last file that the build writes.
 JS   := js/dist/inline.js
+PAGE := page/index.html.gz
 # Every command has the same options, so that no command compiles again what another has compiled.
 ALL  := --locked --all-features
 
@@ -24,13 +25,15 @@ demo: setup-build $(JS) ## start a relay, a native peer and the demo page on thi
 
 wasm: setup-build $(JS) ## build the npm package into js/
 
-page: wasm ## compress the demo page and the npm package into page/, from where the feature `demo` takes them
+page: setup-build $(PAGE) ## compress the demo page and the npm package into page/, from where the feature `demo` takes them
+
+$(PAGE): $(JS) $(shell find www -type f) js/scripts/page.mjs
 	node js/scripts/page.mjs
 
 # The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
 FIREFOX := access address loading native platform protocols tabs
 
-test: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
+test: setup-test $(PAGE) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)
 	node --test js/test/*.test.mjs
 	node --test --test-concurrency=1 tests/browser/*.test.mjs

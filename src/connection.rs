@@ -325,8 +325,8 @@ impl Connection {
     }
 
     /// Waits for the next stream that the peer opens, and returns it with the name of its protocol.
-    /// Returns `None` once the connection is closed. When 64 streams wait, further streams are
-    /// refused.
+    /// Returns `None` once the connection is closed. Streams that wait count among all streams, whose
+    /// number [`Config::max_streams`](crate::Config::max_streams) limits.
     ///
     /// # Cancel safety
     /// This is cancel safe: no stream is lost.

@@ -6,6 +6,10 @@
 //! small multiple of its input. Whatever it can decode must be the same after encoding and decoding
 //! it again. A target returns whether it could read all of its input.
 
+mod relays;
+#[cfg(test)]
+mod tests;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
@@ -15,40 +19,32 @@ use bytes::{Bytes, BytesMut};
 use multiaddr::{Multiaddr, PeerId, Protocol};
 use str0m::ice::StunMessage;
 
+pub use self::relays::{
+    access, autonat, circuit, dial_request, direct_client, directory, drain, first_bytes, notice,
+    profile, proxy, record, relay_request, reservation,
+};
 use crate::{
     config::Config,
     core::{
-        self, autonat,
+        self,
         candidate::Candidate,
-        circuit::{Answer, CircuitError},
         datagram,
         dial::Policy,
-        dial_back::Server,
-        directory,
-        drain::Drain,
-        first_bytes::{self, Sniffed},
         frame::{self, StreamState},
-        lan, mdns, notice,
+        lan, mdns,
         offer::Prelude,
-        proxy::{self, Parsed},
-        record::Record,
-        reservation,
         resume::{self, Header, Request, Resume, StreamId},
-        room::Member,
         sdp::Description,
         server_url::ServerUrl,
         signalling::{Action, IceCandidate, Message, Negotiation, Role},
-        site::RelayText,
         upnp,
-        webrtc_direct::Credentials,
     },
-    envelope,
     native::{
         ice::{stun::message, turn::frame as turn, webrtc::dcep},
         transports::websocket::frame::{self as websocket_frame, Role as WebSocketRole},
         udp,
     },
-    server::{access::messages, hop, stun, turn::fuzzing::TurnSession},
+    server::{stun, turn::fuzzing::TurnSession},
     ticket::Ticket,
     webrtc::address,
 };
@@ -100,96 +96,9 @@ const ID: StreamId = StreamId([7; 16]);
 const SOURCE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32853);
 const WINDOW: u64 = resume::INITIAL_WINDOW;
 
-/// A request for access to a relay, and the relay's answer.
-pub fn access(data: &[u8]) -> bool {
-    let request = messages::Request::decode(data);
-    if let Some(request) = &request {
-        let token = request.token.as_deref();
-        assert!(token.is_none_or(|token| token.len() <= core::access::MAX_TOKEN));
-        let again = core::access::request(token, request.reserve, request.turn);
-        assert!(messages::Request::decode(unframed(&again)).as_ref() == Some(request));
-    }
-    let answer = core::access::answered(data);
-    if let Some(answer) = &answer {
-        let again = messages::answer(answer);
-        assert!(core::access::answered(unframed(&again)).as_ref() == Some(answer));
-        let link = Multiaddr::from(Ipv4Addr::LOCALHOST);
-        let turn = answer
-            .as_ref()
-            .ok()
-            .and_then(|admitted| admitted.turn.as_ref());
-        for url in turn.map_or_else(Vec::new, |turn| turn.urls(&link)) {
-            assert_eq!(url.parse::<ServerUrl>().unwrap().host, "127.0.0.1");
-        }
-    }
-    request.is_some() || answer.is_some()
-}
-
-/// A request to the directory of a relay, and its answer.
-pub fn directory(data: &[u8]) -> bool {
-    let request = directory::Request::decode(data);
-    if let Some(request) = &request {
-        let again = request.encode();
-        assert_eq!(
-            directory::Request::decode(unframed(&again)).as_ref(),
-            Some(request)
-        );
-    }
-    let answer = directory::Answer::decode(data);
-    if let Some(answer) = &answer {
-        let again = answer.encode();
-        assert_eq!(
-            directory::Answer::decode(unframed(&again)).as_ref(),
-            Some(answer)
-        );
-    }
-    request.is_some() || answer.is_some()
-}
-
-/// The record of a peer, and that of a member of a room, alone and in an envelope.
-pub fn record(data: &[u8]) -> bool {
-    let record = Record::decode(data);
-    if let Some(record) = &record {
-        let again = record.encode();
-        assert!(again.len() < core::record::MAX_RECORD);
-        assert!(Record::decode(&again).is_some_and(|again| again.peer == record.peer));
-    }
-    let member = Member::decode(data);
-    if let Some(member) = &member {
-        assert_eq!(Member::decode(&member.encode()).as_ref(), Some(member));
-    }
-    let opened = envelope::open(data, Duration::from_secs(1_800_000_000));
-    record.is_some() || member.is_some() || opened.is_some()
-}
-
 /// A message without the length in front of it.
 fn unframed(mut framed: &[u8]) -> &[u8] {
     core::protobuf::take_bytes(&mut framed).unwrap()
-}
-
-/// The user name in a check of a `/webrtc-direct` client.
-pub fn direct_client(data: &[u8]) -> bool {
-    let name = str::from_utf8(data).ok();
-    let Some((server, client)) = name.and_then(|name| name.split_once(':')) else {
-        return false;
-    };
-    let Some(read) = Credentials::read(server, client) else {
-        return false;
-    };
-    assert_eq!((&*read.server, &*read.client), (server, client));
-    assert!(server.ends_with(&read.client_pwd) && read.client_pwd.len() >= 22);
-    true
-}
-
-/// The first bytes of a TCP client. What is known of them is the same however they come.
-pub fn first_bytes(data: &[u8]) -> bool {
-    let all = first_bytes::sniff(data);
-    let parts = (0..data.len().min(256)).map(|length| first_bytes::sniff(&data[..length]));
-    for known in parts {
-        assert!(known == Sniffed::More || known == all);
-    }
-    assert!(all != Sniffed::More || data.len() < first_bytes::MOST);
-    matches!(all, Sniffed::Is(_))
 }
 
 /// A multiaddress of a peer.
@@ -218,15 +127,6 @@ pub fn address(data: &[u8]) -> bool {
     true
 }
 
-/// An AutoNAT server's answer, and the proof that it reached us.
-pub fn autonat(data: &[u8]) -> bool {
-    let answer = autonat::answer(data);
-    if let Some(autonat::Answer::Wants(bytes)) = answer {
-        assert!(autonat::data(bytes).len() < 2 * 100_000);
-    }
-    autonat::proof(data).is_some() || answer.is_some()
-}
-
 /// The `candidate` attribute.
 pub fn candidate(data: &[u8]) -> bool {
     let Some(candidate) = text(data).and_then(|text| text.parse::<Candidate>().ok()) else {
@@ -234,75 +134,6 @@ pub fn candidate(data: &[u8]) -> bool {
     };
     assert_eq!(candidate.to_string().parse(), Ok(candidate));
     true
-}
-
-/// A request to a relay, and the answer of a peer that is asked to accept a circuit.
-pub fn relay_request(data: &[u8]) -> bool {
-    let asked = hop::Request::decode(data).is_some();
-    hop::stop_status(data).is_some() || asked
-}
-
-/// A relay's answer to a request for a reservation, and the message that announces a circuit.
-pub fn reservation(data: &[u8]) -> bool {
-    let granted = reservation::granted(data).is_ok();
-    reservation::source(data).is_some() || granted
-}
-
-/// What a relay says before it ends.
-pub fn drain(data: &[u8]) -> bool {
-    let Some(drain) = Drain::decode(data) else {
-        return false;
-    };
-    let again = drain.encode();
-    let length = again
-        .iter()
-        .position(|byte| byte & 0x80 == 0)
-        .map_or(0, |at| at + 1);
-    assert_eq!(Drain::decode(&again[length..]), Some(drain));
-    true
-}
-
-/// What a relay says of a quota.
-pub fn notice(data: &[u8]) -> bool {
-    let Some(left) = notice::decode(data) else {
-        return false;
-    };
-    assert!(left.left <= left.all);
-    assert_eq!(notice::decode(unframed(&notice::encode(&left))), Some(left));
-    true
-}
-
-/// The header by which a proxy names its client. It is the same however it comes.
-pub fn proxy(data: &[u8]) -> bool {
-    let all = proxy::parse(data);
-    for length in 0..data.len().min(256) {
-        match proxy::parse(&data[..length]) {
-            Parsed::More(needed) => assert!((length + 1..=proxy::MOST).contains(&needed)),
-            known => assert_eq!(known, all),
-        }
-    }
-    match all {
-        Parsed::Header { length, .. } => length <= data.len(),
-        _ => false,
-    }
-}
-
-/// A relay's answer to a request for a circuit.
-pub fn circuit(mut data: &[u8]) -> bool {
-    let mut answer = Answer::default();
-    loop {
-        let wanted = answer.wanted();
-        assert!(wanted > 0, "the answer never ends");
-        let Some((bytes, rest)) = data.split_at_checked(wanted) else {
-            return false;
-        };
-        data = rest;
-        match answer.push(bytes) {
-            Ok(false) => {}
-            Err(CircuitError::Malformed(_)) => return false,
-            Ok(true) | Err(_) => return true,
-        }
-    }
 }
 
 /// A `DATA_CHANNEL_OPEN` message.
@@ -321,30 +152,6 @@ pub fn datagrams(data: &[u8]) -> bool {
         stride => stride,
     };
     udp::demultiplex(SOURCE, "evtj", run, stride) > 0
-}
-
-/// A request to an AutoNAT server.
-pub fn dial_request(data: &[u8]) -> bool {
-    if data.len() > autonat::MAX_REQUEST {
-        return false;
-    }
-    let _ = autonat::is_taken(data);
-    let Some(request) = autonat::read_request(data) else {
-        return false;
-    };
-    let observed = Multiaddr::from(SOURCE.ip()).with(Protocol::Tcp(SOURCE.port()));
-    let client = PeerId::from_bytes(&[0, 0]).expect("an identity of no bytes is valid");
-    let server = Server::default();
-    if let Some((index, address)) = server.choose(&request.addresses, &client, &observed) {
-        assert!(index < request.addresses.len());
-        assert_eq!(
-            address.iter().next(),
-            observed.iter().next(),
-            "another host"
-        );
-        assert!((2..=3).contains(&address.iter().count()));
-    }
-    true
 }
 
 /// Frames on a data channel. They come in pieces whose length is the first byte.
@@ -398,11 +205,12 @@ pub fn lane(data: &[u8]) -> bool {
 pub fn lan(data: &[u8]) -> bool {
     let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
     let peer = peer.parse().unwrap();
-    let found = lan::answers(data, &peer, SOURCE.ip());
+    let answers = |packet: &[u8]| lan::answers(packet, SOURCE.ip(), |sought| *sought == peer);
+    let found = answers(data);
     assert!(found.len() <= 8);
-    let again = lan::answer("fuzz", peer, &found);
-    let read = lan::answers(&again, &peer, SOURCE.ip());
-    assert!(read.iter().all(|address| found.contains(address)));
+    let addresses: Vec<_> = found.iter().map(|(_, address)| address.clone()).collect();
+    let read = answers(&lan::answer("fuzz", peer, &addresses));
+    assert!(read.iter().all(|answer| found.contains(answer)));
     lan::asks(data).is_some() || !found.is_empty()
 }
 
@@ -430,25 +238,6 @@ pub fn options(data: &[u8]) -> bool {
     // read back unchanged.
     if let Ok(json) = serde_json::to_vec(&config) {
         assert_eq!(serde_json::from_slice::<Config>(&json).ok(), Some(config));
-    }
-    true
-}
-
-/// What a relay says of itself, or the text that names a relay.
-pub fn profile(data: &[u8]) -> bool {
-    if let Some(Ok(RelayText::Site(site))) = std::str::from_utf8(data).ok().map(str::parse) {
-        assert_eq!(site.to_string().parse(), Ok(RelayText::Site(site)));
-        return true;
-    }
-    let policy = Policy::new(false, Vec::new());
-    let Ok(learnt) = core::profile::read(data, &policy) else {
-        return false;
-    };
-    for address in &learnt.addresses {
-        assert!(
-            policy.check(address).is_ok()
-                && address.iter().last() == Some(Protocol::P2p(learnt.peer))
-        );
     }
     true
 }
@@ -716,6 +505,3 @@ fn pieces(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
         Some(piece)
     })
 }
-
-#[cfg(test)]
-mod tests;

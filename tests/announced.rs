@@ -17,9 +17,8 @@ use futures::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _, future::join_all,
 };
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder,
-    core::upgrade::OutboundConnectionUpgrade as _, identity::Keypair, multiaddr::Protocol, noise,
-    tcp, yamux,
+    Multiaddr, PeerId, StreamProtocol, core::upgrade::OutboundConnectionUpgrade as _,
+    identity::Keypair, multiaddr::Protocol, noise, tcp,
 };
 use sha1::{Digest as _, Sha1};
 use throughline::Ticket;
@@ -31,6 +30,8 @@ use tokio::{
 };
 
 mod common;
+#[path = "common/stock.rs"]
+mod stock;
 
 /// How many connections there are. An allocation for each would show, and no limit of a server is
 /// reached.
@@ -206,17 +207,7 @@ async fn secured(from: IpAddr, to: SocketAddr) -> noise::Output<tcp::tokio::TcpS
 /// Connects a stock peer to `address`. It can open any stream, and runs until the last part of the
 /// result is dropped.
 async fn peer(address: Multiaddr) -> (libp2p_stream::Control, PeerId, JoinSet<()>) {
-    let mut swarm: Swarm<libp2p_stream::Behaviour> = SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_behaviour(|_| libp2p_stream::Behaviour::new())
-        .unwrap()
-        .build();
+    let mut swarm = stock::node(|_| libp2p_stream::Behaviour::new());
     let Some(Protocol::P2p(id)) = address.iter().last() else {
         panic!("{address} has no peer");
     };

@@ -7,9 +7,8 @@ use std::{
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
-    PeerId, StreamProtocol, SwarmBuilder, identify, noise, relay,
+    PeerId, StreamProtocol, identify, relay,
     swarm::{NetworkBehaviour, SwarmEvent},
-    tcp, yamux,
 };
 use throughline::{
     Config, Connector, ErrorKind, Identity, PathKind, Room, RoomEvent, RoomOptions, Ticket,
@@ -23,6 +22,8 @@ use common::{
 };
 
 mod common;
+#[path = "common/stock.rs"]
+mod stock;
 
 /// A peer that tells the directories of these relays where it is.
 fn config(relays: &[&Server]) -> Config {
@@ -124,11 +125,9 @@ async fn peers_of_one_network_are_found_by_their_ids_without_any_relay() {
     let alice = peer(near.clone()).await;
     let began = Instant::now();
     let connection = connect(&alice, &Ticket::from(bob.peer_id())).await;
-    assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
-    );
+    let took = began.elapsed();
+    // It takes a quarter of a second. If the first question is lost, there is another one after one second.
+    assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!(connection.path().unwrap().kind, PathKind::Direct);
     echoed(&connection).await;
     // Nobody answers for whoever does not want to be found, or is not there.
@@ -212,24 +211,14 @@ struct Lying {
 }
 
 async fn liar(lie: Lie) -> Lying {
-    let swarm = SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_behaviour(|key| Liar {
-            relay: relay::Behaviour::new(key.public().to_peer_id(), relay::Config::default()),
-            identify: identify::Behaviour::new(identify::Config::new(
-                "/liar/1".to_owned(),
-                key.public(),
-            )),
-            streams: libp2p_stream::Behaviour::new(),
-        })
-        .unwrap();
-    let mut swarm = swarm.build();
+    let mut swarm = stock::node(|key| Liar {
+        relay: relay::Behaviour::new(key.public().to_peer_id(), relay::Config::default()),
+        identify: identify::Behaviour::new(identify::Config::new(
+            "/liar/1".to_owned(),
+            key.public(),
+        )),
+        streams: libp2p_stream::Behaviour::new(),
+    });
     let peer = *swarm.local_peer_id();
     let mut control = swarm.behaviour().streams.new_control();
     let directory = StreamProtocol::new("/throughline/directory/1");

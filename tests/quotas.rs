@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, SwarmBuilder, noise,
+    Multiaddr, PeerId, StreamProtocol,
     swarm::{SwarmEvent, dial_opts::DialOpts},
-    tcp, yamux,
 };
 use throughline::{
     Config, Connection, Connector, ConnectorEvent, ConnectorEvents, ErrorKind, QuotaPeriod,
@@ -17,6 +16,8 @@ use tokio::{sync::watch, time::timeout};
 use common::{PATIENCE, config, echoing, exchange, peer, server_config, until};
 
 mod common;
+#[path = "common/stock.rs"]
+mod stock;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const PIECE: usize = 16 * 1024;
@@ -229,19 +230,7 @@ const OFFER: StreamProtocol = StreamProtocol::new("/throughline/offer/1");
 
 /// A libp2p node that is connected to the server, and does as it likes.
 async fn node(server: &Server) -> (PeerId, libp2p_stream::Control) {
-    let mut swarm = SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_quic()
-        .with_behaviour(|_| libp2p_stream::Behaviour::new())
-        .unwrap()
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
-        .build();
+    let mut swarm = stock::node(|_| libp2p_stream::Behaviour::new());
     let quic = server.addresses().iter().find(|text| text.contains("quic"));
     let address: Multiaddr = quic.unwrap().parse().unwrap();
     let relay: PeerId = server.peer_id().to_string().parse().unwrap();

@@ -19,7 +19,7 @@ const SERVICE: &str = "_p2p._udp.local";
 /// What stands before an address in a TXT record (libp2p's specification of `dnsaddr`).
 const DNSADDR: &[u8] = b"dnsaddr=";
 /// The most addresses of one peer.
-const MAX_ADDRESSES: usize = 8;
+pub(crate) const MAX_ADDRESSES: usize = 8;
 /// The longest answer, so that it fits into one packet of an Ethernet (RFC 6762 section 17).
 const MAX_ANSWER: usize = 1400;
 /// How long others may keep an answer (RFC 6762 section 10), in seconds.
@@ -92,23 +92,43 @@ pub(crate) fn answer(label: &str, peer: PeerId, addresses: &[Multiaddr]) -> Vec<
     out
 }
 
-/// Returns the addresses that an answer from `source` gives for `peer`, at most eight. Only an address of
-/// a private network counts, or the address that the answer has come from, so that nobody is led out of
-/// the local network.
-pub(crate) fn answers(packet: &[u8], peer: &PeerId, source: IpAddr) -> Vec<Multiaddr> {
-    let mut found = Vec::new();
-    for (_, kind, data) in records(packet) {
-        if kind == TYPE_TXT && found.len() < MAX_ADDRESSES {
-            let texts = texts(data).filter_map(|text| address_of(text, peer, source));
-            found.extend(texts);
+/// Returns the addresses that an answer from `source` gives for peers that are `sought`, at most eight for
+/// each. Only an address of a private network counts, or the address that the answer has come from, so that
+/// nobody is led out of the local network.
+pub(crate) fn answers(
+    packet: &[u8],
+    source: IpAddr,
+    sought: impl Fn(&PeerId) -> bool,
+) -> Vec<(PeerId, Multiaddr)> {
+    let mut found: Vec<(PeerId, Multiaddr)> = Vec::new();
+    let texts = records(packet).filter(|(_, kind, _)| *kind == TYPE_TXT);
+    for text in texts.flat_map(|(_, _, data)| texts_of(data)) {
+        if let Some((peer, address)) = address_of(text, source).filter(|(peer, _)| sought(peer))
+            && found.iter().filter(|(of, _)| *of == peer).count() < MAX_ADDRESSES
+        {
+            found.push((peer, address));
         }
     }
-    found.truncate(MAX_ADDRESSES);
     found
 }
 
+/// Returns at most eight of the addresses that several answers have given for one peer, `all` in the order
+/// in which they came with the source of each. Each source has an equal share, so that whoever answers
+/// first with much does not keep the peer itself from being found.
+pub(crate) fn shares(all: Vec<(IpAddr, Multiaddr)>) -> Vec<Multiaddr> {
+    let mut turns: Vec<(usize, Multiaddr)> = Vec::new();
+    for (at, (source, address)) in all.iter().enumerate() {
+        let before = all[..at].iter().filter(|(other, _)| other == source);
+        turns.push((before.count(), address.clone()));
+    }
+    // The first address of each source comes before the second of any.
+    turns.sort_by_key(|(turn, _)| *turn);
+    let addresses = turns.into_iter().map(|(_, address)| address);
+    addresses.take(MAX_ADDRESSES).collect()
+}
+
 /// The texts of a TXT record.
-fn texts(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn texts_of(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = data.split_first()?;
         let (text, rest) = rest.split_at_checked(usize::from(*length))?;
@@ -117,14 +137,16 @@ fn texts(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn address_of(text: &[u8], peer: &PeerId, source: IpAddr) -> Option<Multiaddr> {
+fn address_of(text: &[u8], source: IpAddr) -> Option<(PeerId, Multiaddr)> {
     let text = std::str::from_utf8(text.strip_prefix(DNSADDR)?).ok()?;
     let mut address: Multiaddr = text.parse().ok()?;
-    let is_peers = matches!(address.pop(), Some(Protocol::P2p(id)) if id == *peer);
+    let Some(Protocol::P2p(peer)) = address.pop() else {
+        return None;
+    };
     let near = |ip| scope(ip) == Scope::Private || ip == source.to_canonical();
     let is_near = host(&address).is_some_and(near);
     let is_sound = address::route(&address) == Route::Direct && address::fault(&address).is_none();
-    (is_peers && is_near && is_sound).then_some(address)
+    (is_near && is_sound).then_some((peer, address))
 }
 
 /// Returns the IP address where an address leads.
@@ -170,6 +192,12 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn found(packet: &[u8], peer: &PeerId, source: IpAddr) -> Vec<Multiaddr> {
+        let found = answers(packet, source, |sought| sought == peer);
+        assert!(found.iter().all(|(of, _)| of == peer));
+        found.into_iter().map(|(_, address)| address).collect()
+    }
+
     #[test]
     fn a_question_is_recognised_and_an_answer_is_none() {
         let mut asked = question();
@@ -205,8 +233,8 @@ mod tests {
         let addresses = addresses.map(address);
         let packet = answer(LABEL, peer, &addresses);
         let source = ip("192.168.1.7");
-        assert_eq!(answers(&packet, &peer, source), addresses);
-        assert!(answers(&packet, &other, source).is_empty());
+        assert_eq!(found(&packet, &peer, source), addresses);
+        assert!(found(&packet, &other, source).is_empty());
         let (owner, end) = name(&packet, 12).unwrap();
         assert_eq!(owner, SERVICE.as_bytes());
         let (record, _) = name(&packet, end + 10).unwrap();
@@ -220,7 +248,7 @@ mod tests {
         let peer = PeerId::random();
         let believed = |text: &str, source: &str| {
             let packet = answer(LABEL, peer, &[address(text)]);
-            !answers(&packet, &peer, ip(source)).is_empty()
+            !found(&packet, &peer, ip(source)).is_empty()
         };
         let source = "203.0.113.5";
         for near in [
@@ -256,7 +284,7 @@ mod tests {
         let packet = answer(LABEL, peer, &many);
         assert!(packet.len() <= MAX_ANSWER, "{}", packet.len());
         assert_eq!(
-            answers(&packet, &peer, ip("192.168.1.1")),
+            found(&packet, &peer, ip("192.168.1.1")),
             many[..MAX_ADDRESSES]
         );
         // A text can repeat an address as often as it fits.
@@ -266,15 +294,36 @@ mod tests {
         (flood[7], flood[11]) = (1, 0);
         write_name("x", &mut flood);
         write_record(TYPE_TXT, CLASS_IN, &text.repeat(50), &mut flood);
-        let found = answers(&flood, &peer, ip("10.0.0.1"));
+        let found = found(&flood, &peer, ip("10.0.0.1"));
         assert_eq!(found.len(), MAX_ADDRESSES);
+    }
+
+    #[test]
+    fn whoever_answers_first_does_not_keep_the_peer_from_being_found() {
+        let from = |source: &str, count: u8| {
+            let source = ip(source);
+            let IpAddr::V4(v4) = source else {
+                panic!("{source} is IPv4")
+            };
+            (1..=count).map(move |port| {
+                let address = Multiaddr::from(v4).with(Protocol::Tcp(port.into()));
+                (source, address)
+            })
+        };
+        let alone = shares(from("10.0.0.1", 9).collect());
+        assert_eq!(alone.len(), MAX_ADDRESSES);
+        let all = from("10.0.0.1", 8).chain(from("10.0.0.2", 1));
+        let shared = shares(all.collect());
+        assert_eq!(shared.len(), MAX_ADDRESSES);
+        assert_eq!(shared[1], address("/ip4/10.0.0.2/tcp/1"));
+        assert_eq!(shared[2], address("/ip4/10.0.0.1/tcp/2"));
     }
 
     proptest! {
         #[test]
         fn noise_never_panics(packet in prop::collection::vec(any::<u8>(), 0..512)) {
             let _ = asks(&packet);
-            let _ = answers(&packet, &PeerId::random(), [127, 0, 0, 1].into());
+            let _ = answers(&packet, [127, 0, 0, 1].into(), |_| true);
         }
 
         #[test]
@@ -284,7 +333,7 @@ mod tests {
             let at = at.index(packet.len());
             packet[at] = byte;
             let _ = asks(&packet);
-            let _ = answers(&packet, &peer, [10, 0, 0, 1].into());
+            let _ = answers(&packet, [10, 0, 0, 1].into(), |_| true);
         }
     }
 }

@@ -288,8 +288,10 @@ impl Members {
         let Some(known) = self.known.get_mut(peer) else {
             return;
         };
+        let before = known.seen.len();
         known.seen.retain(|seen| !is_dropped(seen));
-        if known.seen.is_empty() {
+        // What is only remembered, and what stays, is no news.
+        if known.seen.is_empty() && before > 0 {
             known.data = Vec::new();
             match known.told {
                 Some(_) => self.note(*peer),

@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    slice::Iter,
     time::Duration,
 };
 
@@ -39,6 +40,20 @@ const MAX_SOUGHT: usize = 64;
 const REPLIES: (u32, u32) = (32, 8);
 /// How many answers go to everybody (RFC 6762 section 6).
 const TOLD: (u32, u32) = (2, 1);
+/// How long other answers are awaited after the first one. Peers may wait so long before they answer (RFC
+/// 6762 section 6), and whoever answers first may not be the peer.
+const GATHER: Duration = Duration::from_millis(120);
+/// How many sources are heard for one peer. Each may give eight addresses.
+const MAX_SOURCES: usize = 8;
+/// When sockets are opened again that could not be opened: after this, twice and four times as long. A new
+/// IPv6 address cannot be used before the network was asked for it (RFC 4862 section 5.4).
+const AGAIN: [Duration; 3] = [
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+/// How many packets that may be answers are read: at once, and per second.
+const READ: (u32, u32) = (256, 64);
 
 /// The local network. Without a task, nobody is asked and nobody is answered.
 pub(crate) struct Lan(Option<Handle>);
@@ -81,7 +96,7 @@ impl Lan {
         }
     }
 
-    /// Asks where a peer is. Resolves with the addresses of the first answer, or with none after two and a
+    /// Asks where a peer is. Resolves with the addresses of the first answers, or with none after two and a
     /// half seconds. Returns `None` if nobody is asked.
     pub(crate) fn find(
         &self,
@@ -101,6 +116,35 @@ struct Seek {
     until: Instant,
     /// When it is asked for next.
     due: Instant,
+    /// The addresses so far, each with the source of its answer.
+    found: Vec<(IpAddr, Multiaddr)>,
+}
+
+impl Seek {
+    fn new(peer: PeerId, reply: oneshot::Sender<Vec<Multiaddr>>) -> Self {
+        let due = Instant::now();
+        Self {
+            peer,
+            reply,
+            until: due + PATIENCE,
+            due,
+            found: Vec::new(),
+        }
+    }
+
+    /// Takes an address from an answer of `source`.
+    fn take(&mut self, source: IpAddr, address: Multiaddr) {
+        if self.found.is_empty() {
+            self.until = self.until.min(Instant::now() + GATHER);
+        }
+        let others = self.found.iter().map(|(other, _)| *other);
+        let others: BTreeSet<_> = others.filter(|other| *other != source).collect();
+        let is_new = !self.found.iter().any(|(_, known)| *known == address);
+        let own = self.found.iter().filter(|(other, _)| *other == source);
+        if is_new && others.len() < MAX_SOURCES && own.count() < lan::MAX_ADDRESSES {
+            self.found.push((source, address));
+        }
+    }
 }
 
 struct Task {
@@ -115,6 +159,7 @@ struct Task {
     began: Instant,
     replies: Pace,
     told: Pace,
+    read: Pace,
 }
 
 impl Task {
@@ -132,12 +177,15 @@ impl Task {
             began: Instant::now(),
             replies: Pace::new(REPLIES.1, REPLIES.0),
             told: Pace::new(TOLD.1, TOLD.0),
+            read: Pace::new(READ.1, READ.0),
         }
     }
 
     /// Serves until nobody can ask any more.
     async fn run(mut self, mut requests: mpsc::Receiver<Sought>) {
-        let (mut buffer, mut hosts) = (vec![0; MAX_PACKET], BTreeSet::new());
+        let (mut buffer, mut hosts) = (vec![0; MAX_PACKET], Vec::new());
+        let mut pauses = [].iter();
+        let mut again = None;
         loop {
             let next = self.seeks.iter().map(|seek| seek.due.min(seek.until)).min();
             let next = next.map(|next| next.max(self.rested));
@@ -149,40 +197,61 @@ impl Task {
                         return;
                     }
                     let now: BTreeSet<_> = self.shown.borrow().iter().filter_map(lan::host).collect();
+                    let now = Vec::from_iter(now);
                     if now != hosts {
-                        self.ears = multicast::open(&Vec::from_iter(now.iter().copied()));
                         hosts = now;
-                        // The other networks are asked as well, at once.
-                        let due = Instant::now();
-                        self.seeks.iter_mut().for_each(|seek| seek.due = due);
+                        pauses = AGAIN.iter();
+                        again = self.open(&hosts, &mut pauses);
                     }
+                }
+                () = time::sleep_until(again.unwrap_or(self.began)), if again.is_some() => {
+                    again = self.open(&hosts, &mut pauses);
                 }
                 request = requests.recv(), if self.seeks.len() < MAX_SOUGHT => {
                     let Some((peer, reply)) = request else {
                         return;
                     };
-                    let due = Instant::now();
-                    self.seeks.push(Seek { peer, reply, until: due + PATIENCE, due });
+                    self.seeks.push(Seek::new(peer, reply));
                 }
                 () = time::sleep_until(next.unwrap_or(self.began)), if next.is_some() => {
                     self.ask().await;
                 }
-                (length, from) = multicast::heard(&self.ears, &mut buffer) => {
-                    self.hear(&buffer[..length], from).await;
+                (length, from, to_all) = multicast::heard(&self.ears, &mut buffer) => {
+                    // What is for this machine alone may have come from anywhere (RFC 6762 section 11).
+                    if to_all || is_near(from.ip()) {
+                        self.hear(&buffer[..length], from).await;
+                    }
                 }
             }
         }
     }
 
-    /// Asks for the peers whose turn it is, with one question, and gives up those that were not found.
+    /// Listens in the networks of these addresses. Returns when to try again, if it does not work in all.
+    fn open(&mut self, hosts: &[IpAddr], pauses: &mut Iter<'_, Duration>) -> Option<Instant> {
+        self.ears = multicast::open(hosts);
+        // The other networks are asked as well, at once.
+        let now = Instant::now();
+        self.seeks.iter_mut().for_each(|seek| seek.due = now);
+        let speak = self.ears.iter().filter(|ear| ear.group.is_some());
+        let is_whole = speak.count() == hosts.len();
+        (!is_whole)
+            .then(|| pauses.next())?
+            .map(|pause| now + *pause)
+    }
+
+    /// Asks for the peers whose turn it is, with one question, and tells where the others are, whose time is
+    /// over.
     async fn ask(&mut self) {
         let now = Instant::now();
-        self.seeks
-            .retain(|seek| now < seek.until && !seek.reply.is_closed());
+        let is_over = |seek: &mut Seek| now >= seek.until || seek.reply.is_closed();
+        for seek in self.seeks.extract_if(.., is_over) {
+            // Who has asked may be gone.
+            let _ = seek.reply.send(lan::shares(seek.found));
+        }
         let mut asks = false;
         // A peer that does not listen yet asks as soon as it does.
         let is_open = !self.ears.is_empty();
-        let due = |seek: &&mut Seek| is_open && seek.due <= now;
+        let due = |seek: &&mut Seek| is_open && seek.due <= now && seek.found.is_empty();
         for seek in self.seeks.iter_mut().filter(due) {
             seek.due = now + PAUSE;
             asks = true;
@@ -196,14 +265,19 @@ impl Task {
     async fn hear(&mut self, packet: &[u8], from: SocketAddr) {
         match lan::asks(packet) {
             Some(alone) => self.answer(alone, from).await,
-            None => {
-                for at in (0..self.seeks.len()).rev() {
-                    let found = lan::answers(packet, &self.seeks[at].peer, from.ip());
-                    if !found.is_empty() {
-                        // Who has asked may be gone.
-                        let _ = self.seeks.swap_remove(at).reply.send(found);
-                    }
-                }
+            None => self.take_answer(packet, from.ip()),
+        }
+    }
+
+    fn take_answer(&mut self, packet: &[u8], source: IpAddr) {
+        let now = self.began.elapsed();
+        if self.seeks.is_empty() || self.read.take(now, 1, Duration::ZERO).is_none() {
+            return;
+        }
+        let sought: Vec<_> = self.seeks.iter().map(|seek| seek.peer).collect();
+        for (peer, address) in lan::answers(packet, source, |peer| sought.contains(peer)) {
+            for seek in self.seeks.iter_mut().filter(|seek| seek.peer == peer) {
+                seek.take(source, address.clone());
             }
         }
     }
@@ -266,17 +340,16 @@ mod tests {
         task.ears = vec![Ear {
             socket: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
             group: Some(other.local_addr().unwrap()),
+            only_for_all: false,
         }];
         (task, other, shown)
     }
 
     #[tokio::test]
-    async fn peers_on_one_machine_find_each_other_within_a_second() {
+    async fn peers_on_one_machine_find_each_other() {
         let [a, b] = [(); 2].map(|()| PeerId::random());
         let (here, there) = (shows(a), shows(b));
-        let began = Instant::now();
         assert_eq!(found(&here, b).await, [AT.parse().unwrap()]);
-        assert!(began.elapsed() < Duration::from_secs(1));
         assert_eq!(found(&there, a).await, [AT.parse().unwrap()]);
         assert!(found(&here, PeerId::random()).await.is_empty(), "nobody");
         assert!(Lan::off().find(a).is_none() && !Lan::off().is_on());
@@ -309,22 +382,48 @@ mod tests {
         let (mut task, other, _shown) = scene(local).await;
         let from = other.local_addr().unwrap();
         let (reply, mut found) = oneshot::channel();
-        let due = Instant::now();
-        task.seeks.push(Seek {
-            peer: sought,
-            reply,
-            until: due + PATIENCE,
-            due,
-        });
+        task.seeks.push(Seek::new(sought, reply));
         for _ in 0..100 {
             let stranger = lan::answer("x", PeerId::random(), &[AT.parse().unwrap()]);
             task.hear(&stranger, from).await;
         }
-        assert!(found.try_recv().is_err());
+        assert!(task.seeks[0].found.is_empty());
         task.hear(&lan::answer("x", sought, &[AT.parse().unwrap()]), from)
             .await;
+        time::sleep_until(task.seeks[0].until).await;
+        task.ask().await;
         assert_eq!(found.try_recv().unwrap(), [AT.parse().unwrap()]);
         assert!(task.seeks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_answers_is_not_read() {
+        let [local, sought] = [(); 2].map(|()| PeerId::random());
+        let (mut task, other, _shown) = scene(local).await;
+        let from = other.local_addr().unwrap();
+        let (reply, _found) = oneshot::channel();
+        task.seeks.push(Seek::new(sought, reply));
+        let stranger = lan::answer("x", PeerId::random(), &[AT.parse().unwrap()]);
+        for _ in 0..10_000 {
+            task.hear(&stranger, from).await;
+        }
+        task.hear(&lan::answer("x", sought, &[AT.parse().unwrap()]), from)
+            .await;
+        assert!(task.seeks[0].found.is_empty());
+    }
+
+    #[test]
+    fn the_addresses_of_one_peer_are_bounded() {
+        let (reply, _found) = oneshot::channel();
+        let mut seek = Seek::new(PeerId::random(), reply);
+        for source in 0..100u8 {
+            for port in 1..100u16 {
+                let address = format!("/ip4/10.0.{source}.1/tcp/{port}").parse();
+                seek.take([10, 0, 1, source].into(), address.unwrap());
+            }
+        }
+        assert_eq!(seek.found.len(), MAX_SOURCES * lan::MAX_ADDRESSES);
+        assert!(seek.until <= Instant::now() + GATHER);
     }
 
     #[test]

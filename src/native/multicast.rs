@@ -28,6 +28,8 @@ const ERRORS: usize = 4;
 pub(super) struct Ear {
     pub(super) socket: UdpSocket,
     pub(super) group: Option<SocketAddr>,
+    /// Whether it hears only what is for everybody, which no router passes on.
+    pub(super) only_for_all: bool,
 }
 
 /// Makes the sockets that speak and listen in the networks in which the machine has the addresses `hosts`.
@@ -84,7 +86,7 @@ fn speaking(host: IpAddr) -> io::Result<Ear> {
         }
     };
     socket.bind(&SocketAddr::new(host, 0).into())?;
-    ear(socket, Some(SocketAddr::new(group, PORT)))
+    ear(socket, Some(SocketAddr::new(group, PORT)), false)
 }
 
 /// Makes a socket that hears what is for everybody, beside the sockets of other programs.
@@ -103,7 +105,7 @@ fn hearing_v4(hosts: &[IpAddr]) -> io::Result<Ear> {
             let _ = socket.join_multicast_v4(&GROUP_V4, host);
         }
     }
-    ear(socket, None)
+    ear(socket, None, group == GROUP_V4)
 }
 
 fn hearing_v6(hosts: &[IpAddr]) -> io::Result<Ear> {
@@ -115,7 +117,7 @@ fn hearing_v6(hosts: &[IpAddr]) -> io::Result<Ear> {
     socket.set_only_v6(true)?;
     socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), PORT).into())?;
     socket.join_multicast_v6(&GROUP_V6, 0)?;
-    ear(socket, None)
+    ear(socket, None, false)
 }
 
 fn new(host: IpAddr) -> io::Result<Socket> {
@@ -131,22 +133,34 @@ fn share(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-fn ear(socket: Socket, group: Option<SocketAddr>) -> io::Result<Ear> {
+fn ear(socket: Socket, group: Option<SocketAddr>, only_for_all: bool) -> io::Result<Ear> {
     socket.set_nonblocking(true)?;
-    let socket = UdpSocket::from_std(socket.into())?;
-    Ok(Ear { socket, group })
+    Ok(Ear {
+        socket: UdpSocket::from_std(socket.into())?,
+        group,
+        only_for_all,
+    })
 }
 
-/// Waits for the next packet that one of the sockets hears, and returns its length and where it has come
-/// from.
-pub(super) async fn heard(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr) {
+/// Waits for the next packet that one of the sockets hears. Returns its length, where it has come from, and
+/// whether it certainly was for everybody in the network.
+pub(super) async fn heard(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr, bool) {
     poll_fn(|cx| {
         for ear in ears {
-            for _ in 0..ERRORS {
+            let mut errors = 0;
+            loop {
                 let mut buffer = ReadBuf::new(buffer);
                 match ear.socket.poll_recv_from(cx, &mut buffer) {
-                    Poll::Ready(Ok(from)) => return Poll::Ready((buffer.filled().len(), from)),
-                    Poll::Ready(Err(_)) => {}
+                    Poll::Ready(Ok(from)) => {
+                        let length = buffer.filled().len();
+                        return Poll::Ready((length, from, ear.only_for_all));
+                    }
+                    Poll::Ready(Err(_)) if errors < ERRORS => errors += 1,
+                    Poll::Ready(Err(_)) => {
+                        // The socket wakes nobody before it was found empty.
+                        cx.waker().wake_by_ref();
+                        break;
+                    }
                     Poll::Pending => break,
                 }
             }

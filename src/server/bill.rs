@@ -76,7 +76,9 @@ impl Bill {
         let wait = pay(&self.of_dialler, bytes)?;
         let Some(early) = self.owe(bytes) else {
             let share = self.share_of_peer.carry(bytes);
-            return Ok(wait.max(self.charge_peer(bytes)?).max(share));
+            let wait = wait.max(pay(&self.of_peer, bytes)?);
+            self.tally.carried(bytes);
+            return Ok(wait.max(share));
         };
         let share = self.share_of_dialler.carry(bytes);
         if early > EARLY {
@@ -92,7 +94,9 @@ impl Bill {
     /// Nothing is left of its quota.
     pub(crate) fn agree(&self) -> io::Result<()> {
         let early = self.early.send_replace(None).unwrap_or(0);
-        self.charge_peer(early).map(drop)
+        // They have passed, whatever is left of a quota.
+        self.tally.carried(early);
+        pay(&self.of_peer, early).map(drop)
     }
 
     /// Notes bytes for which the peer pays when it agrees. Returns how many these are by now, or
@@ -109,12 +113,6 @@ impl Bill {
             false
         });
         owed
-    }
-
-    fn charge_peer(&self, bytes: u64) -> io::Result<Duration> {
-        let wait = pay(&self.of_peer, bytes)?;
-        self.tally.carried(bytes);
-        Ok(wait)
     }
 }
 

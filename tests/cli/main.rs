@@ -12,8 +12,10 @@ use common::program::{Program, throughline};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod demo;
 mod forward;
 mod life;
+mod serve;
 mod streams;
 mod terminal;
 mod usage;
@@ -99,121 +101,6 @@ fn refused(arguments: &[&str], code: &str, named: &str) {
         error["message"].as_str().unwrap().contains(named),
         "{error}"
     );
-}
-
-#[test]
-fn serve_prints_where_it_is_and_stops_in_good_order() {
-    for signal in ["-TERM", "-INT"] {
-        let (server, ready) = serve();
-        has_fields(&ready, &["peer_id", "addresses", "stun", "turn", "http"]);
-        assert!(!fields(&ready).contains(&"turn_pass"), "nobody asked");
-        let peer = ready["peer_id"].as_str().unwrap();
-        for kind in ["/quic-v1/", "/tcp/", "/ws/", "/webrtc-direct/certhash/"] {
-            assert!(relay(&ready, kind).ends_with(&format!("/p2p/{peer}")));
-        }
-        assert!(
-            ready["stun"][0]
-                .as_str()
-                .unwrap()
-                .starts_with("stun:127.0.0.1:")
-        );
-        assert!(
-            ready["turn"][0]
-                .as_str()
-                .unwrap()
-                .starts_with("turn:127.0.0.1:")
-        );
-        assert!(
-            ready["http"]
-                .as_str()
-                .unwrap()
-                .starts_with("http://127.0.0.1:")
-        );
-        server.signal(signal);
-        let (rest, status) = server.finish();
-        let told: Vec<_> = rest
-            .iter()
-            .map(|event| event["event"].as_str().unwrap())
-            .collect();
-        let expected = match signal {
-            "-TERM" => (["draining"], 0),
-            _ => (["error"], 130),
-        };
-        assert_eq!(
-            (&told[..], status.code()),
-            (&expected.0[..], Some(expected.1))
-        );
-    }
-}
-
-#[test]
-fn credentials_are_printed_to_whoever_asks() {
-    let arguments = ["serve", "--host", "127.0.0.1", "--port", "0"];
-    let mut more = arguments.to_vec();
-    more.extend(["--print-turn-credentials", "--admin", "127.0.0.1:0"]);
-    let ready = Program::start(&more).event("ready");
-    has_fields(&ready, &["turn_user", "turn_pass", "admin"]);
-    let mut child = throughline(&arguments)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    // The URL of the page is the last line.
-    let text: Vec<String> = lines
-        .map(Result::unwrap)
-        .take_while(|line| !line.contains("http://"))
-        .collect();
-    let _ = child.kill();
-    let _ = child.wait();
-    assert!(!text.concat().contains("turn-pass"), "{text:?}");
-}
-
-#[test]
-fn serve_refuses_what_cannot_work_by_name() {
-    let home = tempfile::tempdir().unwrap();
-    let file = home.path().join("serve.toml");
-    let arguments = ["serve", "--host", "127.0.0.1", "--port", "0", "--config"];
-    for (text, named) in [
-        ("[connections]\nestablished = 0", "connections.established"),
-        ("[connections]\npending = 0", "connections.pending"),
-        ("[connections]\nper_peer = 0", "connections.per_peer"),
-        (
-            "[connections]\nidle_seconds = 0",
-            "connections.idle_seconds",
-        ),
-        ("[http]\nwww = \"/no/such/folder\"", "http.www"),
-        ("[http]\nnpm = \"/no/such/folder\"", "http.npm"),
-        ("[turn]\nexternal_ip = \"0.0.0.0\"", "turn.external_ip"),
-    ] {
-        std::fs::write(&file, text).unwrap();
-        let mut arguments = arguments.to_vec();
-        arguments.push(file.to_str().unwrap());
-        refused(&arguments, "invalid_config", named);
-    }
-}
-
-#[test]
-fn serve_keeps_its_name_in_the_data_directory() {
-    let home = tempfile::tempdir().unwrap();
-    let data = home.path().join("data");
-    let start = || {
-        let data = data.to_str().unwrap();
-        let server = Program::start(&[
-            "serve",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--data",
-            data,
-        ]);
-        let ready = server.event("ready");
-        let peer = ready["peer_id"].clone();
-        server.signal("-TERM");
-        assert!(server.finish().1.success());
-        peer
-    };
-    assert_eq!(start(), start());
 }
 
 #[test]
@@ -669,82 +556,4 @@ fn a_ticket_is_found_in_a_link_and_a_scheme_may_be_in_capitals() {
     let line = ["ping", &link, "--count", "1", "--stun", "STUN:127.0.0.1:9"];
     let (events, status) = Program::start(&line).finish();
     assert!(status.success(), "{events:#?}");
-}
-
-/// The page is part of the program only where `page/` was there when it was built.
-#[cfg(feature = "demo")]
-#[test]
-fn the_page_is_within_the_program() {
-    if !std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("page/index.html.gz")
-        .exists()
-    {
-        return;
-    }
-    let demo = Program::start(&["demo", "--port", "0"]);
-    let url = demo.event("demo")["url"].as_str().unwrap().to_owned();
-    let at = url
-        .trim_start_matches("http://")
-        .trim_end_matches('/')
-        .to_owned();
-    for name in [
-        "",
-        "main.js",
-        "npm/dist/index.js",
-        "npm/pkg/throughline_bg.wasm",
-    ] {
-        let mut socket = std::net::TcpStream::connect(&at).unwrap();
-        let request = format!("GET /{name} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        std::io::Read::read_to_end(&mut socket, &mut answer).unwrap();
-        let text = String::from_utf8_lossy(&answer).to_lowercase();
-        assert!(
-            text.starts_with("http/1.1 200") && text.contains("content-encoding: gzip"),
-            "{name}"
-        );
-    }
-}
-
-#[test]
-fn the_demo_is_one_command() {
-    let demo = Program::start(&["demo", "--port", "0"]);
-    has_fields(
-        &demo.event("ready"),
-        &["peer_id", "addresses", "stun", "turn", "http"],
-    );
-    let ready = demo.event("demo");
-    has_fields(&ready, &["url", "peer_id", "ticket", "inbox"]);
-    let ticket = ready["ticket"].as_str().unwrap();
-    let mut connect = Program::start(&["connect", ticket]);
-    let mut stdin = connect.stdin();
-    writeln!(stdin, "hello").unwrap();
-    let answer = connect.event("message");
-    assert!(
-        answer["text"].as_str().unwrap().contains("hello"),
-        "{answer}"
-    );
-    drop(stdin);
-    assert!(connect.finish().1.success());
-    demo.signal("-TERM");
-    assert!(demo.finish().1.success());
-}
-
-/// Browsers of other devices take the page over https only. So with a certificate, it is for them, too.
-#[cfg(target_os = "linux")]
-#[test]
-fn the_demo_is_for_other_devices_where_it_has_a_certificate() {
-    let home = tempfile::tempdir().unwrap();
-    let [cert, key] = ["cert.pem", "key.pem"].map(|name| home.path().join(name));
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let [cert, key] = [cert.to_str().unwrap(), key.to_str().unwrap()];
-    let line = ["demo", "--port", "0", "--tls-cert", cert, "--tls-key", key];
-    let demo = Program::start(&line);
-    let ready = demo.event("demo");
-    let url = ready["url"].as_str().unwrap().trim_end_matches('/');
-    let port = url.strip_prefix("https://localhost:").unwrap();
-    // Whoever listens at 127.0.0.1 only does not listen there.
-    std::net::TcpStream::connect(("127.0.0.2", port.parse().unwrap())).unwrap();
 }

@@ -9,12 +9,11 @@ use futures::{
     stream::{self, FuturesUnordered},
 };
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, noise,
+    Multiaddr, PeerId, StreamProtocol, Swarm,
     swarm::{
         SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
     },
-    tcp, yamux,
 };
 use throughline::{Config, Connection, Connector, ErrorKind, Ticket};
 use tokio::{
@@ -37,6 +36,8 @@ mod measure;
 #[cfg(feature = "cli")]
 mod server;
 mod signalling;
+#[path = "../common/stock.rs"]
+mod stock;
 mod tickets;
 mod turn;
 #[cfg(feature = "cli")]
@@ -84,19 +85,7 @@ fn id(of: &Connector) -> PeerId {
 
 /// Makes a libp2p node, which can do as it likes.
 fn hostile() -> Swarm<libp2p_stream::Behaviour> {
-    SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default(),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_quic()
-        .with_behaviour(|_| libp2p_stream::Behaviour::new())
-        .unwrap()
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE * 10))
-        .build()
+    stock::node(|_| libp2p_stream::Behaviour::new())
 }
 
 /// Starts a hostile node that is connected to `victim`.

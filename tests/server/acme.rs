@@ -163,6 +163,42 @@ fn at(port: u16, data: &Path) -> ServerConfig {
     config
 }
 
+/// How long certificates last that are not to be renewed while a test runs.
+const DAYS: u32 = 6 * 24 * 60 * 60;
+
+/// A server that has just got its first certificate.
+struct Certified {
+    server: Server,
+    config: ServerConfig,
+    /// The authority, and its own certificate in PEM.
+    pebble: Pebble,
+    root: String,
+    data: tempfile::TempDir,
+}
+
+/// Starts a server for these domains. Its certificates last `seconds`.
+async fn certified(domains: &[&str], seconds: u32) -> Certified {
+    let (checks, data) = (free_ports(), tempfile::tempdir().unwrap());
+    let pebble = Pebble::start(Behaviour {
+        checks,
+        rejects: 0,
+        seconds,
+    })
+    .await;
+    let mut config = at(checks, data.path());
+    pebble.serve(&mut config, domains);
+    let server = start(config.clone()).await;
+    orders(&server, "issued", 1).await;
+    let root = pebble.root().await;
+    Certified {
+        server,
+        config,
+        pebble,
+        root,
+        data,
+    }
+}
+
 async fn orders(server: &Server, outcome: &str, count: usize) {
     let line =
         format!("throughline_tls_certificate_orders_total{{outcome=\"{outcome}\"}} {count}\n");
@@ -171,19 +207,15 @@ async fn orders(server: &Server, outcome: &str, count: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_and_an_address_get_a_certificate_that_is_kept() {
-    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
-    let mut pebble = Pebble::start(Behaviour {
-        checks: first,
-        rejects: 0,
-        seconds: 6 * 24 * 60 * 60,
-    })
-    .await;
-    let mut config = at(first, data.path());
-    pebble.serve(&mut config, &[NAME, "127.0.0.1"]);
-    let server = start(config.clone()).await;
+    let Certified {
+        server,
+        mut config,
+        mut pebble,
+        root,
+        data,
+    } = certified(&[NAME, "127.0.0.1"], DAYS).await;
+    let first = config.port;
     assert_eq!(server.http_url(), format!("https://{NAME}:{first}"));
-    orders(&server, "issued", 1).await;
-    let root = pebble.root().await;
     for name in [NAME, "127.0.0.1"] {
         let mut stream = connect(port(&server), &root, name, &[]).await.unwrap();
         let page = get(&mut stream, "/config.json").await.unwrap();
@@ -224,29 +256,16 @@ async fn a_name_and_an_address_get_a_certificate_that_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_connection_ends_at_a_renewal() {
-    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
-    let pebble = Pebble::start(Behaviour {
-        checks: first,
-        rejects: 0,
-        seconds: 12,
-    })
-    .await;
-    let mut config = at(first, data.path());
-    pebble.serve(&mut config, &[NAME]);
-    let server = start(config).await;
-    orders(&server, "issued", 1).await;
-    let root = pebble.root().await;
-    let served = |stream: &tokio_rustls::client::TlsStream<TcpStream>| {
-        stream.get_ref().1.peer_certificates().unwrap()[0].clone()
-    };
-    let mut old = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    let first = certified(&[NAME], 12).await;
+    let (server, root) = (&first.server, &first.root);
+    let mut old = connect(port(server), root, NAME, &[]).await.unwrap();
     // A request now and then, as a client makes it that stays.
     let mut pace = tokio::time::interval(Duration::from_millis(200));
     let mut requests = 0;
     let renewed = async {
         loop {
             assert!(get(&mut old, "/health").await.unwrap().ends_with("ok\n"));
-            let new = connect(port(&server), &root, NAME, &[]).await.unwrap();
+            let new = connect(port(server), root, NAME, &[]).await.unwrap();
             if served(&new) != served(&old) {
                 return;
             }
@@ -305,18 +324,13 @@ async fn served_on(server: &Server, root: &str, old: &CertificateDer<'_>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_hangs_leaves_the_old_certificate() {
-    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
-    let pebble = Pebble::start(Behaviour {
-        checks: first,
-        rejects: 0,
-        seconds: 6 * 24 * 60 * 60,
-    })
-    .await;
-    let mut config = at(first, data.path());
-    pebble.serve(&mut config, &[NAME]);
-    let server = start(config.clone()).await;
-    orders(&server, "issued", 1).await;
-    let root = pebble.root().await;
+    let Certified {
+        server,
+        mut config,
+        root,
+        pebble: _pebble,
+        data: _data,
+    } = certified(&[NAME], DAYS).await;
     let stream = connect(port(&server), &root, NAME, &[]).await.unwrap();
     let old = served(&stream).clone().into_owned();
     server.shutdown().await;
@@ -342,21 +356,11 @@ async fn an_authority_that_hangs_leaves_the_old_certificate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_refuses_a_renewal_leaves_the_old_certificate() {
-    let (first, data) = (free_ports(), tempfile::tempdir().unwrap());
-    let pebble = Pebble::start(Behaviour {
-        checks: first,
-        rejects: 0,
-        seconds: 27,
-    })
-    .await;
-    let mut config = at(first, data.path());
-    pebble.serve(&mut config, &[NAME]);
-    let server = start(config).await;
-    orders(&server, "issued", 1).await;
-    let root = pebble.root().await;
-    let stream = connect(port(&server), &root, NAME, &[]).await.unwrap();
+    let first = certified(&[NAME], 27).await;
+    let stream = connect(port(&first.server), &first.root, NAME, &[]);
+    let stream = stream.await.unwrap();
     let old = served(&stream).clone().into_owned();
     // The name leads to somebody else now, so the authority finds no proof.
-    pebble.move_names(Ipv4Addr::new(127, 9, 9, 9)).await;
-    served_on(&server, &root, &old).await;
+    first.pebble.move_names(Ipv4Addr::new(127, 9, 9, 9)).await;
+    served_on(&first.server, &first.root, &old).await;
 }

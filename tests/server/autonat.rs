@@ -338,28 +338,16 @@ struct Stock {
 #[tokio::test]
 async fn a_stock_client_is_confirmed_by_quic_and_tcp() {
     let server = start(allowing()).await;
-    let mut swarm = SwarmBuilder::with_new_identity()
-        .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            noise::Config::new,
-            yamux::Config::default,
-        )
-        .unwrap()
-        .with_quic()
-        .with_behaviour(|keys| {
-            let often = stock::Config::default().with_probe_interval(Duration::from_millis(100));
-            Stock {
-                identify: identify::Behaviour::new(identify::Config::new(
-                    "/test/1".into(),
-                    keys.public(),
-                )),
-                autonat: stock::Behaviour::new(rand::make_rng(), often),
-            }
-        })
-        .unwrap()
-        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
-        .build();
+    let mut swarm = super::stock::node(|keys| {
+        let often = stock::Config::default().with_probe_interval(Duration::from_millis(100));
+        Stock {
+            identify: identify::Behaviour::new(identify::Config::new(
+                "/test/1".into(),
+                keys.public(),
+            )),
+            autonat: stock::Behaviour::new(rand::make_rng(), often),
+        }
+    });
     let mut left = BTreeSet::new();
     for listen in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/127.0.0.1/tcp/0"] {
         swarm.listen_on(listen.parse().unwrap()).unwrap();

@@ -36,6 +36,8 @@ mod one_port;
 mod packaging;
 mod proxied;
 mod secured;
+#[path = "../common/stock.rs"]
+mod stock;
 mod stun;
 
 const ECHO: StreamProtocol = StreamProtocol::new("/test/echo");

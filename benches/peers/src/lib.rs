@@ -20,6 +20,8 @@ pub type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>
 const CHUNK: usize = 64 * 1024;
 /// How long a first byte may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a pinging peer waits between an echo and the next ping, as the `throughline` program does.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -60,6 +62,9 @@ pub struct Listen {
     /// Stay on the circuit.
     #[arg(long)]
     pub relay_only: bool,
+    /// Accepted for compatibility. The peer always echoes.
+    #[arg(long)]
+    pub echo: bool,
 }
 
 /// `connect`.
@@ -78,6 +83,9 @@ pub struct Connect {
     /// Measure throughput for this long, in seconds.
     #[arg(long)]
     pub bench: Option<f64>,
+    /// Send so many pings, one after another, and wait for the echo of each.
+    #[arg(long)]
+    pub ping: Option<u64>,
     /// Stay connected until the standard input ends.
     #[arg(long)]
     pub hold: bool,
@@ -158,7 +166,25 @@ pub async fn upload(
     Ok(())
 }
 
-/// Serves the other side of [`first_byte`] and [`upload`].
+/// Sends pings of eight bytes, and waits for the echo of each, however long it takes.
+pub async fn ping(
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    count: u64,
+) -> Result<()> {
+    writer.write_all(b"p").await?;
+    for number in 0..count {
+        let (start, mut echo) = (Instant::now(), [0; 8]);
+        writer.write_all(&number.to_be_bytes()).await?;
+        writer.flush().await?;
+        reader.read_exact(&mut echo).await?;
+        event(json!({ "event": "pong", "rtt_ms": ms(start) }));
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(writer.close().await?)
+}
+
+/// Serves the other side of [`first_byte`], [`ping`] and [`upload`].
 pub async fn answer(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
@@ -167,6 +193,12 @@ pub async fn answer(
     reader.read_exact(&mut kind).await?;
     if &kind == b"e" {
         writer.write_all(&kind).await?;
+    } else if &kind == b"p" {
+        let mut ping = [0; 8];
+        while reader.read_exact(&mut ping).await.is_ok() {
+            writer.write_all(&ping).await?;
+            writer.flush().await?;
+        }
     } else {
         let mut buffer = vec![0; CHUNK];
         let mut total = 0u64;

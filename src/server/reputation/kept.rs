@@ -1,7 +1,6 @@
 //! The last scores in the data directory, so that they count over a restart.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
@@ -13,7 +12,7 @@ use std::{
 use multiaddr::PeerId;
 use serde::{Deserialize, Serialize};
 
-use super::source::{MAX_ANSWER, Scores, bounded};
+use super::source::{Ids, MAX_ANSWER, Scores};
 use crate::{native::secret, server::config::ReputationConfig};
 
 /// The file in the data directory.
@@ -35,17 +34,16 @@ pub(super) struct Dated {
     pub(super) at: SystemTime,
 }
 
-/// The file as it stands in JSON.
+/// The file as it stands in JSON, with scores by peer id.
 #[derive(Serialize, Deserialize)]
-struct Written<'a> {
+struct Written<S> {
     /// A digest of where the scores come from, which may be a secret.
     source: u64,
     at: u64,
     issued: Option<u64>,
     version: Option<String>,
-    #[serde(borrow)]
-    peers: HashMap<Cow<'a, str>, i32>,
-    relays: HashMap<Cow<'a, str>, i32>,
+    peers: S,
+    relays: S,
 }
 
 impl Kept {
@@ -65,17 +63,12 @@ impl Kept {
         let bytes = read.map_err(|fault| fault.describe(&self.path));
         let bytes = bytes.inspect_err(|error| tracing::warn!(error, "the last scores are lost"));
         let bytes = bytes.ok()??;
-        let written: Written<'_> = serde_json::from_slice(&bytes).ok()?;
-        let ids = |scores: HashMap<Cow<'_, str>, i32>| -> HashMap<PeerId, i32> {
-            let scores = scores.into_iter();
-            let scores = scores.filter_map(|(id, score)| Some((id.parse().ok()?, bounded(score))));
-            scores.collect()
-        };
+        let written: Written<Ids> = serde_json::from_slice(&bytes).ok()?;
         let scores = Scores {
             version: written.version,
             issued: written.issued.and_then(time),
-            peers: ids(written.peers),
-            relays: ids(written.relays),
+            peers: written.peers.0,
+            relays: written.relays.0,
         };
         let at = time(written.at)?;
         let dated = Dated {
@@ -87,10 +80,9 @@ impl Kept {
 
     /// Writes the file, which only its owner can read. This may take a while, too.
     pub(super) fn write(&self, dated: &Dated) -> io::Result<()> {
-        let texts = |scores: &HashMap<PeerId, i32>| {
+        let texts = |scores: &HashMap<PeerId, i32>| -> HashMap<String, i32> {
             let scores = scores.iter();
-            let scores = scores.map(|(id, score)| (id.to_string().into(), *score));
-            scores.collect()
+            scores.map(|(id, score)| (id.to_string(), *score)).collect()
         };
         let Scores {
             version,

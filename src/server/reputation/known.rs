@@ -11,6 +11,9 @@ use super::{kept::Dated, source::Scores};
 
 /// How much younger the scores are than those that are kept before they are written again.
 const RENEW: Duration = Duration::from_secs(60 * 60);
+/// How far the clock of the source may be ahead of ours. A later date would count for ever, and no answer
+/// after it.
+const AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// The last scores. Whoever asks gives the time, and the age from which on scores do not count.
 #[derive(Default)]
@@ -56,38 +59,41 @@ impl Known {
         version.filter(|_| self.counts(now, max_age))
     }
 
-    /// Takes the scores that were kept over a restart, and were this old then.
-    pub(super) fn restore(&mut self, dated: Dated, age: Duration, now: Instant) {
+    /// Takes the scores that were kept over a restart, unless they are of a time to come.
+    pub(super) fn restore(&mut self, dated: Dated, (now, time): (Instant, SystemTime)) {
+        let Ok(age) = age_of(dated.at, time) else {
+            return;
+        };
         self.scores = dated.scores;
         self.age = Some((now, age));
         self.stored = Some(dated.at);
     }
 
     /// Takes the answer of the source: other scores, or that they are the same. Scores with a date do
-    /// not become younger by that, because anybody can say so who stands between.
+    /// not become younger by that, because anybody can say so who stands between. Returns the scores that
+    /// count no more. To drop them may take a while.
     ///
     /// # Errors
-    /// The answer is too old.
+    /// The answer is too old, or of a time to come.
     pub(super) fn take(
         &mut self,
         scores: Option<Scores>,
         (now, time): (Instant, SystemTime),
         max_age: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<Option<Arc<Scores>>, String> {
         let Some(scores) = scores else {
             if self.scores.issued.is_none() {
                 self.age = Some((now, Duration::ZERO));
             }
-            return Ok(());
+            return Ok(None);
         };
         if let Some((issued, before)) = scores.issued.zip(self.scores.issued)
             && issued < before
         {
             return Err("its answer is older than the last one".to_owned());
         }
-        let age = scores.issued.map(|issued| time.duration_since(issued));
-        // A date in the future is one of a clock that is ahead.
-        let age = age.and_then(Result::ok).unwrap_or_default();
+        let age = scores.issued.map(|issued| age_of(issued, time));
+        let age = age.transpose()?.unwrap_or_default();
         if age > max_age {
             return Err("its answer was issued too long ago".to_owned());
         }
@@ -95,8 +101,7 @@ impl Known {
         // Without a version, the answer may be the same. It costs more to find that out.
         self.has_changed |= scores.version.is_none()
             || (&scores.version, scores.issued) != (&self.scores.version, self.scores.issued);
-        self.scores = Arc::new(scores);
-        Ok(())
+        Ok(Some(std::mem::replace(&mut self.scores, Arc::new(scores))))
     }
 
     /// Returns the scores if they have to be written now.
@@ -110,6 +115,18 @@ impl Known {
         self.stored = Some(at);
         let scores = self.scores.clone();
         Some(Dated { scores, at })
+    }
+}
+
+/// Returns how old something of this date is at `time`.
+///
+/// # Errors
+/// The date is in the future.
+fn age_of(date: SystemTime, time: SystemTime) -> Result<Duration, String> {
+    match time.duration_since(date) {
+        Ok(age) => Ok(age),
+        Err(ahead) if ahead.duration() <= AHEAD => Ok(Duration::ZERO),
+        Err(_) => Err("its answer is of a time to come, so one of the clocks is wrong".to_owned()),
     }
 }
 
@@ -140,7 +157,7 @@ mod tests {
         let (mut known, peer, begun) = (Known::default(), PeerId::random(), Instant::now());
         let dated = scores(peer, Some(at(90)));
         let took = known.take(Some(dated.clone()), (begun, at(100)), DAY);
-        assert_eq!(took, Ok(()));
+        assert_eq!(took, Ok(Some(Arc::default())));
         assert_eq!(known.age(begun), Some(10 * HOUR));
         for hours in 1..=14 {
             let now = begun + hours * HOUR;
@@ -158,9 +175,27 @@ mod tests {
         assert!(known.take(Some(older), (now, at(100)), DAY).is_err());
         // Nor does a clock that is set back.
         assert_eq!(known.peer(&peer, now, DAY), None);
-        let new = scores(peer, Some(at(120)));
-        assert_eq!(known.take(Some(new), (now, at(115)), DAY), Ok(()));
+        let new = scores(peer, Some(at(115) + AHEAD));
+        known.take(Some(new), (now, at(115)), DAY).unwrap();
         assert_eq!(known.age(now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_date_in_the_future_does_not_keep_later_scores_out() {
+        let (mut known, peer, now) = (Known::default(), PeerId::random(), Instant::now());
+        let ahead = Some(at(100) + AHEAD + Duration::from_secs(1));
+        let took = known.take(Some(scores(peer, ahead)), (now, at(100)), DAY);
+        assert!(took.unwrap_err().contains("a time to come"));
+        let dated = Dated {
+            scores: Arc::new(scores(peer, ahead)),
+            at: ahead.unwrap(),
+        };
+        known.restore(dated, (now, at(100)));
+        assert_eq!(known.age(now), None);
+        known
+            .take(Some(scores(peer, Some(at(99)))), (now, at(100)), DAY)
+            .unwrap();
+        assert_eq!(known.peer(&peer, now, DAY), Some(-80));
     }
 
     #[test]
@@ -177,7 +212,9 @@ mod tests {
     #[test]
     fn scores_are_written_when_they_change_and_now_and_then() {
         let (mut known, peer, now) = (Known::default(), PeerId::random(), Instant::now());
-        let take = |known: &mut Known, scores| known.take(scores, (now, at(0)), DAY).unwrap();
+        let take = |known: &mut Known, scores| {
+            known.take(scores, (now, at(0)), DAY).unwrap();
+        };
         take(&mut known, Some(scores(peer, None)));
         assert_eq!(known.due_to_store(at(1)).map(|dated| dated.at), Some(at(1)));
         take(&mut known, None);
@@ -187,7 +224,7 @@ mod tests {
         let renewed = known.due_to_store(at(2)).unwrap();
         assert_eq!(renewed.at, at(2));
         let mut next = Known::default();
-        next.restore(renewed, 2 * HOUR, now);
+        next.restore(renewed, (now, at(4)));
         assert_eq!(next.age(now), Some(2 * HOUR));
         assert_eq!(next.peer(&peer, now, DAY), Some(-80));
         assert_eq!(next.peer(&peer, now, HOUR), None);

@@ -155,9 +155,8 @@ impl Reputation {
         if let Some(kept) = kept.clone()
             && let Ok(Some(dated)) = task::spawn_blocking(move || kept.read()).await
         {
-            let age = SystemTime::now().duration_since(dated.at);
-            let age = age.unwrap_or_default();
-            self.known_mut().restore(dated, age, Instant::now());
+            let now = (Instant::now(), SystemTime::now());
+            self.known_mut().restore(dated, now);
         }
         let mut failures = 0;
         loop {
@@ -171,7 +170,9 @@ impl Reputation {
             let (now, time) = (Instant::now(), SystemTime::now());
             let taken = asked.and_then(|scores| {
                 let outcome = if scores.is_some() { "new" } else { "same" };
-                self.known_mut().take(scores, (now, time), max_age)?;
+                let replaced = self.known_mut().take(scores, (now, time), max_age)?;
+                // Nobody waits for the lock meanwhile.
+                drop(replaced);
                 Ok(outcome)
             });
             match taken {

@@ -9,7 +9,10 @@ use hyper::{
     Method, StatusCode,
     header::{self, HeaderName, HeaderValue},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use tokio::task;
 
 use super::kept::time;
@@ -23,8 +26,10 @@ use crate::{
     },
 };
 
-/// The longest answer. It has room for some 200,000 peers.
+/// The longest answer.
 pub(super) const MAX_ANSWER: usize = 16 * 1024 * 1024;
+/// The most scores of peers, and of relays. The longest answer has no more, if each id is that of a key.
+const MAX_SCORES: usize = 300_000;
 /// The longest ETag that is sent back.
 const MAX_VERSION: usize = 256;
 const SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
@@ -114,11 +119,41 @@ pub(super) struct HttpSource {
 #[derive(Deserialize)]
 struct Written {
     #[serde(default)]
-    peers: HashMap<String, i32>,
+    peers: Ids,
     #[serde(default)]
-    relays: HashMap<String, i32>,
+    relays: Ids,
     #[serde(default)]
     issued: u64,
+}
+
+/// Scores by peer id as they stand in JSON. A name that is no peer id takes no memory, and those above the
+/// most are left out.
+#[derive(Default)]
+pub(super) struct Ids(pub(super) HashMap<multiaddr::PeerId, i32>);
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Ids::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Ids {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("scores by peer id")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some((name, score)) = map.next_entry::<String, i32>()? {
+            if let Ok(id) = name.parse()
+                && self.0.len() < MAX_SCORES
+            {
+                self.0.insert(id, bounded(score));
+            }
+        }
+        Ok(self)
+    }
 }
 
 impl HttpSource {
@@ -184,11 +219,6 @@ fn read(answer: &Answer, key: Option<&VerifyingKey>) -> Result<Scores, Error> {
         .map_err(|_| failed("its answer is malformed"))?;
     let version = answer.headers.get(header::ETAG);
     let version = version.and_then(|text| text.to_str().ok());
-    let read = |scores: HashMap<String, i32>| {
-        let scores = scores.into_iter();
-        let scores = scores.filter_map(|(id, score)| Some((id.parse().ok()?, bounded(score))));
-        scores.collect()
-    };
     // Nobody vouches for the date of an answer that is not signed, and TLS says that it is new.
     let issued = key.map(|_| time(written.issued).ok_or_else(|| failed("it has no date")));
     Ok(Scores {
@@ -196,8 +226,8 @@ fn read(answer: &Answer, key: Option<&VerifyingKey>) -> Result<Scores, Error> {
             .filter(|text| text.len() <= MAX_VERSION)
             .map(str::to_owned),
         issued: issued.transpose()?,
-        peers: read(written.peers),
-        relays: read(written.relays),
+        peers: written.peers.0,
+        relays: written.relays.0,
     })
 }
 
@@ -267,6 +297,17 @@ mod tests {
         for wrong in ["7", r#"{"peers":7}"#] {
             assert!(read(&answer(wrong, None), None).is_err());
         }
+        let strangers = (0..1000).map(|n| format!(r#""{n}":1"#));
+        let body = format!(
+            r#"{{"peers":{{{}}}}}"#,
+            strangers.collect::<Vec<_>>().join(",")
+        );
+        let scores = read(&answer(&body, None), None).unwrap();
+        assert_eq!(
+            scores.peers.capacity(),
+            0,
+            "a name that is no id takes no memory"
+        );
     }
 
     #[test]

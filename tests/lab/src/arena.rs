@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::{
     compare::Contender,
     error::{LabError, Result},
+    lab::Lab,
     program::Program,
     run::Run,
     spec::Spec,
@@ -23,6 +24,8 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 /// How long a program may take beyond the wait for a direct path and its measurement.
 const GRACE: Duration = Duration::from_secs(25);
+/// The program of iroh's peers.
+const IROH: &str = "iroh-peer";
 /// The port of iroh's relay, which takes the next port too.
 const IROH_PORT: u16 = 3340;
 /// The port of libp2p's relay.
@@ -55,25 +58,9 @@ pub(crate) struct Arena {
 
 impl Arena {
     pub(crate) fn up(spec: Spec, parts: &Parts, peers: &Path) -> Result<Self> {
-        for program in ["iroh-peer", "libp2p-peer"] {
-            if !peers.join(program).is_file() {
-                return Err(LabError::Missing(format!(
-                    "there is no {program} in {} (make bench builds it)",
-                    peers.display()
-                )));
-            }
-        }
         let stage = Stage::up(spec, parts)?;
-        let serve = |program: &str, port: u16| {
-            let mut command = stage.lab.host("relay")?.command(peers.join(program));
-            command.args(["serve", "--host", &RELAY[0].to_string()]);
-            command.args(["--port", &port.to_string()]);
-            let relay = Program::start(format!("the relay of {program}"), command)?;
-            let ready = relay.wait("ready", READY_WITHIN)?;
-            Ok::<_, LabError>((relay, ready))
-        };
-        let (iroh, _) = serve("iroh-peer", IROH_PORT)?;
-        let (libp2p, ready) = serve("libp2p-peer", LIBP2P_PORT)?;
+        let (iroh, _) = serve(&stage.lab, &found(peers, IROH)?, IROH_PORT)?;
+        let (libp2p, ready) = serve(&stage.lab, &found(peers, "libp2p-peer")?, LIBP2P_PORT)?;
         let stock = ready["address"].as_str().unwrap_or_default().to_owned();
         Ok(Self {
             _relays: [iroh, libp2p],
@@ -142,17 +129,13 @@ impl Arena {
     fn relay_for(&self, contender: Contender) -> Result<Vec<String>> {
         Ok(match contender {
             Contender::Throughline => self.stage.peer_arguments(),
-            Contender::Iroh => relay(format!("http://{}:{IROH_PORT}", RELAY[0])),
+            Contender::Iroh => iroh_relay(),
             Contender::Libp2p => relay(self.ours()?),
         })
     }
 
     fn listen(&self, contender: Contender, both: &[String]) -> Result<Program> {
-        let echo: &[&str] = match contender {
-            Contender::Throughline => &["listen", "--echo"],
-            Contender::Iroh | Contender::Libp2p => &["listen"],
-        };
-        self.start(contender, "b", echo, both)
+        self.start(contender, "b", &["listen", "--echo"], both)
     }
 
     /// Measures the throughput through a relay only: ours, or libp2p's if `stock`. Both links of
@@ -224,13 +207,60 @@ impl Arena {
     ) -> Result<Program> {
         let program = match contender {
             Contender::Throughline => self.parts.program.clone(),
-            Contender::Iroh => self.peers.join("iroh-peer"),
+            Contender::Iroh => self.peers.join(IROH),
             Contender::Libp2p => self.peers.join("libp2p-peer"),
         };
         let mut command = self.stage.lab.host(host)?.command(program);
         command.args(arguments).arg("--json").args(both);
         Program::start(format!("{contender} {} on {host}", arguments[0]), command)
     }
+}
+
+/// Finds the program of a peer over another SDK.
+fn found(peers: &Path, name: &str) -> Result<PathBuf> {
+    let program = peers.join(name);
+    match program.is_file() {
+        true => Ok(program),
+        false => Err(LabError::Missing(format!(
+            "there is no {name} in {} (make bench builds it)",
+            peers.display()
+        ))),
+    }
+}
+
+/// Starts the relay of another SDK, and returns what it says of itself.
+fn serve(lab: &Lab, program: &Path, port: u16) -> Result<(Program, Value)> {
+    let mut command = lab.host("relay")?.command(program);
+    command.args(["serve", "--host", &RELAY[0].to_string()]);
+    command.args(["--port", &port.to_string()]);
+    let relay = Program::start(format!("the relay of {}", program.display()), command)?;
+    let ready = relay.wait("ready", READY_WITHIN)?;
+    Ok((relay, ready))
+}
+
+/// iroh's peers, and their relay.
+#[derive(Debug)]
+pub(crate) struct Iroh {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    _relay: Program,
+}
+
+impl Iroh {
+    /// Starts iroh's relay beside ours.
+    pub(crate) fn start(lab: &Lab, peers: &Path) -> Result<Self> {
+        let program = found(peers, IROH)?;
+        let (relay, _) = serve(lab, &program, IROH_PORT)?;
+        Ok(Self {
+            program,
+            arguments: iroh_relay(),
+            _relay: relay,
+        })
+    }
+}
+
+fn iroh_relay() -> Vec<String> {
+    relay(format!("http://{}:{IROH_PORT}", RELAY[0]))
 }
 
 fn relay(address: String) -> Vec<String> {

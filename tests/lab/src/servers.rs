@@ -294,7 +294,7 @@ impl Serve {
     /// Returns one of its counters or gauges, by its name and labels. One that has counted nothing is 0.
     ///
     /// # Errors
-    /// [`LabError::Io`] if it cannot be asked.
+    /// [`LabError::Io`] if it cannot be asked, [`LabError::Program`] if it has none of that name.
     pub fn metric(&self, lab: &Lab, name: &str) -> Result<f64> {
         let text = lab.host("relay")?.run(async || {
             let mut stream = TcpStream::connect(SERVE_ADMIN).await?;
@@ -305,6 +305,11 @@ impl Serve {
             std::io::Result::Ok(text)
         })?;
         let text = text.context("ask the server for its counters")?;
+        let family = name.split([' ', '{']).next().unwrap_or_default();
+        let family = family.trim_end_matches("_total");
+        if !text.contains(&format!("# TYPE {family} ")) {
+            return Err(LabError::Program(format!("there is no metric {family}")));
+        }
         let mut lines = text.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Ok(value.unwrap_or_default())

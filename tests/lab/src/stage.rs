@@ -9,6 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
+    arena::Iroh,
     browser::Browsers,
     error::{LabError, Result},
     lab::Lab,
@@ -97,6 +98,8 @@ pub struct Stage {
     /// If set, native peers get only the addresses of the relay that make such a link.
     pub(crate) link_over: Option<RelayLink>,
     arguments: Vec<String>,
+    /// If there is one, native peers are iroh's.
+    iroh: Option<Iroh>,
     /// Our server.
     pub serve: Serve,
     /// The lab. Its NATs and links may be changed between cases.
@@ -119,9 +122,16 @@ impl Stage {
             stock_pages: false,
             link_over: None,
             arguments: Vec::new(),
+            iroh: None,
             serve,
             lab,
         })
+    }
+
+    /// Makes native peers iroh's from now on, with iroh's relay. Their program is in the folder `peers`.
+    pub(crate) fn use_iroh(&mut self, peers: &Path) -> Result<()> {
+        self.iroh = Some(Iroh::start(&self.lab, peers)?);
+        Ok(())
     }
 
     /// Kills the server.
@@ -277,12 +287,12 @@ impl Stage {
     }
 
     fn listen_native(&self, host: &str, mode: &[&str]) -> Result<Listener> {
-        let mut command = self.lab.host(host)?.command(&self.parts.program);
+        let mut command = self.lab.host(host)?.command(self.program());
         command
             .args(["listen", "--json"])
             .args(mode)
             .args(self.peer_arguments());
-        let program = Program::start(format!("throughline listen on {host}"), command)?;
+        let program = Program::start(format!("the listener on {host}"), command)?;
         let ready = program.wait("ready", READY_WITHIN)?;
         Listener::new(Some(program), &ready)
     }
@@ -311,13 +321,13 @@ impl Stage {
     /// # Errors
     /// [`LabError::Io`] if the program cannot be started.
     pub fn dial(&self, host: &str, ticket: &str, action: &[&str]) -> Result<Program> {
-        let mut command = self.lab.host(host)?.command(&self.parts.program);
+        let mut command = self.lab.host(host)?.command(self.program());
         command
             .args(["connect", ticket, "--json"])
             .args(self.warm.then_some("--warm"))
             .args(action)
             .args(self.peer_arguments());
-        Program::start(format!("throughline connect on {host}"), command)
+        Program::start(format!("the dialler on {host}"), command)
     }
 
     fn connect_browser(
@@ -360,7 +370,16 @@ impl Stage {
         relays
     }
 
+    /// Returns the program of native peers.
+    fn program(&self) -> &Path {
+        let iroh = self.iroh.as_ref().map(|iroh| &iroh.program);
+        iroh.unwrap_or(&self.parts.program)
+    }
+
     pub(crate) fn peer_arguments(&self) -> Vec<String> {
+        if let Some(iroh) = &self.iroh {
+            return iroh.arguments.clone();
+        }
         let relays = self
             .relays()
             .into_iter()

@@ -13,9 +13,13 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// and a circuit in a lab without delays takes a fraction of one.
 const STALL: Duration = Duration::from_secs(3);
 
-fn circuits(stage: &Stage) -> f64 {
-    let gauge = "throughline_circuits ";
-    stage.serve.metric(&stage.lab, gauge).unwrap()
+/// Waits until the server carries so many circuits. Only its metrics show that.
+fn wait_for_circuits(stage: &Stage, count: f64) {
+    let gauge = "throughline_relay_circuits ";
+    let deadline = Instant::now() + WITHIN;
+    while stage.serve.metric(&stage.lab, gauge).unwrap() != count {
+        assert!(Instant::now() < deadline, "there are not {count} circuits");
+    }
 }
 
 #[test]
@@ -41,15 +45,12 @@ fn a_connection_at_rest_has_no_circuit_and_leaves_a_dead_path() {
         heard.wait("message", WITHIN).unwrap();
         begun.elapsed()
     };
+    wait_for_circuits(&stage, 1.0);
     dialler
         .wait_for(WITHIN, "a direct path", |event| event["path"] == "direct")
         .unwrap();
     say(&mut dialler, "over the direct path");
-    let deadline = Instant::now() + WITHIN;
-    while circuits(&stage) > 0.0 {
-        // Only the server's metrics show it.
-        assert!(Instant::now() < deadline, "the circuit stays");
-    }
+    wait_for_circuits(&stage, 0.0);
 
     let other = stage.lab.host("b-router").unwrap().ip().unwrap();
     let block = format!(

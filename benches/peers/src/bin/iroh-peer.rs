@@ -1,12 +1,16 @@
 //! iroh as a peer, with its own relay, written as its documentation recommends.
 
 use std::{
+    pin::pin,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::Parser as _;
-use futures::StreamExt as _;
+use futures::{
+    StreamExt as _,
+    future::{Either, select},
+};
 use iroh::{
     Endpoint, EndpointAddr, RelayMap, RelayMode, RelayUrl,
     endpoint::{Connection, presets},
@@ -124,11 +128,35 @@ async fn connect(args: Connect) -> Result<()> {
         let (writer, reader) = connection.open_bi().await?;
         throughline_peers::upload(reader, writer, seconds).await?;
     }
+    if let Some(count) = args.ping {
+        let (writer, reader) = connection.open_bi().await?;
+        let paths = pin!(tell_paths(&connection, start));
+        let pings = pin!(throughline_peers::ping(reader, writer, count));
+        match select(paths, pings).await {
+            Either::Left(((), pings)) => pings.await?,
+            Either::Right((result, _)) => result?,
+        }
+    }
     if args.hold {
         throughline_peers::held().await?;
     }
     endpoint.close().await;
     Ok(())
+}
+
+/// Tells of each change of the selected path, for as long as the connection lasts.
+async fn tell_paths(connection: &Connection, start: Instant) {
+    let (mut events, mut told) = (connection.path_events(), None);
+    loop {
+        let selected = path(connection);
+        if selected != told {
+            event(json!({ "event": "path", "path": selected, "ms": ms(start) }));
+            told = selected;
+        }
+        if events.next().await.is_none() {
+            return;
+        }
+    }
 }
 
 /// Returns whether the selected path is `direct` or `relayed`.

@@ -148,6 +148,9 @@ struct MobilityArguments {
     /// five seeds.
     #[arg(long)]
     long: bool,
+    /// Connect iroh's peers, by iroh's relay, instead of ours. `make bench` builds their program.
+    #[arg(long, conflicts_with = "pairing")]
+    iroh: bool,
     /// What decides the random changes [default: the time].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -363,6 +366,7 @@ fn print_mobility(arguments: MobilityArguments) -> Result<ExitCode> {
         seed: arguments
             .seed
             .unwrap_or_else(|| now.map_or(0, |now| now.as_secs() % 1_000_000)),
+        iroh: arguments.iroh,
     };
     let colours = stdout().is_terminal();
     println!("{}", Cost::heading());

@@ -54,6 +54,9 @@ pub struct Tour {
     pub pairings: Vec<Pairing>,
     /// Decides what is random.
     pub seed: u64,
+    /// Whether the peers are iroh's, with iroh's relay. Only changes of networks in which programs have
+    /// a direct path are made then.
+    pub iroh: bool,
 }
 
 /// The costs of all changes.
@@ -72,6 +75,8 @@ pub struct Cost {
     pub dialler: Peer,
     /// The peer that listened.
     pub listener: Peer,
+    /// Whether the peers were iroh's. What a change may cost does not count for them.
+    pub iroh: bool,
     /// The seed, if the change is random.
     pub seed: Option<u64>,
     /// The longest time without a byte that could have come, in milliseconds. For a ticket, the time
@@ -99,7 +104,12 @@ impl Tour {
             Some(text) => change.name.contains(text.as_str()),
             None => self.long || !change.long,
         };
-        CHANGES.iter().filter(move |change| named(change))
+        let possible = |change: &Change| {
+            !self.iroh || matches!(change.setting, Setting::Direct | Setting::TwoNetworks)
+        };
+        CHANGES
+            .iter()
+            .filter(move |change| named(change) && possible(change))
     }
 }
 
@@ -114,10 +124,15 @@ pub fn mobility(tour: &Tour, parts: &Parts, progress: impl Fn(&Cost)) -> Result<
         let pairings = change.pairings.iter();
         for pairing in pairings.filter(|pairing| tour.pairings.contains(pairing)) {
             for seed in tour.seeds(change) {
-                let cost = cost(change, *pairing, seed, &tour.load(change, *pairing), parts);
+                let load = tour.load(change, *pairing);
+                let wanted = Cost {
+                    iroh: tour.iroh,
+                    ..Cost::of(change, *pairing, seed)
+                };
+                let cost = cost(change, (*pairing, seed), &load, parts, wanted.clone());
                 let cost = cost.unwrap_or_else(|error| Cost {
                     faults: vec![error.to_string()],
-                    ..Cost::of(change, *pairing, seed)
+                    ..wanted
                 });
                 progress(&cost);
                 rows.push(cost);
@@ -142,7 +157,7 @@ impl Tour {
     /// Returns what is sent. Files go between programs, which print their hashes.
     fn load(&self, change: &Change, pairing: Pairing) -> Load {
         let ticket = matches!(change.setting, Setting::Ticket(_) | Setting::Relayed);
-        if !self.long || !pairing.is_native() || ticket {
+        if !self.long || !pairing.is_native() || ticket || self.iroh {
             return Load::Echoes;
         }
         let steps = change.steps.schedule(self.seed);
@@ -167,6 +182,7 @@ impl Cost {
             name: change.name.to_owned(),
             dialler: pairing.dialler,
             listener: pairing.listener,
+            iroh: false,
             seed: change.is_random().then_some(seed),
             stall_ms: 0.0,
             direct_ms: None,
@@ -180,6 +196,9 @@ impl Cost {
 
     /// Compares the cost with what the change may cost.
     fn judge(&mut self, change: &Change) {
+        if self.iroh {
+            return;
+        }
         let page = [self.dialler, self.listener].contains(&Peer::Browser);
         let most = if page {
             change.page_stall
@@ -210,18 +229,18 @@ impl Cost {
 /// Makes a change, and measures what it costs.
 fn cost(
     change: &'static Change,
-    pairing: Pairing,
-    seed: u64,
+    (pairing, seed): (Pairing, u64),
     load: &Load,
     parts: &Parts,
+    wanted: Cost,
 ) -> Result<Cost> {
-    let mut scene = Scene::up(change, pairing, load, parts)?;
+    let mut scene = Scene::up(change, pairing, load, parts, wanted.iroh)?;
     let mut steps = change.steps.schedule(seed).into_iter().peekable();
     let by_ticket = matches!(change.setting, Setting::Ticket(_));
     if !by_ticket {
         scene.wait_for_traffic()?;
     }
-    let mut watch = Watch::new(change, scene.received(), Cost::of(change, pairing, seed));
+    let mut watch = Watch::new(change, scene.received(), wanted);
     watch.take_steps(&mut steps, &mut scene)?;
     if by_ticket {
         scene.dial()?;

@@ -21,9 +21,8 @@ impl Cost {
             (true, false) => ("\x1b[31m", "\x1b[0m"),
         };
         let mut line = format!(
-            "{:>7}/{:<7} {:<66} {colour}{:>9.0} {:>10} {:<8} {:>5}{reset}",
-            self.dialler,
-            self.listener,
+            "{:<15} {:<66} {colour}{:>9.0} {:>10} {:<8} {:>5}{reset}",
+            self.peers(),
             self.title(),
             self.stall_ms,
             self.direct(),
@@ -34,6 +33,13 @@ impl Cost {
             line += &format!(" {}", fault.lines().next().unwrap_or_default());
         }
         line
+    }
+
+    fn peers(&self) -> String {
+        match self.iroh {
+            true => "iroh".to_owned(),
+            false => format!("{}/{}", self.dialler, self.listener),
+        }
     }
 
     fn title(&self) -> String {
@@ -65,9 +71,8 @@ impl Mobility {
             let hashes = cost.sha256.as_ref().map_or("", |_| "equal");
             let _ = writeln!(
                 text,
-                "| {} to {} | {} | {:.0} | {} | {} | {} | {hashes} | {} |",
-                cost.dialler,
-                cost.listener,
+                "| {} | {} | {:.0} | {} | {} | {} | {hashes} | {} |",
+                cost.peers(),
                 cost.title(),
                 cost.stall_ms,
                 cost.direct(),

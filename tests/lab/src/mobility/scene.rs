@@ -91,9 +91,13 @@ impl Scene {
         pairing: Pairing,
         load: &Load,
         parts: &Parts,
+        iroh: bool,
     ) -> Result<Self> {
         let setting = change.setting;
         let mut stage = Stage::up(spec(setting, load), parts)?;
+        if iroh {
+            stage.use_iroh(&parts.peers())?;
+        }
         if setting == Setting::Relayed {
             stage.add_arguments(["--relay-only".to_owned()]);
         }

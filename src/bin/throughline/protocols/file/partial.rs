@@ -174,11 +174,24 @@ fn make_room(directory: &Path, most: usize) -> io::Result<()> {
     let mut parts = parts(directory)?;
     let surplus = parts.len().saturating_sub(most);
     parts.sort();
-    let free = parts
-        .into_iter()
-        .filter(|(_, path)| open_plain(path).is_ok_and(|file| file.try_lock().is_ok()));
-    free.take(surplus)
-        .try_for_each(|(_, path)| fs::remove_file(path))
+    let mut removed = 0;
+    for (_, path) in parts {
+        if removed == surplus {
+            break;
+        }
+        // The file stays locked until it is removed.
+        if let Ok(file) = open_plain(&path)
+            && file.try_lock().is_ok()
+        {
+            match fs::remove_file(path) {
+                Ok(()) => removed += 1,
+                // Another transfer makes room as well.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => removed += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Returns the parts in `directory`, and when each has changed.
