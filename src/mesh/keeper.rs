@@ -131,7 +131,7 @@ impl Keeper {
         // This leaves the room, and begins and takes nothing more.
         drop(self);
         drop(turn);
-        let farewells = links.for_each(|_| async {});
+        let farewells = Box::pin(links.for_each(|_| async {}));
         select(farewells, Delay::new(FAREWELL)).await;
     }
 

@@ -42,7 +42,7 @@ async fn ask(name: &Name, ears: Vec<Ear>) -> Vec<IpAddr> {
         loop {
             tokio::select! {
                 () = &mut pause => break,
-                (length, _) = multicast::heard(&ears, &mut buffer) => {
+                (length, ..) = multicast::heard(&ears, &mut buffer) => {
                     let mut found = name.answers(&buffer[..length]);
                     found.retain(|ip| !ip.is_unspecified() && !ip.is_multicast());
                     found.truncate(MAX_ADDRESSES);
@@ -69,6 +69,7 @@ mod tests {
         let ours = Ear {
             socket: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
             group: Some(responder.local_addr().unwrap()),
+            only_for_all: false,
         };
         let name = Name::parse(NAME).unwrap();
         let other = Name::parse(&NAME.replace('0', "1")).unwrap();
