@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
 use throughline::{
-    Config, Connector, Error, ErrorKind, Identity, Mesh, MeshEvent, PeerId, RoomOptions, Stream,
-    Ticket, server::Server,
+    Config, Connection, Connector, Error, ErrorKind, Identity, Mesh, MeshEvent, PeerId,
+    RoomOptions, Stream, Ticket, server::Server,
 };
 use tokio::time::timeout;
 
@@ -50,7 +50,7 @@ async fn in_order(relay: &Server) -> [Connector; 2] {
 }
 
 /// Opens the stream of a mesh with these bytes in the place of the proof.
-async fn open_with(connection: &throughline::Connection, proof: &[u8]) -> Stream {
+async fn open_with(connection: &Connection, proof: &[u8]) -> Stream {
     let mut stream = connection.open("throughline-mesh/1").await.unwrap();
     stream.write_all(proof).await.unwrap();
     stream
@@ -301,7 +301,7 @@ async fn what_a_member_says_stands_between_its_coming_and_its_going() {
         writer.broadcast(&[number]).await.unwrap();
     }
     assert!(matches!(next(&reader).await, MeshEvent::Joined(_)));
-    assert!(matches!(next(&reader).await, MeshEvent::Message(_, message) if message == [0]));
+    assert!(matches!(next(&reader).await, MeshEvent::Message(_, message) if message == [0_u8]));
     let link = writer.connection(low.peer_id()).unwrap();
     link.close().await;
     left(&writer).await;
