@@ -79,7 +79,10 @@ export class Connection {
     return duplex(await cancellable(signalOf(options), (signal) => this.#raw.open(valid, signal)));
   }
 
-  /** Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue. */
+  /**
+   * Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue, and one
+   * that is returned leaves to the others what it waited for.
+   */
   incomingStreams(): AsyncIterableIterator<IncomingStream> {
     return iterate(async (signal) => {
       const raw = await this.#raw.acceptStream(signal);
