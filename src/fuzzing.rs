@@ -10,13 +10,10 @@ mod relays;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
-use multiaddr::{Multiaddr, PeerId, Protocol};
+use multiaddr::{Multiaddr, Protocol};
 use str0m::ice::StunMessage;
 
 pub use self::relays::{
