@@ -211,8 +211,11 @@ async fn who_wants_something_else_is_handed_on_and_a_lost_link_comes_back() {
 
     let link = first.connection(b.peer_id()).unwrap();
     link.close().await;
+    // A member is connected again when its end is read, at both ends.
     for mesh in [&first, &second] {
         left(mesh).await;
+    }
+    for mesh in [&first, &second] {
         joined(mesh, 1).await;
     }
     second.broadcast(b"again").await.unwrap();
