@@ -24,15 +24,17 @@ fn main() -> io::Result<()> {
         find(&root, &root, &mut files)?;
     }
     files.sort();
-    let items = files
-        .iter()
-        .map(|(name, path)| format!("({name:?}, include_bytes!({path:?})),\n"));
+    // Clones may share a target folder, and then this file. So it names no folder of a clone.
+    let items = files.iter().map(|name| {
+        let path = format!("/page/{name}.gz");
+        format!("({name:?}, include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?}))),\n")
+    });
     let text = format!("&[\n{}]\n", items.collect::<String>());
     fs::write(folder("OUT_DIR")?.join("page.rs"), text)
 }
 
 /// Finds the compressed files below `folder`, by the names that they have without the suffix.
-fn find(root: &Path, folder: &Path, found: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
+fn find(root: &Path, folder: &Path, found: &mut Vec<String>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
@@ -40,7 +42,7 @@ fn find(root: &Path, folder: &Path, found: &mut Vec<(String, PathBuf)>) -> io::R
         } else if let Ok(name) = path.strip_prefix(root)
             && let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".gz"))
         {
-            found.push((name.replace('\\', "/"), path));
+            found.push(name.replace('\\', "/"));
         }
     }
     Ok(())

@@ -113,6 +113,9 @@ pub struct NatReport {
     pub protocols: MappingProtocols,
     #[serde(skip)]
     pub(crate) stun_pending: bool,
+    /// Whether all STUN servers that have answered have one IP address.
+    #[serde(skip)]
+    pub(crate) one_server: bool,
     /// The strategies that cannot work from this end of a connection at present.
     #[serde(skip)]
     pub(crate) hopeless: Vec<Hopeless>,

@@ -14,37 +14,90 @@ use super::nat::NatMapping;
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 1 << 16;
 
-/// The part that a side plays.
+/// What a side knows of its NAT, and tells the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The NAT of this side has the same mapping for every destination, so the other side can be
-    /// told the address. This side probes.
+    /// told the address.
     Easy,
-    /// The NAT of this side has a random mapping for each destination. This side opens sockets.
+    /// It looks like that, but all servers that saw the mapping have one address. The NAT may have
+    /// another mapping for each address.
+    Unsure,
+    /// The NAT of this side has a random mapping for each destination.
     Hard,
 }
 
+/// What a side does in a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// It probes ports of the other side's NAT.
+    Probe,
+    /// It opens sockets towards the address of the other side.
+    Open,
+}
+
+impl Part {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Probe => Self::Open,
+            Self::Open => Self::Probe,
+        }
+    }
+}
+
+/// How a side takes part in a guess.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Role {
+    pub(crate) part: Part,
+    /// Whether the guess rests on a doubt: both NATs look easy, and yet no check comes through. Then
+    /// ordinary checks have twice the time.
+    pub(crate) is_doubtful: bool,
+    /// Whether the sides change their parts if the guess is in vain, because neither knows whose NAT is the
+    /// hard one.
+    pub(crate) takes_turns: bool,
+}
+
 impl Side {
-    /// Returns the part of a peer behind a NAT with this mapping, or `None` while the mapping is
-    /// not known.
-    pub(crate) fn of(mapping: NatMapping) -> Option<Self> {
+    /// Returns what a peer behind a NAT with this mapping is, or `None` while the mapping is not known.
+    /// `one_server` says that all servers which saw the mapping have one IP address.
+    pub(crate) fn of(mapping: NatMapping, one_server: bool) -> Option<Self> {
         match mapping {
             NatMapping::Unknown => None,
+            NatMapping::EndpointIndependent if one_server => Some(Self::Unsure),
             NatMapping::None | NatMapping::EndpointIndependent => Some(Self::Easy),
             NatMapping::AddressDependent | NatMapping::AddressAndPortDependent => Some(Self::Hard),
         }
+    }
+
+    /// Returns the role of this side, if a guess can help. Of two sides that are unsure, the `first` one
+    /// opens sockets before the other one does.
+    pub(crate) fn role(self, theirs: Self, first: bool) -> Option<Role> {
+        let (part, is_doubtful) = match (self, theirs) {
+            (Self::Hard, Self::Hard) | (Self::Easy, Self::Easy) => return None,
+            (Self::Hard, _) => (Part::Open, false),
+            (_, Self::Hard) => (Part::Probe, false),
+            (Self::Unsure, Self::Unsure) if !first => (Part::Probe, true),
+            (Self::Unsure, _) => (Part::Open, true),
+            (Self::Easy, Self::Unsure) => (Part::Probe, true),
+        };
+        Some(Role {
+            part,
+            is_doubtful,
+            takes_turns: self == theirs,
+        })
     }
 
     /// Returns the word for it in a session description.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Easy => "easy",
+            Self::Unsure => "unsure",
             Self::Hard => "hard",
         }
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::Easy, Self::Hard]
+        [Self::Easy, Self::Unsure, Self::Hard]
             .into_iter()
             .find(|side| side.as_str() == text)
     }
@@ -64,7 +117,8 @@ impl Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
     /// How long ordinary checks have before the guessing begins. If one of the NATs filters less
-    /// strictly than most, they succeed within two round trips. Default 1 s.
+    /// strictly than most, they succeed within two round trips. They have twice as long if the guess
+    /// rests on a doubt, because all STUN servers of a side have one address. Default 1 s.
     pub delay: Duration,
     /// The number of sockets that a side opens when its NAT uses another port for each destination.
     /// Default 256.
@@ -167,13 +221,42 @@ mod tests {
 
     #[test]
     fn the_mapping_decides_the_side() {
-        assert_eq!(Side::of(NatMapping::Unknown), None);
-        assert_eq!(Side::of(NatMapping::EndpointIndependent), Some(Side::Easy));
-        assert_eq!(
-            Side::of(NatMapping::AddressAndPortDependent),
-            Some(Side::Hard)
-        );
+        use NatMapping as M;
+        for one_server in [false, true] {
+            assert_eq!(Side::of(M::Unknown, one_server), None);
+            assert_eq!(Side::of(M::None, one_server), Some(Side::Easy));
+            for hard in [M::AddressDependent, M::AddressAndPortDependent] {
+                assert_eq!(Side::of(hard, one_server), Some(Side::Hard));
+            }
+        }
+        assert_eq!(Side::of(M::EndpointIndependent, false), Some(Side::Easy));
+        assert_eq!(Side::of(M::EndpointIndependent, true), Some(Side::Unsure));
         assert_eq!(Effort::default(), EFFORT);
+    }
+
+    #[test]
+    fn one_side_probes_and_the_other_one_opens_sockets() {
+        use Side::{Easy, Hard, Unsure};
+        let sides = [Easy, Unsure, Hard];
+        for (ours, theirs) in sides.iter().flat_map(|a| sides.map(|b| (*a, b))) {
+            let roles = [ours.role(theirs, true), theirs.role(ours, false)];
+            let is_alike = ours == theirs && ours != Unsure;
+            let [Some(one), Some(other)] = roles else {
+                assert!(is_alike && roles == [None, None], "{ours:?} {theirs:?}");
+                continue;
+            };
+            assert_ne!(one.part, other.part, "{ours:?} {theirs:?}");
+            let is_doubtful = ours != Hard && theirs != Hard;
+            assert_eq!([one, other].map(|role| role.is_doubtful), [is_doubtful; 2]);
+            let takes_turns = ours == theirs;
+            assert_eq!([one, other].map(|role| role.takes_turns), [takes_turns; 2]);
+            assert_eq!(one.part, other.part.other());
+        }
+        assert_eq!(Hard.role(Unsure, false).unwrap().part, Part::Open);
+        assert_eq!(Easy.role(Unsure, false).unwrap().part, Part::Probe);
+        for side in sides {
+            assert_eq!(Side::parse(side.as_str()), Some(side));
+        }
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub(crate) struct Verdict {
     pub(crate) ports: NatPorts,
     /// The distance from one port of a sequence to the next. It is 0 when there is no sequence.
     pub(crate) step: i32,
+    /// Whether all observations are those of one IP address. Then a NAT that distinguishes addresses
+    /// looks endpoint-independent.
+    pub(crate) one_server: bool,
 }
 
 /// Concludes how the NAT in front of a local address behaves. All of `seen` are observations of one
@@ -132,10 +135,13 @@ pub(crate) fn classify(seen: &[Observation]) -> Verdict {
     } else {
         NatPorts::Random
     };
+    let mut servers = seen.iter().map(|o| o.server.ip());
+    let first = servers.next();
     Verdict {
         mapping,
         ports,
         step,
+        one_server: servers.all(|server| Some(server) == first),
     }
 }
 
@@ -276,6 +282,13 @@ mod tests {
             verdict(&two_addresses),
             (M::AddressAndPortDependent, P::Random, 0)
         );
+    }
+
+    #[test]
+    fn it_is_known_whether_servers_of_several_addresses_have_seen_the_nat() {
+        let one_server = |all: &[(&str, &str)]| classify(&seen(all)).one_server;
+        assert!(one_server(&[("1.1.1.1:1", LOCAL), ("1.1.1.1:2", LOCAL)]));
+        assert!(!one_server(&[("1.1.1.1:1", LOCAL), ("2.2.2.2:1", LOCAL)]));
     }
 
     #[test]

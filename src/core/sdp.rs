@@ -97,7 +97,7 @@ pub(crate) struct Description {
     /// In an offer, whether QUIC may be spoken instead of DTLS and SCTP. In an answer, whether it
     /// is spoken.
     pub quic: bool,
-    /// The writer's part if ports have to be guessed.
+    /// What the writer knows of its NAT, if ports have to be guessed.
     pub side: Option<Side>,
     /// Whether the peers leave TURN out.
     pub no_turn: bool,
@@ -546,7 +546,7 @@ pub(crate) mod tests {
             digest in proptest::collection::vec(any::<u8>(), 32),
             session in any::<u64>(),
             quic in any::<bool>(),
-            side in prop_oneof![Just(None), Just(Some(Side::Easy)), Just(Some(Side::Hard))],
+            side in prop::sample::select(&[None, Some(Side::Easy), Some(Side::Unsure), Some(Side::Hard)]),
         ) {
             let description = Description {
                 ufrag,

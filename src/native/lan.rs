@@ -22,11 +22,7 @@ use super::{
     multicast::{self, Ear, MAX_PACKET},
     runtime,
 };
-use crate::core::{
-    lan,
-    pace::Pace,
-    scope::{Scope, scope},
-};
+use crate::core::{lan, pace::Pace};
 
 /// How long a peer is sought: three questions, and the time for the last answer.
 const PATIENCE: Duration = Duration::from_millis(2500);
@@ -216,11 +212,8 @@ impl Task {
                 () = time::sleep_until(next.unwrap_or(self.began)), if next.is_some() => {
                     self.ask().await;
                 }
-                (length, from, to_all) = multicast::heard(&self.ears, &mut buffer) => {
-                    // What is for this machine alone may have come from anywhere (RFC 6762 section 11).
-                    if to_all || is_near(from.ip()) {
-                        self.hear(&buffer[..length], from).await;
-                    }
+                (length, from) = multicast::heard(&self.ears, &mut buffer) => {
+                    self.hear(&buffer[..length], from).await;
                 }
             }
         }
@@ -291,7 +284,7 @@ impl Task {
         }
         let packet = lan::answer(&self.label, self.peer, &addresses);
         let now = self.began.elapsed();
-        let alone = alone && is_near(from.ip());
+        let alone = alone && multicast::is_near(from.ip());
         if alone && self.replies.take(now, 1, Duration::ZERO).is_some() {
             match multicast::reply(&packet, from) {
                 Ok(()) => return,
@@ -302,15 +295,6 @@ impl Task {
             multicast::tell(&self.ears, &packet).await;
         }
     }
-}
-
-/// Whether an address can be in the local network: it is no global one.
-fn is_near(ip: IpAddr) -> bool {
-    let is_link_local = match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    is_link_local || [Scope::Private, Scope::Loopback].contains(&scope(ip))
 }
 
 #[cfg(test)]
@@ -424,18 +408,5 @@ mod tests {
         }
         assert_eq!(seek.found.len(), MAX_SOURCES * lan::MAX_ADDRESSES);
         assert!(seek.until <= Instant::now() + GATHER);
-    }
-
-    #[test]
-    fn only_who_is_near_gets_an_answer_alone() {
-        for (ip, near) in [
-            ("192.168.1.9", true),
-            ("fe80::1", true),
-            ("127.0.0.1", true),
-            ("203.0.113.9", false),
-            ("2001:db8::1", false),
-        ] {
-            assert_eq!(is_near(ip.parse().unwrap()), near, "{ip}");
-        }
     }
 }

@@ -10,6 +10,8 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::ReadBuf, net::UdpSocket};
 
+use crate::core::scope::{Scope, scope};
+
 /// The IPv4 group of multicast DNS (RFC 6762 section 3).
 const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 /// The IPv6 group of multicast DNS (RFC 6762 section 3).
@@ -142,9 +144,19 @@ fn ear(socket: Socket, group: Option<SocketAddr>, only_for_all: bool) -> io::Res
     })
 }
 
-/// Waits for the next packet that one of the sockets hears. Returns its length, where it has come from, and
-/// whether it certainly was for everybody in the network.
-pub(super) async fn heard(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr, bool) {
+/// Waits for the next packet of the local network that one of the sockets hears, and returns its length and
+/// where it has come from. Packets from elsewhere are dropped (RFC 6762 section 11).
+pub(super) async fn heard(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr) {
+    loop {
+        let (length, from, only_for_all) = next(ears, buffer).await;
+        if only_for_all || is_near(from.ip()) {
+            return (length, from);
+        }
+    }
+}
+
+/// Waits for the next packet, and also tells whether it certainly was for everybody in the network.
+async fn next(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr, bool) {
     poll_fn(|cx| {
         for ear in ears {
             let mut errors = 0;
@@ -168,4 +180,49 @@ pub(super) async fn heard(ears: &[Ear], buffer: &mut [u8]) -> (usize, SocketAddr
         Poll::Pending
     })
     .await
+}
+
+/// Whether an address can be in the local network: it is no global one.
+pub(super) fn is_near(ip: IpAddr) -> bool {
+    let is_link_local = match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    is_link_local || [Scope::Private, Scope::Loopback].contains(&scope(ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_that_is_not_global_is_near() {
+        for (ip, near) in [
+            ("192.168.1.9", true),
+            ("fe80::1", true),
+            ("127.0.0.1", true),
+            ("203.0.113.9", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(is_near(ip.parse().unwrap()), near, "{ip}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_packet_is_heard_if_it_is_near() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (to, other) = (
+            socket.local_addr().unwrap(),
+            UdpSocket::bind("127.0.0.1:0").await.unwrap(),
+        );
+        let ears = [Ear {
+            socket,
+            group: None,
+            only_for_all: false,
+        }];
+        other.send_to(b"near", to).await.unwrap();
+        let mut buffer = [0; 8];
+        let heard = heard(&ears, &mut buffer).await;
+        assert_eq!(heard, (4, other.local_addr().unwrap()));
+    }
 }

@@ -183,12 +183,12 @@ mod tests {
     #[test]
     fn a_date_in_the_future_does_not_keep_later_scores_out() {
         let (mut known, peer, now) = (Known::default(), PeerId::random(), Instant::now());
-        let ahead = Some(at(100) + AHEAD + Duration::from_secs(1));
-        let took = known.take(Some(scores(peer, ahead)), (now, at(100)), DAY);
+        let ahead = at(100) + AHEAD + Duration::from_secs(1);
+        let took = known.take(Some(scores(peer, Some(ahead))), (now, at(100)), DAY);
         assert!(took.unwrap_err().contains("a time to come"));
         let dated = Dated {
-            scores: Arc::new(scores(peer, ahead)),
-            at: ahead.unwrap(),
+            scores: Arc::new(scores(peer, Some(ahead))),
+            at: ahead,
         };
         known.restore(dated, (now, at(100)));
         assert_eq!(known.age(now), None);

@@ -16,6 +16,9 @@ mod common;
 /// How long the slowest try may take with the lab's round trips.
 const WITHIN: Duration = Duration::from_secs(12);
 
+/// How long the peers may take if the first guess was made by the wrong one.
+const DOUBTED: Duration = Duration::from_secs(40);
+
 /// Connects the native peer on `a` to the one on `b`.
 fn meet(spec: Spec, parts: &Parts, wait: Duration) -> Run {
     let native = Pairing::ALL[0];
@@ -111,6 +114,26 @@ fn a_random_port_is_guessed_from_either_side_and_counted_as_birthday() {
             "successes circuit_relay 1",
         ];
         assert_eq!(counted, common::entries(&expected), "{a} to {b}");
+    }
+}
+
+/// All STUN servers of the lab have one address, so this NAT looks as if it had one mapping.
+#[test]
+fn a_nat_with_another_mapping_for_each_address_is_found_out() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let (hard, easy) = (NatKind::AddressDependent, NatKind::PortRestricted);
+    for (a, b) in [(easy, hard), (hard, easy)] {
+        let spec = Spec::pair(a, b).figure_delays();
+        let mut stage = Stage::up(spec, &parts).unwrap();
+        // Both peers are unsure, and either may open the sockets first.
+        let settings = ["port_mapping=false", "birthday_sockets=1024"];
+        let settings = settings.iter().flat_map(|setting| ["--set", setting]);
+        stage.add_arguments(settings.map(str::to_owned));
+        let run = stage.meet(Pairing::ALL[0], "a", "b", DOUBTED).unwrap();
+        println!("{a} to {b}: direct after {:?} ms", run.direct_ms);
+        assert!(is(&run, "direct", "birthday"), "{a} to {b}: {run:#?}");
     }
 }
 

@@ -460,6 +460,7 @@ impl Reflexive {
             new.external = external;
             new.stun = stun;
             new.stun_pending = pending;
+            new.one_server = verdict.one_server;
             let changed = *report != new;
             *report = new;
             changed

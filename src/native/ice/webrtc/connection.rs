@@ -496,7 +496,11 @@ async fn drive(
             gathered |= std::mem::replace(&mut offered, offers) != offers;
             if gathered || session.wants_candidates() {
                 let known = candidates.borrow_and_update();
-                session.set_side(Side::of(nat.borrow().mapping));
+                let side = {
+                    let nat = nat.borrow();
+                    Side::of(nat.mapping, nat.one_server)
+                };
+                session.set_side(side);
                 if known.ready {
                     session.set_local_candidates(&known.candidates);
                 }

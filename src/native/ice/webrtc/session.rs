@@ -12,7 +12,7 @@ mod relayed;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::Waker,
     time::{Duration, Instant},
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     core::{
-        birthday::{Effort, Side},
+        birthday::{Effort, Part, Side},
         candidate::Candidate,
         dial::Policy,
         plan::Late,
@@ -135,8 +135,12 @@ pub(super) struct IceSession {
     effort: Option<Effort>,
     /// The state of this side as the server of a `/webrtc-direct` client, if it is one.
     direct: Option<Direct>,
-    /// The role of this side in guessing ports.
+    /// What is known of this side's NAT, for guessing ports.
     side: Option<Side>,
+    /// Where the guess leads that rests on a doubt.
+    doubted: Option<IpAddr>,
+    /// The part of this side once the guess was in vain.
+    other_part: Option<Part>,
     gate: Gate,
     guess: Option<Guess>,
     /// The local sockets and the remote addresses that guessing ports has found.
@@ -201,6 +205,8 @@ impl IceSession {
             effort: None,
             direct: None,
             side: None,
+            doubted: None,
+            other_part: None,
             gate: Gate::default(),
             guess: None,
             met: HashSet::new(),

@@ -123,14 +123,22 @@ impl Drop for Partial {
 
 /// Opens a file that is no link, or makes it.
 fn open_plain(path: &Path) -> io::Result<File> {
+    open_with(File::options().create(true).truncate(false), path)
+}
+
+/// Opens a file that is there and is no link.
+fn open_there(path: &Path) -> io::Result<File> {
+    open_with(&mut File::options(), path)
+}
+
+fn open_with(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true);
     // It may have come a moment ago.
     #[cfg(target_os = "linux")]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW);
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW);
     let file = options.open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -179,14 +187,14 @@ fn make_room(directory: &Path, most: usize) -> io::Result<()> {
         if removed == surplus {
             break;
         }
-        // The file stays locked until it is removed.
-        if let Ok(file) = open_plain(&path)
+        // The file stays locked until it is removed. One that another transfer has removed made room for
+        // that one.
+        if let Ok(file) = open_there(&path)
             && file.try_lock().is_ok()
         {
             match fs::remove_file(path) {
                 Ok(()) => removed += 1,
-                // Another transfer makes room as well.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => removed += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
@@ -280,6 +288,23 @@ mod tests {
         assert_eq!(left, kept, "a part in use stays");
         make_room(home.path(), 0).unwrap();
         assert_eq!(names(home.path()).len(), 1);
+    }
+
+    #[test]
+    fn transfers_that_make_room_at_the_same_time_do_not_hinder_each_other() {
+        for _ in 0..50 {
+            let home = tempfile::tempdir().unwrap();
+            for number in 0..8 {
+                fs::write(home.path().join(format!(".{number:032x}.part")), "x").unwrap();
+            }
+            std::thread::scope(|scope| {
+                let made = [(); 4].map(|()| scope.spawn(|| make_room(home.path(), 4)));
+                for made in made {
+                    made.join().unwrap().unwrap();
+                }
+            });
+            assert!(names(home.path()).len() <= 4);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use str0m::ice::{StunMessage, TransId};
 use super::{IceSession, MTU, Outgoing, SessionEvent};
 use crate::{
     core::{
-        birthday::{Effort, Prober, Side},
+        birthday::{Effort, Part, Prober, Role, Side},
         candidate::{Candidate, CandidateKind},
         plan::Late,
     },
@@ -41,7 +41,7 @@ const GUESS_PRIORITY: u32 = (110 << 24) | (0xffff << 8) | 255;
 /// The state of guessing ports by the birthday method.
 pub(super) enum Guess {
     /// Guessing begins at this time.
-    At(Instant, Side),
+    At(Instant, Role),
     /// This side probes ports of `target`, from `base`.
     Probing {
         since: Instant,
@@ -88,30 +88,42 @@ impl IceSession {
         matches!(&self.guess, Some(guess) if !matches!(guess, Guess::Over))
     }
 
-    /// Sets the role of this side, as far as it is known. It is called before the description is
-    /// made.
+    /// Whether TURN servers wait until ports were guessed.
+    pub(super) fn guess_comes_first(&self) -> bool {
+        match &self.guess {
+            Some(Guess::At(_, role)) => !role.is_doubtful,
+            Some(Guess::Probing { .. } | Guess::Opening { .. }) => self.doubted.is_none(),
+            None | Some(Guess::Over) => false,
+        }
+    }
+
+    /// Sets what is known of this side's NAT. It is called before the description is made.
     pub(in crate::native::ice::webrtc) fn set_side(&mut self, side: Option<Side>) {
         self.side = side;
-        // An answerer knows the role of the peer first.
+        // An answerer knows the side of the peer first.
         self.plan_guess();
     }
 
-    /// Plans to guess once the roles of both sides are known.
+    /// Plans to guess once both sides are known.
     pub(super) fn plan_guess(&mut self) {
-        let remote = self.remote.as_ref().and_then(|remote| remote.side);
+        let Some(remote) = self.remote.as_ref().filter(|_| self.nominated.is_none()) else {
+            return;
+        };
+        // Both ends compare the same two words, and each try has new ones.
+        let first = self.ice.local_credentials().ufrag < remote.ufrag;
         if let (Some(effort), Some(ours), Some(theirs), None) =
-            (self.effort, self.side, remote, &self.guess)
-            && ours != theirs
-            && self.nominated.is_none()
+            (self.effort, self.side, remote.side, &self.guess)
+            && let Some(role) = ours.role(theirs, first)
         {
-            self.guess = Some(Guess::At(self.now + effort.delay, ours));
+            let delay = effort.delay * if role.is_doubtful { 2 } else { 1 };
+            self.guess = Some(Guess::At(self.now + delay, role));
         }
     }
 
     /// Begins or ends guessing, if that is due.
     pub(super) fn guess_timeout(&mut self) {
         match self.guess {
-            Some(Guess::At(at, side)) if self.now >= at => self.begin_guess(side),
+            Some(Guess::At(at, role)) if self.now >= at => self.begin_guess(role),
             Some(Guess::Probing { end, .. } | Guess::Opening { end, .. }) if self.now >= end => {
                 let reason = match &self.guess {
                     Some(Guess::Opening { sockets, .. }) => {
@@ -120,6 +132,14 @@ impl IceSession {
                     _ => "none of the probed ports belongs to the peer".to_owned(),
                 };
                 self.guess = Some(Guess::Over);
+                if let Some(part) = self.other_part.take() {
+                    tracing::debug!(?part, "guessing ports the other way");
+                    self.guess = self.try_guess(part).ok();
+                    return;
+                }
+                if let Some(target) = self.doubted {
+                    self.gate.note_vain(target, self.now);
+                }
                 self.tell(Late::Failed(Strategy::Birthday, Cause::NoPair, reason));
                 self.leave_time_for_relayed();
             }
@@ -127,23 +147,49 @@ impl IceSession {
         }
     }
 
-    fn begin_guess(&mut self, side: Side) {
-        tracing::debug!(?side, "guessing ports");
+    fn begin_guess(&mut self, role: Role) {
+        if role.is_doubtful && !self.may_doubt() {
+            self.guess = Some(Guess::Over);
+            return self.leave_time_for_relayed();
+        }
+        tracing::debug!(?role, "guessing ports");
         self.tell(Late::Began(Strategy::Birthday));
-        let guess = self.try_guess(side).unwrap_or_else(|(cause, reason)| {
+        self.other_part = role.takes_turns.then(|| role.part.other());
+        let guess = self.try_guess(role.part);
+        let guess = guess.unwrap_or_else(|(cause, reason)| {
             self.tell(Late::Failed(Strategy::Birthday, cause, reason.to_owned()));
             Guess::Over
         });
         self.guess = Some(guess);
     }
 
-    fn try_guess(&mut self, side: Side) -> Result<Guess, (Cause, &'static str)> {
+    /// Whether a guess that rests on a doubt is worth its price. It is not behind one NAT, because nothing
+    /// comes back there to where it has come from, and not soon after another one in vain.
+    fn may_doubt(&mut self) -> bool {
+        let target = self.their_mapped().map(|target| target.ip());
+        let own = self.own_mapped().map(|own| own.ip());
+        self.doubted = target;
+        target.is_some_and(|ip| own != Some(ip) && !self.gate.is_vain(ip, self.now))
+    }
+
+    /// The address of the peer's NAT.
+    fn their_mapped(&self) -> Option<SocketAddr> {
         let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
         let candidates = self.remote.iter().flat_map(|remote| &remote.candidates);
         let mut theirs = candidates
             .filter(reflexive)
             .filter_map(Candidate::socket_addr);
-        let target = theirs.find(SocketAddr::is_ipv4);
+        theirs.find(SocketAddr::is_ipv4)
+    }
+
+    /// The address of our NAT.
+    fn own_mapped(&self) -> Option<SocketAddr> {
+        let seen = |local: &&LocalCandidate| local.origin == Origin::Stun && local.addr.is_ipv4();
+        self.local.iter().find(seen).map(|local| local.addr)
+    }
+
+    fn try_guess(&mut self, part: Part) -> Result<Guess, (Cause, &'static str)> {
+        let target = self.their_mapped();
         let bases = self.local.iter().map(|local| local.base);
         let base = bases
             .filter(SocketAddr::is_ipv4)
@@ -154,15 +200,13 @@ impl IceSession {
                 "the IPv4 address of the peer's NAT is not known",
             ));
         };
-        let seen = |local: &&LocalCandidate| local.origin == Origin::Stun && local.addr.is_ipv4();
-        let seen = self.local.iter().find(seen).map(|local| local.addr);
-        let gateway = seen.unwrap_or(base).ip();
+        let gateway = self.own_mapped().unwrap_or(base).ip();
         let pass = self.gate.enter(gateway).ok_or((Cause::Limit, BUSY))?;
         let time = effort.duration() + GUESS_GRACE;
         let end = self.now + time;
         self.event(SessionEvent::MoreTime(time + CONNECT_GRACE));
-        Ok(match side {
-            Side::Easy => Guess::Probing {
+        Ok(match part {
+            Part::Probe => Guess::Probing {
                 since: self.now,
                 prober: Prober::new(effort, getrandom::u64().unwrap_or_default()),
                 target: target.ip(),
@@ -170,7 +214,7 @@ impl IceSession {
                 end,
                 _pass: pass,
             },
-            Side::Hard => Guess::Opening {
+            Part::Open => Guess::Opening {
                 burst: Some(Burst { target, effort }),
                 sockets: effort.sockets,
                 end,
@@ -305,6 +349,10 @@ mod tests {
 
     impl Pair {
         fn new(gates: [Gate; 2]) -> Self {
+            Self::of([Side::Easy, Side::Hard], gates)
+        }
+
+        fn of(sides: [Side; 2], gates: [Gate; 2]) -> Self {
             let now = Instant::now();
             let identity = Arc::new(Identity::generate().unwrap());
             let mut ends = gates.map(|gate| {
@@ -312,8 +360,9 @@ mod tests {
                 session.may_guess(Some(EFFORT), gate);
                 session
             });
-            ends[0].set_side(Some(Side::Easy));
-            ends[1].set_side(Some(Side::Hard));
+            for (end, side) in ends.iter_mut().zip(sides) {
+                end.set_side(Some(side));
+            }
             let describe = |session: &mut IceSession, end| {
                 let base = inner(end, 1000);
                 let found = [(Origin::Interface, base), (Origin::Stun, outer(end, 1000))];
@@ -429,6 +478,57 @@ mod tests {
             let side = pair.ends[end].side;
             pair.ends[end].set_side(side);
             assert!(!pair.ends[end].is_guessing());
+        }
+    }
+
+    #[test]
+    fn ports_are_guessed_when_two_nats_look_easy_and_nothing_comes_through() {
+        let mut pair = Pair::of([Side::Easy, Side::Unsure], Default::default());
+        pair.run(2 * EFFORT.delay - Duration::from_millis(1));
+        for end in 0..2 {
+            assert!(pair.guessings(end).is_empty(), "ordinary checks have time");
+            assert!(!pair.ends[end].guess_comes_first());
+        }
+        pair.run(Duration::from_secs(1));
+        for end in 0..2 {
+            assert_eq!(pair.guessings(end), [&Late::Began(Strategy::Birthday)]);
+            assert!(pair.ends[end].nominated.is_some());
+        }
+    }
+
+    #[test]
+    fn two_sides_that_are_unsure_take_turns() {
+        let mut pair = Pair::of([Side::Unsure; 2], Default::default());
+        let begun = 2 * EFFORT.delay + Duration::from_millis(1);
+        pair.run(begun);
+        let opens = |pair: &Pair| {
+            pair.ends
+                .iter()
+                .position(|end| matches!(end.guess, Some(Guess::Opening { .. })))
+        };
+        let first = opens(&pair).unwrap();
+        // Nothing gets through while the wrong one opens sockets.
+        pair.met = Some(0);
+        pair.run(EFFORT.duration() + GUESS_GRACE);
+        assert_eq!(opens(&pair), Some(1 - first));
+        for end in 0..2 {
+            assert_eq!(pair.guessings(end), [&Late::Began(Strategy::Birthday)]);
+        }
+    }
+
+    #[test]
+    fn a_doubt_that_was_in_vain_is_not_followed_again_soon() {
+        let gates = [Gate::default(), Gate::default()];
+        // Each side has both parts, one after the other.
+        let whole = 2 * (EFFORT.delay + EFFORT.duration() + GUESS_GRACE);
+        for told in [2, 0] {
+            let mut pair = Pair::of([Side::Unsure; 2], gates.clone());
+            pair.met = Some(0);
+            pair.run(whole);
+            for end in 0..2 {
+                assert_eq!(pair.guessings(end).len(), told);
+                assert!(!pair.ends[end].is_guessing());
+            }
         }
     }
 

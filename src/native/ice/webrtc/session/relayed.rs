@@ -3,7 +3,7 @@
 //! An address costs its server a port and a state, and most connections come up without one. A pair
 //! over TURN would also end the search for a direct one, because the first pair to answer is nominated.
 //! So a session asks only when everything else has had its time: the checks of its other candidates,
-//! and the guessing of ports. Circuits carry the traffic meanwhile.
+//! and the guessing of ports, unless that rests on a doubt. Circuits carry the traffic meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -61,7 +61,7 @@ impl IceSession {
     /// The time at which TURN servers are asked, as far as it is known.
     pub(super) fn relayed_at(&self) -> Option<Instant> {
         let is_open = self.may_ask_turn() && !self.relayed.wanted && !self.closed;
-        let is_over = self.nominated.is_none() && !self.is_guessing();
+        let is_over = self.nominated.is_none() && !self.guess_comes_first();
         self.relayed.at.filter(|_| is_open && is_over)
     }
 
