@@ -334,23 +334,19 @@ export class Mesh implements AsyncIterable<MeshEvent> {
   async #dial(connection: Connection, signal: AbortSignal): Promise<void> {
     const stream = await connection.open(PROTOCOL, { signal });
     const writer = stream.writable.getWriter();
-    const giveUp = () => void writer.abort().catch(() => {});
-    signal.addEventListener("abort", giveUp);
-    const late = setTimeout(giveUp, ANSWERS);
     const frames = new Frames(stream.readable);
-    try {
-      await writer.write(await this.#key.proof(this.#own, connection.peerId));
-      const isTaken = await this.#isProved(frames, connection.peerId, ANSWERS);
-      signal.removeEventListener("abort", giveUp);
-      if (signal.aborted || !isTaken || !this.#inbox.canOpen(connection.peerId)) return giveUp();
-      writer.releaseLock();
-      this.#link({ connection, stream, frames });
-    } catch {
-      giveUp();
-    } finally {
-      clearTimeout(late);
-      signal.removeEventListener("abort", giveUp);
-    }
+    const giveUp = () => {
+      frames.cancel();
+      void writer.abort().catch(() => {});
+    };
+    signal.addEventListener("abort", giveUp);
+    const proof = await this.#key.proof(this.#own, connection.peerId);
+    void writer.write(proof).catch(() => {});
+    const isTaken = await this.#isProved(frames, connection.peerId, ANSWERS);
+    signal.removeEventListener("abort", giveUp);
+    if (signal.aborted || !isTaken || !this.#inbox.canOpen(connection.peerId)) return giveUp();
+    writer.releaseLock();
+    this.#link({ connection, stream, frames });
   }
 
   /** Waits until the member opens the stream, or will not. */

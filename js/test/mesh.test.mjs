@@ -252,13 +252,14 @@ test("a member counts when it has proved itself, and others are asked ever less 
   const b = place.connector("b");
   b.join("room");
   let refuses = true;
+  const refuse = async (connection) => {
+    for await (const stream of connection.incomingStreams()) if (refuses) stream.refuse();
+  };
   (async () => {
-    for await (const connection of b.incoming()) {
-      for await (const stream of connection.incomingStreams()) if (refuses) stream.refuse();
-    }
+    for await (const connection of b.incoming()) refuse(connection);
   })();
   await pass(t, 60);
-  // After 0, 1, 3, 7, 15 and 31 s.
+  // Each pause is twice as long as the one before: after 0, 1, 3, 7, 15 and 31 s, and then after 61.
   assert.equal(place.dials.length, 6);
   assert.deepEqual([a.peers, await unread(a)], [[], []]);
   refuses = false;
@@ -353,6 +354,7 @@ test("a member that takes a little now and then is put out", async (t) => {
   const place = world();
   const a = await Mesh.join(place.connector("a"), "room");
   place.connector("b").join("room");
+  await pass(t, 1);
   const { frames } = await answer(place);
   await next(a, "joined");
   let clock = 0;
