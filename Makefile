@@ -31,7 +31,7 @@ $(PAGE): $(JS) $(shell find www -type f) js/scripts/page.mjs
 	node js/scripts/page.mjs
 
 # The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
-FIREFOX := access address loading native platform protocols tabs
+FIREFOX := access address loading native platform protocols tabs worker
 
 test: setup-test $(PAGE) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)

@@ -49,6 +49,7 @@ export default defineConfig({
           page("A game with datagrams", "/docs/guides/game"),
           page("A file drop", "/docs/guides/files"),
           page("Rooms", "/docs/guides/rooms"),
+          page("In a worker", "/docs/guides/worker"),
           page("Am I relayed, and why?", "/docs/guides/relayed"),
           page("Coming from another library", "/docs/guides/coming-from"),
         ],

@@ -19,7 +19,8 @@ const advice: { readonly [R in LoadFailureReason]: (directive: string) => string
 
 /** One try to get the WebAssembly, which knows why it has failed. */
 export class Binary {
-  readonly #page: Document | undefined = globalThis.document;
+  /** Where the browser tells of violations of the policy. */
+  readonly #scope: EventTarget = globalThis.document ?? globalThis;
   #url: string | undefined;
   #status: number | undefined;
   #contentType: string | undefined;
@@ -29,11 +30,11 @@ export class Binary {
 
   constructor() {
     // Some test environments have a document without events.
-    this.#page?.addEventListener?.("securitypolicyviolation", this.#violation);
+    this.#scope.addEventListener?.("securitypolicyviolation", this.#violation as EventListener);
   }
 
   done(): void {
-    this.#page?.removeEventListener?.("securitypolicyviolation", this.#violation);
+    this.#scope.removeEventListener?.("securitypolicyviolation", this.#violation as EventListener);
   }
 
   readonly #violation = (event: SecurityPolicyViolationEvent): void => {
@@ -45,7 +46,7 @@ export class Binary {
   async of(source: WasmSource): Promise<Response | BufferSource | WebAssembly.Module> {
     let found = await source;
     if (typeof found === "string" || found instanceof URL) {
-      this.#url = new URL(found, this.#page?.baseURI).href;
+      this.#url = new URL(found, globalThis.document?.baseURI ?? globalThis.location?.href).href;
       this.#reason = "network";
       found = await fetch(found);
     }

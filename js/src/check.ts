@@ -2,6 +2,7 @@
  * Checks the arguments of callers before they enter the WebAssembly. The WebAssembly would misread a
  * value of a wrong type, or stop. Each error names the argument and says what was expected.
  */
+import type { Endpoint } from "./bridge-protocol.js";
 import { ThroughlineError, type ErrorCode } from "./errors.js";
 import type { WasmSource } from "./load.js";
 
@@ -45,6 +46,13 @@ export function signal(value: unknown): AbortSignal | undefined {
   const { aborted, throwIfAborted, addEventListener } = Object(value) as Partial<AbortSignal>;
   const fits = typeof aborted === "boolean" && typeof throwIfAborted === "function" && typeof addEventListener === "function";
   return fits ? (value as AbortSignal) : refuse("signal", "an AbortSignal", value);
+}
+
+/** Checks that messages can be sent to a value and come from it. */
+export function endpoint(name: string, value: unknown): Endpoint {
+  const { addEventListener, postMessage } = Object(value) as Partial<Endpoint>;
+  const fits = typeof addEventListener === "function" && typeof postMessage === "function";
+  return fits ? (value as Endpoint) : refuse(name, "a Worker, a SharedWorker or a MessagePort", value);
 }
 
 export function wasm(value: unknown): WasmSource | undefined {

@@ -43,7 +43,7 @@ export const errorCodes = [
   "connector_closed",
   /** The operation was cancelled. With an `AbortSignal`, its `reason` is thrown instead. */
   "aborted",
-  /** There is no WebRTC here: this is a worker, Node.js or an insecure context. */
+  /** There is no WebRTC here: this is a worker without a bridge, Node.js or an insecure context. */
   "unsupported_platform",
   /** The browser refused something. `cause` has its error, and `load` what is known about a WebAssembly. */
   "io",

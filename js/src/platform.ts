@@ -6,7 +6,7 @@ export function assertSupported(scope: typeof globalThis = globalThis): void {
     throw new ThroughlineError("unsupported_platform", message);
   };
   if ("WorkerGlobalScope" in scope && typeof scope.RTCPeerConnection === "undefined") {
-    unsupported("workers have no WebRTC: create the Connector in the page and transfer its streams to the worker");
+    unsupported("workers have no WebRTC: call `attach` of throughline/bridge here and `serve` in the page, before the Connector");
   }
   if (scope.isSecureContext === false) {
     unsupported("this page is not a secure context: serve it over https, or from localhost");

@@ -94,7 +94,7 @@ impl Net {
 ///
 /// # Errors
 /// Fails with [`ErrorKind::UnsupportedPlatform`](crate::ErrorKind::UnsupportedPlatform) in a
-/// worker, in Node.js and wherever else something is missing, and with
+/// worker without a bridge, in Node.js and wherever else something is missing, and with
 /// [`ErrorKind::InvalidConfig`](crate::ErrorKind::InvalidConfig) for STUN or TURN servers that the
 /// browser refuses.
 pub(crate) fn check(config: &Config) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind};
 pub(crate) fn without_webrtc() -> Error {
     let global = JsValue::from(global());
     let why = if value::get(&global, "WorkerGlobalScope").is_some() {
-        "browsers have no RTCPeerConnection in workers: make the Connector in the page itself, \
+        "browsers have no RTCPeerConnection in workers: attach by throughline/bridge, \
          or set `direct: false` to use relays only"
     } else if value::get(&global, "document").is_none() {
         return without_browser();

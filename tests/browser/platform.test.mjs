@@ -7,7 +7,7 @@ import { chromiumTest, launch, open, serve } from "./harness.mjs";
 
 const limit = { timeout: 60_000 };
 
-test("a worker is told to leave it to the page", limit, async (t) => {
+test("a worker without a bridge is told of it", limit, async (t) => {
   const relay = await serve(t);
   const page = await open(t, await launch(t), `${relay.http}/peer.html`);
   const error = await page.evaluate(async () => {
@@ -17,7 +17,7 @@ test("a worker is told to leave it to the page", limit, async (t) => {
     return new Promise((resolve) => (worker.onmessage = ({ data }) => resolve(data)));
   });
   assert.equal(error.code, "unsupported_platform");
-  assert.match(error.message, /worker/);
+  assert.match(error.message, /throughline\/bridge/);
 });
 
 chromiumTest("an insecure page is told to use https", limit, async (t) => {

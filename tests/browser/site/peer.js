@@ -1,4 +1,4 @@
-// A page with one peer, which the tests drive through `window.peer`. Handles that tests keep between
+// A page or a worker with one peer, which the tests drive through `peer`. Handles that tests keep between
 // calls are in `held`, because only plain data leaves the page.
 import { Connector } from "/npm/dist/index.js";
 
@@ -114,7 +114,8 @@ async function path(kind) {
   const events = held.connection.paths();
   if (held.connection.path?.path === kind) return held.connection.path;
   for await (const event of events) if (event.event === "path" && event.path === kind) return event;
-  throw new Error(`the connection closed before it was ${kind}`);
+  const { code } = await held.connection.closed;
+  throw new Error(`the connection closed before it was ${kind}: ${code}`);
 }
 
 /** Takes an upload of `throughline connect --bench`: answers with the number of bytes after the first one. */
@@ -165,6 +166,24 @@ async function echoed(protocol, size, connection = held.connection) {
   const back = new Uint8Array(await new Response(readable).arrayBuffer());
   await sending;
   return { bytes: back.length, sent: await sha256(bytes), received: await sha256(back) };
+}
+
+/** Sends `mbit` megabits a second to an echo for `ms`. Returns how many a second have come back, and how many bytes are missing. */
+async function load(protocol, mbit, ms, connection = held.connection) {
+  const { readable, writable } = await connection.open(protocol);
+  const writer = writable.getWriter();
+  const coming = drain(readable);
+  const part = new Uint8Array(32_768);
+  const start = performance.now();
+  const elapsed = () => performance.now() - start;
+  let sent = 0;
+  while (elapsed() < ms) {
+    for (const due = elapsed() * mbit * 125; sent < due; sent += part.length) await writer.write(part);
+    await new Promise((resolve) => setTimeout(resolve, 4));
+  }
+  await writer.close();
+  const back = await coming;
+  return { rate: (back * 8) / 1000 / elapsed(), missing: sent - back };
 }
 
 /** Opens a stream, and waits until a byte has come back. */
@@ -224,4 +243,4 @@ async function outcome(work) {
   }
 }
 
-window.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, resetWith, stopWith, hold, short, drain, outcome, Connector };
+globalThis.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, load, resetWith, stopWith, hold, short, drain, outcome, Connector };

@@ -1,6 +1,8 @@
 // Uses the types of every entry, as a project that checks the types of its dependencies does.
 import { Connector, ThroughlineError, type Config, type LoadFailure, type PathEvent } from "throughline";
+import { attach, serve, type Bridge } from "throughline/bridge";
 import { Connector as Inline } from "throughline/inline";
+import { Mesh, type MeshEvent } from "throughline/mesh";
 import wasm from "throughline/wasm";
 
 export async function use(config: Config, ticket: string): Promise<LoadFailure | undefined> {
@@ -16,4 +18,20 @@ export async function use(config: Config, ticket: string): Promise<LoadFailure |
 
 function seen(event: PathEvent): void {
   if (event.event === "path") console.log(event.path, event.strategy, event.ms);
+}
+
+export async function meet(me: Connector): Promise<MeshEvent | undefined> {
+  using mesh = await Mesh.join(me, "room");
+  for await (const event of mesh) return event;
+  return undefined;
+}
+
+export async function inPage(worker: Worker | SharedWorker | MessagePort): Promise<void> {
+  using bridge: Bridge = serve(worker);
+  await bridge.attached;
+  await bridge.closed;
+}
+
+export async function inWorker(port: MessagePort): Promise<void> {
+  await attach({ port, signal: AbortSignal.timeout(1000) });
 }
