@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, broadcast, mpsc, oneshot};
 
 #[cfg(doc)]
 use crate::error::ErrorKind;
@@ -53,6 +53,8 @@ pub struct Connector {
     commands: mpsc::Sender<Command>,
     incoming: Arc<Mutex<mpsc::Receiver<Connection>>>,
     shared: Arc<Shared>,
+    /// Whoever has it takes the incoming connections for a mesh.
+    meshes: Arc<Mutex<()>>,
 }
 
 impl Connector {
@@ -235,6 +237,11 @@ impl Connector {
         let (reply, answer) = oneshot::channel();
         self.command(Command::Join { keys, data, reply }).await?;
         answer.await.map_err(|_| closed())
+    }
+
+    /// Waits until this connector is in no mesh.
+    pub(crate) async fn mesh_turn(&self) -> OwnedMutexGuard<()> {
+        self.meshes.clone().lock_owned().await
     }
 
     /// Waits for the next connection that another peer makes to this one. Returns `None` once the
@@ -463,6 +470,7 @@ impl Builder {
             commands,
             incoming: Arc::new(Mutex::new(incoming)),
             shared,
+            meshes: Arc::default(),
         })
     }
 }

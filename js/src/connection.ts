@@ -79,10 +79,13 @@ export class Connection {
     return duplex(await cancellable(signalOf(options), (signal) => this.#raw.open(valid, signal)));
   }
 
-  /** Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue. */
+  /**
+   * Iterates over the streams that the peer opens, until the connection is closed. Iterators share one queue, and one
+   * that is returned leaves to the others what it waited for.
+   */
   incomingStreams(): AsyncIterableIterator<IncomingStream> {
-    return iterate(async () => {
-      const raw = await this.#raw.acceptStream();
+    return iterate(async (signal) => {
+      const raw = await this.#raw.acceptStream(signal);
       return raw && { protocol: raw.protocol(), early: raw.isEarly(), refuse: () => raw.refuse(), ...duplex(raw) };
     });
   }
@@ -122,7 +125,7 @@ export class Connection {
    * queue of 256 datagrams. When it is full, each new one takes the place of the oldest.
    */
   datagrams(): AsyncIterableIterator<Uint8Array> {
-    return iterate(() => this.#raw.receiveDatagram());
+    return iterate((signal) => this.#raw.receiveDatagram(signal));
   }
 
   /**

@@ -182,10 +182,13 @@ export class Connector extends EventTarget {
     return { connection: new Connection(connection), stream: duplex(stream) };
   }
 
-  /** Iterates over the connections that other peers make, until the connector is closed. Iterators share one queue. */
+  /**
+   * Iterates over the connections that other peers make, until the connector is closed. Iterators share one queue, and
+   * one that is returned leaves to the others what it waited for. A mesh is such an iterator.
+   */
   incoming(): AsyncIterableIterator<Connection> {
-    return iterate(async () => {
-      const raw = await this.#raw.accept();
+    return iterate(async (signal) => {
+      const raw = await this.#raw.accept(signal);
       return raw && new Connection(raw);
     });
   }

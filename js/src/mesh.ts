@@ -6,24 +6,40 @@ import { bytes } from "./check.js";
 import type { Connection } from "./connection.js";
 import type { Connector } from "./connector.js";
 import { ThroughlineError } from "./errors.js";
+import { Frames } from "./frames.js";
+import { Inbox } from "./inbox.js";
 import { iterate } from "./iterate.js";
+import { Link } from "./link.js";
+import { MeshKey, PROOF } from "./proof.js";
 import type { Member, Room, RoomOptions } from "./room.js";
 import type { DuplexStream, IncomingStream } from "./streams.js";
 
-/** The protocol of the stream between two members, as in Rust: each message stands behind its length in four bytes. */
+/**
+ * The protocol of the stream between two members, as in Rust. Whoever has the lower id opens the stream and writes its
+ * proof, and the other one takes it by writing its own. Then each message stands behind its length in four bytes.
+ */
 const PROTOCOL = "throughline-mesh/1";
 /** Each sends everything to all others, so more members would take a lot of a home's upstream. */
 const MAX_MEMBERS = 32;
 const MAX_MESSAGE = 64 * 1024;
-/** How many messages wait for one member, and how many events for the page. */
-const QUEUE = 16;
-const EVENTS = 64;
-/** How long a member may take to take a message, in milliseconds. */
-const TAKES = 10_000;
-/** How long a member that has opened the stream may take to be seen in the room. */
+/** How many connections of one peer are greeted, and how many of those that are no members. */
+const GREETED = 2;
+const STRANGERS = 32;
+/** How many strangers wait for the page before no more connections are taken. */
+const UNREAD_STRANGERS = 16;
+/**
+ * How long a member that has opened the stream may take to be seen in the room, and a stranger to open a stream, in
+ * milliseconds. After that time, a member that should have been dialled by the other one dials by itself.
+ */
 const MEETS = 10_000;
-/** The first and the longest pause after a failure. */
+/** How long a member that has opened the stream may take to prove itself. */
+const PROVES = 10_000;
+/** How long a member may take to answer. It waits for `MEETS` until it sees who asks. */
+const ANSWERS = 20_000;
+/** The first and the longest pause after a failure. A link that has lasted for the longest pause was no failure. */
 const AGAIN = [1_000, 30_000] as const;
+/** How far a pause may deviate, so that not everybody comes back at once. */
+const JITTER = 0.25;
 
 /** What is sent to a mesh. A string is encoded as UTF-8. */
 export type MeshMessage = string | ArrayBuffer | ArrayBufferView;
@@ -34,13 +50,19 @@ export type MeshEvent =
   | ({ readonly type: "joined" } & Member)
   /** A member that is connected shows something else in the room. */
   | ({ readonly type: "changed" } & Member)
-  /** A member has left the room, or is no longer connected. If it is still there, it is connected again. */
+  /**
+   * A member has left the room, or is no longer connected. It is the last event of that member, after the messages that
+   * came whole. If it is still there, it is connected again once this is read.
+   */
   | {
       readonly type: "left";
       /** The id of the member. */
       readonly id: string;
     }
-  /** A member has sent a message. The messages of one member come whole, once and in order. */
+  /**
+   * A member has sent a message. From when it is connected until it has left, the messages of one member come whole, once
+   * and in order. What it had not sent by then is lost.
+   */
   | {
       readonly type: "message";
       /** The id of the member. */
@@ -56,7 +78,10 @@ export type MeshEvent =
       /** The datagram. */
       readonly data: Uint8Array;
     }
-  /** A peer has connected, and the first stream that it has opened is not for the mesh. */
+  /**
+   * A peer has connected, and the first stream that it has opened is not for a mesh. It may be a member that is not
+   * connected yet.
+   */
   | {
       readonly type: "stranger";
       /** The connection that the peer has made. */
@@ -68,31 +93,45 @@ export type MeshEvent =
 /**
  * A room in which each member is connected to every other, up to 32 of them. It sends a message to all with one call.
  *
+ * The one with the lower id of two members dials the other. Both prove that they know the room's name and secret before
+ * one counts as connected. Two that fail to meet try again, ever less often, at least twice a minute.
+ *
  * While the mesh exists, it takes the connections that {@link Connector.incoming} would give, and hands those on whose
- * first stream is not for the mesh, as `stranger`. Iterate over it for what happens, and do not stop: while nobody reads,
- * the members cannot send. Programs have the same, and meet pages there.
+ * first stream is not for a mesh, as `stranger`. A peer that is no member and opens no stream for 10 s is let go. So are
+ * peers beyond 32 that have not opened one yet. A connector is in one mesh at a time.
+ *
+ * Iterate over it for what happens, and do not stop: while nobody reads, the members cannot send, and whoever has gone is
+ * not connected again. Of each member, 4 messages wait, and up to 12 datagrams besides. What it shows waits once, as it is
+ * now. A member that has come and gone without a message is not told.
+ *
+ * Programs have the same, and meet pages there.
  */
 export class Mesh implements AsyncIterable<MeshEvent> {
+  /** The connectors that are in a mesh. */
+  static readonly #taken = new WeakSet<Connector>();
   /** The room. */
   readonly room: Room;
+  readonly #connector: Connector;
+  readonly #key: MeshKey;
   readonly #own: string;
   readonly #members = new Map<string, Known>();
   readonly #links = new Map<string, Link>();
-  /** Those whose first stream is awaited, and over how many connections. */
-  readonly #greeted = new Map<string, number>();
-  /** Those that have opened the stream and are not seen in the room yet. */
-  readonly #early = new Map<string, [Connection, IncomingStream]>();
-  readonly #events: MeshEvent[] = [];
+  /** The connections whose first stream is awaited. */
+  readonly #greets = new Map<string, Set<Greet>>();
+  /** Those that have opened the stream, and cannot be linked yet. */
+  readonly #early = new Map<string, Early>();
+  readonly #inbox = new Inbox();
+  readonly #strangers: MeshEvent[] = [];
   readonly #incoming: AsyncIterableIterator<Connection>;
-  #over = false;
-  /** What ends each pause. */
-  readonly #pauses = new Set<() => void>();
+  readonly #over = new AbortController();
   /** Wakes whoever waits for an event, for the end, or for room for another event. */
   #wake: () => void = () => {};
   #changed: Promise<void> = Promise.resolve();
 
-  private constructor(connector: Connector, room: Room) {
+  private constructor(connector: Connector, key: MeshKey, room: Room) {
     this.room = room;
+    this.#connector = connector;
+    this.#key = key;
     this.#own = connector.peerId;
     this.#incoming = connector.incoming();
     this.#note();
@@ -102,15 +141,27 @@ export class Mesh implements AsyncIterable<MeshEvent> {
 
   /**
    * Enters a room as {@link Connector.join} does, and connects to everybody there. Rejects as it does, and with
-   * `limit_exceeded` if 32 members are there.
+   * `limit_exceeded` if 32 members are there, or if the connector is in another mesh.
    */
   static async join(connector: Connector, name: string, options: RoomOptions = {}): Promise<Mesh> {
-    const room = await connector.join(name, options);
-    if (room.members().length >= MAX_MEMBERS) {
-      room.leave();
-      throw new ThroughlineError("limit_exceeded", `a mesh has ${MAX_MEMBERS} members at most`);
+    if (Mesh.#taken.has(connector)) {
+      const why = "a connector is in one mesh at a time: take another connector for another mesh";
+      throw new ThroughlineError("limit_exceeded", why);
     }
-    return new Mesh(connector, room);
+    Mesh.#taken.add(connector);
+    let room: Room | undefined;
+    try {
+      room = await connector.join(name, options);
+      const key = await MeshKey.of(options.application ?? "", name, options.secret ?? "");
+      if (room.members().length >= MAX_MEMBERS) {
+        throw new ThroughlineError("limit_exceeded", `a mesh has ${MAX_MEMBERS} members at most`);
+      }
+      return new Mesh(connector, key, room);
+    } catch (error) {
+      Mesh.#taken.delete(connector);
+      room?.leave();
+      throw error;
+    }
   }
 
   /** The ids of the members that are connected, in their order. */
@@ -125,7 +176,8 @@ export class Mesh implements AsyncIterable<MeshEvent> {
 
   /**
    * Sends a message of at most 64 KiB to every member that is connected. It waits while 16 messages wait for one of
-   * them. A member that takes nothing for 10 s is disconnected. Rejects with `limit_exceeded` if it is too long.
+   * them. A member for which a message has waited for 10 s is disconnected, even if it takes some. So one that is slow
+   * holds the others up for 10 s at most. Rejects with `limit_exceeded` if the message is too long.
    */
   async broadcast(message: MeshMessage): Promise<void> {
     const frame = framed(message);
@@ -153,19 +205,30 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     }
   }
 
-  /** Leaves the room. The others see that at once, and the streams to the members are closed. */
+  /**
+   * Leaves the room. The others see that at once, and what was not read is dropped. Messages that wait for members are
+   * still sent, for 20 s at most, and then the streams are closed. Connections stay.
+   */
   leave(): void {
     this.room.leave();
     this.#end();
   }
 
-  /** What happens in the mesh. */
+  /** What happens in the mesh. Iterators share one queue, which ends when this peer leaves. */
   [Symbol.asyncIterator](): AsyncIterableIterator<MeshEvent> {
-    return iterate(async () => {
-      while (!this.#events.length && !this.#over) await this.#changed;
-      const event = this.#events.shift();
-      this.#note();
-      return event;
+    const wake = () => this.#note();
+    return iterate(async (signal) => {
+      signal.addEventListener("abort", wake);
+      for (;;) {
+        if (this.#isOver || signal.aborted) return undefined;
+        const event = this.#strangers.shift() ?? this.#inbox.next();
+        if (event) {
+          this.#note();
+          if (event.type === "left") for (const id of this.#early.keys()) this.#settle(id);
+          return event;
+        }
+        await this.#changed;
+      }
     });
   }
 
@@ -174,80 +237,72 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     this.leave();
   }
 
+  get #isOver(): boolean {
+    return this.#over.signal.aborted;
+  }
+
+  /** Something can be read, or was. */
   #note(): void {
     this.#wake();
     this.#changed = new Promise((resolve) => (this.#wake = resolve));
   }
 
-  #tell(event: MeshEvent): void {
-    this.#events.push(event);
-    this.#note();
-  }
-
-  /** Tells an event of a member when there is room for it. */
-  async #tellOf(event: MeshEvent): Promise<void> {
-    while (this.#events.length >= EVENTS && !this.#over) await this.#changed;
-    if (!this.#over) this.#tell(event);
-  }
-
   #end(): void {
-    if (this.#over) return;
-    this.#over = true;
-    for (const end of [...this.#pauses]) end();
+    if (this.#isOver) return;
+    this.#over.abort();
+    Mesh.#taken.delete(this.#connector);
     void this.#incoming.return?.();
+    for (const id of [...this.#greets.keys()]) this.#endGreets(id);
+    for (const { attempt } of this.#members.values()) attempt?.abort();
     for (const link of this.#links.values()) link.end();
     this.#links.clear();
+    for (const id of this.#early.keys()) this.#takeEarly(id)?.stream.refuse();
     this.#note();
-  }
-
-  /** Waits for a time, or for the end. */
-  #pause(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const end = () => {
-        clearTimeout(timer);
-        this.#pauses.delete(end);
-        resolve();
-      };
-      const timer = setTimeout(end, ms);
-      this.#pauses.add(end);
-    });
   }
 
   async #follow(): Promise<void> {
     for await (const change of this.room) {
+      if (this.#isOver) return;
       if (change.type === "joined") this.#admit();
-      else if (change.type === "left") {
-        this.#members.delete(change.id);
-        this.#part(change.id);
-        this.#admit();
-      } else {
-        const known = this.#members.get(change.id);
-        if (known) known.data = change.data;
-        if (known && this.#links.has(change.id)) this.#tell(change);
+      else if (change.type === "left") this.#forget(change.id);
+      else {
+        this.#inbox.show(change.id, change.data);
+        this.#note();
       }
     }
     this.#end();
   }
 
   async #accept(): Promise<void> {
-    for await (const connection of this.#incoming) {
-      if (this.#over) return void connection.close(); // it came when this peer had left
+    for (;;) {
+      while (this.#strangers.length >= UNREAD_STRANGERS && !this.#isOver) await this.#changed;
+      const { done, value: connection } = await this.#incoming.next();
+      if (done) return this.#end();
+      // It came in the moment when this peer left, and nobody else can take it any more.
+      if (this.#isOver) return void connection.close();
       void this.#greet(connection);
     }
-    this.#end();
   }
 
   /** Takes those into the mesh for whom there is room. */
   #admit(): void {
-    for (const { id, data } of this.room.members()) {
+    for (const { id } of this.room.members()) {
       if (this.#members.has(id) || this.#members.size >= MAX_MEMBERS - 1) continue;
-      this.#members.set(id, { data, pause: AGAIN[0] });
-      const early = this.#early.get(id);
-      this.#early.delete(id);
-      if (early) this.#link(...early);
+      this.#members.set(id, { failures: 0 });
+      if (this.#early.has(id)) this.#settle(id);
       // One that should be dialled by the other member, and is not, dials by itself.
-      else void this.#seek(id, this.#dials(id) ? 0 : MEETS);
+      void this.#seek(id, this.#dials(id) ? 0 : MEETS);
     }
+  }
+
+  /** A member has left the room. */
+  #forget(id: string): void {
+    this.#members.get(id)?.attempt?.abort();
+    this.#members.delete(id);
+    this.#endGreets(id);
+    this.#takeEarly(id)?.stream.refuse();
+    this.#part(id);
+    this.#admit();
   }
 
   /** Whether this peer is the one of the two that dials. */
@@ -255,72 +310,204 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     return this.#own < id;
   }
 
-  /** Connects to a member after a pause. The one that dials opens the stream. */
+  /** Connects to a member after a pause, unless that is being done. The one that dials opens the stream. */
   async #seek(id: string, pause: number): Promise<void> {
     const known = this.#members.get(id);
-    await this.#pause(pause);
-    const isSought = () => !this.#over && this.#members.get(id) === known && !this.#links.has(id);
-    if (!known || !isSought()) return;
+    if (!known || known.attempt || this.#links.has(id) || this.#isOver) return;
+    const { signal } = (known.attempt = new AbortController());
     try {
-      const connection = await this.room.connect(id);
-      if (this.#dials(id)) this.#link(connection, await connection.open(PROTOCOL));
-      else if (isSought() && !this.#greeted.has(id)) await this.#greet(connection);
+      await paused(pause, signal);
+      while (!signal.aborted && !this.#inbox.canOpen(id)) await this.#changed;
+      signal.throwIfAborted();
+      const connection = await this.room.connect(id, { signal });
+      if (this.#dials(id)) await this.#dial(connection, signal);
+      else await this.#awaitStream(connection);
     } catch {
-      if (isSought()) this.#seekAgain(id);
+      // It is sought again.
+    }
+    if (signal.aborted) return; // it was linked meanwhile, or has left
+    known.attempt = undefined;
+    void this.#seek(id, pauseOf(known));
+  }
+
+  /** Opens the stream, and waits until the member takes it. */
+  async #dial(connection: Connection, signal: AbortSignal): Promise<void> {
+    const stream = await connection.open(PROTOCOL, { signal });
+    const writer = stream.writable.getWriter();
+    const frames = new Frames(stream.readable);
+    const giveUp = () => {
+      frames.cancel();
+      void writer.abort().catch(() => {});
+    };
+    signal.addEventListener("abort", giveUp);
+    const proof = await this.#key.proof(this.#own, connection.peerId);
+    void writer.write(proof).catch(() => {});
+    const isTaken = await this.#isProved(frames, connection.peerId, ANSWERS);
+    signal.removeEventListener("abort", giveUp);
+    if (signal.aborted || !isTaken || !this.#inbox.canOpen(connection.peerId)) return giveUp();
+    writer.releaseLock();
+    this.#link({ connection, stream, frames });
+  }
+
+  /** Waits until the member opens the stream, or will not. */
+  async #awaitStream(connection: Connection): Promise<void> {
+    const greets = [...(this.#greets.get(connection.peerId) ?? [])];
+    await (greets.length ? Promise.all(greets.map(({ ended }) => ended)) : this.#greet(connection));
+  }
+
+  /** Whether a peer proves in time that it knows the room. */
+  async #isProved(frames: Frames, id: string, within: number): Promise<boolean> {
+    const late = setTimeout(() => frames.cancel(), within);
+    try {
+      const proof = await frames.take(PROOF);
+      return proof !== undefined && (await this.#key.isProof(id, this.#own, proof));
+    } catch {
+      return false;
+    } finally {
+      clearTimeout(late);
     }
   }
 
-  /** Seeks a member again, after a pause. */
-  #seekAgain(id: string): void {
-    const known = this.#members.get(id);
-    if (!known || this.#links.has(id) || this.#over) return;
-    const pause = known.pause;
-    known.pause = Math.min(pause * 2, AGAIN[1]);
-    void this.#seek(id, pause);
+  /** Whether there are too many whose first stream is awaited. Strangers take no room from members. */
+  #isCrowded(id: string): boolean {
+    if ((this.#greets.get(id)?.size ?? 0) >= GREETED) return true;
+    const strangers = [...this.#greets].filter(([other]) => !this.#members.has(other));
+    return !this.#members.has(id) && strangers.reduce((sum, [, greets]) => sum + greets.size, 0) >= STRANGERS;
   }
 
-  /** Waits for the first stream that the other end of a connection opens, and until it is seen in the room. */
+  /** Waits for the first stream that the other end of a connection opens. Beyond the limits, it is let go. */
   async #greet(connection: Connection): Promise<void> {
     const id = connection.peerId;
-    for (;;) {
-      this.#greeted.set(id, (this.#greeted.get(id) ?? 0) + 1);
-      const first = await connection.incomingStreams().next().catch(() => undefined);
-      const others = (this.#greeted.get(id) ?? 1) - 1;
-      if (others > 0) this.#greeted.set(id, others);
-      else this.#greeted.delete(id);
-      if (!first || first.done) return this.#seekAgain(id);
-      const stream = first.value;
-      if (stream.protocol !== PROTOCOL) return this.#tellOf({ type: "stranger", connection, stream });
-      if (this.#members.has(id)) return this.#link(connection, stream);
-      if (this.#early.size < MAX_MEMBERS) {
-        const early: [Connection, IncomingStream] = [connection, stream];
-        this.#early.set(id, early);
-        await this.#pause(MEETS);
-        if (this.#early.get(id) !== early) return;
-        this.#early.delete(id);
+    if (this.#isCrowded(id)) return;
+    const streams = connection.incomingStreams();
+    let tellEnd = () => {};
+    const ended = new Promise<void>((resolve) => (tellEnd = resolve));
+    let isOver = false;
+    const greet: Greet = {
+      ended,
+      end: () => {
+        isOver = true;
+        void streams.return?.();
+        tellEnd();
+      },
+    };
+    const greets = this.#greets.get(id) ?? new Set();
+    this.#greets.set(id, greets.add(greet));
+    const deadline = setTimeout(() => {
+      if (!this.#members.has(id)) greet.end();
+    }, MEETS);
+    try {
+      for await (const stream of streams) {
+        if (stream.protocol !== PROTOCOL) return this.#tellStranger(connection, stream);
+        const frames = new Frames(stream.readable);
+        const isMember = !this.#dials(id) && (await this.#isProved(frames, id, PROVES));
+        const takes = await this.#key.proof(this.#own, id);
+        if (isMember && !isOver) return this.#arrive({ connection, stream, frames, takes });
+        stream.refuse();
+        if (isOver) return;
       }
-      stream.refuse();
+    } catch {
+      // The connection has ended.
+    } finally {
+      clearTimeout(deadline);
+      greets.delete(greet);
+      if (!greets.size) this.#greets.delete(id);
+      greet.end();
     }
   }
 
-  /** There is a stream with a member. */
-  #link(connection: Connection, stream: DuplexStream): void {
+  #endGreets(id: string): void {
+    for (const greet of this.#greets.get(id) ?? []) greet.end();
+  }
+
+  #tellStranger(connection: Connection, stream: IncomingStream): void {
+    this.#strangers.push({ type: "stranger", connection, stream });
+    this.#note();
+  }
+
+  /** A peer that knows the room has opened the stream. */
+  #arrive(early: Early): void {
+    const id = early.connection.peerId;
+    // A member that has made a new stream has given the old one up.
+    const [known, hadLink] = [this.#members.get(id), this.#links.has(id)];
+    this.#part(id);
+    this.#takeEarly(id)?.stream.refuse();
+    if (this.#early.size >= 2 * MAX_MEMBERS) return early.stream.refuse();
+    const late = setTimeout(() => {
+      this.#takeEarly(id)?.stream.refuse();
+      void this.#greet(early.connection);
+    }, MEETS);
+    this.#early.set(id, { ...early, late });
+    this.#settle(id);
+    if (known && hadLink) void this.#seek(id, pauseOf(known));
+  }
+
+  #takeEarly(id: string): Early | undefined {
+    const early = this.#early.get(id);
+    clearTimeout(early?.late);
+    this.#early.delete(id);
+    return early;
+  }
+
+  /** Links a member that has opened the stream, if that can be told. */
+  #settle(id: string): void {
+    if (!this.#members.has(id) || !this.#inbox.canOpen(id)) return;
+    const early = this.#takeEarly(id);
+    if (early) this.#link(early);
+  }
+
+  /** There is a stream with a member, on which both have proved themselves or will do so at once. */
+  #link({ connection, stream, frames, takes }: Opened): void {
     const id = connection.peerId;
     const known = this.#members.get(id);
-    if (!known || this.#over) return;
-    known.pause = AGAIN[0];
-    const before = this.#links.get(id);
-    const link = new Link(connection, stream);
+    const member = this.room.members().find((other) => other.id === id);
+    if (!known || !member || this.#links.has(id) || this.#isOver) {
+      frames.cancel();
+      return void stream.writable.abort().catch(() => {});
+    }
+    known.attempt?.abort();
+    known.attempt = undefined;
+    // From now on, the streams that the member opens are the page's.
+    this.#endGreets(id);
+    const link = new Link(connection, stream, frames);
+    if (takes) void link.send(takes);
     this.#links.set(id, link);
-    before?.end();
-    if (!before) this.#tell({ type: "joined", id, data: known.data });
-    void link.carry((event) => this.#tellOf(event), (event) => {
-      if (this.#events.length < EVENTS) this.#tell(event);
-    }).finally(() => {
-      if (this.#links.get(id) !== link) return;
-      this.#part(id);
-      this.#seekAgain(id);
-    });
+    this.#inbox.open(id, link, member.data);
+    this.#note();
+    void this.#carry(id, known, link);
+  }
+
+  /** Hands on what comes, until the link has ended. */
+  async #carry(id: string, known: Known, link: Link): Promise<void> {
+    const since = performance.now();
+    void this.#hearDatagrams(id, link).catch(() => {});
+    await Promise.race([this.#hear(id, link).catch(() => {}), link.ended]);
+    link.end();
+    if (this.#links.get(id) !== link) return;
+    // A member whose links end soon is sought ever less often, so that it does not come and go all the time.
+    if (performance.now() - since >= AGAIN[1]) known.failures = 0;
+    this.#part(id);
+    void this.#seek(id, pauseOf(known));
+  }
+
+  async #hear(id: string, link: Link): Promise<void> {
+    for (;;) {
+      const message = await link.frames.message(MAX_MESSAGE);
+      if (!message) return;
+      while (!link.isOver && this.#inbox.hasRoom(id, link) === false) await this.#changed;
+      if (link.isOver) return;
+      this.#inbox.put(id, message);
+      this.#note();
+    }
+  }
+
+  async #hearDatagrams(id: string, link: Link): Promise<void> {
+    const datagrams = link.connection.datagrams();
+    void link.ended.then(() => datagrams.return?.());
+    for await (const datagram of datagrams) {
+      this.#inbox.putDatagram(id, link, datagram);
+      this.#note();
+    }
   }
 
   /** A member is no longer connected. */
@@ -329,83 +516,56 @@ export class Mesh implements AsyncIterable<MeshEvent> {
     if (!link) return;
     this.#links.delete(id);
     link.end();
-    this.#tell({ type: "left", id });
+    this.#inbox.close(id);
+    this.#note();
   }
 }
 
 /** A member of the room. */
 interface Known {
-  data: Uint8Array;
-  pause: number;
+  failures: number;
+  /** What ends the attempt to reach the member that is under way. Only its result counts. */
+  attempt?: AbortController | undefined;
 }
 
-/** The stream with a member that is connected. */
-class Link {
+/** The wait for the first stream of a connection. */
+interface Greet {
+  readonly ended: Promise<void>;
+  readonly end: () => void;
+}
+
+/** A stream whose peer has proved itself. */
+interface Opened {
   readonly connection: Connection;
-  readonly #stream: DuplexStream;
-  readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-  readonly #ended: Promise<void>;
-  #end: () => void = () => {};
-  #isOver = false;
-  /** How many messages wait, and who waits for room. */
-  #waiting = 0;
-  #free: (() => void)[] = [];
+  readonly stream: DuplexStream;
+  readonly frames: Frames;
+  /** This peer's proof, if the member has opened the stream. */
+  readonly takes?: Uint8Array<ArrayBuffer>;
+}
 
-  constructor(connection: Connection, stream: DuplexStream) {
-    this.connection = connection;
-    this.#stream = stream;
-    this.#writer = stream.writable.getWriter() as WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-    this.#ended = new Promise((resolve) => (this.#end = resolve));
-  }
+/** A stream of which the member waits to be linked, and for how long. */
+interface Early extends Opened {
+  readonly stream: IncomingStream;
+  readonly late?: ReturnType<typeof setTimeout>;
+}
 
-  /** Resolves when there is room for the message, to whether the member is connected. */
-  async send(frame: Uint8Array<ArrayBuffer>): Promise<boolean> {
-    while (this.#waiting >= QUEUE && !this.#isOver) await new Promise<void>((resolve) => this.#free.push(resolve));
-    if (this.#isOver) return false;
-    this.#waiting += 1;
-    void this.#write(frame);
-    return true;
-  }
+/** The pause before a member is sought again. */
+function pauseOf(known: Known): number {
+  const pause = Math.min(AGAIN[0] * 2 ** known.failures++, AGAIN[1]);
+  return pause * (1 + JITTER * (2 * Math.random() - 1));
+}
 
-  async #write(frame: Uint8Array<ArrayBuffer>): Promise<void> {
-    const stalls = setTimeout(() => this.end(), TAKES * (this.#waiting + 1));
-    try {
-      await this.#writer.write(frame);
-    } catch {
-      this.end();
-    } finally {
-      clearTimeout(stalls);
-      this.#waiting -= 1;
-      this.#free.shift()?.();
-    }
-  }
-
-  /** Hands on what comes, until the stream or the connection has ended. */
-  async carry(tell: (event: MeshEvent) => Promise<void>, tellLossy: (event: MeshEvent) => void): Promise<void> {
-    const from = this.connection.peerId;
-    const datagrams = async () => {
-      for await (const data of this.connection.datagrams()) {
-        if (this.#isOver) return;
-        tellLossy({ type: "datagram", from, data });
-      }
+/** Waits for a time, or for the signal. */
+function paused(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
     };
-    const messages = async () => {
-      for await (const data of messagesOf(this.#stream.readable)) await tell({ type: "message", from, data });
-    };
-    void datagrams().catch(() => {});
-    await Promise.race([messages().catch(() => {}), this.#ended]);
-    this.end();
-  }
-
-  end(): void {
-    if (this.#isOver) return;
-    this.#isOver = true;
-    this.#end();
-    for (const free of this.#free) free();
-    // What the member has not taken after a while is dropped.
-    const stalls = setTimeout(() => void this.#writer.abort().catch(() => {}), TAKES);
-    void this.#writer.close().catch(() => {}).finally(() => clearTimeout(stalls));
-  }
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
+  });
 }
 
 /** Returns a message as it stands on a stream. */
@@ -418,22 +578,4 @@ function framed(message: unknown): Uint8Array<ArrayBuffer> {
   new DataView(frame.buffer).setUint32(0, body.length);
   frame.set(body, 4);
   return frame;
-}
-
-/** Reads the messages of a stream. */
-async function* messagesOf(readable: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let rest = new Uint8Array();
-  for await (const chunk of readable) {
-    const all = new Uint8Array(rest.length + chunk.length);
-    all.set(rest);
-    all.set(chunk, rest.length);
-    rest = all;
-    while (rest.length >= 4) {
-      const length = new DataView(rest.buffer, rest.byteOffset).getUint32(0);
-      if (length > MAX_MESSAGE) throw new ThroughlineError("protocol_violation", "a message is too long");
-      if (rest.length < 4 + length) break;
-      yield rest.slice(4, 4 + length);
-      rest = rest.subarray(4 + length);
-    }
-  }
 }

@@ -76,6 +76,10 @@ function readableOf(raw: RawStream): ReadableStream<Uint8Array<ArrayBuffer>> {
 
 function writableOf(raw: RawStream): WritableStream<BufferSource> {
   return new WritableStream<BufferSource>({
+    start({ signal }) {
+      // `abort` below is called only after a write that the peer does not take.
+      signal.addEventListener("abort", () => raw.reset(resetCode(signal.reason)));
+    },
     async write(chunk) {
       const bytes = bytesOf(chunk);
       try {

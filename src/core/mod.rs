@@ -35,6 +35,7 @@ pub(crate) mod liveness;
 pub(crate) mod loss;
 #[allow(dead_code, reason = "a browser resolves mDNS names itself")]
 pub(crate) mod mdns;
+pub(crate) mod mesh;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
 pub(crate) mod nearest;

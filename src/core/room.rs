@@ -39,7 +39,7 @@ pub(crate) const MAX_MEMBERS: usize = 1024;
 /// The most rooms that one peer may be in on one relay.
 pub(crate) const MAX_ROOMS: usize = 64;
 
-const HASH: usize = 32;
+pub(super) const HASH: usize = 32;
 const TAG: usize = 16;
 /// The random bytes that give each seal a key of its own.
 pub(crate) const SALT: usize = 16;
@@ -104,15 +104,7 @@ pub(crate) struct RoomKeys {
 
 impl RoomKeys {
     pub(crate) fn new(application: &str, name: &str, secret: &str) -> Self {
-        let mut hash = hash();
-        let mut key = [0; HASH];
-        hash.reset();
-        hash.input(secret.as_bytes());
-        hash.result(&mut key);
-        // The length keeps the two texts apart.
-        let length = (application.len() as u64).to_be_bytes();
-        let texts = [&length, application.as_bytes(), name.as_bytes()].concat();
-        let root = hmac(&key, &texts);
+        let root = root(application, name, secret);
         Self {
             topic: hmac(&root, b"topic"),
             seal: hmac(&root, b"seal"),
@@ -152,12 +144,25 @@ impl RoomKeys {
     }
 }
 
+/// Returns the key from which all others of a room are made.
+pub(super) fn root(application: &str, name: &str, secret: &str) -> [u8; HASH] {
+    let mut hash = hash();
+    let mut key = [0; HASH];
+    hash.reset();
+    hash.input(secret.as_bytes());
+    hash.result(&mut key);
+    // The length keeps the two texts apart.
+    let length = (application.len() as u64).to_be_bytes();
+    let texts = [&length, application.as_bytes(), name.as_bytes()].concat();
+    hmac(&key, &texts)
+}
+
 fn hash() -> Box<dyn snow::types::Hash> {
     let hash = DefaultResolver.resolve_hash(&HashChoice::SHA256);
     hash.expect("a feature of the crate has it")
 }
 
-fn hmac(key: &[u8; HASH], data: &[u8]) -> [u8; HASH] {
+pub(super) fn hmac(key: &[u8; HASH], data: &[u8]) -> [u8; HASH] {
     let mut out = [0; HASH];
     hash().hmac(key, data, &mut out);
     out

@@ -55,6 +55,7 @@ mod timers;
 
 pub(crate) use self::{
     command::{Command, Shared, closed},
+    round::random,
     session::Incoming,
     start::start,
 };

@@ -58,7 +58,7 @@ impl Round<'_> {
 }
 
 /// Returns a number that is uniform in `0.0..1.0`, for jitter.
-pub(super) fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     let mut bytes = [0; 4];
     // If there is no randomness, the result is 0. Jitter that is missing does no harm.
     let _ = getrandom::fill(&mut bytes);

@@ -141,6 +141,8 @@ test("a mesh of two pages and a program carries what one says to all others", li
   assert.deepEqual(order, Array.from({ length: count }, (_, number) => number % 10));
   const long = await ada.page.evaluate(() => peer.outcome(() => peer.held.mesh.broadcast(new Uint8Array(65_537))));
   assert.equal(long.error.code, "limit_exceeded");
+  const second = await ada.page.evaluate(() => peer.outcome(() => peer.mesh("another", {})));
+  assert.equal(second.error.code, "limit_exceeded", "a connector is in one mesh at a time");
 
   await ada.page.evaluate(() => peer.held.mesh.room.show("Ada, away"));
   await nat.line(`changed ${ada.id} Ada, away`);
@@ -148,4 +150,22 @@ test("a mesh of two pages and a program carries what one says to all others", li
   await sees(ada, "left", bob.id);
   await nat.line(`left ${bob.id}`);
   assert.deepEqual(await ada.page.evaluate(() => peer.held.mesh.peers), [nat.id]);
+
+  // What the mesh waited for is left for whoever asks next, and so it is with every iterator that is returned.
+  await bob.page.evaluate(() => {
+    peer.held.incoming = peer.held.me.incoming().next();
+  });
+  const eve = await member(t, browser, relay);
+  await eve.page.evaluate((id) => peer.connect(id), bob.id);
+  const came = await bob.page.evaluate(async () => {
+    const { value: connection } = await peer.held.incoming;
+    const returned = connection.incomingStreams();
+    const waits = returned.next();
+    await returned.return();
+    peer.held.stream = connection.incomingStreams().next();
+    return [connection.peerId, (await waits).done];
+  });
+  assert.deepEqual(came, [eve.id, true]);
+  await eve.page.evaluate(() => peer.held.connection.open("app/1").then(() => {}));
+  assert.equal(await bob.page.evaluate(async () => (await peer.held.stream).value.protocol), "app/1");
 });

@@ -42,7 +42,7 @@ async fn ask(name: &Name, ears: Vec<Ear>) -> Vec<IpAddr> {
         loop {
             tokio::select! {
                 () = &mut pause => break,
-                (length, _) = multicast::heard(&ears, &mut buffer) => {
+                (length, ..) = multicast::heard(&ears, &mut buffer) => {
                     let mut found = name.answers(&buffer[..length]);
                     found.retain(|ip| !ip.is_unspecified() && !ip.is_multicast());
                     found.truncate(MAX_ADDRESSES);

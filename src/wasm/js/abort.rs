@@ -4,24 +4,32 @@ use std::future::Future;
 
 use futures::{
     channel::oneshot,
-    future::{Either, select},
+    future::{Either, LocalBoxFuture, select},
 };
+use js_sys::Promise;
 use wasm_bindgen::{JsCast, JsValue};
 use web_sys::{Event, EventTarget};
 
+use super::convert;
 use crate::{
     Error, ErrorKind,
     wasm::{listener::Listener, value},
 };
 
-/// Runs `work` until it ends or `signal` fires. `signal` is an `AbortSignal` or `undefined`.
-///
-/// # Errors
-/// Returns the errors of `work`, and [`ErrorKind::Aborted`].
-pub(super) async fn until_aborted<T>(
+/// Converts `work` to a promise that rejects when `signal` fires. `signal` is an `AbortSignal` or `undefined`.
+/// The future is boxed, because each type of future would add code of its own.
+pub(super) fn promise(
     signal: JsValue,
-    work: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+    work: impl Future<Output = Result<JsValue, Error>> + 'static,
+) -> Promise {
+    let work: LocalBoxFuture<'static, _> = Box::pin(work);
+    convert::promise(async move { until_aborted(signal, work).await.map_err(convert::error) })
+}
+
+async fn until_aborted(
+    signal: JsValue,
+    work: LocalBoxFuture<'static, Result<JsValue, Error>>,
+) -> Result<JsValue, Error> {
     let aborted = || Error::new(ErrorKind::Aborted, "the caller's AbortSignal fired");
     if value::is_true(&signal, "aborted") {
         return Err(aborted());
@@ -39,8 +47,9 @@ pub(super) async fn until_aborted<T>(
             let _ = fire.send(());
         }
     });
-    match select(Box::pin(work), fired).await {
-        Either::Left((result, _)) => result,
-        Either::Right(_) => Err(aborted()),
+    // Whoever has fired it wants no result, so what waits for this call is left for the next one.
+    match select(fired, work).await {
+        Either::Left(_) => Err(aborted()),
+        Either::Right((result, _)) => result,
     }
 }

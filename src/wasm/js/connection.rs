@@ -7,7 +7,7 @@ use js_sys::{Array, Promise, Uint8Array};
 use serde::Serialize;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{abort::until_aborted, convert, stream::RawStream};
+use super::{abort, convert, stream::RawStream};
 use crate::Connection;
 
 /// The longest time that is waited, in milliseconds. A browser's timers end at 2^31 ms.
@@ -54,11 +54,10 @@ impl RawConnection {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let connection = self.0.clone();
-        convert::promise(async move {
+        abort::promise(signal, async move {
             let within = Duration::from_millis((ms as u64).min(MOST_WAITED));
-            let path = until_aborted(signal, connection.wait_direct(within)).await;
-            path.map(|path| convert::to_js(&path))
-                .map_err(convert::error)
+            let path = connection.wait_direct(within).await?;
+            Ok(convert::to_js(&path))
         })
     }
 
@@ -76,18 +75,19 @@ impl RawConnection {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let connection = self.0.clone();
-        convert::promise(async move {
-            let stream = until_aborted(signal, connection.open(&protocol)).await;
-            let stream = stream.map_err(convert::error)?;
-            Ok(RawStream::new(stream).into())
+        abort::promise(signal, async move {
+            Ok(RawStream::new(connection.open(&protocol).await?).into())
         })
     }
 
     /// The next stream of the peer, or `undefined` once the connection is closed.
     #[wasm_bindgen(js_name = acceptStream, unchecked_return_type = "Promise<RawStream | undefined>")]
-    pub fn accept_stream(&self) -> Promise {
+    pub fn accept_stream(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
         let connection = self.0.clone();
-        convert::promise(async move {
+        abort::promise(signal, async move {
             let accepted = connection.accept_stream().await;
             Ok(accepted.map(|(_, stream)| RawStream::new(stream)).into())
         })
@@ -101,9 +101,12 @@ impl RawConnection {
 
     /// The next datagram of the peer, or `undefined` once the connection is closed.
     #[wasm_bindgen(js_name = receiveDatagram, unchecked_return_type = "Promise<Uint8Array | undefined>")]
-    pub fn receive_datagram(&self) -> Promise {
+    pub fn receive_datagram(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
         let connection = self.0.clone();
-        convert::promise(async move {
+        abort::promise(signal, async move {
             let datagram = connection.receive_datagram().await;
             Ok(datagram
                 .map(|datagram| Uint8Array::from(&datagram[..]))

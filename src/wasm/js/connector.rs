@@ -7,7 +7,7 @@ use js_sys::{Array, Function, Promise};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::{
-    abort::until_aborted,
+    abort,
     connection::{RawConnection, RawEvents},
     convert,
     room::RawRoom,
@@ -46,20 +46,16 @@ impl RawConnector {
         tokens: Option<Function>,
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
-        convert::promise(async move {
-            let work = async {
-                let mut config = convert::config(&options)?;
-                if let Some(fetch) = tokens {
-                    config.relay_tokens = Some(convert::tokens(fetch));
-                }
-                let mut builder = Connector::builder().config(config);
-                if let Some(secret) = identity {
-                    builder = builder.identity(Identity::from_secret(&secret)?);
-                }
-                builder.bind().await
-            };
-            let connector = until_aborted(signal, work).await.map_err(convert::error)?;
-            Ok(Self(connector).into())
+        abort::promise(signal, async move {
+            let mut config = convert::config(&options)?;
+            if let Some(fetch) = tokens {
+                config.relay_tokens = Some(convert::tokens(fetch));
+            }
+            let mut builder = Connector::builder().config(config);
+            if let Some(secret) = identity {
+                builder = builder.identity(Identity::from_secret(&secret)?);
+            }
+            Ok(Self(builder.bind().await?).into())
         })
     }
 
@@ -91,15 +87,13 @@ impl RawConnector {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let connector = self.0.clone();
-        convert::promise(async move {
+        abort::promise(signal, async move {
             let options = RoomOptions {
                 application,
                 secret,
                 data,
             };
-            let work = connector.join(&name, options);
-            let room = until_aborted(signal, work).await.map_err(convert::error)?;
-            Ok(RawRoom::new(room).into())
+            Ok(RawRoom::new(connector.join(&name, options).await?).into())
         })
     }
 
@@ -111,12 +105,8 @@ impl RawConnector {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let connector = self.0.clone();
-        convert::promise(async move {
-            let work = async {
-                let ticket = ticket.parse::<Ticket>()?;
-                connector.connect(&ticket).await
-            };
-            let connection = until_aborted(signal, work).await.map_err(convert::error)?;
+        abort::promise(signal, async move {
+            let connection = connector.connect(&ticket.parse::<Ticket>()?).await?;
             Ok(RawConnection::new(connection).into())
         })
     }
@@ -130,12 +120,9 @@ impl RawConnector {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let connector = self.0.clone();
-        convert::promise(async move {
-            let work = async {
-                let ticket = ticket.parse::<Ticket>()?;
-                connector.open(&ticket, &protocol).await
-            };
-            let opened = until_aborted(signal, work).await.map_err(convert::error)?;
+        abort::promise(signal, async move {
+            let ticket = ticket.parse::<Ticket>()?;
+            let opened = connector.open(&ticket, &protocol).await?;
             let (connection, stream) = (RawConnection::new(opened.0), RawStream::new(opened.1));
             Ok(Array::of2(&connection.into(), &stream.into()).into())
         })
@@ -143,9 +130,12 @@ impl RawConnector {
 
     /// The next connection that another peer made, or `undefined` once the connector is closed.
     #[wasm_bindgen(unchecked_return_type = "Promise<RawConnection | undefined>")]
-    pub fn accept(&self) -> Promise {
+    pub fn accept(
+        &self,
+        #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
+    ) -> Promise {
         let connector = self.0.clone();
-        convert::promise(async move {
+        abort::promise(signal, async move {
             let connection = connector.accept().await;
             Ok(connection.map(RawConnection::new).into())
         })

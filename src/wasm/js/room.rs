@@ -3,7 +3,7 @@
 use js_sys::{Array, Promise, Uint8Array};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{abort::until_aborted, connection::RawConnection, convert};
+use super::{abort, connection::RawConnection, convert};
 use crate::{Member, PeerId, Room, RoomEvent};
 
 /// A room that this peer is in.
@@ -63,9 +63,8 @@ impl RawRoom {
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
         let room = self.0.clone();
-        convert::promise(async move {
-            let work = async { room.connect(member.parse::<PeerId>()?).await };
-            let connection = until_aborted(signal, work).await.map_err(convert::error)?;
+        abort::promise(signal, async move {
+            let connection = room.connect(member.parse::<PeerId>()?).await?;
             Ok(RawConnection::new(connection).into())
         })
     }
