@@ -119,6 +119,7 @@ for (const kind of kinds) {
         most = Math.max(most, channel.bufferedAmount);
       }
       await within(`more than ${numbers.length} messages`, arrived);
+      const inOrder = numbers.every((number, at) => number === at);
       const states = [a.connectionState, b.connectionState, a.localDescription.type];
       const kinds = new Set([...(await a.getStats()).values()].map(({ type }) => type));
       const refused = await a.setRemoteDescription({ type: "answer", sdp: "v=1" }).catch((error) => error);
@@ -140,7 +141,7 @@ for (const kind of kinds) {
       a.close();
       b.close();
       return {
-        inOrder: numbers.every((number, at) => number === at), most, states, kinds: [...kinds].sort(), flooded, after,
+        inOrder, most, states, kinds: [...kinds].sort(), flooded, after,
         refused: refused instanceof DOMException, full: full.error?.name, late: late.error?.name,
       };
     });
