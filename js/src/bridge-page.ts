@@ -292,19 +292,24 @@ class Peer {
   /** Keeps a channel on this page, and passes on what happens to it. */
   #keep(number: number, channel: RTCDataChannel): void {
     const id = this.#id;
-    const kept = new Channel(channel, (total) => this.#post({ op: "drained", id, channel: number, total }));
+    const tell = (type: string, state: RTCDataChannelState) => this.#post({ op: "happens", id, channel: number, type, state });
+    // For the worker the channel ends at once. The browser may send what waits before it closes it.
+    const end = () => {
+      channel.close();
+      if (this.#channels.delete(number)) tell("close", "closed");
+    };
+    const kept = new Channel(channel, (total) => this.#post({ op: "drained", id, channel: number, total }), end);
     this.#channels.set(number, kept);
-    for (const type of ["open", "closing", "close", "error"]) {
-      channel.addEventListener(type, () => {
-        if (type === "close") this.#channels.delete(number);
-        this.#post({ op: "happens", id, channel: number, type, state: channel.readyState });
-      });
+    for (const type of ["open", "closing", "error"]) {
+      channel.addEventListener(type, () => this.#channels.has(number) && tell(type, channel.readyState));
     }
+    channel.addEventListener("close", end);
     channel.addEventListener("message", ({ data }: MessageEvent<ArrayBuffer | string>) => {
+      if (!this.#channels.has(number)) return;
       const isText = typeof data === "string";
       const bytes = isText ? data.length : data.byteLength;
       // A data channel cannot make its sender wait. Peers of this library respect a window far below this.
-      if (this.#untaken + bytes > MAX_BYTES) return channel.close();
+      if (this.#untaken + bytes > MAX_BYTES) return end();
       this.#untaken += bytes;
       this.#post({ op: "message", id, channel: number, data }, isText ? [] : [data]);
     });
@@ -315,13 +320,16 @@ class Peer {
 class Channel {
   readonly #channel: RTCDataChannel;
   readonly #drained: (total: number) => void;
+  /** Ends the channel because the worker has sent too much. */
+  readonly #end: () => void;
   /** The bytes that the worker has sent, and those of which it knows that they have left the browser's buffer. */
   #sent = 0;
   #told = 0;
 
-  constructor(channel: RTCDataChannel, drained: (total: number) => void) {
+  constructor(channel: RTCDataChannel, drained: (total: number) => void, end: () => void) {
     this.#channel = channel;
     this.#drained = drained;
+    this.#end = end;
     channel.binaryType = "arraybuffer";
     channel.addEventListener("bufferedamountlow", () => this.#tell());
   }
@@ -333,7 +341,7 @@ class Channel {
   send(data: ArrayBuffer): void {
     try {
       // A worker that waits for room never gets here.
-      if (this.#channel.bufferedAmount + data.byteLength > MAX_BYTES) return this.#channel.close();
+      if (this.#channel.bufferedAmount + data.byteLength > MAX_BYTES) return this.#end();
       this.#channel.send(data);
     } catch {
       return; // it is closed, and its events say so

@@ -77,7 +77,7 @@ function readableOf(raw: RawStream): ReadableStream<Uint8Array<ArrayBuffer>> {
 function writableOf(raw: RawStream): WritableStream<BufferSource> {
   return new WritableStream<BufferSource>({
     start({ signal }) {
-      // `abort` below is called only after a write that the peer does not take.
+      // The stream is reset at once. A method `abort` would wait for a write that the peer does not take.
       signal.addEventListener("abort", () => raw.reset(resetCode(signal.reason)));
     },
     async write(chunk) {
@@ -96,9 +96,6 @@ function writableOf(raw: RawStream): WritableStream<BufferSource> {
       } catch (error) {
         throw toError(error);
       }
-    },
-    abort(reason) {
-      raw.reset(resetCode(reason));
     },
   });
 }
