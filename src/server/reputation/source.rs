@@ -297,7 +297,7 @@ mod tests {
         for wrong in ["7", r#"{"peers":7}"#] {
             assert!(read(&answer(wrong, None), None).is_err());
         }
-        let strangers = (0..1000).map(|n| format!(r#""{n}":1"#));
+        let strangers = (0..1000).map(|n| format!(r#""no-id-{n}":1"#));
         let body = format!(
             r#"{{"peers":{{{}}}}}"#,
             strangers.collect::<Vec<_>>().join(",")
