@@ -214,7 +214,7 @@ fn nobody_is_dialled_past_the_guard() {
             "policy.check(",
             &[
                 "src/core/profile.rs",
-                "src/fuzzing.rs",
+                "src/fuzzing/relays.rs",
                 "src/swarm/dials.rs",
             ],
         ),
