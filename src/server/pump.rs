@@ -19,6 +19,9 @@ const CHUNK: usize = 16 * 1024;
 /// the peer at the other end.
 const STALL: Duration = Duration::from_secs(30);
 
+/// How long a peer may take to accept the last bytes of one that has vanished.
+const LAST: Duration = Duration::from_secs(5);
+
 /// What bounds the bytes in both directions together.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
@@ -54,15 +57,21 @@ pub(crate) async fn pump(
     let mut chunk = vec![0; CHUNK];
     loop {
         let read = match from.read(&mut chunk).now_or_never() {
-            Some(read) => read?,
+            Some(read) => read,
             None => {
                 timeout(STALL, to.flush()).await??;
-                from.read(&mut chunk).await?
+                from.read(&mut chunk).await
             }
         };
-        if read == 0 {
-            return timeout(STALL, to.close()).await?;
-        }
+        let read = match read {
+            Ok(0) => return timeout(STALL, to.close()).await?,
+            Ok(read) => read,
+            Err(error) => {
+                // What came before the end arrives: a page that is closed says goodbye and is gone at once.
+                let _ = timeout(LAST, to.close()).await;
+                return Err(error);
+            }
+        };
         bounds.carry(read as u64).await?;
         timeout(STALL, to.write_all(&chunk[..read])).await??;
     }
@@ -75,6 +84,7 @@ mod tests {
         task::{Context, Poll},
     };
 
+    use futures::io::BufWriter;
     use tokio::time;
 
     use super::*;
@@ -105,13 +115,8 @@ mod tests {
         }
     }
 
-    /// Pumps `from` with these bounds.
-    async fn pumped(
-        mut from: &[u8],
-        to: &mut (impl futures::AsyncWrite + Unpin),
-        carried: &AtomicU64,
-        (most, rate): (u64, u64),
-    ) -> io::Result<()> {
+    /// The bill of peers that have agreed, with this rate of all.
+    fn bill(rate: u64) -> Bill {
         let party = |peer| Party {
             account: Account::of(peer),
             meters: Vec::new(),
@@ -124,6 +129,17 @@ mod tests {
             Amounts::default(),
         );
         bill.agree().unwrap();
+        bill
+    }
+
+    /// Pumps `from` with these bounds.
+    async fn pumped(
+        mut from: &[u8],
+        to: &mut (impl futures::AsyncWrite + Unpin),
+        carried: &AtomicU64,
+        (most, rate): (u64, u64),
+    ) -> io::Result<()> {
+        let bill = bill(rate);
         let bounds = Bounds {
             carried,
             most,
@@ -139,6 +155,40 @@ mod tests {
         let pumped = pumped(&[7; 100], &mut Stalled, &carried, (1000, 0)).await;
         assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed(), STALL);
+    }
+
+    /// A reader that has some bytes and then fails, as the link of a page that was closed.
+    struct Vanishes(Option<&'static [u8]>);
+
+    impl futures::AsyncRead for Vanishes {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let Some(bytes) = self.0.take() else {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            };
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_came_before_its_sender_vanished_is_delivered() {
+        let (carried, mut to) = (
+            AtomicU64::new(0),
+            BufWriter::new(futures::io::Cursor::new(Vec::new())),
+        );
+        let bill = bill(0);
+        let bounds = Bounds {
+            carried: &carried,
+            most: 1000,
+            bill: &bill,
+        };
+        let pumped = pump(&mut Vanishes(Some(b"goodbye")), &mut to, bounds).await;
+        assert_eq!(pumped.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(to.get_ref().get_ref(), b"goodbye");
     }
 
     #[tokio::test]

@@ -246,6 +246,19 @@ const SERVE_PORT: u16 = 443;
 /// The address at which it serves its counters, on its own loopback.
 const SERVE_ADMIN: &str = "127.0.0.1:9464";
 
+/// How often a server is asked for its counters that is asked too often.
+const PATIENT_ASKS: usize = 10;
+
+/// Asks the server on this host for its counters.
+async fn metrics() -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(SERVE_ADMIN).await?;
+    let request = b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
 /// Our own server, `throughline serve`, on the `relay` host. Dropping it ends it.
 #[derive(Debug)]
 pub struct Serve {
@@ -296,19 +309,22 @@ impl Serve {
     /// # Errors
     /// [`LabError::Io`] if it cannot be asked, [`LabError::Program`] if it has none of that name.
     pub fn metric(&self, lab: &Lab, name: &str) -> Result<f64> {
-        let text = lab.host("relay")?.run(async || {
-            let mut stream = TcpStream::connect(SERVE_ADMIN).await?;
-            let request = b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n";
-            stream.write_all(request).await?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).await?;
-            std::io::Result::Ok(text)
-        })?;
-        let text = text.context("ask the server for its counters")?;
         let family = name.split([' ', '{']).next().unwrap_or_default();
         let family = family.trim_end_matches("_total");
-        if !text.contains(&format!("# TYPE {family} ")) {
-            return Err(LabError::Program(format!("there is no metric {family}")));
+        let mut text = String::new();
+        for _ in 0..PATIENT_ASKS {
+            let answer = lab.host("relay")?.run(async || metrics().await)?;
+            text = answer.context("ask the server for its counters")?;
+            if !text.starts_with("HTTP/1.1 429 ") {
+                break;
+            }
+            // The server has a rate for its askers, and says that a second is enough.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        // A family whose members have labels is not told of before one of them has counted.
+        if !name.contains('{') && !text.contains(&format!("# TYPE {family} ")) {
+            let told = text.lines().next().unwrap_or_default();
+            return Err(LabError::Program(format!("no metric {family}: {told}")));
         }
         let mut lines = text.lines();
         let value = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
