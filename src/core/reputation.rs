@@ -48,8 +48,8 @@ impl Offence {
 
 /// The points of those who have some.
 ///
-/// All points are forgiven at the same speed, so time does not change who has the fewest. The order is
-/// that of `rank`, and to make room takes no look at the others.
+/// All points are forgiven at the same speed, so the order of their holders stays the same as time passes. The
+/// order is that of `rank`, and to make room takes no look at the others.
 #[derive(Debug)]
 pub(crate) struct Points<K> {
     held: HashMap<K, (f64, Duration)>,

@@ -124,7 +124,7 @@ pub(super) trait Directory: Send + Sync {
 
     /// Returns the first changes in a room after the one with the number `after`, with their numbers, at
     /// most `most`. Each member has one change at a time, its newest. After 0, there are the members.
-    /// Returns `None` if it is no longer known who has left since.
+    /// Returns `None` if some of those that have left since are forgotten.
     fn changes(&self, topic: &Topic, after: u64, most: usize) -> Option<Vec<(u64, Change)>>;
 
     /// Forgets what is over at `now`.
