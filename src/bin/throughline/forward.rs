@@ -165,8 +165,11 @@ pub(crate) async fn offer(stream: Stream, allow: &AllowArgs, places: &Share, out
         Ok((socket, target, place))
     };
     match asked.await {
-        Ok((socket, target, _place)) => {
-            let carried = tunnel::accept(socket, writer, reader).await;
+        Ok((socket, target, mut place)) => {
+            let carried = tokio::select! {
+                carried = tunnel::accept(socket, writer, reader) => carried,
+                () = place.lost() => Err(Refusal::busy().into()),
+            };
             report(&target.to_string(), carried, output);
         }
         Err(refusal) => {
@@ -197,7 +200,7 @@ pub(crate) async fn listen(
         let listener = listener.map_err(|error| Refusal::new("failed", format!("{bind}: {error}")));
         Ok((listener?, to, place))
     };
-    let (listener, to, _place) = match asked.await {
+    let (listener, to, mut place) = match asked.await {
         Ok(asked) => asked,
         Err(refusal) => {
             tunnel::answer(&mut writer, &Answer::from(&refusal)).await?;
@@ -210,6 +213,7 @@ pub(crate) async fn listen(
     tunnel::answer(&mut writer, &Answer::accepted(Some(at))).await?;
     tokio::select! {
         () = tunnel::ended(&mut reader) => {}
+        () = place.lost() => return Err(Refusal::busy().into()),
         () = serve(connection, &listener, &to, output) => {}
     }
     Ok(())

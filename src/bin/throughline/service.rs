@@ -114,7 +114,7 @@ impl Service {
                 let (allow, places) = (&self.allow, &shares.listeners);
                 forward::listen(connection, stream, allow, places, self.output).await
             }
-            file::PROTOCOL | file::RESUMED if self.inbox.is_some() => {
+            file::PROTOCOL | file::RESUMED if admitted && self.inbox.is_some() => {
                 let resumes = protocol == file::RESUMED;
                 self.receive(peer, shares.files.take(), stream, resumes)
                     .await
@@ -147,7 +147,9 @@ impl Service {
             shown.get_or_insert_with(start).at(done);
         };
         let received = match place {
-            Some(_) => file::receive(reader, writer, inbox, resumes, progress).await,
+            Some(mut place) => {
+                file::receive(reader, writer, inbox, resumes, place.lost(), progress).await
+            }
             None => Err(file::turn_away(writer).await),
         };
         drop(shown);

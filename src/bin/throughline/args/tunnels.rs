@@ -21,13 +21,13 @@ pub(crate) struct AllowArgs {
     /// Let peers listen here, by `forward --remote`; repeatable. Without an IP it is 127.0.0.1.
     #[arg(long, value_name = "[IP:]PORT")]
     pub(crate) allow_bind: Vec<Bind>,
-    /// Let only these peers do either; repeatable [default: whoever has the ticket].
+    /// Let only these peers do that and send files; repeatable [default: whoever has the ticket].
     #[arg(long, value_name = "ID")]
     pub(crate) allow_peer: Vec<PeerId>,
 }
 
 impl AllowArgs {
-    /// Whether `peer` may forward at all.
+    /// Whether `peer` may forward and send files at all.
     pub(crate) fn admits(&self, peer: &PeerId) -> bool {
         self.allow_peer.is_empty() || self.allow_peer.contains(peer)
     }

@@ -30,12 +30,13 @@ pub(crate) struct Inbox {
 }
 
 /// Receives a file. It appears under a name of its own only when it is complete and its hash is right.
-/// What has arrived of it stays for a later transfer of `file/2`.
+/// What has arrived of it stays for a later transfer of `file/2`. When `lost` ends, others need the place.
 pub(crate) async fn receive(
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
     inbox: &Inbox,
     resumes: bool,
+    lost: impl Future<Output = ()>,
     mut progress: impl FnMut(&Header, u64),
 ) -> Result<(PathBuf, Transferred), Error> {
     let mut transfer = Transfer {
@@ -44,7 +45,10 @@ pub(crate) async fn receive(
         inbox,
         resumes,
     };
-    let result = transfer.store(&mut progress).await;
+    let result = tokio::select! {
+        result = transfer.store(&mut progress) => result,
+        () = lost => Err(busy()),
+    };
     let reply = match &result {
         Ok((_, transferred)) => Reply {
             ok: true,
@@ -59,8 +63,7 @@ pub(crate) async fn receive(
 
 /// Refuses a file because others have all places, and returns the error that says so.
 pub(crate) async fn turn_away(writer: impl AsyncWrite + Unpin) -> Error {
-    let why = "the receiver takes as many files as it can: try again later";
-    let refusal = refuse("busy", why);
+    let refusal = busy();
     answer(writer, &(&refusal).into()).await;
     refusal.into()
 }
@@ -74,6 +77,13 @@ async fn answer(mut writer: impl AsyncWrite + Unpin, reply: &Reply) {
     if let Err(error) = answered.await {
         tracing::debug!(%error, "file reply");
     }
+}
+
+fn busy() -> Refusal {
+    refuse(
+        "busy",
+        "the receiver takes as many files as it can: try again later",
+    )
 }
 
 fn refuse(code: &'static str, message: impl Into<String>) -> Refusal {

@@ -1,6 +1,9 @@
-use std::path::{Path, PathBuf};
+use std::{
+    future::pending,
+    path::{Path, PathBuf},
+};
 
-use futures::AsyncWriteExt as _;
+use futures::{AsyncWriteExt as _, FutureExt as _};
 
 use super::{super::tests::tokio_pipe::pair, send::is_changed, *};
 
@@ -38,7 +41,14 @@ async fn transfer(
     let resumes = version == Version::Resumed;
     tokio::join!(
         send(reader, writer, source, version, fresh, |_| {}),
-        receive(their_reader, their_writer, inbox, resumes, |_, _| {}),
+        receive(
+            their_reader,
+            their_writer,
+            inbox,
+            resumes,
+            pending(),
+            |_, _| {}
+        ),
     )
 }
 
@@ -94,7 +104,14 @@ async fn raw(bytes: &[u8], inbox: &Path) -> (Error, Reply) {
     };
     let (reply, received) = tokio::join!(
         write,
-        receive(their_reader, their_writer, &inbox, false, |_, _| {})
+        receive(
+            their_reader,
+            their_writer,
+            &inbox,
+            false,
+            pending(),
+            |_, _| {}
+        )
     );
     (received.unwrap_err(), reply)
 }
@@ -146,9 +163,41 @@ async fn interrupted(source: &Source, inbox: &Inbox, most: u64) {
         // The stream is dropped with the future, as when the program is killed.
         futures::future::select(sending, is_cut).await;
     };
-    let receiving = receive(their_reader, their_writer, inbox, true, |_, _| {});
+    let receiving = receive(
+        their_reader,
+        their_writer,
+        inbox,
+        true,
+        pending(),
+        |_, _| {},
+    );
     let ((), received) = tokio::join!(sending, receiving);
     assert_eq!(received.unwrap_err().kind(), ErrorKind::StreamReset);
+}
+
+#[tokio::test]
+async fn whoever_loses_its_place_is_told_and_goes_on_later() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, directory) = (home.path().join("a.bin"), home.path().join("inbox"));
+    std::fs::write(&path, bytes(1_000_000)).unwrap();
+    let (source, inbox) = (source(&path), inbox(&directory, u64::MAX));
+    let ((reader, writer), (their_reader, their_writer)) = pair();
+    let (lose, lost) = futures::channel::oneshot::channel::<()>();
+    let (mut lose, lost) = (Some(lose), lost.map(|_| ()));
+    let progress = |_: &Header, done| {
+        if done >= 300_000 {
+            lose.take();
+        }
+    };
+    let (sent, received) = tokio::join!(
+        send(reader, writer, &source, Version::Resumed, false, |_| {}),
+        receive(their_reader, their_writer, &inbox, true, lost, progress),
+    );
+    assert_eq!(sent.unwrap_err().kind(), ErrorKind::LimitExceeded);
+    assert_eq!(received.unwrap_err().kind(), ErrorKind::LimitExceeded);
+    let (sent, _) = transfer(&source, &inbox, Version::Resumed, false).await;
+    let resumed = sent.unwrap().resumed;
+    assert!(resumed > 0, "{resumed}");
 }
 
 #[tokio::test]
