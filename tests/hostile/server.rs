@@ -248,32 +248,55 @@ async fn silent_connections_of_one_address_take_its_share_only() {
     served.withstands("row 4, silent connections", attack).await;
 }
 
+/// What the first packet of a connection says.
+#[derive(Clone, Copy, PartialEq)]
+enum Says {
+    Hello,
+    /// The connection ends before it has begun (RFC 9000 section 10.2.3).
+    Close,
+}
+
 /// Makes first packets of QUIC connections, each with connection ids of its own.
-async fn initials(count: usize) -> Arc<Vec<Vec<u8>>> {
+async fn initials(count: usize, says: Says) -> Arc<Vec<Vec<u8>>> {
     let sink = UdpSocket::bind((ATTACKER, 0)).await.unwrap();
     let mut endpoint = quinn::Endpoint::client((ATTACKER, 0).into()).unwrap();
     let tls = libp2p_tls::make_client_config(&Keypair::generate_ed25519(), None).unwrap();
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-    let mut packets = Vec::new();
+    let (mut packets, mut begun) = (Vec::new(), Vec::new());
     while packets.len() < count {
         let connecting = endpoint.connect(sink.local_addr().unwrap(), "l").unwrap();
-        let mut packet = vec![0; 1500];
-        let length = sink.recv(&mut packet).await.unwrap();
-        packet.truncate(length);
-        // This is an Initial (RFC 9000 section 17.2.2) that does not close the connection.
-        if packet[0] & 0xf0 == 0xc0 && length >= 1200 {
-            packets.push(packet);
+        let hello = initial(&sink).await;
+        match says {
+            Says::Hello => {
+                packets.push(hello);
+                begun.push(connecting);
+            }
+            Says::Close => {
+                drop(connecting);
+                packets.push(initial(&sink).await);
+            }
         }
-        drop(connecting);
     }
     Arc::new(packets)
 }
 
+/// Returns the next Initial packet (RFC 9000 section 17.2.2).
+async fn initial(sink: &UdpSocket) -> Vec<u8> {
+    loop {
+        let mut packet = vec![0; 1500];
+        let length = sink.recv(&mut packet).await.unwrap();
+        packet.truncate(length);
+        if packet[0] & 0xf0 == 0xc0 && length >= 1200 {
+            return packet;
+        }
+    }
+}
+
 /// Sends 5,200 first packets a second to `to`, from 50 ports that send nothing else. Returns the
 /// attack once a Retry has come (RFC 9000 section 17.2.5).
-async fn forged(to: SocketAddr) -> Attack {
-    let packets = initials(2000).await;
+async fn forged(to: SocketAddr, says: Says) -> Attack {
+    let packets = initials(2000, says).await;
     let (sender, mut retried) = mpsc::channel(1);
     let attack = Attack::of(50, |port| {
         let (packets, sender) = (packets.clone(), sender.clone());
@@ -301,8 +324,18 @@ async fn forged(to: SocketAddr) -> Attack {
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_first_packets_cost_others_a_round_trip() {
     let served = Served::start("");
-    let attack = forged(served.socket("/quic-v1"));
+    let attack = forged(served.socket("/quic-v1"), Says::Hello);
     served.withstands("row 5, forged Initials", attack).await;
+}
+
+/// The endpoint keeps such a connection for three seconds, so it has a place for as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_packets_that_close_take_places_as_well() {
+    let served = Served::start("");
+    let attack = forged(served.socket("/quic-v1"), Says::Close);
+    served
+        .withstands("row 5, Initials that close", attack)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -314,7 +347,7 @@ async fn forged_first_packets_do_not_lock_a_peer_up() {
             Protocol::Udp(port) => Some(port),
             _ => None,
         });
-    let _attack = forged((Ipv4Addr::LOCALHOST, port.unwrap()).into()).await;
+    let _attack = forged((Ipv4Addr::LOCALHOST, port.unwrap()).into(), Says::Hello).await;
     let mut elsewhere = config();
     elsewhere.listen = vec![format!("/ip4/{HONEST}/udp/0/quic-v1")];
     for _ in 0..rounds().min(20) {

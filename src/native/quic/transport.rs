@@ -20,14 +20,17 @@ use libp2p::{
     multiaddr::Protocol,
 };
 use quinn::Endpoint;
-use tokio::{sync::oneshot, time};
+use tokio::{runtime::Handle, sync::oneshot, time};
 
 use super::{
     Admission, Quic, QuicConnection, QuicError, SERVER_NAME,
     admission::Answer,
     link::{EndpointSocket, Peers},
 };
-use crate::native::udp::{Listening, Receiver, any_source};
+use crate::native::{
+    behaviours::pool::Place,
+    udp::{Listening, Receiver, any_source},
+};
 
 /// The pause between two datagrams to a peer that will dial this one, in milliseconds. The
 /// datagrams make the NAT let the peer in. The pause is random between these bounds, so that two
@@ -36,6 +39,10 @@ const PUNCH_PAUSE: (u64, u64) = (10, 200);
 
 /// The length of such a datagram. Its content is random and has no meaning.
 const PUNCH_LEN: usize = 64;
+
+/// How long the endpoint keeps a connection that has failed in its handshake: three times the probe timeout
+/// of a path whose round trip is not known (RFC 9000 section 10.2, RFC 9002 section 6.2.2).
+const DRAINING: Duration = Duration::from_secs(3);
 
 /// The most connections of others that are sent away in one turn, so that a flood leaves time to
 /// the swarm.
@@ -76,6 +83,23 @@ impl Drop for Awaited {
     fn drop(&mut self) {
         let mut expected = self.0.lock();
         expected.retain(|address, sender| *address != self.1 || !sender.is_closed());
+    }
+}
+
+/// The place of a handshake. The endpoint keeps a connection for a while whose handshake has failed, so its
+/// place is free only after that.
+struct Begun(Option<Place>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(place) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move {
+                time::sleep(DRAINING).await;
+                drop(place);
+            });
+        }
     }
 }
 
@@ -143,11 +167,13 @@ impl QuicTransport {
         let Some(connecting) = accepted(incoming) else {
             return;
         };
-        let quic = self.quic.clone();
-        let upgrade = within(self.timeout, async move {
-            let _place = place;
-            handshake(quic, connecting).await
-        });
+        let upgrade = within(self.timeout, handshake(self.quic.clone(), connecting));
+        let upgrade = async move {
+            let mut begun = Begun(Some(place));
+            let made = upgrade.await?;
+            begun.0 = None;
+            Ok(made)
+        };
         self.events.push_back(TransportEvent::Incoming {
             listener_id: id,
             upgrade: upgrade.boxed(),
