@@ -165,14 +165,28 @@ fn nowhere() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 5000).into()
 }
 
+/// The first chunks of the handshakes of both ends, which the descriptions have told. With them, the
+/// association is established at once.
+#[derive(Clone, Debug)]
+pub(super) struct Inits {
+    pub(super) ours: Bytes,
+    pub(super) theirs: Bytes,
+}
+
+/// Makes the first chunk of a handshake, for the description.
+pub(super) fn init() -> Option<Bytes> {
+    sctp_proto::generate_snap_token(&transport_config(Buffers::default())).ok()
+}
+
 impl Association {
-    /// Starts the association once DTLS is up. The DTLS client begins the handshake.
+    /// Starts the association once DTLS is up. Without `inits`, the DTLS client begins the handshake.
     pub(super) fn start(
         client: bool,
         max_message_size: u32,
+        inits: Option<Inits>,
         now: Instant,
     ) -> Result<Self, BackendError> {
-        Self::bounded(client, max_message_size, Buffers::default(), now)
+        Self::with(client, max_message_size, Buffers::default(), inits, now)
     }
 
     /// Starts an association that holds no more than `buffers` says.
@@ -182,14 +196,27 @@ impl Association {
         buffers: Buffers,
         now: Instant,
     ) -> Result<Self, BackendError> {
+        Self::with(client, max_message_size, buffers, None, now)
+    }
+
+    fn with(
+        client: bool,
+        max_message_size: u32,
+        buffers: Buffers,
+        inits: Option<Inits>,
+        now: Instant,
+    ) -> Result<Self, BackendError> {
         let mut config = EndpointConfig::default();
         config.max_payload_size(MAX_PAYLOAD);
         let mut server = ServerConfig::default();
         server.transport = transport_config(buffers);
         let mut endpoint = Endpoint::new(Arc::new(config), Some(Arc::new(server)));
         let mut sctp = None;
-        if client {
+        if client || inits.is_some() {
             let mut config = ClientConfig::new();
+            if let Some(Inits { ours, theirs }) = inits {
+                config = config.with_snap(ours, theirs);
+            }
             config.transport = transport_config(buffers);
             let (handle, mut association) = endpoint
                 .connect(config, nowhere())
@@ -197,7 +224,7 @@ impl Association {
             association.set_max_send_message_size(max_message_size);
             sctp = Some((handle, association));
         }
-        Ok(Self {
+        let mut this = Self {
             endpoint,
             sctp,
             established: false,
@@ -214,7 +241,9 @@ impl Association {
             taken: 0,
             now,
             depth: 0,
-        })
+        };
+        this.process();
+        Ok(this)
     }
 
     /// Handles a packet that came out of DTLS.

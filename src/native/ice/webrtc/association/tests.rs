@@ -56,11 +56,16 @@ struct Model {
 impl Model {
     fn new(seed: u64, loss: f64) -> Self {
         let now = Instant::now();
-        let end = |client| Association::start(client, MAX_MESSAGE_SIZE, now).unwrap();
+        let end = |client| Association::start(client, MAX_MESSAGE_SIZE, None, now).unwrap();
+        Self::of([end(true), end(false)], seed, loss)
+    }
+
+    fn of(ends: [Association; 2], seed: u64, loss: f64) -> Self {
+        let now = ends[0].now;
         Self {
             random: StdRng::seed_from_u64(seed),
             now,
-            ends: [end(true), end(false)],
+            ends,
             flying: Vec::new(),
             loss,
             opened: Default::default(),
@@ -335,6 +340,26 @@ fn an_empty_datagram_arrives() {
         }
     }
     panic!("nothing arrived");
+}
+
+#[test]
+fn with_the_first_chunks_of_both_ends_a_channel_opens_in_one_flight() {
+    let now = Instant::now();
+    let [a, b] = [(); 2].map(|()| init().unwrap());
+    let end = |client, ours: &Bytes, theirs: &Bytes| {
+        let (ours, theirs) = (ours.clone(), theirs.clone());
+        let inits = Some(Inits { ours, theirs });
+        Association::start(client, MAX_MESSAGE_SIZE, inits, now).unwrap()
+    };
+    let mut model = Model::of([end(true, &a, &b), end(false, &b, &a)], 1, 0.0);
+    model.attended = false;
+    model.ends[0].open().unwrap();
+    // A flight takes 3 to 5 ms.
+    for _ in 0..7 {
+        model.step();
+    }
+    let opened = model.ends[1].poll();
+    assert!(matches!(opened, Some(Change::Opened(_))), "{opened:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Offers and answers: the descriptions that the peers exchange before candidates.
 
+use bytes::Bytes;
+use data_encoding::BASE64;
 use str0m::IceCreds;
 
 use super::{IceSession, Phase, Secure};
@@ -8,7 +10,7 @@ use crate::{
         candidate::Candidate,
         sdp::{Description, Setup},
     },
-    native::ice::webrtc::association::MAX_MESSAGE_SIZE,
+    native::ice::webrtc::association::{self, Inits, MAX_MESSAGE_SIZE},
     webrtc::backend::BackendError,
 };
 
@@ -19,6 +21,7 @@ const MAX_USERNAME: usize = 128;
 impl IceSession {
     pub(in crate::native::ice::webrtc) fn create_offer(&mut self) {
         self.ice.set_controlling(true);
+        self.init = association::init();
         self.phase = Phase::Offering;
     }
 
@@ -38,6 +41,9 @@ impl IceSession {
                 self.phase = Phase::Answering;
                 self.no_turn |= remote.no_turn;
                 self.decide(remote.quic);
+                // Whoever offers none does not expect one.
+                let expected = remote.sctp_init.is_some() && self.secure == Secure::Dtls;
+                self.init = expected.then(association::init).flatten();
                 self.describe_remote(remote);
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
@@ -94,6 +100,15 @@ impl IceSession {
         }
     }
 
+    /// The first chunks of both SCTP handshakes, if both descriptions have one.
+    pub(super) fn inits(&self) -> Option<Inits> {
+        let theirs = self.remote.as_ref()?.sctp_init.as_ref()?;
+        let theirs = Bytes::from(BASE64.decode(theirs.as_bytes()).ok()?);
+        let ours = self.init.clone()?;
+        // libdatachannel copies what it does not know from an offer into its answer.
+        (ours != theirs).then_some(Inits { ours, theirs })
+    }
+
     pub(super) fn describe(&self, candidates: Vec<Candidate>) -> String {
         let credentials = self.ice.local_credentials();
         let description = Description {
@@ -111,6 +126,7 @@ impl IceSession {
             side: self.side.filter(|_| self.effort.is_some()),
             no_turn: self.no_turn,
             late_turn: self.may_ask_turn(),
+            sctp_init: self.init.as_ref().map(|init| BASE64.encode(init)),
             candidates,
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())

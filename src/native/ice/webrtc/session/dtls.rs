@@ -131,7 +131,7 @@ impl IceSession {
                     association
                 },
             ),
-            None => Association::start(client, size, self.now),
+            None => Association::start(client, size, self.inits(), self.now),
         };
         match association {
             Ok(association) => {
