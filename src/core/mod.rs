@@ -38,6 +38,11 @@ pub(crate) mod mdns;
 pub(crate) mod mesh;
 #[allow(dead_code, reason = "a browser does not show what STUN servers saw")]
 pub(crate) mod nat;
+#[allow(
+    dead_code,
+    reason = "a browser leaves it to the system how an address is reached"
+)]
+pub(crate) mod nat64;
 pub(crate) mod nearest;
 #[allow(dead_code, reason = "only a server says what is left")]
 pub(crate) mod notice;

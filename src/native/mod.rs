@@ -6,6 +6,7 @@
 //! - `behaviours`: protocols of libp2p that a page does not have, and limits.
 //! - `signals`: what the system tells of this machine's network.
 //! - `environment`, `interfaces`: files and interfaces, which are read again when they change.
+//! - `nat64`: how IPv4 addresses are reached in a network that has only IPv6.
 //! - `roots`: the certificate authorities that TLS trusts.
 //! - `lan`, `multicast`: peers on the local network, and the sockets of multicast DNS.
 //! - `site`: asking relays what they say of themselves.
@@ -20,6 +21,7 @@ pub(crate) mod inherited;
 pub(crate) mod interfaces;
 mod lan;
 mod multicast;
+pub(crate) mod nat64;
 pub(crate) mod quic;
 pub(crate) mod roots;
 pub(crate) mod runtime;
@@ -37,12 +39,13 @@ use std::{
 };
 
 use libp2p::{PeerId, identity::Keypair};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 
 pub(crate) use self::signals::Signals;
 use self::{
     ice::webrtc,
     lan::Lan,
+    nat64::Nat64,
     quic::Quic,
     roots::Roots,
     site::Asker,
@@ -81,6 +84,15 @@ pub(crate) struct Net {
     pub(crate) roots: Roots,
     pub(crate) sites: Asker,
     pub(crate) lan: Lan,
+    nat64: Nat64,
+    /// Keeps `nat64` current.
+    keeper: AbortHandle,
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
 }
 
 impl Net {
@@ -116,15 +128,18 @@ impl Net {
         let roots = Roots::load(config.relay_ca.as_deref())
             .map_err(|error| BackendError::Io(error.to_string()))?;
         let (told, late) = mpsc::channel(REPORTS);
+        let nat64 = sockets.nat64().clone();
+        let keeper = runtime::task(nat64.clone().keep(names.clone())).abort_handle();
         Ok(Self {
             rtc: Rtc::over(rtc_config, sockets, Some(quic.clone()), Some(told))?,
             late,
             quic,
-            guard: Guard::new(policy.clone()),
+            guard: Guard::new(policy.clone()).through(nat64.clone()),
             sites: Asker {
                 names: names.clone(),
                 roots: roots.clone(),
                 policy: Arc::new(policy.clone()),
+                nat64: nat64.clone(),
             },
             names,
             roots,
@@ -133,12 +148,15 @@ impl Net {
                 true => Lan::new(keypair.public().to_peer_id()),
                 false => Lan::off(),
             },
+            nat64,
+            keeper,
         })
     }
 
     /// Tells that this machine may be in another network.
     pub(crate) fn network_changed(&self) {
         self.names.renew();
+        self.nat64.doubt();
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::{
     time::{self, sleep},
 };
 
-use super::{roots::Roots, transports::names::Names};
+use super::{nat64::Nat64, roots::Roots, transports::names::Names};
 use crate::core::{
     dial::{Policy, is_localhost},
     profile::{self, Learnt},
@@ -32,6 +32,7 @@ pub(crate) struct Asker {
     pub(crate) names: Names,
     pub(crate) roots: Roots,
     pub(crate) policy: Arc<Policy>,
+    pub(crate) nat64: Nat64,
 }
 
 impl Asker {
@@ -73,10 +74,12 @@ impl Asker {
                 continue;
             }
             let turn = dials.len();
-            if turn < MAX_DIALS {
+            if turn < MAX_DIALS
+                && let Some(to) = self.nat64.route((ip, site.port).into())
+            {
                 dials.push(async move {
                     sleep(STEP * turn as u32).await;
-                    TcpStream::connect((ip, site.port)).await
+                    TcpStream::connect(to).await
                 });
             }
         }

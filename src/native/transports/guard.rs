@@ -5,7 +5,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,7 +23,9 @@ use crate::{
         address,
         dial::{Barred, Policy, endpoint},
         pace::Pace,
+        scope::Scope,
     },
+    native::nat64::Nat64,
     swarm::dial_layer::{Begun, DialLayer, Dials},
 };
 
@@ -42,6 +44,7 @@ pub(crate) struct Guard(Arc<Inner>);
 
 struct Inner {
     policy: Policy,
+    nat64: Nat64,
     pace: Mutex<Pace>,
     start: Instant,
 }
@@ -60,8 +63,18 @@ impl std::error::Error for TooMany {}
 
 impl Guard {
     pub(crate) fn new(policy: Policy) -> Self {
+        Self::with(policy, Nat64::default())
+    }
+
+    /// Makes IPv4 addresses reached as `nat64` says.
+    pub(crate) fn through(&self, nat64: Nat64) -> Self {
+        Self::with(self.0.policy.clone(), nat64)
+    }
+
+    fn with(policy: Policy, nat64: Nat64) -> Self {
         Self(Arc::new(Inner {
             policy,
+            nat64,
             pace: Mutex::new(Pace::new(DIALS_PER_SECOND, DIALS_AT_ONCE)),
             start: Instant::now(),
         }))
@@ -92,6 +105,15 @@ impl Guard {
             .map(|either, _| either.into_inner())
             .map_err(|either| either.into_inner())
             .boxed()
+    }
+
+    /// Returns the address by which `to` is reached from here. It stands for one that may be dialled.
+    fn route(&self, to: SocketAddr) -> Result<SocketAddr, Barred> {
+        match self.0.nat64.route(to) {
+            Some(to) => Ok(to),
+            None if self.0.policy.is_trusted(to) => Ok(to),
+            None => Err(Barred::Place(Scope::Private)),
+        }
     }
 
     /// Returns how long a dial of `to` has to wait.
@@ -135,11 +157,11 @@ where
         let Some(to) = endpoint(&address) else {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
-        if let Err(barred) = self.check(&address, to) {
-            return Err(TransportError::Other(io::Error::other(barred)));
-        }
+        let barred = |barred| TransportError::Other(io::Error::other::<Barred>(barred));
+        self.check(&address, to).map_err(barred)?;
+        let reached = self.guard.route(to).map_err(barred)?.ip();
         let guard = self.guard.clone();
-        let dial = below.dial(address, options)?;
+        let dial = below.dial(with_ip(address, reached), options)?;
         Ok(async move {
             // The turn is taken here, because most of several addresses of a peer are dialled
             // later, if at all.
@@ -151,6 +173,12 @@ where
         }
         .boxed())
     }
+}
+
+/// Replaces the IP address at the beginning of `address`.
+fn with_ip(address: Multiaddr, ip: IpAddr) -> Multiaddr {
+    let rest = address.iter().skip(1);
+    rest.fold(Multiaddr::from(ip), Multiaddr::with)
 }
 
 /// The layer that dials addresses that need no resolver, and `localhost`, which RFC 6761 section 6.3
@@ -166,9 +194,7 @@ where
         let Some(to) = endpoint(&address) else {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
-        let ip = Multiaddr::from(to.ip());
-        let known = address.iter().skip(1).fold(ip, Multiaddr::with);
-        Ok(below.dial(known, options)?.boxed())
+        Ok(below.dial(with_ip(address, to.ip()), options)?.boxed())
     }
 }
 

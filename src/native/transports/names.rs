@@ -7,7 +7,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     pin::Pin,
     str,
@@ -21,7 +21,7 @@ use hickory_resolver::{
     Hosts, TokioResolver,
     config::{ResolveHosts, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
-    proto::rr::RData,
+    proto::rr::{RData, Record},
     system_conf,
 };
 use libp2p::{
@@ -154,6 +154,24 @@ impl Names {
         Ok(found.map_err(io::Error::other)?.iter().collect())
     }
 
+    /// Returns the IPv6 addresses of a host, which may be none.
+    ///
+    /// # Errors
+    /// Fails if the name cannot be resolved now.
+    pub(crate) async fn look_up_v6(&self, host: &str) -> io::Result<Vec<Ipv6Addr>> {
+        let looked_up = async { self.resolver().await?.ipv6_lookup(host).await };
+        let records = match looked_up.await {
+            Ok(found) => found,
+            Err(error) if error.is_no_records_found() => return Ok(Vec::new()),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let address = |record: &Record| match record.data.ip_addr()? {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        };
+        Ok(records.answers().iter().filter_map(address).collect())
+    }
+
     /// Resolves the first name in `address`.
     async fn resolve(&self, address: &Multiaddr, name: Name) -> io::Result<Vec<Multiaddr>> {
         let found = match self.look_up(address, name).await {
@@ -171,7 +189,7 @@ impl Names {
     async fn look_up(&self, address: &Multiaddr, name: Name) -> Result<Vec<Multiaddr>, NetError> {
         let resolver = self.resolver().await?;
         let Name { at, kind, name } = name;
-        let of_records = |records: &[hickory_resolver::proto::rr::Record]| -> Vec<IpAddr> {
+        let of_records = |records: &[Record]| -> Vec<IpAddr> {
             records.iter().filter_map(|r| r.data.ip_addr()).collect()
         };
         let mut ips: Vec<IpAddr> = match kind {

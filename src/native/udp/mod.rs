@@ -32,7 +32,7 @@ use self::{
 };
 #[cfg(feature = "server")]
 use super::inherited;
-use super::runtime;
+use super::{nat64::Nat64, runtime};
 
 /// The most bytes that the kernel takes in one call, however many datagrams it makes of them.
 const MAX_DATAGRAM: usize = 65_000;
@@ -89,6 +89,7 @@ struct Inner {
     readers: Vec<AbortHandle>,
     /// Notified when the system refuses to send to an address.
     unreachable: Arc<Notify>,
+    nat64: Nat64,
 }
 
 /// A further socket, besides the shared ones. Dropping it closes the socket.
@@ -206,7 +207,14 @@ impl Sockets {
             routes,
             readers,
             unreachable: Arc::default(),
+            nat64: Nat64::default(),
         }))
+    }
+
+    /// How IPv4 addresses are reached. Whoever names a destination asks it, because answers come from the
+    /// address that is sent to.
+    pub(crate) fn nat64(&self) -> &Nat64 {
+        &self.0.nat64
     }
 
     /// Returns a notice that comes when the system cannot send to an address, such as one that a

@@ -37,6 +37,9 @@ const HELD_BEFORE: usize = 4;
 const COMING: usize = 8;
 /// How long to wait until a connection has released what it only needed while it came up.
 const SETTLED: Duration = Duration::from_secs(6);
+/// The options that make our peers give back the circuit of an idle connection at once. They do so after a
+/// minute by default, and a measurement should not take that long.
+const AT_REST: [&str; 2] = ["--set", "circuit_idle_timeout_ms=1000"];
 /// How many peers send at the same time. More would slow each other down and use less memory.
 const SENDERS: usize = 4;
 /// How long each peer sends, in seconds. All sending processes have started by then.
@@ -86,7 +89,10 @@ impl Arena {
     /// in KiB. The first figure is for `count` idle peers, and the second for a few peers that send
     /// to it. All are separate processes that are connected directly.
     pub(crate) fn hold(&self, contender: Contender, count: usize) -> Result<[f64; 2]> {
-        let relay = self.relay_for(contender)?;
+        let mut relay = self.relay_for(contender)?;
+        if contender == Contender::Throughline {
+            relay.extend(AT_REST.map(str::to_owned));
+        }
         let listener = self.listen(contender, &relay)?;
         let ready = listener.wait("ready", READY_WITHIN)?;
         let ticket = ready["ticket"].as_str().unwrap_or_default();

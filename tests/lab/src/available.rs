@@ -35,6 +35,18 @@ pub(crate) const MINIUPNPD: Tool = Tool {
     package: "miniupnpd miniupnpd-nftables",
 };
 
+/// The NAT64, and the name server beside it.
+pub(crate) const NAT64: &[Tool] = &[
+    Tool {
+        program: "tayga",
+        package: "tayga",
+    },
+    Tool {
+        program: "dnsmasq",
+        package: "dnsmasq-base",
+    },
+];
+
 /// The independent STUN and TURN server.
 pub(crate) const COTURN: Tool = Tool {
     program: "turnserver",

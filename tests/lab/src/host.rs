@@ -1,12 +1,13 @@
 //! A machine in the lab. Programs and async code can run in it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CString, OsStr},
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
+    ptr,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -24,6 +25,8 @@ pub struct Host {
     pub(crate) namespace: Arc<Namespace>,
     pub(crate) ipv4: Option<Ipv4Addr>,
     pub(crate) ipv6: Option<Ipv6Addr>,
+    /// The list of name servers of its programs, in the place of the machine's.
+    pub(crate) resolver: Option<PathBuf>,
 }
 
 impl Host {
@@ -53,7 +56,11 @@ impl Host {
     /// The program is killed when the *thread* that started it ends, so that a killed test leaves
     /// nothing behind. Start long-lived programs from a long-lived thread.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        self.namespace.command(program)
+        let mut command = self.namespace.command(program);
+        if let Some(list) = &self.resolver {
+            resolve_by(&mut command, list);
+        }
+        command
     }
 
     /// Runs async code on this host, on a thread with its own single-threaded tokio runtime, and waits for it.
@@ -125,5 +132,28 @@ impl Host {
         };
         write().context(format!("write {}", path.display()))?;
         Ok(path)
+    }
+}
+
+/// Makes `command` find `list` where the machine's list of name servers is.
+fn resolve_by(command: &mut Command, list: &Path) {
+    let Ok(list) = CString::new(list.as_os_str().as_bytes()) else {
+        unreachable!("a path that was made has no zero byte")
+    };
+    // SAFETY: only system calls run between fork and exec, all strings are there, and every call is
+    // async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            let none = ptr::null();
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            let system = c"/etc/resolv.conf".as_ptr();
+            if libc::unshare(libc::CLONE_NEWNS) != 0
+                || libc::mount(none, c"/".as_ptr(), none, private, ptr::null()) != 0
+                || libc::mount(list.as_ptr(), system, none, libc::MS_BIND, ptr::null()) != 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
     }
 }

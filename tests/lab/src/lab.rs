@@ -19,6 +19,7 @@ use crate::{
     link::Link,
     namespace::{Namespace, feed, sysctl},
     nat::Nat,
+    nat64::{self, Nat64},
     port_mapping::Daemon,
     rules,
     spec::{Site, Spec},
@@ -39,6 +40,7 @@ pub struct Lab {
     carrier: tap::Carrier,
     lifetimes: HashMap<String, Lifetime>,
     daemons: Vec<Daemon>,
+    nat64: Vec<Nat64>,
     directory: PathBuf,
     setup: Duration,
 }
@@ -65,6 +67,9 @@ impl Lab {
         spec.check()?;
         if spec.sites.iter().any(|site| site.port_mapping.is_some()) {
             available::check(&[available::MINIUPNPD]).map_err(LabError::Missing)?;
+        }
+        if spec.sites.iter().any(|site| site.nat64) {
+            available::check(available::NAT64).map_err(LabError::Missing)?;
         }
         let plan = Plan::new(&spec);
         let namespaces: Vec<_> = Namespace::create(plan.nodes.len(), || sysctl(BEFORE_INTERFACES))?
@@ -111,6 +116,7 @@ impl Lab {
             carrier,
             lifetimes: HashMap::new(),
             daemons: Vec::new(),
+            nat64: Vec::new(),
             directory: directory::make()?,
             setup: Duration::ZERO,
         };
@@ -132,6 +138,12 @@ impl Lab {
                 let inner = topology::at(topology::lan(index, site.nat.kind), 1);
                 lab.daemons
                     .push(Daemon::start(&router, inner, port_mapping, &lab.directory)?);
+            }
+            if site.nat64 {
+                let router = lab.host(&site.router_name())?;
+                let inner = topology::lan6(index.into());
+                lab.nat64
+                    .push(Nat64::start(&router, inner, &lab.directory)?);
             }
         }
         lab.setup = start.elapsed();
@@ -166,7 +178,16 @@ impl Lab {
             namespace: Arc::clone(&self.namespaces[index]),
             ipv4: node.ipv4,
             ipv6: node.ipv6,
+            resolver: self.resolver(name),
         })
+    }
+
+    /// The list of name servers of a host, if it has one of its own.
+    fn resolver(&self, host: &str) -> Option<PathBuf> {
+        let is_of = |site: &&Site| (0..site.hosts).any(|i| site.host_name(i) == host);
+        let site = self.spec.sites.iter().find(is_of);
+        let site = site.filter(|site| site.nat64)?;
+        Some(nat64::resolver(&self.directory, &site.router_name()))
     }
 
     /// The names of all hosts, routers and servers.
@@ -366,6 +387,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.lifetimes.clear();
         self.daemons.clear();
+        self.nat64.clear();
         for namespace in &self.namespaces {
             for pid in namespace.processes() {
                 // SAFETY: this sends a signal to a process that was in our namespace a moment ago.

@@ -48,6 +48,7 @@ mod matrix;
 mod mobility;
 mod namespace;
 mod nat;
+mod nat64;
 mod port_mapping;
 mod program;
 mod queue;

@@ -66,7 +66,7 @@ fn filter(kind: NatKind, input: &str, forward: &str) -> String {
         ),
         _ => (
             "",
-            "iifname \"lan\" oifname \"wan\" accept\n    ct status dnat accept",
+            "iifname \"lan\" oifname { \"wan\", \"nat64\" } accept\n    iifname \"nat64\" accept\n    ct status dnat accept",
         ),
     };
     // The input chain must drop packets that nobody asked for. Otherwise a peer's early packet to

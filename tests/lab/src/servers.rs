@@ -270,7 +270,8 @@ pub struct Serve {
 
 impl Serve {
     /// Starts `throughline serve` from the executable at `path`, with the npm package in the folder
-    /// `npm`, and waits until it is ready. It listens on IPv6 too if a site of the lab has IPv6.
+    /// `npm`, and waits until it is ready. It listens on IPv6 too if a site of the lab has IPv6 and none has a
+    /// NAT64.
     ///
     /// # Errors
     /// [`LabError::Io`] if there is no such program, [`LabError::Timeout`] or [`LabError::Program`]
@@ -283,7 +284,8 @@ impl Serve {
             .args(lab.spec().no_turn.then_some("--no-turn"));
         command.arg("--data").arg(lab.directory().join("serve"));
         command.arg("--host").arg(RELAY[0].to_string());
-        if lab.spec().sites.iter().any(|site| site.ipv6) {
+        let sites = &lab.spec().sites;
+        if sites.iter().any(|site| site.ipv6) && !sites.iter().any(|site| site.nat64) {
             command.arg("--host").arg(RELAY6[0].to_string());
         }
         if npm.is_dir() {

@@ -53,6 +53,9 @@ pub struct Site {
     /// Defaults to `false`.
     #[serde(default)]
     pub ipv6: bool,
+    /// Whether the router is a NAT64 with DNS64, by which hosts reach IPv4. Defaults to `false`.
+    #[serde(default)]
+    pub nat64: bool,
     /// The name of the carrier NAT that the site is behind. Defaults to none: the router is on the
     /// internet.
     #[serde(default)]
@@ -83,6 +86,7 @@ impl Site {
             hosts: 1,
             ipv4: true,
             ipv6: false,
+            nat64: false,
             carrier: None,
             port_mapping: None,
             link: None,
@@ -105,6 +109,14 @@ impl Site {
             ipv4: false,
             ipv6: true,
             ..self
+        }
+    }
+
+    /// Gives the hosts IPv6 alone, and makes the router a NAT64. Servers have IPv4 alone then.
+    pub fn nat64(self) -> Self {
+        Self {
+            nat64: true,
+            ..self.ipv6_only()
         }
     }
 
@@ -290,6 +302,9 @@ impl Spec {
             if !site.ipv4 && !site.ipv6 {
                 return bad(format!("site {}: neither ipv4 nor ipv6", site.name));
             }
+            if site.nat64 && !site.ipv6 {
+                return bad(format!("site {}: a NAT64 without ipv6", site.name));
+            }
             if let Some(carrier) = &site.carrier {
                 if !self.carriers.iter().any(|c| c.name == *carrier) {
                     return bad(format!(
@@ -361,6 +376,13 @@ mod tests {
             Spec::default().carrier("isp", NatKind::None),
             "lead nowhere",
         );
+        let nat64 = Site::new("a", kind).nat64();
+        let without = Site {
+            ipv4: true,
+            ipv6: false,
+            ..nat64
+        };
+        reject(Spec::default().site(without), "NAT64");
         Spec::pair(kind, NatKind::None).check().unwrap();
     }
 

@@ -371,7 +371,7 @@ impl Stage {
     }
 
     /// Returns the program of native peers.
-    fn program(&self) -> &Path {
+    pub fn program(&self) -> &Path {
         let iroh = self.iroh.as_ref().map(|iroh| &iroh.program);
         iroh.unwrap_or(&self.parts.program)
     }

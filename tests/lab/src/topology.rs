@@ -65,6 +65,11 @@ pub(crate) fn lan(index: u8, kind: NatKind) -> [u8; 3] {
     }
 }
 
+/// Returns the IPv6 address of a site's router on its LAN.
+pub(crate) const fn lan6(index: u16) -> Ipv6Addr {
+    v6(3, index, 1)
+}
+
 /// Returns the address `host` of the LAN `net`.
 pub(crate) fn at(net: [u8; 3], host: u8) -> Ipv4Addr {
     Ipv4Addr::new(net[0], net[1], net[2], host)
@@ -265,7 +270,7 @@ impl Plan {
         if site.ipv6 {
             self.run(
                 router,
-                [format!("addr add {}/64 dev lan nodad", v6(3, index6, 1))],
+                [format!("addr add {}/64 dev lan nodad", lan6(index6))],
             );
         }
         self.run(router, ["link set lan up".to_owned()]);
@@ -305,7 +310,7 @@ impl Plan {
                     host,
                     [
                         format!("addr add {ip}/64 dev eth0 nodad"),
-                        format!("route add ::/0 via {}", v6(3, index6, 1)),
+                        format!("route add ::/0 via {}", lan6(index6)),
                     ],
                 );
                 self.nodes[host].ipv6 = Some(ip);

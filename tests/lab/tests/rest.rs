@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use throughline_lab::{NatKind, Spec, Stage};
+use throughline_lab::{Host, NatKind, Spec, Stage};
 
 mod common;
 
@@ -64,4 +64,45 @@ fn a_connection_at_rest_has_no_circuit_and_leaves_a_dead_path() {
     let took = say(&mut dialler, "over the circuit");
     println!("a line took {took:?} when the path was dead");
     assert!(took < STALL, "{took:?}");
+}
+
+/// How long the bytes of a connection at rest are counted. A STUN server is asked every 20 s, and the
+/// other periods are shorter.
+const COUNTED: Duration = Duration::from_secs(60);
+/// The most bytes in an hour, in both directions together, with the headers of IP and Ethernet.
+const HOURLY: u64 = 3_500_000;
+
+/// The bytes that a host has sent and received.
+fn bytes(host: &Host) -> u64 {
+    let mut command = host.command("ip");
+    let shown = command
+        .args(["-s", "-j", "link", "show", "dev", "eth0"])
+        .output();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.unwrap().stdout).unwrap();
+    let stats = &shown[0]["stats64"];
+    stats["rx"]["bytes"].as_u64().unwrap() + stats["tx"]["bytes"].as_u64().unwrap()
+}
+
+#[test]
+fn a_connection_at_rest_costs_little_traffic() {
+    let Some(parts) = common::parts_or_skip(false) else {
+        return;
+    };
+    let nat = NatKind::PortRestricted;
+    let mut stage = Stage::up(Spec::pair(nat, nat), &parts).unwrap();
+    stage.add_arguments(["--set", "circuit_idle_timeout_ms=1000"].map(str::to_owned));
+    let listener = stage.chat("b").unwrap();
+    let host = stage.lab.host("a").unwrap();
+    let dialler = stage.dial("a", &listener.ticket, &[]).unwrap();
+    wait_for_circuits(&stage, 1.0);
+    dialler
+        .wait_for(WITHIN, "a direct path", |event| event["path"] == "direct")
+        .unwrap();
+    wait_for_circuits(&stage, 0.0);
+    let from = bytes(&host);
+    // This is a measurement, and no event says that time has passed.
+    std::thread::sleep(COUNTED);
+    let cost = (bytes(&host) - from) * 3600 / COUNTED.as_secs();
+    println!("{} kB an hour", cost / 1000);
+    assert!(cost < HOURLY, "{cost} bytes an hour");
 }

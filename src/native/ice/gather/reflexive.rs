@@ -160,6 +160,7 @@ impl Reflexive {
         mut named: watch::Receiver<Vec<(PeerId, Vec<String>)>>,
     ) {
         let mut gathered = self.current.subscribe();
+        let mut nat64 = self.sockets.nat64().watch();
         if gathered.wait_for(|gathered| gathered.ready).await.is_err() {
             return;
         }
@@ -183,6 +184,7 @@ impl Reflexive {
                 Some(event) = self.running.next(), if !self.running.is_terminated() => {
                     self.on_event(event);
                 }
+                Ok(()) = nat64.changed() => tick.reset_immediately(),
                 () = attempts.notified() => self.attempt_begins(),
                 changed = named.changed() => {
                     if changed.is_err() {
@@ -265,13 +267,16 @@ impl Reflexive {
             server.asked = true;
             let (v6, timeout) = (server.v6, self.timeout);
             let policy = (server.name >= self.configured).then(|| self.policy.clone());
+            let nat64 = self.sockets.nat64().clone();
             let ask = async move {
                 let ask = async {
                     let found: Vec<SocketAddr> = lookup.await;
-                    let mut usable = found.into_iter().filter(|addr| {
+                    let allowed = found.into_iter().filter(|addr| {
                         let allows = |policy: &Policy| policy.allows(*addr).is_ok();
-                        addr.is_ipv6() == v6 && policy.as_ref().is_none_or(allows)
+                        policy.as_ref().is_none_or(allows)
                     });
+                    let reached = nat64.routes(allowed);
+                    let mut usable = reached.into_iter().filter(|addr| addr.is_ipv6() == v6);
                     let server = usable.next().filter(|a| sockets.port(a.ip()).is_some())?;
                     Some(client.ask(&sockets, server).await)
                 };
@@ -332,8 +337,10 @@ impl Reflexive {
             self.filtering = Some(NatFiltering::Unknown);
             return;
         };
-        let discover =
-            discovery::filtering(best.seen.server, best.other).map(ReflexiveEvent::Filtering);
+        let other = best
+            .other
+            .and_then(|other| self.sockets.nat64().route(other));
+        let discover = discovery::filtering(best.seen.server, other).map(ReflexiveEvent::Filtering);
         self.running.push(discover.boxed());
     }
 

@@ -407,6 +407,7 @@ impl Task {
         {
             found.retain(|to| policy.allows_named(*to).is_ok());
         }
+        found = self.sockets.nat64().routes(found);
         // The system orders addresses by preference (RFC 6724).
         let first = found.first().copied();
         let other = |addr: &&SocketAddr| first.is_some_and(|f| f.is_ipv4() != addr.is_ipv4());
@@ -425,6 +426,7 @@ impl Task {
                 && self.policy.is_none()
                 && other != addr
                 && may_refer(addr.ip(), other.ip())
+                && let Some(other) = self.sockets.nat64().route(other)
             {
                 result = self.both_families(other, false, &mut released).await;
             }

@@ -103,14 +103,29 @@ pub(super) fn add(ice: &mut IceAgent, local: &LocalCandidate) -> Option<Candidat
     ice.set_local_preference(move |candidate: &Candidate, same_kind| {
         default_local_preference(candidate, same_kind).saturating_sub(behind)
     });
-    ice.add_local_candidate(candidate(local)?).cloned()
+    let candidate = candidate(local)?;
+    if is_behind_nat64(local) {
+        // The agent checks from the base, which it has as an address of an interface.
+        return Some(candidate);
+    }
+    ice.add_local_candidate(candidate).cloned()
+}
+
+/// Whether a NAT64 stands between the two addresses of a candidate. The agent has no such candidates.
+fn is_behind_nat64(local: &LocalCandidate) -> bool {
+    local.addr.is_ipv4() != local.base.is_ipv4()
 }
 
 /// Converts a local candidate to the agent's form. Returns `None` for addresses that it refuses.
 pub(super) fn candidate(candidate: &LocalCandidate) -> Option<Candidate> {
     let made = match candidate.kind() {
         CandidateKind::ServerReflexive => {
-            Candidate::server_reflexive(candidate.addr, candidate.base, "udp")
+            let told = if is_behind_nat64(candidate) {
+                candidate.addr
+            } else {
+                candidate.base
+            };
+            Candidate::server_reflexive(candidate.addr, told, "udp")
         }
         CandidateKind::Relayed => Candidate::relayed(candidate.addr, candidate.base, "udp"),
         CandidateKind::Host | CandidateKind::PeerReflexive => {
@@ -174,6 +189,20 @@ pub(super) fn pair(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_of_a_nat64_is_told_and_not_checked_from() {
+        let provider = str0m::crypto::from_feature_flags();
+        let mut ice = new(provider.sha1_hmac_provider, Instant::now());
+        let local = LocalCandidate {
+            origin: Origin::Stun,
+            addr: "203.0.113.1:7".parse().unwrap(),
+            base: "[2001:db8::1]:8".parse().unwrap(),
+        };
+        let told = add(&mut ice, &local).unwrap().to_sdp_string();
+        assert!(told.contains("203.0.113.1 7 typ srflx"), "{told}");
+        assert_eq!(ice.local_candidates().count(), 0);
+    }
 
     #[test]
     fn relayed_candidates_come_after_all_others_and_streams_last() {

@@ -5,7 +5,7 @@
 use std::{
     future::poll_fn,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use tokio::{io::ReadBuf, net::UdpSocket, time};
 use super::connection::Shared;
 use crate::{
     core::birthday::Effort,
-    native::udp::{Receiver as _, Sockets},
+    native::udp::{Receiver as _, Sockets, any_source},
 };
 
 /// How often each socket sends. The NAT's filter lets the peer in for as long as it remembers the
@@ -105,7 +105,7 @@ pub(super) async fn run(burst: Burst, shared: Arc<Shared>, sockets: Sockets) {
 /// Tokio sends nothing until the system has told it that the socket may send. That is later, and without
 /// the first check the NAT has no port for the socket until its second turn.
 fn opened(target: SocketAddr, check: &[u8]) -> io::Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = std::net::UdpSocket::bind(any_source(target))?;
     socket.set_nonblocking(true)?;
     socket.connect(target)?;
     // A check may be lost, as any datagram.
@@ -129,6 +129,8 @@ async fn received(open: &[UdpSocket], buffer: &mut [u8]) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::testing::PATIENCE;
 

@@ -177,13 +177,13 @@ impl Backend {
             .iter()
             .filter(|to| self.0.policy.allows(**to).is_ok())
         {
+            let sockets = &self.0.sockets;
+            let Some(to) = sockets.nat64().route(*address) else {
+                continue;
+            };
             // A failure is ignored, because an address that cannot be reached needs no opening.
-            let source = any_source(*address);
             let mut data = indication.as_slice();
-            let _ = self
-                .0
-                .sockets
-                .try_send(source, *address, &mut data, indication.len());
+            let _ = sockets.try_send(any_source(to), to, &mut data, indication.len());
         }
     }
 
@@ -235,7 +235,7 @@ impl backend::Backend for Backend {
         };
         let link = handshake.as_ref().map(|quic| quic.link.clone());
         let mut session = IceSession::new(self.0.identity.clone(), link, Instant::now());
-        session.keep_to(self.0.policy.clone());
+        session.keep_to(self.0.policy.clone(), self.0.sockets.nat64().clone());
         let spared = self.spared().get(&peer).copied();
         let may_guess = spared.is_none_or(|spare| spare.may_guess);
         let effort = self.0.birthday.filter(|_| may_guess);

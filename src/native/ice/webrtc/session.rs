@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use str0m::{
     IceConnectionState,
     crypto::dtls::DtlsInstance,
@@ -42,7 +43,7 @@ use crate::{
         sdp::{Description, Setup},
         signalling::IceCandidate,
     },
-    native::{ice::gather::LocalCandidate, quic::PairLink},
+    native::{ice::gather::LocalCandidate, nat64::Nat64, quic::PairLink},
     webrtc::backend::{BackendError, CandidatePair},
 };
 
@@ -125,6 +126,8 @@ pub(super) struct IceSession {
     quic_ended: Option<Result<(), BackendError>>,
     /// The addresses to which the peer may have datagrams sent.
     policy: Policy,
+    /// How the peer's addresses are reached.
+    nat64: Nat64,
     /// Whether the peers leave TURN out.
     no_turn: bool,
     /// The relayed addresses of the peer that are left out.
@@ -143,6 +146,8 @@ pub(super) struct IceSession {
     other_part: Option<Part>,
     gate: Gate,
     guess: Option<Guess>,
+    /// The first chunk of our SCTP handshake, if it goes with the description.
+    init: Option<Bytes>,
     /// The local sockets and the remote addresses that guessing ports has found.
     met: HashSet<SocketAddr>,
     mid: String,
@@ -199,6 +204,7 @@ impl IceSession {
             quic_begun: false,
             quic_ended: None,
             policy: Policy::new(true, Vec::new()),
+            nat64: Nat64::default(),
             no_turn: false,
             left_out: HashSet::new(),
             relayed: Relayed::default(),
@@ -208,6 +214,7 @@ impl IceSession {
             doubted: None,
             other_part: None,
             gate: Gate::default(),
+            init: None,
             guess: None,
             met: HashSet::new(),
             mid: "0".into(),

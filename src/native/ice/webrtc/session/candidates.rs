@@ -12,7 +12,10 @@ use crate::{
         dial::Policy,
         signalling::IceCandidate,
     },
-    native::ice::gather::{LocalCandidate, Origin},
+    native::{
+        ice::gather::{LocalCandidate, Origin},
+        nat64::Nat64,
+    },
 };
 
 /// The most candidates that are told after the description. It is half of the messages that a peer
@@ -33,9 +36,10 @@ impl IceSession {
         }
     }
 
-    /// Sets the policy. Candidates that `policy` bars are treated as if they had never been named.
-    pub(in crate::native::ice::webrtc) fn keep_to(&mut self, policy: Policy) {
-        self.policy = policy;
+    /// Sets the policy. Candidates that `policy` bars are treated as if they had never been named. Others
+    /// are reached as `nat64` says.
+    pub(in crate::native::ice::webrtc) fn keep_to(&mut self, policy: Policy, nat64: Nat64) {
+        (self.policy, self.nat64) = (policy, nat64);
     }
 
     /// Whether datagrams may be sent to `candidate`. A name has no address yet, so it is allowed.
@@ -66,6 +70,20 @@ impl IceSession {
         let Some(addr) = candidate.socket_addr().filter(|a| usable && a.port() != 0) else {
             return;
         };
+        let Some(reached) = self.nat64.route(addr) else {
+            tracing::debug!("a candidate of the network behind the NAT64 is skipped");
+            return;
+        };
+        // A relayed address of ours may still reach the address itself.
+        self.add_remote_at(candidate, addr);
+        if reached != addr {
+            let addr = CandidateAddr::Ip(reached);
+            let candidate = candidate.clone();
+            self.add_remote_at(&Candidate { addr, ..candidate }, reached);
+        }
+    }
+
+    fn add_remote_at(&mut self, candidate: &Candidate, addr: SocketAddr) {
         if let Ok(remote) = IceAgentCandidate::from_sdp_string(&candidate.to_string()) {
             self.expect(addr);
             if candidate.mapped && self.sources.contains(&addr) {

@@ -189,10 +189,10 @@ impl IceSession {
     }
 
     fn try_guess(&mut self, part: Part) -> Result<Guess, (Cause, &'static str)> {
-        let target = self.their_mapped();
+        let target = self.their_mapped().and_then(|to| self.nat64.route(to));
         let bases = self.local.iter().map(|local| local.base);
         let base = bases
-            .filter(SocketAddr::is_ipv4)
+            .filter(|base| target.is_some_and(|target| target.is_ipv4() == base.is_ipv4()))
             .find(|base| !base.ip().is_loopback());
         let (Some(effort), Some(target), Some(base)) = (self.effort, target, base) else {
             return Err((

@@ -2,6 +2,7 @@ use super::{candidates::MAX_NAMES, *};
 use crate::{
     core::{
         candidate::{CandidateAddr, CandidateKind},
+        nat64::Prefix,
         signalling::IceCandidate,
     },
     native::ice::gather::Origin,
@@ -111,6 +112,49 @@ fn two_sessions_connect_within_five_round_trips() {
     net.run(100);
     assert!(net.saw(0, connected) && net.saw(1, connected));
     assert!(net.saw(0, |e| matches!(e, SessionEvent::Path(_))));
+}
+
+/// The handshake of SCTP is over with the descriptions, unless the answer only repeats the offer's part of it,
+/// as libdatachannel's does.
+#[test]
+fn the_first_chunks_of_sctp_go_with_the_descriptions() {
+    let init = |sdp: &str| {
+        let line = sdp
+            .split_inclusive("\r\n")
+            .find(|line| line.starts_with("a=sctp-init:"));
+        line.map(str::to_owned)
+    };
+    for (offers, echoes) in [(true, false), (true, true), (false, false)] {
+        let mut net = Net::new();
+        net.ends[0].create_offer();
+        let mut offer = net.description(0);
+        let ours = init(&offer).unwrap();
+        if !offers || echoes {
+            offer = offer.replace(&ours, "");
+        }
+        net.ends[1].accept_offer(&offer);
+        let mut answer = net.description(1);
+        assert_eq!(
+            init(&answer).is_some(),
+            offers && !echoes,
+            "it is never echoed"
+        );
+        if echoes {
+            answer += &ours;
+        }
+        net.ends[0].accept_answer(&answer);
+        for end in &net.ends {
+            assert_eq!(end.inits().is_some(), offers && !echoes);
+        }
+        net.run(200);
+        assert!(net.saw(0, connected) && net.saw(1, connected));
+        net.association(0).open().unwrap();
+        let begun = net.now;
+        while !net.saw(1, |event| matches!(event, SessionEvent::Channel(_))) {
+            net.step();
+            assert!(net.now - begun < Duration::from_secs(1));
+        }
+    }
 }
 
 /// libdatachannel refuses a certificate that comes too soon after the answer.
@@ -346,6 +390,28 @@ fn a_name_is_looked_up_once_and_its_address_connects() {
 }
 
 #[test]
+fn behind_a_nat64_the_address_that_stands_for_a_candidate_is_checked() {
+    let mut net = Net::new();
+    let nat64 = Nat64::default();
+    nat64.set(Prefix::found_in(&["64:ff9b::192.0.0.170".parse().unwrap()]));
+    net.ends[0].keep_to(Policy::new(true, Vec::new()), nat64);
+    net.negotiate(|answer| {
+        let told = "a=candidate:1 1 udp 1 203.0.113.7 9 typ srflx\r\n\
+                    a=candidate:1 1 udp 1 64:ff9b::10.0.0.1 9 typ srflx\r\n\
+                    a=candidate:1 1 udp 1 10.0.0.1 9 typ host\r\n";
+        answer + told
+    });
+    let sources = net.ends[0].sources();
+    let expects = |text: &str| sources.contains(&text.parse().unwrap());
+    assert!(expects("[64:ff9b::203.0.113.7]:9"), "{sources:?}");
+    assert!(expects("203.0.113.7:9"), "for a relayed address");
+    assert!(
+        expects("10.0.0.1:9") && !expects("[64:ff9b::10.0.0.1]:9"),
+        "{sources:?}"
+    );
+}
+
+#[test]
 fn nothing_is_sent_to_a_barred_candidate() {
     let barred = [
         "169.254.169.254",
@@ -356,7 +422,7 @@ fn nothing_is_sent_to_a_barred_candidate() {
     ];
     for (private, allowed) in [(true, 2), (false, 0)] {
         let mut net = Net::new();
-        net.ends[0].keep_to(Policy::new(private, Vec::new()));
+        net.ends[0].keep_to(Policy::new(private, Vec::new()), Nat64::default());
         net.ends[0].set_side(Some(Side::Easy));
         // Barred addresses come in the answer, one by one, and as the address of a name.
         net.negotiate(|answer| {
