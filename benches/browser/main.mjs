@@ -29,8 +29,11 @@ try {
     for (const file of readdirSync(folder)) copyFileSync(join(folder, file), join(site, file));
   }
   writeFileSync(join(site, "blank.html"), '<!doctype html><link rel="icon" href="data:,">');
+  // All pages come from one address, several at once, and each loads some fifty files.
+  const config = join(temporary(t), "serve.toml");
+  writeFileSync(config, "[connections]\nshare_per_address = 50\n[http]\nrequests_per_source = 500\n");
   // Pages show their addresses instead of mDNS names, which would have to be resolved.
-  const [relay, browser] = await Promise.all([serve(t, site), launch(t, "--disable-features=WebRtcHideLocalIpsWithMdns")]);
+  const [relay, browser] = await Promise.all([serve(t, site, "--config", config), launch(t, "--disable-features=WebRtcHideLocalIpsWithMdns")]);
   const started = await start(t, relay, browser, site, Number(values.starts));
   const carried = await channels(t, relay, browser, Number(values.rounds));
   const text = `### Data channels

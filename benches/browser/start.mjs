@@ -61,7 +61,7 @@ function sizes(site) {
   const files = (folder, suffix) => readdirSync(folder).filter((name) => name.endsWith(suffix)).map((name) => join(folder, name));
   const rows = {
     "throughline, wasm": [`${root}js/pkg/throughline_bg.wasm`],
-    "throughline, wasm and scripts": [`${root}js/pkg/throughline_bg.wasm`, `${root}js/pkg/throughline.js`, ...files(`${root}js/dist`, ".js")],
+    "throughline, wasm and scripts": [`${root}js/pkg/throughline_bg.wasm`, `${root}js/pkg/throughline.js`, ...files(`${root}js/dist`, ".js").filter((file) => !file.endsWith("inline.js"))],
     "js-libp2p, minified bundle": [join(site, "libp2p.js")],
   };
   const lines = Object.entries(rows).map(([name, paths]) => {
