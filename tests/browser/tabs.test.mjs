@@ -1,7 +1,7 @@
 // Tabs of one origin that are one peer, by `throughline/tabs`.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { connect, launch, listen, open, serve } from "./harness.mjs";
+import { chromiumTest, connect, launch, listen, open, serve } from "./harness.mjs";
 
 const MIB = 1 << 20;
 const limit = { timeout: 120_000 };
@@ -113,6 +113,20 @@ test("a tab that closes takes its own connections, and the others' streams go on
   assert.equal(await tabs[1].evaluate(() => tab.say(3)), 3);
   assert.ok((await tabs[1].evaluate(() => tab.states())).includes("connected"));
   assert.equal((await tabs[1].evaluate(() => peer.held.me.report())).connections, 1);
+});
+
+chromiumTest("a tab that crashes takes its own connections, and the other one's stream goes on", limit, async (t) => {
+  const { relay, tabs } = await pair(t);
+  const [mine, yours] = await Promise.all(tabs.map(() => listen(t, relay, "--echo")));
+  await dial(tabs[0], mine);
+  await dial(tabs[1], yours);
+  assert.equal(await tabs[0].evaluate(() => tab.hold()), 1);
+  const crashed = tabs[1].waitForEvent("crash");
+  tabs[1].goto("chrome://crash").catch(() => {}); // it never loads
+  await crashed;
+  assert.equal((await yours.event("disconnected")).code, "connection_closed");
+  assert.equal(await tabs[0].evaluate(() => tab.say(2)), 2);
+  await tabs[0].evaluate(() => peer.path("direct"));
 });
 
 test("two tabs with one peer have a connection each, and one ends without the other", limit, async (t) => {
