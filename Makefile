@@ -31,7 +31,7 @@ $(PAGE): $(JS) $(shell find www -type f) js/scripts/page.mjs
 	node js/scripts/page.mjs
 
 # The browser tests that also run in Firefox. The others test what the two browsers have in different ways.
-FIREFOX := access address loading native platform protocols tabs worker
+FIREFOX := access address loading native pages platform protocols tabs worker
 
 test: setup-test $(PAGE) tests/browser/node_modules/.package-lock.json tests/interop/node_modules/.package-lock.json ## run every test
 	cargo test $(ALL)
@@ -39,7 +39,7 @@ test: setup-test $(PAGE) tests/browser/node_modules/.package-lock.json tests/int
 	node --test --test-concurrency=1 tests/browser/*.test.mjs
 	BROWSER=firefox node --test --test-concurrency=1 $(FIREFOX:%=tests/browser/%.test.mjs)
 	BROWSER=firefox tests/browser/namespace node --test --test-concurrency=1 tests/browser/direct.test.mjs
-	BROWSER=both node --test tests/browser/tabs.test.mjs
+	BROWSER=both node --test tests/browser/pages.test.mjs
 	node --test --test-concurrency=1 tests/interop/*.test.mjs
 	BROWSER=firefox tests/browser/namespace node --test tests/interop/direct.test.mjs
 	cargo test --locked -p throughline-lab

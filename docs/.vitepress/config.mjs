@@ -50,6 +50,7 @@ export default defineConfig({
           page("A file drop", "/docs/guides/files"),
           page("Rooms", "/docs/guides/rooms"),
           page("In a worker", "/docs/guides/worker"),
+          page("Many tabs, one peer", "/docs/guides/tabs"),
           page("Am I relayed, and why?", "/docs/guides/relayed"),
           page("Coming from another library", "/docs/guides/coming-from"),
         ],

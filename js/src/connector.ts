@@ -29,7 +29,8 @@ export class Connector extends EventTarget {
   /** The id of this peer. */
   readonly peerId: string;
 
-  private constructor(raw: RawConnector) {
+  /** @internal */
+  constructor(raw: RawConnector) {
     super();
     this.#raw = raw;
     this.peerId = raw.peerId();
@@ -65,6 +66,11 @@ export class Connector extends EventTarget {
       valid.signal,
       async (signal) => new Connector(await RawConnector.create(config, valid.identity, tokens, signal)),
     );
+  }
+
+  /** @internal The bindings, for `throughline/tabs`. */
+  get raw(): RawConnector {
+    return this.#raw;
   }
 
   /** A ticket, by which others can reach this peer now. The event `status` tells when it changes. */
@@ -212,7 +218,10 @@ export class Connector extends EventTarget {
     return iterate(async () => camelCased(await events.next()) as ConnectorEvent | undefined);
   }
 
-  /** Returns counters and gauges in the OpenMetrics text format, without addresses or peer ids. */
+  /**
+   * Returns counters and gauges in the OpenMetrics text format, without addresses or peer ids. Throws `unsupported` in a
+   * tab of `throughline/tabs`, because they are the worker's.
+   */
   metrics(): string {
     return this.#raw.metrics();
   }

@@ -99,9 +99,9 @@ async function greets(t, url) {
 }
 
 test("the tarball has what it exports, and nothing of the build", limit, () => {
-  const wanted = ["dist/index.js", "dist/inline.js", "dist/inline.d.ts", "inline/package.json", "dist/mesh.d.ts", "mesh/package.json", "dist/bridge.js", "dist/bridge.d.ts", "bridge/package.json", "wasm/index.d.ts", "pkg/throughline_bg.wasm"];
+  const wanted = ["dist/index.js", "dist/inline.js", "dist/inline.d.ts", "inline/package.json", "dist/mesh.d.ts", "mesh/package.json", "dist/bridge.js", "dist/bridge.d.ts", "bridge/package.json", "dist/tabs.js", "dist/tabs.d.ts", "tabs/package.json", "wasm/index.d.ts", "pkg/throughline_bg.wasm"];
   for (const path of wanted) assert.ok(tarball.files.includes(path), path);
-  const strange = tarball.files.filter((path) => !/^(dist|pkg|src|inline|mesh|bridge|wasm)\/[\w.-]+\.(js|ts|wasm|map|json)$|^(package\.json|README\.md|LICENSE-\w+)$/.test(path));
+  const strange = tarball.files.filter((path) => !/^(dist|pkg|src|inline|mesh|bridge|tabs|wasm)\/[\w.-]+\.(js|ts|wasm|map|json)$|^(package\.json|README\.md|LICENSE-\w+)$/.test(path));
   assert.deepEqual(strange, []);
   assert.deepEqual(tarball.files.filter((path) => /(^|\/)\.|\.br$/.test(path)), []);
 });

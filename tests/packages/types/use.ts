@@ -3,6 +3,7 @@ import { Connector, ThroughlineError, type Config, type LoadFailure, type PathEv
 import { attach, serve, type Bridge } from "throughline/bridge";
 import { Connector as Inline } from "throughline/inline";
 import { Mesh, type MeshEvent } from "throughline/mesh";
+import { join, share } from "throughline/tabs";
 import wasm from "throughline/wasm";
 
 export async function use(config: Config, ticket: string): Promise<LoadFailure | undefined> {
@@ -34,4 +35,14 @@ export async function inPage(worker: Worker | SharedWorker | MessagePort): Promi
 
 export async function inWorker(port: MessagePort): Promise<void> {
   await attach({ port, signal: AbortSignal.timeout(1000) });
+}
+
+export async function inTab(worker: Worker | SharedWorker | MessagePort): Promise<string> {
+  await using me: Connector = await join(worker, { signal: AbortSignal.timeout(1000) });
+  return me.peerId;
+}
+
+export function inSharedWorker(config: Config): void {
+  share(config);
+  share(() => Connector.create(config));
 }

@@ -1,0 +1,64 @@
+/** The tab's end: it joins the worker that shares its peer. */
+import type { AbortOptions } from "./abort.js";
+import { serve } from "./bridge-page.js";
+import { Presence, watch } from "./bridge-protocol.js";
+import { endpoint, signalOf } from "./check.js";
+import { Connector } from "./connector.js";
+import { ThroughlineError } from "./errors.js";
+import { Line } from "./tabs-line.js";
+import { CONNECTOR, JOIN, type Joined, type Joining } from "./tabs-protocol.js";
+import { RemoteConnector } from "./tabs-remote.js";
+
+/**
+ * Makes this tab one of those that are one peer, which runs in the worker that calls `share`. Resolves once the peer can
+ * be reached, to a `Connector` like that of `Connector.create`. Its connections are this tab's, and its `close` means
+ * that this tab leaves. The tab also makes peer connections for the worker, as `serve` of `throughline/bridge` does.
+ *
+ * Where there are no shared workers, give it a `Worker` with the same script. Then the tab is a peer of its own.
+ *
+ * Rejects as `Connector.create` does, with `unsupported_platform` if this is no page, has no WebRTC, or is not a secure
+ * context, with `io` if the worker's script does not load, or with `limit_exceeded` beyond 64 tabs.
+ */
+export async function join(worker: SharedWorker | Worker | MessagePort, options: AbortOptions = {}): Promise<Connector> {
+  const signal = signalOf(options);
+  signal?.throwIfAborted();
+  const { port = worker } = Object(worker) as { port?: MessagePort };
+  const meeting = endpoint("worker", port);
+  const bridge = serve(worker);
+  const presence = new Presence();
+  const { port1, port2 } = new MessageChannel();
+  const over = new AbortController();
+  const line = new Line(port1, () => over.abort());
+  over.signal.addEventListener("abort", () => {
+    presence.end();
+    bridge.close();
+  });
+  const fail = (event: Event) => {
+    const why = (event as Partial<ErrorEvent>).message || "its script does not load";
+    line.end(new ThroughlineError("io", `the worker that shares the peer has failed: ${why}`));
+  };
+  const abort = () => line.end(new ThroughlineError("aborted", "the caller's AbortSignal fired"));
+  (worker as EventTarget).addEventListener("error", fail);
+  signal?.addEventListener("abort", abort);
+  try {
+    // Whoever learns of the lock waits for it, and would have it at once if this page had not.
+    await presence.held;
+    meeting.postMessage({ throughline: JOIN, lock: presence.lock } satisfies Joining, [port2]);
+    return await enter(line, over.signal);
+  } catch (error) {
+    line.end(error as ThroughlineError);
+    signal?.throwIfAborted();
+    throw error;
+  } finally {
+    (worker as EventTarget).removeEventListener("error", fail);
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+async function enter(line: Line, over: AbortSignal): Promise<Connector> {
+  const isVisible = () => document.visibilityState === "visible";
+  document.addEventListener("visibilitychange", () => line.see(isVisible()), { signal: over });
+  const joined = await line.call<Joined>(CONNECTOR, "join", [isVisible()]);
+  watch(joined.lock, over, () => line.end(new ThroughlineError("connector_closed", "the worker that shares the peer is gone")));
+  return new Connector(new RemoteConnector(line, joined));
+}
