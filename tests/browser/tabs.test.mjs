@@ -115,18 +115,32 @@ test("a tab that closes takes its own connections, and the others' streams go on
   assert.equal((await tabs[1].evaluate(() => peer.held.me.report())).connections, 1);
 });
 
-chromiumTest("a tab that crashes takes its own connections, and the other one's stream goes on", limit, async (t) => {
-  const { relay, tabs } = await pair(t);
+/** Crashes the process of a tab. */
+async function crash(page) {
+  const crashed = page.waitForEvent("crash");
+  page.goto("chrome://crash").catch(() => {}); // it never loads
+  await crashed;
+}
+
+chromiumTest("a tab that crashes takes its own connections, or the worker, and who joins again goes on", limit, async (t) => {
+  const { relay, tabs, options } = await pair(t);
   const [mine, yours] = await Promise.all(tabs.map(() => listen(t, relay, "--echo")));
   await dial(tabs[0], mine);
   await dial(tabs[1], yours);
   assert.equal(await tabs[0].evaluate(() => tab.hold()), 1);
-  const crashed = tabs[1].waitForEvent("crash");
-  tabs[1].goto("chrome://crash").catch(() => {}); // it never loads
-  await crashed;
+  await crash(tabs[1]);
   assert.equal((await yours.event("disconnected")).code, "connection_closed");
   assert.equal(await tabs[0].evaluate(() => tab.say(2)), 2);
-  await tabs[0].evaluate(() => peer.path("direct"));
+  await direct(tabs[0]);
+  // Chromium has the worker in the process of the tab that has started it.
+  const third = await another(t, tabs[0]);
+  await start(third, options);
+  await dial(third, mine);
+  await crash(tabs[0]);
+  assert.deepEqual(await third.evaluate(() => peer.held.connection.closed), { code: "connector_closed" });
+  await start(third, options);
+  await dial(third, mine);
+  assert.equal(await third.evaluate(() => tab.hold()), 1);
 });
 
 test("two tabs with one peer have a connection each, and one ends without the other", limit, async (t) => {
