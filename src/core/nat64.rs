@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::scope::{Scope, scope};
+use super::scope::{Scope, held, scope};
 
 /// The name whose addresses tell the prefix (RFC 7050 section 8.2).
 pub(crate) const NAME: &str = "ipv4only.arpa.";
@@ -56,10 +56,12 @@ impl Prefix {
         let (local, length) = LOCAL_USE;
         let is_local =
             self.length >= length && self.bits >> (128 - length) == local >> (128 - length);
-        let example = IpAddr::from(self.synthesize(Ipv4Addr::new(192, 0, 2, 1)));
-        // An IPv4 address in the form of IPv6 (RFC 4291 section 2.5.5.2) is no IPv6 address.
-        let is_v6 = example.to_canonical().is_ipv6();
-        is_local || is_v6 && matches!(scope(example), Scope::Global | Scope::Private)
+        let v4 = Ipv4Addr::new(192, 0, 2, 1);
+        let v6 = self.synthesize(v4);
+        // An IPv4 address in the form of IPv6 (RFC 4291 section 2.5.5.2) is no IPv6 address, and 6to4 and Teredo
+        // would lead to another one.
+        let is_plain = v6.to_ipv4_mapped().is_none() && held(v6).all(|held| held == v4);
+        is_local || is_plain && matches!(scope(v6.into()), Scope::Global | Scope::Private)
     }
 
     /// Returns the IPv6 address by which `ip` is reached.
@@ -157,6 +159,9 @@ mod tests {
             "::192.0.0.170",
             "fe80::192.0.0.170",
             "ff02::192.0.0.170",
+            // 6to4 and Teredo.
+            "2002:6464::192.0.0.170",
+            "2001:0:6464::192.0.0.170",
             // In two places.
             "2001:db8:c000:aa::192.0.0.170",
         ] {
@@ -195,9 +200,9 @@ mod tests {
 
         /// Nothing that is reached through the NAT64 stands for an address that is not global.
         #[test]
-        fn nobody_is_aimed_at_the_network_behind_it(bits: u128, to: u128, inside: bool) {
-            let prefix = Prefix::of(Ipv6Addr::from_bits(bits & !RESERVED), 96);
-            let rest = u128::MAX >> 96;
+        fn nobody_is_aimed_at_the_network_behind_it(bits: u128, to: u128, length in 0..6usize, inside: bool) {
+            let prefix = Prefix::of(Ipv6Addr::from_bits(bits & !RESERVED), LENGTHS[length]);
+            let rest = u128::MAX >> prefix.length;
             let to = if inside { prefix.bits | to & rest } else { to };
             let routed = prefix.route(SocketAddr::new(Ipv6Addr::from_bits(to).into(), 1));
             if let Some(IpAddr::V6(routed)) = routed.map(|to| to.ip()) {

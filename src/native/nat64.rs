@@ -5,7 +5,7 @@
 //! names, so their addresses are always read in this way.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -20,9 +20,9 @@ use crate::core::nat64::{NAME, Prefix};
 
 /// How long name servers may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The first pause after a failure. Each further one is twice as long, up to [`LONGEST`].
+/// The first pause if there is no answer, or none with a prefix. A network that has no way out yet may say
+/// of all names that they do not exist. Each further pause is twice as long, up to [`REFRESH`].
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(64);
 /// How long a prefix is believed without asking again.
 const REFRESH: Duration = Duration::from_secs(30 * 60);
 
@@ -52,6 +52,16 @@ impl Nat64 {
         all.into_iter().filter_map(|to| self.route(to)).collect()
     }
 
+    /// Returns the IPv4 address for which `ip` stands, or `ip` itself.
+    pub(crate) fn stands_for(&self, ip: IpAddr) -> IpAddr {
+        let prefix = *self.0.prefix.borrow();
+        let held = match ip {
+            IpAddr::V6(ip) => prefix.and_then(|prefix| prefix.held(ip)),
+            IpAddr::V4(_) => None,
+        };
+        held.map_or(ip, IpAddr::V4)
+    }
+
     /// Returns a watch that changes when addresses are reached in another way.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<Prefix>> {
         self.0.prefix.subscribe()
@@ -72,10 +82,11 @@ impl Nat64 {
                     pause = SHORTEST;
                     found.map(|_| REFRESH)
                 }
+                // A prefix that is known stays.
                 Err(why) => {
-                    tracing::debug!(%why, "it is not known whether there is a NAT64");
+                    tracing::debug!(%why, "no prefix of a NAT64 is found");
                     let now = pause;
-                    pause = (pause * 2).min(LONGEST);
+                    pause = (pause * 2).min(REFRESH);
                     Some(now)
                 }
             };
@@ -97,15 +108,18 @@ impl Nat64 {
         }
     }
 
+    /// Returns the prefix, or `None` if IPv4 is reached without one.
     async fn learn(&self, names: &Names) -> Result<Option<Prefix>, String> {
         if !needs_nat64() {
             return Ok(None);
         }
         let answers = time::timeout(PATIENCE, names.look_up_v6(NAME)).await;
         let answers = answers.map_err(|_| "the name servers are silent".to_owned())?;
-        Ok(Prefix::found_in(
-            &answers.map_err(|error| error.to_string())?,
-        ))
+        let answers = answers.map_err(|error| error.to_string())?;
+        let found = Prefix::found_in(&answers);
+        found
+            .map(Some)
+            .ok_or_else(|| "the name servers tell none".to_owned())
     }
 
     pub(crate) fn set(&self, prefix: Option<Prefix>) {
@@ -129,4 +143,23 @@ fn needs_nat64() -> bool {
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
     );
     !leads((v4.0, 0).into(), (v4.1, 9).into()) && leads((v6.0, 0).into(), (v6.1, 9).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::dial::may_refer;
+
+    #[test]
+    fn an_address_counts_as_the_one_that_it_stands_for() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let nat64 = Nat64::default();
+        let plain = ip("fd00::192.0.2.1");
+        assert_eq!(nat64.stands_for(plain), plain);
+        nat64.set(Prefix::found_in(&["fd00::192.0.0.170".parse().unwrap()]));
+        let server = nat64.stands_for(plain);
+        assert_eq!(server, ip("192.0.2.1"));
+        // The form of its address is private, but the server is not.
+        assert!(!may_refer(server, ip("10.0.0.1")));
+    }
 }

@@ -10,12 +10,12 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{self, Sleep as Rest},
 };
 
-use super::Net;
-use crate::core::liveness::Hint;
+use super::{Net, nat64::Nat64};
+use crate::core::{liveness::Hint, nat64::Prefix};
 
 /// The pause after a datagram that could not be sent. A path that is gone has many.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
@@ -28,6 +28,7 @@ pub(crate) struct Signals {
     routes: Option<linux::Routes>,
     sleep: Sleep,
     unreachable: Unreachable,
+    reached: Reached,
 }
 
 impl Signals {
@@ -40,6 +41,7 @@ impl Signals {
                 .ok(),
             sleep: Sleep::new(clocks()),
             unreachable: Unreachable::new(net.quic.sockets().unreachable()),
+            reached: Reached::new(net.quic.sockets().nat64()),
         }
     }
 
@@ -60,7 +62,40 @@ impl Signals {
                 Poll::Pending => {}
             }
         }
+        if self.reached.poll(cx).is_ready() {
+            tracing::debug!("IPv4 addresses are reached in another way");
+            return Poll::Ready(Hint::Network);
+        }
         self.unreachable.poll(cx).map(|()| Hint::Unreachable)
+    }
+}
+
+/// Waits for a change of the way in which IPv4 addresses are reached. Dials from before may have gone
+/// nowhere.
+struct Reached(BoxFuture<'static, watch::Receiver<Option<Prefix>>>);
+
+impl Reached {
+    fn new(nat64: &Nat64) -> Self {
+        Self(Self::changed(nat64.watch()))
+    }
+
+    fn changed(
+        mut watch: watch::Receiver<Option<Prefix>>,
+    ) -> BoxFuture<'static, watch::Receiver<Option<Prefix>>> {
+        async move {
+            // The sender is gone when the sockets are, and then there is nothing to wait for.
+            if watch.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            watch
+        }
+        .boxed()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let watch = std::task::ready!(self.0.poll_unpin(cx));
+        self.0 = Self::changed(watch);
+        Poll::Ready(())
     }
 }
 

@@ -153,22 +153,30 @@ pub(crate) async fn serve(
 pub(crate) async fn offer(stream: Stream, allow: &AllowArgs, places: &Share, output: Output) {
     let (mut writer, mut reader) = stream.split();
     let asked = async {
-        let place = places.take().ok_or_else(Refusal::busy)?;
-        let Request { to } = tunnel::request(&mut reader).await?;
-        let target: Target = to
-            .parse()
-            .map_err(|why: String| Refusal::new("bad_request", why))?;
-        if !allow.allows(&target) {
-            return Err(Refusal::not_allowed(&target.to_string()));
-        }
-        let socket = tunnel::dial(&target).await?;
+        let mut place = places.take().ok_or_else(Refusal::busy)?;
+        let asked = async {
+            let Request { to } = tunnel::request(&mut reader).await?;
+            let target: Target = to
+                .parse()
+                .map_err(|why: String| Refusal::new("bad_request", why))?;
+            if !allow.allows(&target) {
+                return Err(Refusal::not_allowed(&target.to_string()));
+            }
+            Ok((tunnel::dial(&target).await?, target))
+        };
+        let (socket, target) = tokio::select! {
+            biased;
+            () = place.lost() => Err(Refusal::busy()),
+            asked = asked => asked,
+        }?;
         Ok((socket, target, place))
     };
     match asked.await {
         Ok((socket, target, mut place)) => {
             let carried = tokio::select! {
-                carried = tunnel::accept(socket, writer, reader) => carried,
+                biased;
                 () = place.lost() => Err(Refusal::busy().into()),
+                carried = tunnel::accept(socket, writer, reader) => carried,
             };
             report(&target.to_string(), carried, output);
         }
@@ -191,8 +199,12 @@ pub(crate) async fn listen(
 ) -> Result<(), Error> {
     let (mut writer, mut reader) = stream.split();
     let asked = async {
-        let place = places.take().ok_or_else(Refusal::busy)?;
-        let ListenRequest { bind, to } = tunnel::request(&mut reader).await?;
+        let mut place = places.take().ok_or_else(Refusal::busy)?;
+        let ListenRequest { bind, to } = tokio::select! {
+            biased;
+            () = place.lost() => Err(Refusal::busy()),
+            request = tunnel::request(&mut reader) => request,
+        }?;
         if !allow.allows_bind(bind) {
             return Err(Refusal::not_allowed(&format!("to listen at {bind}")));
         }
@@ -212,8 +224,9 @@ pub(crate) async fn listen(
         .map_err(|error| io_error("TCP", error))?;
     tunnel::answer(&mut writer, &Answer::accepted(Some(at))).await?;
     tokio::select! {
-        () = tunnel::ended(&mut reader) => {}
+        biased;
         () = place.lost() => return Err(Refusal::busy().into()),
+        () = tunnel::ended(&mut reader) => {}
         () = serve(connection, &listener, &to, output) => {}
     }
     Ok(())

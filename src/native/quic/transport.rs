@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -40,9 +40,11 @@ const PUNCH_PAUSE: (u64, u64) = (10, 200);
 /// The length of such a datagram. Its content is random and has no meaning.
 const PUNCH_LEN: usize = 64;
 
-/// How long the endpoint keeps a connection that has failed in its handshake: three times the probe timeout
-/// of a path whose round trip is not known (RFC 9000 section 10.2, RFC 9002 section 6.2.2).
-const DRAINING: Duration = Duration::from_secs(3);
+/// The endpoint keeps a connection that has failed for three probe timeouts (RFC 9000 section 10.2). Each is three
+/// times the first sample of the round trip (RFC 9002 section 6.2.1), which is as long as the handshake at most.
+const DRAINING: u32 = 9;
+/// The least time, if nobody has answered, and the most that the place is kept for.
+const DRAINS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// The most connections of others that are sent away in one turn, so that a flood leaves time to
 /// the swarm.
@@ -88,15 +90,34 @@ impl Drop for Awaited {
 
 /// The place of a handshake. The endpoint keeps a connection for a while whose handshake has failed, so its
 /// place is free only after that.
-struct Begun(Option<Place>);
+struct Begun {
+    place: Option<Place>,
+    at: Instant,
+}
+
+impl Begun {
+    fn new(place: Place) -> Self {
+        Self {
+            place: Some(place),
+            at: Instant::now(),
+        }
+    }
+
+    /// Frees the place.
+    fn has_succeeded(mut self) {
+        self.place = None;
+    }
+}
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        if let Some(place) = self.0.take()
+        if let Some(place) = self.place.take()
             && let Ok(runtime) = Handle::try_current()
         {
+            let (least, most) = DRAINS;
+            let draining = (self.at.elapsed() * DRAINING).clamp(least, most);
             runtime.spawn(async move {
-                time::sleep(DRAINING).await;
+                time::sleep(draining).await;
                 drop(place);
             });
         }
@@ -168,10 +189,11 @@ impl QuicTransport {
             return;
         };
         let upgrade = within(self.timeout, handshake(self.quic.clone(), connecting));
+        // It may be dropped before it is first polled.
+        let begun = Begun::new(place);
         let upgrade = async move {
-            let mut begun = Begun(Some(place));
             let made = upgrade.await?;
-            begun.0 = None;
+            begun.has_succeeded();
             Ok(made)
         };
         self.events.push_back(TransportEvent::Incoming {

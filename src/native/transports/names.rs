@@ -160,7 +160,11 @@ impl Names {
     /// Fails if the name cannot be resolved now.
     pub(crate) async fn look_up_v6(&self, host: &str) -> io::Result<Vec<Ipv6Addr>> {
         let looked_up = async { self.resolver().await?.ipv6_lookup(host).await };
-        let records = match looked_up.await {
+        let found = looked_up.await;
+        if found.is_err() && !IN_FILE {
+            self.0.servers.renew();
+        }
+        let records = match found {
             Ok(found) => found,
             Err(error) if error.is_no_records_found() => return Ok(Vec::new()),
             Err(error) => return Err(io::Error::other(error)),

@@ -14,12 +14,15 @@ const PROGRAMS: Pairing = Pairing {
     listener: Peer::Native,
 };
 
-fn stage(nat64: NatKind, other: NatKind) -> Option<Stage> {
-    let parts = common::parts_or_skip(false)?;
-    let spec = Spec::default()
+fn spec(nat64: NatKind, other: NatKind) -> Spec {
+    Spec::default()
         .site(Site::new("six", nat64).nat64())
-        .site(Site::new("four", other));
-    let mut stage = Stage::up(spec.without_turn(), &parts).unwrap();
+        .site(Site::new("four", other))
+}
+
+fn stage(spec: Spec) -> Option<Stage> {
+    let parts = common::parts_or_skip(false)?;
+    let mut stage = Stage::up(spec, &parts).unwrap();
     stage.add_arguments(["--no-port-mapping".to_owned()]);
     Some(stage)
 }
@@ -33,7 +36,7 @@ fn it_reaches_ipv4_by_literal_addresses_from_either_side() {
         (NatKind::SymmetricRandom, NatKind::FullCone),
     ];
     for (six, four) in kinds {
-        let Some(mut stage) = stage(six, four) else {
+        let Some(mut stage) = stage(spec(six, four).without_turn()) else {
             return;
         };
         for (from, to) in [("six", "four"), ("four", "six")] {
@@ -51,16 +54,31 @@ fn it_reaches_ipv4_by_literal_addresses_from_either_side() {
     }
 }
 
+/// Nobody can know the ports of either NAT.
+#[test]
+fn it_uses_a_turn_server_by_its_literal_address() {
+    let kind = NatKind::SymmetricRandom;
+    let Some(mut stage) = stage(spec(kind, kind)) else {
+        return;
+    };
+    for (from, to) in [("six", "four"), ("four", "six")] {
+        let run = stage.meet(PROGRAMS, from, to, WITHIN).unwrap();
+        assert_eq!(run.path.as_deref(), Some("turn"), "{from} dials: {run:#?}");
+    }
+}
+
 #[test]
 fn it_reaches_a_server_by_its_name() {
-    let Some(stage) = stage(NatKind::PortRestricted, NatKind::PortRestricted) else {
+    let kind = NatKind::PortRestricted;
+    let Some(stage) = stage(spec(kind, kind)) else {
         return;
     };
     let relays = stage.serve.addresses();
     let named: Vec<_> = relays
         .iter()
         .filter(|address| address.contains("/p2p/") && !address.contains("/webrtc-direct"))
-        .map(|address| address.replace("/ip4/11.1.0.2/", "/dns/relay.example/"))
+        .filter_map(|address| address.strip_prefix("/ip4/11.1.0.2/"))
+        .map(|rest| format!("/dns/relay.example/{rest}"))
         .collect();
     assert!(!named.is_empty(), "{relays:?}");
     for relay in named {

@@ -21,7 +21,7 @@ pub(crate) struct AllowArgs {
     /// Let peers listen here, by `forward --remote`; repeatable. Without an IP it is 127.0.0.1.
     #[arg(long, value_name = "[IP:]PORT")]
     pub(crate) allow_bind: Vec<Bind>,
-    /// Let only these peers do that and send files; repeatable [default: whoever has the ticket].
+    /// Let only these peers forward and send files; repeatable [default: whoever has the ticket].
     #[arg(long, value_name = "ID")]
     pub(crate) allow_peer: Vec<PeerId>,
 }

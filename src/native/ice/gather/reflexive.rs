@@ -184,7 +184,10 @@ impl Reflexive {
                 Some(event) = self.running.next(), if !self.running.is_terminated() => {
                     self.on_event(event);
                 }
-                Ok(()) = nat64.changed() => tick.reset_immediately(),
+                Ok(()) = nat64.changed() => {
+                    self.filtering = None;
+                    tick.reset_immediately();
+                }
                 () = attempts.notified() => self.attempt_begins(),
                 changed = named.changed() => {
                     if changed.is_err() {
@@ -273,10 +276,9 @@ impl Reflexive {
                     let found: Vec<SocketAddr> = lookup.await;
                     let allowed = found.into_iter().filter(|addr| {
                         let allows = |policy: &Policy| policy.allows(*addr).is_ok();
-                        policy.as_ref().is_none_or(allows)
+                        addr.is_ipv6() == v6 && policy.as_ref().is_none_or(allows)
                     });
-                    let reached = nat64.routes(allowed);
-                    let mut usable = reached.into_iter().filter(|addr| addr.is_ipv6() == v6);
+                    let mut usable = nat64.routes(allowed).into_iter();
                     let server = usable.next().filter(|a| sockets.port(a.ip()).is_some())?;
                     Some(client.ask(&sockets, server).await)
                 };
@@ -332,7 +334,7 @@ impl Reflexive {
             return;
         }
         let able = self.answers().filter(|answer| answer.discovers);
-        let best = able.max_by_key(|a| (a.seen.server.is_ipv4(), a.other.is_some()));
+        let best = able.max_by_key(|a| (a.seen.mapped.is_ipv4(), a.other.is_some()));
         let Some(best) = best.copied() else {
             self.filtering = Some(NatFiltering::Unknown);
             return;
@@ -361,7 +363,7 @@ impl Reflexive {
     }
 
     fn attempt_begins(&mut self) {
-        let fastest = self.answers().filter(|answer| answer.seen.server.is_ipv4());
+        let fastest = self.answers().filter(|answer| answer.seen.mapped.is_ipv4());
         let fastest = fastest.min_by_key(|answer| answer.rtt);
         let old = self
             .newest()
@@ -384,8 +386,13 @@ impl Reflexive {
     /// IPv4.
     fn verdict(&self) -> Verdict {
         let seen = || self.answers().map(|answer| answer.seen);
-        let newest = seen().max_by_key(|o| (o.server.is_ipv4(), o.order));
-        let of_one = seen().filter(|o| newest.is_some_and(|newest| newest.local == o.local));
+        let newest = seen().max_by_key(|o| (o.mapped.is_ipv4(), o.order));
+        // Behind a NAT64, one local address has mappings of both families.
+        let of_one = seen().filter(|o| {
+            newest.is_some_and(|newest| {
+                newest.local == o.local && newest.mapped.is_ipv4() == o.mapped.is_ipv4()
+            })
+        });
         nat::classify(&of_one.collect::<Vec<_>>())
     }
 

@@ -424,9 +424,9 @@ impl Task {
             // name. A server that a relay has named refers nobody, because the user has not chosen it.
             if let Err(Failure::Elsewhere(other)) = result
                 && self.policy.is_none()
-                && other != addr
-                && may_refer(addr.ip(), other.ip())
+                && may_refer(self.sockets.nat64().stands_for(addr.ip()), other.ip())
                 && let Some(other) = self.sockets.nat64().route(other)
+                && other != addr
             {
                 result = self.both_families(other, false, &mut released).await;
             }
@@ -559,7 +559,7 @@ impl Task {
         live.retain(|other| other.strong_count() > 0);
         live.push(Arc::downgrade(allocation));
         Offer {
-            server: server.ip(),
+            server: self.sockets.nat64().stands_for(server.ip()),
             carrier: allocation.clone(),
             transport: self.transport(),
             sockets: self.sockets.clone(),

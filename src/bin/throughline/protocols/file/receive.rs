@@ -46,8 +46,9 @@ pub(crate) async fn receive(
         resumes,
     };
     let result = tokio::select! {
-        result = transfer.store(&mut progress) => result,
+        biased;
         () = lost => Err(busy()),
+        result = transfer.store(&mut progress) => result,
     };
     let reply = match &result {
         Ok((_, transferred)) => Reply {

@@ -42,8 +42,8 @@ impl IceSession {
                 self.no_turn |= remote.no_turn;
                 self.decide(remote.quic);
                 // Whoever offers none does not expect one.
-                let expected = remote.sctp_init.is_some() && self.secure == Secure::Dtls;
-                self.init = expected.then(association::init).flatten();
+                let offered = sctp_init(&remote).filter(|_| self.secure == Secure::Dtls);
+                self.init = offered.and_then(|_| association::init());
                 self.describe_remote(remote);
             }
             Err(error) => self.fail(BackendError::Description(error.to_string())),
@@ -102,8 +102,7 @@ impl IceSession {
 
     /// The first chunks of both SCTP handshakes, if both descriptions have one.
     pub(super) fn inits(&self) -> Option<Inits> {
-        let theirs = self.remote.as_ref()?.sctp_init.as_ref()?;
-        let theirs = Bytes::from(BASE64.decode(theirs.as_bytes()).ok()?);
+        let theirs = sctp_init(self.remote.as_ref()?)?;
         let ours = self.init.clone()?;
         // libdatachannel copies what it does not know from an offer into its answer.
         (ours != theirs).then_some(Inits { ours, theirs })
@@ -131,4 +130,10 @@ impl IceSession {
         };
         description.to_sdp(getrandom::u64().unwrap_or_default())
     }
+}
+
+/// The first chunk of the SCTP handshake of whoever wrote `description`, if it can be read.
+fn sctp_init(description: &Description) -> Option<Bytes> {
+    let init = BASE64.decode(description.sctp_init.as_ref()?.as_bytes());
+    init.ok().map(Bytes::from).filter(|init| !init.is_empty())
 }
