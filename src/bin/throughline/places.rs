@@ -215,7 +215,8 @@ mod tests {
         assert_eq!(taken.len(), 4 * CONNECTIONS);
         let newcomer = places.of_connection();
         // 16 places for five connections: each has three, and one of the greedy ones has four.
-        assert_eq!(all(&newcomer).len(), 3);
+        let new = all(&newcomer);
+        assert_eq!(new.len(), 3);
         assert!(greedy.iter().all(|share| share.take().is_none()));
         assert_eq!(lost(&mut taken), 3);
         assert_eq!(lock(&places.all).held.len(), 4 * CONNECTIONS);
