@@ -48,6 +48,10 @@ pub(crate) struct WebSocketStream<S> {
     /// write.
     writer_waits: bool,
     close_sent: bool,
+    /// The network takes nothing more. What the peer sent before is still to be read.
+    deaf: bool,
+    /// Whether the reader knows of the end.
+    end_told: bool,
     /// How reading ended.
     end: Option<Result<(), Violation>>,
     #[expect(dead_code, reason = "it lasts as long as the stream by being there")]
@@ -72,6 +76,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketStream<S> {
             pong: None,
             writer_waits: false,
             close_sent: false,
+            deaf: false,
+            end_told: false,
             end: None,
             kept: None,
         };
@@ -150,9 +156,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocketStream<S> {
         }
     }
 
-    /// Drains as [`poll_drain`](Self::poll_drain) does, for a caller that writes.
+    /// Drains as [`poll_drain`](Self::poll_drain) does, for a caller that writes. The end of the connection is
+    /// no failure here, because it shows when everything has been read.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let drained = self.poll_drain(cx);
+        let drained = match self.poll_drain(cx) {
+            Poll::Ready(Err(error)) if is_gone(error.kind()) => {
+                (self.deaf, self.sent) = (true, 0);
+                self.out.clear();
+                Poll::Ready(Ok(()))
+            }
+            drained => drained,
+        };
         self.writer_waits = drained.is_pending();
         drained
     }
@@ -214,6 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocketStream<S> {
                 return Poll::Ready(Ok(count));
             }
             if let Some(end) = this.end {
+                this.end_told = true;
                 return Poll::Ready(end.map(|()| 0).map_err(invalid));
             }
             let received = if out.len() < SMALL_READ {
@@ -244,7 +259,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketStream<S> {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.close_sent {
+        // Whoever has closed reads nothing more. An error would end the connection before the last words of the
+        // peer are read, which may have come with its close frame.
+        if (this.end.is_some() || this.deaf) && !this.end_told {
+            return Poll::Ready(Ok(data.len()));
+        }
+        if this.close_sent || this.deaf {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         ready!(this.poll_send(cx))?;
@@ -253,9 +273,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketStream<S> {
             this.say(Opcode::Binary, data);
             // The network usually takes the message at once. The rest waits for the next write or a
             // flush.
-            if let Poll::Ready(Err(error)) = this.poll_drain(cx) {
+            if let Poll::Ready(Err(error)) = this.poll_send(cx) {
                 return Poll::Ready(Err(error));
             }
+            this.writer_waits = false;
         }
         Poll::Ready(Ok(data.len()))
     }
@@ -263,6 +284,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketStream<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_send(cx))?;
+        if this.deaf {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut this.inner).poll_flush(cx)
     }
 
@@ -272,9 +296,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocketStream<S> {
         let this = self.get_mut();
         this.say_close(NORMAL);
         ready!(this.poll_send(cx))?;
+        if this.deaf {
+            return Poll::Ready(Ok(()));
+        }
         ready!(Pin::new(&mut this.inner).poll_flush(cx))?;
         Pin::new(&mut this.inner).poll_close(cx)
     }
+}
+
+/// Whether the peer has hung up.
+fn is_gone(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset)
 }
 
 fn invalid(violation: Violation) -> io::Error {
@@ -410,6 +443,26 @@ mod tests {
         let mut close = [0; 4];
         client.read_exact(&mut close).await.unwrap();
         assert_eq!(&close, b"\x88\x02\x0b\xb8");
+        assert!(server.write(b"more").await.is_err());
+    }
+
+    /// A page that is closed says goodbye, and its close frame may come in the same segment.
+    #[tokio::test]
+    async fn a_close_does_not_fail_a_writer_before_everything_is_read() {
+        let (mut client, mut server) = raw().await;
+        let mut bytes = frame(Opcode::Binary, b"last words");
+        bytes.extend(frame(Opcode::Close, &1001_u16.to_be_bytes()));
+        client.write_all(&bytes).await.unwrap();
+        let mut word = [0; 4];
+        server.read_exact(&mut word).await.unwrap();
+        server
+            .write_all(b"an answer that nobody reads")
+            .await
+            .unwrap();
+        server.flush().await.unwrap();
+        let mut rest = Vec::new();
+        server.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b" words");
         assert!(server.write(b"more").await.is_err());
     }
 
