@@ -40,7 +40,7 @@ const dial = (page, native) => page.evaluate((ticket) => peer.connect(ticket), n
 const look = (page, state) => page.evaluate((state) => tab.look(state), state);
 const direct = (page) => page.evaluate(() => peer.path("direct"));
 
-/** Resolves when the relay holds so many reservations. */
+/** Resolves when the relay holds so many reservations. Only its metrics show that, so they are asked again and again. */
 async function reserved(relay, count) {
   for (;;) {
     const metrics = await (await fetch(`${relay.http}/metrics`)).text();

@@ -325,6 +325,17 @@ impl Scenario {
                     PortRestricted,
                 )
             },
+            Self::new(
+                "IPv6 and NAT64",
+                "IPv4 only",
+                figures(
+                    Spec::default()
+                        .site(site("a", PortRestricted).nat64())
+                        .site(site("b", PortRestricted)),
+                ),
+                PortRestricted,
+                PortRestricted,
+            ),
         ]
     }
 

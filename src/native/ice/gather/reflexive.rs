@@ -185,7 +185,8 @@ impl Reflexive {
                     self.on_event(event);
                 }
                 Ok(()) = nat64.changed() => {
-                    self.filtering = None;
+                    // What is asked now has gone to addresses that lead nowhere.
+                    self.network_changed(&hosts);
                     tick.reset_immediately();
                 }
                 () = attempts.notified() => self.attempt_begins(),
