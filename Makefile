@@ -1,5 +1,5 @@
 # The commands for users and reviewers. Each target first sets up what it needs.
-.PHONY: help page demo test lab bench load fuzz mutants check docs options package packages release wasm setup-build setup-check setup-mutants setup-test
+.PHONY: help page demo test lab bench load fuzz mutants check docs options package packages release systems wasm setup-build setup-check setup-mutants setup-release setup-systems setup-test
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -9,6 +9,8 @@ WASM := node js/scripts/toolchain.mjs
 # This is the last file that the build writes.
 JS   := js/dist/inline.js
 PAGE := page/index.html.gz
+# A page in Rust, which is a workspace of its own.
+YEW  := --manifest-path examples/yew/Cargo.toml
 # Every command has the same options, so that no command compiles again what another has compiled.
 ALL  := --locked --all-features
 
@@ -63,6 +65,7 @@ ifeq ($(LOAD),--hostile)
 	scripts/hostile $(or $(HOURS),24)
 else
 	cargo test --release $(ALL) --test load -- --long --markdown docs/load.md $(LOAD)
+	cargo test --release $(ALL) --lib -- --ignored --nocapture thousands_of_peers_come_move_and_go
 endif
 
 fuzz: setup-build ## let libFuzzer search every decoder for a minute each (SECONDS=600 for more)
@@ -81,14 +84,21 @@ check: setup-check js/node_modules/.package-lock.json ## check the format, lints
 	cargo clippy --locked -- -D warnings
 	for feature in $(FEATURES); do cargo clippy --locked --features $$feature -- -D warnings || exit 1; done
 	$(WASM) cargo clippy --locked --target wasm32-unknown-unknown -- -D warnings
+	$(WASM) cargo clippy --locked --target wasm32-unknown-unknown --features js -- -D warnings
 	$(WASM) cargo clippy --locked --target wasm32-unknown-unknown --features libp2p,tokio -- -D warnings
 	@# The first error says that a page has no server. The second is cargo's own, which says that there was an error.
 	test "$$($(WASM) cargo clippy --locked --target wasm32-unknown-unknown --features cli 2>&1 | grep -c '^error')" = 2
+	cargo fmt --check $(YEW)
+	$(WASM) cargo clippy --locked $(YEW) --target wasm32-unknown-unknown -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(ALL) --no-deps
 	@# cargo-deny reads the crates of every target, also of those that nothing here compiles for.
 	cargo fetch --locked
 	$(WASM) cargo-deny --offline --locked check --allow duplicate bans licenses sources
 	@scripts/msrv
+
+systems: setup-systems ## lint the crate for Windows, macOS and Linux on arm64, as far as that goes on this machine
+	$(call STEP,compiling for three other systems,10 minutes)
+	scripts/systems
 
 options: ## write docs/options.md and js/src/options.ts from the tables of options
 	THROUGHLINE_WRITE_OPTIONS=1 cargo test $(ALL) --lib config::documents
@@ -100,8 +110,9 @@ package: page ## make the crate and the npm package as for a release
 		status=$$?; rm -rf $$folder; exit $$status
 	cd js && npm pack --dry-run
 
-packages: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/packages/node_modules/.package-lock.json ## build fresh projects of Vite, webpack, Next and others with the packed npm package, and connect their pages
+packages: setup-test $(JS) tests/browser/node_modules/.package-lock.json tests/packages/node_modules/.package-lock.json ## build fresh projects of Vite, webpack, Next and others with the packed npm package, and a page in Rust, and connect their pages
 	cargo build $(ALL)
+	$(WASM) cargo build --locked $(YEW) --target wasm32-unknown-unknown
 	node --test tests/packages/*.test.mjs
 
 docs: setup-build $(JS) docs/node_modules/.package-lock.json ## build the site of the documents, with the API of both languages, into docs/dist/
@@ -110,10 +121,10 @@ docs: setup-build $(JS) docs/node_modules/.package-lock.json ## build the site o
 	RUSTDOCFLAGS="-D warnings" cargo doc $(ALL) --no-deps
 	rm -rf docs/dist/rust && cp -R $(TARGET)/doc docs/dist/rust
 
-release: setup-build js/node_modules/.package-lock.json ## make everything that a release publishes, with checksums, and publish nothing (RELEASE=--check only says whether this tree may be released)
+release: setup-release js/node_modules/.package-lock.json ## make everything that a release publishes, with checksums, and publish nothing (RELEASE=--check only says whether this tree may be released)
 	scripts/release $(RELEASE)
 
-setup-build setup-check setup-mutants setup-test: setup-%:
+setup-build setup-check setup-mutants setup-release setup-systems setup-test: setup-%:
 	@scripts/setup $*
 
 $(JS): $(shell find src js/src js/crate -name '*.rs' -o -name '*.ts') Cargo.toml Cargo.lock wasm-pack.toml js/crate/Cargo.toml js/tsconfig.json js/scripts/build.mjs js/scripts/rustc js/node_modules/.package-lock.json

@@ -378,15 +378,6 @@ impl Connection {
         }))
     }
 
-    /// Waits for the next of [`datagrams`](Self::datagrams).
-    #[cfg_attr(
-        not(target_family = "wasm"),
-        expect(dead_code, reason = "for JavaScript")
-    )]
-    pub(crate) async fn receive_datagram(&self) -> Option<Vec<u8>> {
-        self.inner.state.datagrams.receive().await
-    }
-
     /// Returns the most bytes of a datagram that the path in use carries. It is at least 1,120, so a
     /// datagram of that size fits on every path. It is `None` while there is no path, and if the peer
     /// takes no datagrams. [`PathEvent::Changed`] and [`PathEvent::DatagramSize`] tell of changes.

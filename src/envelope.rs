@@ -49,13 +49,18 @@ pub(crate) fn open_member(envelope: &[u8], now: Duration) -> Option<(PeerId, Mem
 }
 
 /// Signs any payload.
-fn seal(key: &Keypair, domain: &str, kind: &[u8], payload: Vec<u8>) -> Option<Vec<u8>> {
+pub(crate) fn seal(key: &Keypair, domain: &str, kind: &[u8], payload: Vec<u8>) -> Option<Vec<u8>> {
     let envelope = SignedEnvelope::new(key, domain.to_owned(), kind.to_vec(), payload).ok()?;
     Some(envelope.into_protobuf_encoding())
 }
 
 /// Returns the signer and the payload of an envelope of at most `most` bytes.
-fn unseal(envelope: &[u8], most: usize, domain: &str, kind: &[u8]) -> Option<(PeerId, Vec<u8>)> {
+pub(crate) fn unseal(
+    envelope: &[u8],
+    most: usize,
+    domain: &str,
+    kind: &[u8],
+) -> Option<(PeerId, Vec<u8>)> {
     if envelope.len() > most {
         return None;
     }

@@ -1,7 +1,7 @@
 //! The one error type. It is the same on both targets, and its [`code`](Error::code) is the same in
 //! TypeScript.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, io, iter, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer};
 
@@ -322,6 +322,29 @@ impl From<io::Error> for Error {
     }
 }
 
+/// Returns an error, what it wraps, what that wraps, and so on. An [`io::Error`] is followed to the
+/// error inside it, which [`source`](StdError::source) skips.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    iter::successors(Some(error), |&error| {
+        match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+/// Returns the words of the last error of the [`chain`], which is the reason. What wraps it says
+/// only where it happened.
+pub(crate) fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let last = chain(error).last().unwrap_or(error);
+    last.to_string().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -367,6 +390,14 @@ mod tests {
         assert_eq!(Error::from(io), error);
         let other = io::Error::from(io::ErrorKind::ConnectionReset);
         assert_eq!(ResetCode::of(&other), None);
+    }
+
+    #[test]
+    fn the_reason_of_an_error_is_inside_io_errors() {
+        let inner = io::Error::other(Error::new(ErrorKind::Io, "wrapped").with_source("EMFILE"));
+        let error = io::Error::other(inner);
+        assert_eq!(chain(&error).count(), 4);
+        assert_eq!(innermost(&error), "EMFILE");
     }
 
     #[test]

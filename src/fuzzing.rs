@@ -17,8 +17,8 @@ use multiaddr::{Multiaddr, Protocol};
 use str0m::ice::StunMessage;
 
 pub use self::relays::{
-    access, autonat, circuit, dial_request, direct_client, directory, drain, first_bytes, notice,
-    profile, proxy, record, relay_request, reservation,
+    access, autonat, circuit, dial_request, direct_client, directory, drain, first_bytes, fleet,
+    notice, profile, proxy, record, relay_request, reservation,
 };
 use crate::{
     config::Config,
@@ -63,6 +63,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("directory", directory),
     ("drain", drain),
     ("first_bytes", first_bytes),
+    ("fleet", fleet),
     ("frame", frame),
     ("lan", lan),
     ("lane", lane),

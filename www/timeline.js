@@ -13,6 +13,8 @@ export class Timeline {
 
   /** Adds the path from `at` milliseconds on: `direct`, `turn`, `relayed`, `lost` or `closed`. */
   path(kind, at) {
+    // A path may follow another one of its kind.
+    if (this.#paths.at(-1)?.kind === kind) return;
     this.#paths.push({ kind, at });
     this.#draw();
   }

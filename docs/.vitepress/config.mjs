@@ -55,7 +55,7 @@ export default defineConfig({
           page("Coming from another library", "/docs/guides/coming-from"),
         ],
       },
-      { text: "Operating", items: [page("A server", "/docs/operating"), page("Options", "/docs/options"), page("Security model", "/SECURITY")] },
+      { text: "Operating", items: [page("A server", "/docs/operating"), page("Many relays as one", "/docs/fleet"), page("Options", "/docs/options"), page("Systems", "/docs/systems"), page("Security model", "/SECURITY")] },
       {
         text: "Reference",
         items: [page("API", "/docs/api"), page("Architecture", "/docs/architecture"), page("Contributing", "/CONTRIBUTING"), page("Changes", "/CHANGELOG")],

@@ -1,6 +1,7 @@
 // Gives values of every JavaScript type to every entry of the package, with the real WebAssembly. A wrong type
 // gives a typed error that names the argument, and nothing traps.
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { before, test } from "node:test";
 
@@ -68,6 +69,23 @@ let me;
 before(async () => {
   await load(wasm);
   me = await Connector.create();
+});
+
+test("a connector that is closed does not keep Node.js from ending", () => {
+  const code = `
+    // A browser that gathers candidates beforehand.
+    globalThis.RTCPeerConnection = class {
+      constructor(configuration) { this.getConfiguration = () => configuration; }
+      close() {}
+    };
+    for (const name of ["document", "WebSocket"]) globalThis[name] ??= class { close() {} };
+    const { readFileSync } = await import("node:fs");
+    const { Connector, load } = await import("${new URL("../dist/index.js", import.meta.url)}");
+    await load(readFileSync(new URL("${new URL("../pkg/throughline_bg.wasm", import.meta.url)}")));
+    const me = await Connector.create();
+    await new Promise((resolve) => setTimeout(resolve, 50)); // the connection for later is made in a task of its own
+    await me.close();`;
+  execFileSync(process.execPath, ["--input-type=module", "-e", code], { timeout: 30_000 });
 });
 
 test("a ticket is a string", async () => {

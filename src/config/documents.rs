@@ -290,6 +290,7 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
         include_str!("../server/config/access.rs"),
         include_str!("../server/config/connections.rs"),
         include_str!("../server/config/drain.rs"),
+        include_str!("../server/config/fleet.rs"),
         include_str!("../server/config/relay.rs"),
         include_str!("../server/config/reputation.rs"),
         include_str!("../server/config/stun.rs"),
@@ -312,6 +313,7 @@ fn the_documentation_of_the_server_says_its_ranges_and_defaults() {
         ("connections.", "ConnectionLimits"),
         ("http.", "HttpConfig"),
         ("drain.", "DrainConfig"),
+        ("fleet.", "FleetConfig"),
     ];
     let fields = structs.iter().flat_map(|(prefix, of)| {
         let named = move |(name, doc)| (format!("{prefix}{name}"), doc);

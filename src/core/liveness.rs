@@ -43,9 +43,12 @@ pub(crate) enum Hint {
     Unreachable,
 }
 
+/// How a path is to be probed: a method of [`Liveness`].
+pub(crate) type Probe = fn(&mut Liveness, Instant);
+
 impl Hint {
     /// Returns how a path is to be probed.
-    pub(crate) fn probes(self) -> fn(&mut Liveness, Instant) {
+    pub(crate) fn probes(self) -> Probe {
         match self {
             Self::Network => Liveness::hint,
             // Most such addresses are candidates that were never of use, so silence means no more
@@ -69,6 +72,8 @@ pub(crate) struct Probing {
 pub(crate) struct Verdict {
     /// Send a probe. It replaces one that is under way.
     pub(crate) probe: bool,
+    /// The answer takes long. It is time to probe what may have ended with the path.
+    pub(crate) late: bool,
     /// Whether the path is trusted has changed.
     pub(crate) changed: bool,
     /// The path is dead.
@@ -81,6 +86,8 @@ pub(crate) struct Liveness {
     probing: Probing,
     /// The smoothed round-trip time, and how much it varies (RFC 6298).
     rtt: Option<(Duration, Duration)>,
+    /// Whether that time is of the first answer, which the negotiation of the protocol delays.
+    rough: bool,
     /// Since when an answer is missing, and nothing else has come over the path.
     asked: Option<Instant>,
     /// Whether a second probe was sent, because the answer took long.
@@ -88,7 +95,7 @@ pub(crate) struct Liveness {
     /// Whether the network has changed since the last answer. Then silence means more, and the path
     /// is suspect sooner.
     hinted: bool,
-    /// The last count of what was heard, and when it was taken.
+    /// The last count of what the streams have received, and when it was taken.
     heard: u32,
     checked: Instant,
     /// The pause until the probe after the next one. It doubles up to that of an idle path, because a
@@ -111,6 +118,7 @@ impl Liveness {
         Self {
             probing,
             rtt: None,
+            rough: false,
             asked: None,
             asked_again: false,
             hinted: false,
@@ -175,27 +183,28 @@ impl Liveness {
     pub(crate) fn wake(&self) -> Option<Instant> {
         let trusted = self.suspect.is_none() && !self.trusted;
         let trusted = trusted.then(|| self.trusted_from());
-        let probe = match (self.suspect, self.asked) {
-            (Some(since), _) => Some(since + GIVE_UP),
-            (None, Some(asked)) => {
+        let given_up = self.suspect.map(|since| since + GIVE_UP);
+        let probe = match self.asked {
+            Some(_) if given_up.is_some() => None,
+            Some(asked) => {
                 let patience = self.patience();
                 Some((asked + patience).min(self.checked + patience / CHECKS))
             }
-            (None, None) => self.next,
+            None => self.next,
         };
-        trusted.into_iter().chain(probe).min()
+        [trusted, given_up, probe].into_iter().flatten().min()
     }
 
     /// Notes that time has passed. `heard` counts what the application's streams have received over
-    /// the path. It may start anywhere, and wraps around.
+    /// the path. Only a count that has grown tells of news.
     pub(crate) fn tick(&mut self, now: Instant, heard: u32) -> Verdict {
         self.checked = now;
-        let news = std::mem::replace(&mut self.heard, heard) != heard;
+        let news = heard > std::mem::replace(&mut self.heard, heard);
         if news && self.suspect.is_none() && self.asked.is_some() {
             // The answer is behind other bytes. As long as these arrive, the path is alive.
             self.asked = Some(now);
         }
-        let mut probe = false;
+        let (mut probe, mut late) = (false, false);
         if let Some(asked) = self.asked
             && self.suspect.is_none()
             && now >= asked + self.patience()
@@ -213,13 +222,14 @@ impl Liveness {
             // happens on the connection. Each further probe has a stream of its own.
             Some(asked) if !self.asked_again && now >= asked + self.patience() / 2 => {
                 self.asked_again = true;
-                probe = true;
+                (probe, late) = (true, true);
             }
             _ => {}
         }
         let dead = self.suspect.is_some_and(|since| now >= since + GIVE_UP);
         Verdict {
             probe,
+            late,
             changed: self.judge(now),
             dead,
         }
@@ -239,9 +249,13 @@ impl Liveness {
         self.hinted = true;
     }
 
-    /// Notes that a probe is due at once.
+    /// Notes that a probe is due at once. A path that is suspect is asked anew, because the transport
+    /// repeats what was lost only after ever longer pauses.
     pub(crate) fn probe(&mut self, now: Instant) {
         self.next = self.next.map(|_| now);
+        if self.is_suspect() {
+            self.asked = None;
+        }
     }
 
     /// Returns for how long the path has been suspect.
@@ -260,7 +274,7 @@ impl Liveness {
         Verdict {
             probe: true,
             changed: self.judge(now),
-            dead: false,
+            ..Verdict::default()
         }
     }
 
@@ -274,22 +288,25 @@ impl Liveness {
 
     /// Notes that the answer to a probe has come, `rtt` after the probe was sent.
     pub(crate) fn answered(&mut self, now: Instant, rtt: Duration) -> Verdict {
-        let (smoothed, variation) = self.rtt.unwrap_or((rtt, rtt / 2));
+        let is_first = self.rtt.is_none();
+        let was_rough = std::mem::replace(&mut self.rough, is_first);
+        let known = self.rtt.filter(|_| !was_rough);
+        let (smoothed, variation) = known.unwrap_or((rtt, rtt / 2));
         self.rtt = Some((
             (smoothed * 7 + rtt) / 8,
             (variation * 3 + smoothed.abs_diff(rtt)) / 4,
         ));
         self.asked = None;
         self.hinted = false;
-        self.next = Some(now + self.pause);
+        // The second probe follows at once, so that a path that dies young is noticed in time.
+        self.next = Some(if is_first { now } else { now + self.pause });
         self.pause = (self.pause * 2).min(self.probing.idle);
         if self.suspect.take().is_some() {
             self.sound_since = now;
         }
         Verdict {
-            probe: false,
             changed: self.judge(now),
-            dead: false,
+            ..Verdict::default()
         }
     }
 
@@ -331,12 +348,16 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    /// A path with a round-trip time of 20 ms that was probed at its start, and when that was.
+    /// A path with a round-trip time of 20 ms whose second probe was answered, and when that was, less
+    /// the round-trip time.
     fn path() -> (Liveness, Instant) {
-        let start = Instant::now();
+        let mut start = Instant::now();
         let mut path = Liveness::new(start, PROBING);
-        assert!(path.tick(start, 0).probe);
-        assert_eq!(path.answered(start + ms(20), ms(20)), Verdict::default());
+        for rtt in [ms(200), ms(20)] {
+            start = path.wake().unwrap();
+            assert!(path.tick(start, 0).probe);
+            assert_eq!(path.answered(start + rtt, rtt), Verdict::default());
+        }
         (path, start)
     }
 
@@ -393,6 +414,21 @@ mod tests {
             until_suspect(&mut path, start + ms(1_000)),
             start + ms(1_250)
         );
+    }
+
+    /// The first answer includes the negotiation of the protocol, so it says little of later ones.
+    #[test]
+    fn a_young_path_is_suspect_as_soon_as_any_other() {
+        let start = Instant::now();
+        let mut path = Liveness::new(start, PROBING);
+        assert!(path.tick(start, 0).probe);
+        path.answered(start + ms(400), ms(400));
+        assert!(path.tick(path.wake().unwrap(), 0).probe);
+        path.answered(start + ms(450), ms(50));
+        assert_eq!(path.wake().unwrap(), start + ms(5_450));
+        path.hint(start + ms(1_000));
+        let suspect = until_suspect(&mut path, start + ms(1_000));
+        assert!(suspect <= start + ms(1_400));
     }
 
     #[test]
@@ -463,6 +499,20 @@ mod tests {
         path.hint(now);
         now = until_suspect(&mut path, now);
         assert!(path.answered(now, ms(20)).changed && path.is_trusted());
+    }
+
+    #[test]
+    fn a_suspect_path_is_asked_anew_when_the_network_changes() {
+        let (mut path, start) = path();
+        path.hint(start + ms(1_000));
+        let suspect = until_suspect(&mut path, start + ms(1_000));
+        let back = suspect + ms(3_000);
+        assert!(!path.tick(back, 0).probe, "it was asked already");
+        path.hint(back);
+        assert_eq!(path.wake().unwrap(), back);
+        assert!(path.tick(back, 0).probe && path.is_suspect());
+        assert_eq!(path.wake().unwrap(), suspect + GIVE_UP);
+        assert!(path.answered(back + ms(20), ms(20)).changed && path.is_trusted());
     }
 
     #[test]

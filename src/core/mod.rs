@@ -28,6 +28,8 @@ pub(crate) mod drain;
 pub(crate) mod fair;
 #[allow(dead_code, reason = "only a server is spoken to by strangers")]
 pub(crate) mod first_bytes;
+#[allow(dead_code, reason = "only servers are a fleet")]
+pub(crate) mod fleet;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a page asks nobody in its local network")]
 pub(crate) mod lan;
@@ -62,6 +64,8 @@ pub(crate) mod protobuf;
 pub(crate) mod proxy;
 #[allow(dead_code, reason = "a browser speaks no QUIC")]
 pub(crate) mod quic;
+#[allow(dead_code, reason = "a browser checks its pairs itself")]
+pub(crate) mod quiet;
 #[allow(dead_code, reason = "only a server divides its resources")]
 pub(crate) mod quota;
 pub(crate) mod race;

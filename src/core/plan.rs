@@ -16,6 +16,9 @@ use crate::event::{Cause, PathKind, Strategy};
 /// a second circuit from being built while the first relay does its work. It is twice the delay of
 /// RFC 8305 section 5, because a circuit takes twice the round trips of a TCP connection.
 const RELAY_STAGGER: Duration = Duration::from_millis(500);
+/// How much later each further relay is tried while a relay carries the traffic. By then, most pairs have a
+/// direct path.
+const RIVAL_STAGGER: Duration = Duration::from_secs(5);
 /// How long a spare circuit waits for its turn at most while the session has no path, where a
 /// sealed offer may make the circuit unnecessary. It is half of the time that a connect has by
 /// default, so that the other half is left for the circuit.
@@ -106,6 +109,8 @@ pub(crate) struct Known {
     pub(crate) relays: Vec<PeerId>,
     /// Whether the peer has addresses of its own to dial.
     pub(crate) addresses: bool,
+    /// Further relays, whose circuits may be quicker than the one in use.
+    pub(crate) rivals: Vec<PeerId>,
     /// Whether a circuit to the peer is up.
     pub(crate) circuit: bool,
     /// Whether the session rests on a direct path, and so needs no circuit.
@@ -161,7 +166,11 @@ pub(crate) struct Step {
 pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     let mut steps = Vec::new();
     if known.ours {
-        if !known.circuit && !known.rests {
+        let is_wanted = match known.circuit {
+            false => !known.rests,
+            true => known.path == Some(PathKind::Relayed),
+        };
+        if is_wanted {
             steps.extend(circuits(known, rules));
         }
         let is_direct = known.best == Some(PathKind::Direct);
@@ -190,19 +199,24 @@ pub(crate) fn plan(known: &Known, rules: &Rules) -> Plan {
     }
 }
 
+/// Circuits are sought until there is one. While it carries the traffic, each further relay is tried once.
 fn circuits<'a>(known: &'a Known, rules: &'a Rules) -> impl Iterator<Item = Step> + 'a {
     let mut first = rules.start.of(Strategy::CircuitRelay);
     if let Some(before) = known.spared {
         first += SPARE_WAIT + SPARE_STAGGER * before.min(SPARE_STAGGERED) as u32;
     }
-    (0..).zip(&known.relays).map(move |(nth, relay)| Step {
+    let (relays, first, stagger, retries) = match known.circuit {
+        false => (&known.relays, first, RELAY_STAGGER, u32::MAX),
+        true => (&known.rivals, RIVAL_STAGGER, RIVAL_STAGGER, 0),
+    };
+    (0..).zip(relays).map(move |(nth, relay)| Step {
         attempt: AttemptId::Circuit(*relay),
         strategies: vec![Strategy::CircuitRelay],
-        after: first + RELAY_STAGGER * nth,
+        after: first + stagger * nth,
         spared: known.spared.is_some(),
         timeout: rules.timeout,
         anew: None,
-        retries: u32::MAX,
+        retries,
         backoff: Backoff::new(rules.backoff / CIRCUIT_HASTE, CIRCUIT_REST),
     })
 }
@@ -348,6 +362,31 @@ pub(crate) mod tests {
         });
         let expected = [0, 5_000, 5_400, 7_400, 7_400].map(Duration::from_millis);
         assert_eq!(waits, expected);
+    }
+
+    #[test]
+    fn further_relays_are_tried_once_each_while_a_relay_carries_the_traffic() {
+        let relays = [(); 3].map(|()| PeerId::random());
+        let mut known = known(&relays);
+        known.addresses = false;
+        known.circuit = true;
+        known.rivals = relays[1..].to_vec();
+        let circuits = |known: &Known| {
+            let steps = plan(known, &rules()).steps;
+            let circuits = steps.into_iter().filter(|s| s.attempt != AttemptId::Ice);
+            circuits.collect::<Vec<_>>()
+        };
+        assert_eq!(circuits(&known), [], "the circuit is not in use yet");
+        known.path = Some(PathKind::Relayed);
+        let expected = [(relays[1], 5), (relays[2], 10)].map(|(relay, after)| Step {
+            retries: 0,
+            ..circuit(relay, after * SECOND)
+        });
+        assert_eq!(circuits(&known), expected);
+        known.path = Some(PathKind::Turn);
+        assert_eq!(circuits(&known), []);
+        known.path = Some(PathKind::Direct);
+        assert_eq!(circuits(&known), []);
     }
 
     #[test]

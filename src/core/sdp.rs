@@ -24,11 +24,14 @@ const QUIC: &str = "x-throughline-quic";
 /// This attribute says how the writer's NAT maps, for the birthday method.
 const NAT: &str = "x-throughline-nat";
 
-/// This attribute says that the writer wants no relayed candidates, neither its own nor the peer's. With
-/// [`LATE`], it asks a TURN server itself if the peers need one, so the answerer need not.
-const NO_TURN: &str = "x-throughline-no-turn";
+/// This attribute says when there are relayed candidates, of either side: [`NEVER`] or [`LATE`].
+const TURN: &str = "x-throughline-turn";
 
-/// See [`NO_TURN`].
+/// The peers leave TURN out.
+const NEVER: &str = "never";
+
+/// Relayed candidates come only if the peers turn out to need one. Whoever can ask a TURN server after a
+/// while does so, and an answerer that would ask it at once does not.
 const LATE: &str = "late";
 
 /// The first chunk of the SCTP handshake. If both descriptions have one, the handshake is over with them, which
@@ -91,6 +94,8 @@ pub(crate) struct Description {
     pub pwd: String,
     /// Whether libdatachannel wrote the description, as its origin says.
     pub libdatachannel: bool,
+    /// Whether Firefox wrote the description, as its origin says.
+    pub firefox: bool,
     /// `ice-lite`: the writer answers checks and sends none.
     pub ice_lite: bool,
     /// The digest of the writer's certificate.
@@ -158,7 +163,7 @@ struct Attributes<'a> {
     fingerprint: Option<&'a str>,
     quic: Option<&'a str>,
     nat: Option<&'a str>,
-    no_turn: Option<&'a str>,
+    turn: Option<&'a str>,
     sctp_init: Option<&'a str>,
     candidates: Vec<&'a str>,
 }
@@ -178,7 +183,7 @@ impl Description {
         if !sdp.starts_with("v=0") {
             return Err(Missing("v"));
         }
-        let mut libdatachannel = false;
+        let (mut libdatachannel, mut firefox) = (false, false);
         let mut ice_lite = false;
         let mut sections = 0;
         let mut found = Attributes::default();
@@ -194,6 +199,7 @@ impl Description {
                 continue;
             }
             libdatachannel |= line.starts_with("o=rtc ");
+            firefox |= line.starts_with("o=mozilla");
             let Some(attribute) = line.strip_prefix("a=") else {
                 continue;
             };
@@ -202,7 +208,7 @@ impl Description {
                 "ice-lite" => ice_lite = true,
                 QUIC => found.quic = Some(value),
                 NAT => found.nat = Some(value),
-                NO_TURN => found.no_turn = Some(value),
+                TURN => found.turn = Some(value),
                 SCTP_INIT if value.len() <= MAX_SCTP_INIT => found.sctp_init = Some(value),
                 "ice-ufrag" => found.ufrag = Some(value),
                 "ice-pwd" => found.pwd = Some(value),
@@ -227,11 +233,12 @@ impl Description {
 
         let ufrag = found.ufrag.ok_or(Missing("ice-ufrag"))?;
         let pwd = found.pwd.ok_or(Missing("ice-pwd"))?;
-        let no_turn = found.no_turn.and_then(|value| own(value, ufrag));
+        let turn = found.turn.and_then(|value| own(value, ufrag));
         Ok(Self {
             ufrag: ice_chars(ufrag, 4).ok_or(Invalid("ice-ufrag"))?,
             pwd: ice_chars(pwd, 22).ok_or(Invalid("ice-pwd"))?,
             libdatachannel,
+            firefox,
             ice_lite,
             fingerprint: parse_fingerprint(found.fingerprint.ok_or(Missing("fingerprint"))?)
                 .ok_or(Invalid("fingerprint"))?,
@@ -256,8 +263,8 @@ impl Description {
                 .nat
                 .and_then(|value| own(value, ufrag))
                 .and_then(Side::parse),
-            no_turn: no_turn == Some(""),
-            late_turn: no_turn == Some(LATE),
+            no_turn: turn == Some(NEVER),
+            late_turn: turn == Some(LATE),
             sctp_init: found.sctp_init.map(str::to_owned),
             candidates: found
                 .candidates
@@ -304,10 +311,8 @@ impl Description {
         if let Some(side) = self.side {
             let _ = write!(sdp, "a={NAT}:{ufrag} {}\r\n", side.as_str());
         }
-        if self.no_turn {
-            sdp.push_str(&no_turn(ufrag));
-        } else if self.late_turn {
-            let _ = write!(sdp, "a={NO_TURN}:{ufrag} {LATE}\r\n");
+        if self.no_turn || self.late_turn {
+            sdp.push_str(&no_turn(ufrag, !self.no_turn));
         }
         if let Some(init) = &self.sctp_init {
             let _ = write!(sdp, "a={SCTP_INIT}:{init}\r\n");
@@ -319,9 +324,10 @@ impl Description {
     }
 }
 
-/// Returns the line by which the writer of a description with this `ufrag` leaves TURN out.
-pub(crate) fn no_turn(ufrag: &str) -> String {
-    format!("a={NO_TURN}:{ufrag}\r\n")
+/// Returns the line by which the writer of a description with this `ufrag` leaves TURN out, or wants it
+/// `late`.
+pub(crate) fn no_turn(ufrag: &str, late: bool) -> String {
+    format!("a={TURN}:{ufrag} {}\r\n", if late { LATE } else { NEVER })
 }
 
 /// Returns what an attribute of this library says in the description with this `ufrag`, or `None` if

@@ -14,6 +14,7 @@ use crate::{
         directory,
         drain::Drain,
         first_bytes::{self, Sniffed},
+        fleet::{Held, Status},
         notice,
         proxy::{self, Parsed},
         record::Record,
@@ -71,6 +72,30 @@ pub fn directory(data: &[u8]) -> bool {
         );
     }
     request.is_some() || answer.is_some()
+}
+
+/// The id of the server whose addresses are in the corpus of [`fleet`].
+const SERVER: [u8; 38] = {
+    let mut id = [7; 38];
+    (id[0], id[1], id[2], id[3], id[4], id[5]) = (0, 36, 8, 1, 18, 32);
+    id
+};
+
+/// What the servers of a fleet share: an envelope, and what a server says of itself.
+pub fn fleet(data: &[u8]) -> bool {
+    let held = Held::decode(data);
+    if let Some(held) = &held {
+        assert_eq!(Held::decode(&held.encode()).as_ref(), Some(held));
+    }
+    let server = PeerId::from_bytes(&SERVER).unwrap();
+    let status = Status::decode(data, server);
+    if let Some(status) = &status {
+        assert_eq!(
+            Status::decode(&status.encode(), server).as_ref(),
+            Some(status)
+        );
+    }
+    held.is_some() || status.is_some()
 }
 
 /// The record of a peer, and that of a member of a room, alone and in an envelope.

@@ -28,7 +28,7 @@ use crate::{
     core::{
         address::{self, Route},
         circuit::CircuitError,
-        liveness::{Hint, Liveness},
+        liveness::Hint,
     },
     error::Error,
     stream::SessionId,
@@ -198,8 +198,8 @@ impl Node {
             }
         };
         let local = self.network.local();
-        let liveness = Liveness::new(Instant::now(), self.config.probing());
-        let entry = Conn::new(route, remote, attempt, endpoint.is_dialer(), liveness);
+        let (dialled, probing) = (endpoint.is_dialer(), self.config.probing());
+        let entry = Conn::new(route, remote, attempt, dialled, Instant::now(), probing);
         if let Some((session, mut round)) = self.session(id) {
             session.on_connection(conn, entry, local, &mut round);
         }

@@ -23,7 +23,8 @@ use crate::{
     ticket::Ticket,
 };
 
-/// How long a directory may take to answer. It is one round trip, and a connect does not wait for it.
+/// How long a directory may take to answer. It is one round trip, and another one where a fleet has to be
+/// asked. A connect goes on meanwhile, and does not fail before the answer is there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a directory is asked.
@@ -80,7 +81,12 @@ impl Node {
         let Some((session, round)) = self.session(id) else {
             return;
         };
-        for relay in session.relays_to_ask(own, &round) {
+        let relays = session.relays_to_ask(own, &round);
+        if !relays.is_empty() {
+            session.await_places(relays.len());
+            round.effects.replan(id);
+        }
+        for relay in relays {
             self.inquire(relay, Inquiry::Find(id));
         }
     }
@@ -159,6 +165,9 @@ impl Node {
             Inquiry::Find(id) => {
                 if let Some(Answer::Record(envelope)) = answer {
                     self.on_found(id, &envelope);
+                }
+                if let Some((session, mut round)) = self.session(id) {
+                    session.found(None, &mut round);
                 }
             }
             Inquiry::Forget => self.finish_leave(relay),

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     core::{
+        liveness::Probe,
         plan::AttemptId,
         site::{By, Site},
     },
@@ -65,10 +66,8 @@ pub(super) enum Effect {
     CloseConnection(ConnectionId),
     /// Probes a connection with a peer.
     Probe(PeerId, ConnectionId),
-    /// Probes the link to a relay.
-    ProbeLink(PeerId),
-    /// The streams of a session send bytes over the link to a relay.
-    LinkBusy(PeerId),
+    /// Has the link to a relay probed, as the function says.
+    ProbeLink(PeerId, Probe),
     /// A path has died, and a new mapping of our NAT may be the reason.
     DoubtMapping,
     Open {
@@ -182,16 +181,17 @@ pub(super) mod tests {
                 Self::Withdraw(_) => "withdraw".to_owned(),
                 Self::CloseConnection(conn) => format!("close {conn}"),
                 Self::Probe(_, conn) => format!("probe {conn}"),
-                Self::ProbeLink(_) => "probe link".to_owned(),
+                Self::ProbeLink(..) => "probe link".to_owned(),
                 Self::DoubtMapping => "doubt mapping".to_owned(),
-                Self::LinkBusy(_) => "link busy".to_owned(),
                 Self::Open {
                     connection,
                     protocol,
                     ..
                 } => format!("open {protocol} on {connection}"),
                 Self::UseTurn(_, server) => format!("turn {}", server.urls.join(" ")),
-                Self::SpareTurn(..) => "spare turn".to_owned(),
+                Self::SpareTurn(_, None) => "turn".to_owned(),
+                Self::SpareTurn(_, Some(SpareTurn::Late)) => "late turn".to_owned(),
+                Self::SpareTurn(_, Some(SpareTurn::Never { .. })) => "no turn".to_owned(),
                 Self::UseServers(_, stun, turn) => {
                     let turn = turn.iter().flat_map(|turn| &turn.urls).cloned();
                     let all = stun.iter().cloned().chain(turn);

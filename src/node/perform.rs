@@ -21,7 +21,6 @@ use crate::{
     core::{
         address,
         circuit::CircuitError,
-        liveness::Liveness,
         plan::AttemptId,
         race,
         reservation::ReservationError,
@@ -85,8 +84,7 @@ impl Node {
             Effect::Announce(relays) => relays.iter().for_each(|r| self.network.announce(r)),
             Effect::Withdraw(relays) => relays.iter().for_each(|r| self.network.withdraw(r)),
             Effect::CloseConnection(conn) => self.network.close(conn),
-            Effect::ProbeLink(relay) => self.relays.probe(relay, Liveness::hint, effects),
-            Effect::LinkBusy(relay) => self.relays.probe(relay, Liveness::busy, effects),
+            Effect::ProbeLink(relay, how) => self.relays.probe(relay, how, effects),
             Effect::DoubtMapping => self.net.rtc.doubt_mapping(),
             Effect::Probe(peer, conn) => self.network.probe(peer, conn),
             Effect::Open {
@@ -263,6 +261,9 @@ impl Node {
         }
         if let Some(turn) = turn.filter(|_| self.config.asks_for_turn()) {
             self.use_turn(relay, turn);
+        }
+        if self.config.direct {
+            self.net.rtc.prepare();
         }
     }
 

@@ -109,6 +109,12 @@ impl Clients {
         self.by_peer.contains_key(peer)
     }
 
+    /// Returns whether `peer` holds a reservation.
+    pub(crate) fn is_holder(&self, peer: &PeerId, now: Instant) -> bool {
+        let client = self.by_peer.get(peer);
+        client.is_some_and(|client| client.is_reserved(now))
+    }
+
     /// Returns the peers that hold a reservation.
     pub(crate) fn holders(&self, now: Instant) -> Vec<PeerId> {
         let holders = self.by_peer.iter();

@@ -5,6 +5,7 @@
 //! | `options` | the table of all settings, from which the documents are made |
 //! | `check` | what is checked before a server starts |
 //! | `relay`, `traffic`, `usage`, `drain` | circuits, what is carried for whom, and the end |
+//! | `fleet` | the servers that are one for their clients |
 //! | `connections` | connections and HTTP |
 //! | `stun`, `turn` | STUN and AutoNAT, and TURN |
 //! | `access`, `reputation` | who may use the server |
@@ -16,6 +17,7 @@ mod access;
 mod check;
 mod connections;
 mod drain;
+mod fleet;
 mod relay;
 mod reputation;
 mod stun;
@@ -36,6 +38,7 @@ pub use self::{
     access::{AccessConfig, AccessMode, HookConfig},
     connections::{ConnectionLimits, HttpConfig},
     drain::DrainConfig,
+    fleet::FleetConfig,
     relay::RelayLimits,
     reputation::ReputationConfig,
     stun::{AutonatConfig, StunConfig},
@@ -123,6 +126,8 @@ pub struct ServerConfig {
     pub http: HttpConfig,
     /// What a server does before it ends.
     pub drain: DrainConfig,
+    /// The servers that are one for their clients.
+    pub fleet: FleetConfig,
     /// Whether the log line of each refusal names the refused address. A program that watches the
     /// log and bans addresses needs this. Default `false`, because addresses are personal data.
     pub log_addresses: bool,
@@ -150,6 +155,7 @@ impl Default for ServerConfig {
             connections: ConnectionLimits::default(),
             http: HttpConfig::default(),
             drain: DrainConfig::default(),
+            fleet: FleetConfig::default(),
             log_addresses: false,
         }
     }
@@ -221,6 +227,9 @@ impl ServerConfig {
         }
         for url in [&mut shown.access.hook.url, &mut shown.reputation.url] {
             *url = url.as_deref().map(super::web::shown);
+        }
+        for url in &mut shown.fleet.servers {
+            *url = super::web::shown(url);
         }
         shown
     }

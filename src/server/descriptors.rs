@@ -91,11 +91,19 @@ pub(crate) fn fit(config: &mut ServerConfig, limit: u64) {
 
 /// Raises the limit of this process as far as the system lets it. Returns the limit, which is
 /// `u64::MAX` if it cannot be read.
+#[cfg(unix)]
 pub(crate) fn raise_limit() -> u64 {
     rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot raise the limit of descriptors");
         rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft)
     })
+}
+
+/// Windows has no limit on sockets that a process could reach. The limit of its C library is for open
+/// `FILE`s only.
+#[cfg(not(unix))]
+pub(crate) fn raise_limit() -> u64 {
+    u64::MAX
 }
 
 /// Shrinks the pools of `config` to the descriptors that the system grants, and warns if it had to.

@@ -30,6 +30,7 @@ use super::{
     assets,
     descriptors::Descriptors,
     embedded::{self, Files},
+    fleet::Fleet,
     heart::Heart,
     metrics::Metrics,
     pool::Pools,
@@ -71,6 +72,8 @@ pub(crate) struct Site {
     pub(crate) usage: Usage,
     pub(crate) heart: Heart,
     pub(crate) tls: Option<Tls>,
+    /// The servers that are one with this one, if there are any.
+    pub(super) fleet: Option<Fleet>,
 }
 
 impl Site {
@@ -165,19 +168,31 @@ fn finish(metrics: &Metrics, mut response: Response<Body>) -> Response<Body> {
 }
 
 /// How often the relay's loop comes round says whether the server works.
-async fn health(State(site): State<Site>) -> (StatusCode, &'static str) {
+async fn health(State(site): State<Site>) -> (StatusCode, String) {
     if !site.heart.beats(Instant::now()) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "hangs\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, "hangs\n".into());
     }
-    // The server goes on without the record, and with the old certificate.
-    let is_stale = site.tls.is_some_and(|tls| tls.is_stale());
-    let fault = match (site.usage.fault().is_some(), is_stale) {
-        (false, false) => "ok\n",
-        (true, false) => "ok, but usage is not written\n",
-        (false, true) => "ok, but the certificate is not renewed\n",
-        (true, true) => "ok, but usage is not written, and the certificate is not renewed\n",
+    // The server goes on without the record and the fleet, and with the old certificate.
+    let faults = [
+        (site.usage.fault().is_some(), "usage is not written"),
+        (
+            site.tls.is_some_and(|tls| tls.is_stale()),
+            "the certificate is not renewed",
+        ),
+        (
+            site.fleet.is_some_and(|fleet| fleet.is_cut_off()),
+            "the fleet is out of reach",
+        ),
+    ];
+    let faults = faults
+        .into_iter()
+        .filter_map(|(is, fault)| is.then_some(fault));
+    let faults: Vec<_> = faults.collect();
+    let text = match faults.is_empty() {
+        true => "ok\n".to_owned(),
+        false => format!("ok, but {}\n", faults.join(", and ")),
     };
-    (StatusCode::OK, fault)
+    (StatusCode::OK, text)
 }
 
 async fn ready(State(site): State<Site>) -> (StatusCode, String) {
@@ -330,7 +345,7 @@ mod tests {
     use super::*;
     use crate::{
         core::quota::Holder,
-        server::{config::ServerConfig, settings::Settings},
+        server::{config::ServerConfig, fleet::Sisters, settings::Settings},
     };
 
     #[tokio::test]
@@ -348,6 +363,7 @@ mod tests {
                 turn: None,
                 protocols: Vec::new(),
                 settings: pools.settings.clone(),
+                sisters: Sisters::default(),
             },
             demo: Arc::default(),
             files: Arc::default(),
@@ -359,6 +375,7 @@ mod tests {
             usage: Usage::default(),
             heart: Heart::new(Instant::now()),
             tls: None,
+            fleet: None,
         };
         let told = async |site: &Site| {
             (
@@ -386,6 +403,6 @@ mod tests {
         changes.drain();
         assert_eq!(told(&site).await.0.1, "unready: draining\n");
         let healthy = health(State(site)).await;
-        assert_eq!(healthy, (StatusCode::OK, "ok\n"), "whatever is full");
+        assert_eq!(healthy, (StatusCode::OK, "ok\n".into()), "whatever is full");
     }
 }

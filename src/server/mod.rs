@@ -31,6 +31,7 @@ mod directory;
 mod embedded;
 mod entrance;
 mod fairness;
+mod fleet;
 mod heart;
 pub(crate) mod hop;
 mod http;
@@ -68,13 +69,14 @@ pub use self::access::{NewToken, TokenKey};
 pub(crate) use self::config::options;
 pub use self::config::{
     AccessConfig, AccessMode, AutonatConfig, ConnectionLimits, DEFAULT_PORT, DrainConfig,
-    HTTPS_PORT, HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits, ReputationConfig,
-    ServerConfig, StunConfig, TlsConfig, TrafficConfig, TurnConfig, UsageConfig,
+    FleetConfig, HTTPS_PORT, HookConfig, HttpConfig, Layout, MAX_PORT, RelayLimits,
+    ReputationConfig, ServerConfig, StunConfig, TlsConfig, TrafficConfig, TurnConfig, UsageConfig,
 };
 use self::{
     access::Access,
     descriptors::Descriptors,
     embedded::Files,
+    fleet::Fleet,
     heart::Heart,
     http::{DemoPeer, Door},
     metrics::Metrics,
@@ -85,6 +87,7 @@ use self::{
     usage::Usage,
 };
 pub use self::{
+    fleet::usage_of_fleet,
     plan::{Bind, Plan},
     reputation::{ScoreSource, Scores},
     turn::{TurnCredentials, turn_secret},
@@ -99,6 +102,8 @@ use crate::{
 
 /// How long the last batch of the record of usage may take.
 const LAST_BATCH: Duration = Duration::from_secs(5);
+/// How long a fleet may take to take in what peers took last.
+const LAST_ROWS: Duration = Duration::from_secs(2);
 
 /// The file of the identity in the data directory.
 const IDENTITY_FILE: &str = "identity";
@@ -136,6 +141,7 @@ pub struct Server {
     access: Access,
     metrics: Metrics,
     usage: Usage,
+    fleet: Option<Fleet>,
     tls: Option<Tls>,
     /// The addresses that are announced because of the certificate.
     secured: Vec<String>,
@@ -358,7 +364,8 @@ impl Server {
     }
 
     /// Closes the listeners and every connection, and writes what is left of the record of
-    /// [usage](UsageConfig). This takes one second at most, and the time that the disk takes.
+    /// [usage](UsageConfig). This takes one second at most, the time that the disk takes, and in a fleet up to
+    /// two seconds until the fleet knows what peers took.
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, which stops it at once.
@@ -376,6 +383,11 @@ impl Server {
             // Neither a panic of the thread nor a slow disk may keep the server.
             let written = tokio::task::spawn_blocking(|| writer.join());
             let _ = time::timeout(LAST_BATCH, written).await;
+            if let Some(fleet) = &self.fleet
+                && time::timeout(LAST_ROWS, fleet.tell_usage()).await.is_err()
+            {
+                tracing::warn!("the fleet gets what peers took last when this server starts again");
+            }
         }
     }
 }

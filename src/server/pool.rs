@@ -70,6 +70,10 @@ pub(crate) struct Pools {
     pub(crate) records: Pool,
     /// Members of rooms. Each counts for its peer once for each room.
     pub(crate) members: Pool,
+    /// Members of rooms that are at other servers of the fleet.
+    pub(crate) elsewhere: Pool,
+    /// How many members of a room may be at other servers. Each room has a pool of its own.
+    pub(crate) seats_elsewhere: Quotas,
     /// How many members a room has. Each room has a pool of its own.
     pub(crate) seats: Quotas,
     /// Streams over which rooms are attended. A member that comes again may have two for a while.
@@ -152,6 +156,12 @@ impl Pools {
             offers: pool("offer", circuits()),
             records: pool("record", places(kept)),
             members: pool("member", each(kept, |_| MAX_ROOMS)),
+            elsewhere: pool("member_elsewhere", each(kept, |_| MAX_ROOMS)),
+            // A quarter is left for those that are here, whose addresses are known. What another server names
+            // has no address, so each server has a share.
+            seats_elsewhere: Quota::shared(MAX_MEMBERS * 3 / 4, 100)
+                .per_peer(MAX_MEMBERS / 2)
+                .into(),
             seats: each(|_| MAX_MEMBERS, |_| 1),
             attending: pool("attending", each(kept, |_| 2 * MAX_ROOMS)),
             dial_backs: pool("dial_back", each(|_| DIAL_BACKS, |_| 1)),
@@ -187,6 +197,12 @@ impl Pools {
     pub(crate) fn rooms(&self) -> impl Fn() -> Pool + Send + Sync + use<> {
         let (seats, refusals) = (self.seats.clone(), self.refusals.clone());
         move || Pool::new("room", seats.clone(), &refusals)
+    }
+
+    /// Returns what makes the places of the members of one room that are at other servers.
+    pub(crate) fn rooms_elsewhere(&self) -> impl Fn() -> Pool + Send + Sync + use<> {
+        let (seats, refusals) = (self.seats_elsewhere.clone(), self.refusals.clone());
+        move || Pool::new("room_elsewhere", seats.clone(), &refusals)
     }
 }
 

@@ -3,13 +3,13 @@
 use std::{
     net::IpAddr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libp2p::PeerId;
 use tokio::sync::watch;
 
-use super::{settings::Settings, turn::Authority};
+use super::{fleet::Sisters, settings::Settings, turn::Authority};
 use crate::core::profile::{MAX_ADDRESSES, Profile, Turn};
 
 /// How long the credentials last that a visitor gets. A page may be open for long before it connects.
@@ -33,6 +33,7 @@ pub(crate) struct Profiles {
     pub(crate) turn: Option<TurnProfile>,
     pub(crate) protocols: Vec<String>,
     pub(crate) settings: Settings,
+    pub(super) sisters: Sisters,
 }
 
 impl Profiles {
@@ -48,9 +49,17 @@ impl Profiles {
             stun: self.stun.clone(),
             turn: turn.collect(),
             protocols: self.protocols.clone(),
-            sisters: self.settings.now().drain.to.clone(),
+            sisters: self.sisters(),
             ..Profile::new(self.peer)
         }
+    }
+
+    /// The other relays of the operator that go on: those of the configuration, or else those of the fleet.
+    fn sisters(&self) -> Vec<String> {
+        // Validation of the configuration has already refused texts that are no addresses.
+        let configured = self.settings.now().successors().unwrap_or_default();
+        let sisters = self.sisters.successors(configured, Instant::now());
+        sisters.iter().map(ToString::to_string).collect()
     }
 
     /// The profile for a visitor at `source`. If the server is open to everybody, it has fresh

@@ -19,8 +19,10 @@ use super::{
     access::Access,
     config::{AccessConfig, Layout, ServerConfig},
     descriptors,
+    directory::{Directory, Memory},
     embedded::Files,
     entrance::{self, Entrance},
+    fleet::{Elsewhere, Fleet, Own},
     http::{self, DemoPeer, Door, Operators, Site},
     listeners::{self, bind_entrance, bind_error, bind_http, bind_tcp_at, bind_turn, bind_udp},
     metrics::Metrics,
@@ -119,12 +121,28 @@ impl Server {
         let peer_id = identity.peer_id();
         let access = Access::new(&config.access, &pools, usage.calendar(), peer_id.0)?;
         count_what_was_carried(&access, &usage).await;
+        let memory = Memory::new(pools.rooms());
+        let (fleet, directory): (_, Arc<dyn Directory>) = match config.fleet.servers.is_empty() {
+            true => (None, Arc::new(memory)),
+            false => {
+                let elsewhere = Elsewhere {
+                    all: pools.elsewhere.clone(),
+                    room: Box::new(pools.rooms_elsewhere()),
+                };
+                let known = (memory, elsewhere);
+                let fleet = Fleet::new(&config.fleet, peer_id.0, known, &metrics)?;
+                (Some(fleet.clone()), Arc::new(fleet))
+            }
+        };
+        let sisters = fleet.as_ref().map(Fleet::sisters).unwrap_or_default();
         let parts = RelayParts {
             metrics: metrics.clone(),
             pools: pools.clone(),
             access: access.clone(),
             descriptors: descriptors.clone(),
             usage: usage.clone(),
+            directory,
+            sisters: sisters.clone(),
         };
         let (quic, direct) = (datagrams.quic, datagrams.direct);
         let bound = Bound {
@@ -178,6 +196,7 @@ impl Server {
             }),
             protocols: relay.protocols(),
             settings: settings.clone(),
+            sisters,
         };
         relay.show(profiles.clone());
         let demo = Arc::<RwLock<Option<DemoPeer>>>::default();
@@ -194,11 +213,22 @@ impl Server {
             usage: usage.clone(),
             heart: relay.heart(),
             tls: tls.clone(),
+            fleet: fleet.clone(),
         };
         let heart = relay.heart();
         let mut services = vec![span.in_scope(|| runtime::task(access.clone().keep()))];
         if let Some(source) = scores {
             let keep = pools.reputation.clone().keep(source);
+            services.push(span.in_scope(|| runtime::task(keep)));
+        }
+        if let Some(fleet) = fleet.clone() {
+            let keep = fleet.keep(Own {
+                key: identity.keypair().clone(),
+                addresses: relay.announced(),
+                settings: settings.clone(),
+                revoked: access.revoked(),
+                usage: usage.clone(),
+            });
             services.push(span.in_scope(|| runtime::task(keep)));
         }
         let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);
@@ -308,6 +338,7 @@ impl Server {
             access,
             metrics,
             usage,
+            fleet,
             tls,
             secured,
             settings: changes,

@@ -51,6 +51,7 @@ use super::{
     clients::Clients,
     descriptors::Descriptors,
     directory::Directory,
+    fleet::Sisters,
     heart::Heart,
     metrics::Metrics,
     pool::{Pool, Pools},
@@ -93,6 +94,9 @@ pub(crate) struct RelayParts {
     pub(crate) access: Access,
     pub(crate) descriptors: Descriptors,
     pub(crate) usage: Usage,
+    pub(super) directory: Arc<dyn Directory>,
+    /// The other servers of the fleet.
+    pub(super) sisters: Sisters,
 }
 
 /// Where the peers of a relay come in.
@@ -130,6 +134,8 @@ pub(crate) struct Relay {
     usage: Usage,
     /// Where peers are, and who is in which room.
     directory: Arc<dyn Directory>,
+    /// The other servers of the fleet.
+    sisters: Sisters,
     /// What each peer may exchange in all its rooms.
     room_rates: HashMap<PeerId, Weak<Meter>>,
     heart: Heart,

@@ -15,6 +15,7 @@ mod boxed;
 mod junction;
 mod mailbox;
 mod pump;
+mod reports;
 pub(crate) mod resumable;
 #[cfg(feature = "tokio")]
 mod tokio_io;
@@ -33,7 +34,8 @@ use self::junction::Junction;
 pub(crate) use self::{
     boxed::{AsyncReadWrite, BoxedStream, poll_drain},
     mailbox::{PumpHandle, Via},
-    pump::{Activity, Pump, PumpEvent, SessionId},
+    pump::Pump,
+    reports::{Activity, PumpEvent, SessionId},
     wakers::Wakers,
 };
 use crate::error::{Error, ErrorKind, ResetCode};

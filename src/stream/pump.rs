@@ -4,10 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     junction::{Junction, keep},
     mailbox::{Attachment, Mailbox, Via},
+    reports::PumpEvent,
     resumable::{StreamConfig, Substream, violation},
 };
 use crate::{
@@ -39,65 +37,6 @@ const ROUNDS: usize = 16;
 /// How long a stream waits for its first substream. A stream that the application has dropped waits
 /// this long for each sign that the peer still takes its bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A report of a pump to the event loop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PumpEvent {
-    /// The substream on `connection` has died while it carried the stream. The opener attaches
-    /// another one, and the acceptor waits for it.
-    Lost {
-        session: SessionId,
-        id: StreamId,
-        connection: Via,
-    },
-    /// A stream sends bytes over `connection`, and none of the session's streams did since the
-    /// [`Activity`] was last taken.
-    Busy { session: SessionId, connection: Via },
-    /// The stream has ended, well or badly, and so has its pump. The event loop can forget the
-    /// handle.
-    Done { session: SessionId, id: StreamId },
-}
-
-impl PumpEvent {
-    /// The session whose stream it is.
-    pub(crate) fn session(&self) -> SessionId {
-        match self {
-            Self::Lost { session, .. }
-            | Self::Busy { session, .. }
-            | Self::Done { session, .. } => *session,
-        }
-    }
-}
-
-/// Whether the streams of a session move bytes. The session probes its path more often meanwhile,
-/// and knows that a path that brings bytes is alive.
-#[derive(Debug, Default)]
-pub(crate) struct Activity {
-    sent: AtomicBool,
-    heard: AtomicU32,
-}
-
-impl Activity {
-    /// Forgets that bytes were sent. The next ones bring [`PumpEvent::Busy`].
-    pub(crate) fn forget_sent(&self) {
-        self.sent.store(false, Ordering::Relaxed);
-    }
-
-    /// How often bytes have come in. The count wraps around.
-    pub(crate) fn heard(&self) -> u32 {
-        self.heard.load(Ordering::Relaxed)
-    }
-}
-
-/// The session of the event loop that a stream belongs to. It is never used for another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SessionId(u64);
-
-impl SessionId {
-    pub(crate) fn new(number: u64) -> Self {
-        Self(number)
-    }
-}
 
 /// Drives one stream to its end. The caller spawns it.
 ///
@@ -292,7 +231,7 @@ impl<S: Substream> Pump<S> {
             self.old = None;
         }
         match step {
-            Step::Moved => _ = self.config.activity.heard.fetch_add(1, Ordering::Relaxed),
+            Step::Moved => self.config.activity.hear(),
             Step::Lost => self.lose_current(),
             Step::Waiting => {}
         }
@@ -314,8 +253,7 @@ impl<S: Substream> Pump<S> {
         match step {
             Step::Moved => {
                 let connection = link.connection;
-                if self.event.is_none() && !self.config.activity.sent.swap(true, Ordering::Relaxed)
-                {
+                if self.event.is_none() && self.config.activity.send() {
                     let session = self.config.session;
                     self.event = Some(PumpEvent::Busy {
                         session,

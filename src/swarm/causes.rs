@@ -6,6 +6,7 @@ use libp2p::{TransportError, swarm::DialError};
 
 use crate::{
     core::{circuit::CircuitError, dial::Barred},
+    error::{chain, innermost},
     event::Cause,
     swarm::dials::WRONG_PEER,
     webrtc::{self, BackendError, Phase},
@@ -23,7 +24,7 @@ pub(crate) fn explain(error: &DialError) -> (Cause, String) {
                 if matches!(error, TransportError::MultiaddrNotSupported(_)) {
                     continue;
                 }
-                let (cause, reason) = innermost(error);
+                let (cause, reason) = cause_and_reason(error);
                 causes.push(cause);
                 if !reasons.contains(&reason) && reasons.len() < 4 {
                     reasons.push(reason);
@@ -39,7 +40,12 @@ pub(crate) fn explain(error: &DialError) -> (Cause, String) {
         DialError::NoAddresses => no_address(),
         DialError::Denied { .. } => (Cause::Limit, "a limit refused the connection".to_owned()),
         DialError::Aborted => (Cause::Cancelled, "the dial was taken back".to_owned()),
-        other => (Cause::Transport, other.to_string()),
+        DialError::WrongPeerId { .. } | DialError::LocalPeerId { .. } => {
+            (Cause::WrongPeer, WRONG_PEER.to_owned())
+        }
+        DialError::DialPeerConditionFalse(_) => {
+            (Cause::Cancelled, "there is such a connection".to_owned())
+        }
     }
 }
 
@@ -57,26 +63,9 @@ fn rank(cause: Cause) -> u8 {
     }
 }
 
-/// Follows an error to the error that it wraps. The error of a boxed transport is an [`io::Error`]
-/// around the transport's own error, which [`source`](StdError::source) skips.
-fn innermost(error: &(dyn StdError + 'static)) -> (Cause, String) {
-    let mut known = None;
-    let mut error = error;
-    loop {
-        known = known.or_else(|| recognised(error));
-        let inner = match error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-        {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        };
-        match inner {
-            Some(inner) => error = inner,
-            None => break,
-        }
-    }
-    let reason = error.to_string().trim().to_owned();
+fn cause_and_reason(error: &(dyn StdError + 'static)) -> (Cause, String) {
+    let reason = innermost(error);
+    let known = chain(error).find_map(recognised);
     (known.unwrap_or_else(|| by_words(&reason)), reason)
 }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod behaviours;
 mod direct;
+#[cfg(feature = "js")]
 mod js;
 mod listener;
 mod platform;
@@ -62,12 +63,15 @@ impl Lan {
 impl Net {
     /// Never fails. Without WebRTC, each connection fails on its own, so relays still work.
     pub(crate) fn open(
-        _: &Config,
+        config: &Config,
         rtc_config: &RtcConfig,
         _: &Keypair,
         policy: &Policy,
     ) -> Result<Self, BackendError> {
         let rtc = Rtc::new(rtc_config)?;
+        if config.direct {
+            rtc.prepare();
+        }
         let sites = site::Asker(Arc::new(policy.clone()));
         Ok(Self {
             rtc,

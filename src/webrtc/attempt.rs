@@ -189,6 +189,7 @@ impl<B: Backend> Attempt<B> {
             Ok(connection) => Own::Offering(Negotiating::offer(
                 connection,
                 Signalling::new(signal.stream),
+                signal.sealed,
                 until(self.deadline),
             )),
             Err(error) => Own::Failed(error.into()),

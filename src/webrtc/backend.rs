@@ -28,13 +28,19 @@ pub(crate) const LANE_LABEL: &str = "datagrams";
 /// The rest wait where the oldest are dropped.
 pub(crate) const LANE_MARKS: (u32, u32) = (16 * 1024, 8 * 1024);
 
-/// How new connections with a peer leave TURN out, because there is a path over TURN already.
+/// How new connections with a peer leave TURN out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SpareTurn {
-    /// Whether ports may be guessed. A guess takes hundreds of places in the tables of routers, so one
-    /// for each path over TURN is enough.
-    #[allow(dead_code, reason = "a page guesses nothing")]
-    pub(crate) may_guess: bool,
+pub(crate) enum SpareTurn {
+    /// Until it is needed. A page makes the connection anew then, but a peer that can ask a server late
+    /// does so.
+    Late,
+    /// For good, because there is a path over TURN already.
+    Never {
+        /// Whether ports may be guessed. A guess takes hundreds of places in the tables of routers, so
+        /// one for each path over TURN is enough.
+        #[allow(dead_code, reason = "a page guesses nothing")]
+        may_guess: bool,
+    },
 }
 
 /// Makes peer connections. A backend is cheap to clone, and all clones share configuration and
@@ -63,7 +69,10 @@ pub trait PeerConnection: Send + Unpin + 'static {
     /// Makes this side the offerer, which is the controlling agent of ICE. It opens the
     /// [`INIT_LABEL`] channel and produces an offer as [`PeerEvent::Description`]. The backend
     /// closes the `init` channel by itself after connecting.
-    fn create_offer(&mut self);
+    ///
+    /// `sealed` says that the offer goes to a peer of this library, and that nothing can follow it until
+    /// the answer is there.
+    fn create_offer(&mut self, sealed: bool);
 
     /// Makes this side the answerer of `sdp`. It produces an answer as [`PeerEvent::Description`].
     fn accept_offer(&mut self, sdp: &str);

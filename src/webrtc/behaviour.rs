@@ -27,7 +27,7 @@ use super::{
     handler::{Handler, OpenSignalling, Reply, Signal, SignallingOpened},
     muxer::PathUpdate,
 };
-use crate::stream::BoxedStream;
+use crate::{error::innermost, stream::BoxedStream};
 
 /// How many notices may wait for the transport. Incoming signalling streams beyond this are reset.
 const MAX_QUEUED: usize = 64;
@@ -173,11 +173,12 @@ impl Behaviour {
             }));
             return;
         }
-        // A relayed connection is preferred to a direct one, because it was made for this purpose.
+        // A relayed connection is preferred to a direct one, because it was made for this purpose. Of two,
+        // the older one may be about to close, because it is dead.
         let existing = self
             .connections
             .get(&target.peer)
-            .and_then(|all| all.iter().min_by_key(|(_, webrtc)| *webrtc));
+            .and_then(|all| all.iter().rev().min_by_key(|(_, webrtc)| *webrtc));
         if let Some((connection, _)) = existing {
             self.open(target.peer, *connection, reply);
             return;
@@ -294,7 +295,7 @@ impl NetworkBehaviour for Behaviour {
                 ..
             }) => {
                 for reply in self.dialling.remove(&connection_id).unwrap_or_default() {
-                    let _ = reply.send(Err(Error::Unreachable(describe(error))));
+                    let _ = reply.send(Err(Error::Unreachable(reason(error))));
                 }
             }
             FromSwarm::AddressChange(AddressChange {
@@ -366,22 +367,64 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// Describes a dial error in one line, with the innermost causes.
-fn describe(error: &DialError) -> String {
+/// Says why a dial failed, without libp2p's nesting.
+fn reason(error: &DialError) -> String {
     match error {
-        DialError::Transport(attempts) => attempts
-            .iter()
-            .map(|(_, error)| {
-                let mut text = error.to_string();
-                let mut source = std::error::Error::source(error);
-                while let Some(cause) = source {
-                    text = cause.to_string();
-                    source = cause.source();
-                }
-                text
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
-        error => error.to_string(),
+        DialError::Transport(errors) => {
+            let reasons: Vec<_> = errors.iter().map(|(_, error)| innermost(error)).collect();
+            reasons.join(", ")
+        }
+        _ => "the dial was not made or not completed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::oneshot;
+    use libp2p::core::{ConnectedPoint, transport::PortUse};
+
+    use super::*;
+    use crate::webrtc::address::Target;
+
+    /// A circuit that is dead closes after its successor is up.
+    #[test]
+    fn signalling_takes_the_newest_circuit() {
+        let (_requests, requests) = mpsc::channel(1);
+        let (_paths, paths) = mpsc::channel(1);
+        let (notices, _notices) = mpsc::channel(1);
+        let mut behaviour = Behaviour::new(requests, paths, notices);
+        let peer = PeerId::random();
+        let circuit = "/ip4/192.0.2.1/udp/1/quic-v1/p2p-circuit";
+        for (id, address) in [
+            (1, circuit),
+            (2, circuit),
+            (3, "/ip4/192.0.2.1/udp/1/webrtc"),
+        ] {
+            let endpoint = ConnectedPoint::Dialer {
+                address: address.parse().unwrap(),
+                role_override: Endpoint::Dialer,
+                port_use: PortUse::Reuse,
+            };
+            behaviour.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+                peer_id: peer,
+                connection_id: ConnectionId::new_unchecked(id),
+                endpoint: &endpoint,
+                failed_addresses: &[],
+                other_established: id - 1,
+            }));
+        }
+        let (reply, _answer) = oneshot::channel();
+        let circuit = None;
+        behaviour.request(Request {
+            target: Target { peer, circuit },
+            reply,
+        });
+        let Some(ToSwarm::NotifyHandler { handler, .. }) = behaviour.actions.pop_front() else {
+            panic!("no connection is asked");
+        };
+        assert!(
+            matches!(handler, NotifyHandler::One(id) if id == ConnectionId::new_unchecked(2)),
+            "{handler:?}"
+        );
     }
 }

@@ -136,10 +136,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     P: PeerConnection,
 {
-    /// Makes an offer over a new signalling stream. The negotiation fails when `timeout` fires
-    /// first.
-    pub(crate) fn offer(mut connection: P, signalling: Signalling<S>, timeout: Delay) -> Self {
-        connection.create_offer();
+    /// Makes an offer over a new signalling stream, which is `sealed` or not. The negotiation fails when
+    /// `timeout` fires first.
+    pub(crate) fn offer(
+        mut connection: P,
+        signalling: Signalling<S>,
+        sealed: bool,
+        timeout: Delay,
+    ) -> Self {
+        connection.create_offer(sealed);
         Self::new(Role::Offerer, connection, signalling, timeout)
     }
 

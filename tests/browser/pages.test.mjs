@@ -24,6 +24,25 @@ test("two pages connect directly and echo 10 MiB", limit, async (t) => {
   assert.equal(received, sent);
 });
 
+test("a page sends its addresses with its offer, and closes the connection that it did not need", limit, async (t) => {
+  const { pages, b } = await pair(t);
+  // Firefox gathers nothing before it makes a description.
+  const gathers = await pages[0].evaluate(() => {
+    const made = new RTCPeerConnection({ iceCandidatePoolSize: 1 });
+    made.close();
+    return made.getConfiguration().iceCandidatePoolSize === 1;
+  });
+  const isSpare = (made) => made.signalingState !== "closed" && made.getConfiguration().iceCandidatePoolSize === 1;
+  if (gathers) await pages[0].waitForFunction(`peer.connections.some(${isSpare})`);
+  pages[1].evaluate(() => peer.serveEcho()).catch(() => {}); // ends with the page
+  await pages[0].evaluate((ticket) => peer.connect(ticket), b.ticket);
+  await pages[0].evaluate(() => peer.path("direct"));
+  const offers = await pages[1].evaluate(() => peer.descriptions);
+  assert.deepEqual(offers.map((sdp) => sdp.includes(" typ srflx")), [gathers]);
+  await pages[0].evaluate(() => peer.held.me.close());
+  await pages[0].waitForFunction(() => peer.connections.every((made) => made.signalingState === "closed"));
+});
+
 test("datagrams go from page to page and back", limit, async (t) => {
   const { pages, b } = await pair(t);
   pages[1].evaluate(() => peer.serveDatagrams()).catch(() => {}); // ends with the page

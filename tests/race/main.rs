@@ -19,6 +19,7 @@ use common::{PATIENCE, peer, server_config, until, until_path};
 #[path = "../common/mod.rs"]
 mod common;
 mod ice;
+mod nearest;
 
 async fn relay() -> Server {
     Server::start(server_config()).await.unwrap()

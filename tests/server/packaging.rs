@@ -26,7 +26,7 @@ fn registered(source: &str) -> BTreeSet<&str> {
 
 #[test]
 fn the_dashboard_and_the_alerts_are_about_metrics_that_exist() {
-    let source = read("src/server/metrics.rs");
+    let source = read("src/server/metrics.rs") + &read("src/server/fleet/metrics.rs");
     let exist = registered(&source);
     assert!(
         exist.contains("turn_relayed") && exist.len() > 12,

@@ -144,6 +144,10 @@ pub(crate) struct ServeArgs {
     /// Circuits open at once from one peer [default: 16].
     #[arg(long, value_name = "N")]
     pub(crate) max_circuits_per_peer: Option<std::num::NonZeroUsize>,
+    /// NATS server, as in nats://USER:PASSWORD@HOST:4222 or tls://HOST, in which the relays of a fleet
+    /// share what they know; repeatable.
+    #[arg(long, value_name = "URL")]
+    pub(crate) fleet: Vec<String>,
     /// TOML file with these and all other settings; the command line wins. It is read again when it
     /// changes and on SIGHUP.
     #[arg(long, value_name = "FILE")]
@@ -271,8 +275,14 @@ pub(crate) struct PingArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {
     /// Data directory of the relay.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["fleet", "config"])]
+    pub(crate) data: Option<PathBuf>,
+    /// NATS server of a fleet, whose relays are added up; repeatable.
+    #[arg(long, value_name = "URL", conflicts_with = "data")]
+    pub(crate) fleet: Vec<String>,
+    /// TOML file of a relay of the fleet, whose settings for NATS are used.
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub(crate) config: Option<PathBuf>,
     /// What is summed up.
     #[arg(long, value_enum, default_value = "day")]
     pub(crate) by: By,

@@ -82,7 +82,8 @@ fn printing(json: bool, run: impl FnOnce(Output) -> Result<(), Error>) -> ExitCo
 fn start(cli: Cli, output: Output) -> Result<(), Error> {
     // An operator gets warnings without asking for them.
     let quiet = match &cli.command {
-        Command::Serve(_) => "error,throughline=warn",
+        // The relay itself says when the NATS of its fleet is away.
+        Command::Serve(_) => "error,async_nats=off,throughline=warn",
         _ => "error",
     };
     log_to_stderr(cli.verbose, quiet, cli.log, output);
@@ -139,7 +140,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 fn log_to_stderr(verbose: u8, quiet: &str, format: LogFormat, output: Output) {
     let level = match verbose {
         0 => quiet,
-        1 => "error,throughline=info",
+        1 => "error,async_nats=off,throughline=info",
         2 => "info,throughline=trace",
         _ => "debug,throughline=trace",
     };

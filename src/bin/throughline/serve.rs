@@ -155,6 +155,9 @@ pub(crate) fn settings(args: ServeArgs) -> Result<ServerConfig, Error> {
     }
     config.external_ip = args.external_ip.or(config.external_ip);
     config.announce.extend(args.announce);
+    if !args.fleet.is_empty() {
+        config.fleet.servers = args.fleet;
+    }
     config.http.www = args.www.or(config.http.www);
     config.http.npm = args.npm.or(config.http.npm);
     config.http.admin = args.admin.or(config.http.admin);

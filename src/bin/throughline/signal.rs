@@ -1,11 +1,18 @@
 //! Ends the program in good order on SIGINT and SIGTERM, and when stdout is closed.
 
+use std::io;
+
 use throughline::Error;
 
+use self::system::Signal;
 use crate::{
     exit::{Caught, INTERRUPT, TERMINATE},
     output::{Output, io_error},
 };
+
+#[cfg_attr(unix, path = "signal/unix.rs")]
+#[cfg_attr(windows, path = "signal/windows.rs")]
+mod system;
 
 /// Completes on the first SIGINT or SIGTERM after this call, or when stdout fails. Says which.
 pub(crate) fn stopped(output: Output) -> Result<impl Future<Output = Error>, Error> {
@@ -51,83 +58,55 @@ impl Stop {
 
 /// Whatever ends a server.
 pub(crate) struct Stops {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
+    terminate: Signal,
+    interrupt: Signal,
     output: Output,
 }
 
 impl Stops {
     pub(crate) fn new(output: Output) -> Result<Self, Error> {
         Ok(Self {
-            #[cfg(unix)]
-            terminate: register(tokio::signal::unix::SignalKind::terminate())?,
-            #[cfg(unix)]
-            interrupt: register(tokio::signal::unix::SignalKind::interrupt())?,
+            terminate: registered(system::terminate())?,
+            interrupt: registered(system::interrupt())?,
             output,
         })
     }
 
     /// Completes when the program is to end, once for each signal.
     pub(crate) async fn next(&mut self) -> Stop {
-        #[cfg(unix)]
         tokio::select! {
-            _ = self.terminate.recv() => Stop::Gently,
-            _ = self.interrupt.recv() => Stop::AtOnce,
-            _ = self.output.failed() => Stop::Unread,
-        }
-        #[cfg(not(unix))]
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => Stop::AtOnce,
+            () = self.terminate.next() => Stop::Gently,
+            () = self.interrupt.next() => Stop::AtOnce,
             _ = self.output.failed() => Stop::Unread,
         }
     }
 }
 
 /// SIGHUP, where there is such a signal.
-pub(crate) struct Hangups(#[cfg(unix)] tokio::signal::unix::Signal);
+pub(crate) struct Hangups(Signal);
 
 impl Hangups {
     pub(crate) fn new() -> Result<Self, Error> {
-        Ok(Self(
-            #[cfg(unix)]
-            register(tokio::signal::unix::SignalKind::hangup())?,
-        ))
+        registered(system::hangup()).map(Self)
     }
 
     /// Completes at each signal.
     pub(crate) async fn next(&mut self) {
-        #[cfg(unix)]
-        let _ = self.0.recv().await;
-        #[cfg(not(unix))]
-        std::future::pending::<()>().await;
+        self.0.next().await;
     }
 }
 
-#[cfg(unix)]
-fn register(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, Error> {
-    tokio::signal::unix::signal(kind).map_err(|error| io_error("signal handler", error))
+fn registered(signal: io::Result<Signal>) -> Result<Signal, Error> {
+    signal.map_err(|error| io_error("signal handler", error))
 }
 
-#[cfg(unix)]
 fn signalled() -> Result<impl Future<Output = Caught>, Error> {
-    use tokio::signal::unix::SignalKind;
-    let mut interrupt = register(SignalKind::interrupt())?;
-    let mut terminate = register(SignalKind::terminate())?;
+    let mut interrupt = registered(system::interrupt())?;
+    let mut terminate = registered(system::terminate())?;
     Ok(async move {
         tokio::select! {
-            _ = interrupt.recv() => INTERRUPT,
-            _ = terminate.recv() => TERMINATE,
+            () = interrupt.next() => INTERRUPT,
+            () = terminate.next() => TERMINATE,
         }
-    })
-}
-
-/// Completes on Ctrl-C.
-#[cfg(not(unix))]
-fn signalled() -> Result<impl Future<Output = Caught>, Error> {
-    Ok(async {
-        let _ = tokio::signal::ctrl_c().await;
-        INTERRUPT
     })
 }

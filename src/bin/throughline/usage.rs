@@ -3,12 +3,13 @@
 use serde_json::json;
 use throughline::{
     Error, ErrorKind,
-    server::{UsageBy, UsageRow, usage},
+    server::{ServerConfig, UsageBy, UsageRow, usage, usage_of_fleet},
 };
 
 use crate::{
     args::{By, UsageArgs},
     output::{Output, human_bytes},
+    serve::file_of,
 };
 
 pub(crate) async fn run(args: UsageArgs, output: Output) -> Result<(), Error> {
@@ -17,9 +18,23 @@ pub(crate) async fn run(args: UsageArgs, output: Output) -> Result<(), Error> {
         By::Peer => (UsageBy::Peer, "peer"),
         By::Token => (UsageBy::Token, "token"),
     };
-    let read = move || usage(&args.data, args.since, by);
-    let rows = tokio::task::spawn_blocking(read).await;
-    let rows = rows.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))??;
+    let rows = match args.data {
+        Some(data) => {
+            let read = move || usage(&data, args.since, by);
+            let rows = tokio::task::spawn_blocking(read).await;
+            rows.map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))??
+        }
+        None => {
+            let mut config = match &args.config {
+                Some(path) => file_of(path)?,
+                None => ServerConfig::default(),
+            };
+            if !args.fleet.is_empty() {
+                config.fleet.servers = args.fleet;
+            }
+            usage_of_fleet(&config.fleet, args.since, by).await?
+        }
+    };
     if output.is_json() {
         for row in rows {
             let fields = json!({

@@ -164,6 +164,11 @@ impl PairLink {
         self.path.get()
     }
 
+    /// How many datagrams, or batches of them, were sent over it.
+    pub(crate) fn sent(&self) -> u64 {
+        self.path.sent()
+    }
+
     /// Takes in datagrams of `stride` bytes that begin a connection.
     pub(crate) fn push(&self, source: SocketAddr, data: &[u8], stride: usize) {
         self.group.link.push(source, Some(self.at), data, stride);

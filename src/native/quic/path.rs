@@ -4,7 +4,10 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -20,15 +23,18 @@ tokio::task_local! {
 
 /// The local and the remote address, once they are known. They may change at any time.
 #[derive(Debug, Default)]
-pub(super) struct Path(Mutex<Option<(SocketAddr, SocketAddr)>>);
+pub(super) struct Path {
+    pair: Mutex<Option<(SocketAddr, SocketAddr)>>,
+    sent: AtomicU64,
+}
 
 impl Path {
     pub(super) fn set(&self, source: SocketAddr, destination: SocketAddr) {
-        *lock(&self.0) = Some((source, destination));
+        *lock(&self.pair) = Some((source, destination));
     }
 
     pub(super) fn get(&self) -> Option<(SocketAddr, SocketAddr)> {
-        *lock(&self.0)
+        *lock(&self.pair)
     }
 
     /// Begins a connection that uses this path.
@@ -36,9 +42,19 @@ impl Path {
         PATH.sync_scope(self.clone(), begin)
     }
 
-    /// The path of the connection that sends.
+    /// How many datagrams, or batches of them, were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// The path of the connection that sends, which counts what it sends.
     pub(super) fn current() -> Option<(SocketAddr, SocketAddr)> {
-        PATH.try_with(|path| path.get()).ok().flatten()
+        PATH.try_with(|path| {
+            path.sent.fetch_add(1, Ordering::Relaxed);
+            path.get()
+        })
+        .ok()
+        .flatten()
     }
 }
 

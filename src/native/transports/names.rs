@@ -5,7 +5,7 @@
 //! moved to another one, would never resolve a name again.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -255,7 +255,7 @@ fn read_servers(file: &Path, port: u16) -> io::Result<Servers> {
 
 #[cfg(all(unix, not(any(target_os = "android", target_vendor = "apple"))))]
 fn configured(file: &Path) -> io::Result<Servers> {
-    system_conf::parse_resolv_conf(fs::read(file)?).map_err(io::Error::other)
+    system_conf::parse_resolv_conf(std::fs::read(file)?).map_err(io::Error::other)
 }
 
 /// These systems have the configuration elsewhere. It is read again when the network has changed.

@@ -19,7 +19,7 @@ use crate::{
         access, address,
         circuit::{EARLY_PROTOCOL, HOP_PROTOCOL},
         directory,
-        liveness::{Hint, Liveness, Probing},
+        liveness::{Hint, Liveness, Probe, Probing},
         loss::Loss,
         offer::OFFER_PROTOCOL,
         plan::AttemptId,
@@ -344,12 +344,7 @@ impl Relays {
     }
 
     /// Has the link to a relay probed as `how` says, if the link is up.
-    pub(in crate::node) fn probe(
-        &mut self,
-        peer: PeerId,
-        how: fn(&mut Liveness, Instant),
-        effects: &mut Effects,
-    ) {
+    pub(in crate::node) fn probe(&mut self, peer: PeerId, how: Probe, effects: &mut Effects) {
         if let Some(relay) = self.get_mut(&peer)
             && let Some(liveness) = &mut relay.liveness
         {

@@ -5,15 +5,16 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
 use web_time::Instant;
 
-use super::Session;
+use super::{Session, targets::keep_newest};
 use crate::{
     core::{
         address::Route,
-        liveness::Liveness,
+        liveness::{Liveness, Probing},
         loss::Loss,
         path::{self, PathCandidate},
         plan::AttemptId,
         race::RaceEvent,
+        record::MAX_ADDRESSES,
         scope::is_global,
     },
     datagrams::Lane,
@@ -62,7 +63,8 @@ impl Conn {
         remote: &Multiaddr,
         attempt: Option<AttemptId>,
         dialled: bool,
-        liveness: Liveness,
+        now: Instant,
+        probing: Probing,
     ) -> Self {
         let webrtc = matches!(route, Route::WebRtc);
         let (path, relay) = match route {
@@ -84,10 +86,10 @@ impl Conn {
             attempt,
             dialled,
             webrtc,
-            since: Instant::now(),
+            since: now,
             relay,
             lane: None,
-            liveness,
+            liveness: Liveness::new(now, probing),
             loss: Loss::default(),
             alarm: Alarm::default(),
             order: 0,
@@ -116,7 +118,7 @@ impl Conn {
     }
 
     /// Whether this is a circuit that counts against our own limit.
-    fn is_our_circuit(&self) -> bool {
+    pub(super) fn is_our_circuit(&self) -> bool {
         self.relay.is_some() && self.dialled
     }
 }
@@ -126,8 +128,12 @@ impl Conn {
 pub(super) struct Paths {
     pub(super) conns: HashMap<ConnectionId, Conn>,
     active: Option<ConnectionId>,
+    /// How often the streams had received bytes when the connection in use was chosen.
+    heard_before: u32,
     next: u64,
     lost_since: Option<Instant>,
+    /// The relays whose circuits were compared with the one in use.
+    pub(super) compared: Vec<PeerId>,
 }
 
 /// The changes by a new choice of the path.
@@ -143,6 +149,15 @@ impl Paths {
     /// Returns the connection in use.
     pub(super) fn active(&self) -> Option<ConnectionId> {
         self.active
+    }
+
+    /// Counts how often the streams have received bytes over a connection since it was chosen, if it is
+    /// in use. `heard` counts it for all connections.
+    pub(super) fn heard(&self, id: ConnectionId, heard: u32) -> u32 {
+        match self.active == Some(id) {
+            true => heard.wrapping_sub(self.heard_before),
+            false => 0,
+        }
     }
 
     /// Whether streams of a stock peer are data channels on the path in use.
@@ -194,6 +209,12 @@ impl Paths {
         conns.map(|(id, _)| *id).collect()
     }
 
+    /// Whether a circuit through this relay may be quicker than those that there are.
+    pub(super) fn is_rival(&self, relay: &PeerId) -> bool {
+        let has = |conn: &Conn| conn.relay().as_ref() == Some(relay);
+        !self.compared.contains(relay) && !self.conns.values().any(has)
+    }
+
     fn add(&mut self, id: ConnectionId, mut conn: Conn) {
         conn.order = self.next;
         self.next += 1;
@@ -203,8 +224,9 @@ impl Paths {
     /// Returns the circuit to close if `new` is a second one. If both peers dialled at the same
     /// time, both keep the one that the peer with the lower id dialled. If one peer dialled both,
     /// because it took the first dial back too late, that peer closes the new one. If the peers
-    /// dialled at different times, the second has lost the old circuit, and none is closed here. A stock
-    /// peer does not follow this rule, and may signal ICE over either circuit, so it keeps both.
+    /// dialled at different times, the second has lost the old circuit, and none is closed here. A rival is
+    /// kept until it is measured. A stock peer does not follow this rule, and may signal ICE over either circuit, so it
+    /// keeps both.
     fn surplus_circuit(
         &self,
         local: PeerId,
@@ -212,14 +234,17 @@ impl Paths {
         is_stock: bool,
         id: ConnectionId,
         new: &Conn,
+        now: Instant,
     ) -> Option<ConnectionId> {
         let sound_circuit = |c: &Conn| c.relay.is_some() && !c.liveness.is_suspect();
         let (old_id, old) = self.conns.iter().find(|(_, c)| sound_circuit(c))?;
+        let is_late = now.saturating_duration_since(old.since) >= TOGETHER;
         match (old.dialled, new.dialled) {
+            (true, true) if is_late && new.relay().is_some_and(|r| self.is_rival(&r)) => None,
             (true, true) => Some(id),
             (false, false) => None,
             _ if is_stock => None,
-            _ if old.since.elapsed() >= TOGETHER => None,
+            _ if is_late => None,
             (_, ours) if (local < remote) == ours => Some(*old_id),
             _ => Some(id),
         }
@@ -309,7 +334,7 @@ impl Session {
         if conn.relay.is_some()
             && let Some(surplus) = self
                 .paths
-                .surplus_circuit(local, self.peer, is_stock, id, &conn)
+                .surplus_circuit(local, self.peer, is_stock, id, &conn, round.now)
         {
             // The circuit that stays is up at both ends, so nothing is lost.
             round.push(Effect::CloseConnection(surplus));
@@ -320,8 +345,9 @@ impl Session {
         let strategy = conn.path.as_ref().map(|path| path.strategy);
         let attempt = conn.attempt;
         let way_back = conn.relay.is_some() && self.paths.is_lost();
-        if conn.relay.is_some() {
+        if let Some(relay) = conn.relay() {
             self.rest.on_circuit(round.now);
+            keep_newest(&mut self.paths.compared, relay, MAX_ADDRESSES);
         }
         self.paths.add(id, conn);
         self.watch(id, round);
@@ -395,6 +421,7 @@ impl Session {
         }
         self.close_superseded(round);
         if chosen.lost {
+            self.paths.compared.clear();
             let timeout = round.config.resume_timeout;
             self.wake_after(timeout, Deadline::Resume, round);
         }
@@ -429,6 +456,9 @@ impl Session {
             (Some(b), Some(a)) if gone || b.kind < a.kind => ChangeReason::Lost,
             _ => ChangeReason::Better,
         };
+        if moved {
+            self.paths.heard_before = self.streams.activity.heard();
+        }
         self.paths.active = chosen;
         self.use_lane();
         self.state.set_path(after.clone());

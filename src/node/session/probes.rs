@@ -8,7 +8,7 @@ use super::{Session, paths::Conn};
 use crate::{
     backend::IS_PAGE,
     core::{
-        liveness::{Hint, Verdict},
+        liveness::{Hint, Liveness, Probe, Verdict},
         race::RaceEvent,
     },
     event::PathKind,
@@ -18,6 +18,9 @@ use crate::{
 /// How old a direct path is before a path over TURN is given up for it. It is longer than a page takes to
 /// report which pair is in use, and than losses take to show.
 const PROVEN: Duration = Duration::from_secs(10);
+/// How old a circuit is before its round-trip time is compared. The first time includes the negotiation of the
+/// protocol, and the second one follows at once.
+const MEASURED: Duration = Duration::from_secs(2);
 
 /// A substream of this protocol says that its opener doubts all other paths.
 pub(in crate::node) const DOUBT_PROTOCOL: &str = "/throughline/doubt/1";
@@ -74,10 +77,7 @@ impl Session {
 
     /// A deadline of a connection's [`Liveness`] has come.
     pub(super) fn on_probe_deadline(&mut self, id: ConnectionId, round: &mut Round<'_>) {
-        let heard = match self.paths.active() == Some(id) {
-            true => self.streams.activity.heard(),
-            false => 0,
-        };
+        let heard = self.paths.heard(id, self.streams.activity.heard());
         let Some(conn) = self.paths.conns.get_mut(&id) else {
             return;
         };
@@ -100,10 +100,11 @@ impl Session {
 
     /// Counts what the streams have received, if a circuit through `relay` carries them.
     pub(super) fn heard_over(&self, relay: &PeerId) -> u32 {
-        let active = self.paths.active().and_then(|id| self.paths.conns.get(&id));
-        match active.and_then(Conn::relay) {
-            Some(over) if over == *relay => self.streams.activity.heard(),
-            _ => 0,
+        let active = self.paths.active();
+        let relays = |id: &ConnectionId| self.paths.conns.get(id).and_then(Conn::relay);
+        match active.filter(|id| relays(id).as_ref() == Some(relay)) {
+            Some(id) => self.paths.heard(id, self.streams.activity.heard()),
+            None => 0,
         }
     }
 
@@ -115,7 +116,7 @@ impl Session {
         if let Some(conn) = self.paths.conns.get_mut(&id) {
             conn.liveness.busy(round.now);
             if let Some(relay) = conn.relay() {
-                round.push(Effect::LinkBusy(relay));
+                round.push(Effect::ProbeLink(relay, Liveness::busy));
             }
             self.watch(id, round);
         }
@@ -123,14 +124,10 @@ impl Session {
 
     /// This machine's network may have changed, so each path shows whether it is still there.
     pub(in crate::node) fn on_hint(&mut self, hint: Hint, round: &mut Round<'_>) {
-        for id in self.paths.ids().collect::<Vec<_>>() {
-            if let Some(conn) = self.paths.conns.get_mut(&id) {
-                hint.probes()(&mut conn.liveness, round.now);
-                self.watch(id, round);
-            }
-        }
+        self.probe_paths(None, hint.probes(), round);
         if hint == Hint::Network {
             self.rest.end(round.now);
+            self.paths.compared.clear();
             round.effects.replan(self.id);
             self.tell(RaceEvent::Anew, round);
         }
@@ -189,16 +186,15 @@ impl Session {
         if verdict.probe {
             round.push(Effect::Probe(self.peer, id));
         }
+        let suspect = verdict.changed && self.is_suspect(id);
         if verdict.changed {
-            let suspect = self.is_suspect(id);
             tracing::debug!(connection = %id, suspect, "a path is judged anew");
-            // Whatever ended the path, such as a new mapping of the NAT, may have ended the links too.
-            if suspect {
-                round.push(Effect::DoubtMapping);
-                for relay in round.relays.linked() {
-                    round.push(Effect::ProbeLink(relay));
-                }
-            }
+        }
+        if suspect {
+            round.push(Effect::DoubtMapping);
+            self.probe_others(id, Liveness::hint, round);
+        } else if verdict.late {
+            self.probe_others(id, Liveness::probe, round);
         }
         if verdict.dead {
             // A connection over a dead path may take long to close.
@@ -206,6 +202,29 @@ impl Session {
             self.on_connection_closed(id, round);
         }
         self.watch(id, round);
+    }
+
+    /// Has the links to relays probed, because whatever ended a path, such as a new mapping of the NAT,
+    /// may have ended them too. If it was the path in use, its successor has to be sound, so the
+    /// others are probed as well.
+    fn probe_others(&mut self, id: ConnectionId, how: Probe, round: &mut Round<'_>) {
+        for relay in round.relays.linked() {
+            round.push(Effect::ProbeLink(relay, how));
+        }
+        if self.paths.active() == Some(id) {
+            self.probe_paths(Some(id), how, round);
+        }
+    }
+
+    fn probe_paths(&mut self, except: Option<ConnectionId>, how: Probe, round: &mut Round<'_>) {
+        for id in self.paths.ids().collect::<Vec<_>>() {
+            if let Some(conn) = self.paths.conns.get_mut(&id)
+                && except != Some(id)
+            {
+                how(&mut conn.liveness, round.now);
+                self.watch(id, round);
+            }
+        }
     }
 
     /// Makes sure that the session is told the time when a connection's liveness wants it.
@@ -233,12 +252,21 @@ impl Session {
         });
         let active = self.paths.active();
         let may_move = |id| self.streams.are_resumable() && active != Some(id);
+        let now = round.now;
+        let is_measured = |conn: &Conn| {
+            let is_young = now.saturating_duration_since(conn.since) < MEASURED;
+            kind(conn) == Some(PathKind::Relayed) && conn.liveness.is_trusted() && !is_young
+        };
+        // The quicker one of two circuits is in use.
+        let in_use = active.and_then(|id| self.paths.conns.get(&id));
+        let is_beaten = in_use.is_some_and(is_measured);
         self.paths.conns.retain(|id, conn| {
             let superseded = kind(conn)
                 .zip(best)
                 .is_some_and(|(kind, best)| best <= kind);
             let costs = kind(conn) == Some(PathKind::Turn) && proven && may_move(*id);
-            let closed = costs || superseded && conn.liveness.is_suspect();
+            let beaten = is_beaten && conn.is_our_circuit() && is_measured(conn) && may_move(*id);
+            let closed = costs || beaten || superseded && conn.liveness.is_suspect();
             if closed {
                 round.push(Effect::CloseConnection(*id));
             }

@@ -162,7 +162,7 @@ impl Session {
     }
 
     /// Collects what the plan is made from.
-    fn known(&self, relays: &Relays) -> Known {
+    pub(super) fn known(&self, relays: &Relays) -> Known {
         let mut known = Known {
             circuit: self.circuit().is_some(),
             ice: self.attempts.race.is_running(AttemptId::Ice),
@@ -182,6 +182,11 @@ impl Session {
             };
             let (up, others): (Vec<_>, Vec<_>) = targets.relays().iter().partition(|r| is_up(r));
             known.relays = [up, others].concat();
+            // The streams of a stock peer cannot move.
+            if self.streams.are_resumable() {
+                let relays = known.relays.iter().copied();
+                known.rivals = relays.filter(|relay| self.paths.is_rival(relay)).collect();
+            }
         }
         known
     }
@@ -261,8 +266,11 @@ impl Session {
         self.attempts.offering = false;
         let has_turn = self.paths.promised() == Some(PathKind::Turn);
         let may_guess = !std::mem::replace(&mut self.attempts.guessed, has_turn);
-        let spare = has_turn || !turn && round.rules.turn && round.rules.anew.is_some();
-        let spare = spare.then_some(SpareTurn { may_guess });
+        let late = !turn && round.rules.turn && round.rules.anew.is_some();
+        let spare = match has_turn {
+            true => Some(SpareTurn::Never { may_guess }),
+            false => late.then_some(SpareTurn::Late),
+        };
         round.push(Effect::SpareTurn(self.peer, spare));
         if let Some(relay) = self.circuit().cloned() {
             self.dial_ice(&relay, round);

@@ -37,7 +37,7 @@ pub(super) struct Targets {
     incarnation: Option<Incarnation>,
     /// The links over which the peer was looked up for the last connect.
     asked: Vec<(PeerId, ConnectionId)>,
-    /// How many places are being asked where the peer is: sites, and the local network.
+    /// How many places are being asked where the peer is: sites, directories, and the local network.
     asking: usize,
     pace: Pace,
 }
@@ -109,12 +109,13 @@ impl Session {
         }
     }
 
-    /// This many places are asked where the peer is: sites that its ticket has named, or the local network.
+    /// This many places are asked where the peer is: sites that its ticket has named, directories, or the local
+    /// network.
     pub(in crate::node) fn await_places(&mut self, places: usize) {
         self.targets.get_or_insert_with(Targets::default).asking += places;
     }
 
-    /// A site that the peer's ticket has named was asked, and may have told which relay is there.
+    /// A place was asked, and may have told which relay leads to the peer.
     pub(in crate::node) fn found(&mut self, relay: Option<PeerId>, round: &mut Round<'_>) {
         let targets = self.targets.get_or_insert_with(Targets::default);
         targets.asking = targets.asking.saturating_sub(1);

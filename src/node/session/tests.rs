@@ -1,5 +1,7 @@
 //! Tests of sessions without a loop. Events go in, and effects come out.
 
+mod circuits;
+
 use futures::{FutureExt as _, StreamExt as _, channel::mpsc as futures_mpsc};
 use libp2p::{Multiaddr, swarm::ConnectionId};
 use tokio::sync::{mpsc, oneshot};
@@ -9,7 +11,7 @@ use crate::{
     Config,
     core::{
         address::Route,
-        liveness::Liveness,
+        liveness::Hint,
         plan::{AttemptId, Rules},
     },
     datagrams::Lane,
@@ -160,8 +162,8 @@ impl Scene {
         let (local, dialled) = (self.local, attempt.is_some());
         let remote: Multiaddr = DIRECT.parse().unwrap();
         self.with(|session, round| {
-            let liveness = Liveness::new(round.now, round.config.probing());
-            let new = Conn::new(route, &remote, attempt, dialled, liveness);
+            let probing = round.config.probing();
+            let new = Conn::new(route, &remote, attempt, dialled, round.now, probing);
             session.on_connection(conn(id), new, local, round);
         });
     }
@@ -281,6 +283,23 @@ fn a_connect_that_fails_ends_a_session_that_nobody_needs() {
     assert_eq!(error.attempts().len(), 1);
 }
 
+/// A page makes ICE anew for TURN. Its peer may come with a relayed address before that.
+#[test]
+fn a_page_lets_its_peer_join_turn_late() {
+    let mut scene = Scene::new();
+    (scene.rules.turn, scene.rules.anew) = (true, Some(Duration::from_secs(3)));
+    scene.connected(1, circuit(), None);
+    scene.drain();
+    let mut start = |turn| {
+        scene.with(|session, round| session.start_ice(turn, round));
+        scene.drain()[0].clone()
+    };
+    assert_eq!(
+        (start(false), start(true)),
+        ("late turn".into(), "turn".into())
+    );
+}
+
 #[test]
 fn a_dropped_connect_takes_its_dials_back() {
     let mut scene = Scene::new();
@@ -296,26 +315,7 @@ fn a_dropped_connect_takes_its_dials_back() {
         crate::node::effect::Conns::Close,
         &mut round,
     );
-    assert_eq!(scene.drain(), ["cancel Direct", "spare turn"]);
-}
-
-#[test]
-fn one_of_two_circuits_dialled_at_the_same_time_is_closed() {
-    let both = |is_ours: bool| {
-        let mut scene = Scene::new();
-        let relay = PeerId::random();
-        scene.with(|session, _| session.streams.is_resumable(is_ours));
-        scene.connected(1, circuit(), None);
-        scene.drain();
-        scene.connected(2, circuit(), Some(AttemptId::Circuit(relay)));
-        let peer = scene.with(|session, _| session.peer());
-        let surplus = if scene.local < peer { 1 } else { 2 };
-        (scene.drain(), format!("close {surplus}"))
-    };
-    let (effects, close) = both(true);
-    assert_eq!(effects, [close]);
-    // A stock peer may signal ICE over either circuit.
-    assert!(both(false).0.is_empty());
+    assert_eq!(scene.drain(), ["cancel Direct", "turn"]);
 }
 
 /// A session with a direct path, a circuit, and a stream. Both connections have answered a probe.
@@ -362,6 +362,24 @@ fn a_suspect_path_gives_its_streams_to_another_until_it_answers() {
     assert_eq!(scene.drain(), moved);
     scene.answer(1);
     assert_eq!(scene.drain(), ["open /throughline/stream/1 on 1"]);
+}
+
+/// A path that is new in use has brought nothing yet, whatever other paths have brought before.
+#[test]
+fn a_path_is_judged_by_what_it_has_brought_itself() {
+    let (mut scene, _stream) = with_two_paths();
+    let heard = |scene: &mut Scene, id| {
+        scene.with(|session, _| {
+            let heard = session.streams.activity.heard();
+            session.paths.heard(conn(id), heard)
+        })
+    };
+    scene.with(|session, _| session.streams.activity.hear());
+    assert_eq!((heard(&mut scene, 1), heard(&mut scene, 2)), (1, 0));
+    scene.with(|session, round| session.on_doubt(conn(2), round));
+    assert_eq!((heard(&mut scene, 1), heard(&mut scene, 2)), (0, 0));
+    scene.with(|session, _| session.streams.activity.hear());
+    assert_eq!((heard(&mut scene, 1), heard(&mut scene, 2)), (0, 1));
 }
 
 #[test]

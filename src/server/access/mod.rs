@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `messages` | the relay's end of `/throughline/access/1` |
 //! | `names` | files of peers that are admitted, and of tokens that are revoked |
+//! | `revoked` | the tokens that do not count any more, here and at other servers |
 //! | `token` | tokens: how they are made and checked |
 //! | `hook`, `answers` | questions to the operator's program, and its answers |
 //! | `quotas` | whose quota counts what |
@@ -18,6 +19,7 @@ pub(crate) mod messages;
 mod meter;
 mod names;
 mod quotas;
+mod revoked;
 mod token;
 mod turn;
 
@@ -33,6 +35,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use libp2p::PeerId;
 use tokio::time;
 
+pub(crate) use self::revoked::Revoked;
 pub use self::token::{NewToken, TokenKey};
 pub(crate) use self::{
     amount::quota,
@@ -143,7 +146,7 @@ struct Inner {
 enum Rule {
     Open,
     List(Names<PeerId>),
-    Token(Verifier, Option<Names<String>>),
+    Token(Verifier, Revoked),
     Hook(Arc<Hook>),
 }
 
@@ -170,10 +173,8 @@ impl Access {
                 if config.keys.is_empty() {
                     return Err(missing("keys", "what `throughline token key` prints"));
                 }
-                let id = |name: &str| token::is_id(name).then(|| name.to_owned());
-                let revoked = config.revoked.as_deref();
-                let revoked = revoked.map(|file| Names::load("access.revoked", file, id));
-                Rule::Token(Verifier::new(&config.keys, relay)?, revoked.transpose()?)
+                let revoked = Revoked::new(config.revoked.as_deref())?;
+                Rule::Token(Verifier::new(&config.keys, relay)?, revoked)
             }
             AccessMode::Hook => Rule::Hook(Arc::new(Hook::new(&config.hook, pools)?)),
         };
@@ -265,9 +266,9 @@ impl Access {
             Rule::List(_) => Err((Denial::Access, "unlisted")),
             Rule::Token(verifier, revoked) => match token {
                 Some(token) if !self.is_verified(&peer, Some(token)) => {
-                    self.present(verifier, revoked.as_ref(), token, peer, now)
+                    self.present(verifier, revoked, token, peer, now)
                 }
-                _ => self.standing(revoked.as_ref(), &peer, now),
+                _ => self.standing(revoked, &peer, now),
             },
             Rule::Hook(hook) => {
                 let before = || self.granted().get(&peer)?.shown.clone();
@@ -302,7 +303,7 @@ impl Access {
     /// What a peer was granted before.
     fn standing(
         &self,
-        revoked: Option<&Names<String>>,
+        revoked: &Revoked,
         peer: &PeerId,
         now: SystemTime,
     ) -> Result<Grant, (Denial, &'static str)> {
@@ -310,7 +311,7 @@ impl Access {
         let grant = grant.ok_or((Denial::Access, "no_token"))?;
         let fault = if grant.ends.is_some_and(|ends| ends <= now) {
             token::Fault::Expired
-        } else if is_revoked(revoked, grant.id.as_deref()) {
+        } else if revoked.hold(grant.id.as_deref()) {
             token::Fault::Revoked
         } else {
             let meter = grant.meter.iter().try_for_each(|meter| meter.check(now));
@@ -324,13 +325,13 @@ impl Access {
     fn present(
         &self,
         verifier: &Verifier,
-        revoked: Option<&Names<String>>,
+        revoked: &Revoked,
         token: &str,
         peer: PeerId,
         now: SystemTime,
     ) -> Result<Grant, (Denial, &'static str)> {
         let claims = verifier.verify(token, peer, now);
-        let claims = claims.and_then(|claims| match is_revoked(revoked, claims.id.as_deref()) {
+        let claims = claims.and_then(|claims| match revoked.hold(claims.id.as_deref()) {
             true => Err(token::Fault::Revoked),
             false => Ok(claims),
         });
@@ -435,10 +436,18 @@ impl Access {
                 let grant = self.granted().get(peer).cloned();
                 grant.is_some_and(|grant| {
                     let ended = grant.ends.is_some_and(|ends| ends <= now);
-                    !ended && !is_revoked(revoked.as_ref(), grant.id.as_deref())
+                    !ended && !revoked.hold(grant.id.as_deref())
                 })
             }
             Rule::Hook(_) => self.granted().contains_key(peer),
+        }
+    }
+
+    /// Returns the tokens that do not count any more, if there are tokens.
+    pub(crate) fn revoked(&self) -> Option<Revoked> {
+        match &self.0.rule {
+            Rule::Token(_, revoked) => Some(revoked.clone()),
+            _ => None,
         }
     }
 
@@ -446,7 +455,7 @@ impl Access {
     pub(crate) fn reload(&self) {
         match &self.0.rule {
             Rule::List(names) => names.file.renew(),
-            Rule::Token(_, Some(names)) => names.file.renew(),
+            Rule::Token(_, revoked) => revoked.renew(),
             _ => {}
         }
     }
@@ -459,18 +468,11 @@ impl Access {
             sweep.tick().await;
             match &self.0.rule {
                 Rule::List(names) => names.follow().await,
-                Rule::Token(_, Some(names)) => names.follow().await,
+                Rule::Token(_, revoked) => revoked.follow().await,
                 Rule::Hook(hook) => hook.sweep(Instant::now()),
                 _ => {}
             }
         }
-    }
-}
-
-fn is_revoked(revoked: Option<&Names<String>>, id: Option<&str>) -> bool {
-    match (revoked, id) {
-        (Some(revoked), Some(id)) => revoked.hold(&id.to_owned()),
-        _ => false,
     }
 }
 

@@ -62,6 +62,14 @@ impl<T: Eq + Hash + Send + Sync + 'static> Names<T> {
         now.contains(name)
     }
 
+    /// Returns all names.
+    pub(super) fn all(&self) -> Arc<HashSet<T>> {
+        self.now
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     pub(super) async fn follow(&self) {
         let current = self.file.current().await;
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = current;

@@ -128,10 +128,7 @@ async fn a_token_admits_until_it_expires_or_is_revoked() {
     assert!(!access.bars_turn(&username));
     fs::write(&revoked, grant.id.clone().unwrap()).unwrap();
     access.reload();
-    let Rule::Token(_, Some(names)) = &access.0.rule else {
-        panic!("there is a file");
-    };
-    names.follow().await;
+    access.revoked().unwrap().follow().await;
     assert!(!access.still_admits_at(&peer, now) && access.bars_turn(&username));
     let again = judged(&access, peer, Some(&token), now);
     assert_eq!(denied(again), Denial::Access);

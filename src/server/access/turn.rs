@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use libp2p::PeerId;
 
-use super::{Access, Grant, Rule, is_revoked, meter::Meter};
+use super::{Access, Grant, Rule, meter::Meter};
 use crate::{core::access::Denial, server::usage::Account};
 
 /// The separator of a peer id and a token's id in the user names of TURN.
@@ -40,7 +40,7 @@ impl Access {
             Rule::Open | Rule::Hook(_) => false,
             // Other names are those of credentials that the operator has made.
             Rule::List(names) => peer.parse().is_ok_and(|peer| !names.hold(&peer)),
-            Rule::Token(_, revoked) => is_revoked(revoked.as_ref(), token),
+            Rule::Token(_, revoked) => revoked.hold(token),
         }
     }
 

@@ -115,6 +115,7 @@ impl ServerConfig {
         faults.extend(self.tls.subjects().err());
         faults.extend(self.announced().err());
         faults.extend(self.successors().err());
+        faults.extend(self.fleet.parsed().err());
         faults.extend(self.trusted_proxies().err());
         faults.extend(self.naming_proxies().err());
         faults

@@ -321,4 +321,13 @@ options! {
         "How long circuits and allocations may go on after SIGTERM; 0 ends them at once.";
     drain.to, in 0..=4 "addresses",
         "The relays that clients may move to then if they know no other one.";
+
+    fleet.servers, in 0..=16 "URLs",
+        "The URLs of the NATS servers, `nats://` or `tls://`, in which the servers of a fleet share what they know; a URL may have a user and a password." until restart;
+    fleet.credentials,
+        "The file with the JWT and the key of the NATS user." until restart;
+    fleet.ca,
+        "A PEM file of certificate authorities to trust for NATS, besides the public ones." until restart;
+    fleet.replicas, in 1..=5 "servers",
+        "On how many NATS servers each bucket is kept that this server makes." until restart;
 }

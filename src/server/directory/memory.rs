@@ -1,7 +1,8 @@
 //! The directory of a server that is alone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    future::ready,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,6 +34,36 @@ pub(in crate::server) struct Memory {
 struct State {
     records: HashMap<PeerId, Kept>,
     rooms: HashMap<Topic, Room>,
+    joined: Joined,
+}
+
+/// The rooms of each member, so that a peer leaves all of its rooms without a look at the others.
+#[derive(Default)]
+struct Joined(HashMap<PeerId, HashSet<Topic>>);
+
+impl Joined {
+    fn add(&mut self, peer: PeerId, topic: Topic) {
+        self.0.entry(peer).or_default().insert(topic);
+    }
+
+    fn remove(&mut self, peer: &PeerId, topic: &Topic) {
+        if let Some(topics) = self.0.get_mut(peer) {
+            topics.remove(topic);
+            if topics.is_empty() {
+                self.0.remove(peer);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes a member out of a room.
+    fn part(&mut self, topic: &Topic, peer: &PeerId, now: Instant) {
+        if let Some(room) = self.rooms.get_mut(topic) {
+            room.part(peer, now);
+            self.joined.remove(peer, topic);
+        }
+    }
 }
 
 struct Kept<P = Place> {
@@ -64,7 +95,7 @@ struct Parted {
 }
 
 struct Member {
-    kept: Kept<[Place; 2]>,
+    kept: Kept<Vec<Place>>,
     shown: Vec<u8>,
 }
 
@@ -116,11 +147,13 @@ impl Room {
         }
     }
 
-    fn sweep(&mut self, now: Instant) {
+    /// Takes out the members whose time is over, and calls `gone` for each.
+    fn sweep(&mut self, now: Instant, mut gone: impl FnMut(&PeerId)) {
         let over = |member: &Member| member.kept.until <= now;
-        let gone = self.members.iter().filter(|(_, member)| over(member));
-        for peer in gone.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+        let late = self.members.iter().filter(|(_, member)| over(member));
+        for peer in late.map(|(peer, _)| *peer).collect::<Vec<_>>() {
             self.part(&peer, now);
+            gone(&peer);
         }
         let is_old = |parted: &Parted| now >= parted.at + PARTED;
         let old = self.parted.iter().filter(|(_, parted)| is_old(parted));
@@ -142,6 +175,57 @@ impl Memory {
             state: Mutex::default(),
             seats: Box::new(seats),
         }
+    }
+
+    /// Returns the record of a peer.
+    pub(in crate::server) fn record(&self, peer: &PeerId, now: Instant) -> Option<Entry> {
+        let state = self.lock();
+        let kept = state.records.get(peer).filter(|kept| now < kept.until);
+        kept.map(|kept| kept.entry.clone())
+    }
+
+    /// Forgets the record of a peer that is somewhere else.
+    pub(in crate::server) fn drop_record(&self, peer: &PeerId) {
+        self.lock().records.remove(peer);
+    }
+
+    /// Returns the record of a member of a room.
+    pub(in crate::server) fn member(&self, topic: &Topic, peer: &PeerId) -> Option<Entry> {
+        let state = self.lock();
+        let member = state.rooms.get(topic)?.members.get(peer);
+        member.map(|member| member.kept.entry.clone())
+    }
+
+    /// Takes a member out of a room because another server has done so. The same record may bring it back,
+    /// if it is at a third server as well.
+    pub(in crate::server) fn take_out(&self, topic: &Topic, peer: &PeerId, now: Instant) {
+        let mut state = self.lock();
+        let member = |room: &Room| room.members.contains_key(peer);
+        if !state.rooms.get(topic).is_some_and(member) {
+            return;
+        }
+        state.part(topic, peer, now);
+        if let Some(room) = state.rooms.get_mut(topic)
+            && let Some(parted) = room.parted.get_mut(peer)
+        {
+            parted.seq = parted.seq.saturating_sub(1);
+        }
+    }
+
+    /// Returns the rooms that somebody watches.
+    pub(in crate::server) fn watched(&self) -> HashSet<Topic> {
+        let state = self.lock();
+        let watched = |room: &Room| room.last.receiver_count() > 0;
+        let rooms = state.rooms.iter().filter(|(_, room)| watched(room));
+        rooms.map(|(topic, _)| *topic).collect()
+    }
+
+    /// Watches a room. The second value is whether nobody has watched it before.
+    pub(in crate::server) fn begin_watch(&self, topic: &Topic) -> (watch::Receiver<u64>, bool) {
+        let mut state = self.lock();
+        let last = &self.room(&mut state, topic).last;
+        let is_first = last.receiver_count() == 0;
+        (last.subscribe(), is_first)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -177,18 +261,21 @@ impl Directory for Memory {
         Ok(())
     }
 
-    fn find(&self, peer: &PeerId, now: Instant) -> BoxFuture<'static, Option<Envelope>> {
-        let state = self.lock();
-        let kept = state.records.get(peer).filter(|kept| now < kept.until);
-        let found = kept.map(|kept| kept.entry.envelope.clone());
-        async move { found }.boxed()
+    fn find(
+        &self,
+        peer: &PeerId,
+        _is_here: bool,
+        now: Instant,
+    ) -> BoxFuture<'static, Option<Envelope>> {
+        let found = self.record(peer, now).map(|entry| entry.envelope);
+        ready(found).boxed()
     }
 
     fn forget(&self, peer: &PeerId, now: Instant) {
         let mut state = self.lock();
         state.records.remove(peer);
-        for room in state.rooms.values_mut() {
-            room.part(peer, now);
+        for topic in state.joined.0.get(peer).cloned().unwrap_or_default() {
+            state.part(&topic, peer, now);
         }
     }
 
@@ -224,6 +311,7 @@ impl Directory for Memory {
                 };
                 room.members.insert(peer, Member { kept, shown });
                 room.note(peer);
+                state.joined.add(peer, *topic);
                 Ok(())
             }
             Err(_) => {
@@ -236,13 +324,11 @@ impl Directory for Memory {
     }
 
     fn leave(&self, topic: &Topic, peer: &PeerId, now: Instant) {
-        if let Some(room) = self.lock().rooms.get_mut(topic) {
-            room.part(peer, now);
-        }
+        self.lock().part(topic, peer, now);
     }
 
     fn watch(&self, topic: &Topic) -> watch::Receiver<u64> {
-        self.room(&mut self.lock(), topic).last.subscribe()
+        self.begin_watch(topic).0
     }
 
     fn size(&self, topic: &Topic) -> usize {
@@ -272,9 +358,14 @@ impl Directory for Memory {
 
     fn sweep(&self, now: Instant) {
         let mut state = self.lock();
-        state.records.retain(|_, kept| now < kept.until);
-        state.rooms.retain(|_, room| {
-            room.sweep(now);
+        let State {
+            records,
+            rooms,
+            joined,
+        } = &mut *state;
+        records.retain(|_, kept| now < kept.until);
+        rooms.retain(|topic, room| {
+            room.sweep(now, |peer| joined.remove(peer, topic));
             !room.is_over()
         });
     }
@@ -291,204 +382,4 @@ impl<P> Kept<P> {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::executor::block_on;
-
-    use super::*;
-    use crate::{
-        core::quota::{self, Quota},
-        native::behaviours::pool::{Debug, Pool},
-    };
-
-    const TOPIC: Topic = [7; 32];
-
-    fn entry(peer: PeerId, seq: u64) -> Entry {
-        Entry {
-            peer,
-            seq,
-            envelope: seq.to_be_bytes().to_vec().into(),
-        }
-    }
-
-    struct Scene {
-        memory: Memory,
-        pool: Pool,
-        now: Instant,
-    }
-
-    impl Scene {
-        fn new(places: usize) -> Self {
-            Self::sharing(places, 100)
-        }
-
-        /// A scene in which one address has this share of a room, in percent.
-        fn sharing(places: usize, percent: u8) -> Self {
-            let seats = Quota::shared(MAX_MEMBERS, percent);
-            Self {
-                memory: Memory::new(move || Pool::new("seat", seats, &Debug)),
-                pool: Pool::new("test", Quota::shared(places, 100), &Debug),
-                now: Instant::now(),
-            }
-        }
-
-        fn put(&self, peer: PeerId, seq: u64) -> Result<(), Refusal> {
-            let take = || self.pool.take(std::net::IpAddr::from([192, 0, 2, 1]));
-            self.memory.put(entry(peer, seq), self.now, &take)
-        }
-
-        fn find(&self, peer: &PeerId) -> Option<Envelope> {
-            block_on(self.memory.find(peer, self.now))
-        }
-
-        fn join(&self, peer: PeerId, seq: u64, shown: &[u8]) -> Result<(), Refusal> {
-            self.join_from("192.0.2.1", entry(peer, seq), shown)
-        }
-
-        fn join_from(&self, ip: &str, entry: Entry, shown: &[u8]) -> Result<(), Refusal> {
-            let ip: std::net::IpAddr = ip.parse().unwrap();
-            let seat = |room: &Pool| -> Result<_, quota::Refusal> {
-                Ok([room.take(ip)?, self.pool.take(ip)?])
-            };
-            self.memory
-                .join(&TOPIC, entry, shown.to_vec(), self.now, &seat)
-        }
-
-        fn changes(&self, after: u64) -> Vec<(u64, Change)> {
-            self.memory.changes(&TOPIC, after, 100).unwrap()
-        }
-    }
-
-    fn present(number: u64, seq: u64) -> (u64, Change) {
-        let envelope = seq.to_be_bytes().to_vec().into();
-        (number, Change::Present(envelope))
-    }
-
-    #[test]
-    fn the_newest_record_counts_until_it_is_over() {
-        let mut scene = Scene::new(1);
-        let (peer, other) = (PeerId::random(), PeerId::random());
-        scene.put(peer, 5).unwrap();
-        assert_eq!(scene.put(peer, 5), Err(Refusal::Stale(5)));
-        assert_eq!(scene.put(peer, 4), Err(Refusal::Stale(5)));
-        scene.put(peer, 6).unwrap();
-        assert_eq!(scene.find(&peer).unwrap()[..], 6_u64.to_be_bytes());
-        assert_eq!(scene.put(other, 1), Err(Refusal::Limit), "one place");
-        scene.now += record::LIFETIME;
-        assert_eq!(scene.find(&peer), None);
-        scene.memory.sweep(scene.now);
-        scene.put(other, 1).unwrap();
-        scene.memory.forget(&other, scene.now);
-        assert_eq!((scene.find(&other), scene.pool.taken()), (None, 0));
-    }
-
-    #[test]
-    fn a_member_hears_what_has_changed_since_and_no_renewal() {
-        let mut scene = Scene::new(9);
-        let [a, b] = [(); 2].map(|()| PeerId::random());
-        let watch = scene.memory.watch(&TOPIC);
-        scene.join(a, 1, b"a").unwrap();
-        scene.join(b, 1, b"b").unwrap();
-        assert_eq!(scene.changes(0), [present(1, 1), present(2, 1)]);
-        assert_eq!(*watch.borrow(), 2);
-        scene.join(a, 2, b"a").unwrap();
-        assert_eq!(scene.changes(2), []);
-        assert_eq!(scene.join(a, 2, b"other"), Err(Refusal::Stale(2)));
-        scene.join(a, 3, b"other").unwrap();
-        assert_eq!(scene.changes(2), [present(3, 3)]);
-        scene.memory.leave(&TOPIC, &a, scene.now);
-        scene.memory.leave(&TOPIC, &a, scene.now);
-        assert_eq!(scene.changes(2), [(4, Change::Left(a))]);
-        assert_eq!(
-            scene.changes(0),
-            [present(2, 1)],
-            "who comes sees who is there"
-        );
-        assert_eq!(
-            scene.join(a, 3, b"again"),
-            Err(Refusal::Stale(3)),
-            "replayed"
-        );
-        scene.join(a, 4, b"again").unwrap();
-        assert_eq!(scene.changes(4), [present(5, 4)]);
-        assert_eq!(scene.memory.changes(&TOPIC, 0, 1).unwrap().len(), 1);
-        scene.now += room::LIFETIME;
-        scene.memory.sweep(scene.now);
-        assert_eq!(scene.changes(5).len(), 2, "both are over");
-        assert_eq!(scene.pool.taken(), 0);
-        drop(watch);
-        scene.memory.sweep(scene.now);
-        assert!(scene.memory.lock().rooms.is_empty());
-    }
-
-    #[test]
-    fn a_room_is_bounded_and_so_is_what_is_known_of_those_who_left() {
-        let mut scene = Scene::new(MAX_MEMBERS + 9);
-        let first = PeerId::random();
-        scene.join(first, 1, b"").unwrap();
-        for _ in 1..MAX_MEMBERS {
-            scene.join(PeerId::random(), 1, b"").unwrap();
-        }
-        assert_eq!(scene.join(PeerId::random(), 1, b""), Err(Refusal::Limit));
-        scene.memory.forget(&first, scene.now);
-        scene.join(PeerId::random(), 1, b"").unwrap();
-        let _watch = scene.memory.watch(&TOPIC);
-        for _ in 0..2 {
-            scene.now += room::LIFETIME;
-            scene.memory.sweep(scene.now);
-            scene.join(PeerId::random(), 1, b"").unwrap();
-        }
-        let state = scene.memory.lock();
-        let room = &state.rooms[&TOPIC];
-        assert_eq!((room.members.len(), room.parted.len()), (1, MOST_PARTED));
-        assert_eq!(room.changes.len(), MOST_PARTED + 1);
-    }
-
-    #[test]
-    fn no_address_and_no_prefix_fills_a_room() {
-        let scene = Scene::sharing(MAX_MEMBERS * 2, 10);
-        let crowd = |ip: &dyn Fn(usize) -> String| {
-            let joins = (0..MAX_MEMBERS).filter(|n| {
-                let entry = entry(PeerId::random(), 1);
-                scene.join_from(&ip(*n), entry, b"").is_ok()
-            });
-            joins.count()
-        };
-        let share = MAX_MEMBERS / 10;
-        assert_eq!(crowd(&|_| "192.0.2.1".into()), share, "an IPv4 address");
-        assert_eq!(crowd(&|n| format!("2001:db8::{n:x}")), share, "a /64");
-        let of_site = MAX_MEMBERS * 20 / 100 - share;
-        let of_48 = crowd(&|n| format!("2001:db8:0:{:x}::1", n + 1));
-        assert_eq!(of_48, of_site, "the rest of its /48");
-        let honest = scene.join_from("198.51.100.7", entry(PeerId::random(), 1), b"");
-        assert_eq!(honest, Ok(()));
-        assert_eq!(scene.memory.size(&TOPIC), share + share + of_site + 1);
-    }
-
-    #[test]
-    fn whoever_is_too_far_behind_to_hear_who_has_left_begins_anew() {
-        let mut scene = Scene::new(9);
-        let [a, b, c] = [(); 3].map(|()| PeerId::random());
-        let _watch = scene.memory.watch(&TOPIC);
-        for peer in [a, b] {
-            scene.join(peer, 1, b"").unwrap();
-        }
-        scene.memory.leave(&TOPIC, &a, scene.now);
-        assert_eq!(scene.changes(2), [(3, Change::Left(a))]);
-        scene.now += PARTED;
-        scene.join(c, 1, b"").unwrap();
-        scene.memory.sweep(scene.now);
-        assert_eq!(scene.memory.changes(&TOPIC, 2, 100), None);
-        assert!(
-            scene.memory.changes(&TOPIC, 3, 100).is_some(),
-            "it has heard"
-        );
-        assert!(scene.memory.changes(&TOPIC, 0, 100).is_some(), "it begins");
-    }
-
-    #[test]
-    fn a_refused_member_leaves_no_room_behind() {
-        let scene = Scene::new(0);
-        assert_eq!(scene.join(PeerId::random(), 1, b""), Err(Refusal::Limit));
-        assert!(scene.memory.lock().rooms.is_empty());
-    }
-}
+mod tests;

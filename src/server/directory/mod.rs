@@ -1,8 +1,8 @@
 //! Where peers are, and who is in which room.
 //!
 //! What a server has to know of peers that may be at another server stands behind one trait,
-//! [`Directory`]. `memory` is the directory of a server that is alone. Whoever wants several servers to
-//! know the same peers implements the trait once more.
+//! [`Directory`]. `memory` is the directory of a server that is alone. That of a server of a fleet
+//! ([`fleet`](super::fleet)) has one of these for the peers that are here.
 
 mod attendance;
 mod memory;
@@ -32,8 +32,9 @@ pub(super) type Envelope = Arc<[u8]>;
 /// Takes the place of something new. What replaces something keeps its place.
 pub(super) type Take<'a> = &'a dyn Fn() -> Result<Place, quota::Refusal>;
 
-/// Takes the places of a new member: one among those of its room, and one among all members.
-pub(super) type Seat<'a> = &'a dyn Fn(&Pool) -> Result<[Place; 2], quota::Refusal>;
+/// Takes the places of a new member: one among those of its room, one among all members, and whichever else
+/// it needs.
+pub(super) type Seat<'a> = &'a dyn Fn(&Pool) -> Result<Vec<Place>, quota::Refusal>;
 
 /// A record that is sound, and that is its peer's own.
 #[derive(Clone, Debug)]
@@ -94,8 +95,14 @@ pub(super) trait Directory: Send + Sync {
     /// [`Refusal::Stale`] if a newer one is known, or [`Refusal::Limit`].
     fn put(&self, entry: Entry, now: Instant, place: Take<'_>) -> Result<(), Refusal>;
 
-    /// Returns the record of a peer, if there is one that is not over.
-    fn find(&self, peer: &PeerId, now: Instant) -> BoxFuture<'static, Option<Envelope>>;
+    /// Returns the record of a peer, if there is one that is not over. `is_here` says whether the peer has a
+    /// reservation at this server. Of any other peer, another server may know more.
+    fn find(
+        &self,
+        peer: &PeerId,
+        is_here: bool,
+        now: Instant,
+    ) -> BoxFuture<'static, Option<Envelope>>;
 
     /// Forgets the record of a peer, which also leaves all rooms.
     fn forget(&self, peer: &PeerId, now: Instant);

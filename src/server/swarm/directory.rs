@@ -60,7 +60,8 @@ impl Relay {
         let paid = self.paid(&asked, meters, now);
         match request {
             Request::Find(sought) => {
-                let found = self.directory.find(&sought, now);
+                let is_here = self.clients.is_holder(&sought, now);
+                let found = self.directory.find(&sought, is_here, now);
                 let found = found.map(|envelope| match envelope {
                     Some(envelope) => Answer::Record(envelope.to_vec()),
                     None => Answer::Done,
@@ -113,7 +114,7 @@ impl Relay {
         let attends = self.pools.attending.take(holder);
         let attends = attends.map_err(|_| Refusal::Limit)?;
         let seat = |room: &Pool| -> Result<_, quota::Refusal> {
-            Ok([room.take(holder)?, self.pools.members.take(holder)?])
+            Ok(vec![room.take(holder)?, self.pools.members.take(holder)?])
         };
         let now = Instant::now();
         self.directory

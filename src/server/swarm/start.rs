@@ -1,8 +1,6 @@
 //! The start of a relay: its behaviours and its listeners.
 
-use std::{
-    collections::HashMap, error::Error as StdError, io, net::SocketAddr, sync::Arc, time::Instant,
-};
+use std::{collections::HashMap, io, net::SocketAddr, time::Instant};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use libp2p::{
@@ -22,14 +20,13 @@ use super::{
 };
 use crate::{
     core::reached::Reached,
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, innermost},
     native::{behaviours::limits, runtime},
     server::{
         autonat,
         circuits::{Carried, Circuits},
         clients::Clients,
         config::ServerConfig,
-        directory::Memory,
         heart::Heart,
         pool::Pools,
         relay_rates::Rates,
@@ -53,6 +50,8 @@ impl Relay {
             access,
             descriptors,
             usage,
+            directory,
+            sisters,
         } = parts;
         let settings = pools.settings.clone();
         let config = &*settings.now();
@@ -77,7 +76,6 @@ impl Relay {
             swarm::Config::with_executor(|task: BoxFuture<'static, ()>| runtime::spawn(task))
                 .with_substream_upgrade_protocol_override(Version::V1Lazy);
         let peer = keypair.public().to_peer_id();
-        let rooms = pools.rooms();
         let mut relay = Self {
             listeners: Vec::new(),
             swarm: Swarm::new(transport, behaviour, peer, swarm_config),
@@ -96,7 +94,8 @@ impl Relay {
             announced: watch::Sender::default(),
             descriptors,
             usage,
-            directory: Arc::new(Memory::new(rooms)),
+            directory,
+            sisters,
             room_rates: HashMap::new(),
             heart: Heart::new(Instant::now()),
             journal: Journal::new(traffic, settings.clone()),
@@ -179,24 +178,14 @@ fn fail(
     };
     let source = reason.map_or_else(
         || io::Error::other("the listener closed"),
-        |error| io::Error::new(error.kind(), root(error).to_string()),
+        |error| io::Error::new(error.kind(), innermost(error)),
     );
     Err(listen_error(address, source))
 }
 
 fn listen_error(address: &Multiaddr, error: io::Error) -> Error {
-    let reason = io::Error::new(error.kind(), root(&error).to_string());
+    let reason = io::Error::new(error.kind(), innermost(&error));
     io_error(&format!("cannot listen on {address}"), reason)
-}
-
-/// Returns the innermost source of `error`, which is the system's message. The messages of the
-/// transports around it add nothing.
-fn root<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root
 }
 
 pub(super) fn io_error(what: &str, error: io::Error) -> Error {

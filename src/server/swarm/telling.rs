@@ -27,9 +27,10 @@ impl Relay {
 
     /// Tells every client to move to another relay.
     pub(super) fn tell_all(&mut self) {
-        let farewell = self.farewell();
-        for (peer, connection) in self.clients.all_reserved(Instant::now()) {
-            self.tell(peer, connection, drain::PROTOCOL, farewell.clone());
+        let clients = self.clients.all_reserved(Instant::now());
+        for (peer, connection) in clients {
+            let farewell = self.farewell();
+            self.tell(peer, connection, drain::PROTOCOL, farewell);
         }
     }
 
@@ -42,16 +43,15 @@ impl Relay {
         }
     }
 
-    /// What the clients are told.
+    /// What a client gets told: the relays of the configuration that go on, or else those of the fleet.
     fn farewell(&self) -> Vec<u8> {
         let config = self.settings.now();
+        // Validation of the configuration has already refused texts that are no addresses.
+        let configured = config.successors().unwrap_or_default();
+        let relays = self.sisters.successors(configured, Instant::now());
         let drain = drain::Drain {
             time: Duration::from_secs(config.drain.seconds),
-            // Validation of the configuration has already refused texts that are no addresses.
-            relays: self
-                .pools
-                .reputation
-                .order(config.successors().unwrap_or_default(), relay_id),
+            relays: self.pools.reputation.order(relays, relay_id),
         };
         drain.encode()
     }

@@ -4,7 +4,7 @@ use libp2p::identity;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::server::config::ServerConfig;
+use crate::server::{config::ServerConfig, directory::Memory};
 
 #[tokio::test]
 async fn a_server_dials_nobody_by_itself() {
@@ -23,12 +23,15 @@ async fn a_server_dials_nobody_by_itself() {
         ways: Vec::new(),
         forwarded: pools.limits.forwarded.clone(),
     };
+    let directory = Arc::new(Memory::new(pools.rooms()));
     let parts = RelayParts {
         access: Access::open(&pools),
         metrics,
         pools,
         descriptors,
         usage,
+        directory,
+        sisters: Sisters::default(),
     };
     let sockets = Sockets::bind_one("127.0.0.1:0".parse().unwrap()).unwrap();
     let bound = Bound {

@@ -27,7 +27,7 @@ impl AddAssign for Amounts {
 }
 
 /// Whom an amount is put down to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Account {
     /// The name of the token by which the peer was admitted. It is empty without a token.
     pub(crate) token: String,

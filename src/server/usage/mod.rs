@@ -16,9 +16,9 @@ mod day;
 mod store;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -38,6 +38,7 @@ use self::{
 pub(crate) use self::{
     book::{Account, Amounts},
     calendar::Calendar,
+    store::Row,
 };
 use super::{access::Before, config::UsageConfig, metrics::Metrics};
 use crate::error::{Error, ErrorKind};
@@ -144,6 +145,47 @@ pub fn usage(data: &Path, since: Option<Day>, by: UsageBy) -> Result<Vec<UsageRo
     store::read(&path, since, by).map_err(|error| fault(&path, &error))
 }
 
+/// The number of the present day, by the clock of the machine.
+pub(crate) fn today() -> u32 {
+    Day::of(SystemTime::now()).number()
+}
+
+/// Sums rows up by what is asked for. Rows of days before `since` do not count.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    since: u32,
+    by: UsageBy,
+    sums: BTreeMap<String, Amounts>,
+}
+
+impl Sums {
+    pub(crate) fn new(since: Option<Day>, by: UsageBy) -> Self {
+        Self {
+            since: since.map_or(0, Day::number),
+            by,
+            sums: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, day: u32, (token, peer): (&str, &str), amounts: Amounts) {
+        if day < self.since {
+            return;
+        }
+        let name = match self.by {
+            UsageBy::Day => Day::from_number(day).map_or_else(String::new, |day| day.to_string()),
+            UsageBy::Token => token.to_owned(),
+            UsageBy::Peer => peer.to_owned(),
+        };
+        *self.sums.entry(name).or_default() += amounts;
+    }
+
+    /// Returns the sums in the order of their names.
+    pub(crate) fn rows(self) -> Vec<UsageRow> {
+        let row = |(name, amounts)| UsageRow::new(name, amounts);
+        self.sums.into_iter().map(row).collect()
+    }
+}
+
 fn fault(path: &Path, error: &redb::Error) -> Error {
     Error::new(ErrorKind::Io, format!("{}: {error}", path.display()))
 }
@@ -154,6 +196,7 @@ pub(crate) struct Usage(Option<Arc<Running>>);
 
 struct Running {
     shared: Arc<Shared>,
+    path: PathBuf,
     /// The thread runs as long as the sender exists.
     thread: Mutex<Option<(mpsc::Sender<()>, JoinHandle<()>)>>,
     /// What was carried before the start, once it is read.
@@ -197,7 +240,8 @@ impl Usage {
             return Ok(Self::default());
         };
         let most = config.peers_per_day.get().into();
-        let store = Store::new(data.join(FILE), config.days.get(), most);
+        let path = data.join(FILE);
+        let store = Store::new(path.clone(), config.days.get(), most);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             calendar: Calendar::default(),
@@ -211,6 +255,7 @@ impl Usage {
         let thread = thread.map_err(|error| Error::new(ErrorKind::Io, error.to_string()))?;
         Ok(Self(Some(Arc::new(Running {
             shared,
+            path,
             thread: Mutex::new(Some((stop, thread))),
             before: Mutex::new(Some(before)),
         }))))
@@ -251,6 +296,26 @@ impl Usage {
             key,
             shared: shared.clone(),
         })))
+    }
+
+    /// Whether anything is counted.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Returns the rows of the record that come after one of a day and an account, at most `most`. It waits
+    /// for the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the file cannot be read.
+    pub(crate) fn page(&self, after: &(u32, Account), most: usize) -> Result<Vec<Row>, Error> {
+        match &self.0 {
+            Some(running) => {
+                let page = store::page(&running.path, after, most);
+                page.map_err(|error| fault(&running.path, &error))
+            }
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Returns why the amounts are not written, if they are not.
@@ -453,87 +518,4 @@ impl Drop for Open {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::server::config::ServerConfig;
-
-    fn circuit() -> Amounts {
-        Amounts {
-            circuits: 1,
-            ..Amounts::default()
-        }
-    }
-
-    #[test]
-    fn what_is_open_counts_and_nothing_is_lost_at_the_end() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = ServerConfig::default();
-        let metrics = Metrics::new(&config);
-        let usage = Usage::start(Some(folder.path()), &config.usage, metrics).unwrap();
-        let account = Account::of("a");
-        let (open, closed) = (
-            usage.tally(account.clone(), circuit()),
-            usage.tally(account.clone(), circuit()),
-        );
-        open.begin(Instant::now());
-        open.carried(3);
-        closed.carried(4);
-        drop(closed);
-        let once = Amounts {
-            reservations: 1,
-            ..Amounts::default()
-        };
-        usage.add(&account, once);
-        usage.stop().unwrap().join().unwrap();
-        let rows = super::usage(folder.path(), None, UsageBy::Peer).unwrap();
-        let [row] = &rows[..] else {
-            panic!("{rows:?}");
-        };
-        assert_eq!(
-            (&*row.name, row.bytes, row.circuits, row.reservations),
-            ("a", 7, 1, 1)
-        );
-        assert_eq!(usage.fault(), None);
-    }
-
-    /// A server that cannot start has no other way to stop the thread.
-    #[test]
-    fn the_file_is_free_when_the_last_handle_is_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = ServerConfig::default();
-        let metrics = Metrics::new(&config);
-        let start = || Usage::start(Some(folder.path()), &config.usage, metrics.clone()).unwrap();
-        let usage = start();
-        let thread = Arc::downgrade(&usage.0.as_ref().unwrap().shared);
-        drop(usage);
-        // The thread holds what it shares with the handles until it has ended.
-        while thread.strong_count() > 0 {
-            thread::yield_now();
-        }
-        start().stop().unwrap().join().unwrap();
-        assert!(super::usage(folder.path(), None, UsageBy::Day).is_ok());
-    }
-
-    #[test]
-    fn seconds_are_counted_once() {
-        let now = Instant::now();
-        let counts = Counts {
-            account: Account::of("a"),
-            once: circuit(),
-            bytes: AtomicU64::new(0),
-            clock: Mutex::new(Clock::Begun(now)),
-        };
-        let at = |millis| now + Duration::from_millis(millis);
-        let taken = [at(1_700), at(1_900), at(2_100), at(2_000)].map(|at| counts.take(at));
-        assert_eq!(taken.map(|amounts| amounts.seconds), [1, 0, 1, 0]);
-        assert_eq!(taken.map(|amounts| amounts.circuits), [1, 0, 0, 0]);
-    }
-
-    #[test]
-    fn nothing_is_counted_without_a_directory() {
-        let config = ServerConfig::default();
-        let usage = Usage::start(None, &config.usage, Metrics::new(&config)).unwrap();
-        usage.tally(Account::of("a"), circuit()).carried(1);
-        assert!(usage.0.is_none() && usage.stop().is_none());
-    }
-}
+mod tests;

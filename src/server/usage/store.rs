@@ -3,7 +3,7 @@
 //! The server is the only one who writes it. Others may read it meanwhile, and see what was written.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use redb::{
 };
 
 use super::{
-    UsageBy, UsageRow,
+    Sums, UsageBy, UsageRow,
     book::{Account, Amounts, OTHERS},
     calendar::Calendar,
     day::Day,
@@ -286,6 +286,40 @@ pub(super) fn read(
     }
 }
 
+/// A row of the file: its day, its account, and the sums up to now.
+pub(crate) type Row = (u32, Account, Amounts);
+
+/// Returns the rows of the file at `path` that come after one of a day and an account, at most `most`.
+pub(super) fn page(
+    path: &Path,
+    after: &(u32, Account),
+    most: usize,
+) -> Result<Vec<Row>, redb::Error> {
+    let database = builder().open_read_only(path)?;
+    let batch = database.begin_read()?;
+    let table = match batch.open_table(TABLE) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let (day, account) = after;
+    let after = (*day, &*account.token, &*account.peer);
+    let rows = table.range(after..)?.filter_map(|row| {
+        let row = row.map(|(key, value)| {
+            let (day, token, peer) = key.value();
+            let account = Account {
+                token: token.to_owned(),
+                peer: peer.to_owned(),
+            };
+            ((day, token, peer) != after).then(|| (day, account, amounts(value.value())))
+        });
+        row.transpose()
+    });
+    rows.take(most)
+        .collect::<Result<_, _>>()
+        .map_err(Into::into)
+}
+
 fn sum_up(
     database: &impl ReadableDatabase,
     since: Option<Day>,
@@ -297,19 +331,13 @@ fn sum_up(
         Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
-    let mut sums = BTreeMap::<String, Amounts>::new();
+    let mut sums = Sums::new(since, by);
     for row in table.range((since.map_or(0, Day::number), "", "")..)? {
         let (key, value) = row?;
         let (day, token, peer) = key.value();
-        let name = match by {
-            UsageBy::Day => Day::from_number(day).map_or_else(String::new, |day| day.to_string()),
-            UsageBy::Token => token.to_owned(),
-            UsageBy::Peer => peer.to_owned(),
-        };
-        *sums.entry(name).or_default() += amounts(value.value());
+        sums.add(day, (token, peer), amounts(value.value()));
     }
-    let row = |(name, amounts)| UsageRow::new(name, amounts);
-    Ok(sums.into_iter().map(row).collect())
+    Ok(sums.rows())
 }
 
 #[cfg(test)]

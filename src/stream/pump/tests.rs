@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     core::resume::{Header, INITIAL_WINDOW, Request},
-    stream::Stream,
+    stream::{SessionId, Stream},
     testing::settle,
 };
 
@@ -28,7 +28,7 @@ const WINDOW: usize = 1 << 20;
 
 fn config() -> StreamConfig {
     StreamConfig {
-        session: SessionId(7),
+        session: SessionId::new(7),
         activity: Arc::default(),
         first_bytes: Duration::from_secs(3600),
         window: WINDOW as u32,
@@ -333,7 +333,7 @@ async fn written_bytes_arrive_after_the_stream_is_dropped() {
     assert_eq!(
         next(&mut ends.opener_events).await,
         Some(PumpEvent::Done {
-            session: SessionId(7),
+            session: SessionId::new(7),
             id,
         })
     );
@@ -369,7 +369,7 @@ async fn close_waits_for_the_peer_and_leaves_the_other_direction_open() {
 
     let id = world.opener.id();
     let done = Some(PumpEvent::Done {
-        session: SessionId(7),
+        session: SessionId::new(7),
         id,
     });
     assert_eq!(next(&mut ends.opener_events).await, done);
@@ -522,7 +522,7 @@ async fn refusals_and_closed_connections_have_different_errors() {
         assert_eq!(
             next(&mut ends.opener_events).await,
             Some(PumpEvent::Done {
-                session: SessionId(7),
+                session: SessionId::new(7),
                 id,
             })
         );

@@ -101,7 +101,7 @@ async fn connect(keypair: Keypair, server: DirectServer) -> Result<Output, Direc
     getrandom::fill(&mut random)
         .map_err(|error| DirectError::Connection(BackendError::Unavailable(error.to_string())))?;
     // The server's address is known, so no STUN server is asked for the page's own address.
-    let mut connection = Rtc::default().open(None).map_err(DirectError::Connection)?;
+    let mut connection = Rtc::default().open().map_err(DirectError::Connection)?;
     let certificate = *server.certificate();
     let answers = move |credentials: &str| server.answer(credentials);
     let channel = connection

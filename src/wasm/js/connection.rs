@@ -105,10 +105,11 @@ impl RawConnection {
         &self,
         #[wasm_bindgen(unchecked_param_type = "AbortSignal | undefined")] signal: JsValue,
     ) -> Promise {
-        let connection = self.0.clone();
+        let mut datagrams = self.0.datagrams();
         abort::promise(signal, async move {
-            let datagram = connection.receive_datagram().await;
-            Ok(datagram
+            Ok(datagrams
+                .next()
+                .await
                 .map(|datagram| Uint8Array::from(&datagram[..]))
                 .into())
         })

@@ -15,33 +15,34 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, channel::oneshot, stream::FuturesUnordered};
 use futures_timer::Delay;
-use js_sys::{Function, JSON, Promise, Reflect};
+use js_sys::{Function, JSON, Reflect};
 use send_wrapper::SendWrapper;
 use wasm_bindgen::{JsCast, JsValue};
-use wasm_bindgen_futures::JsFuture;
 use web_sys::{
-    Event, EventTarget, RtcConfiguration, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit,
-    RtcIceCandidate, RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionIceEvent,
-    RtcPeerConnectionState, RtcSdpType, RtcSessionDescriptionInit,
+    Event, EventTarget, RtcDataChannel, RtcDataChannelEvent, RtcDataChannelInit, RtcIceCandidate,
+    RtcIceConnectionState, RtcPeerConnection, RtcPeerConnectionIceEvent, RtcPeerConnectionState,
+    RtcSdpType, RtcSessionDescriptionInit,
 };
 
 use super::{
+    Made, Rtc,
     channel::{Channel, Inbound, is_lane},
+    description::{Candidates, describe, description, wait},
     stats,
 };
 use crate::{
     core::{
         candidate::{Candidate, CandidateKind},
-        sdp::{self, Description, Fingerprint},
+        sdp::{Description, Fingerprint},
         signalling::IceCandidate,
         webrtc_direct,
     },
     wasm::{listener::Listener, value},
     webrtc::backend::{
         BackendError, CandidatePair, INIT_LABEL, LANE_LABEL, PeerConnection as PeerConnectionTrait,
-        PeerEvent,
+        PeerEvent, SpareTurn,
     },
 };
 
@@ -76,25 +77,32 @@ struct Inner {
     path: Option<PathWatch>,
     /// The addresses that the peer calls port mappings. The browser does not keep this fact.
     mapped: HashSet<SocketAddr>,
-    /// Whether the peers leave TURN out, and the configuration for that.
-    no_turn: bool,
-    without_turn: RtcConfiguration,
+    /// The servers for the browser.
+    rtc: Rtc,
+    /// What the browser has done or been given before.
+    made: Made,
+    /// How the peers leave TURN out, if they do.
+    spare: Option<SpareTurn>,
     ended: bool,
     listeners: Vec<Listener>,
 }
 
 /// The state that the listeners share with the poller.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     events: VecDeque<PeerEvent<Channel>>,
     channels: usize,
     disconnected: bool,
     connected: bool,
+    /// Whether candidates go into the description.
+    pub(super) within: bool,
+    /// Told of the first candidate from a STUN server, or of the last candidate.
+    pub(super) reflexive: Option<oneshot::Sender<()>>,
     waker: Option<Waker>,
 }
 
 impl Shared {
-    fn emit(&mut self, event: PeerEvent<Channel>) {
+    pub(super) fn emit(&mut self, event: PeerEvent<Channel>) {
         self.events.push_back(event);
         self.wake();
     }
@@ -134,10 +142,12 @@ struct PathWatch {
 }
 
 impl PeerConnection {
+    /// `spare` says how the peers leave TURN out.
     pub(super) fn new(
         connection: RtcPeerConnection,
-        without_turn: RtcConfiguration,
-        no_turn: bool,
+        rtc: Rtc,
+        made: Made,
+        spare: Option<SpareTurn>,
     ) -> Self {
         let shared = Rc::<RefCell<Shared>>::default();
         let inbound = Inbound::default();
@@ -155,8 +165,9 @@ impl PeerConnection {
             disconnected: None,
             path: None,
             mapped: HashSet::new(),
-            no_turn,
-            without_turn,
+            rtc,
+            made,
+            spare,
             ended: false,
             listeners,
         }))
@@ -222,8 +233,20 @@ fn on_candidate(connection: &RtcPeerConnection, shared: Rc<RefCell<Shared>>) -> 
         connection,
         "icecandidate",
         move |event: RtcPeerConnectionIceEvent| {
-            if let Some(candidate) = event.candidate().as_ref().and_then(read_candidate) {
-                shared.borrow_mut().emit(PeerEvent::Candidate(candidate));
+            let candidate = event.candidate();
+            let mut shared = shared.borrow_mut();
+            // After the last one, there is `None`.
+            if candidate
+                .as_ref()
+                .is_none_or(|candidate| candidate.candidate().contains(" srflx "))
+                && let Some(tell) = shared.reflexive.take()
+            {
+                let _ = tell.send(());
+            }
+            if !shared.within
+                && let Some(candidate) = candidate.as_ref().and_then(read_candidate)
+            {
+                shared.emit(PeerEvent::Candidate(candidate));
             }
         },
     )
@@ -302,6 +325,25 @@ impl Inner {
         create
             .call2(&self.connection, &label.into(), &options)
             .map(JsCast::unchecked_into)
+    }
+
+    /// Lets the browser gather candidates of TURN servers, or leave them out. A browser that has no
+    /// such method only gathers in vain, because it was given all servers.
+    fn use_turn(&mut self, turn: bool) {
+        let turn = turn && self.rtc.has_turn();
+        if turn == (self.made == Made::WithTurn) {
+            return;
+        }
+        // This makes the browser forget what it has gathered.
+        self.made = if turn {
+            Made::WithTurn
+        } else {
+            Made::WithoutTurn
+        };
+        let connection = &self.connection;
+        let set =
+            value::get(connection, "setConfiguration").map(JsCast::unchecked_into::<Function>);
+        let _ = set.map(|set| set.call1(connection, &self.rtc.configuration(turn)));
     }
 
     fn open_channel(&self, label: &str) -> Result<Channel, BackendError> {
@@ -421,13 +463,6 @@ impl Inner {
     }
 }
 
-/// Lets the browser gather no candidates of TURN servers from now on. A browser that has no such method
-/// only gathers in vain.
-fn set_configuration(connection: &RtcPeerConnection, configuration: &RtcConfiguration) {
-    let set = value::get(connection, "setConfiguration").map(JsCast::unchecked_into::<Function>);
-    let _ = set.map(|set| set.call1(connection, configuration));
-}
-
 /// Whether the pair is another one, or its round-trip time has become known.
 fn differs(last: &CandidatePair, pair: &CandidatePair) -> bool {
     last.local != pair.local
@@ -438,8 +473,9 @@ fn differs(last: &CandidatePair, pair: &CandidatePair) -> bool {
 impl PeerConnectionTrait for PeerConnection {
     type Channel = Channel;
 
-    fn create_offer(&mut self) {
+    fn create_offer(&mut self, sealed: bool) {
         let inner = &mut *self.0;
+        inner.use_turn(inner.spare.is_none());
         match inner.create_channel(INIT_LABEL, None) {
             Ok(init) => {
                 let channel = init.clone();
@@ -454,7 +490,11 @@ impl PeerConnectionTrait for PeerConnection {
         let connection = inner.connection.clone();
         let shared = inner.shared.clone();
         let offer = connection.create_offer();
-        inner.run(describe(connection, shared, offer, inner.no_turn));
+        let candidates = match inner.made {
+            Made::Gathered if sealed => Candidates::Within,
+            _ => Candidates::Later,
+        };
+        inner.run(describe(connection, shared, offer, inner.spare, candidates));
     }
 
     fn accept_offer(&mut self, sdp: &str) {
@@ -464,14 +504,21 @@ impl PeerConnectionTrait for PeerConnection {
         if let Ok(offer) = Description::parse(sdp)
             && (offer.no_turn || offer.late_turn)
         {
-            inner.no_turn = offer.no_turn;
-            set_configuration(&connection, &inner.without_turn);
+            inner.spare = Some(match offer.late_turn {
+                true => SpareTurn::Late,
+                false => SpareTurn::Never { may_guess: false },
+            });
         }
+        inner.use_turn(inner.spare.is_none());
+        let candidates = match inner.made {
+            Made::Gathered => Candidates::Gathered,
+            _ => Candidates::Later,
+        };
         let accepted = connection.set_remote_description(&description(RtcSdpType::Offer, sdp));
         inner.run(async move {
             wait(accepted).await.map_err(BackendError::Description)?;
             let answer = connection.create_answer();
-            describe(connection, shared, answer, false).await
+            describe(connection, shared, answer, None, candidates).await
         });
     }
 
@@ -491,7 +538,9 @@ impl PeerConnectionTrait for PeerConnection {
         if let Some(known) = known {
             let known: Candidate = known;
             // A stock peer may tell them although it was asked not to.
-            if inner.no_turn && known.kind == CandidateKind::Relayed {
+            if let Some(SpareTurn::Never { .. }) = inner.spare
+                && known.kind == CandidateKind::Relayed
+            {
                 return;
             }
             let mapped = known.socket_addr().filter(|_| known.mapped);
@@ -544,39 +593,4 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.connection.close();
     }
-}
-
-/// Waits for the local description in `made`, reports it, and then sets it. Candidates must follow
-/// the report, so the order matters. The peer is asked to leave TURN out if that is wanted.
-async fn describe(
-    connection: RtcPeerConnection,
-    shared: Rc<RefCell<Shared>>,
-    made: Promise,
-    no_turn: bool,
-) -> Result<(), BackendError> {
-    let made: RtcSessionDescriptionInit =
-        wait(made).await.map_err(BackendError::Io)?.unchecked_into();
-    let mut sdp = made
-        .get_sdp()
-        .ok_or_else(|| BackendError::Io("the browser made no description".to_owned()))?;
-    if no_turn && let Ok(own) = Description::parse(&sdp) {
-        sdp.push_str(&sdp::no_turn(&own.ufrag));
-    }
-    shared.borrow_mut().emit(PeerEvent::Description(sdp));
-    wait(connection.set_local_description(&made))
-        .await
-        .map_err(BackendError::Io)?;
-    Ok(())
-}
-
-async fn wait(promise: Promise) -> Result<JsValue, String> {
-    JsFuture::from(promise)
-        .await
-        .map_err(|error| value::describe_error(&error))
-}
-
-fn description(kind: RtcSdpType, sdp: &str) -> RtcSessionDescriptionInit {
-    let description = RtcSessionDescriptionInit::new(kind);
-    description.set_sdp(sdp);
-    description
 }

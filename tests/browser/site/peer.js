@@ -7,10 +7,20 @@ export const held = {};
 /** The data channels for datagrams, and who opened each. */
 const lanes = [];
 
+/** All peer connections of the page, and what the peers described to them. */
+const connections = [];
+const descriptions = [];
+
 globalThis.RTCPeerConnection = class extends RTCPeerConnection {
   constructor(configuration) {
     super(configuration);
+    connections.push(this);
     this.addEventListener("datachannel", ({ channel }) => note("peer", channel));
+  }
+
+  setRemoteDescription(description) {
+    descriptions.push(description.sdp);
+    return super.setRemoteDescription(description);
   }
 
   createDataChannel(label, options) {
@@ -243,4 +253,4 @@ async function outcome(work) {
   }
 }
 
-globalThis.peer = { held, lanes, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, load, resetWith, stopWith, hold, short, drain, outcome, Connector };
+globalThis.peer = { held, lanes, connections, descriptions, start, enter, mesh, serveEcho, serveDatagrams, echoStreams, ticks, connect, path, echoed, load, resetWith, stopWith, hold, short, drain, outcome, Connector };

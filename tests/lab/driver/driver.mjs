@@ -3,7 +3,7 @@
 //
 //   {"id":1,"op":"launch","browser":"a","executable":"/path/of/wrapper","http":"http://11.1.0.2:444"}
 //   {"id":2,"op":"listen","browser":"a","options":{..}}                 -> {"ticket":"..","peerId":".."}
-//   {"id":3,"op":"connect","browser":"b","options":{..},"ticket":"..","waitDirectMs":5000} -> {"events":[..]}
+//   {"id":3,"op":"connect","browser":"b","options":{..},"ticket":"..","waitDirectMs":5000,"restMs":0} -> {"events":[..]}
 //   With "stock":true among the options, the page has js-libp2p instead of our package.
 //   {"id":4,"op":"converse","browser":"b","options":{..},"ticket":".."}   {"event":"pong",..} and other events, again and again
 //   {"id":5,"op":"close","browser":"a"}                                 closes its peer and keeps the browser

@@ -17,13 +17,14 @@ export async function listen({ options }) {
 }
 
 /**
- * Connects, echoes a byte without waiting for a path, waits for a direct path and echoes another byte. Resolves
+ * Connects after a rest, echoes a byte without waiting for a path, waits for a direct path and echoes another byte. Resolves
  * with the events in order.
  */
-export async function connect({ options, ticket, waitDirectMs }) {
+export async function connect({ options, ticket, waitDirectMs, restMs }) {
   const { Connector } = await import("/npm/dist/index.js");
   const events = [];
   const me = (globalThis.me = await Connector.create(options));
+  await new Promise((resolve) => setTimeout(resolve, restMs));
   const start = performance.now();
   const ms = () => performance.now() - start;
   const deadline = start + waitDirectMs;

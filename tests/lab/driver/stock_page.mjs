@@ -6,10 +6,11 @@ export async function listen({ options }) {
   return { ticket: addresses.find((address) => address.startsWith(options.relays[0])), peerId };
 }
 
-/** Connects and echoes a byte. Resolves with the events in order. There is no stream before the direct path. */
-export async function connect({ options, ticket }) {
+/** Connects after a rest and echoes a byte. Resolves with the events in order. There is no stream before the direct path. */
+export async function connect({ options, ticket, restMs }) {
   const events = [];
   await node.start({ relay: options.relays[0], iceServers: options.iceServers });
+  await new Promise((resolve) => setTimeout(resolve, restMs));
   const start = performance.now();
   const ms = () => performance.now() - start;
   try {

@@ -106,7 +106,8 @@ impl Browsers {
         )
     }
 
-    /// Connects from the page and returns the events, in the form that the `throughline` program prints.
+    /// Connects from the page `rest` after its peer is there, and returns the events, in the form that the
+    /// `throughline` program prints.
     ///
     /// # Errors
     /// [`LabError::Timeout`], or [`LabError::Program`] if the page itself fails.
@@ -116,9 +117,10 @@ impl Browsers {
         options: &Value,
         ticket: &str,
         wait_direct: Duration,
+        rest: Duration,
     ) -> Result<Vec<Value>> {
         let reply = self.call(
-            json!({ "op": "connect", "browser": host, "options": options, "ticket": ticket, "waitDirectMs": wait_direct.as_millis() as u64 }),
+            json!({ "op": "connect", "browser": host, "options": options, "ticket": ticket, "waitDirectMs": wait_direct.as_millis() as u64, "restMs": rest.as_millis() as u64 }),
             wait_direct + Duration::from_secs(40),
         )?;
         Ok(reply["events"].as_array().cloned().unwrap_or_default())

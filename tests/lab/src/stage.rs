@@ -27,6 +27,10 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long a program may take beyond the wait for a direct path.
 const GRACE: Duration = Duration::from_secs(25);
 
+/// How long a page rests until it connects, if the link to its relay is to be warm. A page that was just opened
+/// learns of its TURN servers in that time, and asks its STUN servers.
+const PAGE_REST: Duration = Duration::from_secs(1);
+
 /// The places of the parts under test.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -341,7 +345,8 @@ impl Stage {
             .browsers
             .as_mut()
             .ok_or_else(|| LabError::Spec(format!("no browser on {host}")))?;
-        browsers.connect(host, &options, ticket, wait_direct)
+        let rest = if self.warm { PAGE_REST } else { Duration::ZERO };
+        browsers.connect(host, &options, ticket, wait_direct, rest)
     }
 
     /// Starts a peer in the page on a host. It connects, and its echoes and paths are

@@ -70,7 +70,7 @@ fn a_connection_at_rest_has_no_circuit_and_leaves_a_dead_path() {
 /// other periods are shorter.
 const COUNTED: Duration = Duration::from_secs(60);
 /// The most bytes in an hour, in both directions together, with the headers of IP and Ethernet.
-const HOURLY: u64 = 3_500_000;
+const HOURLY: u64 = 1_800_000;
 
 /// The bytes that a host has sent and received.
 fn bytes(host: &Host) -> u64 {

@@ -169,6 +169,8 @@ fn networks_without_udp_connect_through_our_server_over_tcp() {
     meet_behind(NatKind::UdpBlocked, |_| (Vec::new(), None));
 }
 
+/// A page that rests before it connects knows the server, too, and then tries without TURN first. The
+/// program joins its own relayed address in both cases.
 #[test]
 fn a_page_and_a_program_connect_through_our_server() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,13 +178,16 @@ fn a_page_and_a_program_connect_through_our_server() {
         return;
     };
     let hard = NatKind::SymmetricRandom;
-    let mut stage = Stage::up(Spec::pair(hard, hard), &parts).unwrap();
-    let pairing = Pairing::ALL[1];
-    let run = stage
-        .meet(pairing, "a", "b", Duration::from_secs(3))
-        .unwrap();
-    println!("{pairing}: {run:?}");
-    assert_eq!(run.path.as_deref(), Some("turn"), "{run:?}");
+    for rests in [false, true] {
+        let mut stage = Stage::up(Spec::pair(hard, hard), &parts).unwrap();
+        stage.warm = rests;
+        let pairing = Pairing::ALL[1];
+        let run = stage
+            .meet(pairing, "a", "b", Duration::from_secs(3))
+            .unwrap();
+        println!("{pairing}, the page rests: {rests}: {run:?}");
+        assert_eq!(run.path.as_deref(), Some("turn"), "{run:?}");
+    }
 }
 
 /// An allocation ends with its connection, and an idle peer has none.

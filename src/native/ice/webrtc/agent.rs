@@ -26,8 +26,11 @@ const TIMING_ADVANCE: Duration = Duration::from_millis(5);
 /// The pause before the first retransmission of a check. The check that comes second punches the
 /// hole, so the second one is sent soon.
 const CHECK_RTO: Duration = Duration::from_millis(100);
-/// The longest pause between two retransmissions.
+/// The longest pause between two retransmissions, and between two checks of a pair that is in use.
 const CHECK_RTO_MAX: Duration = Duration::from_secs(1);
+/// The pause between two checks of a pair in use over which little passes (RFC 7675 section 5.1). A
+/// connection at rest costs a third of what it costs with a check a second.
+const CHECK_PAUSE_QUIET: Duration = Duration::from_secs(5);
 /// The number of retransmissions. A pair is dead after 9.5 s.
 const CHECK_RETRANSMITS: usize = 11;
 
@@ -87,6 +90,14 @@ pub(super) fn new(hmac: &'static dyn Sha1HmacProvider, now: Instant) -> IceAgent
     // Before this, the agent has no clock and no timeout to poll for.
     ice.handle_timeout(now);
     ice
+}
+
+/// Checks the pair in use often, or seldom if little passes over it.
+pub(super) fn set_quiet(ice: &mut IceAgent, is_quiet: bool) {
+    ice.set_max_stun_rto(match is_quiet {
+        true => CHECK_PAUSE_QUIET,
+        false => CHECK_RTO_MAX,
+    });
 }
 
 /// Adds a local candidate, and returns it in the agent's form. Returns `None` for addresses that

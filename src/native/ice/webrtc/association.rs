@@ -19,6 +19,7 @@
 
 mod channel;
 mod leftovers;
+mod recovery;
 #[cfg(test)]
 mod tests;
 
@@ -37,7 +38,7 @@ use sctp_proto::{
 
 pub(super) use self::channel::ChannelId;
 use self::channel::SEND_BUFFER;
-use self::{channel::Channel, leftovers::Leftovers};
+use self::{channel::Channel, leftovers::Leftovers, recovery::Recovery};
 use crate::webrtc::backend::BackendError;
 
 /// The received bytes that are held for readers, over all channels of a connection. It allows 330
@@ -106,6 +107,7 @@ pub(super) struct Association {
     /// taken.
     channels: HashMap<u16, Channel>,
     leftovers: Leftovers,
+    recovery: Recovery,
     /// The channels of the peer that wait for its reset, and until when.
     closing: VecDeque<(Instant, ChannelId)>,
     generations: u64,
@@ -130,9 +132,11 @@ const MAX_DEPTH: u8 = 8;
 const COMMON_HEADER: usize = 12;
 /// The type of a chunk with data (RFC 9260 section 3.3.1).
 const DATA: u8 = 0;
+/// The type of a chunk that acknowledges data (RFC 9260 section 3.3.4).
+const SACK: u8 = 3;
 
-/// The streams of the DATA chunks of a packet.
-fn streams_of(packet: &[u8]) -> impl Iterator<Item = u16> {
+/// The chunks of a packet: the type of each, and its bytes with all that follows.
+fn chunks(packet: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = packet.get(COMMON_HEADER..).unwrap_or_default();
     std::iter::from_fn(move || {
         let [kind, _, length @ ..] = *rest.first_chunk::<4>()?;
@@ -142,8 +146,13 @@ fn streams_of(packet: &[u8]) -> impl Iterator<Item = u16> {
         rest = rest.get(length.max(4)..).unwrap_or_default();
         Some((kind, chunk))
     })
-    .filter(|(kind, _)| *kind == DATA)
-    .filter_map(|(_, chunk)| Some(u16::from_be_bytes(*chunk.get(8..)?.first_chunk()?)))
+}
+
+/// The streams of the DATA chunks of a packet.
+fn streams_of(packet: &[u8]) -> impl Iterator<Item = u16> {
+    chunks(packet)
+        .filter(|(kind, _)| *kind == DATA)
+        .filter_map(|(_, chunk)| Some(u16::from_be_bytes(*chunk.get(8..)?.first_chunk()?)))
 }
 
 fn transport_config(buffers: Buffers) -> Arc<TransportConfig> {
@@ -232,6 +241,7 @@ impl Association {
             buffers,
             channels: HashMap::new(),
             leftovers: Leftovers::new(buffers.receive),
+            recovery: Recovery::default(),
             closing: VecDeque::new(),
             generations: 0,
             next_id: u16::from(!client),
@@ -254,6 +264,7 @@ impl Association {
             self.last_data = packet.clone();
             self.taken = 0;
         }
+        self.recovery.received(&packet);
         self.handle(packet.clone());
         for id in streams_of(&packet) {
             self.make_way(id);
@@ -283,6 +294,7 @@ impl Association {
         self.now = now;
         if let Some((handle, sctp)) = &mut self.sctp {
             sctp.handle_timeout(now);
+            self.recovery.timeouts(sctp.stats().get_num_t3timeouts());
             while let Some(event) = sctp.poll_endpoint_event() {
                 if let Some(event) = self.endpoint.handle_event(*handle, event) {
                     sctp.handle_event(event);
@@ -307,13 +319,20 @@ impl Association {
     pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<Vec<Bytes>> {
         self.now = now;
         self.dirty = false;
-        let transmit = self.endpoint.poll_transmit().or_else(|| {
-            let (_, sctp) = self.sctp.as_mut()?;
-            sctp.poll_transmit(self.now)
-        })?;
-        match transmit.payload {
-            Payload::RawEncode(packets) => Some(packets),
-            Payload::PartialDecode(_) => None,
+        loop {
+            let transmit = self.endpoint.poll_transmit().or_else(|| {
+                let (_, sctp) = self.sctp.as_mut()?;
+                sctp.poll_transmit(self.now)
+            });
+            let mut packets = match transmit.map(|transmit| transmit.payload) {
+                Some(Payload::RawEncode(packets)) => packets,
+                Some(Payload::PartialDecode(_)) => continue,
+                None => return Some(self.recovery.due()).filter(|due| !due.is_empty()),
+            };
+            self.recovery.hold(&mut packets);
+            if !packets.is_empty() {
+                return Some(packets);
+            }
         }
     }
 

@@ -259,8 +259,8 @@ impl Drop for PeerConnection {
 impl backend::PeerConnection for PeerConnection {
     type Channel = Channel;
 
-    fn create_offer(&mut self) {
-        self.act(IceSession::create_offer);
+    fn create_offer(&mut self, sealed: bool) {
+        self.act(|session| session.create_offer(sealed));
     }
 
     fn accept_offer(&mut self, sdp: &str) {

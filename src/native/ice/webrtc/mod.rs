@@ -141,6 +141,9 @@ impl Backend {
         Some(self.0.gatherer.nat())
     }
 
+    /// Does nothing, because the sockets are there and know their mappings.
+    pub(crate) fn prepare(&self) {}
+
     /// Asks the STUN servers anew, because the NAT may have mapped our sockets anew.
     pub(crate) fn doubt_mapping(&self) {
         self.0.gatherer.doubt_mapping();
@@ -237,7 +240,7 @@ impl backend::Backend for Backend {
         let mut session = IceSession::new(self.0.identity.clone(), link, Instant::now());
         session.keep_to(self.0.policy.clone(), self.0.sockets.nat64().clone());
         let spared = self.spared().get(&peer).copied();
-        let may_guess = spared.is_none_or(|spare| spare.may_guess);
+        let may_guess = spared != Some(SpareTurn::Never { may_guess: false });
         let effort = self.0.birthday.filter(|_| may_guess);
         session.may_guess(effort, Gate::of_process());
         match spared {

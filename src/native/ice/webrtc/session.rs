@@ -39,6 +39,7 @@ use crate::{
         candidate::Candidate,
         dial::Policy,
         plan::Late,
+        quiet::Quiet,
         scope::{Scope, scope},
         sdp::{Description, Setup},
         signalling::IceCandidate,
@@ -54,10 +55,11 @@ const DISCONNECTED_GRACE: Duration = Duration::from_secs(3);
 /// How long a shutdown may take to send the queued messages.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// How long DTLS with libdatachannel waits for the nominated pair. libdatachannel gives an answer first to
-/// its ICE agent and then to those who check fingerprints. If the path is so short that a certificate
-/// comes in between, it refuses the certificate for good.
-const LIBDATACHANNEL_PAUSE: Duration = Duration::from_millis(50);
+/// How long DTLS waits after a pair was nominated, with libdatachannel and Firefox. libdatachannel gives an
+/// answer first to its ICE agent and then to those who check fingerprints. If the path is so short that a
+/// certificate comes in between, it refuses the certificate for good. Firefox drops what comes before it
+/// knows that the pair is nominated.
+const NOMINATION_PAUSE: Duration = Duration::from_millis(50);
 
 /// The size of DTLS datagrams, which every path carries.
 const MTU: usize = 1200;
@@ -168,6 +170,11 @@ pub(super) struct IceSession {
     /// The addresses that the peer calls port mappings.
     mapped: HashSet<SocketAddr>,
     nominated: Option<(SocketAddr, SocketAddr)>,
+    quiet: Quiet,
+    /// The number of DTLS records that were sent.
+    sent: u64,
+    /// The pair of the peer's first check that the agent has answered, over which a client begins DTLS.
+    heard: Option<(SocketAddr, SocketAddr)>,
     disconnected: Option<Instant>,
     dtls: Option<Box<dyn DtlsInstance>>,
     /// Whether DTLS has a clock and may be used. A client starts DTLS when there is a path to send
@@ -229,6 +236,9 @@ impl IceSession {
             seen: HashMap::new(),
             mapped: HashSet::new(),
             nominated: None,
+            quiet: Quiet::default(),
+            sent: 0,
+            heard: None,
             disconnected: None,
             dtls: None,
             dtls_started: false,
@@ -284,6 +294,9 @@ impl IceSession {
                     let authentic = self.ice.handle_packet(self.now, packet);
                     if authentic {
                         self.triggered.heard(source, destination, is_request);
+                        if !is_request && self.nominated == Some((destination, source)) {
+                            self.quiet.answered();
+                        }
                     }
                     if let Some(link) = &self.link
                         && authentic
@@ -314,6 +327,10 @@ impl IceSession {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.now = self.now.max(now);
         let now = self.now;
+        if self.nominated.is_some() {
+            let sent = self.sent + self.link.as_ref().map_or(0, |link| link.sent());
+            agent::set_quiet(&mut self.ice, self.quiet.look(now, sent));
+        }
         self.ice.handle_timeout(now);
         self.ice_events();
         self.guess_timeout();
@@ -326,8 +343,9 @@ impl IceSession {
         {
             return self.fail(BackendError::Ice);
         }
+        let dtls_timeout = self.dtls_timeout();
         if let Some(dtls) = &mut self.dtls
-            && self.dtls_timeout.is_some_and(|timeout| now >= timeout)
+            && dtls_timeout.is_some_and(|timeout| now >= timeout)
         {
             self.dtls_timeout = None;
             self.dtls_started = true;
@@ -346,6 +364,8 @@ impl IceSession {
         if self.closed {
             return None;
         }
+        // What has passed was seen.
+        let quiet = self.quiet.ends_at().filter(|at| *at > self.now);
         let disconnected = self.disconnected.filter(|_| !self.is_guessing());
         let disconnected = disconnected.map(|since| since + DISCONNECTED_GRACE);
         let sctp = self
@@ -357,7 +377,8 @@ impl IceSession {
             self.guess.as_ref().and_then(Guess::next_at),
             self.relayed_at(),
             disconnected,
-            self.dtls_timeout,
+            quiet,
+            self.dtls_timeout(),
             sctp,
             self.shutdown,
         ]
@@ -420,6 +441,14 @@ impl IceSession {
             let (source, destination) = (transmit.source, transmit.destination);
             self.expect(destination);
             self.triggered.sent(source, destination, &transmit.contents);
+            let is_check = transmit.contents.starts_with(&[0, 1]);
+            if is_check && self.nominated == Some((source, destination)) {
+                self.quiet.checked(self.now);
+            }
+            // A binding success response.
+            if transmit.contents.starts_with(&[1, 1]) {
+                self.hear((source, destination));
+            }
             send(Outgoing {
                 source,
                 destination,
@@ -441,7 +470,7 @@ impl IceSession {
             });
         }
         self.probe(&mut send);
-        let Some((source, destination)) = self.nominated else {
+        let Some((source, destination)) = self.path() else {
             return;
         };
         let mut send = |data: &[u8]| {
@@ -491,7 +520,7 @@ impl IceSession {
             if let Some(association) = &mut self.association {
                 association.shutdown();
             }
-            if self.nominated.is_none() {
+            if self.path().is_none() {
                 self.closed = true;
             }
         }

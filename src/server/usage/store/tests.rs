@@ -303,3 +303,33 @@ fn a_disk_that_fails_at_the_end_of_a_batch_makes_nothing_count_twice_or_never() 
         "a batch has arrived, and its writer has heard of a failure"
     );
 }
+
+#[test]
+fn the_rows_are_read_page_by_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("usage");
+    let mut store = Store::new(path.clone(), 10, 100);
+    let rows = [row("", "a", 1), row("", "b", 2), row("t", "a", 3)];
+    write(&mut store, day(1), &rows).unwrap();
+    write(&mut store, day(2), &rows[..1]).unwrap();
+    let mut after = (0, Account::default());
+    let mut read = Vec::new();
+    loop {
+        let next = page(&path, &after, 2).unwrap();
+        assert!(next.len() <= 2);
+        let Some((day, account, _)) = next.last() else {
+            break;
+        };
+        after = (*day, account.clone());
+        read.extend(next);
+    }
+    let of_day = |day: Day, rows: &[(Account, Amounts)]| -> Vec<Row> {
+        let rows = rows.iter().cloned();
+        rows.map(|(account, amounts)| (day.number(), account, amounts))
+            .collect()
+    };
+    let all = [of_day(day(1), &rows), of_day(day(2), &rows[..1])].concat();
+    assert_eq!(read, all);
+    let since = (day(2).number(), Account::default());
+    assert_eq!(page(&path, &since, 9).unwrap(), all[3..]);
+}

@@ -51,6 +51,8 @@ struct Model {
     lost: bool,
     /// Whether the owners of channels do anything by themselves.
     attended: bool,
+    /// How many packets the ends sent in the last step.
+    sent: usize,
 }
 
 impl Model {
@@ -75,6 +77,7 @@ impl Model {
             read: 0,
             lost: false,
             attended: true,
+            sent: 0,
         }
     }
 
@@ -84,6 +87,7 @@ impl Model {
         let now = self.now;
         let due = self.flying.extract_if(.., |(at, ..)| *at <= now);
         let due: Vec<_> = due.collect();
+        self.sent = 0;
         for (_, to, packet) in due {
             self.ends[to].receive(now, &packet);
         }
@@ -95,6 +99,7 @@ impl Model {
                 self.converse(end);
             }
             while let Some(packets) = self.ends[end].poll_transmit(now) {
+                self.sent += packets.len();
                 for packet in packets {
                     if !self.random.random_bool(self.loss) {
                         let delay = Duration::from_millis(self.random.random_range(3..6));
@@ -362,6 +367,45 @@ fn with_the_first_chunks_of_both_ends_a_channel_opens_in_one_flight() {
         let opened = model.ends[1 - opener].poll();
         assert!(matches!(opened, Some(Change::Opened(_))), "{opened:?}");
     }
+}
+
+/// A browser has room for about 90 packets in the buffer of its socket.
+#[test]
+fn a_lost_flight_is_sent_again_as_acknowledgements_come() {
+    let waker = noop_waker();
+    let mut cx = Context::from_waker(&waker);
+    let mut model = Model::new(1, 0.0);
+    model.attended = false;
+    let opened = model.ends[0].open().unwrap();
+    let message = vec![7; 16 << 10];
+    let mut accepted = None;
+    let (mut sent, mut read) = (0, 0);
+    let mut largest = 0;
+    for step in 0..6_000 {
+        // The path is dark for a second, after half a second of slow start.
+        model.loss = f64::from(u8::from((500..1_500).contains(&step)));
+        while step < 2_000 && model.ends[0].poll_ready(opened, &mut cx).is_ready() {
+            model.ends[0].send(opened, &message).unwrap();
+            sent += 1;
+        }
+        model.step();
+        // What was sent before is lost, and sent again from here on.
+        if step > 600 {
+            largest = largest.max(model.sent);
+        }
+        if let Some(Change::Opened(id)) = model.ends[1].poll() {
+            accepted = Some(id);
+        }
+        while let Some(id) = accepted
+            && let Poll::Ready(Some(part)) = model.ends[1].poll_next(id, &mut cx)
+        {
+            assert_eq!(part, message);
+            read += 1;
+        }
+    }
+    assert!(sent > 300, "{sent}");
+    assert_eq!(read, sent);
+    assert!(largest < 90, "{largest} packets at once");
 }
 
 #[test]

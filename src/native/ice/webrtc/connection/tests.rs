@@ -107,7 +107,7 @@ async fn a_relayed_address_is_kept_while_it_carries_the_connection() {
     let turn = Turn::start().await;
     let mut ends = [End::start(vec![turn.server(false)]), End::start(Vec::new())];
     ends[1].plug(true);
-    ends[0].connection.create_offer();
+    ends[0].connection.create_offer(false);
     until(&mut ends, |event| matches!(event, PeerEvent::Connected)).await;
     ends[0].plug(true);
     until(&mut ends, begins_at(CandidateKind::Host)).await;
@@ -131,7 +131,7 @@ async fn peers_that_are_direct_ask_no_turn_server() {
         end.connection
             .act(|session| session.ask_turn_after(PATIENCE));
     }
-    ends[0].connection.create_offer();
+    ends[0].connection.create_offer(false);
     until(&mut ends, |event| matches!(event, PeerEvent::Connected)).await;
     assert_eq!((turn.granted(), turn.allocations()), (0, 0));
 }

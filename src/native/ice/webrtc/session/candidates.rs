@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use str0m::Candidate as IceAgentCandidate;
 
-use super::{IceSession, Phase, SessionEvent, agent};
+use super::{IceSession, Phase, Secure, SessionEvent, agent};
 use crate::{
     core::{
         candidate::{Candidate, CandidateAddr, CandidateKind, CandidateTransport},
@@ -163,26 +163,50 @@ impl IceSession {
         match self.phase {
             Phase::New | Phase::Offering | Phase::Answering => {
                 self.phase = Phase::Described;
+                let late = self.take_late(&mut written);
                 let sdp = self.describe(written);
                 self.event(SessionEvent::Description(sdp));
+                self.trickle(late);
             }
-            Phase::Described if !self.connected => {
-                let room = MAX_TRICKLED.saturating_sub(self.trickled);
-                written.truncate(room);
-                self.trickled += written.len();
-                for line in written {
-                    let candidate = IceCandidate {
-                        candidate: line.to_string(),
-                        sdp_mid: Some(self.mid.clone()),
-                        sdp_m_line_index: Some(0),
-                        username_fragment: Some(self.fragment()),
-                    };
-                    self.event(SessionEvent::Candidate(candidate));
-                }
-            }
+            Phase::Described if !self.connected => self.trickle(written),
             // The peer no longer reads signalling. It sees new candidates as peer-reflexive.
             Phase::Described => {}
         }
+    }
+
+    fn trickle(&mut self, mut candidates: Vec<Candidate>) {
+        candidates.truncate(MAX_TRICKLED.saturating_sub(self.trickled));
+        self.trickled += candidates.len();
+        for line in candidates {
+            let candidate = IceCandidate {
+                candidate: line.to_string(),
+                sdp_mid: Some(self.mid.clone()),
+                sdp_m_line_index: Some(0),
+                username_fragment: Some(self.fragment()),
+            };
+            self.event(SessionEvent::Candidate(candidate));
+        }
+    }
+
+    /// Takes the candidates out of an answer that follow it, because a page would check them first. A
+    /// browser checks a pair every 50 ms, and those of hosts first, which hardly answer if the peers
+    /// are behind different NATs.
+    fn take_late(&self, candidates: &mut Vec<Candidate>) -> Vec<Candidate> {
+        let Some(remote) = self.remote.as_ref().filter(|_| self.secure == Secure::Dtls) else {
+            return Vec::new();
+        };
+        let public = |candidates: &[Candidate]| {
+            let reflexive = |c: &&Candidate| c.kind == CandidateKind::ServerReflexive;
+            let addrs = candidates.iter().filter(reflexive);
+            let ips = addrs.filter_map(|c| Some(c.socket_addr()?.ip()));
+            ips.collect::<Vec<_>>()
+        };
+        let (own, theirs) = (public(candidates), public(&remote.candidates));
+        if own.is_empty() || theirs.is_empty() || own.iter().any(|ip| theirs.contains(ip)) {
+            return Vec::new();
+        }
+        let of_host = |c: &mut Candidate| c.kind == CandidateKind::Host;
+        candidates.extract_if(.., of_host).collect()
     }
 
     /// Whether a description waits for local candidates.

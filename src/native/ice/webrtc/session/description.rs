@@ -19,8 +19,15 @@ use crate::{
 const MAX_USERNAME: usize = 128;
 
 impl IceSession {
-    pub(in crate::native::ice::webrtc) fn create_offer(&mut self) {
+    pub(in crate::native::ice::webrtc) fn create_offer(&mut self, sealed: bool) {
         self.ice.set_controlling(true);
+        // A client begins DTLS when it has been checked. A page begins it only when its own check was
+        // answered. Stock peers expect to choose.
+        self.setup = if sealed {
+            Setup::Active
+        } else {
+            Setup::ActPass
+        };
         self.init = association::init();
         self.phase = Phase::Offering;
     }
@@ -114,6 +121,7 @@ impl IceSession {
             ufrag: credentials.ufrag.clone(),
             pwd: credentials.pass.clone(),
             libdatachannel: false,
+            firefox: false,
             ice_lite: false,
             fingerprint: self
                 .identity

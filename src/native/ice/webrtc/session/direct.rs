@@ -232,7 +232,7 @@ mod tests {
             false => own.ufrag.clone(),
         };
         client.ice.set_local_credentials(own.clone());
-        client.create_offer();
+        client.create_offer(false);
         net.description(0);
         net.ends[0].accept_answer(&server.answer(&of_server));
         let credentials = Credentials::read(&of_server, &own.ufrag).unwrap();

@@ -1,9 +1,11 @@
 //! DTLS over the nominated pair, and SCTP within it.
 
+use std::{net::SocketAddr, time::Instant};
+
 use str0m::{config::DtlsVersion, crypto::dtls::DtlsOutput};
 
 use super::{
-    IceSession, LIBDATACHANNEL_PAUSE, MAX_RECORD, MTU, SessionEvent, direct::HANDSHAKE_CHANNEL,
+    IceSession, MAX_RECORD, MTU, NOMINATION_PAUSE, SessionEvent, direct::HANDSHAKE_CHANNEL,
 };
 use crate::{
     core::sdp::Setup, native::ice::webrtc::association::Association, webrtc::backend::BackendError,
@@ -30,11 +32,43 @@ impl IceSession {
         }
     }
 
+    /// The pair that DTLS uses.
+    pub(super) fn path(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.nominated.or(self.heard)
+    }
+
+    /// When DTLS repeats what it has sent. It repeats nothing until a pair is nominated, because whoever was
+    /// heard may have given an address that is not its own. That address gets one `ClientHello`, and more
+    /// only if it answers.
+    pub(super) fn dtls_timeout(&self) -> Option<Instant> {
+        self.dtls_timeout.filter(|_| self.nominated.is_some())
+    }
+
+    /// The agent has answered a check of the peer. A client begins DTLS over that pair, because the agent
+    /// takes a round trip more to nominate one.
+    pub(super) fn hear(&mut self, pair: (SocketAddr, SocketAddr)) {
+        let is_client = self.setup == Setup::Active && self.dtls.is_some();
+        let waits = self.waits_for_nomination() || self.left_out.contains(&pair.1);
+        if self.path().is_none() && self.direct.is_none() && is_client && !waits {
+            self.heard = Some(pair);
+            self.start_dtls();
+        }
+    }
+
+    /// libdatachannel and Firefox drop what comes too soon.
+    fn waits_for_nomination(&self) -> bool {
+        let remote = self.remote.as_ref();
+        remote.is_some_and(|remote| remote.libdatachannel || remote.firefox)
+    }
+
     /// There is a path to send on.
     pub(super) fn begin_dtls(&mut self) {
         let remote = self.remote.as_ref();
-        if remote.is_some_and(|remote| remote.libdatachannel) && !self.dtls_started {
-            self.dtls_timeout = Some(self.now + LIBDATACHANNEL_PAUSE);
+        // As the answerer, Firefox has nominated the pair itself.
+        let firefox = remote.is_some_and(|remote| remote.firefox) && self.ice.controlling();
+        let pauses = firefox || remote.is_some_and(|remote| remote.libdatachannel);
+        if pauses && !self.dtls_started {
+            self.dtls_timeout = Some(self.now + NOMINATION_PAUSE);
         } else {
             self.start_dtls();
         }
@@ -68,7 +102,10 @@ impl IceSession {
                 return;
             };
             match dtls.poll_output(&mut self.scratch) {
-                DtlsOutput::Packet(packet) => send(packet),
+                DtlsOutput::Packet(packet) => {
+                    self.sent += 1;
+                    send(packet);
+                }
                 DtlsOutput::Timeout(timeout) => {
                     self.dtls_timeout = Some(timeout);
                     return;

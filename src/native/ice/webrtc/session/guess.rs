@@ -376,7 +376,7 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             };
-            ends[0].create_offer();
+            ends[0].create_offer(false);
             let offer = describe(&mut ends[0], 0);
             ends[1].accept_offer(&offer);
             let answer = describe(&mut ends[1], 1);

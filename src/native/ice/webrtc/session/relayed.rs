@@ -69,6 +69,7 @@ impl IceSession {
     pub(super) fn relayed_timeout(&mut self) {
         if self.relayed_at().is_some_and(|at| self.now >= at) {
             self.relayed.wanted = true;
+            tracing::debug!("TURN servers are asked");
             self.tell(Late::Began(Strategy::Turn));
         }
     }

@@ -53,7 +53,7 @@ impl Net {
     }
 
     fn negotiate(&mut self, change: impl Fn(String) -> String) {
-        self.ends[0].create_offer();
+        self.ends[0].create_offer(false);
         let offer = self.description(0);
         self.ends[1].accept_offer(&offer);
         let answer = self.description(1);
@@ -126,7 +126,7 @@ fn the_first_chunks_of_sctp_go_with_the_descriptions() {
     };
     for (offers, echoes) in [(true, false), (true, true), (false, false)] {
         let mut net = Net::new();
-        net.ends[0].create_offer();
+        net.ends[0].create_offer(false);
         let mut offer = net.description(0);
         let ours = init(&offer).unwrap();
         if !offers || echoes {
@@ -157,33 +157,106 @@ fn the_first_chunks_of_sctp_go_with_the_descriptions() {
     }
 }
 
-/// libdatachannel refuses a certificate that comes too soon after the answer.
+/// libdatachannel refuses a certificate that comes too soon after the answer. Firefox drops what comes
+/// before it knows that a pair is nominated.
 #[test]
-fn dtls_with_libdatachannel_waits_for_a_moment() {
-    let client_hello_after = |origin: &str| {
+fn dtls_waits_for_a_moment_where_it_would_be_lost() {
+    for (client, origin) in [(1, "o=rtc"), (0, "o=mozilla")] {
         let mut net = Net::new();
-        net.ends[0].create_offer();
+        net.ends[0].create_offer(client == 0);
         let offer = net.description(0).replace("o=-", origin);
         net.ends[1].accept_offer(&offer);
-        let answer = net.description(1);
+        let answer = net.description(1).replace("o=-", origin);
         net.ends[0].accept_answer(&answer);
-        while net.ends[1].nominated.is_none() {
+        while net.ends[client].nominated.is_none() {
             net.step();
         }
         let nominated = net.now;
-        let is_dtls = |flying: &(Instant, usize, SocketAddr, SocketAddr, Vec<u8>)| {
-            flying.1 == 0 && flying.4[0] == 22
-        };
-        while !net.flying.iter().any(is_dtls) {
+        while !net.flying.iter().any(|(.., data)| data[0] == 22) {
             net.step();
         }
-        let after = net.now - nominated;
+        assert_eq!(net.now - nominated, NOMINATION_PAUSE);
         net.run(200);
         assert!(net.saw(0, connected) && net.saw(1, connected));
-        after
+    }
+}
+
+/// Whoever checks a pair may give an address that is not its own.
+#[test]
+fn an_address_that_does_not_answer_gets_one_client_hello() {
+    let mut net = Net::new();
+    net.negotiate(|answer| answer);
+    let mut hellos = 0;
+    for _ in 0..5_000 {
+        hellos += net
+            .flying
+            .iter()
+            .filter(|(_, to, _, _, data)| *to == 0 && data[0] == 22)
+            .count();
+        // The offerer hears nothing, so it answers nothing.
+        net.flying.retain(|(_, to, ..)| *to != 0);
+        net.step();
+    }
+    assert_eq!(hellos, 1);
+    assert!(net.ends[1].nominated.is_none());
+}
+
+/// The client's own check takes a round trip more. It is the answerer, or whoever sends a sealed offer.
+#[test]
+fn dtls_begins_when_the_peer_has_checked_a_pair() {
+    for (client, sealed) in [(0, true), (1, false)] {
+        let mut net = Net::new();
+        net.ends[0].create_offer(sealed);
+        let offer = net.description(0);
+        net.ends[1].accept_offer(&offer);
+        let answer = net.description(1);
+        net.ends[0].accept_answer(&answer);
+        // The client's checks meet a NAT that is closed for now.
+        let passes =
+            |flying: &(_, usize, _, _, Vec<u8>)| flying.1 == client || flying.4[..2] != [0, 1];
+        while net.ends[client].heard.is_none() {
+            net.flying.retain(passes);
+            net.step();
+        }
+        let heard = net.now;
+        while !net.flying.iter().any(|(.., data)| data[0] == 22) {
+            net.step();
+        }
+        assert_eq!(net.now, heard);
+        assert!(net.ends[client].nominated.is_none());
+        net.run(200);
+        assert!(net.saw(0, connected) && net.saw(1, connected));
+    }
+}
+
+/// A page checks what it is told first, and its second pair 50 ms later.
+#[test]
+fn an_answer_to_a_peer_behind_another_nat_leaves_hosts_for_later() {
+    let hosts_within = |ours: [u8; 4], theirs: &str| {
+        let mut net = Net::new();
+        net.ends[0].create_offer(false);
+        let offer = net.description(0);
+        let line = format!("a=candidate:1 1 udp 9 {theirs} 9 typ srflx raddr 0.0.0.0 rport 0\r\n");
+        net.ends[1].accept_offer(&(offer + &line));
+        let reflexive = LocalCandidate {
+            origin: Origin::Stun,
+            addr: (ours, 2000).into(),
+            base: addr(1),
+        };
+        let end = &mut net.ends[1];
+        end.set_local_candidates(&[host(1)[0], reflexive]);
+        let mut told = std::iter::from_fn(|| end.poll_event(&noop_waker()));
+        let Some(SessionEvent::Description(sdp)) = told.next() else {
+            panic!("there is no answer");
+        };
+        assert!(sdp.contains("typ srflx"), "{sdp}");
+        let late = told.filter(|event| matches!(event, SessionEvent::Candidate(_)));
+        let within = sdp.contains("typ host");
+        assert_eq!(late.count(), usize::from(!within));
+        within
     };
-    assert_eq!(client_hello_after("o=rtc"), LIBDATACHANNEL_PAUSE);
-    assert_eq!(client_hello_after("o=-"), Duration::ZERO);
+    assert!(!hosts_within([198, 51, 100, 1], "198.51.100.2"));
+    assert!(hosts_within([198, 51, 100, 1], "198.51.100.1"));
 }
 
 /// The agent writes both fragments into each check, and its writer panics at long ones.
