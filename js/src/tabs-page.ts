@@ -9,19 +9,39 @@ import { Line } from "./tabs-line.js";
 import { CONNECTOR, JOIN, type Joined, type Joining } from "./tabs-protocol.js";
 import { RemoteConnector } from "./tabs-remote.js";
 
+/** A worker that runs `share`, or the port of a shared one. */
+export type SharingWorker = SharedWorker | Worker | MessagePort;
+
+/** A worker whose script did not load, or whose process ended before it did. */
+class Unloaded extends ThroughlineError {}
+
 /**
  * Makes this tab one of those that are one peer, which runs in the worker that calls `share`. Resolves once the peer can
  * be reached, to a `Connector` like that of `Connector.create`. Its connections are this tab's, and its `close` means
  * that this tab leaves. The tab also makes peer connections for the worker, as `serve` of `throughline/bridge` does.
  *
- * Where there are no shared workers, give it a `Worker` with the same script. Then the tab is a peer of its own.
+ * Give it a function that makes the worker. It is called a second time if the first worker does not load, because a
+ * browser hands out a shared worker for a moment after its process has crashed. A worker that is made already is
+ * tried once.
+ *
+ * Where there are no shared workers, let it be a `Worker` with the same script. Then the tab is a peer of its own.
  *
  * Rejects as `Connector.create` does, with `unsupported_platform` if this is no page, has no WebRTC, or is not a secure
  * context, with `io` if the worker's script does not load, or with `limit_exceeded` beyond 64 tabs.
  */
-export async function join(worker: SharedWorker | Worker | MessagePort, options: AbortOptions = {}): Promise<Connector> {
+export async function join(worker: SharingWorker | (() => SharingWorker), options: AbortOptions = {}): Promise<Connector> {
   const signal = signalOf(options);
   signal?.throwIfAborted();
+  if (typeof worker !== "function") return meet(worker, signal);
+  try {
+    return await meet(worker(), signal);
+  } catch (error) {
+    if (error instanceof Unloaded) return meet(worker(), signal);
+    throw error;
+  }
+}
+
+async function meet(worker: SharingWorker, signal?: AbortSignal): Promise<Connector> {
   const { port = worker } = Object(worker) as { port?: MessagePort };
   const meeting = endpoint("worker", port);
   const bridge = serve(worker);
@@ -34,8 +54,10 @@ export async function join(worker: SharedWorker | Worker | MessagePort, options:
     bridge.close();
   });
   const fail = (event: Event) => {
-    const why = (event as Partial<ErrorEvent>).message || "its script does not load";
-    line.end(new ThroughlineError("io", `the worker that shares the peer has failed: ${why}`));
+    // The error of a script has a message, and that of a script which is not there has none.
+    const { message } = event as Partial<ErrorEvent>;
+    const Failure = message ? ThroughlineError : Unloaded;
+    line.end(new Failure("io", `the worker that shares the peer has failed: ${message || "its script does not load"}`));
   };
   const abort = () => line.end(new ThroughlineError("aborted", "the caller's AbortSignal fired"));
   (worker as EventTarget).addEventListener("error", fail);

@@ -288,3 +288,15 @@ test("what a worker cannot make, and a worker that is not there, are typed error
   // 23 is the code of a `TimeoutError`.
   assert.deepEqual(others, ["io", "io", "invalid_config", "unsupported_platform", 23]);
 });
+
+test("a tab makes its worker once more if the first does not load, as one whose process has just crashed", limit, async (t) => {
+  const { page, options } = await stage(t);
+  const outcome = (scripts) =>
+    page.evaluate(async ([left, name]) => {
+      const make = () => new SharedWorker(left.shift(), { type: "module", name });
+      const { error } = await peer.outcome(() => tab.join(make));
+      return { code: error?.code, left };
+    }, [scripts, JSON.stringify(options)]);
+  assert.deepEqual(await outcome(["missing.js", "shared.js"]), { code: undefined, left: [] });
+  assert.deepEqual(await outcome(["missing.js", "missing.js", "shared.js"]), { code: "io", left: ["shared.js"] });
+});

@@ -13,8 +13,7 @@ globalThis.RTCPeerConnection = class extends RTCPeerConnection {
 
 /** Joins the worker of these options, which is another one for other options. */
 async function start(options, kind = "SharedWorker") {
-  const worker = new globalThis[kind]("shared.js", { type: "module", name: JSON.stringify(options) });
-  peer.held.me = await join(worker);
+  peer.held.me = await join(() => new globalThis[kind]("shared.js", { type: "module", name: JSON.stringify(options) }));
   const { peerId, ticket } = peer.held.me;
   return { peerId, ticket };
 }

@@ -39,6 +39,7 @@ export async function inWorker(port: MessagePort): Promise<void> {
 
 export async function inTab(worker: Worker | SharedWorker | MessagePort): Promise<string> {
   await using me: Connector = await join(worker, { signal: AbortSignal.timeout(1000) });
+  await join(() => new SharedWorker("shared.js"));
   return me.peerId;
 }
 
