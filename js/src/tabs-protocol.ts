@@ -2,7 +2,7 @@
 import { ThroughlineError, toError, type ErrorCode, type ThroughlineErrorOptions } from "./errors.js";
 
 /** How a tab joins a worker, with its port. The last part is the version. */
-export const JOIN = "throughline-tabs-join-1";
+export const JOIN = "throughline-tabs-join-2";
 
 /** The most tabs of one worker. */
 export const MAX_TABS = 64;
@@ -44,11 +44,15 @@ export interface Answer {
   readonly fault?: Fault;
 }
 
-/** The answer to the first call, `join`. */
-export interface Joined extends State {
-  readonly peerId: string;
+/** The answer to the first call, `greet`: the worker is there. */
+export interface Greeted {
   /** The lock of the worker. */
   readonly lock: string;
+}
+
+/** The answer to the second call, `join`. */
+export interface Joined extends State {
+  readonly peerId: string;
 }
 
 /** What a connector says of itself. */

@@ -10,6 +10,7 @@ import {
   type Course,
   type Entered,
   type Fault,
+  type Greeted,
   type State,
   type Streamed,
   type Wish,
@@ -95,6 +96,13 @@ export class Tab {
     const { value } = answer;
     // The bindings give bytes that nobody else has.
     this.#port.postMessage(answer, value instanceof Uint8Array ? [value.buffer] : []);
+  }
+
+  /** The tab has asked whether the worker is there. */
+  async greet(): Promise<Greeted> {
+    const { held, lock } = this.#sharing.presence;
+    await held;
+    return { lock };
   }
 
   /** The tab has asked for the peer. */
@@ -202,9 +210,10 @@ class Entrance implements Handle {
     this.#tab = tab;
   }
 
-  async run(_: string, [visible]: readonly never[]): Promise<object> {
+  async run(method: string, [visible]: readonly never[]): Promise<object> {
+    if (method === "greet") return this.#tab.greet();
     const peer = await this.#tab.enter(visible as unknown as boolean);
-    return { peerId: peer.raw.peerId(), lock: peer.lock, ...stateOf(peer) };
+    return { peerId: peer.raw.peerId(), ...stateOf(peer) };
   }
 }
 

@@ -38,7 +38,7 @@ export function share(options: CreateOptions | (() => Promise<Connector>) = {}):
     await attach();
     await presence.held;
     return typeof options === "function" ? options() : Connector.create(options);
-  }, presence.lock);
+  }, presence);
   if ("onconnect" in globalThis) {
     globalThis.addEventListener("connect", (event) => listen(sharing, (event as MessageEvent).ports[0] as MessagePort));
   } else listen(sharing, globalThis as unknown as Endpoint);
@@ -60,8 +60,9 @@ function listen(sharing: Sharing, endpoint: Endpoint): void {
 
 /** What the tabs of one worker share: one peer at a time. */
 export class Sharing {
+  /** That of the worker. */
+  readonly presence: Pick<Presence, "held" | "lock">;
   readonly #make: () => Promise<Connector>;
-  readonly #lock: string;
   /** The tabs, with the peer that each has. */
   readonly #tabs = new Map<Tab, Peer | undefined>();
   #made: Promise<Peer> | undefined;
@@ -70,9 +71,9 @@ export class Sharing {
   /** Settles when the peer before is closed. */
   #closing: Promise<unknown> = Promise.resolve();
 
-  constructor(make: () => Promise<Connector>, lock: string) {
+  constructor(make: () => Promise<Connector>, presence: Pick<Presence, "held" | "lock">) {
     this.#make = make;
-    this.#lock = lock;
+    this.presence = presence;
   }
 
   /** A tab wants the peer. */
@@ -106,7 +107,7 @@ export class Sharing {
   /** Returns the peer that is there, or makes one. */
   #present(): Promise<Peer> {
     if (this.#made) return this.#made;
-    const made = this.#closing.then(async () => new Peer(rawOf(await this.#make()), this.#lock));
+    const made = this.#closing.then(async () => new Peer(rawOf(await this.#make())));
     this.#made = made;
     const over = () => {
       if (this.#made === made) this.#made = this.#peer = undefined;
@@ -135,8 +136,6 @@ interface Waiter {
 /** The peer that the tabs are. */
 export class Peer {
   readonly raw: RawConnector;
-  /** The lock of the worker. */
-  readonly lock: string;
   readonly tabs = new Set<Tab>();
   /** Resolves when the connector is closed. */
   readonly ended: Promise<void>;
@@ -147,9 +146,8 @@ export class Peer {
   #stop = new AbortController();
   #gives = false;
 
-  constructor(raw: RawConnector, lock: string) {
+  constructor(raw: RawConnector) {
     this.raw = raw;
-    this.lock = lock;
     this.ended = this.#follow();
   }
 

@@ -185,6 +185,9 @@ function world() {
   return made;
 }
 
+/** That of a worker. */
+const PRESENCE = { held: Promise.resolve(), lock: "lock of the worker" };
+
 /** A worker whose peers are the given worlds, one after the other. */
 function worker(...worlds) {
   const left = [...worlds];
@@ -192,7 +195,7 @@ function worker(...worlds) {
     const next = left.shift();
     if (next instanceof Error || !next) throw next ?? new Error("there is no other world");
     return { raw: next.raw };
-  }, "lock of the worker");
+  }, PRESENCE);
 }
 
 /** A tab that has not joined yet. `crash` is what the worker does when the lock of the tab is free. */
@@ -217,7 +220,6 @@ const code = (promise) => promise.then(() => undefined, (error) => error.code);
 test("a tab is the peer of the worker, with its status and its events", async (t) => {
   const one = world();
   const { me, joined } = await join(t, worker(one));
-  assert.equal(joined.lock, "lock of the worker");
   assert.ok(me instanceof Connector);
   assert.deepEqual([me.peerId, me.ticket, me.shortTicket], ["me", "ticket connecting", "short"]);
   const changes = me.statusChanges();
@@ -413,6 +415,13 @@ test("a tab that leaves or crashes takes its own connections along, and the last
   assert.equal(second.sessions.size, 1);
 });
 
+test("a worker says that it is there before it makes the peer", async (t) => {
+  const { line } = approach(t, new Sharing(() => new Promise(() => {}), PRESENCE));
+  const joining = line.call(0, "join", [true]);
+  joining.catch(() => {});
+  assert.deepEqual(await line.call(0, "greet"), { lock: PRESENCE.lock });
+});
+
 test("tabs that come while the peer is made share it, and what fails is tried again by the next one", async (t) => {
   const one = world();
   const sharing = worker(new ThroughlineError("no_relay", "no relay answers"), one);
@@ -423,14 +432,14 @@ test("tabs that come while the peer is made share it, and what fails is tried ag
   assert.equal(one.closes, 0);
   await both[1].me.close();
   assert.equal(one.closes, 1);
-  const wrong = approach(t, new Sharing(async () => ({}), "lock"));
+  const wrong = approach(t, new Sharing(async () => ({}), PRESENCE));
   assert.equal(await code(wrong.line.call(0, "join", [true])), "invalid_config");
 });
 
 test("a tab that leaves before the peer is there leaves no peer behind", async (t) => {
   const one = world();
   let make;
-  const sharing = new Sharing(() => new Promise((resolve) => (make = () => resolve({ raw: one.raw }))), "lock");
+  const sharing = new Sharing(() => new Promise((resolve) => (make = () => resolve({ raw: one.raw }))), PRESENCE);
   const { line, crash } = approach(t, sharing);
   const joining = code(line.call(0, "join", [true]));
   while (!make) await new Promise((resolve) => setImmediate(resolve));

@@ -289,7 +289,7 @@ test("what a worker cannot make, and a worker that is not there, are typed error
   assert.deepEqual(others, ["io", "io", "invalid_config", "unsupported_platform", 23]);
 });
 
-test("a tab makes its worker once more if the first does not load, as one whose process has just crashed", limit, async (t) => {
+test("a tab makes its worker again if the first does not load or says nothing, as one whose process has just crashed", limit, async (t) => {
   const { page, options } = await stage(t);
   const outcome = (scripts) =>
     page.evaluate(async ([left, name]) => {
@@ -298,5 +298,8 @@ test("a tab makes its worker once more if the first does not load, as one whose 
       return { code: error?.code, left };
     }, [scripts, JSON.stringify(options)]);
   assert.deepEqual(await outcome(["missing.js", "shared.js"]), { code: undefined, left: [] });
-  assert.deepEqual(await outcome(["missing.js", "missing.js", "shared.js"]), { code: "io", left: ["shared.js"] });
+  // A script that is no worker of ours stands for one that says nothing.
+  assert.deepEqual(await outcome(["/npm/dist/casing.js", "missing.js", "shared.js"]), { code: undefined, left: [] });
+  const missing = ["missing.js", "missing.js", "missing.js"];
+  assert.deepEqual(await outcome([...missing, "shared.js"]), { code: "io", left: ["shared.js"] });
 });
