@@ -1,8 +1,8 @@
 //! What servers of a fleet share, without the store in which they share it.
 //!
 //! Each key of the store holds what one peer says, in its own envelope, so a server can only hold it
-//! back. A server that changes a key names the revision that it knows, so none takes the place of what
-//! it has not seen.
+//! back. A server that changes what it knows of a peer or of a member of a room names the revision that it knows,
+//! so it takes the place of nothing that it has not seen.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},

@@ -15,10 +15,10 @@ use crate::event::{Cause, PathKind, Strategy};
 /// How much later a circuit through a further relay starts than the one before it. The delay keeps
 /// a second circuit from being built while the first relay does its work. It is twice the delay of
 /// RFC 8305 section 5, because a circuit takes twice the round trips of a TCP connection.
-const RELAY_STAGGER: Duration = Duration::from_millis(500);
+pub(super) const RELAY_STAGGER: Duration = Duration::from_millis(500);
 /// How much later each further relay is tried while a relay carries the traffic. By then, most pairs have a
 /// direct path.
-const RIVAL_STAGGER: Duration = Duration::from_secs(5);
+pub(super) const RIVAL_STAGGER: Duration = Duration::from_secs(5);
 /// How long a spare circuit waits for its turn at most while the session has no path, where a
 /// sealed offer may make the circuit unnecessary. It is half of the time that a connect has by
 /// default, so that the other half is left for the circuit.

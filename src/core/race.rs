@@ -265,7 +265,7 @@ impl Race {
         });
         self.slots.retain(|slot| {
             // A path would have let a deferred attempt go on, or would have made it unnecessary.
-            let kept = plan.steps.iter().any(|s| s.attempt == slot.step.attempt)
+            let kept = plan.steps.iter().any(|step| slot.goes_on_as(step))
                 || slot.state == State::Deferred && plan.path.is_none();
             if !kept {
                 let reason = match slot.step.attempt {
@@ -301,8 +301,10 @@ impl Race {
                 Some(slot) if found && idle && slot.step.spared && slot.is_standby() => {
                     slot.state = State::Spared;
                 }
-                // There may be a TURN server now.
-                Some(slot) if slot.is_running() => slot.step.anew = step.anew,
+                // There may be a TURN server now, or no circuit any more.
+                Some(slot) if slot.is_running() => {
+                    (slot.step.anew, slot.step.retries) = (step.anew, step.retries);
+                }
                 // Another path may leave an attempt fewer strategies that are better.
                 Some(slot) => {
                     (slot.step.strategies, slot.step.anew) = (step.strategies, step.anew);

@@ -158,7 +158,7 @@ impl Pools {
             members: pool("member", each(kept, |_| MAX_ROOMS)),
             elsewhere: pool("member_elsewhere", each(kept, |_| MAX_ROOMS)),
             // A quarter is left for those that are here, whose addresses are known. What another server names
-            // has no address, so each server has a share.
+            // has no address, so each server has a share. Who could lie about the server could lie about all.
             seats_elsewhere: Quota::shared(MAX_MEMBERS * 3 / 4, 100)
                 .per_peer(MAX_MEMBERS / 2)
                 .into(),

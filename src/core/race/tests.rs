@@ -1,4 +1,5 @@
 mod again;
+mod rivals;
 
 use multiaddr::PeerId;
 use proptest::{collection::vec, prop_assert, prop_assert_eq, proptest};

@@ -27,10 +27,7 @@ mod writing;
 use std::{
     collections::HashMap,
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -86,6 +83,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// How often it is looked which rooms are watched, and what is over.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many reasons are logged why NATS is away, until it is reached again.
+const REASONS: usize = 8;
 /// How long NATS may take nothing before it counts as away, and another of its servers is tried. A bucket
 /// whose leader has died needs a part of this until it has another one.
 const LOST: Duration = Duration::from_secs(10);
@@ -103,8 +102,6 @@ struct Inner {
     buckets: watch::Sender<Option<Buckets>>,
     look_ups: Semaphore,
     reads: Semaphore,
-    /// Whether it was said that NATS is away.
-    is_away: AtomicBool,
     metrics: FleetMetrics,
     /// Asks for a look at the record of usage, and says that the look is over.
     usage_wanted: Notify,
@@ -159,7 +156,6 @@ impl Fleet {
             buckets: watch::Sender::new(None),
             look_ups: Semaphore::new(LOOK_UPS),
             reads: Semaphore::new(READS),
-            is_away: AtomicBool::new(false),
             metrics: FleetMetrics::new(metrics),
             usage_wanted: Notify::new(),
             usage_told: Notify::new(),
@@ -189,6 +185,8 @@ impl Fleet {
     pub(in crate::server) async fn keep(self, mut own: Own) {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut past = Past::default();
+        // Why NATS is away, as was said since it was reached last.
+        let mut said = Vec::new();
         loop {
             let fault = self.session(&mut own, &mut past).await;
             self.0.buckets.send_replace(None);
@@ -197,13 +195,17 @@ impl Fleet {
             if reached.is_some_and(|reached| reached.elapsed() > LAST_PAUSE) {
                 pauses.reset();
             }
+            if reached.is_some() {
+                said.clear();
+            }
             self.0.metrics.up(false);
-            match self.0.is_away.swap(true, Ordering::Relaxed) {
-                false => tracing::warn!(
-                    reason = %fault,
+            let reason = fault.to_string();
+            if said.len() < REASONS && !said.contains(&reason) {
+                tracing::warn!(
+                    %reason,
                     "the fleet is out of reach; peers here are served on, and others are found as they were"
-                ),
-                true => tracing::debug!(reason = %fault, "the fleet is out of reach"),
+                );
+                said.push(reason);
             }
             time::sleep(pauses.fail(rand::random())).await;
         }
@@ -226,7 +228,6 @@ impl Fleet {
         };
         past.reached = Some(Instant::now());
         inner.buckets.send_replace(Some(buckets.clone()));
-        inner.is_away.store(false, Ordering::Relaxed);
         tracing::info!("the fleet is reached");
         inner.metrics.up(true);
         let (revoked, usage) = (own.revoked.clone(), own.usage.clone());

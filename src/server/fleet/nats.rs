@@ -5,7 +5,13 @@
 //! reached at that moment misses it. What is said again and again is heard the next time. Whether anything
 //! else was missed, the numbers of the changes tell.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{
+    collections::HashSet,
+    error::Error as StdError,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
 use async_nats::{
     Client, ConnectOptions, Event, HeaderMap, Message, Subscriber,
@@ -473,7 +479,7 @@ impl Changes {
             return false;
         };
         if let Some(revision) = sequence(&message).filter(|revision| *revision > self.read) {
-            self.has_missed |= revision > self.last + 1;
+            self.has_missed |= revision > self.last.saturating_add(1);
             self.last = self.last.max(revision);
             change(&message, revision, Duration::ZERO, hear);
         }
@@ -498,16 +504,28 @@ async fn read(
     let (name, mut last) = (consumer.cached_info().name.clone(), 0);
     let there = consumer.cached_info().num_pending.min(which.most());
     let mut messages = in_time(consumer.messages()).await?;
-    for _ in 0..there {
-        let next = timeout(DEADLINE, messages.next()).await;
-        let message = next.map_err(|_| late())?.ok_or_else(lost)?.map_err(fault)?;
+    // A value that is written anew while the others are read comes once more, and counts as one of them.
+    let (mut known, hashes) = (HashSet::new(), RandomState::new());
+    while (known.len() as u64) < there {
+        let Ok(next) = timeout(DEADLINE, messages.next()).await else {
+            // What is over meanwhile does not come.
+            match in_time(store.stream.consumer_info(&name))
+                .await?
+                .num_pending
+            {
+                0 => break,
+                _ => return Err(late()),
+            }
+        };
+        let message = next.ok_or_else(lost)?.map_err(fault)?;
         let Ok(info) = message.info() else {
             continue;
         };
+        known.insert(hashes.hash_one(message.subject.as_str()));
         last = info.stream_sequence;
         let age = since(info.published.unix_timestamp_nanos(), which);
         change(&message.message, last, age, hear);
-        // What was over before it could be read is not waited for.
+        // What is over already is not waited for.
         if info.pending == 0 {
             break;
         }

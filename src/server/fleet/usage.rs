@@ -4,7 +4,12 @@
 //! added. So a row may be written twice, and counts once. The rows of all servers are added up when
 //! somebody reads them.
 
-use std::{collections::HashMap, mem, time::Duration};
+use std::{
+    collections::HashMap,
+    mem,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use data_encoding::HEXLOWER;
 use futures::{StreamExt as _, stream};
@@ -28,6 +33,8 @@ use crate::{
 
 /// How often rows that have changed are written. They are in the server's own record before.
 const PERIOD: Duration = Duration::from_secs(15);
+/// How soon a look that somebody waits for is tried again.
+const RETRY: Duration = Duration::from_millis(250);
 /// How many rows are read at a time, and written at once.
 const PAGE: usize = 4096;
 const WRITES: usize = 32;
@@ -167,11 +174,14 @@ impl Fleet {
         }
         let mut look = time::interval(PERIOD);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A look that is wanted and fails is wanted still.
+        let mut is_wanted = false;
         loop {
-            let is_wanted = tokio::select! {
-                _ = look.tick() => false,
-                () = inner.usage_wanted.notified() => true,
-            };
+            tokio::select! {
+                _ = look.tick() => {}
+                () = time::sleep(RETRY), if is_wanted => {}
+                () = inner.usage_wanted.notified() => is_wanted = true,
+            }
             let mut pass = Pass {
                 buckets,
                 relay: &inner.own,
@@ -182,7 +192,7 @@ impl Fleet {
             match pass.run(usage).await {
                 Ok(()) => {
                     told.is_behind = false;
-                    if is_wanted {
+                    if mem::take(&mut is_wanted) {
                         inner.usage_told.notify_waiters();
                     }
                 }
@@ -272,6 +282,7 @@ impl Pass<'_> {
         while let Some((row, amounts, written)) = writes.next().await {
             match written {
                 Ok((key, revision)) => {
+                    self.metrics.written("written");
                     self.told.waiting.remove(&row);
                     self.told.rows.insert(row, amounts);
                     self.told.confirmed(key, revision);
@@ -323,20 +334,25 @@ pub async fn usage_of_fleet(
     let failed = |fault: Fault| Error::new(ErrorKind::Io, format!("fleet.servers: {fault}"));
     let cluster = Cluster::new(config)?;
     let (client, _lost) = cluster.connect().await.map_err(failed)?;
-    let sums = std::sync::Mutex::new(Sums::new(since, by));
+    let rows = Mutex::new(HashMap::new());
+    // A row that is written anew while it is read comes twice, the newer one last.
     let hear = |key: &str, value: &[u8]| {
-        if let Some(((day, account), amounts)) = read_key(key).zip(decode(value)) {
-            let mut sums = sums
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            sums.add(day, (&account.token, &account.peer), amounts);
+        let Some(((day, _), amounts)) = read_key(key).zip(decode(value)) else {
+            return;
+        };
+        if since.is_none_or(|since| since.number() <= day) {
+            let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+            rows.insert(key.to_owned(), amounts);
         }
     };
     cluster.read_usage(client, &hear).await.map_err(failed)?;
-    let sums = sums.into_inner();
-    Ok(sums
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .rows())
+    let mut sums = Sums::new(since, by);
+    for (key, amounts) in rows.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        if let Some((day, account)) = read_key(&key) {
+            sums.add(day, (&account.token, &account.peer), amounts);
+        }
+    }
+    Ok(sums.rows())
 }
 
 #[cfg(test)]
