@@ -1,5 +1,7 @@
 /** What the WebAssembly uses of `RTCDataChannel`, for a channel that is on a page or comes from there later. */
 
+import { MAX_BYTES } from "./bridge-protocol.js";
+
 /** What a channel asks of its page. */
 interface Remote {
   send(data: ArrayBuffer): void;
@@ -49,10 +51,16 @@ export class Channel extends EventTarget {
 
   send(data: Uint8Array<ArrayBuffer>): void {
     if (this.readyState !== "open") throw new DOMException("the channel is not open", "InvalidStateError");
-    if (this.#real) return this.#real.send(data);
+    if (this.#real) return this.#give(this.#real, data);
     this.#sent += data.byteLength;
     // The bytes are in the memory of the WebAssembly, which stays here.
     this.#remote.send(data.slice().buffer);
+  }
+
+  #give(real: RTCDataChannel, data: Uint8Array<ArrayBuffer>): void {
+    // Chromium throws the same. Firefox takes any number of bytes, and loses all but the first 64 MiB of them.
+    if (real.bufferedAmount + data.byteLength > MAX_BYTES) throw new DOMException("the buffer of the channel is full", "OperationError");
+    real.send(data);
   }
 
   close(): void {
