@@ -46,9 +46,8 @@ impl Slot {
     /// Whether this is the attempt of `step`. A circuit that is sought is not a rival of the circuit that has come
     /// up, which is tried later, and once. A rival that is under way may become the one that is sought.
     pub(super) fn goes_on_as(&self, step: &Step) -> bool {
-        let is_rival = step.retries == 0 && self.step.retries > 0;
-        let is_sought = step.retries > 0 && self.step.retries == 0 && !self.is_running();
-        step.attempt == self.step.attempt && !is_rival && !is_sought
+        let is_sought = step.retries > 0 && self.is_running();
+        step.attempt == self.step.attempt && (step.retries == self.step.retries || is_sought)
     }
 
     /// Whether this is a circuit that is sought, waits for its start, and has not failed yet.
