@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::lease::{Ask, Lease, slack};
+
 /// The seconds of a day.
 pub(crate) const DAY: u64 = 24 * 60 * 60;
 
@@ -101,18 +103,71 @@ struct Carried {
     bytes: u64,
     /// How many of [`TOLD_AT`] the holders know of.
     told: usize,
+    /// What a server of a fleet may carry.
+    lease: Option<Lease>,
 }
 
 /// What was carried for somebody in the present day and month.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Spent([Carried; 2]);
+pub(crate) struct Spent {
+    /// In the order of [`Period::ALL`].
+    carried: [Carried; 2],
+    /// Whether each server of a fleet has a part of the quota.
+    is_shared: bool,
+}
 
 impl Spent {
+    /// Nothing of a quota of which each server of a fleet has a part.
+    pub(crate) fn shared() -> Self {
+        Self {
+            is_shared: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the server should ask for another lease.
+    pub(crate) fn wants_lease(&self, quota: Quota) -> bool {
+        let wants = |(at, ..): (usize, Period, u64)| {
+            let Carried { bytes, lease, .. } = self.carried[at];
+            lease.is_none_or(|lease| bytes >= lease.ask_at)
+        };
+        self.is_shared && quota.limits().any(wants)
+    }
+
+    /// Whether more was leased than was carried, so that some of it can be given back.
+    pub(crate) fn has_rest(&self) -> bool {
+        let rest = |carried: &Carried| carried.lease.is_some_and(|l| l.bytes > carried.bytes);
+        self.carried.iter().any(rest)
+    }
+
+    /// Returns what to ask for at `now`.
+    pub(crate) fn ask(&mut self, quota: Quota, now: Duration, rests: bool) -> Ask {
+        self.turn(now);
+        Ask {
+            quota,
+            periods: self.carried.map(|carried| carried.period),
+            spent: self.carried.map(|carried| carried.bytes),
+            rests,
+        }
+    }
+
+    /// Notes the leases of these periods. Returns whether something can be carried with them.
+    pub(crate) fn lease(&mut self, periods: [u64; 2], leases: [Lease; 2], quota: Quota) -> bool {
+        let leases = periods.into_iter().zip(leases);
+        for (carried, (period, lease)) in self.carried.iter_mut().zip(leases) {
+            if carried.period == period {
+                carried.lease = Some(lease);
+            }
+        }
+        !self.wants_lease(quota)
+    }
+
     /// Counts `bytes` that are about to be carried. The last bytes of a quota may be more than what
     /// is left of it. Returns whether the holders should be [told](Self::tell).
     ///
     /// # Errors
-    /// The time until the quota begins anew, if nothing is left of it. Nothing is counted then.
+    /// The time until the quota begins anew, if nothing is left of it, or of what a server of a fleet has of
+    /// it. Nothing is counted then.
     pub(crate) fn spend(
         &mut self,
         quota: Quota,
@@ -122,7 +177,7 @@ impl Spent {
         self.turn(now);
         let over = quota
             .limits()
-            .filter(|(at, _, all)| self.0[*at].bytes >= *all);
+            .filter(|(at, _, all)| self.carried[*at].is_over(*all, self.is_shared));
         if let Some(ends) = over.map(|(_, period, _)| period.at(now).1).max() {
             return Err(ends);
         }
@@ -134,7 +189,7 @@ impl Spent {
     /// does not count.
     pub(crate) fn seed(&mut self, [day, month]: [u64; 2], then: Duration) {
         self.turn(then);
-        let seeds = self.0.iter_mut().zip(Period::ALL).zip([day, month]);
+        let seeds = self.carried.iter_mut().zip(Period::ALL).zip([day, month]);
         for ((carried, period), bytes) in seeds {
             if carried.period == period.at(then).0 {
                 carried.bytes = carried.bytes.saturating_add(bytes);
@@ -147,8 +202,8 @@ impl Spent {
         self.turn(now);
         let mut told = None::<Left>;
         for (at, period, all) in quota.limits() {
-            let carried = &mut self.0[at];
-            let level = level(carried.bytes, all);
+            let carried = &mut self.carried[at];
+            let level = level(carried.used(), all);
             if level > carried.told {
                 carried.told = level;
                 let left = carried.left(period, all, now);
@@ -161,23 +216,28 @@ impl Spent {
     /// Returns what is left of the quota of which the holders were told, for one that comes later.
     pub(crate) fn known(&self, quota: Quota, now: Duration) -> Option<Left> {
         let known = quota.limits().filter(|(at, period, _)| {
-            let carried = &self.0[*at];
+            let carried = &self.carried[*at];
             carried.told > 0 && carried.period == period.at(now).0
         });
-        let left = known.map(|(at, period, all)| self.0[at].left(period, all, now));
+        let left = known.map(|(at, period, all)| self.carried[at].left(period, all, now));
         left.min_by_key(|left| left.left)
     }
 
     /// Returns the bytes of the period in which most were carried, if it is not over.
     pub(crate) fn bytes(&self, now: Duration) -> u64 {
-        let present = Period::ALL.iter().zip(self.0);
+        let present = Period::ALL.iter().zip(self.carried);
         let present = present.filter(|(period, carried)| carried.period == period.at(now).0);
         present.map(|(_, carried)| carried.bytes).max().unwrap_or(0)
     }
 
+    /// Returns the bytes of the present month, as of the last call that named the time.
+    pub(crate) fn carried(&self) -> u64 {
+        self.carried[1].bytes
+    }
+
     /// Begins the periods in which `now` lies. A period that is over never begins again.
     fn turn(&mut self, now: Duration) {
-        for (carried, period) in self.0.iter_mut().zip(Period::ALL) {
+        for (carried, period) in self.carried.iter_mut().zip(Period::ALL) {
             let number = period.at(now).0;
             if carried.period < number {
                 *carried = Carried {
@@ -189,24 +249,36 @@ impl Spent {
     }
 
     fn count(&mut self, bytes: u64) {
-        for carried in &mut self.0 {
+        for carried in &mut self.carried {
             carried.bytes = carried.bytes.saturating_add(bytes);
         }
     }
 
     fn is_due(&self, quota: Quota) -> bool {
         let due = |(at, _, all)| {
-            let carried: Carried = self.0[at];
-            level(carried.bytes, all) > carried.told
+            let carried: Carried = self.carried[at];
+            level(carried.used(), all) > carried.told
         };
         quota.limits().any(due)
     }
 }
 
 impl Carried {
+    /// The bytes that were carried here, and those that other servers have.
+    fn used(&self) -> u64 {
+        let elsewhere = self.lease.map_or(0, |lease| lease.elsewhere);
+        self.bytes.saturating_add(elsewhere)
+    }
+
+    fn is_over(&self, all: u64, is_shared: bool) -> bool {
+        let leased = self.lease.map_or(0, |lease| lease.bytes);
+        let most = leased.saturating_add(slack(all));
+        self.used() >= all || is_shared && self.bytes >= most
+    }
+
     fn left(&self, period: Period, all: u64, now: Duration) -> Left {
         Left {
-            left: all.saturating_sub(self.bytes),
+            left: all.saturating_sub(self.used()),
             all,
             ends: period.at(now).1,
             period,
@@ -308,6 +380,48 @@ mod tests {
         assert_eq!(spent.known(quota, at(DAY)), None);
         spent.seed([900, 0], at(DAY));
         assert_eq!(spent.tell(quota, at(DAY)).map(|left| left.left), Some(100));
+    }
+
+    #[test]
+    fn a_shared_quota_is_spent_within_its_lease_and_asked_for_in_time() {
+        const KIB: u64 = 1 << 10;
+        let quota = Quota {
+            day: Some(1000 * KIB),
+            month: None,
+        };
+        let day = |bytes, elsewhere| Lease {
+            bytes,
+            ask_at: bytes / 2,
+            elsewhere,
+        };
+        let leases = |lease: Lease| [lease, day(0, 0)];
+        assert!(!Spent::default().wants_lease(quota), "it has all");
+        let mut spent = Spent::shared();
+        assert!(spent.wants_lease(quota));
+        assert_eq!(spent.spend(quota, 64 * KIB, at(0)), Ok(false), "the slack");
+        let ends = Err(at(DAY));
+        assert_eq!(spent.spend(quota, 1, at(0)), ends);
+        let ask = spent.ask(quota, at(0), false);
+        assert_eq!((ask.spent, ask.rests), ([64 * KIB; 2], false));
+        assert!(spent.lease(ask.periods, leases(day(400 * KIB, 500 * KIB)), quota));
+        assert!(spent.has_rest());
+        assert_eq!(spent.spend(quota, 200 * KIB, at(0)), Ok(false));
+        assert!(spent.wants_lease(quota));
+        assert_eq!(
+            spent.spend(quota, 136 * KIB, at(0)),
+            Ok(true),
+            "90 % are used"
+        );
+        assert_eq!(spent.tell(quota, at(0)).unwrap().left, 100 * KIB);
+        assert_eq!(spent.spend(quota, 64 * KIB, at(0)), Ok(true), "the slack");
+        assert_eq!(spent.spend(quota, 1, at(0)), ends);
+        assert!(!spent.has_rest());
+        // Another server gives something back, and its lease of yesterday is none.
+        assert!(!spent.lease(ask.periods, leases(day(464 * KIB, 536 * KIB)), quota));
+        assert_eq!(spent.spend(quota, 1, at(0)), ends, "all is used");
+        assert_eq!(spent.spend(quota, 64 * KIB, at(DAY)), Ok(false));
+        assert!(!spent.lease(ask.periods, leases(day(999 * KIB, 0)), quota));
+        assert_eq!(spent.spend(quota, 1, at(DAY)), Err(at(DAY)));
     }
 
     #[test]

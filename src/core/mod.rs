@@ -33,6 +33,8 @@ pub(crate) mod fleet;
 pub(crate) mod frame;
 #[allow(dead_code, reason = "a page asks nobody in its local network")]
 pub(crate) mod lan;
+#[allow(dead_code, reason = "only servers are a fleet")]
+pub(crate) mod lease;
 pub(crate) mod liveness;
 pub(crate) mod loss;
 #[allow(dead_code, reason = "a browser resolves mDNS names itself")]

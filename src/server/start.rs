@@ -120,6 +120,7 @@ impl Server {
         };
         let peer_id = identity.peer_id();
         let access = Access::new(&config.access, &pools, usage.calendar(), peer_id.0)?;
+        let quotas = (!config.fleet.servers.is_empty()).then(|| access.share());
         count_what_was_carried(&access, &usage).await;
         let memory = Memory::new(pools.rooms());
         let (fleet, directory): (_, Arc<dyn Directory>) = match config.fleet.servers.is_empty() {
@@ -221,14 +222,15 @@ impl Server {
             let keep = pools.reputation.clone().keep(source);
             services.push(span.in_scope(|| runtime::task(keep)));
         }
-        if let Some(fleet) = fleet.clone() {
-            let keep = fleet.keep(Own {
+        if let Some((fleet, quotas)) = fleet.clone().zip(quotas) {
+            let own = Own {
                 key: identity.keypair().clone(),
                 addresses: relay.announced(),
                 settings: settings.clone(),
                 revoked: access.revoked(),
                 usage: usage.clone(),
-            });
+            };
+            let keep = fleet.keep(own, quotas);
             services.push(span.in_scope(|| runtime::task(keep)));
         }
         let door = |pool: &Pool| Door::new(pool, &pools, &descriptors);

@@ -5,6 +5,7 @@
 //! | `nats` | the NATS servers |
 //! | `away` | NATS servers and relays that die |
 //! | `parted` | NATS servers that are cut off, hang, or come back with old data |
+//! | `quotas` | quotas of which each relay has a part |
 //! | `lies` | somebody who writes into the buckets and is no relay |
 
 mod away;
@@ -13,6 +14,7 @@ mod common;
 mod lies;
 mod nats;
 mod parted;
+mod quotas;
 
 use std::path::PathBuf;
 

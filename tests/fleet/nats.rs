@@ -17,7 +17,8 @@ use super::common::{free_ports, until_polled};
 /// What the user may do, as docs/fleet.md says it.
 const RIGHTS: &str = r#"
     publish: ["$KV.throughline_peers.>", "$KV.throughline_rooms.>", "$KV.throughline_relays.>",
-              "$KV.throughline_revoked.>", "$KV.throughline_usage.>", "$JS.API.>", "$JS.FC.>"]
+              "$KV.throughline_revoked.>", "$KV.throughline_usage.>", "$KV.throughline_quotas.>",
+              "$JS.API.>", "$JS.FC.>"]
     subscribe: ["throughline.>", "_INBOX.>"]
 "#;
 

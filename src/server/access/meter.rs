@@ -4,26 +4,31 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::sync::mpsc;
+
 use crate::{
     core::{
         access::Denial,
         allowance::{Left, Quota, Spent},
+        lease::{Ask, Lease},
     },
     server::usage::Calendar,
 };
 
-/// The most meters that are kept. Each is smaller than 400 bytes.
+/// The most meters that are kept. Each is smaller than 600 bytes without the name.
 const MOST: usize = 65_536;
 /// How many of them are found at a time that may be forgotten.
 const SPARE: usize = MOST / 8;
 /// The pause between two looks at all meters. While nothing may be forgotten, newcomers have no room.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How soon a lease is asked for again while none comes.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How much of its rate a meter saves up while nothing is carried.
 const BURST: Duration = Duration::from_millis(250);
 
@@ -59,6 +64,8 @@ impl Payer {
 /// Counts what is carried for one payer. All circuits and allocations of the payer share it.
 #[derive(Debug)]
 pub(crate) struct Meter {
+    /// For whom a lease is asked, if the quota is shared with other servers.
+    payer: Option<Payer>,
     state: Mutex<State>,
     common: Arc<Common>,
 }
@@ -69,6 +76,8 @@ struct Common {
     calendar: Calendar,
     /// Is set if somebody has to be told what is left.
     due: AtomicBool,
+    /// Takes whoever needs another lease, if quotas are shared with other servers.
+    want: OnceLock<mpsc::UnboundedSender<Payer>>,
 }
 
 #[derive(Debug)]
@@ -77,16 +86,27 @@ struct State {
     spent: Spent,
     /// When everything that was carried so far is paid for at the rate.
     paid: Option<Instant>,
+    /// When another lease was asked for that has not come.
+    asked: Option<Duration>,
+    /// The bytes that were carried when it was looked whether anything is.
+    looked: u64,
 }
 
 impl Meter {
-    fn new(limits: Limits, common: Arc<Common>) -> Self {
+    fn new(limits: Limits, payer: Option<Payer>, common: Arc<Common>) -> Self {
+        let payer = payer.filter(|_| common.want.get().is_some());
         let state = State {
             limits,
-            spent: Spent::default(),
+            spent: match payer {
+                Some(_) => Spent::shared(),
+                None => Spent::default(),
+            },
             paid: None,
+            asked: None,
+            looked: 0,
         };
         Self {
+            payer,
             state: Mutex::new(state),
             common,
         }
@@ -98,13 +118,13 @@ impl Meter {
             quota: None,
             rate: Some(rate),
         };
-        (rate > 0).then(|| Arc::new(Self::new(limits, Arc::default())))
+        (rate > 0).then(|| Arc::new(Self::new(limits, None, Arc::default())))
     }
 
     /// A meter of nobody in particular.
     #[cfg(test)]
     pub(crate) fn limited(limits: Limits) -> Arc<Self> {
-        Arc::new(Self::new(limits, Arc::default()))
+        Arc::new(Self::new(limits, None, Arc::default()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -150,10 +170,32 @@ impl Meter {
         };
         let moment = self.common.calendar.at(time);
         let spent = state.spent.spend(quota, bytes, moment.now);
+        if let Some(payer) = &self.payer {
+            self.common.want_lease(payer, state, moment.now);
+        }
         if spent.map_err(|ends| Denial::Quota(ends + moment.behind))? {
             self.common.due.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+}
+
+impl Common {
+    /// Asks for another lease if it is time, and if none was asked for a moment ago.
+    fn want_lease(&self, payer: &Payer, state: &mut State, now: Duration) {
+        let is_wanted = state
+            .limits
+            .quota
+            .is_some_and(|quota| state.spent.wants_lease(quota));
+        let is_asked = |asked: Duration| now.abs_diff(asked) < ASK_AGAIN;
+        if is_wanted
+            && !state.asked.is_some_and(is_asked)
+            && let Some(want) = self.want.get()
+        {
+            state.asked = Some(now);
+            // Without a receiver, the server ends.
+            _ = want.send(payer.clone());
+        }
     }
 }
 
@@ -223,10 +265,49 @@ impl Meters {
         if self.all.len() >= MOST {
             self.make_room(time, now)?;
         }
-        let meter = Arc::new(Meter::new(limits, self.common.clone()));
+        let known = Some(payer.clone());
+        let meter = Arc::new(Meter::new(limits, known, self.common.clone()));
         self.seed(&payer, &meter);
         self.all.insert(payer, meter.clone());
         Ok(meter)
+    }
+
+    /// Shares the quotas with other servers. `want` takes whoever needs another lease.
+    pub(super) fn share(&self, want: mpsc::UnboundedSender<Payer>) {
+        // It is called once.
+        _ = self.common.want.set(want);
+    }
+
+    /// Returns the payers that have carried nothing since the last call, and have a rest to give back.
+    pub(super) fn resting(&self) -> Vec<Payer> {
+        let rests = |(payer, meter): (&Payer, &Arc<Meter>)| {
+            let mut state = meter.state();
+            let carried = state.spent.carried();
+            let rests = std::mem::replace(&mut state.looked, carried) == carried;
+            (rests && state.spent.has_rest()).then(|| payer.clone())
+        };
+        self.all.iter().filter_map(rests).collect()
+    }
+
+    /// Returns what to ask for, if `payer` still has a quota.
+    pub(super) fn ask(&self, payer: &Payer, rests: bool, time: SystemTime) -> Option<Ask> {
+        let now = self.common.calendar.at(time).now;
+        let mut state = self.all.get(payer)?.state();
+        let quota = state.limits.quota?;
+        Some(state.spent.ask(quota, now, rests))
+    }
+
+    /// Notes what was given for `ask`.
+    pub(super) fn given(&self, payer: &Payer, ask: &Ask, given: [Lease; 2]) {
+        let Some(meter) = self.all.get(payer) else {
+            return;
+        };
+        let mut state = meter.state();
+        if state.spent.lease(ask.periods, given, ask.quota) {
+            state.asked = None;
+        }
+        // What others have may have become so much that it has to be told.
+        self.common.due.store(true, Ordering::Relaxed);
     }
 
     /// Forgets the meter of which the least was used, so that strangers that are granted a little each
@@ -334,169 +415,4 @@ fn is_unused(meter: &Arc<Meter>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-    use crate::core::allowance::DAY;
-
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    fn daily(bytes: u64) -> Limits {
-        let quota = Quota {
-            day: Some(bytes),
-            month: None,
-        };
-        Limits {
-            quota: Some(quota),
-            rate: None,
-        }
-    }
-
-    fn meter(limits: Limits) -> Meter {
-        Meter::new(limits, Arc::default())
-    }
-
-    fn of(
-        meters: &mut Meters,
-        payer: Payer,
-        limits: Limits,
-        time: SystemTime,
-    ) -> Result<Arc<Meter>, Denial> {
-        meters.of(payer, limits, (time, Instant::now()))
-    }
-
-    fn name(name: impl ToString) -> Payer {
-        Payer::Name(name.to_string())
-    }
-
-    #[test]
-    fn a_quota_is_used_up_and_begins_anew() {
-        let (meter, now) = (meter(daily(100)), Instant::now());
-        assert_eq!(meter.carry_at(9, at(0), now), Ok(Duration::ZERO));
-        assert_eq!(meter.check(at(5)), Ok(()));
-        let last = meter.carry_at(100, at(5), now);
-        assert_eq!(last, Ok(Duration::ZERO), "the last");
-        let over = Denial::Quota(Duration::from_secs(DAY - 6));
-        assert_eq!(meter.check(at(6)), Err(over));
-        assert_eq!(meter.carry_at(1, at(6), now), Err(over));
-        assert!(!meter.allows_at(at(6), now));
-        assert_eq!(meter.check(at(DAY)), Ok(()));
-    }
-
-    #[test]
-    fn a_clock_that_goes_back_gives_no_quota_twice() {
-        let mut meters = Meters::default();
-        let meter = of(&mut meters, name("a"), daily(100), at(DAY)).unwrap();
-        let now = Instant::now();
-        meter.carry_at(100, at(DAY + 5), now).unwrap();
-        let left = |seconds| Err(Denial::Quota(Duration::from_secs(seconds)));
-        assert_eq!(meter.check(at(DAY - 10)), left(DAY + 10));
-        assert_eq!(meter.check(at(DAY + 6)), left(DAY - 6));
-        assert_eq!(meter.check(at(2 * DAY)), Ok(()), "the next day");
-        meter.carry_at(100, at(9 * DAY), now).unwrap();
-        for day in 1..10 {
-            assert!(meter.check(at(day * DAY)).is_err(), "{day}");
-        }
-        // Somebody who comes then is on the same day.
-        let other = of(&mut meters, name("b"), daily(100), at(DAY)).unwrap();
-        other.carry_at(100, at(DAY), now).unwrap();
-        assert!(other.check(at(9 * DAY)).is_err());
-        let told = meters.due(at(DAY));
-        assert_eq!(told.len(), 2);
-        let ends = told.iter().map(|(_, left)| left.ends.as_secs());
-        assert!(ends.into_iter().all(|ends| ends == 9 * DAY));
-    }
-
-    #[test]
-    fn a_rate_makes_bytes_wait_and_datagrams_pass_or_not() {
-        let meter = Meter::of_rate(1000).unwrap();
-        let now = Instant::now() + Duration::from_secs(9);
-        let carry = |bytes, now| meter.carry_at(bytes, at(0), now).unwrap().as_millis();
-        assert_eq!(carry(250, now), 0, "the burst");
-        assert_eq!(carry(500, now), 0);
-        assert!(!meter.allows_at(at(0), now + Duration::from_millis(499)));
-        assert!(meter.allows_at(at(0), now + Duration::from_millis(500)));
-        assert_eq!(carry(100, now), 500);
-        assert_eq!(carry(1, now + Duration::from_millis(600)), 0);
-        let later = now + Duration::from_secs(60);
-        assert_eq!(carry(1000, later), 0, "no more than the burst is saved");
-        assert_eq!(carry(1, later), 750);
-        assert!(Meter::of_rate(0).is_none());
-    }
-
-    #[test]
-    fn payers_have_their_own_meters_and_unused_ones_make_room() {
-        let mut meters = Meters::default();
-        let used = of(&mut meters, name("a"), daily(1), at(0)).unwrap();
-        used.carry_at(1, at(0), Instant::now()).unwrap();
-        drop(used);
-        for number in 1..MOST {
-            of(&mut meters, name(number), daily(1), at(0)).unwrap();
-        }
-        let held = of(&mut meters, name("one more"), daily(1), at(0)).unwrap();
-        assert_eq!(meters.all.len(), 2, "the used one and the new one");
-        assert!(held.check(at(0)).is_ok());
-        let used = of(&mut meters, name("a"), daily(2), at(0)).unwrap();
-        assert_eq!(used.check(at(0)), Ok(()), "the quota has grown");
-        let other = of(&mut meters, Payer::Peer("a".into()), daily(1), at(0)).unwrap();
-        assert!(other.check(at(0)).is_ok(), "a peer is no name");
-    }
-
-    /// Each has used a little, so the first look finds none that is not needed.
-    #[test]
-    fn many_newcomers_make_all_meters_be_looked_at_once() {
-        let (mut meters, now) = (Meters::default(), Instant::now());
-        let come = |meters: &mut Meters, number: usize, now| {
-            let meter = meters.of(name(number), daily(1000), (at(0), now))?;
-            meter.carry_at(1 + number as u64 % 900, at(0), now)?;
-            Ok::<_, Denial>(meter)
-        };
-        for number in 0..MOST {
-            come(&mut meters, number, now).unwrap();
-        }
-        let arrival = |number: usize| now + Duration::from_micros(number as u64);
-        for number in MOST..MOST + SPARE {
-            come(&mut meters, number, arrival(number)).unwrap();
-            assert_eq!(meters.looked, Some(arrival(MOST)));
-        }
-        assert_eq!(meters.all.len(), MOST);
-        assert!(!meters.all.contains_key(&name(0)), "it used the least");
-        assert!(meters.all.contains_key(&name(899)), "it used the most");
-        let denied = come(&mut meters, MOST + SPARE, now + LOOK_EVERY).unwrap_err();
-        assert_eq!(denied, Denial::Limit);
-        come(&mut meters, MOST + SPARE, now + 2 * LOOK_EVERY).unwrap();
-        assert_eq!(meters.spare.len(), SPARE - 1);
-    }
-
-    #[test]
-    fn what_was_carried_before_a_restart_counts() {
-        let mut meters = Meters::default();
-        let early = of(&mut meters, name("a"), daily(100), at(0)).unwrap();
-        early.carry_at(10, at(0), Instant::now()).unwrap();
-        let sums = [
-            ((true, "a".into()), [85, 85]),
-            ((false, "b".into()), [100, 100]),
-        ];
-        meters.follow(Before {
-            sums: sums.into(),
-            then: Duration::ZERO,
-        });
-        let told = meters.due(at(0));
-        assert_eq!(told.len(), 1);
-        assert_eq!((&told[0].0, told[0].1.left), (&name("a"), 5));
-        assert!(meters.due(at(0)).is_empty(), "it was told");
-        let payers = HashSet::from([name("a")]);
-        let known = meters.known(&payers, at(0));
-        assert_eq!(known.map(|left| left.left), Some(5));
-        let late = of(&mut meters, Payer::Peer("b".into()), daily(100), at(1));
-        assert!(late.unwrap().check(at(1)).is_err());
-        let other = of(&mut meters, name("b"), daily(100), at(1)).unwrap();
-        assert!(other.check(at(1)).is_ok(), "a name is no peer");
-        let admitted = Payer::Admitted("b".into());
-        let next_day = of(&mut meters, admitted, daily(100), at(DAY)).unwrap();
-        assert!(next_day.check(at(DAY)).is_ok(), "that was yesterday");
-    }
-}
+mod tests;

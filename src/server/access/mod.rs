@@ -39,12 +39,13 @@ pub(crate) use self::revoked::Revoked;
 pub use self::token::{NewToken, TokenKey};
 pub(crate) use self::{
     amount::quota,
-    meter::{Before, Limits, Meter},
+    meter::{Before, Limits, Meter, Payer},
+    quotas::Sharing,
 };
 use self::{
     answers::{Answer, Question},
     hook::{Asked, Hook},
-    meter::{Meters, Payer},
+    meter::Meters,
     names::Names,
     token::Verifier,
 };

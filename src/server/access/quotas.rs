@@ -7,12 +7,17 @@ use std::{
 };
 
 use libp2p::PeerId;
+use tokio::sync::mpsc;
 
 use super::{
     Access, lock,
     meter::{Before, Limits, Meter, Payer},
 };
-use crate::core::{access::Denial, allowance::Left};
+use crate::core::{
+    access::Denial,
+    allowance::Left,
+    lease::{Ask, Lease},
+};
 
 impl Access {
     /// Returns the meter of somebody whose use is limited.
@@ -102,5 +107,52 @@ impl Access {
             payers.insert(Payer::Name(grant.name.clone()));
         }
         lock(&self.0.meters).known(&payers, SystemTime::now())
+    }
+}
+
+/// What somebody else needs to know of the quotas, who shares them with other servers.
+pub(crate) struct Sharing {
+    access: Access,
+    wanted: mpsc::UnboundedReceiver<Payer>,
+}
+
+impl Access {
+    /// Shares the quotas with other servers from now on. Nobody may have been metered before.
+    pub(crate) fn share(&self) -> Sharing {
+        // Each payer has one place at most.
+        let (want, wanted) = mpsc::unbounded_channel();
+        lock(&self.0.meters).share(want);
+        Sharing {
+            access: self.clone(),
+            wanted,
+        }
+    }
+}
+
+impl Sharing {
+    /// Waits for payers whose lease is nearly used up. Returns `None` if there can be none any more.
+    ///
+    /// Dropping the future loses none.
+    pub(crate) async fn wanted(&mut self) -> Option<Vec<Payer>> {
+        let mut wanted = vec![self.wanted.recv().await?];
+        while let Ok(payer) = self.wanted.try_recv() {
+            wanted.push(payer);
+        }
+        Some(wanted)
+    }
+
+    /// Returns the payers that have carried nothing since the last call, and have a rest to give back.
+    pub(crate) fn resting(&self) -> Vec<Payer> {
+        lock(&self.access.0.meters).resting()
+    }
+
+    /// Returns what to ask for, if `payer` still has a quota.
+    pub(crate) fn ask(&self, payer: &Payer, rests: bool) -> Option<Ask> {
+        lock(&self.access.0.meters).ask(payer, rests, SystemTime::now())
+    }
+
+    /// Notes what was given for `ask`.
+    pub(crate) fn given(&self, payer: &Payer, ask: &Ask, given: [Lease; 2]) {
+        lock(&self.access.0.meters).given(payer, ask, given);
     }
 }

@@ -5,10 +5,17 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use libp2p::PeerId;
 
-use crate::core::{directory::Topic, fleet::STATUS_LIFETIME, record, room};
+use crate::core::{
+    directory::Topic,
+    fleet::{self, STATUS_LIFETIME},
+    lease, record, room,
+};
 
 /// How long a row of usage is kept after it has changed for the last time.
 const USAGE_LIFETIME: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
+/// How long the leases of a quota are kept. No period is longer.
+const QUOTAS_LIFETIME: Duration = Duration::from_secs(32 * 24 * 60 * 60);
 
 /// Where the changes of the buckets are published, as `throughline.BUCKET.KEY`.
 pub(super) const PUSHED: &str = "throughline";
@@ -26,15 +33,18 @@ pub(super) enum Bucket {
     Revoked,
     /// What peers took, by server, day, token and peer.
     Usage,
+    /// The leases of quotas, by whose quota it is.
+    Quotas,
 }
 
 impl Bucket {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Peers,
         Self::Rooms,
         Self::Relays,
         Self::Revoked,
         Self::Usage,
+        Self::Quotas,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -44,6 +54,7 @@ impl Bucket {
             Self::Relays => "relays",
             Self::Revoked => "revoked",
             Self::Usage => "usage",
+            Self::Quotas => "quotas",
         }
     }
 
@@ -60,6 +71,15 @@ impl Bucket {
             Self::Relays => STATUS_LIFETIME,
             Self::Revoked => Duration::ZERO,
             Self::Usage => USAGE_LIFETIME,
+            Self::Quotas => QUOTAS_LIFETIME,
+        }
+    }
+
+    /// The longest value.
+    pub(super) fn max_value(self) -> usize {
+        match self {
+            Self::Quotas => lease::MAX_VALUE,
+            _ => fleet::MAX_VALUE,
         }
     }
 

@@ -12,12 +12,14 @@
 //! | `writing` | what is written, and what was lost and is written again |
 //! | `revoked` | the tokens that do not count any more |
 //! | `sisters` | the other servers |
+//! | `quotas` | which part of a quota this server has |
 //! | `usage` | what peers took, of all servers |
 //! | `metrics` | what is counted |
 
 mod keys;
 mod metrics;
 mod nats;
+mod quotas;
 mod revoked;
 mod shared;
 mod sisters;
@@ -54,7 +56,7 @@ use self::{
 };
 pub(in crate::server) use self::{shared::Elsewhere, sisters::Sisters};
 use super::{
-    access::Revoked,
+    access::{Revoked, Sharing},
     config::FleetConfig,
     directory::{Change, Directory, Entry, Envelope, Memory, Seat, Take},
     metrics::Metrics,
@@ -181,14 +183,14 @@ impl Fleet {
         told.await;
     }
 
-    /// Shares what this server knows for as long as it runs. It never returns.
-    pub(in crate::server) async fn keep(self, mut own: Own) {
+    /// Shares what this server knows, and its quotas, for as long as it runs. It never returns.
+    pub(in crate::server) async fn keep(self, mut own: Own, mut quotas: Sharing) {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut past = Past::default();
         // Why NATS is away, as was said since it was reached last.
         let mut said = Vec::new();
         loop {
-            let fault = self.session(&mut own, &mut past).await;
+            let fault = self.session(&mut own, &mut quotas, &mut past).await;
             self.0.buckets.send_replace(None);
             // What has lasted is tried again at once.
             let reached = past.reached.take();
@@ -212,7 +214,7 @@ impl Fleet {
     }
 
     /// Connects to NATS, and shares what is known until that is not possible any more.
-    async fn session(&self, own: &mut Own, past: &mut Past) -> Fault {
+    async fn session(&self, own: &mut Own, quotas: &mut Sharing, past: &mut Past) -> Fault {
         let inner = &*self.0;
         let begun = async {
             let (client, lost) = inner.cluster.connect().await?;
@@ -240,6 +242,7 @@ impl Fleet {
             fault = self.hear_sisters(&buckets) => fault,
             fault = revoked::share(&buckets, revoked, &inner.metrics) => fault,
             fault = self.tell(&buckets, &usage, told) => fault,
+            fault = self.lease(&buckets, quotas) => fault,
             _ = lost.wait_for(|lost| *lost) => nats::lost(),
         }
     }

@@ -34,7 +34,7 @@ use tokio::{
 
 use super::keys::{Bucket, Found, Key, PUSHED, name};
 use crate::{
-    core::fleet::{self, MAX_VALUE},
+    core::fleet,
     envelope,
     error::{Error, ErrorKind, innermost},
     native::roots::Roots,
@@ -174,6 +174,7 @@ impl Cluster {
             relays: open(Bucket::Relays).await?,
             revoked: open(Bucket::Revoked).await?,
             usage: open(Bucket::Usage).await?,
+            quotas: open(Bucket::Quotas).await?,
             client,
         })
     }
@@ -203,7 +204,7 @@ impl Cluster {
 /// What is said again and again need not outlive the cluster.
 fn storage(which: Bucket) -> StorageType {
     match which {
-        Bucket::Revoked | Bucket::Usage => StorageType::File,
+        Bucket::Revoked | Bucket::Usage | Bucket::Quotas => StorageType::File,
         _ => StorageType::Memory,
     }
 }
@@ -251,7 +252,7 @@ async fn bucket(context: &Context, which: Bucket, num_replicas: usize) -> Result
         subjects: vec![format!("$KV.{full}.>")],
         max_messages_per_subject: 1,
         max_age: which.age(),
-        max_message_size: MAX_VALUE as i32,
+        max_message_size: which.max_value() as i32,
         storage: storage(which),
         num_replicas,
         discard: DiscardPolicy::New,
@@ -275,6 +276,7 @@ pub(super) struct Buckets {
     relays: Store,
     revoked: Store,
     usage: Store,
+    quotas: Store,
 }
 
 impl Buckets {
@@ -289,6 +291,7 @@ impl Buckets {
             Bucket::Relays => &self.relays,
             Bucket::Revoked => &self.revoked,
             Bucket::Usage => &self.usage,
+            Bucket::Quotas => &self.quotas,
         }
     }
 
@@ -308,14 +311,7 @@ impl Buckets {
     /// Writes `key` if it has the revision that is named, and returns the new one.
     pub(super) async fn put(&self, key: &Key, value: Vec<u8>, revision: u64) -> Result<u64, Fault> {
         let (store, key) = self.of(key);
-        let put = timeout(DEADLINE, store.update(key, value.into(), revision)).await;
-        match put {
-            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                Err(Fault::Differs)
-            }
-            Ok(result) => result.map_err(fault),
-            Err(_) => Err(late()),
-        }
+        update(store, key, value, revision).await
     }
 
     /// Deletes `key` if it has the revision that is named.
@@ -397,6 +393,25 @@ impl Buckets {
         in_time(self.usage.put(key, row.into())).await
     }
 
+    /// Returns the leases of a quota with all changes that were confirmed, and their revision.
+    pub(super) async fn leases(&self, key: &str) -> Result<(Option<Bytes>, u64), Fault> {
+        let message = self.last(Bucket::Quotas, key).await?;
+        Ok(message.map_or((None, 0), |message| {
+            let is_there = is_put(&message.headers);
+            (is_there.then_some(message.payload), message.sequence)
+        }))
+    }
+
+    /// Writes the leases of a quota if they have the revision that is named, and returns the new one.
+    pub(super) async fn lease(
+        &self,
+        key: String,
+        value: Vec<u8>,
+        revision: u64,
+    ) -> Result<u64, Fault> {
+        update(&self.quotas, key, value, revision).await
+    }
+
     /// Returns a row of usage.
     pub(super) async fn usage_of(&self, key: &str) -> Result<Option<Bytes>, Fault> {
         in_time(self.usage.get(key)).await
@@ -438,6 +453,15 @@ impl Buckets {
             }
             Err(fault) => fault,
         }
+    }
+}
+
+/// Writes a key if it has the revision that is named, and returns the new one.
+async fn update(store: &Store, key: String, value: Vec<u8>, revision: u64) -> Result<u64, Fault> {
+    match timeout(DEADLINE, store.update(key, value.into(), revision)).await {
+        Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => Err(Fault::Differs),
+        Ok(result) => result.map_err(fault),
+        Err(_) => Err(late()),
     }
 }
 

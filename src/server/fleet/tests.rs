@@ -17,7 +17,11 @@ use crate::{
         record::{self, Record},
     },
     native::behaviours::pool::Debug,
-    server::{config::ServerConfig, pool::Pool},
+    server::{
+        access::Access,
+        config::ServerConfig,
+        pool::{Pool, Pools},
+    },
     testing::{free_ports, until_polled},
 };
 
@@ -85,14 +89,17 @@ fn part(urls: &[String]) -> Fleet {
     };
     let known = (Memory::new(places), elsewhere);
     let fleet = Fleet::new(&config.fleet, own, known, &Metrics::new(&config)).unwrap();
+    let settings = Settings::fixed(config.clone());
+    let pools = Pools::new(&settings, &Metrics::new(&config));
     let own = Own {
         key,
         addresses: watch::channel(Vec::new()).1,
-        settings: Settings::fixed(config),
+        settings,
         revoked: None,
         usage: Usage::default(),
     };
-    tokio::spawn(fleet.clone().keep(own));
+    let quotas = Access::open(&pools).share();
+    tokio::spawn(fleet.clone().keep(own, quotas));
     fleet
 }
 
