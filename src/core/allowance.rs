@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::lease::{Ask, Lease, slack};
 
+/// How soon a lease may be there that is missing now.
+const LEASE_SOON: Duration = Duration::from_secs(30);
+
 /// The seconds of a day.
 pub(crate) const DAY: u64 = 24 * 60 * 60;
 
@@ -104,7 +107,9 @@ struct Carried {
     /// How many of [`TOLD_AT`] the holders know of.
     told: usize,
     /// What a server of a fleet may carry.
-    lease: Option<Lease>,
+    lease: Lease,
+    /// What this server had forgotten, and has heard again with a lease.
+    recovered: u64,
 }
 
 /// What was carried for somebody in the present day and month.
@@ -127,22 +132,28 @@ impl Spent {
 
     /// Whether the server should ask for another lease.
     pub(crate) fn wants_lease(&self, quota: Quota) -> bool {
-        let wants = |(at, ..): (usize, Period, u64)| {
+        let wants = |(at, _, all): (usize, Period, u64)| {
             let Carried { bytes, lease, .. } = self.carried[at];
-            lease.is_none_or(|lease| bytes >= lease.ask_at)
+            bytes >= lease.ask_at.max(slack(all) / 2)
         };
         self.is_shared && quota.limits().any(wants)
     }
 
     /// Whether more was leased than was carried, so that some of it can be given back.
     pub(crate) fn has_rest(&self) -> bool {
-        let rest = |carried: &Carried| carried.lease.is_some_and(|l| l.bytes > carried.bytes);
+        let rest = |carried: &Carried| carried.lease.bytes > carried.bytes;
         self.carried.iter().any(rest)
     }
 
-    /// Returns what to ask for at `now`.
+    /// Returns what to ask for at `now`. What is given back cannot be used from now on, because nobody may say
+    /// when others get it.
     pub(crate) fn ask(&mut self, quota: Quota, now: Duration, rests: bool) -> Ask {
         self.turn(now);
+        if rests {
+            for carried in &mut self.carried {
+                carried.lease.bytes = carried.lease.bytes.min(carried.bytes);
+            }
+        }
         Ask {
             quota,
             periods: self.carried.map(|carried| carried.period),
@@ -151,15 +162,20 @@ impl Spent {
         }
     }
 
-    /// Notes the leases of these periods. Returns whether something can be carried with them.
-    pub(crate) fn lease(&mut self, periods: [u64; 2], leases: [Lease; 2], quota: Quota) -> bool {
-        let leases = periods.into_iter().zip(leases);
-        for (carried, (period, lease)) in self.carried.iter_mut().zip(leases) {
-            if carried.period == period {
-                carried.lease = Some(lease);
+    /// Notes what was given for `ask`. Returns whether a lease has grown.
+    pub(crate) fn lease(&mut self, ask: &Ask, leases: [Lease; 2]) -> bool {
+        let mut has_grown = false;
+        for (at, lease) in leases.into_iter().enumerate() {
+            let carried = &mut self.carried[at];
+            if carried.period == ask.periods[at] {
+                let forgotten = lease.spent.saturating_sub(ask.spent[at]);
+                carried.bytes = carried.bytes.saturating_add(forgotten);
+                carried.recovered = carried.recovered.saturating_add(forgotten);
+                has_grown |= lease.bytes > carried.lease.bytes;
+                carried.lease = lease;
             }
         }
-        !self.wants_lease(quota)
+        has_grown
     }
 
     /// Counts `bytes` that are about to be carried. The last bytes of a quota may be more than what
@@ -175,10 +191,15 @@ impl Spent {
         now: Duration,
     ) -> Result<bool, Duration> {
         self.turn(now);
-        let over = quota
-            .limits()
-            .filter(|(at, _, all)| self.carried[*at].is_over(*all, self.is_shared));
-        if let Some(ends) = over.map(|(_, period, _)| period.at(now).1).max() {
+        let ends = |(at, period, all): (usize, Period, u64)| {
+            let carried = &self.carried[at];
+            match carried.is_over(all, self.is_shared) {
+                true if carried.is_spent(all) => Some(period.at(now).1),
+                true => Some(period.at(now).1.min(LEASE_SOON)),
+                false => None,
+            }
+        };
+        if let Some(ends) = quota.limits().filter_map(ends).max() {
             return Err(ends);
         }
         self.count(bytes);
@@ -192,7 +213,8 @@ impl Spent {
         let seeds = self.carried.iter_mut().zip(Period::ALL).zip([day, month]);
         for ((carried, period), bytes) in seeds {
             if carried.period == period.at(then).0 {
-                carried.bytes = carried.bytes.saturating_add(bytes);
+                let unknown = bytes.saturating_sub(carried.recovered);
+                carried.bytes = carried.bytes.saturating_add(unknown);
             }
         }
     }
@@ -254,7 +276,8 @@ impl Spent {
         }
     }
 
-    fn is_due(&self, quota: Quota) -> bool {
+    /// Whether the holders should be told what is left.
+    pub(crate) fn is_due(&self, quota: Quota) -> bool {
         let due = |(at, _, all)| {
             let carried: Carried = self.carried[at];
             level(carried.used(), all) > carried.told
@@ -264,16 +287,21 @@ impl Spent {
 }
 
 impl Carried {
-    /// The bytes that were carried here, and those that other servers have.
+    /// The bytes that were carried here, and at other servers as far as they have said.
     fn used(&self) -> u64 {
-        let elsewhere = self.lease.map_or(0, |lease| lease.elsewhere);
-        self.bytes.saturating_add(elsewhere)
+        self.bytes.saturating_add(self.lease.spent_elsewhere)
     }
 
+    /// Whether nothing may be carried here at present.
     fn is_over(&self, all: u64, is_shared: bool) -> bool {
-        let leased = self.lease.map_or(0, |lease| lease.bytes);
-        let most = leased.saturating_add(slack(all));
-        self.used() >= all || is_shared && self.bytes >= most
+        let most = self.lease.bytes.saturating_add(slack(all));
+        let taken = self.bytes.saturating_add(self.lease.elsewhere);
+        taken >= all || is_shared && self.bytes >= most
+    }
+
+    /// Whether the quota is used up, but for a little that others may have.
+    fn is_spent(&self, all: u64) -> bool {
+        self.bytes >= all || self.used() >= all.saturating_sub(slack(all) / 2)
     }
 
     fn left(&self, period: Period, all: u64, now: Duration) -> Left {
@@ -389,39 +417,71 @@ mod tests {
             day: Some(1000 * KIB),
             month: None,
         };
-        let day = |bytes, elsewhere| Lease {
-            bytes,
-            ask_at: bytes / 2,
-            elsewhere,
+        let lease = |bytes, elsewhere, spent_elsewhere| {
+            let day = Lease {
+                bytes,
+                ask_at: bytes / 2,
+                spent: 0,
+                elsewhere,
+                spent_elsewhere,
+            };
+            [day, Lease::default()]
         };
-        let leases = |lease: Lease| [lease, day(0, 0)];
-        assert!(!Spent::default().wants_lease(quota), "it has all");
+        let mut whole = Spent::default();
+        assert_eq!(whole.spend(quota, 999 * KIB, at(0)), Ok(true));
+        assert!(!whole.wants_lease(quota), "it has all");
         let mut spent = Spent::shared();
+        assert_eq!(spent.spend(quota, 31 * KIB, at(0)), Ok(false));
+        assert!(!spent.wants_lease(quota), "that is next to nothing");
+        assert_eq!(spent.spend(quota, 33 * KIB, at(0)), Ok(false), "the slack");
         assert!(spent.wants_lease(quota));
-        assert_eq!(spent.spend(quota, 64 * KIB, at(0)), Ok(false), "the slack");
-        let ends = Err(at(DAY));
-        assert_eq!(spent.spend(quota, 1, at(0)), ends);
+        let soon = Err(LEASE_SOON);
+        assert_eq!(spent.spend(quota, 1, at(0)), soon);
         let ask = spent.ask(quota, at(0), false);
         assert_eq!((ask.spent, ask.rests), ([64 * KIB; 2], false));
-        assert!(spent.lease(ask.periods, leases(day(400 * KIB, 500 * KIB)), quota));
-        assert!(spent.has_rest());
+        assert!(spent.lease(&ask, lease(400 * KIB, 500 * KIB, 450 * KIB)));
+        assert!(spent.has_rest() && !spent.wants_lease(quota));
         assert_eq!(spent.spend(quota, 200 * KIB, at(0)), Ok(false));
         assert!(spent.wants_lease(quota));
-        assert_eq!(
-            spent.spend(quota, 136 * KIB, at(0)),
-            Ok(true),
-            "90 % are used"
-        );
-        assert_eq!(spent.tell(quota, at(0)).unwrap().left, 100 * KIB);
-        assert_eq!(spent.spend(quota, 64 * KIB, at(0)), Ok(true), "the slack");
-        assert_eq!(spent.spend(quota, 1, at(0)), ends);
+        assert_eq!(spent.spend(quota, 136 * KIB, at(0)), Ok(true));
+        let left = spent.tell(quota, at(0)).unwrap().left;
+        assert_eq!(left, 150 * KIB, "85 % are spent");
+        assert_eq!(spent.spend(quota, 64 * KIB, at(0)), Ok(false), "the slack");
+        assert_eq!(spent.spend(quota, 1, at(0)), soon);
         assert!(!spent.has_rest());
-        // Another server gives something back, and its lease of yesterday is none.
-        assert!(!spent.lease(ask.periods, leases(day(464 * KIB, 536 * KIB)), quota));
-        assert_eq!(spent.spend(quota, 1, at(0)), ends, "all is used");
+        let ask = spent.ask(quota, at(0), false);
+        assert!(spent.lease(&ask, lease(464 * KIB, 536 * KIB, 536 * KIB)));
+        let ends = Err(at(DAY));
+        assert_eq!(spent.spend(quota, 1, at(0)), ends, "all is spent");
+        // The lease of yesterday is none.
         assert_eq!(spent.spend(quota, 64 * KIB, at(DAY)), Ok(false));
-        assert!(!spent.lease(ask.periods, leases(day(999 * KIB, 0)), quota));
-        assert_eq!(spent.spend(quota, 1, at(DAY)), Err(at(DAY)));
+        assert!(!spent.lease(&ask, lease(999 * KIB, 0, 0)));
+        assert_eq!(spent.spend(quota, 1, at(DAY)), soon);
+    }
+
+    #[test]
+    fn what_is_given_back_is_not_used_and_what_was_forgotten_counts_once() {
+        let quota = Quota {
+            day: Some(1 << 30),
+            month: None,
+        };
+        let mut spent = Spent::shared();
+        spent.spend(quota, 10 << 20, at(0)).unwrap();
+        let ask = spent.ask(quota, at(0), false);
+        let had = Lease {
+            bytes: 100 << 20,
+            spent: 40 << 20,
+            ..Lease::default()
+        };
+        assert!(spent.lease(&ask, [had; 2]));
+        assert_eq!(spent.bytes(at(0)), 40 << 20);
+        spent.seed([45 << 20, 45 << 20], at(0));
+        assert_eq!(spent.bytes(at(0)), 55 << 20, "the 10 of this run, and 45");
+        assert!(spent.has_rest());
+        spent.ask(quota, at(0), true);
+        assert!(!spent.has_rest(), "nobody has answered");
+        assert_eq!(spent.spend(quota, 16 << 20, at(0)), Ok(false), "the slack");
+        assert_eq!(spent.spend(quota, 1, at(0)), Err(LEASE_SOON));
     }
 
     #[test]

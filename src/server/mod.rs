@@ -365,7 +365,7 @@ impl Server {
 
     /// Closes the listeners and every connection, and writes what is left of the record of
     /// [usage](UsageConfig). This takes one second at most, the time that the disk takes, and in a fleet up to
-    /// two seconds until the fleet knows what peers took.
+    /// two seconds until the fleet knows what peers took, and has the rest of all quotas back.
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, which stops it at once.
@@ -383,9 +383,10 @@ impl Server {
             // Neither a panic of the thread nor a slow disk may keep the server.
             let written = tokio::task::spawn_blocking(|| writer.join());
             let _ = time::timeout(LAST_BATCH, written).await;
-            if let Some(fleet) = &self.fleet
-                && time::timeout(LAST_ROWS, fleet.tell_usage()).await.is_err()
-            {
+        }
+        if let Some(fleet) = &self.fleet {
+            let told = fleet.tell_last(self.usage.is_kept());
+            if time::timeout(LAST_ROWS, told).await.is_err() {
                 tracing::warn!("the fleet gets what peers took last when this server starts again");
             }
         }

@@ -14,6 +14,8 @@ use crate::{
 
 /// The quota of each peer in a day.
 const QUOTA: u64 = 4_000_000;
+/// More pieces than two quotas.
+const MANY: usize = 200;
 /// What the peers send at once. It comes back, so twice as much is carried.
 const PIECE: usize = 32_768;
 
@@ -31,29 +33,35 @@ async fn relays(nats: &Nats, homes: &[TempDir]) -> Vec<Server> {
     relays
 }
 
-/// Sends pieces until the relays carry none any more.
-async fn use_up(alice: &Connector, bob: &Connector, mut between: impl AsyncFnMut(usize)) {
+/// Sends pieces until the relays carry none any more, or until there were `most`.
+async fn send(
+    alice: &Connector,
+    bob: &Connector,
+    most: usize,
+    mut between: impl AsyncFnMut(usize),
+) {
     let connection = connect(alice, bob).await;
     let mut stream = echo(&connection).await.unwrap();
-    for sent in 0..200 {
+    for sent in 0..most {
         between(sent).await;
         if exchange(&mut stream, &[7; PIECE]).await.is_err() {
             return;
         }
     }
-    panic!("the quota has no end");
+    assert!(most < MANY, "the quota has no end");
 }
 
-/// Returns what the relays carried for a peer, once that is not less than `least`.
-async fn carried(homes: &[TempDir], bob: &Connector, least: u64) -> u64 {
+/// Returns what each relay carried for a peer, once the sum is not less than `least`.
+async fn carried(homes: &[TempDir], bob: &Connector, least: u64) -> Vec<u64> {
     let name = bob.peer_id().to_string();
+    let of = |home: &TempDir| {
+        let rows = usage(home.path(), None, UsageBy::Peer).unwrap_or_default();
+        let row = rows.into_iter().find(|row| row.name == name);
+        row.map_or(0, |row| row.bytes)
+    };
     until_some(|| async {
-        let rows = homes
-            .iter()
-            .map(|home| usage(home.path(), None, UsageBy::Peer));
-        let rows = rows.filter_map(Result::ok).flatten();
-        let bytes = rows.filter(|row| row.name == name).map(|row| row.bytes);
-        Some(bytes.sum()).filter(|sum| *sum >= least)
+        let each: Vec<_> = homes.iter().map(of).collect();
+        (each.iter().sum::<u64>() >= least).then_some(each)
     })
     .await
 }
@@ -75,10 +83,18 @@ async fn two_relays_together_carry_a_quota_once() {
     for relay in &relays {
         super::until_counted(relay, "throughline_relay_reservations 1").await;
     }
+    // A third of the quota goes over each relay, and the rest over either.
+    let piece = 2 * PIECE as u64;
+    for relay in &relays {
+        let alice = peer(relayed(std::slice::from_ref(relay))).await;
+        send(&alice, &bob, (QUOTA / 3 / piece) as usize, async |_| {}).await;
+        alice.close().await;
+    }
     let alice = peer(relayed(&relays)).await;
-    use_up(&alice, &bob, async |_| {}).await;
-    let both = carried(&homes, &bob, QUOTA * 9 / 10).await;
-    assert!(both < QUOTA * 5 / 4, "{both}");
+    send(&alice, &bob, MANY, async |_| {}).await;
+    let each = carried(&homes, &bob, QUOTA * 9 / 10).await;
+    assert!(each.iter().all(|bytes| *bytes > QUOTA / 4), "{each:?}");
+    assert!(each.iter().sum::<u64>() < QUOTA * 5 / 4, "{each:?}");
 }
 
 #[tokio::test]
@@ -88,13 +104,13 @@ async fn without_nats_a_relay_carries_its_part() {
     let relays = relays(&nats, &homes).await;
     let bob = echoing(relayed(&relays)).await;
     let alice = peer(relayed(&relays)).await;
-    use_up(&alice, &bob, async |sent| {
+    send(&alice, &bob, MANY, async |sent| {
         if sent == 2 {
             nats.kill_all();
         }
     })
     .await;
     // Its lease was an eighth, and it may carry a little more.
-    let carried = carried(&homes, &bob, QUOTA / 8).await;
-    assert!(carried < QUOTA / 2, "{carried}");
+    let each = carried(&homes, &bob, QUOTA / 8).await;
+    assert!(each[0] < QUOTA / 2, "{each:?}");
 }

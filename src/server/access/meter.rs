@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use crate::{
     core::{
@@ -76,8 +76,40 @@ struct Common {
     calendar: Calendar,
     /// Is set if somebody has to be told what is left.
     due: AtomicBool,
-    /// Takes whoever needs another lease, if quotas are shared with other servers.
-    want: OnceLock<mpsc::UnboundedSender<Payer>>,
+    /// Those that need another lease, if quotas are shared with other servers.
+    wants: OnceLock<Arc<Wants>>,
+}
+
+/// Those that need another lease.
+#[derive(Debug, Default)]
+pub(super) struct Wants {
+    payers: Mutex<HashSet<Payer>>,
+    is_wanted: Notify,
+}
+
+impl Wants {
+    fn payers(&self) -> MutexGuard<'_, HashSet<Payer>> {
+        self.payers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want(&self, payer: &Payer) {
+        if self.payers().insert(payer.clone()) {
+            self.is_wanted.notify_one();
+        }
+    }
+
+    /// Waits until somebody needs a lease, and returns all who do.
+    ///
+    /// Dropping the future loses none.
+    pub(super) async fn next(&self) -> HashSet<Payer> {
+        loop {
+            let payers = std::mem::take(&mut *self.payers());
+            if !payers.is_empty() {
+                return payers;
+            }
+            self.is_wanted.notified().await;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -94,7 +126,7 @@ struct State {
 
 impl Meter {
     fn new(limits: Limits, payer: Option<Payer>, common: Arc<Common>) -> Self {
-        let payer = payer.filter(|_| common.want.get().is_some());
+        let payer = payer.filter(|_| common.wants.get().is_some());
         let state = State {
             limits,
             spent: match payer {
@@ -190,11 +222,10 @@ impl Common {
         let is_asked = |asked: Duration| now.abs_diff(asked) < ASK_AGAIN;
         if is_wanted
             && !state.asked.is_some_and(is_asked)
-            && let Some(want) = self.want.get()
+            && let Some(wants) = self.wants.get()
         {
             state.asked = Some(now);
-            // Without a receiver, the server ends.
-            _ = want.send(payer.clone());
+            wants.want(payer);
         }
     }
 }
@@ -272,18 +303,18 @@ impl Meters {
         Ok(meter)
     }
 
-    /// Shares the quotas with other servers. `want` takes whoever needs another lease.
-    pub(super) fn share(&self, want: mpsc::UnboundedSender<Payer>) {
-        // It is called once.
-        _ = self.common.want.set(want);
+    /// Shares the quotas with other servers from now on. Returns those that need another lease.
+    pub(super) fn share(&self) -> Arc<Wants> {
+        self.common.wants.get_or_init(Arc::default).clone()
     }
 
-    /// Returns the payers that have carried nothing since the last call, and have a rest to give back.
-    pub(super) fn resting(&self) -> Vec<Payer> {
+    /// Returns the payers that have a rest to give back: those that have carried nothing since the last call, or
+    /// `all`.
+    pub(super) fn resting(&self, all: bool) -> Vec<Payer> {
         let rests = |(payer, meter): (&Payer, &Arc<Meter>)| {
             let mut state = meter.state();
             let carried = state.spent.carried();
-            let rests = std::mem::replace(&mut state.looked, carried) == carried;
+            let rests = std::mem::replace(&mut state.looked, carried) == carried || all;
             (rests && state.spent.has_rest()).then(|| payer.clone())
         };
         self.all.iter().filter_map(rests).collect()
@@ -303,11 +334,13 @@ impl Meters {
             return;
         };
         let mut state = meter.state();
-        if state.spent.lease(ask.periods, given, ask.quota) {
+        if state.spent.lease(ask, given) {
             state.asked = None;
         }
-        // What others have may have become so much that it has to be told.
-        self.common.due.store(true, Ordering::Relaxed);
+        // What others have spent may have become so much that it has to be told.
+        if state.spent.is_due(ask.quota) {
+            self.common.due.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Forgets the meter of which the least was used, so that strangers that are granted a little each

@@ -7,11 +7,10 @@ use std::{
 };
 
 use libp2p::PeerId;
-use tokio::sync::mpsc;
 
 use super::{
     Access, lock,
-    meter::{Before, Limits, Meter, Payer},
+    meter::{Before, Limits, Meter, Payer, Wants},
 };
 use crate::core::{
     access::Denial,
@@ -110,40 +109,34 @@ impl Access {
     }
 }
 
-/// What somebody else needs to know of the quotas, who shares them with other servers.
+/// What somebody needs to know of the quotas who shares them with other servers.
 pub(crate) struct Sharing {
     access: Access,
-    wanted: mpsc::UnboundedReceiver<Payer>,
+    wants: Arc<Wants>,
 }
 
 impl Access {
     /// Shares the quotas with other servers from now on. Nobody may have been metered before.
     pub(crate) fn share(&self) -> Sharing {
-        // Each payer has one place at most.
-        let (want, wanted) = mpsc::unbounded_channel();
-        lock(&self.0.meters).share(want);
         Sharing {
             access: self.clone(),
-            wanted,
+            wants: lock(&self.0.meters).share(),
         }
     }
 }
 
 impl Sharing {
-    /// Waits for payers whose lease is nearly used up. Returns `None` if there can be none any more.
+    /// Waits for payers whose lease is nearly used up.
     ///
     /// Dropping the future loses none.
-    pub(crate) async fn wanted(&mut self) -> Option<Vec<Payer>> {
-        let mut wanted = vec![self.wanted.recv().await?];
-        while let Ok(payer) = self.wanted.try_recv() {
-            wanted.push(payer);
-        }
-        Some(wanted)
+    pub(crate) async fn wanted(&self) -> HashSet<Payer> {
+        self.wants.next().await
     }
 
-    /// Returns the payers that have carried nothing since the last call, and have a rest to give back.
-    pub(crate) fn resting(&self) -> Vec<Payer> {
-        lock(&self.access.0.meters).resting()
+    /// Returns the payers that have a rest to give back: those that have carried nothing since the last call, or
+    /// `all`.
+    pub(crate) fn resting(&self, all: bool) -> Vec<Payer> {
+        lock(&self.access.0.meters).resting(all)
     }
 
     /// Returns what to ask for, if `payer` still has a quota.

@@ -105,9 +105,28 @@ struct Inner {
     look_ups: Semaphore,
     reads: Semaphore,
     metrics: FleetMetrics,
-    /// Asks for a look at the record of usage, and says that the look is over.
-    usage_wanted: Notify,
-    usage_told: Notify,
+    /// That the fleet has what the record of usage has, and the rests of all leases.
+    usage: Wish,
+    rests: Wish,
+}
+
+/// Something that somebody asks for and waits for.
+#[derive(Default)]
+struct Wish {
+    wanted: Notify,
+    done: Notify,
+}
+
+impl Wish {
+    /// Asks for it, and waits until it is done.
+    async fn wait(&self) {
+        let done = self.done.notified();
+        tokio::pin!(done);
+        // What is done from now on is not missed.
+        done.as_mut().enable();
+        self.wanted.notify_one();
+        done.await;
+    }
 }
 
 impl fmt::Debug for Fleet {
@@ -159,8 +178,8 @@ impl Fleet {
             look_ups: Semaphore::new(LOOK_UPS),
             reads: Semaphore::new(READS),
             metrics: FleetMetrics::new(metrics),
-            usage_wanted: Notify::new(),
-            usage_told: Notify::new(),
+            usage: Wish::default(),
+            rests: Wish::default(),
         })))
     }
 
@@ -173,24 +192,25 @@ impl Fleet {
         self.0.buckets.borrow().is_none()
     }
 
-    /// Waits until the fleet has what the record of usage has by now. While NATS is away, this waits for it.
-    pub(in crate::server) async fn tell_usage(&self) {
-        let told = self.0.usage_told.notified();
-        tokio::pin!(told);
-        // A look that ends from now on is not missed.
-        told.as_mut().enable();
-        self.0.usage_wanted.notify_one();
-        told.await;
+    /// Waits until the fleet has the rests of all leases, and with `has_usage` what the record of usage has by now.
+    /// While NATS is away, this waits for it.
+    pub(in crate::server) async fn tell_last(&self, has_usage: bool) {
+        let usage = async {
+            if has_usage {
+                self.0.usage.wait().await;
+            }
+        };
+        tokio::join!(usage, self.0.rests.wait());
     }
 
     /// Shares what this server knows, and its quotas, for as long as it runs. It never returns.
-    pub(in crate::server) async fn keep(self, mut own: Own, mut quotas: Sharing) {
+    pub(in crate::server) async fn keep(self, mut own: Own, quotas: Sharing) {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut past = Past::default();
         // Why NATS is away, as was said since it was reached last.
         let mut said = Vec::new();
         loop {
-            let fault = self.session(&mut own, &mut quotas, &mut past).await;
+            let fault = self.session(&mut own, &quotas, &mut past).await;
             self.0.buckets.send_replace(None);
             // What has lasted is tried again at once.
             let reached = past.reached.take();
@@ -214,7 +234,7 @@ impl Fleet {
     }
 
     /// Connects to NATS, and shares what is known until that is not possible any more.
-    async fn session(&self, own: &mut Own, quotas: &mut Sharing, past: &mut Past) -> Fault {
+    async fn session(&self, own: &mut Own, quotas: &Sharing, past: &mut Past) -> Fault {
         let inner = &*self.0;
         let begun = async {
             let (client, lost) = inner.cluster.connect().await?;

@@ -180,7 +180,7 @@ impl Fleet {
             tokio::select! {
                 _ = look.tick() => {}
                 () = time::sleep(RETRY), if is_wanted => {}
-                () = inner.usage_wanted.notified() => is_wanted = true,
+                () = inner.usage.wanted.notified() => is_wanted = true,
             }
             let mut pass = Pass {
                 buckets,
@@ -193,7 +193,7 @@ impl Fleet {
                 Ok(()) => {
                     told.is_behind = false;
                     if mem::take(&mut is_wanted) {
-                        inner.usage_told.notify_waiters();
+                        inner.usage.done.notify_waiters();
                     }
                 }
                 Err(fault) if !mem::replace(&mut told.is_behind, true) => {
@@ -334,20 +334,22 @@ pub async fn usage_of_fleet(
     let failed = |fault: Fault| Error::new(ErrorKind::Io, format!("fleet.servers: {fault}"));
     let cluster = Cluster::new(config)?;
     let (client, _lost) = cluster.connect().await.map_err(failed)?;
-    let rows = Mutex::new(HashMap::new());
-    // A row that is written anew while it is read comes twice, the newer one last.
+    let read = Mutex::new((Sums::new(since, by), HashMap::new()));
+    let settled = today().saturating_sub(LATE);
     let hear = |key: &str, value: &[u8]| {
-        let Some(((day, _), amounts)) = read_key(key).zip(decode(value)) else {
+        let Some(((day, account), amounts)) = read_key(key).zip(decode(value)) else {
             return;
         };
-        if since.is_none_or(|since| since.number() <= day) {
-            let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-            rows.insert(key.to_owned(), amounts);
+        let mut read = read.lock().unwrap_or_else(PoisonError::into_inner);
+        match day < settled {
+            true => read.0.add(day, (&account.token, &account.peer), amounts),
+            // It may be written anew while it is read. Then it comes twice, the newer one last.
+            false => _ = read.1.insert(key.to_owned(), amounts),
         }
     };
     cluster.read_usage(client, &hear).await.map_err(failed)?;
-    let mut sums = Sums::new(since, by);
-    for (key, amounts) in rows.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    let (mut sums, young) = read.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (key, amounts) in young {
         if let Some((day, account)) = read_key(&key) {
             sums.add(day, (&account.token, &account.peer), amounts);
         }

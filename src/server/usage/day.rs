@@ -24,7 +24,7 @@ impl Day {
     }
 
     /// Returns the number of the day. Consecutive days have consecutive numbers.
-    pub(in crate::server) fn number(self) -> u32 {
+    pub(super) fn number(self) -> u32 {
         // The days before the epoch of the Julian calendar are not those of this program.
         u32::try_from(self.0.to_julian_day()).unwrap_or(0)
     }

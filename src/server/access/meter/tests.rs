@@ -1,5 +1,6 @@
 use std::time::UNIX_EPOCH;
 
+use futures::FutureExt as _;
 use libp2p::PeerId;
 
 use super::*;
@@ -168,29 +169,36 @@ fn what_was_carried_before_a_restart_counts() {
 #[test]
 fn a_shared_quota_asks_once_for_a_lease_and_gives_the_rest_back() {
     const MIB: u64 = 1 << 20;
-    let (want, mut wanted) = mpsc::unbounded_channel();
     let mut meters = Meters::default();
-    meters.share(want);
+    let wants = meters.share();
     let meter = of(&mut meters, name("a"), daily(640 * MIB), at(0)).unwrap();
     let carry = |mib, seconds| meter.carry_at(mib * MIB, at(seconds), Instant::now());
+    let asked = || wants.next().now_or_never().map_or(0, |payers| payers.len());
+    assert!(carry(4, 0).is_ok());
+    assert_eq!(asked(), 0, "that is next to nothing");
     for second in [0, 0, 1, 2] {
         assert!(carry(1, second).is_ok(), "there is the slack");
     }
-    let mut asked = || std::iter::from_fn(|| wanted.try_recv().ok()).count();
-    assert_eq!(asked(), 2, "again after two seconds");
-    let give = |meters: &Meters, rests| {
+    assert_eq!(asked(), 1, "however often it is wanted");
+    assert!(carry(0, 3).is_ok());
+    assert_eq!(asked(), 0, "it was asked for a moment ago");
+    assert!(carry(0, 4).is_ok());
+    assert_eq!(asked(), 1, "none has come for two seconds");
+    let mut leases = Leases::default();
+    let relay = PeerId::random();
+    let mut give = |meters: &Meters, rests| {
         let ask = meters.ask(&name("a"), rests, at(2)).unwrap();
-        let given = Leases::default().take(PeerId::random(), &ask).unwrap();
+        let given = leases.take(relay, &ask).unwrap();
         meters.given(&name("a"), &ask, given);
         given[0].bytes / MIB
     };
-    assert_eq!(give(&meters, false), 4 + 636 / 8);
-    assert!(carry(30, 3).is_ok());
+    assert_eq!(give(&meters, false), 8 + 632 / 8);
+    assert!(carry(30, 4).is_ok());
     assert_eq!(asked(), 0);
-    assert_eq!(meters.resting(), [], "it has carried something");
-    assert_eq!(meters.resting(), [name("a")]);
-    assert_eq!(give(&meters, true), 34);
-    assert_eq!(meters.resting(), [], "it has given all back");
+    assert_eq!(meters.resting(false), [], "it has carried something");
+    assert_eq!(meters.resting(false), [name("a")]);
+    assert_eq!(give(&meters, true), 38);
+    assert_eq!(meters.resting(true), [], "it has given all back");
     assert!(carry(9, 4).is_ok(), "the slack is there again");
     assert_eq!(asked(), 1);
     assert!(carry(2, 4).is_ok(), "the last of it");
