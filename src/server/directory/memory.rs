@@ -196,8 +196,8 @@ impl Memory {
         member.map(|member| member.kept.entry.clone())
     }
 
-    /// Takes a member out of a room because another server has done so. The same record may bring it back,
-    /// if it is at a third server as well.
+    /// Takes a member out of a room because another server has done so. Any record may bring it back: it may be
+    /// at a third server as well, which need not know the newest record.
     pub(in crate::server) fn take_out(&self, topic: &Topic, peer: &PeerId, now: Instant) {
         let mut state = self.lock();
         let member = |room: &Room| room.members.contains_key(peer);
@@ -208,7 +208,7 @@ impl Memory {
         if let Some(room) = state.rooms.get_mut(topic)
             && let Some(parted) = room.parted.get_mut(peer)
         {
-            parted.seq = parted.seq.saturating_sub(1);
+            parted.seq = 0;
         }
     }
 

@@ -89,8 +89,10 @@ struct State {
 struct Own {
     /// When its peer has gone. Then the key is to be deleted.
     gone: Option<Instant>,
-    /// The revision that this server has written, or 0.
+    /// The revision that this server has written, or is to overwrite, or 0.
     revision: u64,
+    /// Whether this server has written that revision.
+    is_ours: bool,
 }
 
 struct Looked {
@@ -279,7 +281,7 @@ impl Shared {
     pub(super) fn written(&self, key: &Key, write: &Write, revision: u64) {
         let mut state = self.lock();
         if let Some(own) = state.own.get_mut(key) {
-            own.revision = revision;
+            (own.revision, own.is_ours) = (revision, true);
             if own.gone.is_some() && matches!(write, Write::Delete(_)) {
                 state.disown(key);
             }
@@ -318,7 +320,9 @@ impl Shared {
                     let is_own = theirs.relay == self.own && theirs.entry.seq == ours.seq;
                     ours.seq > theirs.entry.seq || is_own
                 }
-                _ => true,
+                (Some(_), None) => true,
+                // Its time is over, so there is nothing to write.
+                (None, _) => false,
             };
             // What another server has written is not this server's to delete.
             let is_ours = |read: &Read| read.relay == self.own;
@@ -328,8 +332,12 @@ impl Shared {
             };
             match again {
                 true => {
-                    let revision = found.map_or(0, |found| found.revision);
-                    state.own.insert(*key, Own { revision, ..own });
+                    let own = Own {
+                        revision: found.map_or(0, |found| found.revision),
+                        is_ours: read.as_ref().is_some_and(is_ours),
+                        ..own
+                    };
+                    state.own.insert(*key, own);
                 }
                 false => state.disown(key),
             }
@@ -518,8 +526,12 @@ impl Shared {
 
     /// Writes `key` again, over what was `found`.
     fn repair(&self, state: &mut State, key: &Key, own: Own, found: &Found) {
-        let revision = found.revision;
-        state.own.insert(*key, Own { revision, ..own });
+        let own = Own {
+            revision: found.revision,
+            is_ours: false,
+            ..own
+        };
+        state.own.insert(*key, own);
         state.outbox.note(*key);
         self.due.notify_one();
     }

@@ -10,16 +10,12 @@ const MOST_GONE: usize = 65_536;
 impl State {
     /// The peer of `key` has said something here.
     pub(super) fn is_here(&mut self, key: Key) {
-        let before = self.own.get(&key);
-        self.gone -= usize::from(before.is_some_and(|own| own.gone.is_some()));
-        let revision = before.map_or(0, |own| own.revision);
-        self.own.insert(
-            key,
-            Own {
-                gone: None,
-                revision,
-            },
-        );
+        let own = self.own.entry(key).or_insert(Own {
+            gone: None,
+            revision: 0,
+            is_ours: false,
+        });
+        self.gone -= usize::from(own.gone.take().is_some());
         self.outbox.note(key);
     }
 
@@ -29,6 +25,10 @@ impl State {
             return false;
         };
         own.gone = Some(now);
+        if own.revision > 0 && !own.is_ours {
+            // What another server has written is not this server's to delete. The store says who has.
+            own.revision = UNKNOWN;
+        }
         self.gone += 1;
         self.outbox.note(*key);
         if self.gone > MOST_GONE {

@@ -95,6 +95,8 @@ struct World {
     nodes: Vec<Node>,
     /// Which record a peer had when it left the room at a server.
     left: HashMap<(usize, PeerId), u64>,
+    /// Which record a peer had when it said goodbye to a server last.
+    goodbyes: HashMap<PeerId, u64>,
     place: Pool,
 }
 
@@ -128,6 +130,7 @@ impl World {
             revision: 0,
             nodes: (0..SERVERS).map(|_| Node::new()).collect(),
             left: HashMap::new(),
+            goodbyes: HashMap::new(),
             place: Pool::new("test", Quota::shared(10_000, 100), &Debug),
         }
     }
@@ -182,6 +185,9 @@ impl World {
             Step::Leave(peer, node) | Step::Forget(peer, node) => {
                 let peer = self.peer(peer);
                 self.left.insert((node, peer), self.seq);
+                if let Step::Forget(..) = step {
+                    self.goodbyes.insert(peer, self.seq);
+                }
                 let shared = &self.nodes[node].shared;
                 match step {
                     Step::Leave(..) => shared.leave(&TOPIC, &peer, now),
@@ -331,7 +337,10 @@ impl World {
                 let nodes = self.nodes.iter();
                 nodes.filter_map(|node| node.holds(&key, self.now)).max()
             };
-            if let Some(newest) = newest(Key::Peer(peer)) {
+            // Whoever has said goodbye with a newer record is gone, until a server writes the next one.
+            let goodbye = self.goodbyes.get(&peer);
+            let found = newest(Key::Peer(peer)).filter(|newest| goodbye < Some(newest));
+            if let Some(newest) = found {
                 for node in 0..SERVERS {
                     assert!(
                         self.look_up(node, &peer) >= Some(newest),
