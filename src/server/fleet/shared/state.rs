@@ -26,7 +26,7 @@ impl State {
         };
         own.gone = Some(now);
         if own.revision > 0 && !own.is_ours {
-            // What another server has written is not this server's to delete. The store says who has.
+            // What another server has written is not this server's to delete. The store names the writer.
             own.revision = UNKNOWN;
         }
         self.gone += 1;
