@@ -15,6 +15,7 @@ use crate::{
         drain::Drain,
         first_bytes::{self, Sniffed},
         fleet::{Held, Status},
+        lease::Leases,
         notice,
         proxy::{self, Parsed},
         record::Record,
@@ -81,7 +82,7 @@ const SERVER: [u8; 38] = {
     id
 };
 
-/// What the servers of a fleet share: an envelope, and what a server says of itself.
+/// What the servers of a fleet share: an envelope, what a server says of itself, and the leases of a quota.
 pub fn fleet(data: &[u8]) -> bool {
     let held = Held::decode(data);
     if let Some(held) = &held {
@@ -94,6 +95,9 @@ pub fn fleet(data: &[u8]) -> bool {
             Status::decode(&status.encode(), server).as_ref(),
             Some(status)
         );
+    }
+    if let Some(leases) = Leases::decode(data) {
+        assert_eq!(Leases::decode(&leases.encode()), Some(leases));
     }
     held.is_some() || status.is_some()
 }
