@@ -387,7 +387,9 @@ impl Server {
         if let Some(fleet) = &self.fleet {
             let told = fleet.tell_last(self.usage.is_kept());
             if time::timeout(LAST_ROWS, told).await.is_err() {
-                tracing::warn!("the fleet hears what peers took last, and of rests of quotas, after a restart");
+                tracing::warn!(
+                    "the fleet hears what peers took last, and of rests of quotas, after a restart"
+                );
             }
         }
     }
