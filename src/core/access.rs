@@ -189,6 +189,9 @@ mod tests {
         assert_eq!(admitted.reservation, Some(vec![7]));
         let turn = admitted.turn.unwrap();
         assert_eq!((turn.udp, turn.tcp, turn.lasts.as_secs()), (4005, 0, 9));
+        let for_ever = answered(&[16, 0xff, 0xff, 0xff, 0xff, 0x7f]);
+        let year = Duration::from_secs(31_622_400);
+        assert_eq!(for_ever.unwrap().unwrap().lasts, Some(year));
     }
 
     #[test]

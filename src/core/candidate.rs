@@ -284,6 +284,15 @@ mod tests {
     fn errors_name_the_part() {
         let error = |line: &str| line.parse::<Candidate>().unwrap_err();
         assert_eq!(error(""), CandidateError::Missing("foundation"));
+        assert!(
+            "a+b/c-1 1 udp 5 1.2.3.4 5 typ host"
+                .parse::<Candidate>()
+                .is_ok()
+        );
+        assert_eq!(
+            error("a_b 1 udp 5 1.2.3.4 5 typ host"),
+            CandidateError::Invalid("foundation")
+        );
         assert_eq!(
             error("1 1 sctp 5 1.2.3.4 5 typ host"),
             CandidateError::Invalid("transport")

@@ -158,8 +158,9 @@ mod tests {
     fn answer(status: u64) -> Vec<u8> {
         let mut buffer = unsigned_varint::encode::u64_buffer();
         let status = unsigned_varint::encode::u64(status, &mut buffer);
-        // type = STATUS, limit { duration = 60 }, status
-        let body = [&[8, 2, 4 << 3 | 2, 2, 8, 60, STATUS as u8], status].concat();
+        // type = STATUS, limit { duration = 60 }, status = 5, in numbers, because a wrong constant would
+        // be wrong on both sides.
+        let body = [&[8, 2, 34, 2, 8, 60, 40], status].concat();
         behind_length(&body)
     }
 

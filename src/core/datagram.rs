@@ -147,6 +147,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_too_long_ends_the_lane_before_it_has_arrived() {
         let mut decoder = Decoder::default();
+        assert_eq!(decoder.room().len(), 3 * (2 + MAX_LEN));
         decoder.room()[..2].copy_from_slice(&(MAX_LEN as u16 + 1).to_be_bytes());
         decoder.received(2);
         assert_eq!(decoder.next(), Err(TooLong));

@@ -138,6 +138,9 @@ mod tests {
         let peer = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
         let circuit = format!("/ip4/192.0.2.1/tcp/1/p2p/{peer}/p2p-circuit/p2p/{peer}");
         assert_eq!(after(&[&circuit]), [0]);
+        // The transport of its relay says nothing of its own.
+        let through = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit/p2p/{peer}");
+        assert_eq!(after(&[&through, "/ip4/192.0.2.1/tcp/1"]), [250, 0]);
     }
 
     proptest! {

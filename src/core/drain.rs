@@ -76,7 +76,7 @@ mod tests {
             time: Duration::from_secs(30),
             relays: vec![address.clone()],
         };
-        let relays = field(RELAYS, &address.to_vec());
+        let relays = field(0x12, &address.to_vec());
         assert_eq!(
             drain.encode(),
             behind_length(&[&[8, 30][..], &relays].concat())

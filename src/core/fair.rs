@@ -187,7 +187,11 @@ mod tests {
     #[test]
     fn datagrams_pass_or_do_not_and_nothing_is_left_behind() {
         let mut shares = Shares::default();
-        assert!(shares.passes(at(0), RATE, (&'a', 1), 50_001));
+        assert!(shares.passes(at(0), RATE, (&'a', 1), 25_001));
+        assert!(
+            shares.passes(at(0), RATE, (&'a', 1), 25_000),
+            "its own share does not count twice"
+        );
         assert!(!shares.passes(at(0), RATE, (&'a', 1), 1));
         assert!(shares.passes(at(0), RATE, (&'b', 1), 1000), "somebody else");
         assert!(shares.passes(at(40), RATE, (&'a', 1), 1));
@@ -207,6 +211,8 @@ mod tests {
         let mut shares = Shares::default();
         shares.carry(at(0), RATE, (&'a', 4), 1_000_000);
         shares.carry(at(0), RATE, (&'b', 1), 1_000_000);
+        // Of four fifths of the rate, 50 ms may be ahead.
+        assert_eq!(shares.carry(at(0), RATE, (&'a', 4), 0).as_millis(), 1200);
         shares.pay(at(1000), RATE as f64);
         let owed = (shares.owed(&'a'), shares.owed(&'b'));
         assert_eq!(owed, (200_000.0, 800_000.0));
