@@ -303,6 +303,21 @@ mod tests {
         assert_eq!(leases.0.len(), MOST - 1, "who has nothing needs no place");
     }
 
+    #[test]
+    fn a_value_has_the_documented_bytes() {
+        let part = |period, leased, spent| Part {
+            period,
+            leased,
+            spent,
+        };
+        let server = PeerId::random();
+        let leases = Leases(BTreeMap::from([(server, [part(7, 5, 3), part(1, 4, 2)])]));
+        let id = server.to_bytes();
+        let numbers = [16, 7, 24, 5, 32, 3, 40, 1, 48, 4, 56, 2];
+        let head = [10, 14 + id.len() as u8, 10, id.len() as u8];
+        assert_eq!(leases.encode(), [&head[..], &id, &numbers].concat());
+    }
+
     proptest! {
         /// However servers ask and carry, together they carry no more than the quota and the slack of each.
         #[test]

@@ -376,7 +376,10 @@ mod tests {
         let (mut path, start) = path();
         assert_eq!(path.wake().unwrap(), start + ms(5_020));
         assert!(path.tick(start + ms(5_020), 0).probe);
-        assert_eq!(until_suspect(&mut path, start), start + ms(6_020));
+        assert_eq!(path.suspect_for(start), None);
+        let suspect = until_suspect(&mut path, start);
+        assert_eq!(suspect, start + ms(6_020));
+        assert_eq!(path.suspect_for(suspect + ms(7)), Some(ms(7)));
     }
 
     #[test]

@@ -203,6 +203,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_name_has_253_bytes_at_most() {
+        let packet = |last: u8| {
+            let labels = [63, 63, 63, last]
+                .map(|length| [vec![length], vec![b'a'; usize::from(length)]].concat());
+            [labels.concat(), vec![0]].concat()
+        };
+        assert_eq!(name(&packet(61), 0).unwrap().0.len(), 253);
+        assert_eq!(name(&packet(62), 0), None);
+    }
+
+    #[test]
     fn only_a_response_with_the_name_counts() {
         let ours = Name::parse(NAME).unwrap();
         let addresses = ["192.168.1.7", "fd00::7"].map(|text| text.parse().unwrap());

@@ -79,6 +79,8 @@ mod tests {
         assert_eq!(decode(&message), Some(left));
         assert_eq!(decode(&[]), None);
         assert_eq!(decode(&[16]), None);
+        let for_ever = decode(&[8, 1, 16, 2, 24, 0xff, 0xff, 0xff, 0xff, 0x7f]).unwrap();
+        assert_eq!(for_ever.ends, Duration::from_secs(2_678_400));
         let odd = decode(&[8, 9, 16, 5, 0x2a, 1, 7]).unwrap();
         assert_eq!((odd.left, odd.period), (5, Period::Day));
     }

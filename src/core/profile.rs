@@ -308,10 +308,25 @@ mod tests {
         let learnt = read_all(&long, false).unwrap();
         assert_eq!(learnt.addresses.len(), MAX_ADDRESSES);
         assert_eq!(learnt.stun.len(), MAX_SERVERS);
-        assert_eq!(learnt.age, Duration::from_secs(AGES.1));
+        assert_eq!(learnt.age, Duration::from_secs(86_400), "a day");
         let huge = vec![b' '; MAX_BYTES + 1];
         let error = read(&huge, &Policy::new(false, Vec::new())).unwrap_err();
         assert!(error.contains("longer than 65536"), "{error}");
+    }
+
+    #[test]
+    fn a_turn_server_needs_a_name_and_a_credential_of_a_sound_length() {
+        let turn = |username: &str, credential: &str| {
+            let mut document = document();
+            document["turn"][0]["username"] = json!(username);
+            document["turn"][0]["credential"] = json!(credential);
+            read_all(&document, false).unwrap().turn
+        };
+        assert!(turn(&"u".repeat(MAX_USERNAME), &"c".repeat(MAX_CREDENTIAL)).is_some());
+        assert!(turn("", "c").is_none());
+        assert!(turn("u", "").is_none());
+        assert!(turn(&"u".repeat(MAX_USERNAME + 1), "c").is_none());
+        assert!(turn("u", &"c".repeat(MAX_CREDENTIAL + 1)).is_none());
     }
 
     #[test]

@@ -42,3 +42,21 @@ pub(crate) fn field(tag: u64, value: &[u8]) -> Vec<u8> {
 pub(crate) fn behind_length(message: &[u8]) -> Vec<u8> {
     [&varint(message.len() as u64), message].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_of_each_wire_type_is_skipped_by_its_length() {
+        let after = |tag, mut bytes: &[u8]| skip_field(tag, &mut bytes).map(|()| bytes.to_vec());
+        assert_eq!(after(8, &[0x80, 1, 9]), Some(vec![9]));
+        assert_eq!(after(8 | 1, &[0; 9]), Some(vec![0]));
+        assert_eq!(after(8 | 2, &[2, 0, 0, 9]), Some(vec![9]));
+        assert_eq!(after(8 | 5, &[0; 5]), Some(vec![0]));
+        assert_eq!(after(8 | 1, &[0; 7]), None, "it is cut");
+        for group in [3, 4, 6, 7] {
+            assert_eq!(after(8 | group, &[0; 9]), None);
+        }
+    }
+}
