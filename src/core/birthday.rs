@@ -272,6 +272,7 @@ mod tests {
         assert_eq!(due(&mut prober, 1000), 99);
         assert_eq!(due(&mut prober, 60_000), 1024 - 101);
         assert_eq!(prober.next_at(), None);
+        assert_eq!(EFFORT.duration(), Duration::from_millis(10_240));
     }
 
     /// The mean over many NATs and orders has the chance that the birthday method predicts.

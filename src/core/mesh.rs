@@ -404,6 +404,12 @@ mod tests {
             changed[at] ^= 1;
             assert!(!key.is_proof("a", "b", &changed));
         }
+        let mut twice = proof;
+        twice[..2].iter_mut().for_each(|byte| *byte ^= 1);
+        assert!(
+            !key.is_proof("a", "b", &twice),
+            "two differences do not cancel out"
+        );
         for (application, name, secret) in [
             ("app2", "name", "secret"),
             ("app", "name2", "secret"),
