@@ -69,7 +69,12 @@ mod tests {
         assert_eq!(note(at, "2001:db8::1"), None);
         assert_eq!(note(at, "2001:db8::2"), None, "the same /64");
         assert_eq!(note(ip("10.0.0.1"), "192.0.2.3"), None, "private");
-        assert_eq!(note(at, "192.0.2.4"), Some(at));
+        assert_eq!(note(lie, "192.0.2.1"), None);
+        assert_eq!(
+            note(at, "192.0.2.4"),
+            Some(at),
+            "others in between count nothing away"
+        );
         assert_eq!(note(at, "192.0.2.5"), None, "it was told");
     }
 
