@@ -217,14 +217,6 @@ mod tests {
         (0..count).map(|n| (PeerId::random(), at(n))).collect()
     }
 
-    #[test]
-    fn an_address_that_was_forgotten_before_its_test_is_not_tested() {
-        let mut known = Reachability::new(RETRY);
-        known.add(ZERO, &ours());
-        known.forget(&ours());
-        assert_eq!(known.test(RETRY, &servers(1), 1), None);
-    }
-
     /// Makes a state in which the first of `servers` has just reached our address.
     fn confirmed(servers: &[(PeerId, Multiaddr)]) -> Reachability {
         let mut known = Reachability::new(RETRY);
@@ -234,6 +226,14 @@ mod tests {
         let change = known.tested(RETRY, 1, test.server, Outcome::Reached);
         assert_eq!(change, Some(Change::Confirmed(ours())));
         known
+    }
+
+    #[test]
+    fn an_address_that_was_forgotten_before_its_test_is_not_tested() {
+        let mut known = Reachability::new(RETRY);
+        known.add(ZERO, &ours());
+        known.forget(&ours());
+        assert_eq!(known.test(RETRY, &servers(1), 1), None);
     }
 
     #[test]
