@@ -71,9 +71,9 @@ endif
 fuzz: setup-build ## let libFuzzer search every decoder for a minute each (SECONDS=600 for more)
 	scripts/fuzz $(or $(SECONDS),60)
 
-mutants: setup-mutants ## change decisions of the code one by one and check that a test fails, half a minute each (SAMPLE=50 for one in 50, SHARD=0/8 for a part, FILES=src/ticket.rs for a file)
-	nice $(CACHE)/bin/cargo-mutants mutants --output $(TARGET) \
-		$(if $(SAMPLE),--shard 0/$(SAMPLE) --sharding round-robin) $(if $(SHARD),--shard $(SHARD)) $(FILES:%=--file %)
+mutants: setup-mutants ## change decisions of the code one by one and check that a test fails: ten seconds each for the policy, a minute and a half for the rest (SAMPLE=50 for one in 50, SHARD=0/8 for a part, FILES=src/ticket.rs for a file)
+	nice $(CACHE)/bin/cargo-mutants mutants --package throughline-policy --package throughline --output $(TARGET) \
+		$(if $(SAMPLE),--shard 0/$(SAMPLE) --sharding round-robin) $(if $(SHARD),--shard $(SHARD)) $(FILES:%=--re %)
 
 # The features are checked one by one, because code that compiles with all of them may not compile with one.
 FEATURES := server cli demo libp2p tokio fuzzing

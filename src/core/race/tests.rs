@@ -158,6 +158,14 @@ fn a_worse_path_is_held_back_exactly_as_long_as_configured() {
     };
     assert!(!hold(106 * MS).1);
     assert!(hold(107 * MS).1);
+    // It is held back for no longer than a call waits.
+    let mut track = Track::new(&[relay], true);
+    track.race = Race::new(20 * SECOND);
+    track.connect(Duration::ZERO);
+    track.up(7 * MS, AttemptId::Circuit(relay), Strategy::CircuitRelay);
+    assert_eq!(track.tell(10 * SECOND - MS, RaceEvent::Tick), []);
+    let actions = track.tell(10 * SECOND, RaceEvent::Tick);
+    assert!(actions.contains(&RaceAction::Accept));
     // A second connect waits with the first. A direct path answers both at once.
     let (mut track, _) = hold(50 * MS);
     assert_eq!(track.connect(51 * MS), []);
@@ -490,6 +498,7 @@ fn a_spare_circuit_starts_when_it_is_due_or_ice_needs_it() {
     assert_eq!(started(&actions), [circuit]);
 
     let mut track = spared();
+    assert_eq!(track.replan(2 * MS), [], "nothing has been found");
     assert_eq!(started(&track.tell(SPARE_WAIT, RaceEvent::Tick)), []);
     let actions = track.tell(SPARE_WAIT + MS, RaceEvent::Tick);
     assert_eq!(started(&actions), [circuit]);

@@ -60,6 +60,22 @@ fn a_lost_path_is_sought_every_two_seconds() {
 }
 
 #[test]
+fn what_failed_beside_a_lost_path_is_made_again_after_its_start_delay() {
+    let relay = PeerId::random();
+    let circuit = AttemptId::Circuit(relay);
+    let mut track = Track::new(&[relay], true);
+    track.rules.start.direct = 100 * MS;
+    track.rules.ice.clear();
+    track.connect(Duration::ZERO);
+    track.up(5 * MS, circuit, Strategy::CircuitRelay);
+    track.tell(100 * MS, RaceEvent::Tick);
+    track.failed(SECOND, AttemptId::Direct, Cause::Refused);
+    (track.known.circuit, track.known.best, track.known.path) = (false, None, None);
+    assert_eq!(started(&track.replan(SECOND)), [circuit]);
+    assert_eq!(track.race.wake(), Some(SECOND + 100 * MS));
+}
+
+#[test]
 fn what_the_old_network_has_swallowed_is_made_again_while_there_is_no_path() {
     let relay = PeerId::random();
     let circuit = AttemptId::Circuit(relay);
