@@ -150,6 +150,7 @@ mod tests {
         assert_eq!(parse(b""), Parsed::More(FIXED));
         let all = header(PROXY, TCP_OVER_IPV4, &V4);
         assert_eq!(parse(&all[..FIXED]), Parsed::More(all.len()));
+        assert_eq!(MOST, 2064);
         let longest = header(PROXY, 0, &[0; MOST - FIXED]);
         let is_read = |length, client| Parsed::Header { length, client };
         assert_eq!(parse(&longest), is_read(MOST, None));

@@ -246,7 +246,9 @@ mod tests {
             known.test(due - Duration::from_millis(1), &servers, 2),
             None
         );
-        let test = known.test(due, &servers, 2).unwrap();
+        let mut others_first = servers.clone();
+        others_first.rotate_left(1);
+        let test = known.test(due, &others_first, 2).unwrap();
         assert_eq!(test.server, servers[0].0);
         assert_eq!(known.tested(due, 2, test.server, Outcome::Reached), None);
         let due = due + RETRY * REFRESH;
@@ -329,6 +331,8 @@ mod tests {
         let outside = [(PeerId::random(), address("/dns4/example.com/tcp/9"))];
         let mut known = Reachability::new(RETRY);
         known.add(ZERO, &ours());
+        let unique_local = (PeerId::random(), address("/ip6/fd00::9/tcp/9"));
+        assert_eq!(known.test(RETRY, &[unique_local], 1), None);
         assert_eq!(known.test(RETRY, &inside, 1), None);
         assert!(known.test(RETRY, &outside, 1).is_some());
         known.add(ZERO, &private);

@@ -68,14 +68,18 @@ mod tests {
         assert_eq!(note(at, "192.0.2.2"), None);
         assert_eq!(note(at, "2001:db8::1"), None);
         assert_eq!(note(at, "2001:db8::2"), None, "the same /64");
-        assert_eq!(note(ip("10.0.0.1"), "192.0.2.3"), None, "private");
+        for from in ["192.0.2.3", "198.51.100.1", "2001:db8:1::1"] {
+            assert_eq!(note(ip("10.0.0.1"), from), None, "private");
+        }
         assert_eq!(note(lie, "192.0.2.1"), None);
         assert_eq!(
             note(at, "192.0.2.4"),
             Some(at),
             "others in between count nothing away"
         );
-        assert_eq!(note(at, "192.0.2.5"), None, "it was told");
+        for from in ["192.0.2.5", "198.51.100.2", "2001:db8:2::1"] {
+            assert_eq!(note(at, from), None, "it was told");
+        }
     }
 
     #[test]

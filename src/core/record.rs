@@ -303,6 +303,29 @@ mod tests {
     }
 
     #[test]
+    fn a_record_has_the_bytes_that_others_read() {
+        let record = Record {
+            expires: Duration::from_secs(100),
+            relays: Vec::new(),
+            addresses: vec!["/ip4/192.0.2.7/tcp/9".parse().unwrap()],
+            mapped: vec!["203.0.113.5:7".parse().unwrap()],
+            ..sample()
+        };
+        let peer = record.peer.to_bytes();
+        let expected = [
+            &[0x0a, peer.len() as u8],
+            &peer[..],
+            &[0x10, 7],
+            &[0x1a, 10, 0x0a, 8, 4, 192, 0, 2, 7, 6, 0, 9],
+            &[0xa8, 6, 100],
+            &[0xb0, 6, 3],
+            &[0xba, 6, 8, 3, 3, 3, 3, 3, 3, 3, 3],
+            &[0xc2, 6, 6, 203, 0, 113, 5, 0, 7],
+        ];
+        assert_eq!(record.encode(), expected.concat());
+    }
+
+    #[test]
     fn without_an_end_it_is_no_record_of_ours() {
         let peer = PeerId::random();
         let theirs = [field(PEER, &peer.to_bytes()), vec![16, 1]].concat();

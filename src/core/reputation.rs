@@ -256,6 +256,17 @@ mod tests {
     }
 
     #[test]
+    fn every_treatment_has_a_share() {
+        let treatments = [
+            Treatment::Refused,
+            Treatment::Slow,
+            Treatment::Usual,
+            Treatment::Preferred,
+        ];
+        assert_eq!(treatments.map(Treatment::weight), [1, 1, 4, 8]);
+    }
+
+    #[test]
     fn thresholds_decide() {
         for (score, points, treatment) in [
             (None, 0.0, Treatment::Usual),

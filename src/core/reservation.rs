@@ -195,9 +195,9 @@ mod tests {
     fn answer(status: &[u8], addresses: &[&[u8]]) -> Vec<u8> {
         let mut reservation = vec![8, 1];
         for address in addresses {
-            reservation.extend(field(ADDRESSES, address));
+            reservation.extend(field(0x12, address));
         }
-        let reservation = field(RESERVATION, &reservation);
+        let reservation = field(0x1a, &reservation);
         [&[8, 2][..], &reservation, &[0x22, 2, 8, 60, 0x28], status].concat()
     }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(RESERVE[..], behind_length(&[8, 0]));
         assert_eq!(ACCEPTED[..], behind_length(&[8, 1, 0x20, 100]));
         let peer = PeerId::random();
-        let connect = [&[8, 0][..], &field(PEER, &field(PEER_ID, &peer.to_bytes()))].concat();
+        let connect = [&[8, 0][..], &field(0x12, &field(0x0a, &peer.to_bytes()))].concat();
         assert_eq!(source(&connect), Some(peer));
         for other in [
             &[][..],
@@ -225,6 +225,42 @@ mod tests {
         let grant = answer(&[100], &[&address.to_vec(), &[0xff], &[4, 1]]);
         assert_eq!(granted(&grant), Ok(vec![address]));
         assert_eq!(granted(&answer(&[100], &[])), Ok(vec![]));
+    }
+
+    #[test]
+    fn reservations_last_as_long_as_each_kind_of_relay_grants() {
+        let minutes = |m: u64| Duration::from_secs(60 * m);
+        assert_eq!(terms(true), (minutes(3), Duration::from_secs(100)));
+        assert_eq!(terms(false), (minutes(60), minutes(20)));
+    }
+
+    #[test]
+    fn only_some_refusals_pass_or_concern_the_user() {
+        let ends = Some(Duration::from_secs(9));
+        for (error, passes, refusal) in [
+            (
+                ReservationError::Limit,
+                true,
+                Some((ErrorKind::LimitExceeded, None)),
+            ),
+            (
+                ReservationError::Denied,
+                false,
+                Some((ErrorKind::AccessDenied, None)),
+            ),
+            (
+                ReservationError::Quota(ends),
+                false,
+                Some((ErrorKind::QuotaExceeded, ends)),
+            ),
+            (ReservationError::Refused(7), false, None),
+            (ReservationError::Malformed, false, None),
+            (ReservationError::NoRelay, false, None),
+            (ReservationError::NoAnswer(String::new()), true, None),
+        ] {
+            let found = error.refusal().map(|r| (r.kind, r.ends));
+            assert_eq!((error.may_pass(), found), (passes, refusal), "{error:?}");
+        }
     }
 
     #[test]

@@ -176,3 +176,56 @@ fn headers_are_checked_before_state_is_made() {
         Err(ProtocolError::NeverSent { sent: 0, got: 1 })
     );
 }
+
+#[test]
+fn an_end_knows_whether_it_was_answered() {
+    let (mut opener, acceptor) = pair(WINDOW);
+    assert!(acceptor.is_answered(), "the header was the answer");
+    assert!(!opener.is_answered());
+    opener.handle_frame(accept(1, 0)).unwrap();
+    assert!(opener.is_answered());
+    opener.attach();
+    assert!(
+        !opener.is_answered(),
+        "the next substream has its own answer"
+    );
+}
+
+#[test]
+fn a_refusal_counts_for_the_substream_whose_header_it_answers() {
+    let (mut opener, _) = pair(WINDOW);
+    let refusal = Refusal::UnknownProtocol;
+    let refuse = |epoch| StreamFrame::Refuse { epoch, refusal };
+    opener.attach();
+    opener.handle_frame(refuse(1)).unwrap();
+    assert_eq!(opener.refusal(), None, "it answers an older header");
+    opener.handle_frame(refuse(2)).unwrap();
+    assert_eq!(opener.refusal(), Some(refusal));
+}
+
+#[test]
+fn a_stream_is_ending_when_neither_end_has_anything_to_add() {
+    let (mut opener, mut acceptor) = pair(WINDOW);
+    assert!(!opener.is_ending());
+    opener.finish();
+    assert!(!opener.is_ending(), "the other end may still write");
+    let fin = StreamFrame::Fin { offset: 0 };
+    acceptor.handle_frame(fin).unwrap();
+    assert!(!acceptor.is_ending(), "it may write itself");
+    opener.reset(1);
+    assert!(opener.is_ending());
+}
+
+#[test]
+fn a_header_stands_alone_until_something_is_written() {
+    let mut opener = Resume::opener(StreamId([1; 16]), "chat/1".to_owned(), WINDOW);
+    opener.attach();
+    assert!(opener.has_only_header());
+    opener.write(b"hello").unwrap();
+    assert!(!opener.has_only_header(), "the bytes go with it");
+    transmit(&mut opener);
+    assert!(!opener.has_only_header(), "all of it was sent");
+    opener.attach();
+    opener.reset(1);
+    assert!(!opener.has_only_header(), "the reset goes with it");
+}
