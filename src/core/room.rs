@@ -411,6 +411,14 @@ mod tests {
             sealed: vec![5; SALT + MAX_DATA + TAG],
         };
         assert_eq!(Member::decode(&member.encode()), Some(member.clone()));
+        let sealed = vec![6, 5];
+        let short = Member {
+            sealed,
+            ..member.clone()
+        };
+        let topic = [&[0x0a, 32][..], &[1; 32]].concat();
+        let rest = [0x10, 9, 0x18, 77, 0x22, 2, 6, 5];
+        assert_eq!(short.encode(), [&topic[..], &rest].concat());
         let long = Member {
             sealed: vec![5; SALT + MAX_DATA + TAG + 1],
             ..member
@@ -446,6 +454,7 @@ mod tests {
         show(&mut members, at, peer, 3, b"b");
         show(&mut members, at, peer, 4, b"c");
         show(&mut members, at, peer, 3, b"old");
+        show(&mut members, at, peer, 4, b"twice");
         assert_eq!(all(&mut members), [Change::Changed(peer, b"c".to_vec())]);
         members.hide(&relay, &peer);
         assert_eq!(all(&mut members), [Change::Left(peer)]);
@@ -482,6 +491,9 @@ mod tests {
         show(&mut members, source(a, 1), peer, 1, b"");
         show(&mut members, source(b, 2), peer, 1, b"");
         all(&mut members);
+        members.hide(&b, &peer);
+        assert_eq!(all(&mut members), []);
+        show(&mut members, source(b, 2), peer, 1, b"");
         members.hide(&a, &peer);
         assert_eq!(all(&mut members), []);
         members.settle(&b, 2);
