@@ -187,6 +187,23 @@ mod tests {
     }
 
     #[test]
+    fn a_data_frame_names_its_stream_and_whether_it_begins_it() {
+        let read = |header: &[u8]| {
+            let mut splitter = Splitter::default();
+            splitter.room()[..header.len()].copy_from_slice(header);
+            splitter.fill(header.len());
+            (splitter.stream(), splitter.begins_stream())
+        };
+        let begins = [0, 0, 0, 1, 0, 0, 1, 7, 0, 0, 0, 9];
+        assert_eq!(read(&begins), (Some(263), true));
+        let goes_on = [0, 0, 0, 2, 0, 0, 1, 7, 0, 0, 0, 9];
+        assert_eq!(read(&goes_on), (Some(263), false));
+        assert_eq!(read(&begins[..11]).0, None, "the header is cut off");
+        let window = [0, 1, 0, 1, 0, 0, 1, 7, 0, 0, 0, 9];
+        assert_eq!(read(&window).0, None, "it is no data");
+    }
+
+    #[test]
     fn a_long_frame_becomes_several() {
         let piece = MAX_PIECE as usize;
         let long = data(1 | 4, 9, piece * 2 + 5);
