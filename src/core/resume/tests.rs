@@ -120,6 +120,24 @@ fn acknowledged_received_and_readable_bytes_are_counted() {
 }
 
 #[test]
+fn a_writer_waits_for_credit_and_then_for_the_end() {
+    let (mut opener, _) = pair(WINDOW);
+    assert!(opener.is_writable());
+    opener.write(&[0; INITIAL_WINDOW as usize]).unwrap();
+    assert!(!opener.is_writable());
+    opener.handle_frame(accept(1, 0)).unwrap();
+    assert!(opener.is_writable());
+    opener.finish();
+    assert!(!opener.is_writable(), "the end is not known yet");
+    transmit(&mut opener);
+    let consumed = INITIAL_WINDOW;
+    opener.handle_frame(StreamFrame::Ack { consumed }).unwrap();
+    opener.handle_frame(StreamFrame::FinAck).unwrap();
+    assert!(opener.is_writable());
+    assert_eq!(opener.is_finished(), Ok(true));
+}
+
+#[test]
 fn a_writer_cannot_exceed_its_credit() {
     let (_, mut acceptor) = pair(INITIAL_WINDOW);
     let bytes = [0; INITIAL_WINDOW as usize];
@@ -212,6 +230,8 @@ fn a_stream_is_ending_when_neither_end_has_anything_to_add() {
     let fin = StreamFrame::Fin { offset: 0 };
     acceptor.handle_frame(fin).unwrap();
     assert!(!acceptor.is_ending(), "it may write itself");
+    acceptor.finish();
+    assert!(acceptor.is_ending());
     opener.reset(1);
     assert!(opener.is_ending());
 }

@@ -160,4 +160,11 @@ fn the_numbers_of_the_protocol_stay() {
 
     assert_eq!((INITIAL_WINDOW, MAX_WINDOW), (65_536, 1 << 30));
     assert_eq!((MAX_FRAME, MAX_HEADER), (65_536, 320));
+    let mut longest = Vec::new();
+    data_head(&mut longest, MAX_INTEGER, MAX_DATA);
+    assert_eq!(
+        longest[..4],
+        [0x80, 0x80, 4, DATA],
+        "it is as long as a frame may be"
+    );
 }
