@@ -189,6 +189,13 @@ mod tests {
         assert_eq!(admitted.reservation, Some(vec![7]));
         let turn = admitted.turn.unwrap();
         assert_eq!((turn.udp, turn.tcp, turn.lasts.as_secs()), (4005, 0, 9));
+        assert_eq!((turn.username.as_str(), turn.credential.as_str()), ("", ""));
+        let named = answered(&[0x22, 7, 0x1a, 1, b'u', 0x22, 2, b'p', b'w']);
+        let turn = named.unwrap().unwrap().turn.unwrap();
+        assert_eq!(
+            (turn.username.as_str(), turn.credential.as_str()),
+            ("u", "pw")
+        );
         let for_ever = answered(&[16, 0xff, 0xff, 0xff, 0xff, 0x7f]);
         let year = Duration::from_secs(31_622_400);
         assert_eq!(for_ever.unwrap().unwrap().lasts, Some(year));

@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn every_answer_is_decoded() {
-        let done = |fields: &[u8]| answer(&field(RESPONSE, fields));
+        let done = |fields: &[u8]| answer(&field(0x12, fields));
         let outcome = |outcome| Some(Answer::Done(outcome));
         assert_eq!(
             done(&[8, 0xc8, 1, 0x18, 0xc8, 1]),
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(done(&[8, 0xc8, 1]), outcome(Outcome::Unknown));
         assert_eq!(done(&[8, 100]), outcome(Outcome::Unknown));
         assert_eq!(done(&[]), outcome(Outcome::Unknown));
-        let wants = |bytes: &[u8]| answer(&field(DATA_REQUEST, bytes));
+        let wants = |bytes: &[u8]| answer(&field(0x1a, bytes));
         assert_eq!(wants(&[0x10, 0xb0, 0xea, 1]), Some(Answer::Wants(30_000)));
         assert_eq!(wants(&[0x10, 0xa1, 0x8d, 6]), None, "100,001");
         assert_eq!(answer(&[]), None);

@@ -284,6 +284,9 @@ mod tests {
     fn errors_name_the_part() {
         let error = |line: &str| line.parse::<Candidate>().unwrap_err();
         assert_eq!(error(""), CandidateError::Missing("foundation"));
+        let founded = |length| format!("{} 1 udp 5 1.2.3.4 5 typ host", "f".repeat(length));
+        assert!(founded(32).parse::<Candidate>().is_ok());
+        assert_eq!(error(&founded(33)), CandidateError::Invalid("foundation"));
         assert!(
             "a+b/c-1 1 udp 5 1.2.3.4 5 typ host"
                 .parse::<Candidate>()

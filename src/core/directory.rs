@@ -164,12 +164,21 @@ mod tests {
     fn messages_have_the_documented_bytes() {
         assert_eq!(Request::Put(vec![7]).encode(), [3, 10, 1, 7]);
         assert_eq!(Request::Forget.encode(), [2, 24, 1]);
+        let peer = PeerId::random();
+        let find = Request::Find(peer).encode();
+        assert_eq!(find[..3], [find.len() as u8 - 1, 18, find.len() as u8 - 3]);
+        assert_eq!(find[3..], peer.to_bytes());
+        let join = [&[38, 0x22, 32][..], &[1; 32], &[10, 2, 7, 7]].concat();
+        assert_eq!(Request::Join([1; 32], vec![7, 7]).encode(), join);
+        let left = Answer::Left(peer).encode();
+        assert_eq!(left[1..3], [26, left.len() as u8 - 3]);
         assert_eq!(Answer::Done.encode(), [0]);
         assert_eq!(Answer::Record(vec![7]).encode(), [3, 18, 1, 7]);
         let stale = Answer::Refused(Refusal::Stale(300));
         assert_eq!(stale.encode(), [5, 8, 3, 32, 0xac, 2]);
         let longest = Request::Join([1; 32], vec![0; MAX_RECORD]);
         assert!(message(&longest.encode()).len() <= MAX_MESSAGE);
+        assert_eq!(MAX_MESSAGE, MAX_RECORD + 0x80);
     }
 
     #[test]

@@ -367,6 +367,7 @@ mod tests {
             [a, b, c].map(|peer| newest.get(&peer).copied()),
             [Some(3), None, Some(4)]
         );
+        assert_eq!(newest.len(), 2);
         newest.retain(|value| *value == 4);
         newest.remove(&c);
         assert_eq!(newest.len(), 0);

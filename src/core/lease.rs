@@ -226,6 +226,10 @@ mod tests {
         };
         assert_eq!(day, expected);
         assert_eq!(month.bytes, 0, "nothing limits the month");
+        let [later, _] = Leases::default()
+            .take(a, &ask(800 * MIB, 40 * MIB))
+            .unwrap();
+        assert_eq!((later.bytes, later.ask_at), (135 * MIB, 175 * MIB / 2));
         let [other, _] = leases.take(b, &ask(800 * MIB, 0)).unwrap();
         assert_eq!((other.bytes, other.elsewhere), (700 * MIB / 8, 100 * MIB));
         let resting = Ask {

@@ -137,7 +137,20 @@ mod tests {
             let prefix = Prefix::of(v6(prefix), length);
             assert_eq!(prefix.synthesize(ip), v6(expected), "{length}");
             assert_eq!(prefix.held(v6(expected)), Some(ip), "{length}");
+            let reserved = Ipv6Addr::from_bits(v6(expected).to_bits() | 1 << 56);
+            assert_eq!(
+                prefix.held(reserved),
+                None,
+                "{length}: the octet has to be 0"
+            );
         }
+    }
+
+    #[test]
+    fn the_longest_prefix_may_have_any_octet() {
+        let prefix = Prefix::of(v6("2001:db8::aa00:0:0:0"), 96);
+        let ip = Ipv4Addr::new(192, 0, 2, 33);
+        assert_eq!(prefix.held(v6("2001:db8::aa00:0:192.0.2.33")), Some(ip));
     }
 
     #[test]

@@ -60,6 +60,8 @@ mod tests {
             ("rleays", "relays", 1),
             ("kitten", "sitting", 3),
             ("ca", "abc", 3),
+            ("relasy", "relays", 1),
+            ("abcdefhg", "abcdefgh", 1),
             ("größe", "grösse", 2),
         ] {
             assert_eq!(distance(a, b, 9), Some(expected), "{a} {b}");

@@ -309,6 +309,9 @@ mod tests {
         assert_eq!(learnt.addresses.len(), MAX_ADDRESSES);
         assert_eq!(learnt.stun.len(), MAX_SERVERS);
         assert_eq!(learnt.age, Duration::from_secs(86_400), "a day");
+        let mut whole = document().to_string();
+        whole += &" ".repeat(MAX_BYTES - whole.len());
+        assert!(read(whole.as_bytes(), &Policy::new(false, Vec::new())).is_ok());
         let huge = vec![b' '; MAX_BYTES + 1];
         let error = read(&huge, &Policy::new(false, Vec::new())).unwrap_err();
         assert!(error.contains("longer than 65536"), "{error}");

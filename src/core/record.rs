@@ -344,6 +344,10 @@ mod tests {
         let read = Record::decode(&record.encode()).unwrap();
         assert_eq!(read.relays.len() + read.addresses.len(), MAX_ADDRESSES);
         assert_eq!(read.mapped.len(), MAX_MAPPED);
+        // Addresses of eight bytes, of which each takes twelve, fill the record.
+        record.addresses = vec!["/ip4/192.0.2.7/tcp/9".parse().unwrap(); MAX_RECORD / 8];
+        let room = MAX_RECORD - ENVELOPE - record.encode().len();
+        assert!(room < 12, "{room}");
         let path = format!("/ip4/192.0.2.7/tcp/9/x-parity-ws/%2F{}", "a".repeat(300));
         record.addresses = vec![path.parse().unwrap(); MAX_ADDRESSES];
         let bytes = record.encode();

@@ -504,6 +504,17 @@ mod tests {
         );
     }
 
+    #[test]
+    fn too_many_messages_are_refused() {
+        let mut answerer = Negotiation::new(Role::Answerer);
+        answerer.received(Message::Offer(sdp())).unwrap();
+        for _ in 1..128 {
+            answerer.received(Message::Candidate(None)).unwrap();
+        }
+        let over = answerer.received(Message::Candidate(None));
+        assert_eq!(over, Err(SignallingError::TooMany));
+    }
+
     proptest! {
         #[test]
         fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -99,6 +99,14 @@ fn an_address_with_chosen_bytes_is_refused_by_name() {
     }
 }
 
+#[test]
+fn the_first_character_that_no_ticket_has_is_named() {
+    assert_eq!(
+        refusal("tl1AZaz09-_!A"),
+        "the ticket is not base64url at character 8"
+    );
+}
+
 fn refusal(text: &str) -> String {
     let error = text.parse::<Ticket>().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidTicket);

@@ -249,3 +249,42 @@ fn a_header_stands_alone_until_something_is_written() {
     opener.reset(1);
     assert!(!opener.has_only_header(), "the reset goes with it");
 }
+
+#[test]
+fn a_stream_that_was_reset_before_its_first_substream_is_complete() {
+    let mut opener = Resume::opener(StreamId([1; 16]), "chat/1".to_owned(), WINDOW);
+    opener.reset(1);
+    assert!(opener.is_complete(), "nobody knows of it");
+    let (mut opener, _) = pair(WINDOW);
+    opener.reset(1);
+    assert!(!opener.is_complete(), "the peer has to hear of it");
+}
+
+#[test]
+fn an_end_behind_bytes_that_have_not_come_is_refused() {
+    let (_, mut acceptor) = pair(WINDOW);
+    assert_eq!(
+        acceptor.handle_frame(StreamFrame::Fin { offset: 5 }),
+        Err(ProtocolError::Gap {
+            expected: 0,
+            got: 5
+        })
+    );
+}
+
+#[test]
+fn what_was_read_is_acknowledged_by_eighths_of_the_window() {
+    let (_, mut acceptor) = pair(WINDOW);
+    transmit(&mut acceptor);
+    let bytes = vec![0; WINDOW as usize / 8];
+    let data = StreamFrame::Data {
+        offset: 0,
+        bytes: &bytes,
+    };
+    acceptor.handle_frame(data).unwrap();
+    let mut out = vec![0; bytes.len() - 1];
+    acceptor.read(&mut out).unwrap();
+    assert!(!acceptor.has_output());
+    acceptor.read(&mut [0]).unwrap();
+    assert!(acceptor.has_output());
+}
